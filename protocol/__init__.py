@@ -1,0 +1,1 @@
+"""What Redis says: bytes and values. Pure: no asyncio, no socket, no clock, no logging."""

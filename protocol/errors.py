@@ -1,0 +1,276 @@
+"""Every error line the proxy itself says to a client.
+
+In come the words that differ (a name, a shard, a reason); out comes one full RESP error line as bytes: leading ``-``,
+trailing CRLF, never a CR or LF in between. Nothing here decides *when* an error is said, and lines that come from a
+backend are forwarded elsewhere, untouched.
+
+Where Redis has a line for the case, it is Redis' line, byte for byte (compared with Redis 7.0.15 and Valkey 9.1.2):
+clients parse these texts. The proxy's own lines follow one pattern: a code, the shard and its node, what happened, the
+way out. ``-TRYAGAIN`` promises that nothing was applied; ``-UNCERTAIN`` says that it may have been.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+Words = bytes | str  # a client speaks bytes, the proxy str
+
+CRLF_TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
+# Redis prints at most this much of a command name, and of its arguments together (server.c, rejectUnknownCommand).
+SHOWN_BYTES = 128
+
+
+def _raw(words: Words) -> bytes:
+    return words if isinstance(words, bytes) else words.encode()
+
+
+def _line(*words: Words) -> bytes:
+    """The words one after the other as an error line; CR and LF become spaces, as Redis prints them."""
+    return b"-" + b"".join(map(_raw, words)).translate(CRLF_TO_SPACES) + b"\r\n"
+
+
+def _printed(words: Words) -> bytes:
+    """A client's bytes as C's ``%.128s`` prints them: up to the first NUL, at most 128 bytes."""
+    return _raw(words).split(b"\0", 1)[0][:SHOWN_BYTES]
+
+
+# --- framing ---------------------------------------------------------------------------------------------------------
+
+
+def protocol(text: Words) -> bytes:
+    """A request that is not RESP, as Redis says it; the connection is closed after it."""
+    return _line("ERR Protocol error: ", text)
+
+
+def unbalanced_quotes() -> bytes:
+    return protocol("unbalanced quotes in request")
+
+
+# --- any command -----------------------------------------------------------------------------------------------------
+
+
+def unknown_command(argv: Sequence[bytes]) -> bytes:
+    """Redis' line for a command it does not know, with the first 128 bytes of its arguments, each in quotes."""
+    shown = b""
+    for argument in argv[1:]:
+        if len(shown) >= SHOWN_BYTES:
+            break
+        shown += b"'" + _printed(argument)[: SHOWN_BYTES - len(shown)] + b"' "
+    return _line("ERR unknown command '", _printed(argv[0]), "', with args beginning with: ", shown)
+
+
+def unknown_subcommand(name: Words, sub: Words) -> bytes:
+    """``name``: the container (``client``); ``sub``: what the client wrote, in its own case."""
+    return _line("ERR unknown subcommand '", _printed(sub), "'. Try ", _raw(name).upper(), " HELP.")
+
+
+def wrong_arity(name: Words) -> bytes:
+    """``name`` as in the table: ``get``, ``client|id``."""
+    return _line("ERR wrong number of arguments for '", _raw(name).lower(), "' command")
+
+
+def internal_error() -> bytes:
+    """The proxy's own fault; the connection is closed after it."""
+    return _line("ERR internal error of the proxy, see its log; the connection is closed")
+
+
+def syntax_error() -> bytes:
+    return _line("ERR syntax error")
+
+
+def not_an_integer() -> bytes:
+    return _line("ERR value is not an integer or out of range")
+
+
+def not_a_c_int() -> bytes:
+    """A number that does not fit C's int (t_string/object.c, getIntFromObjectOrReply); the grammar is Redis' own."""
+    return _line("ERR value is out of range, value must between -2147483648 and 2147483647")
+
+
+def crossslot() -> bytes:
+    """Keys of one command on different shards, where the command cannot be split."""
+    return _line(
+        "CROSSSLOT Keys in request don't hash to the same slot",
+        " (they are on different shards; give them one {hash tag} or send one command per key)",
+    )
+
+
+def refused(name: Words, reason: Words) -> bytes:
+    """A command that exists but is not served; ``reason`` is one sentence that says why and what to do instead."""
+    return _line("ERR command '", _raw(name).lower(), "' is not served by this proxy: ", reason)
+
+
+def too_many_patterns(name: Words, limit: int) -> bytes:
+    """A bound of the proxy's own; Redis has none."""
+    return _line("ERR too many patterns for '", _raw(name).lower(), f"' command: expected at most {limit}")
+
+
+# --- connections -----------------------------------------------------------------------------------------------------
+
+
+def too_many_clients() -> bytes:
+    return _line("ERR max number of clients reached")
+
+
+def unsupported_protocol() -> bytes:
+    return _line("NOPROTO unsupported protocol version")
+
+
+def protocol_version_not_an_integer() -> bytes:
+    return _line("ERR Protocol version is not an integer or out of range")
+
+
+def hello_option(option: Words) -> bytes:
+    return _line("ERR Syntax error in HELLO option '", _raw(option).split(b"\0", 1)[0], "'")
+
+
+def auth_without_password() -> bytes:
+    """AUTH with a password alone, where none is configured."""
+    return _line(
+        "ERR AUTH <password> called without any password configured for the default user. ",
+        "Are you sure your configuration is correct?",
+    )
+
+
+def wrong_password() -> bytes:
+    return _line("WRONGPASS invalid username-password pair or user is disabled.")
+
+
+def db_index_out_of_range() -> bytes:
+    return _line("ERR DB index is out of range")
+
+
+# --- CLIENT ----------------------------------------------------------------------------------------------------------
+
+
+def bad_client_name() -> bytes:
+    return _line("ERR Client names cannot contain spaces, newlines or special characters.")
+
+
+def bad_client_info(attribute: Words) -> bytes:
+    """``attribute``: ``LIB-NAME`` or ``LIB-VER`` (CLIENT SETINFO)."""
+    return _line("ERR ", attribute, " cannot contain spaces, newlines or special characters.")
+
+
+def unknown_client_attribute(attribute: Words) -> bytes:
+    return _line("ERR Unrecognized option '", _raw(attribute).split(b"\0", 1)[0], "'")
+
+
+def unknown_client_type(kind: Words) -> bytes:
+    return _line("ERR Unknown client type '", _raw(kind).split(b"\0", 1)[0], "'")
+
+
+def bad_client_id() -> bytes:
+    return _line("ERR Invalid client ID")
+
+
+# --- COMMAND GETKEYS -------------------------------------------------------------------------------------------------
+
+
+def getkeys_unknown_command() -> bytes:
+    return _line("ERR Invalid command specified")
+
+
+def getkeys_wrong_arity() -> bytes:
+    return _line("ERR Invalid number of arguments specified for command")
+
+
+def getkeys_no_keys() -> bytes:
+    return _line("ERR The command has no key arguments")
+
+
+def getkeys_bad_arguments() -> bytes:
+    return _line("ERR Invalid arguments specified for command")
+
+
+# --- numbers of keys -------------------------------------------------------------------------------------------------
+
+
+def numkeys_not_positive() -> bytes:
+    """LMPOP, ZMPOP, SINTERCARD."""
+    return _line("ERR numkeys should be greater than 0")
+
+
+def numkeys_beyond_arguments() -> bytes:
+    """SINTERCARD."""
+    return _line("ERR Number of keys can't be greater than number of args")
+
+
+def numkeys_invalid() -> bytes:
+    """MSETEX."""
+    return _line("ERR invalid numkeys value or out of range")
+
+
+def no_input_key(name: Words) -> bytes:
+    """ZUNIONSTORE and the other sorted set operations."""
+    return _line("ERR at least 1 input key is needed for '", _raw(name).lower(), "' command")
+
+
+# --- shards: not applied ---------------------------------------------------------------------------------------------
+
+
+def shard_down(shard: str, node: object, why: str) -> bytes:
+    """The shard cannot be reached and the request was not sent, or was a read. ``why``: ``connection refused``."""
+    return not_applied(shard, node, f"is down: {why}")
+
+
+def not_applied(shard: str, node: object, why: str) -> bytes:
+    """A read got no answer, or a request was never sent. ``why``: as for `uncertain`."""
+    return _line(f"TRYAGAIN shard {shard} ({node}) {why}, applied=no; retry later")
+
+
+# --- shards: perhaps applied -----------------------------------------------------------------------------------------
+
+
+def uncertain(shard: str, node: object, why: str) -> bytes:
+    """A write was sent and its reply will never be known. ``why``: what the node did; `no_reply`, `garbled`, `LOST`."""
+    return _line(f"UNCERTAIN shard {shard} ({node}) {why}, applied=unknown; read the key before writing again")
+
+
+LOST = "closed the connection before it answered"
+
+
+def no_reply(deadline_s: float) -> str:
+    return f"did not answer within {deadline_s:g} s"
+
+
+def garbled(what: str) -> str:
+    return f"broke the protocol: {what}"
+
+
+# --- one part of a split command failed ------------------------------------------------------------------------------
+
+# What `not_applied` and `uncertain` put around the cause, which is said again in the line of the whole.
+_OWN_LINE = re.compile(rb"-(TRYAGAIN|UNCERTAIN) shard \S+ \((\S+)\) (.*), applied=(?:no|unknown); [^;]*\r\n", re.DOTALL)
+# A redirection names a node that clients of the proxy must not go to.
+_REDIRECTIONS = (b"MOVED", b"ASK")
+
+
+def part_failed(shard: str, line: bytes, applied_by: Iterable[str] = ()) -> bytes:
+    """The answer to a split command of which the part for ``shard`` was answered by the error ``line``.
+
+    ``line``: the part's whole error line, a backend's or one of this file. ``applied_by``: for a write, the shards
+    other than ``shard`` that have applied, or may have applied, their part; for a read, none. With such shards the
+    whole is ``-UNCERTAIN``; else it keeps the code of the part, so ``-TRYAGAIN`` still means that nothing was applied.
+    """
+    others = ", ".join(applied_by)
+    own = _OWN_LINE.fullmatch(line)
+    if own:
+        code, cause = own[1], own[2] + b" " + own[3]
+    else:
+        code, _, cause = line[1:].rstrip(b"\r\n").partition(b" ")
+        if code in _REDIRECTIONS:
+            code, cause = b"ERR", b"answered with a redirection (" + code + b")"
+    if others:
+        said = cause if own or code == b"ERR" else code + b" " + cause
+        return _line(f"UNCERTAIN shard {shard}: ", said, f"; other shards may have applied their part: {others}")
+    if code == b"UNCERTAIN":
+        return _line(f"UNCERTAIN shard {shard}: ", cause, "; it may have applied its part, no other shard did")
+    way_out = ", applied=no; retry later" if own else ""
+    return _line(code, f" shard {shard}: ", cause, way_out)
+
+
+def unexpected_part(name: Words) -> bytes:
+    """The parts of a split command were answered with something that cannot be merged."""
+    return _line("ERR the shards' answers to '", name, "' do not fit together")

@@ -1,0 +1,85 @@
+"""What ``OBJECT HELP`` and its like answer: lines for people, which no server has to be asked for.
+
+A container's name comes in, its lines go out. CLIENT's are the proxy's own; the others are Valkey 9.1's, word for word.
+"""
+
+from __future__ import annotations
+
+from protocol.reply import Status
+
+_CLIENT = """\
+CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:
+GETNAME
+    Return the name of the current connection.
+ID
+    Return the ID of the current connection.
+INFO
+    Return information about the current client connection.
+LIST [TYPE <type> | ID <id> [<id> ...]]
+    Return information about the client connections of this worker of the proxy.
+NO-EVICT (ON|OFF)
+    Taken, without effect.
+NO-TOUCH (ON|OFF)
+    Taken, without effect.
+REPLY (ON|OFF|SKIP)
+    Control the replies sent to the current connection.
+SETINFO (LIB-NAME|LIB-VER) <value>
+    Set the name or the version of the client's library.
+SETNAME <name>
+    Assign the name <name> to the current connection.
+HELP
+    Print this help."""
+
+_OBJECT = """\
+OBJECT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:
+ENCODING <key>
+    Return the kind of internal representation used in order to store the value
+    associated with a <key>.
+FREQ <key>
+    Return the access frequency index of the <key>. The returned integer is
+    proportional to the logarithm of the recent access frequency of the key.
+IDLETIME <key>
+    Return the idle time of the <key>, that is the approximated number of
+    seconds elapsed since the last access to the key.
+REFCOUNT <key>
+    Return the number of references of the value associated with the specified
+    <key>.
+HELP
+    Print this help."""
+
+_XGROUP = """\
+XGROUP <subcommand> [<arg> [value] [opt] ...]. Subcommands are:
+CREATE <key> <groupname> <id|$> [option]
+    Create a new consumer group. Options are:
+    * MKSTREAM
+      Create the empty stream if it does not exist.
+    * ENTRIESREAD entries_read
+      Set the group's entries_read counter (internal use).
+CREATECONSUMER <key> <groupname> <consumer>
+    Create a new consumer in the specified group.
+DELCONSUMER <key> <groupname> <consumer>
+    Remove the specified consumer.
+DESTROY <key> <groupname>
+    Remove the specified group.
+SETID <key> <groupname> <id|$> [ENTRIESREAD entries_read]
+    Set the current group ID and entries_read counter.
+HELP
+    Print this help."""
+
+_XINFO = """\
+XINFO <subcommand> [<arg> [value] [opt] ...]. Subcommands are:
+CONSUMERS <key> <groupname>
+    Show consumers of <groupname>.
+GROUPS <key>
+    Show the stream consumer groups.
+STREAM <key> [FULL [COUNT <count>]
+    Show information about the stream.
+HELP
+    Print this help."""
+
+_TEXTS = {b"client": _CLIENT, b"object": _OBJECT, b"xgroup": _XGROUP, b"xinfo": _XINFO}
+
+
+def lines(container: bytes) -> list[Status]:
+    """The lines of ``<container> HELP``, in any case; KeyError if it has none here."""
+    return [Status(line.encode()) for line in _TEXTS[container.lower()].splitlines()]

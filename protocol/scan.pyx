@@ -1,0 +1,334 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Where a request ends, and where a reply ends.  Hot path; compiled; strict.
+
+Bytes come in any cut; out comes the length of the next whole frame, "more is needed", or Redis' own words for what is
+wrong.  Nothing is allocated here and nothing is copied, so no header can make the proxy reserve memory on its word.
+
+Requests are accepted only in the one canonical form of RESP (lengths without signs or leading zeros, every line and every
+argument ended by CR LF).  So the bytes of an accepted frame are the very bytes that an encoder would write for the same
+arguments, and may be sent on as they are: no byte sequence is framed one way here and another way by a server.
+
+A scan that runs out of bytes keeps its place in a small struct, so a frame that arrives in a million pieces is read once.
+"""
+
+from libc.string cimport memchr
+
+cdef enum:
+    LINE_LIMIT = 65536          # Redis' PROTO_INLINE_MAX_SIZE
+    DIGITS_LIMIT = 20
+
+
+cdef const char *TOO_BIG_INLINE = "too big inline request"
+cdef const char *NUL_INLINE = "unexpected NUL in inline request"
+cdef const char *TOO_BIG_COUNT = "too big mbulk count string"
+cdef const char *BAD_COUNT = "invalid multibulk length"
+cdef const char *TOO_BIG_BULK = "too big bulk count string"
+cdef const char *EXPECTED_DOLLAR = "expected '$', got '%c'"
+cdef const char *BAD_BULK = "invalid bulk length"
+cdef const char *NO_CRLF = "expected CRLF"
+
+
+cdef inline bint _integer(const char *p, Py_ssize_t n, long long *value) noexcept nogil:
+    """Redis' string2ll: no sign but '-', no leading zero, no space, nothing that overflows."""
+    cdef Py_ssize_t i = 0
+    cdef bint negative = False
+    cdef unsigned long long v = 0
+    cdef int digit
+    if n <= 0 or n > DIGITS_LIMIT:
+        return False
+    if p[0] == c'-':
+        negative = True
+        i = 1
+        if n == 1 or p[1] == c'0':
+            return False
+    if p[i] == c'0':
+        if n == 1:
+            value[0] = 0
+            return True
+        return False
+    while i < n:
+        digit = p[i] - c'0'
+        if digit < 0 or digit > 9:
+            return False
+        if v > 922337203685477580ULL:
+            return False
+        v = v * 10 + <unsigned long long>digit
+        i += 1
+    if negative:
+        if v > 9223372036854775808ULL:
+            return False
+        value[0] = -<long long>(v - 1) - 1
+    else:
+        if v > 9223372036854775807ULL:
+            return False
+        value[0] = <long long>v
+    return True
+
+
+cdef inline Found _bad(Fault *fault, const char *text, unsigned char got=0) noexcept nogil:
+    fault.text = text
+    fault.got = got
+    return BAD
+
+
+cdef Found scan_request(const char *p, Py_ssize_t n, RequestScan *s, const Limits *limits,
+                        Py_ssize_t *length, Fault *fault) noexcept nogil:
+    """Looks for the end of the request that begins at p, of which n bytes are here.
+
+    FRAME: a multibulk of `length` bytes.  EMPTY: `length` bytes that ask nothing (`*0`, `*-1`).  INLINE: a line of
+    `length` bytes, its LF included.  NEED_MORE: call again with the same `s` and more bytes.  BAD: see `fault`.
+    """
+    cdef const char *cr
+    cdef const char *line
+    cdef Py_ssize_t room, digits
+    cdef long long value = 0
+    if n <= 0:
+        return NEED_MORE
+    if s.args_left == 0:
+        if p[0] != c'*':
+            return _inline(p, n, s, limits, length, fault)
+        cr = <const char *>memchr(p, c'\r', n if n < limits.inline_bytes + 1 else limits.inline_bytes + 1)
+        if cr == NULL:
+            return _bad(fault, TOO_BIG_COUNT) if n > limits.inline_bytes else NEED_MORE
+        if cr + 1 >= p + n:
+            return NEED_MORE
+        if not _integer(p + 1, cr - p - 1, &value) or value > limits.args:
+            return _bad(fault, BAD_COUNT)
+        if cr[1] != c'\n':
+            return _bad(fault, NO_CRLF)
+        if value <= 0:
+            length[0] = cr + 2 - p
+            return EMPTY
+        s.args_left = value
+        s.pos = cr + 2 - p
+    while True:
+        line = p + s.pos
+        room = n - s.pos
+        if room < 4:                     # "$0\r\n" is the shortest header there is
+            if room <= 0 or memchr(line, c'\r', room) == NULL:
+                return NEED_MORE
+        cr = <const char *>memchr(line, c'\r', room if room < limits.inline_bytes + 1 else limits.inline_bytes + 1)
+        if cr == NULL:
+            return _bad(fault, TOO_BIG_BULK) if room > limits.inline_bytes else NEED_MORE
+        digits = cr - line - 1
+        if cr + 1 >= p + n:
+            return NEED_MORE
+        if line[0] != c'$':
+            return _bad(fault, EXPECTED_DOLLAR, <unsigned char>line[0])
+        if not _integer(line + 1, digits, &value) or value < 0 or value > limits.bulk:
+            return _bad(fault, BAD_BULK)
+        if cr[1] != c'\n':
+            return _bad(fault, NO_CRLF)
+        # value is at most 512 MiB, so the sum cannot overflow
+        if cr + 2 + value + 2 > p + n:
+            # a wrong byte where the CR belongs is said at once, not when the LF comes
+            if cr + 2 + value < p + n and cr[2 + value] != c'\r':
+                return _bad(fault, NO_CRLF)
+            return NEED_MORE
+        if cr[2 + value] != c'\r' or cr[3 + value] != c'\n':
+            return _bad(fault, NO_CRLF)
+        s.pos = cr + 4 + value - p
+        s.args_left -= 1
+        if s.args_left == 0:
+            length[0] = s.pos
+            s.pos = 0
+            return FRAME
+
+
+cdef Found _inline(const char *p, Py_ssize_t n, RequestScan *s, const Limits *limits,
+                   Py_ssize_t *length, Fault *fault) noexcept nogil:
+    # s.pos remembers how much of the line was searched in vain
+    cdef Py_ssize_t seen = n if n < limits.inline_bytes + 1 else limits.inline_bytes + 1
+    cdef const char *lf = NULL
+    if seen > s.pos:
+        lf = <const char *>memchr(p + s.pos, c'\n', seen - s.pos)
+        if memchr(p + s.pos, 0, (lf - p if lf != NULL else seen) - s.pos) != NULL:
+            return _bad(fault, NUL_INLINE)
+    if lf == NULL:
+        if n > limits.inline_bytes:
+            return _bad(fault, TOO_BIG_INLINE)
+        s.pos = seen
+        return NEED_MORE
+    length[0] = lf + 1 - p
+    s.pos = 0
+    return INLINE
+
+
+cdef Found scan_reply(const char *p, Py_ssize_t n, ReplyScan *s, bint resp3,
+                      Py_ssize_t *length) noexcept nogil:
+    """Looks for the end of the reply that begins at p.  FRAME, NEED_MORE or BAD.
+
+    Nested aggregates are one running count, so depth costs nothing.  The types of RESP3 are accepted only where `resp3`
+    says that the connection speaks it; pushes never are: a connection that gets one here has not asked for any.
+    """
+    cdef const char *line
+    cdef const char *cr
+    cdef Py_ssize_t room, size
+    cdef long long value = 0
+    cdef char kind
+    if s.left == 0:
+        s.left = 1
+        s.pos = 0
+    while True:
+        line = p + s.pos
+        room = n - s.pos
+        if room < 3:
+            return NEED_MORE
+        kind = line[0]
+        cr = <const char *>memchr(line, c'\r', room if room < LINE_LIMIT else LINE_LIMIT)
+        if cr == NULL:
+            return BAD if room >= LINE_LIMIT else NEED_MORE
+        if cr + 1 >= p + n:
+            return NEED_MORE
+        if cr[1] != c'\n':
+            return BAD
+        size = cr + 2 - line
+        if kind == c'$' or (resp3 and (kind == c'=' or kind == c'!')):
+            if not _integer(line + 1, size - 3, &value) or value < -1 or value > 0x7fffffff:
+                return BAD
+            if value == -1:
+                if kind != c'$':
+                    return BAD
+            else:
+                if room < size + value + 2:
+                    return NEED_MORE
+                if line[size + value] != c'\r' or line[size + value + 1] != c'\n':
+                    return BAD
+                size += value + 2
+            s.left -= 1
+        elif kind == c'+' or kind == c'-' or kind == c':':
+            s.left -= 1
+        elif kind == c'*' or (resp3 and (kind == c'~' or kind == c'%' or kind == c'|')):
+            if not _integer(line + 1, size - 3, &value) or value < -1 or value > 0x7fffffff:
+                return BAD
+            if value == -1:
+                if kind != c'*':
+                    return BAD
+                value = 0
+            if kind == c'%' or kind == c'|':
+                value *= 2
+            # an attribute comes before the element it speaks of, so it does not count as one
+            s.left += value - (0 if kind == c'|' else 1)
+            if s.left > (<long long>1 << 40):
+                return BAD
+        elif resp3 and (kind == c'_' or kind == c'#' or kind == c',' or kind == c'('):
+            s.left -= 1
+        else:
+            return BAD
+        s.pos += size
+        if s.left == 0:
+            length[0] = s.pos
+            s.pos = 0
+            return FRAME
+
+
+cdef bytes fault_text(const Fault *fault):
+    """The words for a fault, without CR or LF, as Redis would say them after `Protocol error: `."""
+    cdef unsigned char got = fault.got
+    if fault.text == EXPECTED_DOLLAR:
+        if got == c'\r' or got == c'\n':
+            got = c' '
+        return b"expected '$', got '" + bytes((got,)) + b"'"
+    return <bytes>fault.text
+
+
+class ProtocolError(Exception):
+    """A peer broke the framing.  `args[0]` is Redis' wording as bytes."""
+
+
+cdef class Requests:
+    """The request side as a machine for tests and tools: bytes in, whole frames out, in any cut.
+
+    >>> Requests().feed(b"*1\\r\\n$4\\r\\nPING\\r\\nPING\\r\\n")
+    [('frame', b'*1\\r\\n$4\\r\\nPING\\r\\n'), ('inline', b'PING\\r\\n')]
+    """
+
+    cdef Limits limits
+    cdef RequestScan state
+    cdef bytearray rest
+
+    def __init__(self, long long args=1048576, long long bulk=67108864, long long inline_bytes=LINE_LIMIT):
+        self.limits.args = args
+        self.limits.bulk = bulk
+        self.limits.inline_bytes = inline_bytes
+        self.rest = bytearray()
+
+    def feed(self, bytes data):
+        """-> [(kind, frame)], kind "frame", "inline" or "empty".  Raises ProtocolError; the machine is then dead."""
+        cdef const char *p
+        cdef Py_ssize_t pos = 0, n, length = 0
+        cdef Fault fault
+        cdef Found found
+        cdef list out = []
+        self.rest += data
+        p = <const char *>self.rest
+        n = len(self.rest)
+        while True:
+            found = scan_request(p + pos, n - pos, &self.state, &self.limits, &length, &fault)
+            if found == NEED_MORE:
+                break
+            if found == BAD:
+                raise ProtocolError(fault_text(&fault))
+            kind = "frame" if found == FRAME else "inline" if found == INLINE else "empty"
+            out.append((kind, p[pos:pos + length]))
+            pos += length
+        del self.rest[:pos]
+        return out
+
+
+cdef class Replies:
+    """The reply side as a machine for tests and tools: bytes in, whole reply frames out, in any cut."""
+
+    cdef ReplyScan state
+    cdef bint resp3
+    cdef bytearray rest
+
+    def __init__(self, bint resp3=False):
+        self.resp3 = resp3
+        self.rest = bytearray()
+
+    def feed(self, bytes data):
+        """-> [frame].  Raises ProtocolError; the machine is then dead."""
+        cdef const char *p
+        cdef Py_ssize_t pos = 0, n, length = 0
+        cdef Found found
+        cdef list out = []
+        self.rest += data
+        p = <const char *>self.rest
+        n = len(self.rest)
+        while True:
+            found = scan_reply(p + pos, n - pos, &self.state, self.resp3, &length)
+            if found == NEED_MORE:
+                break
+            if found == BAD:
+                raise ProtocolError(b"invalid reply")
+            out.append(p[pos:pos + length])
+            pos += length
+        del self.rest[:pos]
+        return out
+
+
+def elements(bytes frame not None, bint resp3=False):
+    """The frames of an array's elements, as they stand: b'*2\\r\\n:1\\r\\n$1\\r\\na\\r\\n' -> [b':1\\r\\n', b'$1\\r\\na\\r\\n'].
+
+    Raises ProtocolError when `frame` is not exactly one whole array.
+    """
+    cdef const char *p = <const char *>frame
+    cdef Py_ssize_t n = len(frame), pos, length = 0
+    cdef long long count = 0, i
+    cdef ReplyScan state
+    cdef const char *cr = <const char *>memchr(p, c'\r', n)
+    cdef list out = []
+    if n < 4 or p[0] != c'*' or cr == NULL or not _integer(p + 1, cr - p - 1, &count) or count < 0:
+        raise ProtocolError(b"expected an array")
+    pos = cr + 2 - p
+    for i in range(count):
+        state.left = 0
+        state.pos = 0
+        if pos > n or scan_reply(p + pos, n - pos, &state, resp3, &length) != FRAME:
+            raise ProtocolError(b"array is shorter than its header says")
+        out.append(p[pos:pos + length])
+        pos += length
+    if pos != n:
+        raise ProtocolError(b"array is longer than its header says")
+    return out

@@ -1,0 +1,236 @@
+"""Which commands there are, and what the proxy does with each: the place where one is added, refused or split.
+
+In come the generated rows, and rows learned from the backends; out comes a dict of `Command` by lower-case name.
+
+The rule for a command that stands in none of the lists below: with exactly one key at a fixed place it is PLAIN, with
+other keys KEYED, and REFUSED if it has no keys or is not plain data work. The lists add to that, never the reverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from protocol import errors
+from protocol.commands import Command, Kind, Row, rows_of
+from protocol.keyspecs import Index, KeySpec, Range
+from protocol.rows import ROWS
+
+# --- what the proxy does ---------------------------------------------------------------------------------------------
+
+_LOCAL = """
+    ping echo quit reset time hello auth select info lolwut readonly readwrite
+    client client|id client|info client|list client|getname client|setname client|setinfo client|no-evict
+    client|no-touch client|reply client|help
+    command command|count command|docs command|getkeys command|getkeysandflags command|help command|info command|list
+    config config|get
+    object|help xgroup|help xinfo|help
+"""
+LOCAL = frozenset(_LOCAL.split())
+
+# name -> how the answers of the parts become one. The keys of a split stand from its key spec's beginning to the end.
+SPLIT = {"mget": "gather", "mset": "all_ok", "del": "sum", "unlink": "sum", "exists": "sum", "touch": "sum"}
+FANOUT = {"dbsize": "sum", "flushdb": "all_ok", "flushall": "all_ok", "keys": "concat"}
+
+# Containers with subcommands that name a key; and commands that wait only if they are asked to, which `keys` refuses.
+KEYED = frozenset(["object", "xgroup", "xinfo", "memory", "xread", "xreadgroup"])
+
+# Why -> what. A container stands for its subcommands, except those named in the lists above or on their own.
+_REFUSALS: dict[str, str] = {
+    "a transaction needs a connection of its own; send its commands one by one": "multi exec discard watch unwatch",
+    "one cursor cannot walk all shards; use KEYS, or HSCAN, SSCAN or ZSCAN on one key": "scan clusterscan",
+    "it would have to choose among the keys of all shards; ask one server directly": "randomkey",
+    "messages are not relayed between shards; publish and subscribe at one server directly": """
+        publish subscribe unsubscribe psubscribe punsubscribe spublish ssubscribe sunsubscribe pubsub""",
+    "a script or function may touch keys of any shard; send its commands one by one, or run it at a server": """
+        eval eval_ro evalsha evalsha_ro fcall fcall_ro script function""",
+    "a command that waits would stall a connection that clients share; poll with its variant that does not wait": """
+        blpop brpop blmove brpoplpush blmpop bzpopmin bzpopmax bzmpop""",
+    "clients share connections here, so there is no last write of this one to wait for; ask the server directly": """
+        wait waitaof""",
+    "clients share connections here, and this changes or controls one; connect to the server directly": "monitor",
+    "it is about one connection to one server, and clients share those here; connect to the server directly": """
+        client|caching client|capa client|getredir client|import-source client|kill client|pause client|tracking
+        client|trackinginfo client|unblock client|unpause""",
+    "the proxy is configured by its own file, and each server at that server": """
+        config|help config|resetstat config|rewrite config|set""",
+    "the proxy is one endpoint, not a node of a cluster; use it as a single server": "cluster asking",
+    "servers speak it among themselves; replicate from a server directly": "sync psync replconf",
+    "it moves keys past the proxy; run it at one server directly": "migrate restore-asking",
+    "databases of all shards would have to change at one moment; use SELECT": "swapdb",
+    "it is about one server, not about data; ask that server directly": """
+        role lastsave latency slowlog commandlog
+        memory|doctor memory|help memory|malloc-stats memory|purge memory|stats""",
+    "it administers one server, and would do so for everybody; send it to that server directly": """
+        acl bgrewriteaof bgsave debug failover module pfdebug pfselftest replicaof save shutdown slaveof""",
+}
+REFUSED = {name: reason for reason, names in _REFUSALS.items() for name in names.split()}
+
+UNSERVED = "this version does not know how to route it; send it to one server directly"
+
+
+# --- rows -> commands ------------------------------------------------------------------------------------------------
+
+# A command with one of these is more than work on data: it waits, listens, administers, runs code ...
+_NOT_DATA = {"admin", "blocking", "pubsub", "noscript", "@admin", "@blocking", "@pubsub", "@connection", "@scripting"}
+
+
+def _kind_by_rule(row: Row, specs: Sequence[KeySpec]) -> Kind:
+    """The kind of a command of which nothing but its row is known."""
+    flags = row.flags.split()
+    if not any(spec.names_keys for spec in specs) or _NOT_DATA & {*flags, *row.categories.split()}:
+        return Kind.REFUSED
+    fixed = all(isinstance(spec.begin, Index) and isinstance(spec.find, Range) for spec in specs)
+    if fixed and "movablekeys" in flags:
+        return Kind.REFUSED  # the server finds keys by code of its own, which the specs do not show
+    one = len(specs) == 1 and specs[0].complete and isinstance(specs[0].find, Range) and specs[0].find.lastkey == 0
+    return Kind.PLAIN if fixed and one and "|" not in row.name else Kind.KEYED
+
+
+def _command(row: Row, subcommands: Mapping[bytes, Command]) -> Command:
+    """The command of a row, by the lists above and else by the rule."""
+    specs = tuple(KeySpec.parse(texts) for texts in row.key_specs)
+    kind, merge, reason = _kind_by_rule(row, specs), "", ""
+    refusal = REFUSED.get(row.name) or REFUSED.get(row.name.partition("|")[0])
+    if row.name in LOCAL:
+        kind = Kind.LOCAL
+    elif row.name in FANOUT:
+        kind, merge = Kind.FANOUT, FANOUT[row.name]
+    elif row.name in SPLIT:
+        kind, merge = Kind.SPLIT, SPLIT[row.name]
+    elif row.name in KEYED:
+        kind = Kind.KEYED
+    elif refusal or kind is Kind.REFUSED:
+        kind, reason = Kind.REFUSED, refusal or UNSERVED
+    return _made(row, specs, kind, merge, reason, subcommands)
+
+
+def _learned(row: Row) -> Command:
+    """The command of a row that no list knows."""
+    specs = tuple(KeySpec.parse(texts) for texts in row.key_specs)
+    return _made(row, specs, _kind_by_rule(row, specs), "", "", {})
+
+
+def _made(
+    row: Row, specs: tuple[KeySpec, ...], kind: Kind, merge: str, reason: str, subcommands: Mapping[bytes, Command]
+) -> Command:
+    first_key = step = 0
+    if kind in (Kind.PLAIN, Kind.SPLIT):
+        begin, find = specs[0].begin, specs[0].find
+        if not isinstance(begin, Index) or not isinstance(find, Range):
+            raise ValueError(f"{row.name}: expected keys at fixed positions, got {row.key_specs}")
+        first_key, step = begin.position, find.keystep if kind is Kind.SPLIT else 0
+    name, flags = row.name.encode(), frozenset(row.flags.split())
+    return Command(name, row.arity, flags, specs, kind, row, first_key, step, merge, reason, subcommands)
+
+
+def _build(rows: Iterable[Row]) -> dict[bytes, Command]:
+    """Rows, a container before its subcommands -> commands by name."""
+    subcommands: dict[str, dict[bytes, Command]] = {}
+    for row in rows:
+        container, _, sub = row.name.partition("|")
+        if sub:
+            subcommands.setdefault(container, {})[sub.encode()] = _command(row, {})
+    tops = (row for row in rows if "|" not in row.name)
+    return {row.name.encode(): _command(row, subcommands.get(row.name, {})) for row in tops}
+
+
+TABLE: dict[bytes, Command] = _build([Row(*row) for row in ROWS])
+
+
+# --- lookup ----------------------------------------------------------------------------------------------------------
+
+
+def lookup(argv: Sequence[bytes], table: Mapping[bytes, Command] = TABLE) -> Command | None:
+    """The command, or the subcommand, that argv asks for; None if there is none (`unknown` says what to answer).
+
+    A container alone, without a subcommand, is found as itself; its arity then says that something is missing.
+    """
+    command = table.get(argv[0].lower())
+    if command is None or not command.subcommands or len(argv) == 1:
+        return command
+    return command.subcommands.get(argv[1].lower())
+
+
+def unknown(argv: Sequence[bytes], table: Mapping[bytes, Command] = TABLE) -> bytes:
+    """The error line for an argv that `lookup` does not find."""
+    container = table.get(argv[0].lower())
+    return errors.unknown_command(argv) if container is None else errors.unknown_subcommand(container.name, argv[1])
+
+
+# --- learning --------------------------------------------------------------------------------------------------------
+
+
+def learn(replies: Sequence[object]) -> list[Row]:
+    """The commands that the built-in table lacks and that all primaries know alike, as rows for `extend`.
+
+    `replies`: the COMMAND reply of each primary, as hiredis parses it. Entries that have not the known form are passed
+    over: a server must not be able to stop the proxy by what it says of itself. What is built in stays as it is.
+    """
+    known = [_rows_by_name(reply) for reply in replies]
+    if not known:
+        return []
+    common = (row for name, row in known[0].items() if all(_agree(row, each.get(name)) for each in known[1:]))
+    return [row for row in common if _learnable(row)]
+
+
+def extend(table: Mapping[bytes, Command], rows: Iterable[Sequence[Any]]) -> dict[bytes, Command]:
+    """A new table with the learned rows (a row may have become a list on its way); nothing in `table` changes."""
+    extended = dict(table)
+    for values in rows:
+        row = Row(*values)
+        if not _learnable(row):
+            continue
+        _add(extended, _learned(row))
+    return extended
+
+
+def _add(table: dict[bytes, Command], command: Command) -> None:
+    name, _, sub = command.name.partition(b"|")
+    if not sub:
+        table.setdefault(name, command)
+        return
+    container = table.get(name) or Command(
+        name, -2, frozenset(), (), Kind.KEYED, Row(name.decode(), -2, "", 0, 0, 0, "@slow", "", ())
+    )
+    if container.kind is Kind.KEYED:
+        table[name] = replace(container, subcommands={sub: command, **container.subcommands})
+
+
+def _rows_by_name(reply: object) -> dict[str, Row]:
+    rows: dict[str, Row] = {}
+    for entry in reply if isinstance(reply, list | tuple) else ():
+        try:
+            rows.update((row.name, row) for row in rows_of(entry))
+        except ValueError:
+            continue
+    return rows
+
+
+def _agree(row: Row, other: Row | None) -> bool:
+    """Whether two servers mean the same command. Arity may differ, as each server checks its own, and so may tips."""
+    return other is not None and row._replace(arity=0, tips="") == other._replace(arity=0, tips="")
+
+
+def _learnable(row: Row) -> bool:
+    """Whether a row is not built in and is plain data work with keys that can be found from its specs alone."""
+    if _is_built_in(row.name):
+        return False
+    if "@dangerous" in row.categories.split() or not {"readonly", "write"}.intersection(row.flags.split()):
+        return False
+    try:
+        specs = [KeySpec.parse(texts) for texts in row.key_specs]
+    except (ValueError, TypeError):
+        return False
+    complete = all(spec.complete and spec.names_keys for spec in specs)
+    return complete and _kind_by_rule(row, specs) is not Kind.REFUSED
+
+
+def _is_built_in(name: str) -> bool:
+    """Also a subcommand of a container that is built in and not keyed: its reason counts for all it may get."""
+    container, _, sub = name.partition("|")
+    command = TABLE.get(container.encode())
+    if command is None or not sub:
+        return command is not None
+    return command.kind is not Kind.KEYED or sub.encode() in command.subcommands

@@ -1,0 +1,116 @@
+"""The command line: what an operator types comes in, lines and an exit status go out.
+
+    pyproxy serve CONFIG                  serve until SIGTERM
+    pyproxy check CONFIG                  everything that is wrong with a configuration
+    pyproxy where KEY... --config CONFIG  where keys live
+    pyproxy slots --shards N              an equal split, ready to paste
+    pyproxy demo                          a whole fleet of servers, and the proxy in front
+
+What was asked for goes to stdout, what is wrong to stderr: 78 for a configuration, 69 for an address that cannot be
+had.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pyproxy import __version__, demo
+from pyproxy.config import Config, ConfigErrors
+from pyproxy.hashing import SLOTS, hash_tag, slot
+from pyproxy.shardmap import format_slots, split_slots
+
+EX_CONFIG = 78  # <sysexits.h>
+
+FIRST_PORT = 7000  # of the addresses that `slots` makes up
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        status: int = args.run(args)
+        return status
+    except ConfigErrors as exc:
+        many = len(exc.problems)
+        head = f"pyproxy: {args.config}: {many} problem{'s' if many > 1 else ''}"
+        print(head, *exc.problems, sep="\n", file=sys.stderr)
+        return EX_CONFIG
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pyproxy", description="One Redis endpoint in front of many primaries.")
+    parser.add_argument("--version", action="version", version=f"pyproxy {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serving = commands.add_parser("serve", help="serve until SIGTERM or SIGINT drains it; a second one ends it at once")
+    serving.add_argument("config", type=Path, metavar="CONFIG")
+    serving.set_defaults(run=serve)
+
+    checking = commands.add_parser("check", help="say everything that is wrong with a configuration")
+    checking.add_argument("config", type=Path, metavar="CONFIG")
+    checking.set_defaults(run=check)
+
+    asking = commands.add_parser("where", help="say the slot, the shard and the primary of keys")
+    asking.add_argument("keys", nargs="+", metavar="KEY")
+    asking.add_argument("--config", type=Path, required=True, metavar="CONFIG")
+    asking.set_defaults(run=where)
+
+    splitting = commands.add_parser("slots", help="print an equal split of the slots, to paste into a configuration")
+    splitting.add_argument("--shards", type=_shards, required=True, metavar="N")
+    splitting.set_defaults(run=slots)
+
+    showing = commands.add_parser("demo", help="start servers and the proxy in front of them; Ctrl-C ends all")
+    demo.add_arguments(showing)
+    showing.set_defaults(run=demo.run)
+    return parser
+
+
+def serve(args: argparse.Namespace) -> int:
+    config = Config.load(args.config)
+    # Here, and not above: the other commands work at once, and where nothing is compiled.
+    from pyproxy.control import main as parent
+
+    try:
+        return parent.serve(config)
+    except parent.StartError as exc:
+        print(f"pyproxy: {exc}", file=sys.stderr)
+        return exc.status
+
+
+def check(args: argparse.Namespace) -> int:
+    config = Config.load(args.config)
+    replicas = sum(len(shard.replicas) for shard in config.shards)
+    workers = f"{config.workers} workers" if config.workers else "a worker per core"
+    print(f"{args.config}: ok: {len(config.shards)} shards, {replicas} replicas, {workers}, listens on {config.listen}")
+    return 0
+
+
+def where(args: argparse.Namespace) -> int:
+    shard_map = Config.load(args.config).shard_map()
+    for text in args.keys:
+        key = os.fsencode(text)
+        shard = shard_map.shard_of(key)
+        tag = hash_tag(key)
+        of_tag = "" if tag == key else f" (of hash tag {_printable(tag)})"
+        print(f"{_printable(key)}: slot {slot(key)}{of_tag}, shard {shard.name}, primary {shard.primary}")
+    return 0
+
+
+def slots(args: argparse.Namespace) -> int:
+    for index, each in enumerate(split_slots(args.shards)):
+        print("[[shards]]", f'name = "s{index}"', f'primary = "127.0.0.1:{FIRST_PORT + index}"', sep="\n")
+        print(f'slots = ["{format_slots(each)}"]\n')
+    return 0
+
+
+def _shards(text: str) -> int:
+    if text.isdecimal() and 1 <= int(text) <= SLOTS:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected 1 to {SLOTS}, got {text}")
+
+
+def _printable(key: bytes) -> str:
+    """A key as text on one line, whatever is in it."""
+    text = key.decode(errors="replace")
+    return text if text.isprintable() and text.encode() == key else repr(key)[2:-1]

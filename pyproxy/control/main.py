@@ -1,0 +1,176 @@
+"""The parent process: a checked configuration comes in, an exit status goes out.
+
+It binds the one listening socket and never accepts on it, makes the page of metrics, looks at every primary, and
+refuses to serve if one holds keys of another shard. Then it keeps the workers alive and tells them what the watcher
+sees, until SIGTERM or SIGINT drains them; a second signal ends them at once.
+"""
+
+import asyncio
+import contextlib
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+
+import uvloop
+
+from protocol import table
+from pyproxy import __version__, events
+from pyproxy.config import Config
+from pyproxy.control.supervisor import Supervisor
+from pyproxy.control.watcher import Watcher
+from pyproxy.events import Event, emit
+from pyproxy.messages import Message, Setup
+from pyproxy.metrics import Page
+from pyproxy.shardmap import Node
+
+BACKLOG = 1024
+WORKER = (sys.executable, "-m", "pyproxy.worker")
+
+EX_UNAVAILABLE = 69  # <sysexits.h>
+EX_CONFIG = 78
+
+DATABASES = 16
+PROTOCOLS = 2
+OTHER_FILES = 64  # of a worker: the loop's, the log, the channel, the page, libraries
+
+
+class StartError(Exception):
+    """Why the proxy does not start: one line for the operator, and the exit status."""
+
+    def __init__(self, line: str, status: int) -> None:
+        super().__init__(line)
+        self.status = status
+
+
+def serve(config: Config) -> int:
+    """Serve until a signal says otherwise: 0 if drained, 143 or 130 after a second signal. Raises StartError."""
+    events.configure()
+    raise_file_limit(config)
+    return uvloop.run(Parent(config).run())
+
+
+class Parent:
+    """One life of the proxy."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._started = time.time()
+        self._workers = config.workers or len(os.sched_getaffinity(0))
+        self._supervisor: Supervisor | None = None  # until the shards were looked at
+        self._listener = bind(config.listen)
+        self._watcher = Watcher(config.shard_map(), table.learn, self._tell, self._tell)
+        self._signals: list[int] = []
+
+    async def run(self) -> int:
+        """Serve. The exit status; raises StartError."""
+        loop = asyncio.get_running_loop()
+        main = asyncio.current_task()
+        assert main is not None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number, main)
+        try:
+            await self._watcher.look()
+            if self._watcher.misplaced:
+                lines = "; ".join(self._watcher.misplaced)
+                raise StartError(f"shards: expected keys of its own on each primary, got: {lines}", EX_CONFIG)
+            with self._listener, contextlib.closing(Page.create(self._workers)) as page:
+                await self._serve(page)
+        except asyncio.CancelledError:
+            if not self._signals:
+                raise
+        finally:
+            self._listener.close()
+            self._watcher.close()
+        status = 128 + self._signals[-1] if len(self._signals) > 1 else 0
+        emit(Event.EXIT, status=status)
+        return status
+
+    async def _serve(self, page: Page) -> None:
+        listen = _address(self._listener)
+        supervisor = self._supervisor = Supervisor(
+            WORKER,
+            self._listener,
+            page,
+            lambda index: Setup(index, self._workers, self._config, listen, __version__, self._started),
+            lambda: (self._watcher.topology, self._watcher.fleet_look),
+        )
+        many = _count(self._workers, "worker"), _count(len(self._config.shards), "shard")
+        print(f"pyproxy {__version__} listening on {listen}, {', '.join(many)}", file=sys.stderr, flush=True)
+        async with asyncio.TaskGroup() as group:
+            beside = [
+                group.create_task(self._watcher.run(), name="watcher"),
+                group.create_task(self._say_ready(supervisor, listen), name="ready"),
+            ]
+            await supervisor.run()
+            for task in beside:
+                task.cancel()
+
+    async def _say_ready(self, supervisor: Supervisor, listen: str) -> None:
+        await supervisor.all_ready.wait()
+        emit(Event.READY, listen=listen, workers=self._workers, shards=len(self._config.shards))
+
+    def _tell(self, state: Message) -> None:
+        if self._supervisor is not None:
+            self._supervisor.broadcast(state)
+
+    def _on_signal(self, number: int, main: "asyncio.Task[int]") -> None:
+        self._signals.append(number)
+        emit(Event.DRAIN, signal=signal.Signals(number).name, again=len(self._signals) > 1)
+        if self._supervisor is None:
+            main.cancel()
+        elif len(self._signals) == 1:
+            # Whoever connects from now on is refused by the kernel as soon as the workers have closed theirs too.
+            self._listener.close()
+            self._supervisor.drain(self._config.timeouts.drain_s)
+        else:
+            self._supervisor.kill()
+
+    def __repr__(self) -> str:
+        return f"<Parent {self._supervisor or 'starting'} {self._watcher}>"
+
+
+def raise_file_limit(config: Config) -> None:
+    """Raise the limit of open files as far as it goes; StartError where the clients would not fit.
+
+    All of them may have to fit into one worker, while others are being restarted. A worker has a connection to each
+    shard for each database and protocol in use.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    room = hard - len(config.shards) * DATABASES * PROTOCOLS - OTHER_FILES
+    if hard != resource.RLIM_INFINITY and config.limits.max_clients > room:
+        raise StartError(
+            f"limits.max_clients: expected at most {max(room, 0)}, as {hard} files may be open (ulimit -Hn), "
+            f"got {config.limits.max_clients}",
+            EX_CONFIG,
+        )
+
+
+def bind(listen: Node) -> socket.socket:
+    """The listening socket that all workers share; StartError if the address cannot be had."""
+    try:
+        found = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, proto, _, address = found[0]
+        with contextlib.ExitStack() as on_error:
+            listener = on_error.enter_context(socket.socket(family, kind, proto))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+            on_error.pop_all()
+        return listener
+    except OSError as exc:
+        line = f"listen: expected a free address of this machine, got {listen}: {(exc.strerror or str(exc)).lower()}"
+        raise StartError(line, EX_UNAVAILABLE) from None
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return str(Node(host, port))
+
+
+def _count(number: int, of: str) -> str:
+    return f"{number} {of}" if number == 1 else f"{number} {of}s"

@@ -1,0 +1,84 @@
+"""One connection of the watcher to one server.
+
+Commands go out in one write, their replies come back as values, and all of it is bounded: in time by the caller's
+deadline, in memory by REPLY_LIMIT. Framing is protocol.scan's, so nothing is allocated on a header's word; only
+whole frames reach hiredis. What the server does wrong, and what the network does, is a NodeError that says so; the
+connection is then of no more use.
+"""
+
+import asyncio
+import os
+from typing import Self
+
+import hiredis
+
+from protocol import scan
+from protocol.reply import BadFrame, Value, decode
+from pyproxy.shardmap import Node
+
+REPLY_LIMIT = 16 << 20
+"""Bytes of the replies to one call. COMMAND of Valkey 9 is 250 KB, INFO 10 KB; a sampled key may be longer."""
+
+READ_BYTES = 256 * 1024
+
+
+class NodeError(Exception):
+    """What happened instead of a reply; said to operators and, when the shard is down, to clients."""
+
+
+class NodeConnection:
+    """An open connection: RESP2, database 0."""
+
+    def __init__(self, node: Node, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._node = node
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, node: Node, deadline_s: float) -> Self:
+        """Raises NodeError."""
+        try:
+            async with asyncio.timeout(deadline_s):
+                reader, writer = await asyncio.open_connection(node.host, node.port)
+        except TimeoutError:
+            raise NodeError(f"not connected within {deadline_s:g} s") from None
+        except OSError as exc:  # ConnectionRefusedError, gaierror ...
+            raise NodeError(_said(exc)) from None
+        return cls(node, reader, writer)
+
+    async def ask(self, *commands: tuple[bytes, ...], deadline_s: float) -> list[Value]:
+        """The replies to these commands, in their order; an error reply is an `Error` value. Raises NodeError."""
+        frames: list[bytes] = []
+        machine = scan.Replies()
+        received = 0
+        try:
+            async with asyncio.timeout(deadline_s):
+                self._writer.write(b"".join(hiredis.pack_command(argv) for argv in commands))  # type: ignore[arg-type]
+                while len(frames) < len(commands):
+                    data = await self._reader.read(READ_BYTES)
+                    received += len(data)
+                    if not data:
+                        raise NodeError("connection closed by the server")
+                    if received > REPLY_LIMIT:
+                        raise NodeError(f"reply of more than {REPLY_LIMIT} bytes")
+                    frames += machine.feed(data)
+            if len(frames) > len(commands):
+                raise NodeError("reply that nobody asked for")
+            return [decode(frame) for frame in frames]
+        except TimeoutError:
+            raise NodeError(f"no reply within {deadline_s:g} s") from None
+        except OSError as exc:
+            raise NodeError(_said(exc)) from None
+        except (scan.ProtocolError, BadFrame):
+            raise NodeError("not a redis server: it answered what is no reply") from None
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def __repr__(self) -> str:
+        return f"<NodeConnection {self._node}{' closing' if self._writer.is_closing() else ''}>"
+
+
+def _said(exc: OSError) -> str:
+    """The system's words for it. asyncio wraps them in its own ("Connect call failed ..."), hence by errno."""
+    return os.strerror(exc.errno).lower() if exc.errno and exc.errno > 0 else (exc.strerror or str(exc)).lower()

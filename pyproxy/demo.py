@@ -1,0 +1,109 @@
+"""The demo: a whole fleet of real servers and the proxy in front of it, from one command.
+
+The options of the command line come in; at most ten lines about what runs go out, and processes that live exactly as
+long as this one. Never configured by a file, and never for production: its servers keep nothing.
+"""
+
+import argparse
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec
+from pathlib import Path
+from socket import socket
+from types import FrameType
+
+import pyproxy
+from pyproxy.fleet import HOST, Fleet, FleetError, Proxy, reserve_port
+
+HOT_PATH = ("protocol.scan", "pyproxy.worker.lane")
+LEFT_OUT = "MULTI, SCAN, pub/sub, scripts, blocking commands, failover, TLS: not built yet, their commands are refused"
+DRAIN_S = 1.0  # after Ctrl-C; the servers end as well, so there is little to wait for
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `pyproxy demo`."""
+    parser.add_argument("--port", type=_number(0, 65535), default=6380, help="of the proxy; 0: a free one (6380)")
+    parser.add_argument("--shards", type=_number(1, 1024), default=10, help="primaries (10)")
+    parser.add_argument("--replicas", type=_number(0, 16), default=1, help="replicas of each primary (1)")
+    parser.add_argument("--workers", type=_number(0, 256), default=0, help="workers; 0: one per core (0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run until Ctrl-C, SIGTERM or SIGHUP (0); 1 if something could not start or the proxy ended by itself."""
+    directory = Path(tempfile.mkdtemp(prefix="pyproxy-demo-"))
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
+        _need_hot_path()
+        keeper = _keep(args.port)
+        with (
+            Fleet(args.shards, args.replicas, directory=directory) as fleet,
+            Proxy(fleet, keeper, args.workers, timeouts={"drain_s": DRAIN_S}) as proxy,
+        ):
+            print("\n".join(describe(fleet, proxy, args.workers)), flush=True)
+            status = proxy.wait()
+            raise FleetError(f"the proxy ended by itself, with status {status}:\n{proxy.tail()}")
+    except KeyboardInterrupt:
+        shutil.rmtree(directory, ignore_errors=True)
+        return 0
+    except FleetError as error:
+        print(f"pyproxy demo: {error}", file=sys.stderr)
+        if any(directory.iterdir()):
+            print(f"pyproxy demo: the logs are in {directory}", file=sys.stderr)
+        else:
+            directory.rmdir()
+        return 1
+
+
+def describe(fleet: Fleet, proxy: Proxy, workers: int) -> list[str]:
+    """What runs and how to talk to it, in at most ten lines."""
+    backend = fleet.backend
+    here = f"{Path.cwd()}/"
+    spread = f"workers: {workers}" if workers else "one worker per core"
+    missing = "" if shutil.which("redis-cli") else "   (apt-get install redis-tools)"
+    return [
+        f"pyproxy {pyproxy.__version__}",
+        f"  backends   {len(fleet.shards)} primaries, {len(fleet.servers) - len(fleet.shards)} replicas",
+        f"  binary     {backend.version} from {backend.source}, {backend.path.removeprefix(here)}",
+        f"  hot path   compiled: {', '.join(HOT_PATH)}",
+        f"  listening  {HOST}:{proxy.port}, {spread}",
+        f"  talk       redis-cli -p {proxy.port} SET a 1{missing}",
+        f"  or, bash   exec 3<>/dev/tcp/{HOST}/{proxy.port}; printf 'SET a 1\\r\\nGET a\\r\\n' >&3; head -n 3 <&3",
+        f"  logs       {fleet.directory}, removed at the end; the proxy's is {proxy.log.name}",
+        f"  left out   {LEFT_OUT}",
+        "Ctrl-C ends all of it.",
+    ]
+
+
+def _keep(port: int) -> socket:
+    try:
+        return reserve_port(port)
+    except OSError as error:
+        raise FleetError(f"cannot listen on {HOST}:{port}: {error.strerror}; try another --port, or --port 0") from None
+
+
+def _need_hot_path() -> None:
+    for name in HOT_PATH:
+        spec = find_spec(name)
+        if spec is None or spec.origin is None or not spec.origin.endswith(tuple(EXTENSION_SUFFIXES)):
+            raise FleetError(f"the compiled module {name} is not built: `pip install -e .` builds it, as ./run does")
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from `least` to `most`."""
+
+    def number(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"expected a number from {least} to {most}, got {text!r}")
+        return int(text)
+
+    return number
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    # A second signal interrupts the orderly end; the kernel then ends what is left, with this process.
+    raise KeyboardInterrupt

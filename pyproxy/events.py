@@ -1,0 +1,69 @@
+"""What is worth a line in the log.
+
+The list of events is closed, and a line is the event, then `key=value` fields, then the time; through stdlib
+logging to stderr:
+
+    +worker-death index=1 pid=4711 status="signal 9" restart_in_s=0.1 at=2026-11-22T10:00:00.123Z
+
+`+` says that something began or happened, `-` that it ended, as in Sentinel, whose names are taken where they mean
+the same. Keys and values of clients are never logged, and nothing is logged per request.
+"""
+
+import datetime
+import enum
+import json
+import logging
+import re
+import sys
+
+_log = logging.getLogger("pyproxy")
+
+
+class Event(enum.Enum):
+    """The name of the line, and its level."""
+
+    LISTEN = "+listen", logging.INFO
+    READY = "+ready", logging.INFO  # every worker accepts clients
+    DRAIN = "+drain", logging.INFO
+    EXIT = "+exit", logging.INFO
+
+    WORKER_START = "+worker-start", logging.INFO
+    WORKER_READY = "+worker-ready", logging.INFO
+    WORKER_DEATH = "+worker-death", logging.WARNING
+    WORKER_KILL = "+worker-kill", logging.WARNING  # it did not end in time
+    WORKER_ORPHAN = "+worker-orphan", logging.WARNING  # its parent is gone
+
+    TOPOLOGY = "+topology", logging.INFO  # a new version goes to the workers
+    SHARD_DOWN = "+shard-down", logging.WARNING  # its primary does not answer the watcher
+    SHARD_UP = "-shard-down", logging.INFO
+    SHARD_MISPLACED = "+shard-misplaced", logging.ERROR  # its primary holds keys of another shard
+    SHARD_PLACED = "-shard-misplaced", logging.INFO
+    REBOOT = "+reboot", logging.WARNING  # a primary came back as another process (its run_id changed)
+    COMPLAINT = "+complaint", logging.WARNING  # a worker has trouble with a node
+
+    MAX_CLIENTS = "+max-clients", logging.WARNING  # connections are turned away
+    SHED = "+shed", logging.WARNING  # a client was closed to keep the memory budget
+    BUG = "+bug", logging.ERROR  # an exception that nobody expected
+
+
+def configure(level: int = logging.INFO) -> None:
+    """Send the lines of this process to stderr, from `level` on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    _log.handlers[:] = [handler]
+    _log.setLevel(level)
+    _log.propagate = False
+
+
+def emit(event: Event, **fields: object) -> None:
+    """One line, whatever is in the values: those with a space, a quote or a control character become JSON strings."""
+    name, level = event.value
+    if not _log.isEnabledFor(level):
+        return
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    words = [name, *(f"{key}={_quoted(str(value))}" for key, value in fields.items()), f"at={now}"]
+    _log.log(level, "%s", " ".join(words))
+
+
+def _quoted(text: str) -> str:
+    return text if re.fullmatch(r"[!#-<>-~]+", text) else json.dumps(text)

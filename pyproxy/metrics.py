@@ -1,0 +1,109 @@
+"""The numbers of all workers, on one page of shared memory.
+
+Each worker has a row of 64-bit integers and is its only writer; everybody reads all rows. The parent makes the page
+and passes its file descriptor on. It writes only where nobody else can: the row of a worker that is dead, and a
+last row of its own, the retired row, in which the counters of dead workers live on, so that a total never falls.
+
+             pid clients ... accepted commands ...
+    row 0    [   worker 0                        ]
+    row 1    [   worker 1                        ]
+    retired  [   0   0   ...  counters of the dead ]
+
+A row with pid 0 is that of a worker that does not run. Nothing here sends, formats or locks: an aligned 8-byte
+store is whole on every machine that CPython runs on.
+"""
+
+import mmap
+import os
+from typing import Self
+
+GAUGES = (
+    "pid",  # 0: this worker is not running
+    "started_us",  # wall clock
+    "beat_us",  # CLOCK_MONOTONIC, written at least every BEAT_S: a worker that hangs is seen by its age
+    "clients",
+    "backend_connections",
+    "inflight",
+    "held_bytes",
+)
+COUNTERS = (
+    "accepted",
+    "rejected",
+    "commands",
+    "errors",
+    "bytes_in",
+    "bytes_out",
+    "shed",
+    "timeouts",
+    "uncertain",
+    "protocol_errors",
+    "splits",
+)
+FIELDS = GAUGES + COUNTERS
+INDEX = {name: position for position, name in enumerate(FIELDS)}
+
+BEAT_S = 0.1
+HUNG_S = 0.5
+"""A worker whose last beat is older than this takes no part in who accepts next."""
+
+# A row fills whole cache lines (8 words of 64 bits), or two workers would fight for the line they share.
+STRIDE = (len(FIELDS) + 7) // 8 * 8
+
+
+class Page:
+    """All rows. `fd` is the page's file descriptor, to be inherited by the workers."""
+
+    __slots__ = ("_map", "_words", "fd", "workers")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._map = mmap.mmap(fd, 0)
+        self._words = memoryview(self._map).cast("q")
+        self.workers = len(self._words) // STRIDE - 1
+
+    @classmethod
+    def create(cls, workers: int) -> Self:
+        fd = os.memfd_create("pyproxy-metrics")
+        os.ftruncate(fd, (workers + 1) * STRIDE * 8)
+        return cls(fd)
+
+    @classmethod
+    def attach(cls, fd: int) -> Self:
+        return cls(fd)
+
+    def row(self, index: int) -> "memoryview[int]":
+        """The row of a worker: words of 64 bits, in the order of FIELDS."""
+        if not 0 <= index < self.workers:
+            raise IndexError(f"expected a worker from 0 to {self.workers - 1}, got {index}")
+        return self._words[index * STRIDE : index * STRIDE + len(FIELDS)]
+
+    def get(self, index: int, name: str) -> int:
+        return self.row(index)[INDEX[name]]
+
+    def total(self, name: str) -> int:
+        """The sum over all workers, those that died included if it is a counter."""
+        return sum(self._words[INDEX[name] :: STRIDE])
+
+    def fewest_clients(self, now_us: int) -> int:
+        """Clients of the least loaded worker that runs and does not hang; 0 if none does. `now_us`: CLOCK_MONOTONIC."""
+        oldest = now_us - int(HUNG_S * 1e6)
+        pids, beats, clients = (self._words[INDEX[name] :: STRIDE] for name in ("pid", "beat_us", "clients"))
+        return min((c for p, b, c in zip(pids, beats, clients, strict=True) if p and b >= oldest), default=0)
+
+    def retire(self, index: int) -> None:
+        """Clear the row of a dead worker, and keep its counters in the retired row. Only the parent does this."""
+        row = self.row(index)
+        retired = self.workers * STRIDE
+        for name in COUNTERS:
+            self._words[retired + INDEX[name]] += row[INDEX[name]]
+        for position in range(len(FIELDS)):
+            row[position] = 0
+
+    def close(self) -> None:
+        """Give the page back. Rows that were handed out must be released before (BufferError)."""
+        self._words.release()
+        self._map.close()
+        os.close(self.fd)
+
+    def __repr__(self) -> str:
+        return f"<Page of {self.workers} workers, {self.total('clients')} clients>"

@@ -1,0 +1,63 @@
+"""What the commands that the proxy answers itself may look at: the client that asks, and the worker it asks.
+
+Words only. The hot path makes the client, the worker's main module keeps the one `Here` up to date; whoever gets them
+reads, and changes nothing but the attributes of that one client.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from protocol.commands import Command
+from pyproxy.messages import FleetLook, Setup, ShardLook, Topology
+from pyproxy.metrics import Page
+
+REPLY_ON, REPLY_OFF, REPLY_SKIP = 0, 1, 2
+
+
+class Client(Protocol):
+    """One client connection; in the worker it is a compiled class."""
+
+    id: int
+    proto: int  # 2 or 3
+    db: int
+    name: bytes
+    lib_name: bytes
+    lib_ver: bytes
+    addr: str  # ip:port
+    laddr: str
+    fd: int
+    created: float  # CLOCK_MONOTONIC, s
+    last_active: float
+    commands: int
+    last_command: bytes  # as in the table: b"client|info"
+    reply_mode: int  # REPLY_ON, REPLY_OFF or REPLY_SKIP (the next command only)
+    closing: bool
+    buffered_in: int  # bytes
+    buffered_out: int
+
+    def switch(self, proto: int, db: int) -> None:
+        """Every later command is served in this protocol and database."""
+
+    def finish(self) -> None:
+        """Close the connection once this command and those before it are answered."""
+
+
+@dataclass(slots=True)
+class Here:
+    """This worker, as it is now."""
+
+    setup: Setup
+    page: Page
+    topology: Topology
+    look: FleetLook | None  # None until the parent has looked once
+    table: Mapping[bytes, Command]
+    clients: Callable[[], Iterable[Client]]  # of this worker
+    now: Callable[[], float] = time.monotonic
+
+    def looks(self) -> list[ShardLook]:
+        """The last look at each shard, in no order that matters; empty before the first."""
+        return list(self.look.shards) if self.look else []

@@ -1,0 +1,312 @@
+"""INFO: Redis' sections, over all shards and all workers.
+
+Asked for sections, it answers one text. Everything in it is at hand: the page of all workers, and the parent's last
+look at the shards (at most 2 s old). Nobody is asked, nothing waits, and whatever is missing counts as zero: clients
+decide by this reply whether they may start at all.
+
+Clients, connections, commands and traffic are the proxy's own; keys, memory and hits are sums over the shards'
+primaries, each as it was seen last. What one process cannot say honestly for ten (percentiles) is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from pyproxy.messages import ShardLook
+from pyproxy.worker.here import Here
+
+OLDEST_VERSION = "7.0.0"
+"""What is said while no backend has been seen: the oldest Redis the built-in command table covers."""
+
+Lines = Iterable[str]
+
+
+def render(asked: Sequence[bytes], here: Here) -> bytes:
+    """The text of INFO for these section names (any case; none: the default ones), CRLF lines.
+
+    ``all`` is every section, and so is ``everything``, since modules have none of their own here; unknown names are
+    passed over, so the text may be empty.
+    """
+    names = {name.lower() for name in asked} or {b"default"}
+    everything = bool(names & {b"all", b"everything"})
+    text = []
+    for title, section in SECTIONS.items():
+        by_default = title not in _ON_REQUEST and b"default" in names
+        if everything or by_default or title.lower().encode() in names:
+            text.append("".join(f"{line}\r\n" for line in (f"# {title}", *section(here))))
+    return "\r\n".join(text).encode(errors="replace")
+
+
+def lowest_version(looks: Iterable[ShardLook]) -> str:
+    """The lowest ``redis_version`` of the primaries: what every one of them can do."""
+    versions = [look.info["redis_version"] for look in looks if "redis_version" in look.info]
+    numbered = [(parts, version) for version in versions if (parts := _version_parts(version))]
+    return min(numbered)[1] if numbered else OLDEST_VERSION
+
+
+# --- the proxy's own --------------------------------------------------------------------------------------------------
+
+
+def _server(here: Here) -> Lines:
+    system = os.uname()
+    now = time.time()
+    uptime = max(0, int(now - here.setup.parent_started))
+    run_id = hashlib.sha1(f"{here.setup.listen} {here.setup.parent_started}".encode()).hexdigest()
+    return (
+        f"redis_version:{lowest_version(here.looks())}",
+        "redis_git_sha1:00000000",
+        "redis_git_dirty:0",
+        "redis_mode:standalone",
+        f"os:{system.sysname} {system.release} {system.machine}",
+        "arch_bits:64",
+        "multiplexing_api:epoll",
+        f"process_id:{os.getppid()}",  # the parent: the one process that all workers share
+        f"run_id:{run_id}",
+        f"tcp_port:{here.setup.listen.rpartition(':')[2]}",
+        f"server_time_usec:{int(now * 1_000_000)}",
+        f"uptime_in_seconds:{uptime}",
+        f"uptime_in_days:{uptime // 86400}",
+    )
+
+
+def _clients(here: Here) -> Lines:
+    return (
+        f"connected_clients:{here.page.total('clients')}",
+        "cluster_connections:0",
+        f"maxclients:{here.setup.config.limits.max_clients}",
+        "blocked_clients:0",
+        "tracking_clients:0",
+    )
+
+
+def _cpu(here: Here) -> Lines:
+    system, user = _cpu_seconds(here.page.get(index, "pid") for index in range(here.page.workers))
+    return (
+        f"used_cpu_sys:{system:.6f}",
+        f"used_cpu_user:{user:.6f}",
+        "used_cpu_sys_children:0.000000",
+        "used_cpu_user_children:0.000000",
+    )
+
+
+def _cpu_seconds(pids: Iterable[int]) -> tuple[float, float]:
+    """System and user time of these processes; one that is gone counts as zero (proc(5), /proc/pid/stat)."""
+    ticks = [0, 0]
+    for pid in filter(None, pids):
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as stat:
+                fields = stat.read().rpartition(b")")[2].split()  # from field 3 on: the name may hold anything
+        except OSError:
+            continue
+        ticks[0] += int(fields[12])
+        ticks[1] += int(fields[11])
+    per_second = os.sysconf("SC_CLK_TCK")
+    return ticks[0] / per_second, ticks[1] / per_second
+
+
+def _proxy(here: Here) -> Iterator[str]:
+    looks = {look.name: look for look in here.looks()}
+    page = here.page
+    yield f"proxy_version:{here.setup.version}"
+    yield "hot_path:compiled"
+    yield f"workers:{here.setup.workers}"
+    yield f"worker:{here.setup.index}"
+    yield f"shards:{len(here.topology.shards)}"
+    yield f"shards_down:{sum(not look.reachable for look in looks.values())}"
+    yield f"topology_version:{here.topology.version}"
+    yield f"look_age_seconds:{here.now() - here.look.at:.1f}" if here.look else "look_age_seconds:-1"
+    yield "proxy_backoff_seconds:0"
+    for name in ("backend_connections", "inflight", "held_bytes", "shed", "timeouts", "uncertain", "splits"):
+        yield f"{name}:{page.total(name)}"
+    yield f"protocol_errors:{page.total('protocol_errors')}"
+    for shard in here.topology.shards:
+        yield f"shard_{shard.name}:{_shard(looks.get(shard.name), str(shard.primary))}"
+
+
+def _shard(look: ShardLook | None, primary: str) -> str:
+    if look is None:
+        return f"node={primary},state=unknown,used_memory=0,keys=0"
+    state = "down" if not look.reachable else "misplaced" if look.misplaced else "up"
+    keys = sum(count.get("keys", 0) for count in look.keyspace.values())
+    return f"node={look.node},state={state},used_memory={_number(look.info.get('used_memory'))},keys={keys}"
+
+
+# --- sums over the shards ---------------------------------------------------------------------------------------------
+
+
+def _memory(here: Here) -> Lines:
+    looks = here.looks()
+    used, resident = _sum(looks, "used_memory"), _sum(looks, "used_memory_rss")
+    peak, limit = _sum(looks, "used_memory_peak"), maxmemory(looks)
+    return (
+        f"used_memory:{used}",
+        f"used_memory_human:{_human(used)}",
+        f"used_memory_rss:{resident}",
+        f"used_memory_rss_human:{_human(resident)}",
+        f"used_memory_peak:{peak}",
+        f"used_memory_peak_human:{_human(peak)}",
+        f"used_memory_lua:{_sum(looks, 'used_memory_lua')}",
+        f"maxmemory:{limit}",
+        f"maxmemory_human:{_human(limit)}",
+        f"maxmemory_policy:{maxmemory_policy(looks)}",
+        f"mem_fragmentation_ratio:{resident / used if used else 0:.2f}",
+    )
+
+
+def maxmemory(looks: Sequence[ShardLook]) -> int:
+    """Bytes that all shards together may use; 0, which is Redis' word for no limit, if one of them has none."""
+    limits = [_number(look.info.get("maxmemory")) for look in looks]
+    return sum(limits) if all(limits) else 0
+
+
+def maxmemory_policy(looks: Iterable[ShardLook]) -> str:
+    """The policy of the primaries; where they differ, all of them, joined by ``/``."""
+    policies = {look.info["maxmemory_policy"] for look in looks if "maxmemory_policy" in look.info}
+    return "/".join(sorted(policies)) or "noeviction"
+
+
+def _persistence(here: Here) -> Lines:
+    looks = here.looks()
+    saves = [_number(look.info.get("rdb_last_save_time")) for look in looks]
+    return (
+        "loading:0",  # never 1: a client that reads 1 does not start
+        "async_loading:0",
+        f"rdb_changes_since_last_save:{_sum(looks, 'rdb_changes_since_last_save')}",
+        f"rdb_bgsave_in_progress:{_any(looks, 'rdb_bgsave_in_progress')}",
+        f"rdb_last_save_time:{min(saves, default=0)}",
+        f"rdb_last_bgsave_status:{_all_ok(looks, 'rdb_last_bgsave_status')}",
+        f"aof_enabled:{_any(looks, 'aof_enabled')}",
+        f"aof_rewrite_in_progress:{_any(looks, 'aof_rewrite_in_progress')}",
+        f"aof_last_write_status:{_all_ok(looks, 'aof_last_write_status')}",
+    )
+
+
+def _stats(here: Here) -> Lines:
+    looks, total = here.looks(), here.page.total
+    return (
+        f"total_connections_received:{total('accepted')}",
+        f"total_commands_processed:{total('commands')}",
+        f"instantaneous_ops_per_sec:{_sum(looks, 'instantaneous_ops_per_sec')}",
+        f"total_net_input_bytes:{total('bytes_in')}",
+        f"total_net_output_bytes:{total('bytes_out')}",
+        f"rejected_connections:{total('rejected')}",
+        f"expired_keys:{_sum(looks, 'expired_keys')}",
+        f"evicted_keys:{_sum(looks, 'evicted_keys')}",
+        f"keyspace_hits:{_sum(looks, 'keyspace_hits')}",
+        f"keyspace_misses:{_sum(looks, 'keyspace_misses')}",
+        "pubsub_channels:0",
+        "pubsub_patterns:0",
+        f"latest_fork_usec:{max((_number(look.info.get('latest_fork_usec')) for look in looks), default=0)}",
+        f"total_error_replies:{total('errors')}",
+    )
+
+
+def _replication(here: Here) -> Lines:
+    return ("role:master", "connected_slaves:0", "master_repl_offset:0", "repl_backlog_active:0")
+
+
+def _cluster(here: Here) -> Lines:
+    return ("cluster_enabled:0",)
+
+
+def _keyspace(here: Here) -> Iterator[str]:
+    databases = [entry for look in here.looks() for entry in look.keyspace.items()]
+    for db in sorted({number for number, _ in databases}):
+        counts = [count for number, count in databases if number == db]
+        keys = sum(count.get("keys", 0) for count in counts)
+        expires = sum(count.get("expires", 0) for count in counts)
+        lived = sum(count.get("avg_ttl", 0) * count.get("expires", 0) for count in counts)
+        if keys:
+            yield f"db{db}:keys={keys},expires={expires},avg_ttl={lived // expires if expires else 0}"
+
+
+def _commandstats(here: Here) -> Iterator[str]:
+    for name, stats in _summed(here.looks(), "cmdstat_").items():
+        per_call = stats["usec"] / stats["calls"] if stats.get("usec") and stats.get("calls") else 0
+        yield (
+            f"{name}:calls={stats.get('calls', 0)},usec={stats.get('usec', 0)},usec_per_call={per_call:.2f},"
+            f"rejected_calls={stats.get('rejected_calls', 0)},failed_calls={stats.get('failed_calls', 0)}"
+        )
+
+
+def _errorstats(here: Here) -> Iterator[str]:
+    for name, stats in _summed(here.looks(), "errorstat_").items():
+        yield f"{name}:count={stats.get('count', 0)}"
+
+
+def _none(here: Here) -> Lines:
+    return ()
+
+
+SECTIONS: dict[str, Callable[[Here], Lines]] = {
+    "Server": _server,
+    "Clients": _clients,
+    "Memory": _memory,
+    "Persistence": _persistence,
+    "Stats": _stats,
+    "Replication": _replication,
+    "CPU": _cpu,
+    "Modules": _none,
+    "Commandstats": _commandstats,
+    "Errorstats": _errorstats,
+    "Latencystats": _none,  # percentiles of ten shards have no sum
+    "Cluster": _cluster,
+    "Proxy": _proxy,
+    "Keyspace": _keyspace,
+}
+"""Title -> its lines, in Redis' order (server.c, genRedisInfoString)."""
+
+_ON_REQUEST = {"Commandstats", "Latencystats"}
+
+
+# --- reading what a server said ---------------------------------------------------------------------------------------
+
+
+def _number(text: str | None) -> int:
+    """The 64-bit integer a server said; 0 for anything else."""
+    try:
+        number = int(text or 0)
+    except ValueError:
+        return 0
+    return number if -(1 << 63) <= number < 1 << 63 else 0
+
+
+def _sum(looks: Iterable[ShardLook], field: str) -> int:
+    return sum(_number(look.info.get(field)) for look in looks)
+
+
+def _any(looks: Iterable[ShardLook], field: str) -> int:
+    return int(any(_number(look.info.get(field)) for look in looks))
+
+
+def _all_ok(looks: Iterable[ShardLook], field: str) -> str:
+    return "ok" if all(look.info.get(field, "ok") == "ok" for look in looks) else "err"
+
+
+def _summed(looks: Iterable[ShardLook], prefix: str) -> dict[str, dict[str, int]]:
+    """``name -> {word: sum}`` of the fields ``name:word=1,word=2`` whose name begins with the prefix."""
+    sums: dict[str, dict[str, int]] = {}
+    for look in looks:
+        for name, value in look.info.items():
+            if not name.startswith(prefix):
+                continue
+            line = sums.setdefault(name, {})
+            for word, _, number in (pair.partition("=") for pair in value.split(",")):
+                line[word] = line.get(word, 0) + _number(number)
+    return dict(sorted(sums.items()))
+
+
+def _version_parts(version: str) -> tuple[int, ...]:
+    parts = version.split(".")
+    return tuple(map(int, parts)) if all(part.isascii() and part.isdigit() for part in parts) else ()
+
+
+def _human(size: int) -> str:
+    """Bytes as Redis prints them for people (server.c, bytesToHuman)."""
+    if size < 1024:
+        return f"{size}B"
+    power = min((size.bit_length() - 1) // 10, len("BKMGTP") - 1)
+    return f"{size / 1024**power:.2f}{'BKMGTP'[power]}"

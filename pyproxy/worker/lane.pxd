@@ -1,0 +1,220 @@
+"""The compiled half of a worker: what split.pyx shares with lane.pyx."""
+
+from protocol.scan cimport Limits, ReplyScan, RequestScan
+
+
+cdef enum Door:
+    IDLE = 0        # no connection yet: the first command asks the link for one
+    QUEUE = 1       # being connected: commands wait, bounded by the connect deadline
+    OPEN = 2
+    CONGESTED = 3   # the server reads too slowly: clients are parked before their next command to it
+    SHUT = 4        # down: answered at once with `refusal`
+
+
+cdef enum Park:
+    WINDOW = 1      # too much of this client is out, or it does not read
+    SWITCH = 2      # changed protocol or database: waits until its earlier requests are answered
+    TURN = 4        # had its share of this loop turn
+    DOOR = 8        # a backend is congested
+    DRAIN = 16      # the worker is going: nothing new is begun
+
+
+# begins a split command: 1 done, -1 not now (the client was parked)
+ctypedef int (*Splitter)(Client client, Route route, list argv, const char *frame, Py_ssize_t size) except -2
+
+
+cdef class Route:
+    cdef readonly bytes name
+    cdef readonly object command
+    cdef readonly int arity
+    cdef readonly int plain_key     # argv position of the only key; 0: not a plain command
+    cdef readonly int first_key
+    cdef readonly int step
+    cdef readonly str merge         # how the parts of a split are merged; "" if it is not split
+    cdef readonly bint write
+
+
+cdef class Pending:
+    cdef Client client
+    cdef Pending next_placed
+    cdef Pending next_out
+    cdef bytes reply
+    cdef object request
+    cdef Split whole
+    cdef int shard
+    cdef bint write
+    cdef bint done
+    cdef bint mute
+    cdef bint retried
+    cdef double sent_at
+    cdef Py_ssize_t size
+
+
+cdef class Split:
+    cdef Lane lane
+    cdef Pending place
+    cdef Route route
+    cdef int left
+    cdef bytes order                # shard index of each key, as native uint16
+    cdef dict frames                # shard index -> reply frame
+    cdef dict failed                # shard index -> error line
+    cdef dict unsent                # shard index -> True where the failed part surely was not applied
+    cdef int answered(self, Pending part, bytes frame) except -1
+    cdef int fail(self, Pending part, bytes line, bint unsent) except -1
+    cdef int _merge(self) except -1
+
+
+cdef class Lane:
+    cdef readonly object loop
+    cdef readonly object take
+    cdef readonly object merge
+    cdef readonly object row
+    cdef object reader_feed
+    cdef object reader_gets
+    cdef object hash32
+    cdef Splitter splitter
+    cdef dict routes
+    cdef dict pools
+    cdef readonly list links
+    cdef unsigned short owner[16384]
+    cdef list dirty_clients
+    cdef list dirty_backends
+    cdef list backlog
+    cdef bint awake
+    cdef readonly set clients
+    cdef list lingering
+    cdef double now
+    cdef Limits limits
+    cdef readonly long long memory_limit
+    cdef readonly long long window_limit
+    cdef readonly double reply_s
+    cdef readonly double silence_s
+    cdef readonly long long held
+    cdef readonly long long commands
+    cdef readonly long long errors
+    cdef readonly long long bytes_in
+    cdef readonly long long bytes_out
+    cdef readonly long long inflight
+    cdef readonly long long shed_clients
+    cdef readonly long long timeouts
+    cdef readonly long long uncertain
+    cdef readonly long long protocol_errors
+    cdef readonly long long splits
+    cdef long long next_client_id
+    cdef int id_step
+    cdef readonly bint draining
+    cdef Route route(self, bytes name)
+    cdef int slot(self, bytes key) except -1
+    cdef void wake(self)
+    cdef int settle(self, Pending item, bytes frame) except -1
+    cdef Backend backend_of(self, Client client, bytes key)
+
+
+cdef class Client:
+    cdef readonly Lane lane
+    cdef object transport
+    cdef object write
+    cdef list pool
+    cdef Pending head
+    cdef Pending tail
+    cdef list ready
+    cdef bytearray inbuf
+    cdef RequestScan scan
+    cdef int parked
+    cdef bint dirty
+    cdef bint choked
+    cdef bint eof
+    cdef bint finishing
+    cdef bint lingering
+    cdef bint reading_paused
+    cdef bint busy
+    cdef double linger_until
+    cdef Py_ssize_t held            # bytes of its answers in this process
+    cdef Py_ssize_t in_transport
+    cdef Py_ssize_t in_counted
+    cdef Py_ssize_t inflight_bytes
+    cdef int inflight
+    cdef Py_ssize_t typical         # size of its answers lately; decides how many may be out
+    cdef Route last_route
+    cdef readonly long long id
+    cdef readonly int proto
+    cdef readonly int db
+    cdef readonly int fd
+    cdef readonly str addr
+    cdef readonly str laddr
+    cdef readonly double created
+    cdef readonly double last_active
+    cdef readonly double unfinished_since
+    cdef readonly long long commands
+    cdef public bytes name
+    cdef public bytes lib_name
+    cdef public bytes lib_ver
+    cdef public int reply_mode
+    cdef public bint no_evict
+    cdef public bint no_touch
+    cdef Pending place(self)
+    cdef int say(self, bytes reply) except -1
+    cdef int park_at(self, Backend backend) except -1
+    cdef int _from_buffer(self) except -1
+    cdef Py_ssize_t _consume(self, object owner, const char *p, Py_ssize_t n) except -1
+    cdef int _unread(self, int count) except -1
+    cdef int _inline(self, bytes line) except -1
+    cdef int _command(self, list argv, const char *frame, Py_ssize_t size) except -1
+    cdef void _counted(self, Route route)
+    cdef int _window(self)
+    cdef int _count_input(self) except -1
+    cdef int _broke(self) except -1
+    cdef int _hand_over(self, list chunks, Py_ssize_t size) except -1
+    cdef int _reconsider(self) except -1
+    cdef int _close(self) except -1
+    cdef int _next_turn(self) except -1
+
+
+cdef class Backend:
+    cdef readonly Lane lane
+    cdef readonly object link
+    cdef readonly int shard
+    cdef readonly int proto
+    cdef readonly int db
+    cdef readonly Wire wire
+    cdef int door
+    cdef bytes refusal
+    cdef Pending head
+    cdef Pending tail
+    cdef Pending aging              # the oldest request whose deadline has not passed
+    cdef Py_ssize_t count
+    cdef Py_ssize_t unflushed       # how many at the tail were never given to a transport
+    cdef char *out
+    cdef Py_ssize_t out_len
+    cdef Py_ssize_t out_room
+    cdef list chunks
+    cdef Py_ssize_t out_bytes
+    cdef bint dirty
+    cdef double last_frame
+    cdef list waiting
+    cdef int put(self, Pending item, const char *frame, Py_ssize_t size) except -1
+    cdef int admit(self, Client client) except -2
+    cdef int _release(self) except -1
+    cdef int _mark(self) except -1
+    cdef int _append(self, const char *p, Py_ssize_t n) except -1
+    cdef int _pack(self) except -1
+    cdef Pending _pop(self)
+    cdef int _fail(self, Pending item, str why, bint unsent) except -1
+    cdef int _refuse(self, Pending item, bytes line, bint unsent) except -1
+    cdef object _owner(self, Pending item)
+    cdef int _put_first(self, list retries) except -1
+    cdef int _fail_unsent(self) except -1
+
+
+cdef class Wire:
+    cdef readonly Backend backend
+    cdef object transport
+    cdef object on_setup
+    cdef object on_lost
+    cdef bytearray inbuf
+    cdef ReplyScan scan
+    cdef bint choked
+    cdef bint lost
+    cdef readonly double last_bytes
+    cdef Py_ssize_t _cut(self, const char *p, Py_ssize_t n) except -2
+    cdef bint _distrusted(self, const char *p, Py_ssize_t n)

@@ -1,0 +1,369 @@
+"""The commands the proxy answers itself.
+
+A client, its command and this worker (`Here`) come in; one reply goes out, at once: nothing here waits, asks a shard or
+sends. What a command changes of its connection it changes on the client object. Arity is checked before; which commands
+are local is said in the command table, and a test holds the two together.
+
+Texts and checks are those of Redis 7.0 and Valkey 9.1, as if no password were set.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from protocol import errors, glob, helps, introspect
+from protocol.reply import OK, Value, Verbatim, encode
+from pyproxy.shardmap import Node
+from pyproxy.worker import info
+from pyproxy.worker.here import REPLY_OFF, REPLY_ON, REPLY_SKIP, Client, Here
+
+Handler = Callable[[Client, Sequence[bytes], Here], bytes]
+
+DATABASES = 16
+USER = b"default"
+_PRINTABLE = re.compile(rb"[!-~]*")  # server.c, validateClientAttr
+_INTEGER = re.compile(rb"-?[1-9][0-9]{0,18}|0")  # util.c, string2ll: no sign +, no leading zero, no space
+_PATTERNS = 128  # of one CONFIG GET
+_PATTERN_BYTES = 256  # no setting has a name that long; a pattern that is longer matches none
+
+
+def answer(name: bytes, client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    """The reply to the local command ``name`` (as in the table: ``client|id``), or nothing if the client wants none.
+
+    CLIENT REPLY SKIP mutes one command, OFF all of them, until ON or RESET, which are answered in any case.
+    """
+    before = client.reply_mode
+    if before == REPLY_SKIP:
+        client.reply_mode = REPLY_ON
+    reply = LOCAL[name](client, argv, here)
+    speaks_again = name == b"reset" or (name == b"client|reply" and argv[2].lower() == b"on")
+    return reply if before == REPLY_ON or speaks_again else b""
+
+
+# --- the connection ---------------------------------------------------------------------------------------------------
+
+
+def _ping(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    if len(argv) > 2:
+        return errors.wrong_arity("ping")
+    return encode(argv[1], client.proto) if len(argv) == 2 else b"+PONG\r\n"
+
+
+def _echo(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    return encode(argv[1], client.proto)
+
+
+def _quit(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    client.finish()
+    return OK
+
+
+def _reset(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    """The library's name and version stay: the library is the same."""
+    client.switch(2, 0)
+    client.name = b""
+    client.reply_mode = REPLY_ON
+    return b"+RESET\r\n"
+
+
+def _hello(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    """Nothing changes unless all of it is right."""
+    proto, name = client.proto, client.name
+    if len(argv) > 1:
+        version = _integer(argv[1])
+        if version is None:
+            return errors.protocol_version_not_an_integer()
+        if version not in (2, 3):
+            return errors.unsupported_protocol()
+        proto = version
+    user, at = USER, 2
+    while at < len(argv):
+        option, left = argv[at].lower(), len(argv) - 1 - at
+        if option == b"auth" and left >= 2:
+            user = argv[at + 1]
+            at += 3
+        elif option == b"setname" and left >= 1:
+            name = argv[at + 1]
+            if not _PRINTABLE.fullmatch(name):
+                return errors.bad_client_name()
+            at += 2
+        else:
+            return errors.hello_option(argv[at])
+    if user != USER:
+        return errors.wrong_password()
+    client.name = name
+    if proto != client.proto:
+        client.switch(proto, client.db)
+    # "redis" and the lowest version of the backends: clients choose by them what they may send.
+    server: dict[Value, Value] = {
+        "server": "redis",
+        "version": info.lowest_version(here.looks()),
+        "proto": proto,
+        "id": client.id,
+        "mode": "standalone",
+        "role": "master",
+        "modules": [],
+    }
+    return encode(server, proto)
+
+
+def _auth(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    """The one user, ``default``, has no password, so any will do."""
+    if len(argv) == 2:
+        return errors.auth_without_password()
+    if len(argv) > 3:
+        return errors.syntax_error()
+    return OK if argv[1] == USER else errors.wrong_password()
+
+
+def _select(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    db = _integer(argv[1])
+    if db is None:
+        return errors.not_an_integer()
+    if not -(1 << 31) <= db < 1 << 31:
+        return errors.not_a_c_int()
+    if not 0 <= db < DATABASES:
+        return errors.db_index_out_of_range()
+    if db != client.db:
+        client.switch(client.proto, db)
+    return OK
+
+
+def _ok(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    return OK
+
+
+# --- CLIENT -----------------------------------------------------------------------------------------------------------
+
+
+def _client_id(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    return encode(client.id, client.proto)
+
+
+def _client_info(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    return encode(Verbatim(_line(client, here.now())), client.proto)
+
+
+def _client_list(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    """The clients of this worker; every one of them is of the type ``normal``."""
+    asked = argv[2].lower() if len(argv) > 2 else b""
+    ids: set[int] | None = None
+    if asked == b"type" and len(argv) == 4:
+        kind = argv[3].lower()
+        if kind not in (b"normal", b"master", b"primary", b"replica", b"slave", b"pubsub"):
+            return errors.unknown_client_type(argv[3])
+        ids = None if kind == b"normal" else set()
+    elif asked == b"id" and len(argv) > 3:
+        ids = set()
+        for word in argv[3:]:
+            number = _integer(word)
+            if number is None:
+                return errors.bad_client_id()
+            ids.add(number)
+    elif asked:
+        return errors.syntax_error()
+    now = here.now()
+    lines = [_line(each, now) for each in here.clients() if ids is None or each.id in ids]
+    return encode(Verbatim(b"".join(lines)), client.proto)
+
+
+def _line(client: Client, now: float) -> bytes:
+    """One client as CLIENT LIST prints it (networking.c, catClientInfoString, of Redis 7.2 and Valkey 9).
+
+    What only a server has (argument memory, the query buffer's spare part) is zero.
+    """
+    fields: dict[str, object] = {
+        "id": client.id,
+        "addr": client.addr,
+        "laddr": client.laddr,
+        "fd": client.fd,
+        "name": client.name.decode("latin-1"),
+        "age": max(0, int(now - client.created)),
+        "idle": max(0, int(now - client.last_active)),
+        "flags": "N",
+        "db": client.db,
+        "sub": 0,
+        "psub": 0,
+        "ssub": 0,
+        "multi": -1,
+        "watch": 0,
+        "qbuf": client.buffered_in,
+        "qbuf-free": 0,
+        "argv-mem": 0,
+        "multi-mem": 0,
+        "rbs": 0,
+        "rbp": 0,
+        "obl": 0,
+        "oll": int(client.buffered_out > 0),
+        "omem": client.buffered_out,
+        "tot-mem": client.buffered_in + client.buffered_out,
+        "events": "r",
+        "cmd": client.last_command.decode("latin-1") or "NULL",
+        "user": USER.decode(),
+        "redir": -1,
+        "resp": client.proto,
+        "lib-name": client.lib_name.decode("latin-1"),
+        "lib-ver": client.lib_ver.decode("latin-1"),
+        "tot-cmds": client.commands,
+    }
+    return " ".join(f"{name}={value}" for name, value in fields.items()).encode("latin-1") + b"\n"
+
+
+def _client_getname(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    return encode(client.name or None, client.proto)
+
+
+def _client_setname(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    if not _PRINTABLE.fullmatch(argv[2]):
+        return errors.bad_client_name()
+    client.name = argv[2]
+    return OK
+
+
+def _client_setinfo(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    attribute, value = argv[2].upper(), argv[3]
+    if attribute not in (b"LIB-NAME", b"LIB-VER"):
+        return errors.unknown_client_attribute(argv[2])
+    if not _PRINTABLE.fullmatch(value):
+        return errors.bad_client_info(argv[2])
+    if attribute == b"LIB-NAME":
+        client.lib_name = value
+    else:
+        client.lib_ver = value
+    return OK
+
+
+def _client_on_off(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    """NO-EVICT and NO-TOUCH: taken, since clients send them unasked, and without effect."""
+    return OK if argv[2].lower() in (b"on", b"off") else errors.syntax_error()
+
+
+def _client_reply(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    mode = argv[2].lower()
+    if mode == b"on":
+        client.reply_mode = REPLY_ON
+        return OK
+    if mode == b"off":
+        client.reply_mode = REPLY_OFF
+        return b""
+    if mode == b"skip":
+        if client.reply_mode != REPLY_OFF:
+            client.reply_mode = REPLY_SKIP
+        return b""
+    return errors.syntax_error()
+
+
+# --- the server -------------------------------------------------------------------------------------------------------
+
+
+def _time(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    seconds, micros = divmod(time.time_ns() // 1000, 1_000_000)
+    return encode([str(seconds), str(micros)], client.proto)
+
+
+def _info(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    return encode(Verbatim(info.render(argv[1:], here)), client.proto)
+
+
+def _command(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    return introspect.answer(argv, here.table, client.proto)
+
+
+def _help(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    return encode(helps.lines(argv[0]), client.proto)
+
+
+def _lolwut(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    """One line for each shard, and all of them end in the same place."""
+    shards = len(here.topology.shards)
+    funnel = [" " * i + "\\" * (shards - i) + "/" * (shards - i) for i in range(shards)]
+    text = "\n".join([*funnel, " " * shards + "|", f"pyproxy ver. {here.setup.version}", ""])
+    return encode(Verbatim(text.encode()), client.proto)
+
+
+def _config_get(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    """Settings by name or pattern; a name is given back as it was asked for."""
+    if len(argv) - 2 > _PATTERNS:
+        return errors.too_many_patterns("config|get", _PATTERNS)
+    settings = _settings(here)
+    found: dict[bytes, bytes] = {}  # lower-case name -> name as it is shown
+    for asked in argv[2:]:
+        wanted = asked.lower()
+        if not any(sign in wanted for sign in (b"*", b"?", b"[")):
+            if wanted in settings:
+                found.setdefault(wanted, asked)
+        elif len(wanted) <= _PATTERN_BYTES:
+            found |= {name: name for name in settings if name not in found and glob.matches(wanted, name)}
+    shown: dict[Value, Value] = {shown: settings[name] for name, shown in found.items()}
+    return encode(shown, client.proto)
+
+
+def _settings(here: Here) -> Mapping[bytes, str]:
+    """What clients, exporters and redis-benchmark ask for, as it is for a client of the proxy."""
+    limits, looks = here.setup.config.limits, here.looks()
+    listen = Node.parse(here.setup.listen)
+    return {
+        b"appendonly": "no",
+        b"bind": listen.host,
+        b"cluster-enabled": "no",
+        b"databases": str(DATABASES),
+        b"maxclients": str(limits.max_clients),
+        b"maxmemory": str(info.maxmemory(looks)),
+        b"maxmemory-policy": info.maxmemory_policy(looks),
+        b"notify-keyspace-events": "",
+        b"port": str(listen.port),
+        b"proto-max-bulk-len": str(limits.bulk_bytes),
+        b"replica-read-only": "yes",
+        b"save": "",
+        b"slave-read-only": "yes",
+        b"timeout": "0",
+    }
+
+
+def _integer(text: bytes) -> int | None:
+    """The 64-bit integer, written as Redis demands it."""
+    if not _INTEGER.fullmatch(text):
+        return None
+    number = int(text)
+    return number if -(1 << 63) <= number < 1 << 63 else None
+
+
+LOCAL: dict[bytes, Handler] = {
+    b"auth": _auth,
+    b"client|getname": _client_getname,
+    b"client|help": _help,
+    b"client|id": _client_id,
+    b"client|info": _client_info,
+    b"client|list": _client_list,
+    b"client|no-evict": _client_on_off,
+    b"client|no-touch": _client_on_off,
+    b"client|reply": _client_reply,
+    b"client|setinfo": _client_setinfo,
+    b"client|setname": _client_setname,
+    b"command": _command,
+    b"command|count": _command,
+    b"command|docs": _command,
+    b"command|getkeys": _command,
+    b"command|getkeysandflags": _command,
+    b"command|help": _command,
+    b"command|info": _command,
+    b"command|list": _command,
+    b"config|get": _config_get,
+    b"echo": _echo,
+    b"hello": _hello,
+    b"info": _info,
+    b"lolwut": _lolwut,
+    b"object|help": _help,
+    b"ping": _ping,
+    b"quit": _quit,
+    b"readonly": _ok,
+    b"readwrite": _ok,
+    b"reset": _reset,
+    b"select": _select,
+    b"time": _time,
+    b"xgroup|help": _help,
+    b"xinfo|help": _help,
+}
+"""The table's name of each local command -> what answers it."""

@@ -1,0 +1,313 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Commands that ask several shards: one part for each out, one answer back.  Hot path; compiled.
+
+    MGET a b c d  ──▶  s1: MGET a d     *2 A D ──┐
+                       s4: MGET b       *1 B   ──┼──▶  *4 A B C D
+                       s7: MGET c       *1 C   ──┘
+
+The keys of a part keep their order, duplicates included, so the answer is put together by walking the original order once
+and taking each shard's next element.  All doors are asked before any part is sent: a refusal means that nothing was applied.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdlib cimport calloc, free
+from libc.string cimport memchr, memcpy
+
+from protocol.scan cimport FRAME, ReplyScan, scan_reply
+from pyproxy.worker.lane cimport Backend, Client, Lane, Pending, Route, Split
+
+from protocol import errors
+from pyproxy.worker.lane import NOT_NOW
+
+
+def install(Lane lane not None):
+    """Has the lane call this module for commands whose table row says how their parts are merged."""
+    lane.splitter = begin
+
+
+cdef inline Py_ssize_t _digits(Py_ssize_t value) noexcept nogil:
+    cdef Py_ssize_t n = 1
+    while value >= 10:
+        value //= 10
+        n += 1
+    return n
+
+
+cdef inline char *_number(char *out, char kind, Py_ssize_t value) noexcept nogil:
+    """Writes a header such as *3 or $5 with its CR LF, -> behind it."""
+    cdef Py_ssize_t n = _digits(value), i
+    out[0] = kind
+    for i in range(n):
+        out[n - i] = <char>(c'0' + value % 10)
+        value //= 10
+    out[n + 1] = c'\r'
+    out[n + 2] = c'\n'
+    return out + n + 3
+
+
+cdef inline Py_ssize_t _bulk_size(bytes value):
+    cdef Py_ssize_t n = PyBytes_GET_SIZE(value)
+    return _digits(n) + n + 5
+
+
+cdef inline char *_bulk(char *out, bytes value):
+    cdef Py_ssize_t n = PyBytes_GET_SIZE(value)
+    out = _number(out, c'$', n)
+    memcpy(out, PyBytes_AS_STRING(value), n)
+    out[n] = c'\r'
+    out[n + 1] = c'\n'
+    return out + n + 2
+
+
+cdef struct Share:
+    Py_ssize_t keys
+    Py_ssize_t bytes
+    char *cursor
+
+
+cdef int begin(Client client, Route route, list argv, const char *frame, Py_ssize_t size) except -2:
+    """Splits a command by the shards of its keys and sends the parts.  1: begun or answered; -1: the client was parked."""
+    cdef Lane lane = client.lane
+    cdef Py_ssize_t argc = len(argv), i, keys
+    cdef int shards = <int>len(client.pool), shard, involved = 0, only = 0, step = route.step, first = route.first_key
+    cdef unsigned short *order
+    cdef Share *shares
+    cdef bytes owners
+    if (argc - first) % step:
+        client.say(errors.wrong_arity(route.name))
+        return 1
+    keys = (argc - first) // step
+    owners = PyBytes_FromStringAndSize(NULL, keys * 2)
+    order = <unsigned short *>PyBytes_AS_STRING(owners)
+    shares = <Share *>calloc(shards, sizeof(Share))
+    if shares == NULL:
+        raise MemoryError
+    try:
+        for i in range(keys):
+            shard = lane.owner[lane.slot(<bytes>argv[first + i * step])]
+            order[i] = <unsigned short>shard
+            if shares[shard].keys == 0:
+                involved += 1
+                only = shard
+            shares[shard].keys += 1
+            shares[shard].bytes += _bulk_size(<bytes>argv[first + i * step])
+            if step == 2:
+                shares[shard].bytes += _bulk_size(<bytes>argv[first + i * step + 1])
+        if involved == 1:
+            return _whole(client, route, only, frame, size)
+        return _parts(client, route, argv, owners, shares, shards, involved, size)
+    finally:
+        free(shares)
+
+
+cdef int _whole(Client client, Route route, int shard, const char *frame, Py_ssize_t size) except -2:
+    """All keys on one shard: the command goes as it is."""
+    cdef Backend backend = <Backend>client.pool[shard]
+    cdef Pending place
+    cdef int verdict = backend.admit(client)
+    if verdict < 0:
+        return -1
+    if verdict == 0:
+        client.say(backend.refusal)
+        return 1
+    place = _place(client, size)
+    place.write = route.write
+    place.shard = shard
+    if not route.write:
+        place.request = PyBytes_FromStringAndSize(frame, size)
+    backend.put(place, frame, size)
+    return 1
+
+
+cdef Pending _place(Client client, Py_ssize_t size):
+    cdef Pending place = client.place()
+    place.size = size
+    client.inflight += 1
+    client.inflight_bytes += size
+    client.lane.inflight += 1
+    return place
+
+
+cdef int _parts(Client client, Route route, list argv, bytes owners, Share *shares, int shards, int involved,
+                Py_ssize_t size) except -2:
+    cdef const unsigned short *order = <const unsigned short *>PyBytes_AS_STRING(owners)
+    cdef Py_ssize_t i, keys = PyBytes_GET_SIZE(owners) // 2
+    cdef int shard, verdict, step = route.step, first = route.first_key
+    cdef Split split
+    cdef list frames = [None] * shards
+    cdef bytes part, name = route.name.upper()
+    cdef char *out
+    for shard in range(shards):
+        if shares[shard].keys:
+            verdict = _admitted(client, shard)
+            if verdict <= 0:
+                return verdict - 1 if verdict < 0 else 1
+    for shard in range(shards):
+        if shares[shard].keys:
+            i = 1 + shares[shard].keys * step
+            part = PyBytes_FromStringAndSize(NULL, _digits(i) + 3 + _bulk_size(name) + shares[shard].bytes)
+            out = _number(PyBytes_AS_STRING(part), c'*', i)
+            shares[shard].cursor = _bulk(out, name)
+            frames[shard] = part
+    for i in range(keys):
+        shard = order[i]
+        out = _bulk(shares[shard].cursor, <bytes>argv[first + i * step])
+        if step == 2:
+            out = _bulk(out, <bytes>argv[first + i * step + 1])
+        shares[shard].cursor = out
+    split = _split(client, route, owners, involved, size)
+    for shard in range(shards):
+        if frames[shard] is not None:
+            _send(client, split, shard, <bytes>frames[shard])
+    return 1
+
+
+cdef int _admitted(Client client, int shard) except -2:
+    """1: may be sent; 0: the shard is down and the client was told so; -1: the client was parked."""
+    cdef Backend backend = <Backend>client.pool[shard]
+    cdef int verdict = backend.admit(client)
+    if verdict == 0:
+        client.say(errors.part_failed(backend.link.name, backend.refusal))
+    return verdict
+
+
+cdef Split _split(Client client, Route route, bytes owners, int parts, Py_ssize_t size):
+    cdef Split split = Split.__new__(Split)
+    split.lane = client.lane
+    split.route = route
+    split.order = owners
+    split.left = parts
+    split.frames = {}
+    split.failed = {}
+    split.unsent = {}
+    split.place = _place(client, size)
+    client.lane.splits += 1
+    return split
+
+
+cdef int _send(Client client, Split split, int shard, bytes frame) except -1:
+    cdef Backend backend = <Backend>client.pool[shard]
+    cdef Pending part = Pending.__new__(Pending)
+    part.whole = split
+    part.shard = shard
+    part.write = split.route.write
+    if not part.write:
+        part.request = frame
+    return backend.put(part, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+
+
+def fan_out(Client client not None, Route route not None, bytes frame not None):
+    """Asks every shard the same.  -> None (a place was taken, or the client told why not), or NOT_NOW."""
+    cdef int shard, verdict, shards = <int>len(client.pool)
+    cdef Split split
+    for shard in range(shards):
+        verdict = _admitted(client, shard)
+        if verdict <= 0:
+            return NOT_NOW if verdict < 0 else None
+    split = _split(client, route, b"", shards, PyBytes_GET_SIZE(frame))
+    for shard in range(shards):
+        _send(client, split, shard, frame)
+    return None
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def merged(Split split not None):
+    """The one answer to a split request whose parts have all been answered, as a reply frame."""
+    cdef str how = split.route.command.merge
+    if split.failed:
+        return _failure(split)
+    try:
+        if how == "gather":
+            return _gather(split)
+        if how == "sum":
+            return b":%d\r\n" % sum([_integer_of(frame) for frame in split.frames.values()])
+        if how == "concat":
+            return _concat(split)
+        for frame in split.frames.values():
+            if frame != b"+OK\r\n":
+                raise ValueError
+        return b"+OK\r\n"
+    except ValueError:
+        split.lane.errors += 1
+        return errors.unexpected_part(split.route.name)
+
+
+def _failure(Split split not None):
+    """One part failed: never a value; for a write, which shards may have applied theirs."""
+    names = [link.name for link in split.lane.links]
+    shard = min(split.failed)
+    applied = []
+    if split.route.write:
+        applied = [names[other] for other in sorted(split.frames.keys() | split.failed.keys())
+                   if other != shard and not split.unsent.get(other, False)]
+        if applied:
+            split.lane.uncertain += 1
+    return errors.part_failed(names[shard], split.failed[shard], applied)
+
+
+cdef object _integer_of(bytes frame):
+    cdef bytes digits = frame[1:PyBytes_GET_SIZE(frame) - 2]
+    if not frame.startswith(b":") or not digits.isdigit():
+        raise ValueError
+    return int(digits)
+
+
+cdef Py_ssize_t _elements(bytes frame, Py_ssize_t *body) except -1:
+    """How many elements an array has, and where the first begins."""
+    cdef const char *p = PyBytes_AS_STRING(frame)
+    cdef const char *cr = <const char *>memchr(p, c'\r', PyBytes_GET_SIZE(frame))
+    if p[0] != c'*' or cr == NULL or p[1] == c'-':
+        raise ValueError
+    body[0] = cr + 2 - p
+    return int(frame[1:cr - p])
+
+
+cdef bytes _concat(Split split):
+    cdef Py_ssize_t count = 0, body = 0
+    cdef list bodies = []
+    for shard in sorted(split.frames):
+        count += _elements(<bytes>split.frames[shard], &body)
+        bodies.append((<bytes>split.frames[shard])[body:])
+    return b"*%d\r\n" % count + b"".join(bodies)
+
+
+cdef bytes _gather(Split split):
+    """The elements of all parts in the order of the request's keys, as they came."""
+    cdef const unsigned short *order = <const unsigned short *>PyBytes_AS_STRING(split.order)
+    cdef Py_ssize_t keys = PyBytes_GET_SIZE(split.order) // 2, i, total, body = 0, length = 0, n
+    cdef int shard, shards = <int>len(split.lane.links)
+    cdef bytes frame, out
+    cdef char *to
+    cdef ReplyScan state
+    cdef const char **cursors = <const char **>calloc(shards * 2, sizeof(char *))
+    if cursors == NULL:
+        raise MemoryError
+    try:
+        total = _digits(keys) + 3
+        n = 0
+        for key, value in split.frames.items():
+            frame = value
+            shard = key
+            n += _elements(frame, &body)
+            cursors[shard] = PyBytes_AS_STRING(frame) + body
+            cursors[shards + shard] = PyBytes_AS_STRING(frame) + PyBytes_GET_SIZE(frame)
+            total += PyBytes_GET_SIZE(frame) - body
+        if n != keys:
+            raise ValueError
+        out = PyBytes_FromStringAndSize(NULL, total)
+        to = _number(PyBytes_AS_STRING(out), c'*', keys)
+        for i in range(keys):
+            shard = order[i]
+            state.left = 0
+            state.pos = 0
+            n = cursors[shards + shard] - cursors[shard]
+            if n <= 0 or scan_reply(cursors[shard], n, &state, True, &length) != FRAME:
+                raise ValueError
+            memcpy(to, cursors[shard], length)
+            to += length
+            cursors[shard] += length
+        return out
+    finally:
+        free(cursors)

@@ -1,0 +1,162 @@
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import redis
+
+from pyproxy.config import Config
+from pyproxy.fleet import HOST, find_backend
+from tests.processes import Identity, command_line, family, wait_until_gone
+
+SHARDS, REPLICAS, WORKERS = 3, 1, 2
+
+
+@dataclass
+class Demo:
+    """A demo that runs: what it said, the port it named, and every process of it."""
+
+    process: subprocess.Popen[str]
+    lines: list[str]
+    port: int
+    processes: set[Identity]
+
+    def pid_of(self, is_it: Callable[[list[str]], bool]) -> int:
+        """The one of its processes whose command line is meant."""
+        (found,) = [pid for pid, _ in self.processes if is_it(command_line(pid))]
+        return found
+
+    def pid_of_the_first_primary(self) -> int:
+        primary = Config.load(self.logs() / f"proxy-{self.port}.toml").shards[0].primary
+        # a server shows its address in place of its arguments
+        return self.pid_of(lambda command: str(primary) in " ".join(command))
+
+    def pid_of_the_proxys_parent(self) -> int:
+        return self.pid_of(lambda command: "serve" in command)
+
+    def line(self, begin: str) -> str:
+        """What stands behind those words at the beginning of a line."""
+        return next(each.strip()[len(begin) :].strip() for each in self.lines if each.strip().startswith(begin))
+
+    def logs(self) -> Path:
+        return Path(self.line("logs").split(",")[0])
+
+
+def command(*options: str) -> list[str]:
+    return [sys.executable, "-m", "pyproxy", "demo", *options]
+
+
+@contextmanager
+def demo() -> Iterator[Demo]:
+    options = ("--port", "0", "--shards", str(SHARDS), "--replicas", str(REPLICAS), "--workers", str(WORKERS))
+    with subprocess.Popen(command(*options), stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            assert process.stdout is not None
+            lines = []
+            for line in process.stdout:
+                lines.append(line.rstrip("\n"))
+                if line.startswith("Ctrl-C"):
+                    break
+            listening = re.search(rf"listening +{re.escape(HOST)}:(\d+)", "\n".join(lines))
+            assert listening, f"no address in {lines}"
+            yield Demo(process, lines, int(listening[1]), family(process.pid))
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Demo]:
+    with demo() as started:
+        yield started
+    wait_until_gone(started.processes)
+    shutil.rmtree(started.logs())
+
+
+def test_it_says_what_runs_in_at_most_ten_lines(running: Demo) -> None:
+    assert len(running.lines) <= 10
+    begins = [each.split()[0] for each in running.lines]
+    assert begins == ["pyproxy", "backends", "binary", "hot", "listening", "talk", "or,", "logs", "left", "Ctrl-C"]
+    assert running.line("backends") == f"{SHARDS} primaries, {SHARDS * REPLICAS} replicas"
+    assert find_backend().version in running.line("binary")
+
+
+def test_it_runs_its_servers_the_parent_and_the_workers_and_nothing_else(running: Demo) -> None:
+    servers = SHARDS * (1 + REPLICAS)
+    assert len(running.processes) == 1 + servers + 1 + WORKERS
+
+
+def test_a_client_talks_through_the_port_it_names(running: Demo) -> None:
+    with redis.Redis(port=running.port) as client:
+        assert client.ping()
+        keys = {f"key{number}": f"value{number}".encode() for number in range(30)}
+        client.mset(keys)
+        assert client.mget(list(keys)) == list(keys.values())
+
+
+def test_without_redis_cli_the_line_it_prints_for_bash_works(running: Demo) -> None:
+    said = subprocess.run(["bash", "-c", running.line("or, bash")], capture_output=True, timeout=10, check=True).stdout
+    assert said == b"+OK\r\n$1\r\n1\r\n"
+
+
+def test_the_logs_are_where_it_says(running: Demo) -> None:
+    logs = {each.name for each in running.logs().glob("*.log")}
+    assert f"proxy-{running.port}.log" in logs
+    assert {f"s{index}-primary.log" for index in range(SHARDS)} <= logs
+
+
+def test_ctrl_c_leaves_no_process_and_no_file_behind() -> None:
+    with demo() as started:
+        os.kill(started.pid_of_the_first_primary(), signal.SIGSTOP)
+        os.killpg(started.process.pid, signal.SIGINT)  # as the terminal does
+        assert started.process.wait(20) == 0
+        wait_until_gone(started.processes)
+        assert not started.logs().exists()
+
+
+def test_ctrl_c_ends_it_at_once_although_a_client_is_connected() -> None:
+    with demo() as started, socket.create_connection((HOST, started.port)) as idle:
+        os.killpg(started.process.pid, signal.SIGINT)
+        assert started.process.wait(20) == 0
+        assert idle.recv(1) == b""  # closed by FIN; a reset would raise
+        wait_until_gone(started.processes)
+
+
+def test_a_killed_launcher_leaves_no_process_behind_even_where_a_server_is_stopped() -> None:
+    with demo() as started:
+        os.kill(started.pid_of_the_first_primary(), signal.SIGSTOP)
+        started.process.kill()
+        wait_until_gone(started.processes)
+    shutil.rmtree(started.logs())
+
+
+def test_it_ends_with_an_error_when_the_proxy_ends_by_itself() -> None:
+    with demo() as started:
+        os.kill(started.pid_of_the_proxys_parent(), signal.SIGKILL)
+        assert started.process.wait(20) == 1
+        wait_until_gone(started.processes)
+    shutil.rmtree(started.logs())
+
+
+def test_a_busy_port_is_one_line_and_no_process() -> None:
+    with socket.create_server((HOST, 0)) as busy:
+        port = busy.getsockname()[1]
+        ended = subprocess.run(command("--port", str(port)), capture_output=True, text=True, timeout=20, check=False)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    problem = f"cannot listen on {HOST}:{port}: Address already in use; try another --port, or --port 0"
+    assert ended.stderr == f"pyproxy demo: {problem}\n"
+
+
+@pytest.mark.parametrize("options", [("--shards", "0"), ("--port", "65536"), ("--replicas", "-1"), ("--workers", "x")])
+def test_a_number_out_of_range_is_refused_with_the_range(options: tuple[str, str]) -> None:
+    ended = subprocess.run(command(*options), capture_output=True, text=True, timeout=20, check=False)
+    assert ended.returncode == 2
+    assert re.search(rf"{options[0]}: expected a number from \d+ to \d+, got '{re.escape(options[1])}'", ended.stderr)

@@ -1,0 +1,1 @@
+"""What protocol/ promises, checked against real servers where there is one to ask."""

@@ -1,0 +1,89 @@
+"""A worker that serves nobody: it writes down what it is told, for the tests of the supervisor.
+
+    stand_in.py REPORT MODE --index I --listen-fd N --channel-fd N --page-fd N
+
+REPORT gets a line of JSON for each thing it sees. MODE: `serve` gets ready and drains when told; `crash` exits with 3
+at once; `stubborn` gets ready and ignores Drain; `mute` leaves its channel and stays; `late` never gets ready.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import stat
+import sys
+from pathlib import Path
+
+from pyproxy.channel import Channel
+from pyproxy.messages import Drain, Message, Ready, Setup, Topology
+from pyproxy.metrics import INDEX, Page
+
+
+class StandIn:
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._ended = asyncio.Event()
+        self._channel: Channel | None = None
+        self._row = Page.attach(args.page_fd).row(args.index)
+
+    async def run(self) -> None:
+        self._channel = await Channel.open(socket.socket(fileno=self._args.channel_fd), self._take, self._lost)
+        await self._ended.wait()
+
+    def report(self, what: str, **fields: object) -> None:
+        line = json.dumps({"what": what, "index": self._args.index, "pid": os.getpid(), **fields}) + "\n"
+        with self._args.report.open("a") as report:
+            report.write(line)
+
+    def _take(self, message: Message) -> None:
+        self.report(type(message).__name__, version=getattr(message, "version", None))
+        assert self._channel is not None
+        match message:
+            case Setup():
+                self._row[INDEX["pid"]] = os.getpid()
+                self._row[INDEX["clients"]] = 1
+                self._row[INDEX["commands"]] += 10
+            case Topology() if self._args.mode == "mute":
+                self._channel.close()
+            case Topology() if self._args.mode != "late":
+                self._channel.send(Ready(os.getpid()))
+            case Drain() if self._args.mode != "stubborn":
+                self._ended.set()
+
+    def _lost(self) -> None:
+        self.report("parent gone")
+        if self._args.mode != "mute":
+            self._ended.set()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("report", type=Path)
+    parser.add_argument("mode")
+    for name in ("index", "listen-fd", "channel-fd", "page-fd"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    args = parser.parse_args()
+    stand_in = StandIn(args)
+    sockets = [fd for fd in map(int, os.listdir("/proc/self/fd")) if _is_socket(fd)]
+    stand_in.report(
+        "started",
+        other_sockets=[fd for fd in sockets if fd not in (args.listen_fd, args.channel_fd)],
+        port=socket.socket(fileno=args.listen_fd).getsockname()[1],
+        session=os.getsid(0),
+        stdin=os.readlink("/proc/self/fd/0"),
+    )
+    if args.mode == "crash":
+        sys.exit(3)
+    asyncio.run(stand_in.run())
+
+
+def _is_socket(fd: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except OSError:  # the descriptor by which the directory was read
+        return False
+
+
+if __name__ == "__main__":
+    main()

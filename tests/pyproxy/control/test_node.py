@@ -1,0 +1,123 @@
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from protocol.reply import Error
+from pyproxy.control import node
+from pyproxy.control.node import NodeConnection, NodeError
+from pyproxy.fleet import HOST, Server, reserve_port
+from pyproxy.shardmap import Node
+
+PING = (b"PING",)
+
+
+@asynccontextmanager
+async def faulty(answer: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> AsyncIterator[NodeConnection]:
+    """A connection to a server that answers the first bytes it gets as `answer` does, and is then silent."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        await answer(writer)
+
+    async with await asyncio.start_server(serve, HOST, 0) as server:
+        connection = await NodeConnection.open(Node(HOST, server.sockets[0].getsockname()[1]), 5.0)
+        yield connection
+        connection.close()
+
+
+def says(data: bytes) -> Callable[[asyncio.StreamWriter], Awaitable[None]]:
+    async def answer(writer: asyncio.StreamWriter) -> None:
+        writer.write(data)
+
+    return answer
+
+
+async def test_replies_come_in_the_order_of_the_commands(server: Server) -> None:
+    connection = await NodeConnection.open(Node(HOST, server.port), 5.0)
+    replies = await connection.ask((b"ECHO", b"a"), (b"NOSUCH",), (b"ECHO", b"\xff"), deadline_s=5.0)
+    connection.close()
+    assert replies[::2] == [b"a", b"\xff"]
+    assert isinstance(replies[1], Error)
+    assert replies[1].line.startswith(b"ERR unknown command")
+
+
+async def test_a_connection_is_asked_again_and_again(server: Server) -> None:
+    connection = await NodeConnection.open(Node(HOST, server.port), 5.0)
+    for number in range(100):
+        assert await connection.ask((b"ECHO", b"%d" % number), deadline_s=5.0) == [b"%d" % number]
+    connection.close()
+
+
+async def test_a_refused_connection_is_said_in_the_systems_words() -> None:
+    with reserve_port() as keeper, pytest.raises(NodeError, match=r"^connection refused$"):
+        await NodeConnection.open(Node(HOST, keeper.getsockname()[1]), 5.0)
+
+
+async def test_a_name_that_nobody_has_is_an_error() -> None:
+    with pytest.raises(NodeError):
+        await NodeConnection.open(Node("no-such-host.invalid", 1), 5.0)
+
+
+async def test_a_server_that_does_not_answer_has_a_deadline() -> None:
+    async with faulty(says(b"")) as connection:
+        with pytest.raises(NodeError, match=r"^no reply within 0\.05 s$"):
+            await connection.ask(PING, deadline_s=0.05)
+
+
+async def test_the_deadline_is_of_the_whole_reply_and_not_of_each_byte() -> None:
+    async def drip(writer: asyncio.StreamWriter) -> None:
+        while not writer.is_closing():
+            writer.write(b"+")
+            await asyncio.sleep(0.01)
+
+    async with faulty(drip) as connection:
+        with pytest.raises(NodeError, match="no reply within"):
+            await connection.ask(PING, deadline_s=0.2)
+
+
+async def test_a_server_that_closes_is_an_error() -> None:
+    async def close(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"$10\r\nabc")
+        writer.close()
+
+    async with faulty(close) as connection:
+        with pytest.raises(NodeError, match=r"^connection closed by the server$"):
+            await connection.ask(PING, deadline_s=5.0)
+
+
+@pytest.mark.parametrize("data", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-x\r\n", b"$-5\r\n", b"\0\0\r\n"])
+async def test_what_is_no_reply_is_an_error(data: bytes) -> None:
+    async with faulty(says(data)) as connection:
+        with pytest.raises(NodeError, match=r"^not a redis server: it answered what is no reply$"):
+            await connection.ask(PING, deadline_s=5.0)
+
+
+async def test_a_reply_too_many_is_an_error() -> None:
+    async with faulty(says(b"+PONG\r\n+OK\r\n")) as connection:
+        with pytest.raises(NodeError, match=r"^reply that nobody asked for$"):
+            await connection.ask(PING, deadline_s=5.0)
+
+
+async def test_nothing_is_allocated_on_the_word_of_a_header() -> None:
+    async with faulty(says(b"*4294967295\r\n")) as connection:
+        with pytest.raises(NodeError, match="no reply"):
+            await connection.ask(PING, deadline_s=0.1)
+
+
+async def test_a_reply_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "REPLY_LIMIT", 1 << 20)
+
+    async def endless(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"$500000000\r\n")
+        while not writer.is_closing():
+            writer.write(b"x" * 65536)
+            try:
+                await writer.drain()
+            except ConnectionError:
+                return
+
+    async with faulty(endless) as connection:
+        with pytest.raises(NodeError, match=r"^reply of more than 1048576 bytes$"):
+            await connection.ask(PING, deadline_s=10.0)

@@ -1,0 +1,259 @@
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from protocol import table
+from pyproxy import events
+from pyproxy.control.watcher import Watcher, parse_info
+from pyproxy.fleet import HOST, Fleet
+from pyproxy.hashing import slot
+from pyproxy.messages import FleetLook, ShardLook, Topology
+from pyproxy.shardmap import Node, Shard, ShardMap, parse_slots
+from tests.waiting import until
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    """Two primaries of this test's own, which may be stopped and killed."""
+    with Fleet(shards=2, replicas=0) as fleet:
+        yield fleet
+
+
+def shard_map(fleet: Fleet, order: tuple[int, ...] = (0, 1)) -> ShardMap:
+    """The fleet's shards; with another order their primaries are swapped."""
+    slots = [tuple(parse_slots(text) for text in live.slots) for live in fleet.shards]
+    nodes = [Node(HOST, fleet.shards[index].primary.port) for index in order]
+    return ShardMap(1, tuple(Shard(f"s{i}", nodes[i], (), slots[i]) for i in range(len(nodes))))
+
+
+def key_of(index: int, fleet: Fleet) -> str:
+    """A key of that shard."""
+    shard = shard_map(fleet).shards[index]
+    return next(key for key in map(str, range(10_000)) if shard.owns(slot(key.encode())))
+
+
+class Seen:
+    """A watcher, and what it told."""
+
+    def __init__(self, shards: ShardMap) -> None:
+        self.topologies: list[Topology] = []
+        self.looks: list[FleetLook] = []
+        self.learned_from: list[int] = []
+        self.watcher = Watcher(shards, self.learn, self.topologies.append, self.looks.append)
+
+    def learn(self, replies: list[Any]) -> list[Any]:
+        self.learned_from.append(len(replies))
+        return table.learn(replies)
+
+    def told(self, index: int) -> ShardLook:
+        """A shard as the last look that was told has it; before that, as the first look saw it."""
+        return (self.looks[-1] if self.looks else self.watcher.fleet_look).shards[index]
+
+    def __repr__(self) -> str:
+        return repr([(shard.reachable, shard.error, shard.misplaced) for shard in self.watcher.fleet_look.shards])
+
+
+@asynccontextmanager
+async def watching(shards: ShardMap) -> AsyncIterator[Seen]:
+    """A watcher that has looked once, and goes on looking."""
+    seen = Seen(shards)
+    await seen.watcher.look()
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(seen.watcher.run())
+        yield seen
+        task.cancel()
+
+
+async def looked_once(shards: ShardMap) -> Watcher:
+    watcher = Seen(shards).watcher
+    await watcher.look()
+    watcher.close()
+    return watcher
+
+
+async def test_the_first_look_knows_info_and_keyspace_of_each_primary(fleet: Fleet) -> None:
+    fleet.shards[0].primary.ask("SET", key_of(0, fleet), "x")
+    look = (await looked_once(shard_map(fleet))).fleet_look
+    assert [shard.name for shard in look.shards] == ["s0", "s1"]
+    assert all(shard.reachable and not shard.error and not shard.misplaced for shard in look.shards)
+    assert look.shards[0].node == fleet.shards[0].primary.address
+    assert look.shards[0].info["tcp_port"] == str(fleet.shards[0].primary.port)
+    assert int(look.shards[0].info["used_memory"]) > 0
+    assert {"cmdstat_ping", "errorstat_ERR"} & look.shards[0].info.keys()  # everything, and not only the default
+    assert look.shards[0].keyspace[0]["keys"] == 1
+    assert look.shards[1].keyspace == {}
+
+
+async def test_a_primary_that_is_down_is_said_to_be_and_the_others_are_seen(fleet: Fleet) -> None:
+    fleet.shards[0].primary.kill()
+    down, up = (await looked_once(shard_map(fleet))).fleet_look.shards
+    assert (down.reachable, down.error) == (False, "connection refused")
+    assert up.reachable
+
+
+async def test_a_primary_that_hangs_holds_the_look_no_longer_than_its_deadlines(fleet: Fleet) -> None:
+    fleet.shards[0].primary.pause()
+    hangs, up = (await looked_once(shard_map(fleet))).fleet_look.shards
+    assert (hangs.reachable, hangs.error) == (False, "no reply within 1 s")
+    assert up.reachable
+
+
+async def test_a_primary_that_asks_for_a_password_is_down_in_its_own_words(fleet: Fleet) -> None:
+    fleet.shards[0].primary.ask("CONFIG", "SET", "requirepass", "secret")
+    look = (await looked_once(shard_map(fleet))).fleet_look.shards[0]
+    assert not look.reachable
+    assert look.error.startswith("NOAUTH")
+
+
+# --- keys that belong elsewhere ---------------------------------------------------------------------------------------
+
+
+async def test_swapped_endpoints_are_found_and_named_with_the_owner(fleet: Fleet) -> None:
+    key = key_of(0, fleet)
+    fleet.shards[0].primary.ask("SET", key, "x")
+    watcher = await looked_once(shard_map(fleet, order=(1, 0)))
+    here, there = fleet.shards[0].primary.address, fleet.shards[1].primary.address
+    assert watcher.misplaced == [
+        f"shard s1 ({here}) holds a key of slot {slot(key.encode())} in database 0, which belongs to shard s0 ({there})"
+    ]
+
+
+async def test_keys_of_every_database_are_sampled(fleet: Fleet) -> None:
+    stray = key_of(0, fleet).encode()
+    fleet.shards[0].primary.ask("MOVE", stray, "9")
+    fleet.shards[1].primary.ask("SET", stray, "x")
+    fleet.shards[1].primary.ask("MOVE", stray, "9")
+    (misplaced,) = (await looked_once(shard_map(fleet))).misplaced
+    assert "in database 9" in misplaced
+
+
+async def test_keys_at_home_are_no_misplacement(fleet: Fleet) -> None:
+    for index in (0, 1):
+        fleet.shards[index].primary.ask("SET", key_of(index, fleet), "x")
+    assert (await looked_once(shard_map(fleet))).misplaced == []
+
+
+async def test_a_primary_that_comes_back_with_keys_of_another_shard_is_marked_until_they_are_gone(fleet: Fleet) -> None:
+    server, stray = fleet.shards[1].primary, key_of(0, fleet)
+    server.kill()
+    async with watching(shard_map(fleet)) as seen:
+        server.launch()
+        await until("the server", lambda: seen.watcher.fleet_look.shards[1].reachable, lambda: seen)
+        assert seen.watcher.misplaced == []
+        server.ask("SET", stray, "x")
+        server.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await until("the misplacement", lambda: seen.told(1).misplaced != "", lambda: seen)
+        server.ask("DEL", stray)
+        await until("its end", lambda: seen.told(1).misplaced == "", lambda: seen)
+
+
+# --- going on looking -------------------------------------------------------------------------------------------------
+
+
+async def test_whole_looks_with_growing_versions_are_told(fleet: Fleet) -> None:
+    async with watching(shard_map(fleet)) as seen:
+        await until("three looks", lambda: len(seen.looks) >= 3, lambda: seen.looks)
+    assert all(later.version > earlier.version and later.at > earlier.at for earlier, later in pairwise(seen.looks))
+    uptimes = [look.shards[0].info["total_commands_processed"] for look in seen.looks]
+    assert len(set(uptimes)) == len(uptimes)  # each was looked at anew
+    assert all(len(look.shards) == 2 for look in seen.looks)
+
+
+async def test_a_primary_that_hangs_does_not_delay_what_is_told_of_the_others(fleet: Fleet) -> None:
+    async with watching(shard_map(fleet)) as seen:
+        fleet.shards[0].primary.pause()
+        await until("the hang", lambda: not seen.told(0).reachable, lambda: seen)
+        processed = {look.shards[1].info["total_commands_processed"] for look in seen.looks}
+        assert len(processed) == len(seen.looks)
+        fleet.shards[0].primary.resume()
+        await until("its end", lambda: seen.told(0).reachable, lambda: seen)
+
+
+async def test_what_was_seen_last_stays_while_a_primary_is_down(fleet: Fleet) -> None:
+    async with watching(shard_map(fleet)) as seen:
+        fleet.shards[0].primary.kill()
+        await until("the end of it", lambda: seen.told(0).error == "connection refused", lambda: seen)
+        assert not seen.told(0).reachable
+        assert seen.told(0).info["tcp_port"] == str(fleet.shards[0].primary.port)
+
+
+async def test_what_changes_is_logged_once(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
+    events.configure()
+    server = fleet.shards[0].primary
+    async with watching(shard_map(fleet)) as seen:
+        server.kill()
+        await until("its end", lambda: not seen.watcher.fleet_look.shards[0].reachable, lambda: seen)
+        told = len(seen.looks)
+        await until("two more looks", lambda: len(seen.looks) >= told + 2, lambda: seen)
+        server.launch()
+        await until("its return", lambda: seen.watcher.fleet_look.shards[0].reachable, lambda: seen)
+    lines = [line.split(" at=")[0] for line in capsys.readouterr().err.splitlines()]
+    where = f"shard=s0 node={server.address}"
+    assert lines[0].startswith(f"+shard-down {where} error=")
+    assert lines[1] == f"-shard-down {where}"
+    assert lines[2].startswith(f"+reboot {where} run_id=")
+    assert len(lines) == 3
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+async def test_commands_are_learned_from_all_primaries_that_answer(fleet: Fleet) -> None:
+    fleet.shards[1].primary.kill()
+    async with watching(shard_map(fleet)) as seen:
+        assert seen.learned_from == [1]
+        fleet.shards[1].primary.launch()
+        await until("the second", lambda: seen.learned_from[-1] == 2, lambda: seen.learned_from)
+
+
+async def test_a_new_topology_is_told_when_what_was_learned_changes_and_only_then(fleet: Fleet) -> None:
+    looks: list[FleetLook] = []
+    topologies: list[Topology] = []
+    watcher = Watcher(shard_map(fleet), lambda replies: [["cmd", len(replies)]], topologies.append, looks.append)
+    fleet.shards[1].primary.kill()
+    await watcher.look()
+    assert watcher.topology == Topology(2, list(shard_map(fleet).shards), [["cmd", 1]])
+    fleet.shards[1].primary.start()
+    await watcher.look()
+    assert [topology.version for topology in topologies] == [2, 3]
+    assert topologies[-1].learned == [["cmd", 2]]
+    fleet.shards[1].primary.kill()
+    fleet.shards[1].primary.start()
+    await watcher.look()  # finds the old connection lost
+    await watcher.look()  # connects again, and is told the same commands
+    assert watcher.fleet_look.shards[1].reachable
+    assert len(topologies) == 2
+    watcher.close()
+
+
+def test_the_keyspace_is_read_with_fields_of_today_and_tomorrow() -> None:
+    fields, keyspace = parse_info(
+        "# Server\r\nredis_version:7.0.15\r\nexecutable:/a:b\r\n\r\n# Keyspace\r\n"
+        "db0:keys=3,expires=1,avg_ttl=5\r\ndb15:keys=1,expires=0,avg_ttl=0,subexpiry=2\r\n"
+    )
+    assert fields == {"redis_version": "7.0.15", "executable": "/a:b"}
+    assert keyspace == {
+        0: {"keys": 3, "expires": 1, "avg_ttl": 5},
+        15: {"keys": 1, "expires": 0, "avg_ttl": 0, "subexpiry": 2},
+    }
+
+
+def test_numbers_that_no_message_can_carry_are_not_read() -> None:
+    _, keyspace = parse_info(f"db0:keys={'9' * 30},expires=1\r\ndb{'9' * 30}:keys=1\r\n")
+    assert keyspace == {0: {"expires": 1}}
+
+
+async def test_a_watcher_that_is_cancelled_leaves_no_connection(fleet: Fleet) -> None:
+    def connections() -> str:
+        info = fleet.shards[0].primary.ask("INFO", "clients")
+        assert isinstance(info, bytes)
+        return parse_info(info.decode())[0]["connected_clients"]
+
+    async with watching(shard_map(fleet)) as seen:
+        await until("a look", lambda: bool(seen.looks), lambda: seen)
+        assert connections() == "2"
+    await until("nobody but who asks", lambda: connections() == "1", connections)

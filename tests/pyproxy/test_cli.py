@@ -1,0 +1,123 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyproxy
+from pyproxy.cli import main
+from pyproxy.config import Config
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "pyproxy.toml"
+
+FIVE_ERRORS = """
+listen = "nowhere"
+workers = "two"
+[timeouts]
+replys = 1
+[[shards]]
+name = "s0"
+primary = "redis"
+slots = ["0-16384"]
+"""
+
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def five_errors(tmp_path: Path) -> Path:
+    path = tmp_path / "wrong.toml"
+    path.write_text(FIVE_ERRORS)
+    return path
+
+
+def test_check_says_in_one_line_what_is_right(capsys: Output) -> None:
+    assert main(["check", str(EXAMPLE)]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out == (
+        f"{EXAMPLE}: ok: 10 shards, 10 replicas, a worker per core, listens on 127.0.0.1:6380\n"
+    )
+
+
+def test_check_shows_five_problems_of_a_file_that_has_five(five_errors: Path, capsys: Output) -> None:
+    assert main(["check", str(five_errors)]) == 78
+    said = capsys.readouterr()
+    assert said.out == ""
+    head, *problems = said.err.splitlines()
+    assert head == f"pyproxy: {five_errors}: 5 problems"
+    assert [problem.split(": expected ")[0] for problem in problems] == [
+        "listen", "workers", "timeouts.replys", "shards[0].primary", "shards[0].slots[0]"
+    ]  # fmt: skip
+    assert all(", got " in problem for problem in problems)
+
+
+@pytest.mark.parametrize("command", [["check"], ["serve"], ["where", "k", "--config"]])
+def test_whoever_needs_a_configuration_says_what_is_wrong_with_it(
+    command: list[str], five_errors: Path, capsys: Output
+) -> None:
+    assert main([*command, str(five_errors)]) == 78
+    assert len(capsys.readouterr().err.splitlines()) == 6
+
+
+def test_a_missing_file_is_a_problem_of_the_configuration(tmp_path: Path, capsys: Output) -> None:
+    assert main(["check", str(tmp_path / "none.toml")]) == 78
+    assert "expected a readable file, got no such file or directory" in capsys.readouterr().err
+
+
+def test_where_says_slot_shard_and_primary_of_each_key(capsys: Output) -> None:
+    assert main(["where", "foo", "", "--config", str(EXAMPLE)]) == 0
+    assert capsys.readouterr().out == (
+        "foo: slot 1056, shard s0, primary 127.0.0.1:7000\n: slot 0, shard s0, primary 127.0.0.1:7000\n"
+    )
+
+
+def test_where_says_which_hash_tag_was_hashed(capsys: Output) -> None:
+    main(["where", "{a}:1", "x{a}", "a", "--config", str(EXAMPLE)])
+    assert capsys.readouterr().out.splitlines() == [
+        "{a}:1: slot 10674 (of hash tag a), shard s6, primary 127.0.0.1:7006",
+        "x{a}: slot 10674 (of hash tag a), shard s6, primary 127.0.0.1:7006",
+        "a: slot 10674, shard s6, primary 127.0.0.1:7006",
+    ]
+
+
+def test_where_takes_keys_of_any_bytes_and_keeps_each_on_its_line(capsys: Output) -> None:
+    main(["where", os.fsdecode(b"\xff\n"), "ü", "--config", str(EXAMPLE)])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("\\xff\\n: slot ")
+    assert second.startswith("ü: slot ")
+
+
+@pytest.mark.parametrize("shards", [1, 3, 10, 1000])
+def test_slots_can_be_pasted_into_a_configuration(shards: int, tmp_path: Path, capsys: Output) -> None:
+    assert main(["slots", "--shards", str(shards)]) == 0
+    (tmp_path / "pasted.toml").write_text(capsys.readouterr().out)
+    assert len(Config.load(tmp_path / "pasted.toml").shards) == shards
+
+
+def test_slots_of_ten_shards_begin_as_the_example_does(capsys: Output) -> None:
+    main(["slots", "--shards", "10"])
+    assert capsys.readouterr().out.startswith(
+        '[[shards]]\nname = "s0"\nprimary = "127.0.0.1:7000"\nslots = ["0-1638"]\n\n[[shards]]\nname = "s1"\n'
+    )
+
+
+@pytest.mark.parametrize("shards", ["0", "16385", "x", "-1"])
+def test_slots_of_an_impossible_number_of_shards_are_refused(shards: str, capsys: Output) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["slots", "--shards", shards])
+    assert caught.value.code == 2
+    assert "--shards" in capsys.readouterr().err
+
+
+def test_version_is_the_packages() -> None:
+    said = subprocess.check_output([sys.executable, "-m", "pyproxy", "--version"], text=True)
+    assert said == f"pyproxy {pyproxy.__version__}\n"
+
+
+def test_without_a_command_the_usage_is_shown(capsys: Output) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2
+    assert "usage: pyproxy" in capsys.readouterr().err

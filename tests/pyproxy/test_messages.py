@@ -1,0 +1,36 @@
+import msgspec
+import pytest
+
+from pyproxy.config import Config
+from pyproxy.messages import (
+    Applied,
+    Complaint,
+    Drain,
+    FleetLook,
+    Message,
+    Ready,
+    Setup,
+    ShardLook,
+    Topology,
+)
+from pyproxy.shardmap import Node, Shard
+
+SHARD = Shard("s0", Node("127.0.0.1", 7000), (Node("::1", 7100),), ((0, 5), (6, 16383)))
+LOOK = ShardLook("s0", "127.0.0.1:7000", True, "", {"used_memory": "1"}, {0: {"keys": 3}}, "")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Setup(1, 2, Config(shards=(SHARD,)), "127.0.0.1:6380", "0.1.0", 1.5),
+        Topology(3, [SHARD], [["get", 2, ["readonly"]]]),
+        FleetLook(4, 12.25, [LOOK]),
+        Drain(10.0),
+        Ready(4711),
+        Applied(3),
+        Complaint("s0", "127.0.0.1:7000", "connection refused"),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_a_message_arrives_as_it_was_sent(message: Message) -> None:
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=Message) == message

@@ -1,0 +1,230 @@
+"""The rules of the house: which way imports point, what the pure part may know, how long a file may be.
+
+They hold for the sources as they stand, read but not run, the compiled ones included.
+"""
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ("protocol", "pyproxy")
+TOO_LONG = 1000  # lines
+
+# What a room may not import. The rest of the direction "protocol <- shared words <- worker | control <- cli" follows.
+IO_AND_CLOCKS = ("asyncio", "uvloop", "socket", "select", "selectors", "ssl", "threading", "subprocess", "signal", "os")
+FORBIDDEN = {
+    "protocol": ("pyproxy", *IO_AND_CLOCKS, "time", "datetime", "random", "secrets", "logging"),
+    "pyproxy.worker": ("pyproxy.control", "pyproxy.cli", "pyproxy.demo", "pyproxy.fleet"),
+    "pyproxy.control": ("pyproxy.worker", "pyproxy.cli", "pyproxy.demo", "pyproxy.fleet"),
+}
+# Above the shared words: they start the others, so they may import what they start.
+PROGRAMS = ("pyproxy.__main__", "pyproxy.cli", "pyproxy.demo")
+
+GENERATED = {"protocol/rows.py": "one row for each command of the servers"}
+
+# Sources without a test file of the same name, and where they are tested.
+TESTED_ELSEWHERE = {
+    "protocol/rows.py": "generated; tests/protocol/test_table.py compares it with a live server",
+    "pyproxy/__main__.py": "runs cli.main; every test that starts the program runs it",
+    "pyproxy/demo.py": "tests/e2e/test_demo.py runs it as a user does",
+}
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Every source file by its dotted name; a package by the name of its directory."""
+    found = {}
+    for top in SOURCES:
+        for path in sorted((root / top).rglob("*")):
+            if path.suffix in (".py", ".pyx"):
+                parts = path.relative_to(root).with_suffix("").parts
+                found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """The dotted names a file imports, anywhere in it; of `from a import b` both a and a.b, as b may be a module."""
+    if path.suffix == ".py":
+        return set(_python_imports(path.read_text()))
+    declared = path.with_suffix(".pxd")
+    return {name for part in (path, declared) if part.exists() for name in _cython_imports(part.read_text())}
+
+
+def _python_imports(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "imports are absolute"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _cython_imports(source: str) -> Iterator[str]:
+    # Cython's grammar is not Python's, so by lines; names in parentheses may go on over several.
+    for found in re.finditer(r"^\s*from\s+([\w.]+)\s+c?import\s+(\([^)]*\)|[^\n#]*)", source, re.MULTILINE):
+        yield found[1]
+        yield from (f"{found[1]}.{name}" for name in re.findall(r"(\w+)(?:\s+as\s+\w+)?", found[2]))
+    for found in re.finditer(r"^\s*c?import\s+([^\n#]*)", source, re.MULTILINE):
+        yield from (name.split()[0] for name in found[1].split(",") if name.strip())
+
+
+def within(name: str, room: str) -> bool:
+    return name == room or name.startswith(f"{room}.")
+
+
+def wrong_ways(root: Path) -> list[str]:
+    """Imports that a room may not have, as "importer -> imported"."""
+    return [
+        f"{name} -> {imported}"
+        for name, path in modules(root).items()
+        for imported in sorted(imports(path))
+        if any(within(imported, forbidden) for forbidden in _forbidden_to(name))
+    ]
+
+
+def _forbidden_to(name: str) -> tuple[str, ...]:
+    for room, forbidden in FORBIDDEN.items():
+        if within(name, room):
+            return forbidden
+    return () if name in PROGRAMS else ("pyproxy.worker", "pyproxy.control", *PROGRAMS)
+
+
+def cycle(root: Path) -> list[str]:
+    """Modules that import each other in a circle; empty if there are none."""
+    known = modules(root)
+    graph = {name: (imports(path) & known.keys()) - {name} for name, path in known.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def text_files(root: Path) -> Iterator[Path]:
+    """Every file that somebody wrote."""
+    skipped = {"build", "__pycache__", "node_modules"}
+    for path in sorted(root.rglob("*")):
+        parts = path.relative_to(root).parts
+        hidden = any(part.startswith(".") and part not in (".ci", ".gitignore", ".dockerignore") for part in parts)
+        made = path.suffix in (".c", ".so", ".png", ".pyc", ".log") or any(part.endswith(".egg-info") for part in parts)
+        if path.is_file() and not hidden and not made and skipped.isdisjoint(parts):
+            yield path
+
+
+def machine_paths(root: Path) -> list[str]:
+    """Lines that name a place of one person's machine, as "file:line"."""
+    home = re.compile(r"(?<![\w.}-])/(?:home|root|work|Users)/\w")
+    return [
+        f"{path.relative_to(root)}:{number}"
+        for path in text_files(root)
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1)
+        if home.search(line)
+    ]
+
+
+def untested(root: Path) -> list[str]:
+    """Sources (but empty packages) without tests/<same path>/test_<name>.py and without a reason."""
+    found = []
+    for path in modules(root).values():
+        name = path.relative_to(root)
+        test = root / "tests" / name.parent / f"test_{path.stem}.py"
+        if path.name != "__init__.py" and not test.exists() and str(name) not in TESTED_ELSEWHERE:
+            found.append(f"{name}: no {test.relative_to(root)}")
+    return found
+
+
+# --- the house --------------------------------------------------------------------------------------------------------
+
+
+def test_there_is_a_house() -> None:
+    assert {"protocol", "pyproxy", "pyproxy.worker", "pyproxy.control", "protocol.scan"} <= modules(ROOT).keys()
+
+
+def test_imports_point_one_way() -> None:
+    assert wrong_ways(ROOT) == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert cycle(ROOT) == []
+
+
+def test_no_file_has_a_thousand_lines() -> None:
+    written = [path for path in text_files(ROOT) if path.suffix in (".py", ".pyx", ".pxd", ".pyi", ".sh")]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in written}
+    assert {name: length for name, length in lengths.items() if length >= TOO_LONG and name not in GENERATED} == {}
+
+
+def test_no_file_names_a_place_of_one_machine() -> None:
+    assert machine_paths(ROOT) == []
+
+
+def test_every_source_has_its_test_file() -> None:
+    assert untested(ROOT) == []
+
+
+def test_every_reason_for_having_no_test_file_is_still_needed() -> None:
+    sources = {str(path.relative_to(ROOT)) for path in modules(ROOT).values()}
+    assert TESTED_ELSEWHERE.keys() <= sources
+    assert GENERATED.keys() <= sources
+
+
+def test_every_compiled_module_is_built_and_required() -> None:
+    extensions = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
+    compiled = {name: path for name, path in modules(ROOT).items() if path.suffix == ".pyx"}
+    assert {each["name"]: ROOT / each["sources"][0] for each in extensions} == compiled
+    assert [each["name"] for each in extensions if each.get("optional")] == []
+
+
+# --- and the rules do find what breaks them ---------------------------------------------------------------------------
+
+
+def house(root: Path, files: dict[str, str]) -> Path:
+    for name, source in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "found"),
+    [
+        ("protocol/a.py", "def f():\n    import time", "protocol.a -> time"),
+        ("protocol/a.py", "from pyproxy import hashing", "protocol.a -> pyproxy"),
+        ("protocol/a.pyx", "from cpython.bytes cimport x\ncimport pyproxy.hashing", "protocol.a -> pyproxy.hashing"),
+        ("pyproxy/worker/a.py", "from pyproxy.control import main", "pyproxy.worker.a -> pyproxy.control"),
+        ("pyproxy/worker/a.pyx", "from pyproxy import (hashing,\n  control)", "pyproxy.worker.a -> pyproxy.control"),
+        ("pyproxy/control/a.py", "import pyproxy.worker.main as w", "pyproxy.control.a -> pyproxy.worker.main"),
+        ("pyproxy/hashing.py", "from pyproxy import worker", "pyproxy.hashing -> pyproxy.worker"),
+    ],
+)
+def test_an_import_the_wrong_way_is_found(tmp_path: Path, file: str, source: str, found: str) -> None:
+    assert found in wrong_ways(house(tmp_path, {file: source}))
+
+
+def test_a_circle_is_found(tmp_path: Path) -> None:
+    root = house(
+        tmp_path,
+        {
+            "pyproxy/a.py": "from pyproxy import b",
+            "pyproxy/b.py": "import pyproxy.c",
+            "pyproxy/c.pyx": "",
+            "pyproxy/c.pxd": "from pyproxy.a cimport x",
+        },
+    )
+    assert set(cycle(root)) == {"pyproxy.a", "pyproxy.b", "pyproxy.c"}
+
+
+def test_a_place_of_one_machine_is_found(tmp_path: Path) -> None:
+    place = "/".join(("", "home", "somebody", "x"))
+    assert machine_paths(house(tmp_path, {"pyproxy/a.py": f"PATH = '{place}'"})) == ["pyproxy/a.py:1"]
+
+
+def test_a_source_without_a_test_file_is_found(tmp_path: Path) -> None:
+    assert untested(house(tmp_path, {"pyproxy/a.py": ""})) == ["pyproxy/a.py: no tests/pyproxy/test_a.py"]
