@@ -26,6 +26,7 @@ cdef const char *TOO_BIG_BULK = "too big bulk count string"
 cdef const char *EXPECTED_DOLLAR = "expected '$', got '%c'"
 cdef const char *BAD_BULK = "invalid bulk length"
 cdef const char *NO_CRLF = "expected CRLF"
+cdef const char *TYPES = "+-:$*_#,(!=%~|"    # RESP2's five, then RESP3's
 
 
 cdef inline bint _integer(const char *p, Py_ssize_t n, long long *value) noexcept nogil:
@@ -177,7 +178,8 @@ cdef Found scan_reply(const char *p, Py_ssize_t n, ReplyScan *s, bint resp3,
         kind = line[0]
         cr = <const char *>memchr(line, c'\r', room if room < LINE_LIMIT else LINE_LIMIT)
         if cr == NULL:
-            return BAD if room >= LINE_LIMIT else NEED_MORE
+            # what cannot become a reply is refused at its first byte
+            return BAD if room >= LINE_LIMIT or memchr(TYPES, kind, 14 if resp3 else 5) == NULL else NEED_MORE
         if cr + 1 >= p + n:
             return NEED_MORE
         if cr[1] != c'\n':

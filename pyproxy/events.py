@@ -41,6 +41,13 @@ class Event(enum.Enum):
     REBOOT = "+reboot", logging.WARNING  # a primary came back as another process (its run_id changed)
     COMPLAINT = "+complaint", logging.WARNING  # a worker has trouble with a node
 
+    LINK_LOST = "+link-lost", logging.WARNING  # a worker's connection to a node ended
+    LINK_DOWN = "+link-down", logging.WARNING  # and could not be made again: the shard is refused by that worker
+    LINK_UP = "-link-down", logging.INFO
+
+    CLIENT_HTTP = "+client-http", logging.WARNING  # a web browser was sent here; closed without a word
+    CLIENT_UNFINISHED = "+client-unfinished", logging.INFO  # the end of its command did not come
+    ACCEPT = "+accept-failed", logging.ERROR
     MAX_CLIENTS = "+max-clients", logging.WARNING  # connections are turned away
     SHED = "+shed", logging.WARNING  # a client was closed to keep the memory budget
     BUG = "+bug", logging.ERROR  # an exception that nobody expected

@@ -26,12 +26,15 @@ FORBIDDEN = {
 # Above the shared words: they start the others, so they may import what they start.
 PROGRAMS = ("pyproxy.__main__", "pyproxy.cli", "pyproxy.demo")
 
+WRITTEN = (".py", ".pyx", ".pxd", ".pxi", ".pyi", ".sh")
+MADE = (".c", ".o", ".so", ".pyc", ".png", ".log")
 GENERATED = {"protocol/rows.py": "one row for each command of the servers"}
 
 # Sources without a test file of the same name, and where they are tested.
 TESTED_ELSEWHERE = {
     "protocol/rows.py": "generated; tests/protocol/test_table.py compares it with a live server",
     "pyproxy/__main__.py": "runs cli.main; every test that starts the program runs it",
+    "pyproxy/worker/__main__.py": "runs main.serve; every worker is started by it",
     "pyproxy/demo.py": "tests/e2e/test_demo.py runs it as a user does",
 }
 
@@ -51,8 +54,13 @@ def imports(path: Path) -> set[str]:
     """The dotted names a file imports, anywhere in it; of `from a import b` both a and a.b, as b may be a module."""
     if path.suffix == ".py":
         return set(_python_imports(path.read_text()))
-    declared = path.with_suffix(".pxd")
-    return {name for part in (path, declared) if part.exists() for name in _cython_imports(part.read_text())}
+    parts = [path, path.with_suffix(".pxd"), *(path.parent / name for name in included(path))]
+    return {name for part in parts if part.exists() for name in _cython_imports(part.read_text())}
+
+
+def included(path: Path) -> list[str]:
+    """The files that a compiled source is cut into, beside it."""
+    return re.findall(r"""^include\s+["'](.+)["']""", path.read_text(), re.MULTILINE)
 
 
 def _python_imports(source: str) -> Iterator[str]:
@@ -112,7 +120,7 @@ def text_files(root: Path) -> Iterator[Path]:
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
         hidden = any(part.startswith(".") and part not in (".ci", ".gitignore", ".dockerignore") for part in parts)
-        made = path.suffix in (".c", ".so", ".png", ".pyc", ".log") or any(part.endswith(".egg-info") for part in parts)
+        made = path.suffix in MADE or any(part.endswith(".egg-info") for part in parts)
         if path.is_file() and not hidden and not made and skipped.isdisjoint(parts):
             yield path
 
@@ -155,7 +163,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 def test_no_file_has_a_thousand_lines() -> None:
-    written = [path for path in text_files(ROOT) if path.suffix in (".py", ".pyx", ".pxd", ".pyi", ".sh")]
+    written = [path for path in text_files(ROOT) if path.suffix in WRITTEN]
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in written}
     assert {name: length for name, length in lengths.items() if length >= TOO_LONG and name not in GENERATED} == {}
 
@@ -200,12 +208,14 @@ def house(root: Path, files: dict[str, str]) -> Path:
         ("protocol/a.pyx", "from cpython.bytes cimport x\ncimport pyproxy.hashing", "protocol.a -> pyproxy.hashing"),
         ("pyproxy/worker/a.py", "from pyproxy.control import main", "pyproxy.worker.a -> pyproxy.control"),
         ("pyproxy/worker/a.pyx", "from pyproxy import (hashing,\n  control)", "pyproxy.worker.a -> pyproxy.control"),
+        ("pyproxy/worker/a.pyx", 'include "b.pxi"', "pyproxy.worker.a -> pyproxy.control"),
         ("pyproxy/control/a.py", "import pyproxy.worker.main as w", "pyproxy.control.a -> pyproxy.worker.main"),
         ("pyproxy/hashing.py", "from pyproxy import worker", "pyproxy.hashing -> pyproxy.worker"),
     ],
 )
 def test_an_import_the_wrong_way_is_found(tmp_path: Path, file: str, source: str, found: str) -> None:
-    assert found in wrong_ways(house(tmp_path, {file: source}))
+    included = {"pyproxy/worker/b.pxi": "from pyproxy.control cimport watcher"}
+    assert found in wrong_ways(house(tmp_path, {file: source} | included))
 
 
 def test_a_circle_is_found(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The compiled half of a worker: what split.pyx shares with lane.pyx."""
 
+cimport cython
+
 from protocol.scan cimport Limits, ReplyScan, RequestScan
 
 
@@ -23,6 +25,7 @@ cdef enum Park:
 ctypedef int (*Splitter)(Client client, Route route, list argv, const char *frame, Py_ssize_t size) except -2
 
 
+@cython.final
 cdef class Route:
     cdef readonly bytes name
     cdef readonly object command
@@ -34,6 +37,7 @@ cdef class Route:
     cdef readonly bint write
 
 
+@cython.final
 cdef class Pending:
     cdef Client client
     cdef Pending next_placed
@@ -50,6 +54,7 @@ cdef class Pending:
     cdef Py_ssize_t size
 
 
+@cython.final
 cdef class Split:
     cdef Lane lane
     cdef Pending place
@@ -58,12 +63,15 @@ cdef class Split:
     cdef bytes order                # shard index of each key, as native uint16
     cdef dict frames                # shard index -> reply frame
     cdef dict failed                # shard index -> error line
+    cdef Py_ssize_t held            # bytes of the frames
     cdef dict unsent                # shard index -> True where the failed part surely was not applied
     cdef int answered(self, Pending part, bytes frame) except -1
     cdef int fail(self, Pending part, bytes line, bint unsent) except -1
+    cdef int _hold(self, Py_ssize_t size) except -1
     cdef int _merge(self) except -1
 
 
+@cython.final
 cdef class Lane:
     cdef readonly object loop
     cdef readonly object take
@@ -110,6 +118,7 @@ cdef class Lane:
     cdef Backend backend_of(self, Client client, bytes key)
 
 
+@cython.final
 cdef class Client:
     cdef readonly Lane lane
     cdef object transport
@@ -129,13 +138,15 @@ cdef class Client:
     cdef bint reading_paused
     cdef bint busy
     cdef double linger_until
+    cdef Py_ssize_t linger_unread
+    cpdef bint cut_off(self)
     cdef Py_ssize_t held            # bytes of its answers in this process
     cdef Py_ssize_t in_transport
     cdef Py_ssize_t in_counted
     cdef Py_ssize_t inflight_bytes
     cdef int inflight
     cdef Py_ssize_t typical         # size of its answers lately; decides how many may be out
-    cdef Route last_route
+    cdef bytes last_name
     cdef readonly long long id
     cdef readonly int proto
     cdef readonly int db
@@ -152,6 +163,11 @@ cdef class Client:
     cdef public int reply_mode
     cdef public bint no_evict
     cdef public bint no_touch
+    cpdef touch(self)
+    cpdef unpark(self, int reasons)
+    cpdef go_on(self)
+    cpdef flush(self)
+    cpdef finish(self)
     cdef Pending place(self)
     cdef int say(self, bytes reply) except -1
     cdef int park_at(self, Backend backend) except -1
@@ -160,7 +176,7 @@ cdef class Client:
     cdef int _unread(self, int count) except -1
     cdef int _inline(self, bytes line) except -1
     cdef int _command(self, list argv, const char *frame, Py_ssize_t size) except -1
-    cdef void _counted(self, Route route)
+    cdef void _counted(self)
     cdef int _window(self)
     cdef int _count_input(self) except -1
     cdef int _broke(self) except -1
@@ -170,6 +186,7 @@ cdef class Client:
     cdef int _next_turn(self) except -1
 
 
+@cython.final
 cdef class Backend:
     cdef readonly Lane lane
     cdef readonly object link
@@ -194,6 +211,8 @@ cdef class Backend:
     cdef list waiting
     cdef int put(self, Pending item, const char *frame, Py_ssize_t size) except -1
     cdef int admit(self, Client client) except -2
+    cpdef flush(self)
+    cpdef expire(self, double now)
     cdef int _release(self) except -1
     cdef int _mark(self) except -1
     cdef int _append(self, const char *p, Py_ssize_t n) except -1
@@ -206,6 +225,7 @@ cdef class Backend:
     cdef int _fail_unsent(self) except -1
 
 
+@cython.final
 cdef class Wire:
     cdef readonly Backend backend
     cdef object transport

@@ -2,15 +2,15 @@
 
     IDLE ──first command──▶ QUEUE ──set up──▶ OPEN ──lost──▶ QUEUE ──failed──▶ SHUT ──back-off, set up──▶ OPEN or IDLE
 
-A backend (one protocol and one database) is connected when it is first needed.  A lost connection is replaced at once; if
-that fails the shard is down for this worker: everything is refused at once, and one attempt at a time is made, 50 ms to
-5 s apart, until one succeeds.  No request is sent before the set-up of a connection has been answered as expected.
+A backend (one protocol and one database) is connected when it is first needed.  A lost connection is replaced at
+once; if that fails the shard is down for this worker: everything is refused at once, and one attempt at a time is
+made, 50 ms to 5 s apart, until one succeeds.  No request is sent before the set-up of a connection has been answered
+as expected.
 
 Requests, queues and deadlines are the lane's (lane.pyx); this module opens and closes doors.
 """
 
 import asyncio
-import logging
 import os
 import random
 import socket
@@ -19,22 +19,34 @@ from typing import Any
 
 from protocol import errors, request
 from pyproxy.config import Timeouts
+from pyproxy.events import Event, emit
 from pyproxy.shardmap import Node, Shard
 from pyproxy.worker.lane import Backend, Lane, Wire
-
-log = logging.getLogger("pyproxy.worker")
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], None]
 
 STEADY_S = 1.0
-"""A connection that was lost before it lived this long is not replaced at once: the server would be knocked at in a loop."""
+"""A connection that was lost before it lived this long is not replaced at once: that would be a loop."""
+
+REFUSED_S = 1.0
+"""How long a backend whose set-up the server refused (a database it does not have) is not tried again."""
+
+
+class SetupRefused(ConnectionError):
+    """The server is there, and answered the set-up with something else than was expected."""
 
 
 class Link:
     """The connections of one worker to one shard; `index` is the shard's place in the map."""
 
     def __init__(
-        self, lane: Lane, index: int, shard: Shard, timeouts: Timeouts, spawn: Spawn, complain: Callable[[str, str, str], None]
+        self,
+        lane: Lane,
+        index: int,
+        shard: Shard,
+        timeouts: Timeouts,
+        spawn: Spawn,
+        complain: Callable[[str, str, str], None],
     ) -> None:
         self.name = shard.name
         self.shard = shard
@@ -93,6 +105,15 @@ class Link:
     async def _connect(self, backend: Backend) -> None:
         try:
             await self._open(backend)
+        except SetupRefused as exc:
+            if backend.is_base:
+                self._went_down(str(exc))
+                return
+            # the others of this shard may be well: only this protocol and database are refused
+            backend.shut(errors.shard_down(self.name, self.node, str(exc)))
+            await asyncio.sleep(REFUSED_S)
+            if not self._down:
+                backend.reset()
         except OSError as exc:
             self._went_down(_reason(exc))
             if not backend.is_open:
@@ -103,7 +124,7 @@ class Link:
         if self._down or self._closed:
             return
         self._down = why
-        log.warning("+link-down shard=%s node=%s why=%r", self.name, self.node, why)
+        emit(Event.LINK_DOWN, shard=self.name, node=self.node, why=why)
         self._complain(self.name, str(self.node), why)
         for backend in self.backends.values():
             if not backend.is_open:
@@ -117,20 +138,22 @@ class Link:
             pause_s = min(pause_s * 2, self._timeouts.reconnect_max_s)
             if self._barred:
                 continue
+            base = self.backend(2, 0)
             try:
-                await self._open(self.backend(2, 0))
+                if not base.is_open:
+                    await self._open(base)
             except OSError as exc:
                 self._down = _reason(exc)
                 continue
             self._down = ""
-            log.warning("-link-down shard=%s node=%s", self.name, self.node)
+            emit(Event.LINK_UP, shard=self.name, node=self.node)
             for backend in self.backends.values():
                 backend.reset()
             return
 
     def _lost(self, backend: Backend, why: str, lived_s: float) -> None:
         self.connections -= 1
-        log.warning("-link-lost shard=%s node=%s why=%r requests=%d", self.name, self.node, why, backend.waiting_requests)
+        emit(Event.LINK_LOST, shard=self.name, node=self.node, why=why, requests=backend.waiting_requests)
         self._complain(self.name, str(self.node), why)
         wanted = backend.lost(why) or backend.is_base
         if self._closed:
@@ -156,7 +179,13 @@ class Link:
             asked, wanted = expected.pop(0)
             if not frame.startswith(wanted):
                 said = frame.split(b"\r\n", 1)[0][:100].decode("utf-8", "replace")
-                wire.drop(f"answered {asked} with {said}")
+                if not done.done():
+                    done.set_exception(SetupRefused(f"answered {asked} with {said}"))
+                wire.drop("set-up refused")
+            elif not expected and backend.is_open:
+                # another attempt was faster; two connections on one queue would mix up its replies
+                done.set_result(None)
+                wire.drop("not needed")
             elif not expected:
                 opened = loop.time()
                 self.connections += 1

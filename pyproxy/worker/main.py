@@ -1,4 +1,4 @@
-"""A worker process: the listening socket, the channel to the parent and the page come in; clients are served until drained.
+"""A worker process: the listening socket, the channel to the parent and the page come in; clients are served.
 
     parent ── Setup, Topology, FleetLook, Drain ──▶ worker ── Ready, Applied, Complaint ──▶ parent
 
@@ -8,18 +8,19 @@ an orphan with an old map could write to a server that has been replaced.
 
 import asyncio
 import gc
-import logging
 import os
 import socket
 import time
-from collections.abc import Coroutine
-from typing import Any
+import traceback
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
 
 import uvloop
 
 from protocol import errors, table
 from pyproxy import events
 from pyproxy.channel import Channel
+from pyproxy.events import Event, emit
 from pyproxy.messages import Applied, Complaint, Drain, FleetLook, Message, Ready, Setup, Topology
 from pyproxy.metrics import INDEX, Page
 from pyproxy.shardmap import ShardMap
@@ -29,12 +30,21 @@ from pyproxy.worker.lane import Client, Lane
 from pyproxy.worker.link import Link
 from pyproxy.worker.session import Session
 
-log = logging.getLogger("pyproxy.worker")
-
 TICK_S = 0.02  # how exactly deadlines are kept
 UNFINISHED_CHECK_S = 1.0
 ACCEPT_AGAIN_S = 0.002  # a worker with more clients than another one looks again after this
 ORPHAN_FLUSH_S = 1.0
+TURNED_AWAY_S = 2.0  # then the connection is closed, whatever the client does
+
+
+class TurnedAway(asyncio.Protocol):
+    """One client too many: told so, then FIN; what it sends is read, or the kernel would reset the connection."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        stream = cast(asyncio.Transport, transport)
+        stream.write(errors.too_many_clients())
+        stream.write_eof()
+        asyncio.get_running_loop().call_later(TURNED_AWAY_S, stream.abort)
 
 
 class Worker:
@@ -50,6 +60,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._links: list[Link] = []
         self._accepting = False
+        self._turning_away = False
         self._channel: Channel | None = None
         self._setup: Setup | None = None
         self._lane: Lane | None = None
@@ -154,27 +165,29 @@ class Worker:
         except (BlockingIOError, InterruptedError, ConnectionError):
             return  # another worker was faster, or the client has left already
         except OSError as exc:  # no descriptor to be had: those who are here are served, and some will go
-            log.error("-accept why=%r", exc.strerror)
+            emit(Event.ACCEPT, why=exc.strerror)
             loop.remove_reader(self._listener.fileno())
             loop.call_later(0.1, self._accept_on_ready)
             return
         sock.setblocking(False)
         if self._page.total("clients") >= self._setup.config.limits.max_clients:
+            if not self._turning_away:
+                emit(Event.MAX_CLIENTS, limit=self._setup.config.limits.max_clients)
+            self._turning_away = True  # said once, until somebody is let in again
             self._row[INDEX["rejected"]] += 1
-            with sock:
-                sock.send(errors.too_many_clients())
+            self._spawn(self._take_over(sock, TurnedAway), "turn away")
             return
+        self._turning_away = False
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._row[INDEX["accepted"]] += 1
         self._row[INDEX["clients"]] += 1  # at once: the other workers look at it; the lane writes the true number later
-        self._spawn(self._adopt(sock), "adopt")
-
-    async def _adopt(self, sock: socket.socket) -> None:
         lane = self._lane
-        assert lane
+        self._spawn(self._take_over(sock, lambda: Client(lane)), "client")
+
+    async def _take_over(self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol]) -> None:
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: Client(lane), sock)
+            await asyncio.get_running_loop().connect_accepted_socket(protocol, sock)
         except OSError:
             sock.close()
 
@@ -199,18 +212,21 @@ class Worker:
         if self._lane is None:
             self._ended.set()
         elif not self._lane.draining:
-            self._stop_accepting()
             self._lane.drain()
+            self._stop_accepting()
             self._spawn(self._until_drained(self._lane, deadline_s), "drain")
 
     def _on_parent_gone(self) -> None:
-        log.error("-parent-gone")
+        if self._ended.is_set() or (self._lane is not None and self._lane.draining):
+            return  # this end was closed by ourselves, or the parent has gone first at the end of both
+        emit(Event.WORKER_ORPHAN, index=self._index)
         self._drain(ORPHAN_FLUSH_S)
 
     async def _until_drained(self, lane: Lane, deadline_s: float) -> None:
         loop = asyncio.get_running_loop()
         end = loop.time() + deadline_s
-        while lane.clients and loop.time() < end:
+        await asyncio.sleep(TICK_S)  # those who came last are not among the clients before the next turn
+        while lane.clients and loop.time() < end:  # noqa: ASYNC110 - they end in compiled callbacks
             await asyncio.sleep(TICK_S)
         for client in list(lane.clients):
             client.abandon()
@@ -220,7 +236,19 @@ class Worker:
         if self._accepting:
             self._accepting = False
             asyncio.get_running_loop().remove_reader(self._listener.fileno())
+            self._empty_backlog()
         self._listener.close()
+
+    def _empty_backlog(self) -> None:
+        """Whoever has connected already gets a FIN; the kernel would send RST when the last process closes the socket."""
+        lane = self._lane
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            sock.setblocking(False)
+            self._spawn(self._take_over(sock, lambda: Client(lane)), "client")
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         """A task whose failure is the worker's end: nothing in it is expected to fail."""
@@ -231,7 +259,7 @@ class Worker:
     def _on_task_done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            log.critical("-task-failed name=%s", task.get_name(), exc_info=task.exception())
+            emit(Event.BUG, task=task.get_name(), trace="".join(traceback.format_exception(task.exception())))
             os._exit(70)  # EX_SOFTWARE; the parent starts another one
 
 

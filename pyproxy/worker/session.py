@@ -1,22 +1,20 @@
 """What the lane does not do itself: commands that are not plain come in here, one call each.
 
-Local commands are answered, refusals said, keys looked for, all shards asked.  What goes out goes back through the lane,
-so the order of replies, the doors and the deadlines are the same for all.
+Local commands are answered, refusals said, keys looked for, all shards asked.  What goes out goes back through the
+lane, so the order of replies, the doors and the deadlines are the same for all.
 """
 
-import logging
 from collections.abc import Sequence
 
 from protocol import errors, request
 from protocol.commands import BadKeys, Command, Kind
+from pyproxy.events import Event, emit
 from pyproxy.worker import local
 from pyproxy.worker.here import Here
 from pyproxy.worker.lane import Client, Route
 from pyproxy.worker.split import fan_out
 
-log = logging.getLogger("pyproxy.worker")
-
-# A web browser can be made to send these to any port (CVE-2016-10517): Redis closes without a word, and so does the proxy.
+# A web browser can be made to send these to any port (CVE-2016-10517): like Redis, close without a word.
 HTTP = (b"post", b"host:")
 
 
@@ -36,6 +34,7 @@ class Session:
             if sub is None:
                 return errors.unknown_subcommand(command.name, argv[1])
             command = sub
+            client.last_command = command.name
         if not command.arity_ok(len(argv)):
             return errors.wrong_arity(command.name)
         match command.kind:
@@ -49,7 +48,7 @@ class Session:
 
     def _unknown(self, client: Client, argv: Sequence[bytes]) -> bytes:
         if argv[0].lower() in HTTP:
-            log.warning("-client-http id=%d addr=%s", client.id, client.addr)
+            emit(Event.CLIENT_HTTP, id=client.id, addr=client.addr)
             client.finish()
             return b""
         return errors.unknown_command(argv)

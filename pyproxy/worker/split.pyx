@@ -11,7 +11,7 @@ and taking each shard's next element.  All doors are asked before any part is se
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdlib cimport calloc, free
-from libc.string cimport memchr, memcpy
+from libc.string cimport memcpy
 
 from protocol.scan cimport FRAME, ReplyScan, scan_reply
 from pyproxy.worker.lane cimport Backend, Client, Lane, Pending, Route, Split
@@ -222,7 +222,7 @@ def merged(Split split not None):
         if how == "gather":
             return _gather(split)
         if how == "sum":
-            return b":%d\r\n" % sum([_integer_of(frame) for frame in split.frames.values()])
+            return _sum(split)
         if how == "concat":
             return _concat(split)
         for frame in split.frames.values():
@@ -247,21 +247,31 @@ def _failure(Split split not None):
     return errors.part_failed(names[shard], split.failed[shard], applied)
 
 
-cdef object _integer_of(bytes frame):
-    cdef bytes digits = frame[1:PyBytes_GET_SIZE(frame) - 2]
-    if not frame.startswith(b":") or not digits.isdigit():
-        raise ValueError
-    return int(digits)
+cdef bytes _sum(Split split):
+    """The counts of all parts; each is a number of keys, so far below 64 bits."""
+    cdef bytes frame, digits
+    cdef object total = 0
+    for value in split.frames.values():
+        frame = value
+        digits = frame[1:PyBytes_GET_SIZE(frame) - 2]
+        if not frame.startswith(b":") or not digits.isdigit() or len(digits) > 15:
+            raise ValueError
+        total += int(digits)
+    return b":%d\r\n" % total
 
 
 cdef Py_ssize_t _elements(bytes frame, Py_ssize_t *body) except -1:
-    """How many elements an array has, and where the first begins."""
+    """How many elements an array has, and where the first begins.  The frame was scanned: its header is well formed."""
     cdef const char *p = PyBytes_AS_STRING(frame)
-    cdef const char *cr = <const char *>memchr(p, c'\r', PyBytes_GET_SIZE(frame))
-    if p[0] != c'*' or cr == NULL or p[1] == c'-':
+    cdef Py_ssize_t count = 0
+    if p[0] != c'*' or p[1] == c'-':
         raise ValueError
-    body[0] = cr + 2 - p
-    return int(frame[1:cr - p])
+    p += 1
+    while p[0] != c'\r':
+        count = count * 10 + p[0] - c'0'
+        p += 1
+    body[0] = p + 2 - PyBytes_AS_STRING(frame)
+    return count
 
 
 cdef bytes _concat(Split split):

@@ -1,0 +1,412 @@
+# The requests that are out to a shard, and a connection to it: the right side of the lane.  Included by lane.pyx.
+
+
+@cython.final
+cdef class Backend:
+    """One shard for one protocol and database: the requests that are out, and the door to them."""
+
+    def __init__(self, Lane lane not None, link, int shard, int proto, int db):
+        self.lane = lane
+        self.link = link
+        self.shard = shard
+        self.proto = proto
+        self.db = db
+        self.door = Door.IDLE
+        self.refusal = b""
+        self.chunks = []
+        self.waiting = []
+
+    def __dealloc__(self):
+        free(self.out)
+
+    def __repr__(self):
+        return f"<Backend {self.link.name} resp{self.proto} db{self.db} door={self.door} out={self.count}>"
+
+    # --- the door ---
+
+    cdef int admit(self, Client client) except -2:
+        """1: may be put; 0: refused, see `refusal`; -1: not now, the client was parked."""
+        if self.door == Door.OPEN:
+            return 1
+        if self.door == Door.IDLE:
+            self.link.connect(self)
+        if self.door == Door.SHUT:
+            return 0
+        if self.door == Door.CONGESTED or self.out_bytes > OUT_LIMIT:
+            client.park_at(self)
+            return -1
+        return 1
+
+    def shut(self, bytes refusal not None):
+        """Down: whatever waits was not sent and is refused, whatever comes is refused at once."""
+        self.door = Door.SHUT
+        self.refusal = refusal
+        self._fail_unsent()
+        self._release()
+
+    def queue(self):
+        """Being connected: commands wait."""
+        self.door = Door.QUEUE
+
+    def reset(self):
+        """No connection, and no reason not to have one: the next command opens it."""
+        if self.door == Door.SHUT:
+            self.door = Door.IDLE
+            self.refusal = b""
+
+    def open(self, Wire wire not None):
+        """The connection is set up: what waited is sent."""
+        self.wire = wire
+        self.door = Door.OPEN
+        self.last_frame = self.lane.now
+        self._mark()
+
+    @property
+    def is_open(self):
+        return self.door == Door.OPEN or self.door == Door.CONGESTED
+
+    @property
+    def is_shut(self):
+        return self.door == Door.SHUT
+
+    @property
+    def is_base(self):
+        """The one that is kept connected even when nobody asks: its loss is noticed at once."""
+        return self.proto == 2 and self.db == 0
+
+    @property
+    def waiting_requests(self):
+        """How many requests are out or wait to be sent, tombstones included."""
+        return self.count
+
+    cdef int _release(self) except -1:
+        cdef list waiting = self.waiting
+        if waiting:
+            self.waiting = []
+            for client in waiting:
+                (<Client>client).unpark(Park.DOOR)
+        return 0
+
+    # --- requests ---
+
+    cdef int put(self, Pending item, const char *frame, Py_ssize_t size) except -1:
+        """Appends a request; it leaves with the turn's other requests."""
+        item.sent_at = self.lane.now
+        if self.tail is None:
+            self.head = item
+        else:
+            self.tail.next_out = item
+        self.tail = item
+        if self.aging is None:
+            self.aging = item
+        self.count += 1
+        self.unflushed += 1
+        self._append(frame, size)
+        if not self.dirty:
+            self._mark()
+        return 0
+
+    cdef int _mark(self) except -1:
+        if not self.dirty:
+            self.dirty = True
+            self.lane.dirty_backends.append(self)
+            self.lane.wake()
+        return 0
+
+    cdef int _append(self, const char *p, Py_ssize_t n) except -1:
+        cdef Py_ssize_t room
+        cdef char *grown
+        self.out_bytes += n
+        if n >= LARGE:
+            self._pack()
+            self.chunks.append(PyBytes_FromStringAndSize(p, n))
+            return 0
+        if self.out_len + n > self.out_room:
+            if self.out_room >= WRITE_BYTES:
+                self._pack()
+            else:
+                room = self.out_room * 2 if self.out_room else OUT_ROOM
+                if room < self.out_len + n:
+                    room = self.out_len + n
+                grown = <char *>realloc(self.out, room)
+                if grown == NULL:
+                    raise MemoryError
+                self.out = grown
+                self.out_room = room
+        memcpy(self.out + self.out_len, p, n)
+        self.out_len += n
+        return 0
+
+    cdef int _pack(self) except -1:
+        if self.out_len:
+            self.chunks.append(PyBytes_FromStringAndSize(self.out, self.out_len))
+            self.out_len = 0
+        return 0
+
+    cpdef flush(self):
+        """Gives what was put to the connection, if it is up and the server reads."""
+        cdef list chunks
+        self.dirty = False
+        if self.wire is None or self.wire.choked or self.wire.lost:
+            if self.door == Door.OPEN and self.out_bytes > OUT_LIMIT:
+                self.door = Door.CONGESTED
+            return
+        if self.chunks:
+            self._pack()
+            chunks = self.chunks
+            self.chunks = []
+            for chunk in chunks:
+                self.wire.transport.write(chunk)
+        elif self.out_len:
+            self.wire.transport.write(PyBytes_FromStringAndSize(self.out, self.out_len))
+            self.out_len = 0
+        self.unflushed = 0
+        self.out_bytes = 0
+        if self.door == Door.CONGESTED:
+            self.door = Door.OPEN
+        if self.waiting:
+            self._release()
+
+    cdef Pending _pop(self):
+        cdef Pending item = self.head
+        self.head = item.next_out
+        if self.head is None:
+            self.tail = None
+        if self.aging is item:
+            self.aging = self.head
+        item.next_out = None
+        self.count -= 1
+        return item
+
+    # --- what goes wrong ---
+
+    cpdef expire(self, double now):
+        """Answers requests whose deadline has passed; drops a connection that is silent too long."""
+        cdef Pending item
+        cdef Lane lane = self.lane
+        cdef Wire wire = self.wire
+        cdef double oldest = now - lane.reply_s
+        while self.aging is not None and self.aging.sent_at < oldest:
+            item = self.aging
+            self.aging = item.next_out
+            if item.client is not None or item.whole is not None:
+                lane.timeouts += 1
+                self._fail(item, errors.no_reply(lane.reply_s), False)
+        if wire is not None and self.head is not None and not wire.lost:
+            oldest = max(self.last_frame, self.head.sent_at)
+            # a long reply may take its time as long as bytes come
+            if (now - max(oldest, wire.last_bytes) > lane.silence_s
+                    or now - oldest > 10 * lane.silence_s):
+                wire.drop(errors.no_reply(now - oldest))
+
+    cdef int _fail(self, Pending item, str why, bint unsent) except -1:
+        """Answers a request that will get no reply: a write may have been applied, unless it was surely not sent."""
+        cdef bytes line
+        if item.write and not unsent:
+            self.lane.uncertain += 1
+            line = errors.uncertain(self.link.name, self.link.node, why)
+        else:
+            line = errors.not_applied(self.link.name, self.link.node, why)
+            unsent = True
+        return self._refuse(item, line, unsent)
+
+    cdef int _refuse(self, Pending item, bytes line, bint unsent) except -1:
+        cdef Split whole = item.whole
+        item.request = None
+        self.lane.errors += 1
+        if whole is not None:
+            return whole.fail(item, line, unsent)
+        return self.lane.settle(item, line)
+
+    def lost(self, str why):
+        """The connection is gone: -> True where requests remain to be sent on a new one.
+
+        Sent writes may have been applied.  Sent reads go out again once, unless the same client has a later write on
+        the connection: the read would see the future.  What was never given to the connection is kept.
+        """
+        cdef Pending item
+        cdef Py_ssize_t sent = self.count - self.unflushed, i
+        cdef dict last_write = {}
+        cdef list items = []
+        self.wire = None
+        for i in range(sent):
+            item = self._pop()
+            items.append(item)
+            if item.write:
+                owner = self._owner(item)
+                if owner is not None:
+                    last_write[owner] = i
+        # items still out get their verdict; those to be tried again are collected in their order
+        retries = []
+        for i, held in enumerate(items):
+            item = <Pending>held
+            if (item.client is None or item.done) and item.whole is None:
+                continue
+            if item.write:
+                self._fail(item, why, False)
+            elif item.retried or item.request is None or last_write.get(self._owner(item), -1) > i:
+                self._fail(item, why, True)
+            else:
+                retries.append(item)
+        if retries:
+            self._put_first(retries)
+        self.door = Door.QUEUE if self.count else Door.IDLE
+        return self.count > 0
+
+    cdef object _owner(self, Pending item):
+        if item.client is not None:
+            return item.client
+        if item.whole is not None and item.whole.place is not None:
+            return item.whole.place.client
+        return None
+
+    cdef int _put_first(self, list retries) except -1:
+        cdef Pending item, rest = self.head, rest_tail = self.tail
+        cdef Py_ssize_t rest_count = self.unflushed
+        cdef list frames = []
+        self._pack()
+        self.head = self.tail = None
+        for held in retries:
+            item = <Pending>held
+            item.retried = True
+            frames.append(item.request if type(item.request) is bytes else request.encode(item.request))
+            if self.tail is None:
+                self.head = item
+            else:
+                self.tail.next_out = item
+            self.tail = item
+        self.tail.next_out = rest
+        if rest is not None:
+            self.tail = rest_tail
+        self.chunks = frames + self.chunks
+        for frame in frames:
+            self.out_bytes += len(frame)
+        self.count = self.unflushed = rest_count + len(retries)
+        self.aging = self.head
+        return 0
+
+    cdef int _fail_unsent(self) except -1:
+        cdef Pending item
+        self.out_len = 0
+        self.chunks = []
+        self.out_bytes = 0
+        self.unflushed = 0
+        while self.head is not None:
+            item = self._pop()
+            if item.client is not None or item.whole is not None:
+                self._refuse(item, self.refusal, True)
+        return 0
+
+
+@cython.final
+cdef class Wire:
+    """One connection to a server.  An asyncio.Protocol; made for each connection anew."""
+
+    def __init__(self, Backend backend not None, on_setup, on_lost):
+        """`on_setup(frame)` gets the replies until the backend is opened; `on_lost(why)` is called once."""
+        self.backend = backend
+        self.on_setup = on_setup
+        self.on_lost = on_lost
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def data_received(self, bytes data not None):
+        cdef bytearray inbuf
+        cdef Py_ssize_t used
+        cdef Lane lane = self.backend.lane
+        if self.lost:
+            return
+        if self.on_setup is None and self.backend.wire is not self:
+            self.drop("was replaced")
+            return
+        lane.now = self.last_bytes = _clock()
+        if self.inbuf is None:
+            used = self._cut(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+            if 0 <= used < PyBytes_GET_SIZE(data):
+                self.inbuf = bytearray(data[used:])
+            return
+        inbuf = self.inbuf
+        inbuf += data
+        used = self._cut(PyByteArray_AS_STRING(inbuf), len(inbuf))
+        if used == len(inbuf) or used < 0:
+            self.inbuf = None
+        elif used:
+            del inbuf[:used]
+
+    cdef Py_ssize_t _cut(self, const char *p, Py_ssize_t n) except -2:
+        """Gives each whole reply to the request it belongs to -> bytes used; -1: the server broke the protocol."""
+        cdef Backend backend = self.backend
+        cdef Lane lane = backend.lane
+        cdef Py_ssize_t pos = 0, length = 0
+        cdef bint resp3 = backend.proto == 3 or self.on_setup is not None
+        cdef Found found
+        cdef Pending item
+        while pos < n:
+            found = scan_reply(p + pos, n - pos, &self.scan, resp3, &length)
+            if found == NEED_MORE:
+                if backend.head is None and self.on_setup is None:
+                    self.drop(errors.garbled("sent a reply that nobody asked for"))
+                    return -1
+                return pos
+            if found == BAD:
+                self.drop(errors.garbled("sent bytes that are not a reply"))
+                return -1
+            if self.on_setup is not None:
+                self.on_setup(p[pos:pos + length])
+                if self.lost:
+                    return -1
+                resp3 = backend.proto == 3 or self.on_setup is not None
+            else:
+                # only what was given to this connection can have an answer on it
+                if backend.count - backend.unflushed <= 0:
+                    self.drop(errors.garbled("sent a reply that nobody asked for"))
+                    return -1
+                item = backend._pop()
+                backend.last_frame = lane.now
+                if item.client is not None or item.whole is not None:
+                    if p[pos] == c'-':
+                        lane.errors += 1
+                        if self._distrusted(p + pos, length):
+                            backend._fail(item, errors.garbled("answered with a redirection"), True)
+                            pos += length
+                            continue
+                    lane.settle(item, PyBytes_FromStringAndSize(p + pos, length))
+            pos += length
+        return pos
+
+    cdef bint _distrusted(self, const char *p, Py_ssize_t n):
+        """-MOVED and -ASK would send clients past the proxy."""
+        return n > 7 and (p[1:7] == b"MOVED " or p[1:5] == b"ASK ")
+
+    def send(self, bytes data not None):
+        """For the set-up, before any request."""
+        self.transport.write(data)
+
+    def ready(self):
+        """The set-up is over."""
+        self.on_setup = None
+        self.backend.open(self)
+
+    def drop(self, str why not None):
+        """Close the connection and give it up; its requests get their verdict."""
+        if self.lost:
+            return
+        self.lost = True
+        self.inbuf = None
+        if self.transport is not None:
+            self.transport.abort()
+        self.on_lost(why)
+
+    def eof_received(self):
+        return False
+
+    def connection_lost(self, exc):
+        self.drop(errors.LOST)
+
+    def pause_writing(self):
+        self.choked = True
+
+    def resume_writing(self):
+        self.choked = False
+        self.backend._mark()

@@ -1,0 +1,540 @@
+# One client's connection: the left side of the lane.  Included by lane.pyx.
+
+
+@cython.final
+cdef class Client:
+    """One client's connection: its bytes, its order of replies, its bounds.  An asyncio.Protocol."""
+
+    def __init__(self, Lane lane not None):
+        self.lane = lane
+        self.proto = 2
+        self.db = 0
+        self.ready = []
+        self.typical = REPLIES_BYTES // FIRST_WINDOW
+        self.name = self.lib_name = self.lib_ver = b""
+
+    # --- the transport's calls ---
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.write = transport.write
+        peer = transport.get_extra_info("peername") or ("", 0)
+        here = transport.get_extra_info("sockname") or ("", 0)
+        self.addr = f"{peer[0]}:{peer[1]}"
+        self.laddr = f"{here[0]}:{here[1]}"
+        self.fd = transport.get_extra_info("socket").fileno()
+        self.lane.now = _clock()
+        self.created = self.last_active = self.lane.now
+        self.id = self.lane.next_client_id
+        self.lane.next_client_id += self.lane.id_step
+        self.pool = self.lane.pool(2, 0)
+        self.lane.clients.add(self)
+        if self.lane.draining:
+            self.parked |= Park.DRAIN
+            self.touch()
+
+    def data_received(self, bytes data not None):
+        cdef Lane lane = self.lane
+        cdef Py_ssize_t used
+        lane.now = self.last_active = _clock()
+        lane.bytes_in += PyBytes_GET_SIZE(data)
+        if self.finishing:
+            return
+        try:
+            if self.inbuf is not None:
+                self.inbuf += data
+                if not self.parked:
+                    self._from_buffer()
+            elif self.parked:
+                self.inbuf = bytearray(data)
+            else:
+                used = self._consume(data, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+                if used < PyBytes_GET_SIZE(data) and not self.finishing:
+                    self.inbuf = bytearray(data[used:])
+        except Exception:
+            self._broke()
+        if self.inbuf is not None or self.in_counted:
+            self._count_input()
+
+    def eof_received(self):
+        self.eof = True
+        self.touch()
+        return True
+
+    def pause_writing(self):
+        self.choked = True
+        self.in_transport = self.transport.get_write_buffer_size()
+        self.held += self.in_transport
+        self.lane.held += self.in_transport
+
+    def resume_writing(self):
+        self.choked = False
+        self.held -= self.in_transport
+        self.lane.held -= self.in_transport
+        self.in_transport = 0
+        self.touch()
+
+    def connection_lost(self, exc):
+        """Gone: what is out for it becomes tombstones, what was not begun is dropped."""
+        cdef Pending item = self.head, following
+        cdef Lane lane = self.lane
+        self.transport = None
+        self.write = None
+        self.finishing = True
+        self.head = self.tail = None
+        while item is not None:
+            following = item.next_placed
+            item.next_placed = None
+            item.client = None
+            item = following
+        lane.held -= self.held + self.in_counted
+        self.held = self.in_transport = self.in_counted = 0
+        lane.inflight -= self.inflight
+        self.inflight = 0
+        self.inflight_bytes = 0
+        self.inbuf = None
+        self.ready = []
+        lane.clients.discard(self)
+        lane.row[_CLIENTS] = len(lane.clients)
+
+    # --- bytes to commands ---
+
+    cdef int _from_buffer(self) except -1:
+        cdef bytearray inbuf = self.inbuf
+        cdef Py_ssize_t used
+        # held apart: nothing may resize the buffer while pointers into it are in use
+        self.inbuf = None
+        used = self._consume(inbuf, PyByteArray_AS_STRING(inbuf), len(inbuf))
+        if self.finishing or used == len(inbuf):
+            return 0
+        if used:
+            del inbuf[:used]
+        self.inbuf = inbuf
+        return 0
+
+    cdef Py_ssize_t _consume(self, object owner, const char *p, Py_ssize_t n) except -1:
+        """Dispatches the commands in p, which `owner` keeps alive, -> how many bytes of it are done with."""
+        cdef Lane lane = self.lane
+        cdef Py_ssize_t pos = 0, begin, start, length = 0
+        cdef Py_ssize_t ends[RUN_FRAMES]
+        cdef int count, i, most, left = TURN_COMMANDS
+        cdef Found found = NEED_MORE
+        cdef Fault fault
+        cdef list argv
+        while pos < n and not self.parked and not self.finishing:
+            if left <= 0:
+                self._next_turn()
+                break
+            begin = pos
+            count = 0
+            # no more than may be begun, or the rest would be parsed twice
+            most = max(1, min(<int>RUN_FRAMES, self._window() - self.inflight))
+            while count < most and pos - begin < RUN_BYTES:
+                found = scan_request(p + pos, n - pos, &self.scan, &lane.limits, &length, &fault)
+                if found != FRAME:
+                    break
+                pos += length
+                ends[count] = pos
+                count += 1
+            if count:
+                lane.reader_feed(owner, begin, pos - begin)
+                start = begin
+                for i in range(count):
+                    argv = lane.reader_gets()
+                    if not self._command(argv, p + start, ends[i] - start):
+                        # not now: offered again later, from its first byte
+                        self._unread(count - i - 1)
+                        return start
+                    start = ends[i]
+                    if (self.parked or self.finishing) and i + 1 < count:
+                        self._unread(count - i - 1)
+                        return start
+                left -= count
+                if self.parked or self.finishing or found == FRAME:
+                    continue
+            if found == NEED_MORE:
+                # the age of the unfinished request, not of its last byte
+                if pos or not self.unfinished_since:
+                    self.unfinished_since = lane.now
+                return pos
+            if found == BAD:
+                lane.protocol_errors += 1
+                self.say(errors.protocol(fault_text(&fault)))
+                self.finish()
+                return pos
+            if found == INLINE and not self._inline(p[pos:pos + length]):
+                return pos
+            pos += length
+            left -= 1
+        self.unfinished_since = 0
+        return pos
+
+    cdef int _unread(self, int count) except -1:
+        """Takes parsed commands back out of hiredis; their bytes are still in the client's buffer."""
+        cdef int i
+        for i in range(count):
+            self.lane.reader_gets()
+        self.scan.pos = 0
+        self.scan.args_left = 0
+        return 0
+
+    cdef int _inline(self, bytes line) except -1:
+        cdef list argv = request.split_inline(line.rstrip(b"\n").removesuffix(b"\r"))
+        cdef bytes frame
+        if argv is None:
+            self.lane.protocol_errors += 1
+            self.say(errors.unbalanced_quotes())
+            self.finish()
+            return True
+        if not argv:
+            return True
+        frame = request.encode(argv)
+        return self._command(argv, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+
+    cdef int _command(self, list argv, const char *frame, Py_ssize_t size) except -1:
+        """Begins one command, whose canonical bytes are at frame.  False: not now, the client was parked."""
+        cdef Lane lane = self.lane
+        cdef Py_ssize_t argc = len(argv)
+        cdef Route route = lane.route(<bytes>argv[0])
+        cdef Backend backend
+        cdef Pending item
+        cdef int verdict
+        cdef object reply
+        if route is not None:
+            self.last_name = route.name
+        if route is not None and route.plain_key and (argc == route.arity or (route.arity < 0 and argc >= -route.arity)):
+            backend = lane.backend_of(self, <bytes>argv[route.plain_key])
+            if backend.door != Door.OPEN:
+                verdict = backend.admit(self)
+                if verdict < 0:
+                    return False
+                if verdict == 0:
+                    self._counted()
+                    self.say(backend.refusal)
+                    return True
+            item = self.place()
+            item.size = size
+            item.write = route.write
+            item.shard = backend.shard
+            if not route.write:
+                item.request = argv
+            self.inflight += 1
+            self.inflight_bytes += size
+            lane.inflight += 1
+            backend.put(item, frame, size)
+        elif route is not None and route.merge and argc >= -route.arity:
+            if lane.splitter(self, route, argv, frame, size) < 0:
+                return False
+        else:
+            reply = lane.take(self, route, argv)
+            if reply is NOT_NOW:
+                return False
+            if reply is not None:
+                self.say(<bytes?>reply)
+        self._counted()
+        if self.inflight >= self._window() or self.held > REPLIES_BYTES or self.inflight_bytes > REQUESTS_BYTES:
+            self.parked |= Park.WINDOW
+            self.touch()
+        return True
+
+    cdef void _counted(self):
+        self.lane.commands += 1
+        self.commands += 1
+
+    cdef int _window(self):
+        """How many requests may be out: as many as will not bring more than REPLIES_BYTES of answers."""
+        cdef Py_ssize_t window = REPLIES_BYTES // (self.typical + 1)
+        if window < 1:
+            return 1
+        return <int>(window if window < self.lane.window_limit else self.lane.window_limit)
+
+    cdef Pending place(self):
+        """The next place in the order of replies."""
+        cdef Pending item = Pending.__new__(Pending)
+        item.client = self
+        if self.reply_mode:
+            item.mute = True
+            if self.reply_mode == 2:
+                self.reply_mode = 0
+        if self.tail is None:
+            self.head = item
+        else:
+            self.tail.next_placed = item
+        self.tail = item
+        return item
+
+    cdef int say(self, bytes reply) except -1:
+        """Puts the proxy's own reply into the client's order; b"" says nothing."""
+        cdef Pending item
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(reply)
+        if size == 0:
+            return 0
+        if reply[0] == c'-':
+            self.lane.errors += 1
+        if self.reply_mode:
+            if self.reply_mode == 2:
+                self.reply_mode = 0
+            return 0
+        self.held += size
+        self.lane.held += size
+        if self.head is None:
+            self.ready.append(reply)
+            self.touch()
+            return 0
+        item = self.place()
+        item.reply = reply
+        item.done = True
+        return 0
+
+    # --- what Python may ask of a client ---
+
+    def defer(self):
+        """Takes the next place in the order of replies, to be answered later with `Pending.answer`."""
+        cdef Pending item = self.place()
+        self.inflight += 1
+        self.lane.inflight += 1
+        return item
+
+    def send(self, int shard, bytes frame not None, bint write):
+        """Sends a whole command to a shard and takes its place -> True, or False where the client was parked or refused.
+
+        False and not parked: the shard is down and the client has been told.
+        """
+        cdef Backend backend = <Backend>self.pool[shard]
+        cdef Pending item
+        cdef int verdict = backend.admit(self)
+        if verdict < 0:
+            return NOT_NOW
+        if verdict == 0:
+            return backend.refusal
+        item = self.place()
+        item.size = PyBytes_GET_SIZE(frame)
+        item.write = write
+        item.shard = shard
+        if not write:
+            item.request = frame
+        self.inflight += 1
+        self.inflight_bytes += item.size
+        self.lane.inflight += 1
+        backend.put(item, PyBytes_AS_STRING(frame), item.size)
+        return None
+
+    def switch(self, int proto, int db):
+        """From the next command on: another protocol or database, once all earlier requests are answered."""
+        if proto == self.proto and db == self.db:
+            return
+        self.proto = proto
+        self.db = db
+        self.pool = self.lane.pool(proto, db)
+        if self.head is not None:
+            self.parked |= Park.SWITCH
+
+    cpdef finish(self):
+        """Begin nothing more; close when everything is answered and written."""
+        self.finishing = True
+        self.inbuf = None
+        self.unfinished_since = 0
+        self.touch()
+
+    def abandon(self):
+        """Close now, without answering: for clients that break the rules or the budget."""
+        transport = self.transport
+        if transport is None:
+            return
+        try:
+            for _ in range(64):   # unread bytes would make the kernel send RST instead of FIN
+                if not os.read(self.fd, 65536):
+                    break
+        except OSError:
+            pass
+        transport.abort()
+        self.connection_lost(None)
+
+    @property
+    def buffered(self):
+        """Bytes this client costs: answers it has not read, and requests that are not finished."""
+        return self.held + self.in_counted
+
+    @property
+    def buffered_in(self):
+        return self.in_counted
+
+    @property
+    def buffered_out(self):
+        return self.held
+
+    @property
+    def last_command(self):
+        """Its name as in the table (`client|info`); b"" before the first."""
+        return self.last_name if self.last_name is not None else b""
+
+    @last_command.setter
+    def last_command(self, bytes name not None):
+        self.last_name = name
+
+    @property
+    def closing(self):
+        return self.finishing
+
+    @property
+    def waiting(self):
+        """How many requests of this client are out."""
+        return self.inflight
+
+    def __repr__(self):
+        return (f"<Client {self.id} {self.addr} resp{self.proto} db{self.db} out={self.inflight} held={self.held} "
+                f"parked={self.parked}>")
+
+    # --- going on, and writing ---
+
+    cpdef touch(self):
+        if not self.dirty:
+            self.dirty = True
+            self.lane.dirty_clients.append(self)
+            self.lane.wake()
+
+    cpdef unpark(self, int reasons):
+        if self.parked & reasons:
+            self.parked &= ~reasons
+            if not self.parked:
+                self._next_turn()
+
+    cdef int _next_turn(self) except -1:
+        self.parked |= Park.TURN     # until then it is neither read nor closed
+        self.lane.backlog.append(self)
+        self.lane.wake()
+        return 0
+
+    cpdef go_on(self):
+        """The reason to wait is gone: the bytes that were kept are looked at."""
+        self.parked &= ~Park.TURN
+        if self.parked or self.finishing or self.transport is None:
+            return
+        try:
+            if self.inbuf is not None:
+                self._from_buffer()
+        except Exception:
+            self._broke()
+        self._count_input()
+        if self.eof:
+            self.touch()
+
+    cdef int park_at(self, Backend backend) except -1:
+        self.parked |= Park.DOOR
+        backend.waiting.append(self)
+        return 0
+
+    cdef int _count_input(self) except -1:
+        cdef Py_ssize_t size = len(self.inbuf) if self.inbuf is not None else 0
+        self.lane.held += size - self.in_counted
+        self.in_counted = size
+        if self.transport is None:
+            return 0
+        if not self.reading_paused and self.parked and size > READ_AHEAD:
+            self.reading_paused = True
+            self.transport.pause_reading()
+        elif self.reading_paused and (not self.parked or self.finishing):
+            self.reading_paused = False
+            self.transport.resume_reading()
+        if self.lane.held > self.lane.memory_limit:
+            self.lane.wake()
+        return 0
+
+    cdef int _broke(self) except -1:
+        """Our own fault: it ends this connection and no other."""
+        emit(Event.BUG, id=self.id, addr=self.addr, trace=traceback.format_exc())
+        self.lane._new_reader()
+        self.say(errors.internal_error())
+        self.finish()
+        return 0
+
+    cpdef flush(self):
+        """Writes the answered places at the head; then sees whether the client may go on, or is done."""
+        cdef Pending item
+        cdef list chunks
+        cdef Py_ssize_t size = 0, total = 0, one
+        cdef Lane lane = self.lane
+        self.dirty = False
+        if self.transport is None:
+            return
+        if not self.choked:
+            chunks = self.ready
+            self.ready = []
+            for reply in chunks:
+                size += PyBytes_GET_SIZE(<bytes>reply)
+            item = self.head
+            while item is not None and item.done and size + total < WRITE_BYTES:
+                one = PyBytes_GET_SIZE(item.reply)
+                self.head = item.next_placed
+                if self.head is None:
+                    self.tail = None
+                item.next_placed = None
+                item.client = None
+                if item.mute:
+                    self.held -= one
+                    lane.held -= one
+                elif one >= LARGE:
+                    if chunks:
+                        self._hand_over(chunks, size)
+                        total += size
+                        size = 0
+                        chunks = []
+                    self._hand_over([item.reply], one)
+                    total += one
+                else:
+                    chunks.append(item.reply)
+                    size += one
+                item = self.head
+                if self.choked:
+                    break
+            if chunks:
+                self._hand_over(chunks, size)
+            if item is not None and item.done and not self.choked:
+                self.touch()
+        if self.parked or self.eof or self.finishing:
+            self._reconsider()
+
+    cdef int _hand_over(self, list chunks, Py_ssize_t size) except -1:
+        self.held -= size
+        self.lane.held -= size
+        self.lane.bytes_out += size
+        self.write(<object>chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        return 0
+
+    cdef int _reconsider(self) except -1:
+        cdef bint idle = self.head is None and not self.ready
+        if idle and (self.finishing or self.parked & Park.DRAIN or (self.eof and not self.parked)):
+            self._close()
+            return 0
+        if self.parked & Park.SWITCH and self.head is None:
+            self.unpark(Park.SWITCH)
+        if (self.parked & Park.WINDOW and self.inflight <= self._window() >> 1 and not self.choked
+                and self.held <= REPLIES_BYTES >> 1 and self.inflight_bytes <= REQUESTS_BYTES >> 1):
+            self.unpark(Park.WINDOW)
+        return 0
+
+    cdef int _close(self) except -1:
+        """FIN after the last byte; then what the client still sends is read and dropped, so that no RST is sent."""
+        if not self.lingering:
+            self.lingering = True
+            self.finishing = True
+            self.inbuf = None
+            self._count_input()
+            self.linger_until = self.lane.now + LINGER_S
+            self.lane.lingering.append(self)
+            if not self.eof:
+                self.transport.write_eof()
+        if self.eof:
+            self.transport.close()
+        return 0
+
+    cpdef bint cut_off(self):
+        """Whether a closing client that neither reads nor closes has been cut off; one that still reads has time."""
+        cdef Py_ssize_t unread = self.transport.get_write_buffer_size()
+        if unread and unread != self.linger_unread:
+            self.linger_unread = unread
+            self.linger_until = self.lane.now + LINGER_S
+        if self.lane.now < self.linger_until:
+            return False
+        self.abandon()
+        return True

@@ -1,0 +1,31 @@
+// node-redis 4 (RESP2) and 6 (RESP3): promises, camelCase names, options by command in 4 and by type in 6.
+'use strict'
+
+exports.open = async (redis, port, db, emitted) => {
+  const client = redis.createClient({ socket: { host: '127.0.0.1', port }, database: db })
+  for (const event of ['ready', 'end', 'reconnecting']) client.on(event, () => emitted(event))
+  client.on('error', (error) => emitted(`error: ${error.message}`))
+  await client.connect()
+
+  const text = (args) => args.map((each) => (Buffer.isBuffer(each) ? each : String(each)))
+  const getBytes = redis.RESP_TYPES
+    ? (key) => client.withTypeMapping({ [redis.RESP_TYPES.BLOB_STRING]: Buffer }).get(key)
+    : (key) => client.get(redis.commandOptions({ returnBuffers: true }), key)
+
+  return {
+    call: (...args) => client.sendCommand(text(args)),
+    set: (key, value) => client.set(key, value),
+    get: (key) => client.get(key),
+    getBytes,
+    mset: (pairs) => client.mSet(pairs),
+    mget: (keys) => client.mGet(keys),
+    del: (keys) => client.del(keys),
+    hset: (key, fields) => client.hSet(key, fields),
+    hgetall: (key) => client.hGetAll(key),
+    // commands of one turn of the loop go out in one write
+    pipeline: (calls) => Promise.all(calls.map((each) => client.sendCommand(text(each)).catch((error) => error))),
+    select: async (number) => (await client.select(number)) || 'OK',
+    info: () => client.info(),
+    close: () => (client.close || client.disconnect).call(client),
+  }
+}

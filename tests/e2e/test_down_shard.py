@@ -1,0 +1,137 @@
+"""A shard that is down answers for itself, and only for itself."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from pyproxy.fleet import Fleet, Proxy, Server, wait_until
+from tests.e2e.rig import Keys, Talk, error, wait_for_info
+
+DOWN = 1
+"""The index of the shard that is killed."""
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Fleet]:
+    with Fleet(shards=3, replicas=0) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def proxy(fleet: Fleet) -> Iterator[Proxy]:
+    with Proxy(fleet, timeouts={"connect_s": 5.0, "reply_s": 5.0, "silence_s": 5.0, "reconnect_max_s": 0.2}) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def keys(proxy: Proxy) -> Keys:
+    return Keys(proxy)
+
+
+@pytest.fixture
+def talk(proxy: Proxy) -> Iterator[Talk]:
+    with Talk(proxy.port) as talk:
+        yield talk
+
+
+@pytest.fixture
+def dead(fleet: Fleet, talk: Talk, keys: Keys) -> Iterator[Server]:
+    """A primary that is down, known to be so; up and served again afterwards."""
+    server = fleet.shards[DOWN].primary
+    server.kill()
+    key = keys.one(DOWN)
+    wait_until("the shard to be down", lambda: "is down" in str(talk.ask("GET", key)), lambda: "")
+    yield server
+    if not server.running:
+        server.start()
+    wait_until("the shard to be served again", lambda: talk.ask("GET", key) is None, lambda: str(talk.ask("GET", key)))
+
+
+def test_its_error_names_the_shard_the_node_and_the_way_out(talk: Talk, keys: Keys, dead: Server) -> None:
+    assert error(talk.ask("GET", keys.one(DOWN))) == (
+        f"TRYAGAIN shard s{DOWN} ({dead.address}) is down: connection refused, applied=no; retry later"
+    )
+
+
+def test_a_write_to_it_is_refused_as_not_applied(talk: Talk, keys: Keys, dead: Server) -> None:
+    key = keys.one(DOWN, "refused")
+    assert error(talk.ask("SET", key, "v")).startswith(f"TRYAGAIN shard s{DOWN} ")
+    dead.start()
+    wait_until("the shard to be served", lambda: not isinstance(talk.ask("GET", key), Exception), lambda: "")
+    assert talk.ask("GET", key) is None
+
+
+@pytest.mark.usefixtures("dead")
+def test_only_its_own_requests_fail_and_all_keep_their_order(talk: Talk, keys: Keys) -> None:
+    here, there, down = keys.one(0), keys.one(2), keys.one(DOWN)
+    talk.send(("SET", here, 1), ("GET", down), ("SET", there, 2), ("SET", down, 3), ("GET", here), ("GET", there))
+    replies = talk.reads(6)
+    assert (replies[0], replies[2], replies[4], replies[5]) == (b"OK", b"OK", b"1", b"2")
+    assert error(replies[1]).startswith("TRYAGAIN ")
+    assert error(replies[3]).startswith("TRYAGAIN ")
+
+
+@pytest.mark.usefixtures("dead")
+def test_a_split_write_with_a_dead_shard_is_refused_before_anything_is_sent(
+    fleet: Fleet, talk: Talk, keys: Keys
+) -> None:
+    split = [keys.one(0, "whole"), keys.one(DOWN, "whole"), keys.one(2, "whole")]
+    assert error(talk.ask("MSET", *[word for key in split for word in (key, "v")])).startswith(
+        f"TRYAGAIN shard s{DOWN}: "
+    )
+    assert talk.ask("GET", split[0]) is None
+    assert talk.ask("GET", split[2]) is None
+    for index, key in ((0, split[0]), (2, split[2])):
+        assert fleet.shards[index].primary.ask("EXISTS", key) == 0
+
+
+@pytest.mark.usefixtures("dead")
+@pytest.mark.parametrize("command", ["MGET", "EXISTS", "TOUCH", "DEL", "UNLINK"])
+def test_a_split_command_with_a_dead_shard_is_an_error_that_names_it(talk: Talk, keys: Keys, command: str) -> None:
+    said = error(talk.ask(command, keys.one(0), keys.one(DOWN), keys.one(2)))
+    assert said.startswith(f"TRYAGAIN shard s{DOWN}: ")
+    assert "applied=no" in said
+
+
+@pytest.mark.usefixtures("dead")
+@pytest.mark.parametrize("argv", [("DBSIZE",), ("KEYS", "*"), ("FLUSHDB",), ("FLUSHALL",)])
+def test_a_command_to_all_shards_is_an_error_that_names_it(talk: Talk, argv: tuple[str, ...]) -> None:
+    assert error(talk.ask(*argv)).startswith(f"TRYAGAIN shard s{DOWN}: ")
+
+
+@pytest.mark.usefixtures("dead")
+def test_what_is_answered_here_needs_no_shard(talk: Talk) -> None:
+    assert talk.ask("PING") == b"PONG"
+    wait_for_info(talk, "INFO to count the shard as down", lambda info: info["shards_down"] == "1")
+
+
+def test_it_is_served_again_when_it_is_back(talk: Talk, keys: Keys, dead: Server) -> None:
+    dead.start()
+    key = keys.one(DOWN)
+    wait_until("the shard to be served", lambda: talk.ask("SET", key, "again") == b"OK", lambda: "")
+    assert talk.ask("GET", key) == b"again"
+    assert talk.ask("DEL", key) == 1
+
+
+def test_in_every_protocol_and_database_that_was_in_use(proxy: Proxy, keys: Keys, talk: Talk, dead: Server) -> None:
+    with Talk(proxy.port) as other:
+        other.send(("HELLO", 3), ("SELECT", 5), ("GET", keys.one(DOWN)))
+        other.reads(2)
+        assert error(other.read()).startswith(f"TRYAGAIN shard s{DOWN} ")
+        dead.start()
+        wait_until("the shard to be served", lambda: talk.ask("GET", keys.one(DOWN)) is None, lambda: "")
+        assert other.ask("GET", keys.one(DOWN)) is None
+
+
+def test_a_server_that_restarts_between_requests_costs_no_request(
+    fleet: Fleet, talk: Talk, keys: Keys, proxy: Proxy
+) -> None:
+    """An idle connection that is lost is replaced at once, not when the next request finds it gone."""
+    key = keys.one(DOWN, "restart")
+    assert talk.ask("SET", key, "before") == b"OK"
+    server = fleet.shards[DOWN].primary
+    server.kill()
+    server.start()
+    wait_for_info(talk, "all connections to be there", lambda info: int(info["backend_connections"]) >= 3)
+    wait_until("the shard to be served", lambda: talk.ask("GET", key) is None, lambda: str(talk.ask("GET", key)))
+    assert talk.ask("SET", key, "after") == b"OK"

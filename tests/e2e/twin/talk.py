@@ -1,0 +1,86 @@
+"""One conversation with a server: bytes out in given cuts, whole reply frames back.
+
+Replies are read while requests are still being sent, as a server may stop reading until its replies are taken.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Sequence
+from typing import Self
+
+import hiredis
+
+from protocol.scan import Replies
+from pyproxy.fleet import HOST
+
+ANSWER_S = 30.0  # for a whole batch; a machine may be busy
+
+
+class Unanswered(Exception):
+    """The server closed the connection, or said nothing for too long; `frames` came before that."""
+
+    def __init__(self, why: str, frames: list[bytes]) -> None:
+        super().__init__(f"{why}, after {len(frames)} replies")
+        self.frames = frames
+
+
+class Talk:
+    """A connection to 127.0.0.1:`port`; a context manager."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection((HOST, port), timeout=ANSWER_S)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.setblocking(False)
+        self._replies = Replies(True)  # RESP2 is read by the same rules
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def say(self, cuts: Sequence[bytes], wanted: int) -> list[bytes]:
+        """Send these pieces, each in a write of its own, and return `wanted` replies; Unanswered if they do not come."""
+        frames: list[bytes] = []
+        unsent = [memoryview(cut) for cut in reversed(cuts)]
+        deadline = time.monotonic() + ANSWER_S
+        poll = select.poll()
+        while unsent or len(frames) < wanted:
+            poll.register(self._socket, select.POLLIN | (select.POLLOUT if unsent else 0))
+            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            if not ready:
+                raise Unanswered(f"no answer within {ANSWER_S:g} s", frames)
+            if ready[0][1] & ~select.POLLOUT:
+                frames += self._read(frames)
+            if unsent and ready[0][1] & select.POLLOUT:
+                rest = unsent.pop()
+                sent = self._socket.send(rest)
+                if sent < len(rest):
+                    unsent.append(rest[sent:])
+        return frames
+
+    def ended(self) -> bool:
+        """Whether the server closes the connection now, without a further byte."""
+        self._socket.settimeout(ANSWER_S)
+        return self._socket.recv(1) == b""
+
+    def _read(self, frames: list[bytes]) -> list[bytes]:
+        try:
+            received = self._socket.recv(1 << 20)
+        except ConnectionResetError:
+            raise Unanswered("the connection was reset", frames) from None
+        if not received:
+            raise Unanswered("the connection was closed", frames)
+        return self._replies.feed(received)
+
+
+def ask_all(talk: Talk, commands: Sequence[Sequence[bytes | int]]) -> list[bytes]:
+    """The reply frames to these commands, in one pipeline."""
+    packed = b"".join(hiredis.pack_command(tuple(command)) for command in commands)  # type: ignore[arg-type]
+    return talk.say([packed], len(commands)) if commands else []
