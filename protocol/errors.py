@@ -106,6 +106,15 @@ def too_many_patterns(name: Words, limit: int) -> bytes:
     return _line("ERR too many patterns for '", _raw(name).lower(), f"' command: expected at most {limit}")
 
 
+def not_run() -> bytes:
+    """Behind a refused MULTI."""
+    return _line("ERR not run: it belongs to a transaction (MULTI), and the proxy does not serve transactions")
+
+
+def exec_aborted() -> bytes:
+    return _line("EXECABORT Transaction discarded because of previous errors.")
+
+
 # --- connections -----------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +238,7 @@ def uncertain(shard: str, node: object, why: str) -> bytes:
 
 
 LOST = "closed the connection before it answered"
+CLOSED = "closed the connection"
 
 
 def no_reply(deadline_s: float) -> str:

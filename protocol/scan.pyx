@@ -25,7 +25,7 @@ cdef const char *BAD_COUNT = "invalid multibulk length"
 cdef const char *TOO_BIG_BULK = "too big bulk count string"
 cdef const char *EXPECTED_DOLLAR = "expected '$', got '%c'"
 cdef const char *BAD_BULK = "invalid bulk length"
-cdef const char *NO_CRLF = "expected CRLF"
+cdef const char *NO_CRLF = "invalid CRLF in request"    # Valkey 9's words; Redis 7 does not look
 cdef const char *TYPES = "+-:$*_#,(!=%~|"    # RESP2's five, then RESP3's
 
 
@@ -321,7 +321,8 @@ def elements(bytes frame not None, bint resp3=False):
     cdef ReplyScan state
     cdef const char *cr = <const char *>memchr(p, c'\r', n)
     cdef list out = []
-    if n < 4 or p[0] != c'*' or cr == NULL or not _integer(p + 1, cr - p - 1, &count) or count < 0:
+    if (n < 4 or p[0] != c'*' or cr == NULL or cr + 1 >= p + n or cr[1] != c'\n'
+            or not _integer(p + 1, cr - p - 1, &count) or count < 0):
         raise ProtocolError(b"expected an array")
     pos = cr + 2 - p
     for i in range(count):

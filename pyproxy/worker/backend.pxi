@@ -156,9 +156,9 @@ cdef class Backend:
             chunks = self.chunks
             self.chunks = []
             for chunk in chunks:
-                self.wire.transport.write(chunk)
+                self.wire.put(PyBytes_AS_STRING(<bytes>chunk), PyBytes_GET_SIZE(<bytes>chunk))
         elif self.out_len:
-            self.wire.transport.write(PyBytes_FromStringAndSize(self.out, self.out_len))
+            self.wire.put(self.out, self.out_len)
             self.out_len = 0
         self.unflushed = 0
         self.out_bytes = 0
@@ -310,6 +310,20 @@ cdef class Wire:
 
     def connection_made(self, transport):
         self.transport = transport
+        self.fd = transport.get_extra_info("socket").fileno()
+
+    cdef int put(self, const char *data, Py_ssize_t size) except -1:
+        """Writes requests; what the socket does not take at once waits in the transport, and nothing overtakes it."""
+        cdef Py_ssize_t taken = 0
+        if self.handed_over and not self.transport.get_write_buffer_size():
+            self.handed_over = False
+        if not self.handed_over:
+            taken = _send(self.fd, data, size)
+            if taken == size:
+                return 0
+        self.handed_over = True
+        self.transport.write(PyBytes_FromStringAndSize(data + taken, size - taken))
+        return 0
 
     def data_received(self, bytes data not None):
         cdef bytearray inbuf
@@ -371,7 +385,10 @@ cdef class Wire:
                             backend._fail(item, errors.garbled("answered with a redirection"), True)
                             pos += length
                             continue
-                    lane.settle(item, PyBytes_FromStringAndSize(p + pos, length))
+                    if length == 5 and memcmp(p + pos, b"+OK\r\n", 5) == 0:
+                        lane.settle(item, OK)
+                    else:
+                        lane.settle(item, PyBytes_FromStringAndSize(p + pos, length))
             pos += length
         return pos
 

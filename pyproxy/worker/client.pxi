@@ -202,7 +202,8 @@ cdef class Client:
         cdef object reply
         if route is not None:
             self.last_name = route.name
-        if route is not None and route.plain_key and (argc == route.arity or (route.arity < 0 and argc >= -route.arity)):
+        if (route is not None and route.plain_key and not self.aborting
+                and (argc == route.arity or (route.arity < 0 and argc >= -route.arity))):
             backend = lane.backend_of(self, <bytes>argv[route.plain_key])
             if backend.door != Door.OPEN:
                 verdict = backend.admit(self)
@@ -222,7 +223,7 @@ cdef class Client:
             self.inflight_bytes += size
             lane.inflight += 1
             backend.put(item, frame, size)
-        elif route is not None and route.merge and argc >= -route.arity:
+        elif route is not None and route.merge and not self.aborting and argc >= -route.arity:
             if lane.splitter(self, route, argv, frame, size) < 0:
                 return False
         else:
@@ -495,10 +496,20 @@ cdef class Client:
             self._reconsider()
 
     cdef int _hand_over(self, list chunks, Py_ssize_t size) except -1:
+        cdef bytes data = <bytes>chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        cdef Py_ssize_t taken = 0
         self.held -= size
         self.lane.held -= size
         self.lane.bytes_out += size
-        self.write(<object>chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        if self.handed_over and not self.transport.get_write_buffer_size():
+            self.handed_over = False
+        if not self.handed_over:
+            taken = _send(self.fd, PyBytes_AS_STRING(data), size)
+            if taken == size:
+                return 0
+        # from here on the transport has bytes: nothing may overtake them
+        self.handed_over = True
+        self.write(data[taken:] if taken else data)
         return 0
 
     cdef int _reconsider(self) except -1:

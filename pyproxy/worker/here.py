@@ -35,6 +35,7 @@ class Client(Protocol):
     commands: int
     last_command: bytes  # as in the table: b"client|info"
     reply_mode: int  # REPLY_ON, REPLY_OFF or REPLY_SKIP (the next command only)
+    aborting: bool  # in a transaction that was refused: nothing is run before its end
     closing: bool
     buffered_in: int  # bytes
     buffered_out: int

@@ -61,14 +61,14 @@ cdef class Split:
     cdef Route route
     cdef int left
     cdef bytes order                # shard index of each key, as native uint16
-    cdef dict frames                # shard index -> reply frame
-    cdef dict failed                # shard index -> error line
+    cdef list frames                # of each shard: its reply, or None
+    cdef dict failed                # shard index -> (error line, whether it surely was not applied); None: none failed
     cdef Py_ssize_t held            # bytes of the frames
-    cdef dict unsent                # shard index -> True where the failed part surely was not applied
     cdef int answered(self, Pending part, bytes frame) except -1
     cdef int fail(self, Pending part, bytes line, bint unsent) except -1
     cdef int _hold(self, Py_ssize_t size) except -1
     cdef int _merge(self) except -1
+    cdef int _failed(self, int shard, bytes line, bint unsent) except -1
 
 
 @cython.final
@@ -132,6 +132,7 @@ cdef class Client:
     cdef int parked
     cdef bint dirty
     cdef bint choked
+    cdef bint handed_over           # the transport may still have bytes of ours
     cdef bint eof
     cdef bint finishing
     cdef bint lingering
@@ -161,8 +162,7 @@ cdef class Client:
     cdef public bytes lib_name
     cdef public bytes lib_ver
     cdef public int reply_mode
-    cdef public bint no_evict
-    cdef public bint no_touch
+    cdef public bint aborting       # in a transaction that was refused
     cpdef touch(self)
     cpdef unpark(self, int reasons)
     cpdef go_on(self)
@@ -233,8 +233,11 @@ cdef class Wire:
     cdef object on_lost
     cdef bytearray inbuf
     cdef ReplyScan scan
+    cdef int fd
+    cdef bint handed_over
     cdef bint choked
     cdef bint lost
     cdef readonly double last_bytes
     cdef Py_ssize_t _cut(self, const char *p, Py_ssize_t n) except -2
     cdef bint _distrusted(self, const char *p, Py_ssize_t n)
+    cdef int put(self, const char *data, Py_ssize_t size) except -1

@@ -63,6 +63,7 @@ class Client(Protocol):
     lib_name: bytes
     lib_ver: bytes
     reply_mode: int
+    aborting: bool
     closing: bool
     waiting: int
     buffered: int

@@ -31,7 +31,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memchr, memcpy, memset
+from libc.string cimport memchr, memcmp, memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from protocol.scan cimport (
@@ -43,6 +43,12 @@ import mmh3
 from protocol import errors, request
 from pyproxy.events import Event, emit
 from pyproxy.metrics import INDEX
+
+cdef extern from "<sys/socket.h>" nogil:
+    ssize_t send(int fd, const void *data, size_t size, int flags)
+    enum:
+        MSG_DONTWAIT
+        MSG_NOSIGNAL
 
 cdef enum:
     RUN_FRAMES = 64             # frames given to hiredis at once, and
@@ -59,7 +65,14 @@ cdef enum:
 
 cdef double LINGER_S = 2.0      # how long a closing client may send, or not read, before it is cut off
 cdef object STARVED = object()  # hiredis' "not enough data": its default, False, is also RESP3's #f
+cdef bytes OK = b"+OK\r\n"        # most writes are answered with it: no copy of its own for each
 NOT_NOW = object()              # what `take` answers when it has parked the client: offer the command again
+
+
+cdef inline Py_ssize_t _send(int fd, const char *data, Py_ssize_t size) noexcept nogil:
+    """Straight to the socket, without the loop's own queue -> bytes taken; an error is the transport's to find out."""
+    cdef ssize_t taken = send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+    return taken if taken > 0 else 0
 
 
 cdef inline double _clock() noexcept nogil:
@@ -105,9 +118,8 @@ cdef class Split:
         self._hold(PyBytes_GET_SIZE(frame))
         self.frames[part.shard] = frame
         if PyBytes_AS_STRING(frame)[0] == c'-':
-            self.failed[part.shard] = frame
             # an error reply of a command that touches data means that the server did not do it
-            self.unsent[part.shard] = True
+            self._failed(part.shard, frame, True)
         if self.left == 0:
             self._merge()
         return 0
@@ -115,10 +127,15 @@ cdef class Split:
     cdef int fail(self, Pending part, bytes line, bint unsent) except -1:
         part.whole = None
         self.left -= 1
-        self.failed[part.shard] = line
-        self.unsent[part.shard] = unsent
+        self._failed(part.shard, line, unsent)
         if self.left == 0:
             self._merge()
+        return 0
+
+    cdef int _failed(self, int shard, bytes line, bint unsent) except -1:
+        if self.failed is None:
+            self.failed = {}
+        self.failed[shard] = (line, unsent)
         return 0
 
     cdef int _hold(self, Py_ssize_t size) except -1:
@@ -139,11 +156,6 @@ cdef class Split:
         if place is not None and place.client is not None:
             self.lane.settle(place, self.lane.merge(self))
         return 0
-
-    @property
-    def parts(self):
-        """-> (route, order, frames, failed, unsent): see `split.merged`."""
-        return self.route, self.order, self.frames, self.failed, self.unsent
 
 
 @cython.final

@@ -144,6 +144,9 @@ class Link:
                     await self._open(base)
             except OSError as exc:
                 self._down = _reason(exc)
+                for backend in self.backends.values():
+                    if not backend.is_open:
+                        backend.shut(self._refusal())
                 continue
             self._down = ""
             emit(Event.LINK_UP, shard=self.name, node=self.node)
@@ -161,7 +164,7 @@ class Link:
         if self._down:
             backend.shut(self._refusal())
         elif lived_s < STEADY_S:
-            self._went_down(why)
+            self._went_down(errors.CLOSED if why == errors.LOST else why)
         elif wanted:
             self.connect(backend)
 

@@ -65,6 +65,7 @@ def _reset(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     client.switch(2, 0)
     client.name = b""
     client.reply_mode = REPLY_ON
+    client.aborting = False
     return b"+RESET\r\n"
 
 

@@ -240,7 +240,7 @@ class Worker:
         self._listener.close()
 
     def _empty_backlog(self) -> None:
-        """Whoever has connected already gets a FIN; the kernel would send RST when the last process closes the socket."""
+        """Whoever has connected already gets a FIN; at the end of the socket the kernel would send RST."""
         lane = self._lane
         while True:
             try:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from protocol import errors, request
 from protocol.commands import BadKeys, Command, Kind
+from protocol.reply import OK
 from pyproxy.events import Event, emit
 from pyproxy.worker import local
 from pyproxy.worker.here import Here
@@ -16,6 +17,8 @@ from pyproxy.worker.split import fan_out
 
 # A web browser can be made to send these to any port (CVE-2016-10517): like Redis, close without a word.
 HTTP = (b"post", b"host:")
+
+LEAVE_TRANSACTION = (b"exec", b"discard", b"reset", b"quit")
 
 
 class Session:
@@ -26,6 +29,8 @@ class Session:
 
     def take(self, client: Client, route: Route | None, argv: Sequence[bytes]) -> object:
         """The reply; b"" for none; None where the client's place was taken; NOT_NOW where the client was parked."""
+        if client.aborting and (route is None or route.name not in LEAVE_TRANSACTION):
+            return errors.not_run()
         if route is None:
             return self._unknown(client, argv)
         command: Command = route.command
@@ -41,7 +46,7 @@ class Session:
             case Kind.LOCAL:
                 return local.answer(command.name, client, argv, self._here)
             case Kind.REFUSED:
-                return errors.refused(command.name, command.reason)
+                return self._refused(client, command)
             case Kind.FANOUT:
                 return fan_out(client, route, request.encode(argv))
         return self._keyed(client, command, argv)
@@ -52,6 +57,14 @@ class Session:
             client.finish()
             return b""
         return errors.unknown_command(argv)
+
+    def _refused(self, client: Client, command: Command) -> bytes:
+        """A refused MULTI takes its whole block along: clients send it in one go, and half of it must not be applied."""
+        if client.aborting:
+            client.aborting = False
+            return errors.exec_aborted() if command.name == b"exec" else OK
+        client.aborting = command.name == b"multi"
+        return errors.refused(command.name, command.reason)
 
     def _keyed(self, client: Client, command: Command, argv: Sequence[bytes]) -> object:
         """To the shard of its keys, if it is one."""

@@ -177,9 +177,7 @@ cdef Split _split(Client client, Route route, bytes owners, int parts, Py_ssize_
     split.route = route
     split.order = owners
     split.left = parts
-    split.frames = {}
-    split.failed = {}
-    split.unsent = {}
+    split.frames = [None] * len(client.pool)
     split.place = _place(client, size)
     client.lane.splits += 1
     return split
@@ -225,8 +223,8 @@ def merged(Split split not None):
             return _sum(split)
         if how == "concat":
             return _concat(split)
-        for frame in split.frames.values():
-            if frame != b"+OK\r\n":
+        for frame in split.frames:
+            if frame is not None and frame != b"+OK\r\n":
                 raise ValueError
         return b"+OK\r\n"
     except ValueError:
@@ -236,22 +234,28 @@ def merged(Split split not None):
 
 def _failure(Split split not None):
     """One part failed: never a value; for a write, which shards may have applied theirs."""
+    lines = {line for line, _ in split.failed.values()}
+    asked = [shard for shard, frame in enumerate(split.frames) if frame is not None or shard in split.failed]
+    if len(lines) == 1 and len(asked) == len(split.failed) > 1:
+        return lines.pop()      # all said the same, so nobody did anything: it is about the command, not a shard
     names = [link.name for link in split.lane.links]
     shard = min(split.failed)
     applied = []
     if split.route.write:
-        applied = [names[other] for other in sorted(split.frames.keys() | split.failed.keys())
-                   if other != shard and not split.unsent.get(other, False)]
+        applied = [names[other] for other in asked
+                   if other != shard and not split.failed.get(other, (b"", False))[1]]
         if applied:
             split.lane.uncertain += 1
-    return errors.part_failed(names[shard], split.failed[shard], applied)
+    return errors.part_failed(names[shard], split.failed[shard][0], applied)
 
 
 cdef bytes _sum(Split split):
     """The counts of all parts; each is a number of keys, so far below 64 bits."""
     cdef bytes frame, digits
     cdef object total = 0
-    for value in split.frames.values():
+    for value in split.frames:
+        if value is None:
+            continue
         frame = value
         digits = frame[1:PyBytes_GET_SIZE(frame) - 2]
         if not frame.startswith(b":") or not digits.isdigit() or len(digits) > 15:
@@ -277,9 +281,9 @@ cdef Py_ssize_t _elements(bytes frame, Py_ssize_t *body) except -1:
 cdef bytes _concat(Split split):
     cdef Py_ssize_t count = 0, body = 0
     cdef list bodies = []
-    for shard in sorted(split.frames):
-        count += _elements(<bytes>split.frames[shard], &body)
-        bodies.append((<bytes>split.frames[shard])[body:])
+    for frame in split.frames:
+        count += _elements(<bytes>frame, &body)
+        bodies.append((<bytes>frame)[body:])
     return b"*%d\r\n" % count + b"".join(bodies)
 
 
@@ -297,9 +301,10 @@ cdef bytes _gather(Split split):
     try:
         total = _digits(keys) + 3
         n = 0
-        for key, value in split.frames.items():
-            frame = value
-            shard = key
+        for shard in range(shards):
+            if split.frames[shard] is None:
+                continue
+            frame = <bytes>split.frames[shard]
             n += _elements(frame, &body)
             cursors[shard] = PyBytes_AS_STRING(frame) + body
             cursors[shards + shard] = PyBytes_AS_STRING(frame) + PyBytes_GET_SIZE(frame)

@@ -35,14 +35,17 @@ def children(frame: bytes) -> list[bytes]:
 
 def flat(frame: bytes) -> list[bytes]:
     """All there is in a frame, in order: of an aggregate its header, then what is in it; else the frame as it is."""
-    if frame[:1] not in AGGREGATES or frame[1:2] == b"-":
+    if frame[:1] not in AGGREGATES or is_null(frame):
         return [frame]
-    header = frame.partition(b"\r\n")[0]
-    return [header, *(leaf for child in children(frame) for leaf in flat(child))]
+    return [header(frame), *(leaf for child in children(frame) for leaf in flat(child))]
 
 
 def header(frame: bytes) -> bytes:
     return frame.partition(b"\r\n")[0]
+
+
+def is_null(frame: bytes) -> bool:
+    return frame in (b"$-1\r\n", b"*-1\r\n", b"_\r\n")
 
 
 def are_close(ours: bytes, theirs: bytes, tolerance: int) -> bool:
@@ -97,9 +100,7 @@ def shaped(argv: Argv, ours: bytes, theirs: bytes) -> bool:
 
 
 def _shape(leaf: bytes) -> bytes:
-    if leaf[:1] in AGGREGATES or leaf[1:2] == b"-":
-        return leaf
-    return leaf[:1]
+    return leaf if leaf[:1] in AGGREGATES or is_null(leaf) else leaf[:1]
 
 
 def close(tolerance: int) -> Same:
@@ -202,5 +203,5 @@ def may_differ(name: bytes, argv: Argv, ours: bytes, theirs: bytes) -> bool:
     allowance = ALLOWED.get(name)
     if allowance is None or b"-" in (ours[:1], theirs[:1]):
         return False
-    is_list = [frame[:1] in AGGREGATES and frame[1:2] != b"-" for frame in (ours, theirs)]
+    is_list = [frame[:1] in AGGREGATES and not is_null(frame) for frame in (ours, theirs)]
     return is_list[0] == is_list[1] and allowance.same(argv, ours, theirs)

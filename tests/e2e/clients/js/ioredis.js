@@ -20,7 +20,6 @@ exports.open = async (Redis, port, db, emitted) => {
     pipeline: async (calls) => (await client.pipeline(calls).exec()).map(([error, reply]) => error || reply),
     select: (number) => client.select(number),
     info: () => client.info(),
-    infoAtConnect: async () => client.serverInfo,
     close: async () => client.disconnect(),
   }
 }

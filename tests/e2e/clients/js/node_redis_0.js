@@ -3,8 +3,8 @@
 
 exports.open = (redis, port, db, emitted) =>
   new Promise((resolve, reject) => {
-    // detect_buffers: a call with a Buffer among its arguments is answered in Buffers
-    const client = redis.createClient(port, '127.0.0.1', { detect_buffers: true })
+    const client = redis.createClient(port, '127.0.0.1')
+    const inBytes = redis.createClient(port, '127.0.0.1', { return_buffers: true }) // it decides by connection
     let opened = false
     for (const event of ['ready', 'end', 'reconnecting']) client.on(event, () => emitted(event))
     client.on('error', (error) => {
@@ -12,15 +12,17 @@ exports.open = (redis, port, db, emitted) =>
       if (!opened) reject(error)
     })
 
-    const call = (name, ...args) =>
-      new Promise((done, fail) => client.send_command(name, args, (error, reply) => (error ? fail(error) : done(reply))))
+    const callOf = (connection) => (name, ...args) =>
+      new Promise((done, fail) => connection.send_command(name, args, (error, reply) => (error ? fail(error) : done(reply))))
+    const call = callOf(client)
     const settled = (promise) => promise.catch((error) => error)
 
     const operations = {
       call,
+      callBytes: callOf(inBytes),
       set: (key, value) => call('set', key, value),
       get: (key) => call('get', key),
-      getBytes: (key) => call('get', Buffer.from(key)),
+      getBytes: (key) => callOf(inBytes)('get', key),
       mset: (pairs) => call('mset', ...Object.entries(pairs).flat()),
       mget: (keys) => call('mget', ...keys),
       del: (keys) => call('del', ...keys),
@@ -41,6 +43,7 @@ exports.open = (redis, port, db, emitted) =>
         opened = true
         resolve(operations)
       }
+      if (db) inBytes.select(db)
       if (db) operations.select(db).then(done, reject)
       else done()
     })

@@ -1,0 +1,204 @@
+"""A connection to a server is lost with requests out: each gets its one verdict, in order, and no write goes out twice."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from pyproxy.fleet import Fleet, Proxy, wait_until
+from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, behind, error, of_a_worker, wait_for_info
+from tests.faults import End, Hop, Way
+
+LOST = 1
+"""The index of the shard behind the hop."""
+
+MANY = 1000
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Fleet]:
+    with Fleet(shards=3, replicas=0) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def hop(fleet: Fleet) -> Iterator[Hop]:
+    with Hop(fleet.shards[LOST].primary.port, of_a_worker) as hop:
+        yield hop
+
+
+@pytest.fixture(scope="module")
+def proxy(fleet: Fleet, hop: Hop) -> Iterator[Proxy]:
+    timeouts = PATIENT | {"reconnect_max_s": 0.2}
+    with behind(fleet, {LOST: hop}, limits={"inflight": 2 * MANY}, timeouts=timeouts) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def keys(proxy: Proxy) -> Keys:
+    return Keys(proxy)
+
+
+@pytest.fixture
+def talk(proxy: Proxy, keys: Keys) -> Iterator[Talk]:
+    with Talk(proxy.port) as talk:
+        serve_again(talk, keys)
+        assert talk.ask("FLUSHALL") == b"OK"
+        # how many requests of a client may be out grows with what is known of the size of its answers
+        talk.send(*[("EXISTS", keys.one(LOST))] * 100)
+        talk.reads(100)
+        yield talk
+
+
+@pytest.fixture(autouse=True)
+def healed(hop: Hop) -> Iterator[None]:
+    yield
+    hop.heal()
+
+
+def serve_again(talk: Talk, keys: Keys) -> None:
+    key = keys.one(LOST)
+    wait_until("the shard to be served", lambda: not isinstance(talk.ask("GET", key), Exception), lambda: "")
+
+
+@pytest.fixture
+def steady(talk: Talk, fleet: Fleet) -> None:
+    """The proxy's connections are old enough to be replaced at once when they are lost: more than a second."""
+
+    def ages() -> list[int]:
+        clients = fleet.shards[LOST].primary.ask("CLIENT", "LIST")
+        assert isinstance(clients, bytes)
+        lines = [line for line in clients.decode().splitlines() if "cmd=client|list" not in line]
+        return [int(line.split(" age=")[1].split()[0]) for line in lines]
+
+    wait_until("connections older than a second", lambda: min(ages()) >= 2, lambda: f"ages {ages()}")
+
+
+def wait_until_out(proxy: Proxy, count: int) -> None:
+    with Talk(proxy.port) as looking:
+        wait_for_info(looking, f"{count} requests to be out", lambda info: info["inflight"] == str(count))
+
+
+def wait_until_applied(fleet: Fleet, key: str, value: int) -> None:
+    server = fleet.shards[LOST].primary
+    wait_until(f"{key} to be {value}", lambda: server.ask("GET", key) == b"%d" % value, lambda: str(server.ask("GET", key)))
+
+
+# --- writes -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_server_costs_each_of_1000_requests_one_verdict_in_order(
+    fleet: Fleet, proxy: Proxy, keys: Keys, talk: Talk
+) -> None:
+    server = fleet.shards[LOST].primary
+    key = keys.one(LOST, "killed")
+    server.pause()
+    talk.send(*[command for number in range(MANY) for command in (("INCR", key), ("ECHO", number))])
+    wait_until_out(proxy, MANY)
+    server.kill()
+    replies = talk.reads(2 * MANY)
+    assert replies[1::2] == [b"%d" % number for number in range(MANY)]
+    assert {error(reply).split(" (")[0] for reply in replies[::2]} == {f"UNCERTAIN shard s{LOST}"}
+    server.start()
+    serve_again(talk, keys)
+    assert talk.ask("GET", key) is None, "none of them is sent to the server that came back"
+
+
+@pytest.mark.usefixtures("steady")
+@pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
+def test_writes_whose_replies_are_lost_are_uncertain_and_never_sent_twice(
+    fleet: Fleet, hop: Hop, keys: Keys, talk: Talk, reset: bool
+) -> None:
+    key = keys.one(LOST, "counter")
+    hop.stall(Way.REPLIES)
+    talk.send(*[("INCR", key)] * MANY)
+    wait_until_applied(fleet, key, MANY)
+    hop.cut(reset=reset)
+    hop.heal()
+    assert {error(reply).split(" (")[0] for reply in talk.reads(MANY)} == {f"UNCERTAIN shard s{LOST}"}
+    serve_again(talk, keys)
+    assert talk.ask("GET", key) == b"%d" % MANY
+
+
+@pytest.mark.usefixtures("steady")
+def test_a_write_that_was_never_sent_goes_out_on_the_next_connection_once(
+    hop: Hop, proxy: Proxy, keys: Keys, talk: Talk
+) -> None:
+    """A large write fills the connection, so the one behind it is still here when the connection ends."""
+    large, counter = keys.one(LOST, "large"), keys.one(LOST, "unsent")
+    hop.stall(Way.REQUESTS)
+    with Talk(proxy.port) as first:
+        first.send(("SET", large, b"x" * (32 << 20)))
+        wait_until_out(proxy, 1)
+        talk.send(("INCR", counter))
+        wait_until_out(proxy, 2)
+        hop.cut()
+        hop.heal()
+        assert error(first.read()).startswith("UNCERTAIN ")
+        assert talk.read() == 1
+    assert talk.ask("GET", counter) == b"1"
+
+
+def test_requests_wait_while_a_connection_is_made(hop: Hop, proxy: Proxy, keys: Keys, talk: Talk) -> None:
+    hop.stall()
+    with Talk(proxy.port) as other:
+        assert other.ask("SELECT", 3) == b"OK"
+        other.send(("SET", keys.one(LOST), "waited"), ("GET", keys.one(LOST)))
+        wait_until_out(proxy, 2)
+        hop.heal()
+        assert other.reads(2) == [b"OK", b"waited"]
+
+
+# --- reads ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("steady")
+def test_reads_are_asked_again_on_the_next_connection(hop: Hop, proxy: Proxy, keys: Keys, talk: Talk) -> None:
+    names = keys.on(LOST, 100, "read")
+    assert talk.ask("MSET", *[word for name in names for word in (name, f"value of {name}")]) == b"OK"
+    hop.stall(Way.REPLIES)
+    talk.send(*[("GET", name) for name in names], ("MGET", keys.one(0), *names[:3]))
+    wait_until_out(proxy, len(names) + 1)
+    hop.cut()
+    hop.heal()
+    assert talk.reads(len(names)) == [f"value of {name}".encode() for name in names]
+    assert talk.read() == [None, *(f"value of {name}".encode() for name in names[:3])]
+
+
+@pytest.mark.usefixtures("steady")
+def test_a_read_is_asked_again_only_once(hop: Hop, keys: Keys, talk: Talk) -> None:
+    hop.answer(b"GET", b"", End.FIN, times=2)
+    assert error(talk.ask("GET", keys.one(LOST))).startswith(f"TRYAGAIN shard s{LOST} (")
+
+
+@pytest.mark.usefixtures("steady")
+def test_a_read_before_a_write_of_the_same_client_does_not_see_the_future(
+    fleet: Fleet, hop: Hop, keys: Keys, talk: Talk
+) -> None:
+    key = keys.one(LOST, "future")
+    assert talk.ask("SET", key, 0) == b"OK"
+    hop.stall(Way.REPLIES)
+    talk.send(("GET", key), ("INCR", key), ("GET", key))
+    wait_until_applied(fleet, key, 1)
+    hop.cut()
+    hop.heal()
+    assert error(talk.read()).startswith("TRYAGAIN ")
+    assert error(talk.read()).startswith("UNCERTAIN ")
+    assert talk.read() == b"1", "the read behind it may be asked again"
+
+
+# --- one connection to a queue ----------------------------------------------------------------------------------------
+
+
+def test_a_second_connection_to_a_shard_that_is_lost_leaves_the_first_as_it_is(
+    hop: Hop, proxy: Proxy, keys: Keys, talk: Talk
+) -> None:
+    """Two connections for one queue of requests would answer each other's."""
+    key = keys.one(LOST)
+    opened = hop.open
+    with Talk(proxy.port) as other:
+        assert other.ask("SELECT", 11) == b"OK"
+        hop.answer(b"STRLEN", b"", End.FIN)
+        assert error(other.ask("STRLEN", key)).startswith("TRYAGAIN ")
+        wait_until("that database to be served again", lambda: other.ask("STRLEN", key) == 0, lambda: "", PATIENCE_S)
+    assert talk.ask("SET", key, "v") == b"OK"
+    wait_until("one connection more", lambda: hop.open == opened + 1, lambda: f"{hop.open} are open, not {opened} + 1")
