@@ -327,7 +327,7 @@ cdef class Wire:
 
     def data_received(self, bytes data not None):
         cdef bytearray inbuf
-        cdef Py_ssize_t used
+        cdef Py_ssize_t used = 0
         cdef Lane lane = self.backend.lane
         if self.lost:
             return
@@ -335,6 +335,11 @@ cdef class Wire:
             self.drop("was replaced")
             return
         lane.now = self.last_bytes = _clock()
+        if self.large is not None:
+            used = self._fill(data)
+            if self.lost or used == PyBytes_GET_SIZE(data):
+                return
+            data = data[used:]
         if self.inbuf is None:
             used = self._cut(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
             if 0 <= used < PyBytes_GET_SIZE(data):
@@ -351,18 +356,15 @@ cdef class Wire:
     cdef Py_ssize_t _cut(self, const char *p, Py_ssize_t n) except -2:
         """Gives each whole reply to the request it belongs to -> bytes used; -1: the server broke the protocol."""
         cdef Backend backend = self.backend
-        cdef Lane lane = backend.lane
         cdef Py_ssize_t pos = 0, length = 0
         cdef bint resp3 = backend.proto == 3 or self.on_setup is not None
         cdef Found found
-        cdef Pending item
         while pos < n:
             found = scan_reply(p + pos, n - pos, &self.scan, resp3, &length)
             if found == NEED_MORE:
-                if backend.head is None and self.on_setup is None:
-                    self.drop(errors.garbled("sent a reply that nobody asked for"))
+                if self.on_setup is None and not self._owes():
                     return -1
-                return pos
+                return n if self.on_setup is None and self._begin_large(p + pos, n - pos) else pos
             if found == BAD:
                 self.drop(errors.garbled("sent bytes that are not a reply"))
                 return -1
@@ -372,25 +374,68 @@ cdef class Wire:
                     return -1
                 resp3 = backend.proto == 3 or self.on_setup is not None
             else:
-                # only what was given to this connection can have an answer on it
-                if backend.count - backend.unflushed <= 0:
-                    self.drop(errors.garbled("sent a reply that nobody asked for"))
+                if not self._owes():
                     return -1
-                item = backend._pop()
-                backend.last_frame = lane.now
-                if item.client is not None or item.whole is not None:
-                    if p[pos] == c'-':
-                        lane.errors += 1
-                        if self._distrusted(p + pos, length):
-                            backend._fail(item, errors.garbled("answered with a redirection"), True)
-                            pos += length
-                            continue
-                    if length == 5 and memcmp(p + pos, b"+OK\r\n", 5) == 0:
-                        lane.settle(item, OK)
-                    else:
-                        lane.settle(item, PyBytes_FromStringAndSize(p + pos, length))
+                self._deliver(p + pos, length, None)
             pos += length
         return pos
+
+    cdef bint _owes(self) except -1:
+        """Only what was given to this connection can have an answer on it; one that sends more is dropped."""
+        if self.backend.count - self.backend.unflushed > 0:
+            return True
+        self.drop(errors.garbled("sent a reply that nobody asked for"))
+        return False
+
+    cdef int _deliver(self, const char *p, Py_ssize_t n, bytes frame) except -1:
+        """Gives a reply to the request whose turn it is; `frame` if there are bytes of it already."""
+        cdef Backend backend = self.backend
+        cdef Lane lane = backend.lane
+        cdef Pending item = backend._pop()
+        backend.last_frame = lane.now
+        if item.client is None and item.whole is None:
+            return 0
+        if p[0] == c'-':
+            lane.errors += 1
+            if self._distrusted(p, n):
+                return backend._fail(item, errors.garbled("answered with a redirection"), True)
+        if frame is None:
+            frame = OK if n == 5 and memcmp(p, b"+OK\r\n", 5) == 0 else PyBytes_FromStringAndSize(p, n)
+        return lane.settle(item, frame)
+
+    cdef bint _begin_large(self, const char *p, Py_ssize_t n) except -1:
+        """A large bulk of which a part is here: the rest is received where it will stay."""
+        cdef Py_ssize_t size = 0, i = 1
+        if p[0] != c'$' or n < LARGE:
+            return False
+        while p[i] != c'\r':         # the scanner has seen the header whole and well formed
+            size = size * 10 + p[i] - c'0'
+            i += 1
+        size += i + 4
+        if size > LARGEST:
+            return False
+        self.large = PyBytes_FromStringAndSize(NULL, size)
+        memcpy(PyBytes_AS_STRING(self.large), p, n)
+        self.large_filled = n
+        self.scan.left = 0
+        self.scan.pos = 0
+        return True
+
+    cdef Py_ssize_t _fill(self, bytes data) except -1:
+        """Receives more of a large bulk -> bytes of `data` that belong to it."""
+        cdef bytes frame = self.large
+        cdef char *p = PyBytes_AS_STRING(frame)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(frame), taken = min(PyBytes_GET_SIZE(data), size - self.large_filled)
+        memcpy(p + self.large_filled, PyBytes_AS_STRING(data), taken)
+        self.large_filled += taken
+        if self.large_filled < size:
+            return taken
+        self.large = None
+        if p[size - 2] != c'\r' or p[size - 1] != c'\n':
+            self.drop(errors.garbled("sent bytes that are not a reply"))
+        elif self._owes():
+            self._deliver(p, size, frame)
+        return taken
 
     cdef bint _distrusted(self, const char *p, Py_ssize_t n):
         """-MOVED and -ASK would send clients past the proxy."""
@@ -411,6 +456,7 @@ cdef class Wire:
             return
         self.lost = True
         self.inbuf = None
+        self.large = None
         if self.transport is not None:
             self.transport.abort()
         self.on_lost(why)

@@ -232,6 +232,8 @@ cdef class Wire:
     cdef object on_setup
     cdef object on_lost
     cdef bytearray inbuf
+    cdef bytes large                # a bulk that is being received, of its final size
+    cdef Py_ssize_t large_filled
     cdef ReplyScan scan
     cdef int fd
     cdef bint handed_over
@@ -241,3 +243,7 @@ cdef class Wire:
     cdef Py_ssize_t _cut(self, const char *p, Py_ssize_t n) except -2
     cdef bint _distrusted(self, const char *p, Py_ssize_t n)
     cdef int put(self, const char *data, Py_ssize_t size) except -1
+    cdef bint _owes(self) except -1
+    cdef int _deliver(self, const char *p, Py_ssize_t n, bytes frame) except -1
+    cdef bint _begin_large(self, const char *p, Py_ssize_t n) except -1
+    cdef Py_ssize_t _fill(self, bytes data) except -1

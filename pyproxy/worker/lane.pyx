@@ -60,6 +60,7 @@ cdef enum:
     FIRST_WINDOW = 16           # requests out before anything is known of the size of the answers
     WRITE_BYTES = 262144        # given to a transport at once
     LARGE = 16384               # from here on bytes are passed on as they are, not joined
+    LARGEST = 67108864          # a server's header is believed up to here; more is kept as it comes
     OUT_ROOM = 16384
     OUT_LIMIT = 8388608         # bytes waiting for one backend before it counts as congested
 

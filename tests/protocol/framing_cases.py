@@ -234,6 +234,7 @@ ARGUMENT_HEADER = [
 ARGUMENT = [
     _case("an empty name", b"*1\r\n$0\r\n\r\n", kept(unknown(b"")), "f"),
     _case("other bytes for CRLF", b"*1\r\n$4\r\nPINGXX", kept(_PONG), valkey=NO_CRLF, proxy=NO_CRLF, why=CRLF),
+    _case("one other byte, for CR", b"*1\r\n$4\r\nPINGX", waits(), proxy=NO_CRLF, why=CRLF),
     _case("CR without LF", b"*1\r\n$4\r\nPING\rX", kept(_PONG), valkey=NO_CRLF, proxy=NO_CRLF, why=CRLF),
     _case(
         "a byte longer than it is",

@@ -192,14 +192,14 @@ ALLOWED: dict[bytes, Allowance] = {
     **_each("xinfo|stream xinfo|consumers", "says when consumers were seen and entries delivered", timed),
     **_each("xpending", "says for how long an entry is pending", pending),
     **_each("time", _CLOCK, shaped),
-    **_each("dump", "sets and hashes are written in the order of a hash table, streams with the times of deliveries", dumped),
+    **_each("dump", "sets and hashes are written in a hash table's order, streams with times of deliveries", dumped),
     **_each("memory|usage", "counts the allocator's blocks and samples a hash table", shaped),
     **_each("hello", "names the server, its version and the connection's number", greeted),
 }
 
 
 def may_differ(name: bytes, argv: Argv, ours: bytes, theirs: bytes) -> bool:
-    """Whether two replies to a command (`name` as in the command table) that are not the same bytes count as the same."""
+    """Whether two replies that are not the same bytes count as the same; `name` as in the command table."""
     allowance = ALLOWED.get(name)
     if allowance is None or b"-" in (ours[:1], theirs[:1]):
         return False

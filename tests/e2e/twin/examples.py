@@ -165,7 +165,7 @@ xadd k 1-1 f v ; xlen k
 xadd k 1-1 f v ; xgroup CREATE k g 0 ; xreadgroup GROUP g c STREAMS k > ; xpending k g - + 10
 xadd k 1-1 f v ; xrange k - +
 xadd {t}a 1-1 f v ; xadd {t}b 1-1 g w ; xread STREAMS {t}a {t}b 0 0
-xadd {t}a 1-1 f v ; xgroup CREATE {t}a g 0 ; xgroup CREATE {t}b g 0 MKSTREAM ; xreadgroup GROUP g c STREAMS {t}a {t}b > >
+xgroup CREATE {t}a g 0 MKSTREAM ; xgroup CREATE {t}b g 0 MKSTREAM ; xreadgroup GROUP g c STREAMS {t}a {t}b 0 0
 xadd k 1-1 f v ; xrevrange k + -
 xadd k 1-1 f v ; xsetid k 5-0
 xadd k 1-1 f v ; xadd k 1-2 f v ; xtrim k MAXLEN 1

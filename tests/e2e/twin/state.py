@@ -40,11 +40,13 @@ def read(port: int) -> dict[tuple[int, bytes], Key]:
     """Every key of every database of one server."""
     found: dict[tuple[int, bytes], Key] = {}
     with Talk(port) as talk:
-        for db in range(DATABASES):
-            _, frame = ask_all(talk, [["SELECT", db], ["KEYS", "*"]])  # type: ignore[list-item]
-            names = decode(frame)
+        numbers = [b"%d" % db for db in range(DATABASES)]
+        listings = _ask(talk, [words for db in numbers for words in ([b"SELECT", db], [b"KEYS", b"*"])])
+        for db, names in enumerate(listings[1::2]):
             assert isinstance(names, list)
-            found |= {(db, name): key for name, key in zip(names, _keys(talk, names), strict=True)}
+            if names:
+                _ask(talk, [[b"SELECT", b"%d" % db]])
+                found |= {(db, name): key for name, key in zip(names, _keys(talk, names), strict=True)}
     return found
 
 
@@ -100,7 +102,7 @@ def _without_times(value: object) -> object:
 
 
 def _hash(talk: Talk, name: bytes, value: Value) -> tuple[list[tuple[bytes, bytes]], list[int]]:
-    """Its pairs in the order of their fields, and when the fields end; a server older than Valkey 9 knows no such end."""
+    """Its pairs in the order of their fields, and when the fields end; before Valkey 9 they do not."""
     assert isinstance(value, list)
     pairs = sorted(zip(value[::2], value[1::2], strict=True))
     fields = [field for field, _ in pairs]

@@ -4,8 +4,8 @@ In comes a seed and some DUMP payloads, out come the same batches for both serve
 influence on what comes next, so both are asked the same.
 
 Keys are few, so that commands meet each other's values: a handful for each type, some of them in the two groups that
-share a hash tag, some with bytes that a careless proxy would stumble over. One key in fifty is of another type, and what
-is written there stays in the way for a while.
+share a hash tag, some with bytes that a careless proxy would stumble over. One key in fifty is of another type, and
+what is written there stays in the way for a while.
 """
 
 from __future__ import annotations

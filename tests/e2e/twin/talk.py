@@ -11,8 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Self
 
-import hiredis
-
+from protocol.request import encode
 from protocol.scan import Replies
 from pyproxy.fleet import HOST
 
@@ -46,7 +45,7 @@ class Talk:
         self._socket.close()
 
     def say(self, cuts: Sequence[bytes], wanted: int) -> list[bytes]:
-        """Send these pieces, each in a write of its own, and return `wanted` replies; Unanswered if they do not come."""
+        """Send these pieces, each in a write of its own -> the `wanted` replies; Unanswered if they do not come."""
         frames: list[bytes] = []
         unsent = [memoryview(cut) for cut in reversed(cuts)]
         deadline = time.monotonic() + ANSWER_S
@@ -80,7 +79,6 @@ class Talk:
         return self._replies.feed(received)
 
 
-def ask_all(talk: Talk, commands: Sequence[Sequence[bytes | int]]) -> list[bytes]:
+def ask_all(talk: Talk, commands: Sequence[Sequence[bytes]]) -> list[bytes]:
     """The reply frames to these commands, in one pipeline."""
-    packed = b"".join(hiredis.pack_command(tuple(command)) for command in commands)  # type: ignore[arg-type]
-    return talk.say([packed], len(commands)) if commands else []
+    return talk.say([b"".join(map(encode, commands))], len(commands))

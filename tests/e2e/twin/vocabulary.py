@@ -1,7 +1,7 @@
 """Every command the proxy sends to shards, in the forms whose effect and reply are the same on any two servers.
 
-The lines are in the language of `grammar`; `stream.Words` fills their placeholders in. Left out are forms that choose by
-chance and change something (SPOP of one among several, XADD with a time for an id), and deadlines so near that a key
+The lines are in the language of `grammar`; `stream.Words` fills their placeholders in. Left out are forms that choose
+by chance and change something (SPOP of one among several, XADD with a time for an id), and deadlines so near that a key
 might be gone on one side only. GT and LT are used with absolute times only: two EXPIRE of the same length are one
 millisecond apart or not. Ranges by words ask keys of their own (`<lex>`), where all scores are the same: else they
 depend on the heights that a skip list draws.
@@ -44,7 +44,8 @@ substr <str> <index> <index>
 
 BITS = """
 bitcount <str> [ <index> <index> [ BYTE | BIT ] ]
-2* bitfield <str> ( GET <bits> <offset> | SET <bits> <offset> <int> | INCRBY <bits> <offset> <int> | OVERFLOW ( SAT | FAIL | WRAP ) ) ...
+bitfield <str> ( GET <bits> <offset> | SET <bits> <offset> <int> ) ...
+bitfield <str> ( OVERFLOW ( SAT | FAIL | WRAP ) INCRBY <bits> <offset> <int> ) ...
 bitfield_ro <str> ( GET <bits> <offset> ) ...
 2* bitop ( AND | OR | XOR ) <@str> <@str> ...
 bitop NOT <@str> <@str>

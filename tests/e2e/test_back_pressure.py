@@ -1,0 +1,207 @@
+"""Clients that do not read, or ask faster than servers answer, cost bounded memory, and nobody else's turn."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyproxy.fleet import Fleet, Proxy, wait_until
+from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, behind, of_a_worker, packed, proxy_info, wait_for_info
+from tests.faults import Hop, Way
+from tests.processes import command_line, family
+
+MIB = 1 << 20
+BUDGET, MARGIN = 256 * MIB, 64 * MIB
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Fleet]:
+    with Fleet(shards=3, replicas=0) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def proxy(fleet: Fleet) -> Iterator[Proxy]:
+    """Each test has its own: its memory is what is measured."""
+    with Proxy(fleet, limits={"memory_bytes": BUDGET}, timeouts=PATIENT) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def keys(proxy: Proxy) -> Keys:
+    return Keys(proxy)
+
+
+@pytest.fixture
+def reader(proxy: Proxy, keys: Keys) -> Iterator[Talk]:
+    """A client that reads. There is a value of 1 MiB on each shard."""
+    with Talk(proxy.port) as reader:
+        for key in large(keys):
+            assert reader.ask("SET", key, b"x" * MIB) == b"OK"
+        yield reader
+
+
+def large(keys: Keys) -> list[str]:
+    return [keys.one(shard, "large") for shard in range(3)]
+
+
+class Memory:
+    """The resident memory of a proxy's one worker, against what it was."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        (self._pid,) = [pid for pid, _ in family(proxy.pid) if "pyproxy.worker" in command_line(pid)]
+        self._before = self._now("VmRSS")
+
+    def added(self) -> int:
+        return self._now("VmRSS") - self._before
+
+    def added_at_most(self) -> int:
+        return self._now("VmHWM") - self._before
+
+    def _now(self, field: str) -> int:
+        lines = Path(f"/proc/{self._pid}/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
+def held(talk: Talk) -> int:
+    return int(proxy_info(talk)["held_bytes"])
+
+
+def test_clients_that_never_read_cost_at_most_the_budget_and_the_memory_comes_back(
+    proxy: Proxy, keys: Keys, reader: Talk
+) -> None:
+    """1000 clients ask for 2 GB in all; the budget is 256 MB, and 64 MB more are allowed for what is under way."""
+    memory = Memory(proxy)
+    names = large(keys)
+    with contextlib.ExitStack() as clients:
+        for number in range(1000):
+            client = clients.enter_context(Talk(proxy.port, receive_buffer=4096))
+            client.send(("GET", names[number % 3]), ("GET", names[(number + 1) % 3]))
+        wait_for_info(reader, "all to be answered or shed", lambda info: info["inflight"] == "0")
+        assert reader.ask("GET", names[0]) == b"x" * MIB
+        seen = proxy_info(reader)
+        assert int(seen["shed"]) > 500
+        assert BUDGET // 2 < int(seen["held_bytes"]) <= BUDGET, "no more were shed than had to be"
+        assert memory.added_at_most() < BUDGET + MARGIN
+    wait_for_info(reader, "nothing to be held", lambda info: info["held_bytes"] == "0")
+    wait_until("the memory to come back", lambda: memory.added() < 64 * MIB, lambda: f"{memory.added() >> 20} MiB more")
+
+
+def test_the_largest_are_shed_first_and_by_fin(proxy: Proxy, keys: Keys, reader: Talk) -> None:
+    name = large(keys)[0]
+    with contextlib.ExitStack() as clients:
+        small = [clients.enter_context(Talk(proxy.port, receive_buffer=4096)) for _ in range(10)]
+        greedy = [clients.enter_context(Talk(proxy.port, receive_buffer=4096)) for _ in range(40)]
+        for each in small:
+            each.send(("GET", name))
+        wait_for_info(reader, "the small ones to be answered", lambda info: info["inflight"] == "0")
+        for each in greedy:
+            each.send(*[("GET", name)] * 12)
+        wait_for_info(reader, "all to be answered or shed", lambda info: info["inflight"] == "0")
+        shed = int(proxy_info(reader)["shed"])
+        assert 0 < shed < len(greedy)
+        for each in small:
+            assert each.read() == b"x" * MIB
+            assert each.ask("PING") == b"PONG"
+        ends = [each.until_end() for each in clients_that_are_closed(greedy, shed)]
+        assert len(ends) == shed, "closed in order: a reset would have raised"
+
+
+def clients_that_are_closed(clients: list[Talk], count: int) -> list[Talk]:
+    """Those that the proxy has closed: the others would answer a PING behind what they asked for."""
+    closed = []
+    for client in clients:
+        client.send(("PING",))
+    for client in clients:
+        try:
+            assert client.reads(12) == [b"x" * MIB] * 12
+            assert client.read() == b"PONG"
+        except AssertionError:
+            closed.append(client)
+    assert len(closed) == count
+    return closed
+
+
+def test_what_waits_for_the_last_part_of_a_split_counts(fleet: Fleet, keys: Keys) -> None:
+    with Hop(fleet.shards[1].primary.port, of_a_worker) as hop, behind(fleet, {1: hop}, timeouts=PATIENT) as proxy:
+        names = large(keys)
+        with Talk(proxy.port) as looking, Talk(proxy.port) as waiting:
+            for name in names:
+                assert looking.ask("SET", name, b"x" * MIB) == b"OK"
+            hop.stall(Way.REPLIES)
+            waiting.send(("MGET", names[0], names[2], names[1]))
+            wait_for_info(looking, "two parts to be held", lambda info: int(info["held_bytes"]) >= 2 * MIB)
+            hop.heal()
+            assert waiting.read() == [b"x" * MIB] * 3
+            wait_for_info(looking, "nothing to be held", lambda info: info["held_bytes"] == "0")
+
+
+def test_a_client_that_only_sends_is_not_read_further(proxy: Proxy, reader: Talk) -> None:
+    """It pipelines ECHOs and never reads: what it may send ends, and what it costs is bounded."""
+    memory = Memory(proxy)
+    with Talk(proxy.port, receive_buffer=4096) as sender:
+        sender.socket.settimeout(1.0)
+        block = packed("ECHO", b"x" * 1000) * 1000
+        sent = 0
+        with contextlib.suppress(TimeoutError):
+            while sent < 1000:
+                sender.socket.sendall(block)
+                sent += 1
+        assert sent < 100, "MB were taken"
+        assert held(reader) < 8 * MIB
+        assert memory.added() < 32 * MIB
+        assert reader.ask("PING") == b"PONG"
+
+
+def test_a_server_that_does_not_read_costs_bounded_memory(fleet: Fleet, proxy: Proxy, keys: Keys, reader: Talk) -> None:
+    """Clients are not read any further once enough waits for their server; the others do not notice."""
+    memory = Memory(proxy)
+    slow, key, other = fleet.shards[1].primary, keys.one(1, "slow"), keys.one(0, "other")
+    blob = b"x" * 100_000
+    block = packed("SET", key, blob) * 10
+    slow.pause()
+    try:
+        with contextlib.ExitStack() as clients:
+            senders = [clients.enter_context(Talk(proxy.port)) for _ in range(50)]
+            for sender in senders:
+                sender.socket.setblocking(False)
+            taken = [0]
+
+            def nothing_is_taken_any_more() -> bool:
+                before = taken[0]
+                for sender in senders:
+                    with contextlib.suppress(BlockingIOError):
+                        for _ in range(20):
+                            taken[0] += sender.socket.send(block)
+                return taken[0] == before and reader.ask("SET", other, taken[0]) == b"OK"
+
+            wait_until("the proxy to read no further", nothing_is_taken_any_more, lambda: f"{taken[0]} B", PATIENCE_S)
+            assert memory.added() < 192 * MIB
+            assert reader.ask("GET", other) == b"%d" % taken[0]
+            assert proxy_info(reader)["shed"] == "0"
+    finally:
+        slow.resume()
+
+
+def test_a_million_pings_of_one_client_are_served_between_those_of_others(proxy: Proxy, reader: Talk) -> None:
+    """They are read and answered in slices: another's request comes to its turn long before they are through."""
+    count = 1_000_000
+    memory = Memory(proxy)
+    with Talk(proxy.port) as flood:
+        flood.socket.setblocking(False)
+        pings = memoryview(b"*1\r\n$4\r\nPING\r\n" * count)
+        answered, turns = 0, 0
+        sent = 0
+        while answered < count * len(b"+PONG\r\n"):
+            with contextlib.suppress(BlockingIOError):
+                while sent < len(pings):
+                    sent += flood.socket.send(pings[sent:])
+            assert reader.ask("ECHO", turns) == b"%d" % turns
+            turns += 1
+            with contextlib.suppress(BlockingIOError):
+                while more := flood.socket.recv(MIB):
+                    answered += len(more)
+        assert answered == count * len(b"+PONG\r\n")
+        assert turns > 10, "each turn lets in and out what the kernel's buffers hold, not all of it"
+    assert memory.added_at_most() < 32 * MIB

@@ -1,0 +1,89 @@
+"""Requests of several parts: how they are cut and put together, asked of a running proxy over ten shards."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from pyproxy.fleet import Fleet, Proxy
+from tests.e2e.rig import Keys, Talk, error
+
+
+@pytest.fixture
+def talk(proxy10: Proxy) -> Iterator[Talk]:
+    with Talk(proxy10.port) as talk:
+        talk.ask("FLUSHALL")
+        yield talk
+
+
+def calls(fleet: Fleet, command: str) -> int:
+    """How often the servers have run this command."""
+    total = 0
+    for shard in fleet.shards:
+        stats = shard.primary.ask("INFO", "commandstats")
+        assert isinstance(stats, bytes)
+        for line in stats.decode().splitlines():
+            if line.startswith(f"cmdstat_{command}:calls="):
+                total += int(line.split("=", 1)[1].split(",", 1)[0])
+    return total
+
+
+def test_values_come_in_the_order_of_the_keys(talk: Talk) -> None:
+    rng = random.Random(2)
+    names = [f"k{number}" for number in range(300)]
+    talk.ask("MSET", *(word for name in names for word in (name, name.upper())))
+    asked = rng.choices([*names, "none"], k=700)  # duplicates and misses
+    assert talk.ask("MGET", *asked) == [name.upper().encode() if name != "none" else None for name in asked]
+
+
+def test_duplicates_count_as_often_as_they_are_named(talk: Talk) -> None:
+    talk.ask("MSET", "a", "1", "b", "2")
+    assert talk.ask("EXISTS", "a", "a", "b", "none") == 3
+    assert talk.ask("TOUCH", "a", "b", "a") == 3
+    assert talk.ask("DEL", "a", "a", "b") == 2
+
+
+def test_the_last_of_two_values_for_a_key_wins(talk: Talk) -> None:
+    talk.ask("MSET", "a", "1", "b", "2", "a", "3")
+    assert talk.ask("MGET", "a", "b") == [b"3", b"2"]
+
+
+def test_a_shard_gets_one_part_however_many_keys_are_its(talk: Talk, fleet10: Fleet, proxy10: Proxy) -> None:
+    keys = Keys(proxy10)
+    before = calls(fleet10, "mget")
+    talk.ask("MGET", *keys.on(0, 50), *keys.on(1, 50), *keys.on(2, 50))
+    assert calls(fleet10, "mget") - before == 3
+
+
+def test_values_of_any_size_are_gathered(talk: Talk) -> None:
+    sizes = [0, 1, 15_000, 70_000, 1_000_000]
+    talk.ask("MSET", *(word for size in sizes for word in (f"s{size}", b"x" * size)))
+    assert talk.ask("MGET", *(f"s{size}" for size in sizes)) == [b"x" * size for size in sizes]
+
+
+def test_an_error_that_all_shards_give_is_passed_on_as_it_is(talk: Talk) -> None:
+    assert error(talk.ask("FLUSHDB", "NOW")) == "ERR syntax error"
+
+
+def test_a_part_that_a_server_refuses_makes_the_whole_uncertain_and_names_the_shards(
+    talk: Talk, fleet10: Fleet, proxy10: Proxy
+) -> None:
+    """Rule: never a swallowed error, and for writes which shards may have applied their part."""
+    keys, full = Keys(proxy10), fleet10.shards[4].primary
+    full.ask("CONFIG", "SET", "maxmemory", "1")
+    try:
+        said = error(talk.ask("MSET", keys.one(4), "v", keys.one(7), "w"))
+    finally:
+        full.ask("CONFIG", "SET", "maxmemory", "0")
+    names = [shard.name for shard in fleet10.shards]
+    assert said.startswith(f"UNCERTAIN shard {names[4]}: OOM ")
+    assert said.endswith(f"other shards may have applied their part: {names[7]}")
+    assert talk.ask("MGET", keys.one(4), keys.one(7)) == [None, b"w"]
+
+
+def test_resp3_clients_get_resp3_nulls(proxy10: Proxy) -> None:
+    with Talk(proxy10.port) as talk:
+        talk.send(["HELLO", 3])
+        talk.read()
+        talk.socket.sendall(b"*3\r\n$4\r\nMGET\r\n$6\r\nnone:1\r\n$6\r\nnone:2\r\n")
+        assert talk.socket.recv(100) == b"*2\r\n_\r\n_\r\n"
