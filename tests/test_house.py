@@ -37,7 +37,6 @@ TESTED_ELSEWHERE = {
     "pyproxy/worker/__main__.py": "runs main.serve; every worker is started by it",
     "pyproxy/demo.py": "tests/e2e/test_demo.py runs it as a user does",
     "protocol/helps.py": "texts; tests/pyproxy/worker/test_local.py asks for them",
-    "pyproxy/worker/__main__.py": "its arguments; every test that starts the program runs it",
     "pyproxy/worker/here.py": "declarations only",
     "pyproxy/worker/lane.pyx": "tests/e2e: test_order, test_lost_connection, test_slow_shard, test_back_pressure ...",
     "pyproxy/worker/link.py": "tests/e2e: test_down_shard, test_lost_connection, test_hostile_backend",

@@ -29,6 +29,7 @@ cdef class Client:
         self.lane.next_client_id += self.lane.id_step
         self.pool = self.lane.pool(2, 0)
         self.lane.clients.add(self)
+        self.lane.count_coming(-1)
         if self.lane.draining:
             self.parked |= Park.DRAIN
             self.touch()
@@ -95,7 +96,7 @@ cdef class Client:
         self.inbuf = None
         self.ready = []
         lane.clients.discard(self)
-        lane.row[_CLIENTS] = len(lane.clients)
+        lane.count_coming(0)
 
     # --- bytes to commands ---
 

@@ -90,6 +90,7 @@ cdef class Lane:
     cdef list backlog
     cdef bint awake
     cdef readonly set clients
+    cdef int coming
     cdef list lingering
     cdef double now
     cdef Limits limits
@@ -114,6 +115,7 @@ cdef class Lane:
     cdef Route route(self, bytes name)
     cdef int slot(self, bytes key) except -1
     cdef void wake(self)
+    cpdef count_coming(self, int change)
     cdef int settle(self, Pending item, bytes frame) except -1
     cdef Backend backend_of(self, Client client, bytes key)
 

@@ -343,9 +343,14 @@ cdef class Lane:
                 client.finish()
                 client.flush()
 
+    cpdef count_coming(self, int change):
+        """Clients that were accepted and are not among the clients yet count like those that are."""
+        self.coming += change
+        self.row[_CLIENTS] = len(self.clients) + self.coming
+
     def publish(self):
         row = self.row
-        row[_CLIENTS] = len(self.clients)
+        self.count_coming(0)
         row[_BEAT] = <long long>(self.now * 1e6)
         row[_COMMANDS] = self.commands
         row[_ERRORS] = self.errors

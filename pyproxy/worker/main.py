@@ -7,6 +7,7 @@ an orphan with an old map could write to a server that has been replaced.
 """
 
 import asyncio
+import ctypes
 import gc
 import os
 import socket
@@ -31,7 +32,8 @@ from pyproxy.worker.link import Link
 from pyproxy.worker.session import Session
 
 TICK_S = 0.02  # how exactly deadlines are kept
-UNFINISHED_CHECK_S = 1.0
+SELDOM_S = 1.0  # unfinished requests, memory
+TRIM_BYTES = 32 << 20  # so much must have been freed before the heap is asked to give it back: that takes milliseconds
 ACCEPT_AGAIN_S = 0.002  # a worker with more clients than another one looks again after this
 ORPHAN_FLUSH_S = 1.0
 TURNED_AWAY_S = 2.0  # then the connection is closed, whatever the client does
@@ -181,8 +183,10 @@ class Worker:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._row[INDEX["accepted"]] += 1
-        self._row[INDEX["clients"]] += 1  # at once: the other workers look at it; the lane writes the true number later
-        lane = self._lane
+        self._adopt(self._lane, sock)
+
+    def _adopt(self, lane: Lane, sock: socket.socket) -> None:
+        lane.count_coming(1)  # at once: the other workers look at it before they accept
         self._spawn(self._take_over(sock, lambda: Client(lane)), "client")
 
     async def _take_over(self, sock: socket.socket, protocol: Callable[[], asyncio.Protocol]) -> None:
@@ -190,6 +194,8 @@ class Worker:
             await asyncio.get_running_loop().connect_accepted_socket(protocol, sock)
         except OSError:
             sock.close()
+            if self._lane is not None and protocol is not TurnedAway:
+                self._lane.count_coming(-1)
 
     # --- time ---
 
@@ -197,14 +203,16 @@ class Worker:
         assert self._setup
         unfinished_s = self._setup.config.timeouts.unfinished_s
         check_at = 0.0
+        peak = 0
         while True:
             await asyncio.sleep(TICK_S)
             lane.tick()
             self._row[INDEX["backend_connections"]] = sum(link.connections for link in self._links)
             now = time.monotonic()
             if now >= check_at:
-                check_at = now + UNFINISHED_CHECK_S
+                check_at = now + SELDOM_S
                 lane.check_unfinished(unfinished_s)
+                peak = give_back(lane.held, peak)
 
     # --- the end ---
 
@@ -241,14 +249,14 @@ class Worker:
 
     def _empty_backlog(self) -> None:
         """Whoever has connected already gets a FIN; at the end of the socket the kernel would send RST."""
-        lane = self._lane
+        assert self._lane
         while True:
             try:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
             sock.setblocking(False)
-            self._spawn(self._take_over(sock, lambda: Client(lane)), "client")
+            self._adopt(self._lane, sock)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         """A task whose failure is the worker's end: nothing in it is expected to fail."""
@@ -261,6 +269,19 @@ class Worker:
         if not task.cancelled() and task.exception() is not None:
             emit(Event.BUG, task=task.get_name(), trace="".join(traceback.format_exception(task.exception())))
             os._exit(70)  # EX_SOFTWARE; the parent starts another one
+
+
+def give_back(held: int, peak: int) -> int:
+    """Have the C library return freed memory to the system, once it is worth it -> the new peak of what is held.
+
+    glibc keeps what was freed for the next time; after a burst of large replies that would be hundreds of megabytes.
+    """
+    if peak - held < TRIM_BYTES:
+        return max(peak, held)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none, and keeps less
+    if trim is not None:
+        trim(0)
+    return held
 
 
 def serve(index: int, listen_fd: int, channel_fd: int, page_fd: int) -> None:

@@ -133,8 +133,8 @@ class Keys:
 
 
 def proxy_info(talk: Talk) -> dict[str, str]:
-    """The fields of INFO's section about the proxy."""
-    text = talk.ask("INFO", "proxy", "clients")
+    """The fields of INFO's sections about the proxy itself. Its numbers are up to 20 ms old."""
+    text = talk.ask("INFO", "proxy", "clients", "stats")
     assert isinstance(text, bytes)
     return dict(line.split(":", 1) for line in text.decode().splitlines() if ":" in line)
 

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from typing import Self
 
 from protocol.request import encode
-from protocol.scan import Replies
+from protocol.scan import ProtocolError, Replies
 from pyproxy.fleet import HOST
 
 ANSWER_S = 30.0  # for a whole batch; a machine may be busy
 
 
 class Unanswered(Exception):
-    """The server closed the connection, or said nothing for too long; `frames` came before that."""
+    """The server closed the connection, broke the protocol, or was silent too long; `frames` came before that."""
 
     def __init__(self, why: str, frames: list[bytes]) -> None:
         super().__init__(f"{why}, after {len(frames)} replies")
@@ -76,7 +76,10 @@ class Talk:
             raise Unanswered("the connection was reset", frames) from None
         if not received:
             raise Unanswered("the connection was closed", frames)
-        return self._replies.feed(received)
+        try:
+            return self._replies.feed(received)
+        except ProtocolError as problem:
+            raise Unanswered(f"no reply begins with {received[:60]!r} or goes on with it: {problem}", frames) from None
 
 
 def ask_all(talk: Talk, commands: Sequence[Sequence[bytes]]) -> list[bytes]:

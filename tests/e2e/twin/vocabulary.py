@@ -265,7 +265,6 @@ auth default <item>
 auth <item>
 client GETNAME
 client NO-EVICT ( ON | OFF )
-client SETINFO LIB-NAME <item>
 client SETNAME <item>
 2* echo <value>
 2* hello 2

@@ -31,6 +31,7 @@ class Asker:
     commands: int = 3
     last_command: bytes = b""
     reply_mode: int = 0
+    aborting: bool = False
     closing: bool = False
     buffered_in: int = 0
     buffered_out: int = 0
