@@ -154,7 +154,8 @@ class Bench:
         )
         config = Config.parse(shards.encode())
         self.turns = Turns()
-        self.lane = Lane(cast(AbstractEventLoop, self.turns), never_taken, split.merged, Page.create(1).row(0), config, 0, 1)
+        loop = cast(AbstractEventLoop, self.turns)
+        self.lane = Lane(loop, never_taken, split.merged, Page.create(1).row(0), config, 0, 1)
         split.install(self.lane)
         self.lane.set_table(table.TABLE)
         self.links = [Up(self.lane, index) for index in range(SHARDS)]

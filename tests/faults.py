@@ -127,6 +127,7 @@ class Hop:
 
     def cut(self, *, reset: bool = False) -> None:
         """End every affected connection on both sides, by FIN or by RST."""
+
         def act() -> None:
             for each in [each for each in self._open if each.affected]:
                 each.close(reset)
@@ -135,6 +136,7 @@ class Hop:
 
     def inject(self, data: bytes) -> None:
         """Say this to the client of every affected connection, now."""
+
         def act() -> None:
             for each in self._open:
                 if each.affected:

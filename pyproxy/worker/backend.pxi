@@ -116,10 +116,14 @@ cdef class Backend:
     cdef int _append(self, const char *p, Py_ssize_t n) except -1:
         cdef Py_ssize_t room
         cdef char *grown
+        cdef bytearray donated = self.lane.donated
         self.out_bytes += n
         if n >= LARGE:
             self._pack()
-            self.chunks.append(PyBytes_FromStringAndSize(p, n))
+            if donated is not None and PyByteArray_AS_STRING(donated) == p and len(donated) == n:
+                self.chunks.append(donated)
+            else:
+                self.chunks.append(PyBytes_FromStringAndSize(p, n))
             return 0
         if self.out_len + n > self.out_room:
             if self.out_room >= WRITE_BYTES:
@@ -156,7 +160,10 @@ cdef class Backend:
             chunks = self.chunks
             self.chunks = []
             for chunk in chunks:
-                self.wire.put(PyBytes_AS_STRING(<bytes>chunk), PyBytes_GET_SIZE(<bytes>chunk))
+                if type(chunk) is bytearray:
+                    self.wire.put(PyByteArray_AS_STRING(chunk), len(<bytearray>chunk))
+                else:
+                    self.wire.put(PyBytes_AS_STRING(<bytes>chunk), PyBytes_GET_SIZE(<bytes>chunk))
         elif self.out_len:
             self.wire.put(self.out, self.out_len)
             self.out_len = 0

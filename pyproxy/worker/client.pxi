@@ -105,7 +105,12 @@ cdef class Client:
         cdef Py_ssize_t used
         # held apart: nothing may resize the buffer while pointers into it are in use
         self.inbuf = None
-        used = self._consume(inbuf, PyByteArray_AS_STRING(inbuf), len(inbuf))
+        # a large request that came alone leaves in the buffer it was received in
+        self.lane.donated = inbuf
+        try:
+            used = self._consume(inbuf, PyByteArray_AS_STRING(inbuf), len(inbuf))
+        finally:
+            self.lane.donated = None
         if self.finishing or used == len(inbuf):
             return 0
         if used:

@@ -85,6 +85,7 @@ cdef class Lane:
     cdef dict pools
     cdef readonly list links
     cdef unsigned short owner[16384]
+    cdef bytearray donated          # the buffer a large request came in, if it came alone
     cdef list dirty_clients
     cdef list dirty_backends
     cdef list backlog

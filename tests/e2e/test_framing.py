@@ -72,6 +72,18 @@ def test_with_good_commands_behind_the_answer_is_the_same(proxy10: Proxy, name: 
         assert ask(proxy10.port, "GET", GOOD_KEY) is None, "nothing behind a bad request is done"
 
 
+def test_commands_that_must_wait_are_read_again_from_their_first_byte(proxy10: Proxy) -> None:
+    ask(proxy10.port, "SET", "framing:k", "v")
+    get, select = encode([b"GET", b"framing:k"]), encode([b"SELECT", b"1"])
+    behind = encode([b"EXISTS", b"framing:k"]) + get  # waits until the first GET is answered
+    sent = get + select + behind
+    expected = kept(b"$1\r\nv\r\n+OK\r\n:0\r\n$-1\r\n")
+    for cut in range(len(get + select), len(sent)):
+        with Conversation(proxy10.port) as talk:
+            talk.say([sent[:cut], sent[cut:]])
+            assert talk.outcome(expected) == expected, f"cut at {cut}"
+
+
 # --- how a bad request ends -------------------------------------------------------------------------------------------
 
 

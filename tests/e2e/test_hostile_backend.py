@@ -64,9 +64,7 @@ class Scene:
         """By one more than there were, and what is said on it is right, in its order."""
         self.hop.heal()
         with Talk(self.port) as later:
-            wait_until(
-                "the shard to be served", lambda: later.ask("GET", self.key) == b"mine", lambda: "", PATIENCE_S
-            )
+            wait_until("the shard to be served", lambda: later.ask("GET", self.key) == b"mine", lambda: "", PATIENCE_S)
             assert self.hop.accepted > accepted
             later.send(("GET", self.key), ("STRLEN", self.key), ("ECHO", "x"), ("EXISTS", self.key))
             assert later.reads(4) == [b"mine", 4, b"x", 1]
@@ -110,7 +108,9 @@ def test_what_is_no_reply_ends_the_connection_and_is_an_error_for_who_asked(scen
 
 
 @pytest.mark.parametrize("end", [End.FIN, End.RST, End.SILENCE])
-@pytest.mark.parametrize("said", [b"", b"$10\r\nabc", b"*2\r\n$1\r\na\r\n"], ids=["nothing", "half a bulk", "half an array"])
+@pytest.mark.parametrize(
+    "said", [b"", b"$10\r\nabc", b"*2\r\n$1\r\na\r\n"], ids=["nothing", "half a bulk", "half an array"]
+)
 def test_half_a_reply_is_no_reply(scene: Scene, said: bytes, end: End) -> None:
     accepted = scene.hop.accepted
     scene.hop.answer(b"LPOP", said, end)

@@ -1,4 +1,4 @@
-"""A connection to a server is lost with requests out: each gets its one verdict, in order, and no write goes out twice."""
+"""A connection to a server is lost with requests out: each gets its one verdict, and no write goes out twice."""
 
 from collections.abc import Iterator
 
@@ -80,7 +80,9 @@ def wait_until_out(proxy: Proxy, count: int) -> None:
 
 def wait_until_applied(fleet: Fleet, key: str, value: int) -> None:
     server = fleet.shards[LOST].primary
-    wait_until(f"{key} to be {value}", lambda: server.ask("GET", key) == b"%d" % value, lambda: str(server.ask("GET", key)))
+    wait_until(
+        f"{key} to be {value}", lambda: server.ask("GET", key) == b"%d" % value, lambda: str(server.ask("GET", key))
+    )
 
 
 # --- writes -----------------------------------------------------------------------------------------------------------

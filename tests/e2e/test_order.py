@@ -120,7 +120,9 @@ def test_after_hello_a_client_sees_its_own_write(proxy: Proxy, keys: Keys, round
     for shard in range(SHARDS):
         with Talk(proxy.port) as talk:
             key = keys.one(shard, f"hello{round_}-")
-            talk.send(("SET", key, "mine"), ("HELLO", 3), ("GET", key), ("SET", key, "next"), ("HELLO", 2), ("GET", key))
+            talk.send(
+                ("SET", key, "mine"), ("HELLO", 3), ("GET", key), ("SET", key, "next"), ("HELLO", 2), ("GET", key)
+            )
             replies = talk.reads(6)
             assert (replies[0], replies[2], replies[3], replies[5]) == (b"OK", b"mine", b"OK", b"next")
 

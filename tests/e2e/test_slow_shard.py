@@ -94,7 +94,9 @@ def test_a_late_reply_does_not_replace_the_error_a_client_has_not_read_yet(
         assert len(str(unread.read())) > 16 << 20
         assert error(unread.read()).startswith("UNCERTAIN ")
         assert unread.ask("GET", counter) == b"1"
-    wait_for_info(talk, "nothing to be counted as out", lambda info: (info["inflight"], info["held_bytes"]) == ("0", "0"))
+    wait_for_info(
+        talk, "nothing to be counted as out", lambda info: (info["inflight"], info["held_bytes"]) == ("0", "0")
+    )
     assert talk.ask("DEL", big) == 1
     assert talk.ask("DEL", counter) == 1
 

@@ -1,7 +1,8 @@
 """Mozilla's loop-server, which knows one host and one port and talks through node_redis 0.12.1: what it sends, with the
 arguments it sends, and what its code relies on in the answers.
 
-With `sharding: true` it sends no MULTI. Publish/subscribe and SCAN are refused, and its connection must live on.
+With `sharding: true` it sends no MULTI. Transactions, publish/subscribe and SCAN are refused, and its connection lives
+on.
 """
 
 from collections.abc import Iterator
@@ -155,7 +156,6 @@ def test_flushdb_empties_its_database_and_no_other(storage: NodeClient, proxy10:
 @pytest.mark.parametrize(
     "call",
     [
-        ["MULTI"],
         ["scan", 0],
         ["publish", "callId", "alerting"],
         ["eval", "return #redis.pcall('keys', 'userid.*')", 0],
@@ -171,6 +171,15 @@ def test_what_is_not_served_is_an_error_that_names_it_and_the_connection_stays(
         storage.do("call", *call)
     assert storage.do("set", "after", "x") == "OK"
     assert storage.do("events") == before
+
+
+def test_a_transaction_is_refused_as_a_whole(storage: NodeClient) -> None:
+    block = [["MULTI"], ["setex", "room.T", 60, "{}"], ["sadd", "userRooms.U", "room.T"], ["EXEC"]]
+    multi, *queued, executed = [reply["error"] for reply in storage.do("pipeline", block)]
+    assert multi.removeprefix("Error: ").startswith("ERR command 'multi' is not served by this proxy: ")
+    assert executed.removeprefix("Error: ").startswith("EXECABORT ")
+    assert len(queued) == 2
+    assert storage.do("call", "dbsize") == 0
 
 
 @pytest.mark.parametrize("call", [["subscribe", "callId"], ["psubscribe", "__keyevent*__:expired"]])

@@ -147,7 +147,7 @@ def test_an_error_in_a_pipeline_belongs_to_its_command_alone(client: NodeClient)
         (["lpush", "text", "y"], "WRONGTYPE Operation against a key holding the wrong kind of value"),
         (["getx", "a"], "ERR unknown command 'getx', with args beginning with: 'a' "),
         (["get"], "ERR wrong number of arguments for 'get' command"),
-        (["multi"], "ERR command 'multi' is not served by this proxy: "),
+        (["publish", "news", "x"], "ERR command 'publish' is not served by this proxy: "),
     ],
     ids=["of-a-server", "unknown", "arity", "refused"],
 )
@@ -160,6 +160,13 @@ def test_an_error_reply_is_thrown_with_its_text_and_the_connection_stays(
     assert str(thrown.value).startswith(error)
     assert client.do("get", "text") == "x"
     assert client.do("events") == ["ready"]
+
+
+def test_a_transaction_is_refused_and_none_of_it_applied(client: NodeClient) -> None:
+    client.do("del", ["in-multi"])
+    replies = client.do("pipeline", [["multi"], ["set", "in-multi", "x"], ["exec"], ["get", "in-multi"]])
+    assert ["error" in reply for reply in replies[:3]] == [True, True, True]
+    assert replies[3] is None
 
 
 def test_info_is_text_with_the_sections_of_redis(client: NodeClient) -> None:

@@ -293,6 +293,7 @@ exists
 expire <any> never
 expire <any> 100 SOMETIMES
 get
+flushdb NOW
 get <str> <str>
 get ( <hash> | <list> | <set> | <zset> | <stream> )
 getrange <str> a b
