@@ -288,8 +288,8 @@ def give_back(held: int, peak: int) -> int:
 def keep_the_heap() -> None:
     """Have the C library keep what is freed for the next large request or reply, until `give_back`.
 
-    By default glibc returns every freed buffer of 128 KiB to the system at once, and each page of the next one is a fault:
-    at 100 KB a value that is a third of the CPU. (mallopt(3), <malloc.h>: M_TRIM_THRESHOLD is -1, M_MMAP_THRESHOLD -3.)
+    By default glibc returns every freed buffer of 128 KiB to the system at once, and each page of the next one is a
+    fault: a third of the CPU at 100 KB a value. (mallopt(3), <malloc.h>: M_TRIM_THRESHOLD is -1, M_MMAP_THRESHOLD -3.)
     """
     if hasattr(_LIBC, "mallopt"):
         _LIBC.mallopt(-1, 2 * TRIM_BYTES)

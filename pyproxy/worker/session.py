@@ -59,7 +59,7 @@ class Session:
         return errors.unknown_command(argv)
 
     def _refused(self, client: Client, command: Command) -> bytes:
-        """A refused MULTI takes its whole block along: clients send it in one go, and half of it must not be applied."""
+        """A refused MULTI takes its block along: clients send it in one go, and half of it must not be applied."""
         if client.aborting:
             client.aborting = False
             return errors.exec_aborted() if command.name == b"exec" else OK
