@@ -10,7 +10,7 @@ cdef class Client:
         self.proto = 2
         self.db = 0
         self.ready = []
-        self.typical = REPLIES_BYTES // FIRST_WINDOW
+        self.typical = REPLIES_BYTES // FIRST_WINDOW - 1
         self.name = self.lib_name = self.lib_ver = b""
 
     # --- the transport's calls ---

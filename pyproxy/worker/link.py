@@ -58,6 +58,7 @@ class Link:
         self._timeouts = timeouts
         self._spawn = spawn
         self._complain = complain
+        self._pause_s = timeouts.reconnect_min_s
         self._down = ""  # why nothing can be sent; empty while the shard is up
         self._barred = ""
         self._closed = False
@@ -132,10 +133,9 @@ class Link:
         self._spawn(self._recover(), f"recover {self.name}")
 
     async def _recover(self) -> None:
-        pause_s = self._timeouts.reconnect_min_s
         while not self._closed:
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-            pause_s = min(pause_s * 2, self._timeouts.reconnect_max_s)
+            await asyncio.sleep(self._pause_s * random.uniform(0.5, 1.0))
+            self._pause_s = min(self._pause_s * 2, self._timeouts.reconnect_max_s)
             if self._barred:
                 continue
             base = self.backend(2, 0)
@@ -158,6 +158,8 @@ class Link:
         self.connections -= 1
         emit(Event.LINK_LOST, shard=self.name, node=self.node, why=why, requests=backend.waiting_requests)
         self._complain(self.name, str(self.node), why)
+        if lived_s >= STEADY_S:
+            self._pause_s = self._timeouts.reconnect_min_s  # not before: a server may let in and close at once
         wanted = backend.lost(why) or backend.is_base
         if self._closed:
             return

@@ -102,6 +102,7 @@ class Worker:
         split.install(self._lane)
         self._lane.set_table(table.TABLE)
         self._row[INDEX["started_us"]] = int(time.time() * 1e6)
+        self._lane.publish()  # a beat, or the others would take this worker for one that hangs
         self._row[INDEX["pid"]] = os.getpid()
         self._spawn(self._tick(self._lane), "tick")
 
