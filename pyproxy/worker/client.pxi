@@ -143,7 +143,10 @@ cdef class Client:
                 ends[count] = pos
                 count += 1
             if count:
-                lane.reader_feed(owner, begin, pos - begin)
+                if pos - begin == n:
+                    lane.reader_feed(owner)
+                else:
+                    lane.reader_feed(owner, begin, pos - begin)
                 start = begin
                 for i in range(count):
                     argv = lane.reader_gets()
@@ -464,12 +467,15 @@ cdef class Client:
         self.dirty = False
         if self.transport is None:
             return
-        if not self.choked:
+        item = self.head
+        if (item is not None and item.done and item.next_placed is None and not item.mute and not self.ready
+                and not self.handed_over):
+            self._write_only(item)      # without a pipeline there is nothing to gather
+        elif not self.choked:
             chunks = self.ready
             self.ready = []
             for reply in chunks:
                 size += PyBytes_GET_SIZE(<bytes>reply)
-            item = self.head
             while item is not None and item.done and size + total < WRITE_BYTES:
                 one = PyBytes_GET_SIZE(item.reply)
                 self.head = item.next_placed
@@ -501,8 +507,15 @@ cdef class Client:
         if self.parked or self.eof or self.finishing:
             self._reconsider()
 
+    cdef int _write_only(self, Pending item) except -1:
+        self.head = self.tail = None
+        item.client = None
+        return self._write(item.reply, PyBytes_GET_SIZE(item.reply))
+
     cdef int _hand_over(self, list chunks, Py_ssize_t size) except -1:
-        cdef bytes data = <bytes>chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return self._write(<bytes>chunks[0] if len(chunks) == 1 else b"".join(chunks), size)
+
+    cdef int _write(self, bytes data, Py_ssize_t size) except -1:
         cdef Py_ssize_t taken = 0
         self.held -= size
         self.lane.held -= size

@@ -187,6 +187,8 @@ cdef class Client:
     cdef int _reconsider(self) except -1
     cdef int _close(self) except -1
     cdef int _next_turn(self) except -1
+    cdef int _write_only(self, Pending item) except -1
+    cdef int _write(self, bytes data, Py_ssize_t size) except -1
 
 
 @cython.final
