@@ -298,17 +298,10 @@ cdef class Client:
 
     # --- what Python may ask of a client ---
 
-    def defer(self):
-        """Takes the next place in the order of replies, to be answered later with `Pending.answer`."""
-        cdef Pending item = self.place()
-        self.inflight += 1
-        self.lane.inflight += 1
-        return item
-
     def send(self, int shard, bytes frame not None, bint write):
-        """Sends a whole command to a shard and takes its place -> True, or False where the client was parked or refused.
+        """Sends a whole command to a shard and takes its place in the order of replies.
 
-        False and not parked: the shard is down and the client has been told.
+        -> None; NOT_NOW where the client was parked; the refusal to answer where the shard is down.
         """
         cdef Backend backend = <Backend>self.pool[shard]
         cdef Pending item
@@ -386,11 +379,6 @@ cdef class Client:
     def closing(self):
         return self.finishing
 
-    @property
-    def waiting(self):
-        """How many requests of this client are out."""
-        return self.inflight
-
     def __repr__(self):
         return (f"<Client {self.id} {self.addr} resp{self.proto} db{self.db} out={self.inflight} held={self.held} "
                 f"parked={self.parked}>")
@@ -452,7 +440,7 @@ cdef class Client:
 
     cdef int _broke(self) except -1:
         """Our own fault: it ends this connection and no other."""
-        emit(Event.BUG, id=self.id, addr=self.addr, trace=traceback.format_exc())
+        bug(self)
         self.lane._new_reader()
         self.say(errors.internal_error())
         self.finish()

@@ -76,6 +76,12 @@ cdef inline Py_ssize_t _send(int fd, const char *data, Py_ssize_t size) noexcept
     return taken if taken > 0 else 0
 
 
+cdef int bug(object where) except -1:
+    """Says in the log what nobody expected; the exception is the one being handled."""
+    emit(Event.BUG, where=where, trace=traceback.format_exc())
+    return 0
+
+
 cdef inline double _clock() noexcept nogil:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
@@ -102,11 +108,6 @@ cdef class Route:
 @cython.freelist(4096)
 cdef class Pending:
     """A request that waits for its reply: a client's place, a backend's turn, or (part of a split) only the latter."""
-
-    def answer(self, bytes frame not None):
-        """Give a place that is on no backend its reply."""
-        if self.client is not None and not self.done:
-            self.client.lane.settle(self, frame)
 
 
 @cython.final
@@ -268,16 +269,26 @@ cdef class Lane:
             self.backlog = []
             for client in work:
                 client.go_on()
+        # whatever fails in here must not keep the others from being written
         if self.dirty_backends:
             work = self.dirty_backends
             self.dirty_backends = []
             for backend in work:
-                backend.flush()
+                try:
+                    backend.flush()
+                except Exception:
+                    bug(backend)
+                    if backend.wire is not None:
+                        backend.wire.drop(errors.LOST)
         if self.dirty_clients:
             work = self.dirty_clients
             self.dirty_clients = []
             for client in work:
-                client.flush()
+                try:
+                    client.flush()
+                except Exception:
+                    bug(client)
+                    client.abandon()
         if self.held > self.memory_limit:
             self._shed()
 
