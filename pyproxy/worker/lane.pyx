@@ -329,6 +329,8 @@ cdef class Lane:
             client.dirty = True
             self.dirty_clients.append(client)
             self.wake()
+        elif self.held > self.memory_limit:
+            self.wake()
         return 0
 
     def tick(self):

@@ -36,6 +36,7 @@ SELDOM_S = 1.0  # unfinished requests, memory
 TRIM_BYTES = 32 << 20  # so much must have been freed before the heap is asked to give it back: that takes milliseconds
 ACCEPT_AGAIN_S = 0.002  # a worker with more clients than another one looks again after this
 ORPHAN_FLUSH_S = 1.0
+KEPT_BYTES = 16 << 20  # free memory at the end of the heap that is not given back at once
 TURNED_AWAY_S = 2.0  # then the connection is closed, whatever the client does
 
 _LIBC = ctypes.CDLL(None)
@@ -287,14 +288,15 @@ def give_back(held: int, peak: int) -> int:
 
 
 def keep_the_heap() -> None:
-    """Have the C library keep what is freed for the next large request or reply, until `give_back`.
+    """Have the C library keep what is freed of middling size for the next request or reply, until `give_back`.
 
     By default glibc returns every freed buffer of 128 KiB to the system at once, and each page of the next one is a
-    fault: a third of the CPU at 100 KB a value. (mallopt(3), <malloc.h>: M_TRIM_THRESHOLD is -1, M_MMAP_THRESHOLD -3.)
+    fault: a third of the CPU at 100 KB a value. Larger ones than a read brings (256 KiB) are still returned at once, or
+    the budget would not bound the process. (mallopt(3), <malloc.h>: M_TRIM_THRESHOLD is -1, M_MMAP_THRESHOLD -3.)
     """
     if hasattr(_LIBC, "mallopt"):
-        _LIBC.mallopt(-1, 2 * TRIM_BYTES)
-        _LIBC.mallopt(-3, TRIM_BYTES)
+        _LIBC.mallopt(-1, KEPT_BYTES)
+        _LIBC.mallopt(-3, 256 << 10)
 
 
 def serve(index: int, listen_fd: int, channel_fd: int, page_fd: int) -> None:
