@@ -15,12 +15,6 @@ MIB = 1 << 20
 BUDGET, MARGIN = 256 * MIB, 64 * MIB
 
 
-@pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
-    with Fleet(shards=3, replicas=0) as fleet:
-        yield fleet
-
-
 @pytest.fixture
 def proxy(fleet: Fleet) -> Iterator[Proxy]:
     """Each test has its own: its memory is what is measured."""

@@ -18,12 +18,6 @@ STALLED = 1
 
 
 @pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
-    with Fleet(shards=3, replicas=0) as fleet:
-        yield fleet
-
-
-@pytest.fixture(scope="module")
 def hop(fleet: Fleet) -> Iterator[Hop]:
     with Hop(fleet.shards[STALLED].primary.port, of_a_worker) as hop:
         yield hop
@@ -33,11 +27,6 @@ def hop(fleet: Fleet) -> Iterator[Hop]:
 def proxy(fleet: Fleet, hop: Hop) -> Iterator[Proxy]:
     with behind(fleet, {STALLED: hop}, timeouts=PATIENT) as proxy:
         yield proxy
-
-
-@pytest.fixture(scope="module")
-def keys(proxy: Proxy) -> Keys:
-    return Keys(proxy)
 
 
 @pytest.fixture

@@ -12,26 +12,9 @@ DOWN = 1
 
 
 @pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
-    with Fleet(shards=3, replicas=0) as fleet:
-        yield fleet
-
-
-@pytest.fixture(scope="module")
 def proxy(fleet: Fleet) -> Iterator[Proxy]:
     with Proxy(fleet, timeouts={"connect_s": 5.0, "reply_s": 5.0, "silence_s": 5.0, "reconnect_max_s": 0.2}) as proxy:
         yield proxy
-
-
-@pytest.fixture(scope="module")
-def keys(proxy: Proxy) -> Keys:
-    return Keys(proxy)
-
-
-@pytest.fixture
-def talk(proxy: Proxy) -> Iterator[Talk]:
-    with Talk(proxy.port) as talk:
-        yield talk
 
 
 @pytest.fixture

@@ -21,12 +21,6 @@ REPLY_S, SILENCE_S = 0.5, 0.8
 
 
 @pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
-    with Fleet(shards=3, replicas=0) as fleet:
-        yield fleet
-
-
-@pytest.fixture(scope="module")
 def hop(fleet: Fleet) -> Iterator[Hop]:
     with Hop(fleet.shards[FAULTY].primary.port, of_a_worker) as hop:
         yield hop
@@ -37,11 +31,6 @@ def proxy(fleet: Fleet, hop: Hop) -> Iterator[Proxy]:
     timeouts = {"connect_s": 2.0, "reply_s": REPLY_S, "silence_s": SILENCE_S, "reconnect_max_s": 0.1}
     with behind(fleet, {FAULTY: hop}, timeouts=timeouts) as proxy:
         yield proxy
-
-
-@pytest.fixture(scope="module")
-def keys(proxy: Proxy) -> Keys:
-    return Keys(proxy)
 
 
 @dataclass

@@ -15,12 +15,6 @@ MANY = 1000
 
 
 @pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
-    with Fleet(shards=3, replicas=0) as fleet:
-        yield fleet
-
-
-@pytest.fixture(scope="module")
 def hop(fleet: Fleet) -> Iterator[Hop]:
     with Hop(fleet.shards[LOST].primary.port, of_a_worker) as hop:
         yield hop
@@ -31,11 +25,6 @@ def proxy(fleet: Fleet, hop: Hop) -> Iterator[Proxy]:
     timeouts = PATIENT | {"reconnect_max_s": 0.2}
     with behind(fleet, {LOST: hop}, limits={"inflight": 2 * MANY}, timeouts=timeouts) as proxy:
         yield proxy
-
-
-@pytest.fixture(scope="module")
-def keys(proxy: Proxy) -> Keys:
-    return Keys(proxy)
 
 
 @pytest.fixture

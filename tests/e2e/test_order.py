@@ -24,11 +24,6 @@ def proxy(fleet: Fleet) -> Iterator[Proxy]:
         yield proxy
 
 
-@pytest.fixture(scope="module")
-def keys(proxy: Proxy) -> Keys:
-    return Keys(proxy)
-
-
 @pytest.fixture
 def talk(proxy: Proxy) -> Iterator[Talk]:
     with Talk(proxy.port) as talk:

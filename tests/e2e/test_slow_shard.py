@@ -18,27 +18,10 @@ REPLY_S, SILENCE_S = 0.4, 0.6
 
 
 @pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
-    with Fleet(shards=3, replicas=0) as fleet:
-        yield fleet
-
-
-@pytest.fixture(scope="module")
 def proxy(fleet: Fleet) -> Iterator[Proxy]:
     """It drops no connection for silence, so that late replies come on the connection they were asked on."""
     with Proxy(fleet, timeouts={"reply_s": REPLY_S, "silence_s": PATIENCE_S, "connect_s": 5.0}) as proxy:
         yield proxy
-
-
-@pytest.fixture(scope="module")
-def keys(proxy: Proxy) -> Keys:
-    return Keys(proxy)
-
-
-@pytest.fixture
-def talk(proxy: Proxy) -> Iterator[Talk]:
-    with Talk(proxy.port) as talk:
-        yield talk
 
 
 @pytest.fixture

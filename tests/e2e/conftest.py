@@ -1,0 +1,26 @@
+"""What most end-to-end tests stand on; a module that needs it otherwise says so by a fixture of the same name."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from pyproxy.fleet import Fleet, Proxy
+from tests.e2e.rig import Keys, Talk
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Fleet]:
+    """Three primaries of this module's own: its tests may kill and stop them."""
+    with Fleet(shards=3, replicas=0) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+def keys(proxy: Proxy) -> Keys:
+    return Keys(proxy)
+
+
+@pytest.fixture
+def talk(proxy: Proxy) -> Iterator[Talk]:
+    with Talk(proxy.port) as talk:
+        yield talk
