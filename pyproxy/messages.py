@@ -42,6 +42,8 @@ class ShardLook(msgspec.Struct, frozen=True):
     info: dict[str, str]  # INFO, flat, as the primary said it; of the last look that succeeded
     keyspace: dict[int, dict[str, int]]  # database -> keys, expires, avg_ttl
     misplaced: str  # not empty: it holds keys of another shard (which, and whose), and must not be used
+    at: float = 0.0  # when the answer was there, or known not to come: CLOCK_MONOTONIC, s
+    since: float = 0.0  # when it became usable (reachable and not misplaced), or ceased to be; the same clock
 
 
 class FleetLook(msgspec.Struct, frozen=True, tag=True):

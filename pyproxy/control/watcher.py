@@ -20,10 +20,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from protocol.reply import Error
 from pyproxy.control.node import NodeConnection, NodeError
 from pyproxy.events import Event, emit
 from pyproxy.hashing import slot
+from pyproxy.looks import writable
 from pyproxy.messages import FleetLook, ShardLook, Topology
 from pyproxy.shardmap import Shard, ShardMap
 
@@ -42,7 +45,8 @@ class ShardWatch:
 
     def __init__(self, shard: Shard, shard_map: ShardMap, on_commands: Callable[[], None]) -> None:
         self.shard = shard
-        self.look = ShardLook(shard.name, str(shard.primary), False, "not looked at yet", {}, {}, "")
+        now = time.monotonic()
+        self.look = ShardLook(shard.name, str(shard.primary), False, "not looked at yet", {}, {}, "", now, now)
         self.commands: list[Any] | None = None  # the COMMAND reply; None until it answered once
         self._shard_map = shard_map
         self._on_commands = on_commands
@@ -111,8 +115,8 @@ class ShardWatch:
 
     def _enter(self, reachable: bool, error: str, **seen: Any) -> None:
         """Take what was seen as the new look, and say what changed."""
-        before, looked = self.look, self._looked
-        self.look = ShardLook(
+        before, looked, now = self.look, self._looked, time.monotonic()
+        look = ShardLook(
             before.name,
             before.node,
             reachable,
@@ -120,7 +124,10 @@ class ShardWatch:
             seen.get("info", before.info),
             seen.get("keyspace", before.keyspace),
             seen.get("misplaced", before.misplaced),
+            now,
+            before.since,
         )
+        self.look = look if writable(look) == writable(before) else msgspec.structs.replace(look, since=now)
         self._looked = True
         where = {"shard": before.name, "node": before.node}
         if not reachable and (before.reachable or not looked):

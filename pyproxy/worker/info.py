@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from pyproxy.looks import backoff_s, integer, key_count, state
 from pyproxy.messages import ShardLook
 from pyproxy.worker.here import Here
 
@@ -118,7 +119,7 @@ def _proxy(here: Here) -> Iterator[str]:
     yield f"shards_down:{sum(not look.reachable for look in looks.values())}"
     yield f"topology_version:{here.topology.version}"
     yield f"look_age_seconds:{here.now() - here.look.at:.1f}" if here.look else "look_age_seconds:-1"
-    yield "proxy_backoff_seconds:0"
+    yield f"proxy_backoff_seconds:{backoff_s(here.looks(), here.now())}"
     for name in ("backend_connections", "inflight", "held_bytes", "shed", "timeouts", "uncertain", "splits"):
         yield f"{name}:{page.total(name)}"
     yield f"protocol_errors:{page.total('protocol_errors')}"
@@ -129,9 +130,8 @@ def _proxy(here: Here) -> Iterator[str]:
 def _shard(look: ShardLook | None, primary: str) -> str:
     if look is None:
         return f"node={primary},state=unknown,used_memory=0,keys=0"
-    state = "down" if not look.reachable else "misplaced" if look.misplaced else "up"
-    keys = sum(count.get("keys", 0) for count in look.keyspace.values())
-    return f"node={look.node},state={state},used_memory={_number(look.info.get('used_memory'))},keys={keys}"
+    used = integer(look.info.get("used_memory"))
+    return f"node={look.node},state={state(look)},used_memory={used},keys={key_count(look)}"
 
 
 # --- sums over the shards ---------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def _memory(here: Here) -> Lines:
 
 def maxmemory(looks: Sequence[ShardLook]) -> int:
     """Bytes that all shards together may use; 0, which is Redis' word for no limit, if one of them has none."""
-    limits = [_number(look.info.get("maxmemory")) for look in looks]
+    limits = [integer(look.info.get("maxmemory")) for look in looks]
     return sum(limits) if all(limits) else 0
 
 
@@ -170,7 +170,7 @@ def maxmemory_policy(looks: Iterable[ShardLook]) -> str:
 
 def _persistence(here: Here) -> Lines:
     looks = here.looks()
-    saves = [_number(look.info.get("rdb_last_save_time")) for look in looks]
+    saves = [integer(look.info.get("rdb_last_save_time")) for look in looks]
     return (
         "loading:0",  # never 1: a client that reads 1 does not start
         "async_loading:0",
@@ -199,7 +199,7 @@ def _stats(here: Here) -> Lines:
         f"keyspace_misses:{_sum(looks, 'keyspace_misses')}",
         "pubsub_channels:0",
         "pubsub_patterns:0",
-        f"latest_fork_usec:{max((_number(look.info.get('latest_fork_usec')) for look in looks), default=0)}",
+        f"latest_fork_usec:{max((integer(look.info.get('latest_fork_usec')) for look in looks), default=0)}",
         f"total_error_replies:{total('errors')}",
     )
 
@@ -265,21 +265,12 @@ _ON_REQUEST = {"Commandstats", "Latencystats"}
 # --- reading what a server said ---------------------------------------------------------------------------------------
 
 
-def _number(text: str | None) -> int:
-    """The 64-bit integer a server said; 0 for anything else."""
-    try:
-        number = int(text or 0)
-    except ValueError:
-        return 0
-    return number if -(1 << 63) <= number < 1 << 63 else 0
-
-
 def _sum(looks: Iterable[ShardLook], field: str) -> int:
-    return sum(_number(look.info.get(field)) for look in looks)
+    return sum(integer(look.info.get(field)) for look in looks)
 
 
 def _any(looks: Iterable[ShardLook], field: str) -> int:
-    return int(any(_number(look.info.get(field)) for look in looks))
+    return int(any(integer(look.info.get(field)) for look in looks))
 
 
 def _all_ok(looks: Iterable[ShardLook], field: str) -> str:
@@ -295,7 +286,7 @@ def _summed(looks: Iterable[ShardLook], prefix: str) -> dict[str, dict[str, int]
                 continue
             line = sums.setdefault(name, {})
             for word, _, number in (pair.partition("=") for pair in value.split(",")):
-                line[word] = line.get(word, 0) + _number(number)
+                line[word] = line.get(word, 0) + integer(number)
     return dict(sorted(sums.items()))
 
 

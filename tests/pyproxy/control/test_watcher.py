@@ -173,6 +173,21 @@ async def test_a_primary_that_hangs_does_not_delay_what_is_told_of_the_others(fl
         await until("its end", lambda: seen.told(0).reachable, lambda: seen)
 
 
+async def test_each_look_says_when_it_was_and_since_when_it_has_been_so(fleet: Fleet) -> None:
+    async with watching(shard_map(fleet)) as seen:
+        up = seen.watcher.fleet_look.shards[0].since
+        fleet.shards[0].primary.kill()
+        await until("its end", lambda: not seen.told(0).reachable, lambda: seen)
+        down = seen.told(0)
+        assert up < down.since == down.at
+        await until("a later look", lambda: seen.told(0).at > down.at, lambda: seen)
+        assert seen.told(0).since == down.since
+        assert seen.told(1).since < down.since
+        fleet.shards[0].primary.launch()
+        await until("its return", lambda: seen.told(0).reachable, lambda: seen)
+        assert seen.told(0).since > down.since
+
+
 async def test_what_was_seen_last_stays_while_a_primary_is_down(fleet: Fleet) -> None:
     async with watching(shard_map(fleet)) as seen:
         fleet.shards[0].primary.kill()

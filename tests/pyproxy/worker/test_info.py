@@ -266,6 +266,14 @@ def test_each_shard_has_a_line_with_its_node_its_state_and_its_size() -> None:
     assert fields["shards_down"] == 1
 
 
+def test_the_seconds_to_stay_away_grow_with_the_outage() -> None:
+    down = ShardLook("s1", "127.0.0.1:7002", False, "connection refused", {}, {}, "", 105.0, since=98.5)
+    with worker(look("s0"), down) as here:
+        assert parsed(here, b"proxy")["proxy_backoff_seconds"] == 12
+    with worker(look("s0"), look("s1")) as here:
+        assert parsed(here, b"proxy")["proxy_backoff_seconds"] == 0
+
+
 def test_the_age_of_what_is_told_of_the_shards_is_told() -> None:
     with worker(look("s0")) as here:
         assert parsed(here, b"proxy")["look_age_seconds"] == 5.0

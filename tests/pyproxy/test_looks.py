@@ -1,0 +1,62 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyproxy.looks import LEAST_BACKOFF_S, MOST_BACKOFF_S, backoff_s, integer, key_count, state, writable
+from pyproxy.messages import ShardLook
+
+NOW = 1000.0
+
+
+def seen(since: float = 0.0, *, reachable: bool = True, misplaced: str = "") -> ShardLook:
+    return ShardLook("s0", "127.0.0.1:7001", reachable, "", {}, {}, misplaced, NOW, since)
+
+
+@pytest.mark.parametrize(
+    ("look", "said"),
+    [
+        (seen(), "up"),
+        (seen(reachable=False), "down"),
+        (seen(misplaced="holds keys of s1"), "misplaced"),
+        (seen(reachable=False, misplaced="holds keys of s1"), "down"),
+    ],
+)
+def test_a_shard_is_writable_only_where_it_is_up(look: ShardLook, said: str) -> None:
+    assert (state(look), writable(look)) == (said, said == "up")
+
+
+def test_nobody_is_told_to_stay_away_while_all_shards_are_writable() -> None:
+    assert backoff_s([seen(), seen(NOW - 1)], NOW) == 0
+    assert backoff_s([], NOW) == 0
+
+
+@pytest.mark.parametrize(
+    ("lasted_s", "seconds"), [(0.0, 1), (0.4, 1), (1.0, 1), (1.1, 2), (12.5, 13), (30.0, 30), (86400.0, 30)]
+)
+def test_an_outage_is_expected_to_last_as_long_again_within_bounds(lasted_s: float, seconds: int) -> None:
+    assert backoff_s([seen(NOW - lasted_s, reachable=False)], NOW) == seconds
+
+
+def test_the_longest_outage_counts_and_how_long_another_shard_is_up_does_not() -> None:
+    looks = [seen(NOW - 5, reachable=False), seen(NOW - 3, misplaced="holds keys of s0"), seen(NOW - 20)]
+    assert backoff_s(looks, NOW) == 5
+
+
+@given(st.floats(-10, 1e6), st.floats(0, 1e6))
+def test_the_longer_it_lasts_the_longer_the_back_off(lasted_s: float, more_s: float) -> None:
+    look = [seen(NOW, reachable=False)]
+    sooner, later = backoff_s(look, NOW + lasted_s), backoff_s(look, NOW + lasted_s + more_s)
+    assert LEAST_BACKOFF_S <= sooner <= later <= MOST_BACKOFF_S
+
+
+def test_keys_are_those_of_all_databases() -> None:
+    keyspace = {0: {"keys": 3, "expires": 1}, 9: {"keys": 4}, 10: {}}
+    assert key_count(ShardLook("s0", "n:1", True, "", {}, keyspace, "")) == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("7", 7), ("-7", -7), (None, 0), ("", 0), ("1e3", 0), ("x", 0), ("9" * 19, 0), ("9" * 18, int("9" * 18))],
+)
+def test_a_number_that_no_server_could_mean_is_zero(text: str | None, said: int) -> None:
+    assert integer(text) == said
