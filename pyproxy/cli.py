@@ -4,24 +4,33 @@
     pyproxy check CONFIG                  everything that is wrong with a configuration
     pyproxy where KEY... --config CONFIG  where keys live
     pyproxy slots --shards N              an equal split, ready to paste
+    pyproxy status --config CONFIG        the shards of the proxy that runs with it, as a table
     pyproxy demo                          a whole fleet of servers, and the proxy in front
 
 What was asked for goes to stdout, what is wrong to stderr: 78 for a configuration, 69 for an address that cannot be
-had.
+had or does not answer. `status` exits with 1 where it shows an alarm.
 """
 
 import argparse
+import json
 import os
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pyproxy import __version__, demo
 from pyproxy.config import Config, ConfigErrors
+from pyproxy.control.status import table
 from pyproxy.hashing import SLOTS, hash_tag, slot
 from pyproxy.shardmap import format_slots, split_slots
 
-EX_CONFIG = 78  # <sysexits.h>
+EX_UNAVAILABLE = 69  # <sysexits.h>
+EX_CONFIG = 78
+
+STATUS_S = 5.0  # for the answer of a proxy
 
 FIRST_PORT = 7000  # of the addresses that `slots` makes up
 
@@ -59,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
     splitting = commands.add_parser("slots", help="print an equal split of the slots, to paste into a configuration")
     splitting.add_argument("--shards", type=_shards, required=True, metavar="N")
     splitting.set_defaults(run=slots)
+
+    watching = commands.add_parser("status", help="show the shards of a running proxy; 1 if there is an alarm")
+    which = watching.add_mutually_exclusive_group(required=True)
+    which.add_argument("--config", type=Path, metavar="CONFIG", help="its configuration, with [http] listen")
+    which.add_argument("--url", metavar="URL", help="such as http://127.0.0.1:6381")
+    watching.set_defaults(run=status)
 
     showing = commands.add_parser("demo", help="start servers and the proxy in front of them; Ctrl-C ends all")
     demo.add_arguments(showing)
@@ -102,6 +117,40 @@ def slots(args: argparse.Namespace) -> int:
         print("[[shards]]", f'name = "s{index}"', f'primary = "127.0.0.1:{FIRST_PORT + index}"', sep="\n")
         print(f'slots = ["{format_slots(each)}"]\n')
     return 0
+
+
+def status(args: argparse.Namespace) -> int:
+    url = args.url or _status_url(Config.load(args.config))
+    try:
+        body = _fetch(f"{url.rstrip('/')}/shards")
+        lines = table(body)
+    except OSError as exc:
+        reason = getattr(exc, "reason", exc)
+        print(f"pyproxy: {url}: expected a pyproxy with [http] listen, got: {reason}", file=sys.stderr)
+        return EX_UNAVAILABLE
+    except (ValueError, LookupError, TypeError):
+        print(f"pyproxy: {url}: expected the status of a pyproxy, got something else", file=sys.stderr)
+        return EX_UNAVAILABLE
+    print(*lines, sep="\n")
+    return 1 if any(shard["alarms"] for shard in body["shards"]) else 0
+
+
+def _status_url(config: Config) -> str:
+    if config.http.listen is None:
+        raise ConfigErrors(['http.listen: expected the address of the status, got ""'])
+    return f"http://{config.http.listen}"
+
+
+def _fetch(url: str) -> Any:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is near, whatever http_proxy says
+    try:
+        with opener.open(url, timeout=STATUS_S) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as answer:
+        if answer.code != 503:  # 503 is an answer: some shard is down
+            raise
+        with answer:
+            return json.load(answer)
 
 
 def _shards(text: str) -> int:

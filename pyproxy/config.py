@@ -51,6 +51,12 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     unfinished_s: Seconds = 30.0  # for a command whose end does not come
 
 
+class Http(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The status over HTTP, for probes and operators."""
+
+    listen: Node | None = None  # written ""; nobody listens
+
+
 class ShardTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[[shards]]` as written: a Shard whose replicas may be left out."""
 
@@ -65,6 +71,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     workers: Annotated[int, Meta(ge=0, le=256)] = 0  # 0: one per core
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
+    http: Http = Http()
     shards: tuple[Shard, ...]
 
     @classmethod
@@ -122,6 +129,8 @@ def _read(kind: shape.Type, value: object, path: str, problems: list[str]) -> An
     match kind:
         case shape.StructType(cls=cls) if cls is Node:
             return _parsed(Node.parse, "host:port", value, path, problems)
+        case shape.UnionType():  # the one address that may be left empty
+            return _parsed(lambda text: Node.parse(text) if text else None, 'host:port, or ""', value, path, problems)
         case shape.StructType(cls=cls) if cls is Shard:
             return _read_struct(_SHARD_SHAPE, value, path, problems)
         case shape.StructType():
@@ -224,13 +233,16 @@ def _cross_checks(tree: Any) -> Iterator[str]:
     yield from _check_order(tree, "limits", "bulk_bytes", "memory_bytes")
     yield from _check_order(tree, "timeouts", "reply_s", "silence_s")
     yield from _check_order(tree, "timeouts", "reconnect_min_s", "reconnect_max_s")
+    ours = {path: node for path, node in (("listen", tree.get("listen")), ("http.listen", _http_listen(tree))) if node}
+    if len(ours) > 1 and len(set(ours.values())) == 1 and ours["listen"].port:
+        yield f'http.listen: expected an address of its own, got "{ours["listen"]}" of listen'
     if "shards" in tree:
         shards = tree["shards"]
         if not shards:
             yield "shards: expected at least one, got none"
             return
         yield from _check_names(shards)
-        yield from _check_nodes(shards, tree.get("listen"))
+        yield from _check_nodes(shards, set(ours.values()))
         yield from _check_slots(shards)
 
 
@@ -249,7 +261,12 @@ def _check_names(shards: tuple[Any, ...]) -> Iterator[str]:
                 yield f'shards[{index}].name: expected a name of its own, got "{name}" of shards[{first[name]}]'
 
 
-def _check_nodes(shards: tuple[Any, ...], listen: Node | None) -> Iterator[str]:
+def _http_listen(tree: Tree) -> Node | None:
+    http: Tree = tree.get("http", {})
+    return http.get("listen")
+
+
+def _check_nodes(shards: tuple[Any, ...], ours: set[Node]) -> Iterator[str]:
     first: dict[Node, str] = {}
     for index, shard in _trees(shards):
         named = [(f"shards[{index}].primary", shard.get("primary", _BAD))]
@@ -259,7 +276,7 @@ def _check_nodes(shards: tuple[Any, ...], listen: Node | None) -> Iterator[str]:
                 continue
             if node.port == 0:
                 yield f"{path}: expected a port from 1 to 65535, got 0"
-            elif node == listen:
+            elif node in ours:
                 yield f'{path}: expected a redis server, got "{node}", where pyproxy itself listens'
             elif first.setdefault(node, path) != path:
                 yield f'{path}: expected a node of its own, got "{node}" of {first[node]}'

@@ -16,6 +16,7 @@ It never serves a request, and nothing that serves one imports it. Linux only.
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -389,11 +390,11 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def config(self, listen: str = f"{HOST}:0", workers: int = 1, **tables: Mapping[str, int | float]) -> str:
+    def config(self, listen: str = f"{HOST}:0", workers: int = 1, **tables: Mapping[str, int | float | str]) -> str:
         """The proxy's configuration for this fleet, as TOML; `tables` are its tables: timeouts={"reply_s": 0.2}."""
         lines = [f'listen = "{listen}"', f"workers = {workers}"]
         for name, table in tables.items():
-            lines += ["", f"[{name}]", *(f"{key} = {value}" for key, value in table.items())]
+            lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
         for shard in self.shards:
             replicas = ", ".join(f'"{each.address}"' for each in shard.replicas)
             slots = ", ".join(f'"{each}"' for each in shard.slots)
@@ -409,7 +410,11 @@ class Proxy(Process):
     """
 
     def __init__(
-        self, fleet: Fleet, keeper: socket.socket | None = None, workers: int = 1, **tables: Mapping[str, int | float]
+        self,
+        fleet: Fleet,
+        keeper: socket.socket | None = None,
+        workers: int = 1,
+        **tables: Mapping[str, int | float | str],
     ) -> None:
         self._keeper = keeper or reserve_port()
         self.port: int = self._keeper.getsockname()[1]

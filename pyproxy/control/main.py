@@ -2,7 +2,8 @@
 
 It binds the one listening socket and never accepts on it, makes the page of metrics, looks at every primary, and
 refuses to serve if one holds keys of another shard. Then it keeps the workers alive and tells them what the watcher
-sees, until SIGTERM or SIGINT drains them; a second signal ends them at once.
+sees, until SIGTERM or SIGINT drains them; a second signal ends them at once. Where the configuration asks for it, the
+status is told over HTTP all that time, from before the first look on.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ import uvloop
 from protocol import table
 from pyproxy import __version__, events
 from pyproxy.config import Config
+from pyproxy.control.status import Phase, State
 from pyproxy.control.supervisor import Supervisor
 from pyproxy.control.watcher import Watcher
 from pyproxy.events import Event, emit
@@ -60,7 +62,8 @@ class Parent:
         self._started = time.time()
         self._workers = config.workers or len(os.sched_getaffinity(0))
         self._supervisor: Supervisor | None = None  # until the shards were looked at
-        self._listener = bind(config.listen)
+        self._listener = bind(config.listen, "listen")
+        self._http_listener = bind(config.http.listen, "http.listen") if config.http.listen else None
         self._watcher = Watcher(config.shard_map(), table.learn, self._tell, self._tell)
         self._signals: list[int] = []
 
@@ -72,12 +75,13 @@ class Parent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number, main)
         try:
-            await self._watcher.look()
-            if self._watcher.misplaced:
-                lines = "; ".join(self._watcher.misplaced)
-                raise StartError(f"shards: expected keys of its own on each primary, got: {lines}", EX_CONFIG)
-            with self._listener, contextlib.closing(Page.create(self._workers)) as page:
-                await self._serve(page)
+            async with self._http():
+                await self._watcher.look()
+                if self._watcher.misplaced:
+                    lines = "; ".join(self._watcher.misplaced)
+                    raise StartError(f"shards: expected keys of its own on each primary, got: {lines}", EX_CONFIG)
+                with self._listener, contextlib.closing(Page.create(self._workers)) as page:
+                    await self._serve(page)
         except asyncio.CancelledError:
             if not self._signals:
                 raise
@@ -87,6 +91,20 @@ class Parent:
         status = 128 + self._signals[-1] if len(self._signals) > 1 else 0
         emit(Event.EXIT, status=status)
         return status
+
+    def _http(self) -> contextlib.AbstractAsyncContextManager[None]:
+        if self._http_listener is None:
+            return contextlib.nullcontext()
+        # Here, and not above: aiohttp takes a third of a second and 14 MB, for nothing where it is not asked for.
+        from pyproxy.control import http
+
+        emit(Event.LISTEN, http=_address(self._http_listener))
+        return http.serving(self._http_listener, self._state)
+
+    def _state(self) -> State:
+        ready = self._supervisor is not None and self._supervisor.all_ready.is_set()
+        phase = Phase.DRAINING if self._signals else Phase.SERVING if ready else Phase.STARTING
+        return State(phase, self._config.shards, self._watcher.fleet_look.shards, time.monotonic())
 
     async def _serve(self, page: Page) -> None:
         listen = _address(self._listener)
@@ -149,8 +167,8 @@ def raise_file_limit(config: Config) -> None:
         )
 
 
-def bind(listen: Node) -> socket.socket:
-    """The listening socket that all workers share; StartError if the address cannot be had."""
+def bind(listen: Node, option: str) -> socket.socket:
+    """A socket that listens there, as this option of the configuration says; StartError if it cannot be had."""
     try:
         found = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, proto, _, address = found[0]
@@ -163,7 +181,7 @@ def bind(listen: Node) -> socket.socket:
             on_error.pop_all()
         return listener
     except OSError as exc:
-        line = f"listen: expected a free address of this machine, got {listen}: {(exc.strerror or str(exc)).lower()}"
+        line = f"{option}: expected a free address of this machine, got {listen}: {(exc.strerror or str(exc)).lower()}"
         raise StartError(line, EX_UNAVAILABLE) from None
 
 

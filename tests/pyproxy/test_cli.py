@@ -111,6 +111,13 @@ def test_slots_of_an_impossible_number_of_shards_are_refused(shards: str, capsys
     assert "--shards" in capsys.readouterr().err
 
 
+def test_the_status_of_a_configuration_without_http_names_the_option(capsys: Output) -> None:
+    assert main(["status", "--config", str(EXAMPLE)]) == 78
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        'http.listen: expected the address of the status, got ""'
+    ]
+
+
 def test_version_is_the_packages() -> None:
     said = subprocess.check_output([sys.executable, "-m", "pyproxy", "--version"], text=True)
     assert said == f"pyproxy {pyproxy.__version__}\n"

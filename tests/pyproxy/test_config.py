@@ -3,7 +3,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pyproxy.config import MIB, Config, ConfigErrors, Limits, Timeouts
+from pyproxy.config import MIB, Config, ConfigErrors, Http, Limits, Timeouts
 from pyproxy.shardmap import Node, Shard
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pyproxy.toml"
@@ -34,6 +34,7 @@ def test_only_the_shards_must_be_there() -> None:
     assert config.listen == Node("127.0.0.1", 6380)
     assert config.shards == (Shard("s0", Node("127.0.0.1", 7000), (), ((0, 16383),)),)
     assert (config.workers, config.limits, config.timeouts) == (0, Limits(), Timeouts())
+    assert config.http.listen is None
 
 
 def test_what_is_written_is_what_is_read() -> None:
@@ -45,6 +46,8 @@ def test_what_is_written_is_what_is_read() -> None:
         max_clients = 7
         [timeouts]
         reply_s = 2
+        [http]
+        listen = "127.0.0.1:6381"
         [[shards]]
         name = "b.1_x-y"
         primary = "redis.example.org:1"
@@ -56,6 +59,7 @@ def test_what_is_written_is_what_is_read() -> None:
     assert config.workers == 3
     assert (config.limits.max_clients, config.limits.bulk_bytes) == (7, 64 * MIB)
     assert (config.timeouts.reply_s, config.timeouts.silence_s) == (2.0, 3.0)
+    assert config.http.listen == Node("127.0.0.1", 6381)
     replicas = (Node("127.0.0.1", 2), Node("127.0.0.1", 3))
     assert config.shards == (
         Shard("b.1_x-y", Node("redis.example.org", 1), replicas, ((5, 5), (0, 4), (6, 16383))),
@@ -68,6 +72,7 @@ def test_the_example_is_right_and_names_every_option_with_its_default() -> None:
     written = msgspec.toml.decode(EXAMPLE.read_bytes())
     assert written.keys() == set(Config.__struct_fields__)
     assert written["limits"].keys() == set(Limits.__struct_fields__)
+    assert written["http"].keys() == set(Http.__struct_fields__)
     assert written["timeouts"].keys() == set(Timeouts.__struct_fields__)
     assert written["shards"][0].keys() == set(Shard.__struct_fields__)
 
@@ -132,6 +137,15 @@ def test_all_problems_are_said_at_once_and_in_the_order_of_the_options() -> None
         (
             "timeouts.reconnect_min_s = 9",
             "timeouts.reconnect_max_s: expected at least timeouts.reconnect_min_s (9.0), got 5.0",
+        ),
+        ("http.listen = 6381", 'http.listen: expected host:port, or "", got 6381'),
+        (
+            'http.listen = "127.0.0.1:6380"',
+            'http.listen: expected an address of its own, got "127.0.0.1:6380" of listen',
+        ),
+        (
+            'http.listen = "127.0.0.1:7000"',
+            'shards[0].primary: expected a redis server, got "127.0.0.1:7000", where pyproxy itself listens',
         ),
         ("timeouts.zzz = 1", f"timeouts.zzz: expected a known option (one of {', '.join(Timeouts.__struct_fields__)}), "
             "got an unknown one"),

@@ -34,7 +34,7 @@ class Run:
 
     def __init__(self, mode: str, workers: int, directory: Path) -> None:
         self.page = Page.create(workers)
-        self.listener: socket.socket = bind(Node("127.0.0.1", 0))
+        self.listener: socket.socket = bind(Node("127.0.0.1", 0), "listen")
         self._report = directory / "report"
         self._report.touch()
         self.supervisor = Supervisor(
