@@ -17,6 +17,7 @@ from socket import socket
 from types import FrameType
 
 import pyproxy
+from pyproxy.config import Config
 from pyproxy.fleet import HOST, Fleet, FleetError, Proxy, reserve_port
 
 HOT_PATH = ("protocol.scan", "pyproxy.worker.lane", "pyproxy.worker.split")
@@ -41,8 +42,9 @@ def run(args: argparse.Namespace) -> int:
         _need_hot_path()
         keeper = _keep(args.port)
         with (
+            reserve_port() as http,
             Fleet(args.shards, args.replicas, directory=directory) as fleet,
-            Proxy(fleet, keeper, args.workers, timeouts={"drain_s": DRAIN_S}) as proxy,
+            _proxy(fleet, keeper, args.workers, f"{HOST}:{http.getsockname()[1]}") as proxy,
         ):
             print("\n".join(describe(fleet, proxy, args.workers)), flush=True)
             status = proxy.wait()
@@ -59,18 +61,23 @@ def run(args: argparse.Namespace) -> int:
         return 1
 
 
+def _proxy(fleet: Fleet, keeper: socket, workers: int, http: str) -> Proxy:
+    return Proxy(fleet, keeper, workers, timeouts={"drain_s": DRAIN_S}, http={"listen": http})
+
+
 def describe(fleet: Fleet, proxy: Proxy, workers: int) -> list[str]:
     """What runs and how to talk to it, in at most ten lines."""
     backend = fleet.backend
     here = f"{Path.cwd()}/"
     spread = f"workers: {workers}" if workers else "one worker per core"
+    http = Config.load(proxy.config).http.listen
     missing = "" if shutil.which("redis-cli") else "   (apt-get install redis-tools)"
     return [
         f"pyproxy {pyproxy.__version__}",
         f"  backends   {len(fleet.shards)} primaries, {len(fleet.servers) - len(fleet.shards)} replicas",
         f"  binary     {backend.version} from {backend.source}, {backend.path.removeprefix(here)}",
         f"  hot path   compiled: {', '.join(HOT_PATH)}",
-        f"  listening  {HOST}:{proxy.port}, {spread}",
+        f"  listening  {HOST}:{proxy.port}, {spread}; status: http://{http}/shards",
         f"  talk       redis-cli -p {proxy.port} SET a 1{missing}",
         f"  or, bash   exec 3<>/dev/tcp/{HOST}/{proxy.port}; printf 'SET a 1\\r\\nGET a\\r\\n' >&3; head -n 3 <&3",
         f"  logs       {fleet.directory}, removed at the end; the proxy's is {proxy.log.name}",

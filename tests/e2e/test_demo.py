@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -5,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,6 +106,11 @@ def test_a_client_talks_through_the_port_it_names(running: Demo) -> None:
 def test_without_redis_cli_the_line_it_prints_for_bash_works(running: Demo) -> None:
     said = subprocess.run(["bash", "-c", running.line("or, bash")], capture_output=True, timeout=10, check=True).stdout
     assert said == b"+OK\r\n$1\r\n1\r\n"
+
+
+def test_the_status_is_at_the_url_it_names(running: Demo) -> None:
+    with urllib.request.urlopen(running.line("listening").split("status: ")[1], timeout=10) as answer:
+        assert len(json.load(answer)["shards"]) == SHARDS
 
 
 def test_the_logs_are_where_it_says(running: Demo) -> None:
