@@ -76,11 +76,13 @@ def heartbeat(seen: State) -> Answer:
 def shards(seen: State) -> Answer:
     looks = {look.name: look for look in seen.looks}
     rows = [_shard(shard, looks[shard.name], seen.now) for shard in seen.shards]
-    phase = "error" if not all(map(writable, seen.looks)) else "ok"
-    backoff = backoff_s(seen.looks, seen.now)
-    return _unless_well(
-        seen, {"status": phase, "version": __version__, "proxy_backoff_seconds": backoff, "shards": rows}
-    )
+    body = {
+        "status": "ok" if all(map(writable, seen.looks)) else "error",
+        "version": __version__,
+        "proxy_backoff_seconds": backoff_s(seen.looks, seen.now),
+        "shards": rows,
+    }
+    return _unless_well(seen, body)
 
 
 ANSWERS: dict[str, Callable[[State], Answer]] = {
