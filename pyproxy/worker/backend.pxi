@@ -1,5 +1,7 @@
 # The requests that are out to a shard, and a connection to it: the right side of the lane.  Included by lane.pyx.
 
+cdef frozenset REFUSALS = frozenset({b"READONLY", b"MISCONF", b"LOADING", b"MASTERDOWN", b"NOREPLICAS"})
+
 
 @cython.final
 cdef class Backend:
@@ -406,6 +408,7 @@ cdef class Wire:
             lane.errors += 1
             if self._distrusted(p, n):
                 return backend._fail(item, errors.garbled("answered with a redirection"), True)
+            self._tell_of(p, n)
         if frame is None:
             frame = OK if n == 5 and memcmp(p, b"+OK\r\n", 5) == 0 else PyBytes_FromStringAndSize(p, n)
         return lane.settle(item, frame)
@@ -447,6 +450,15 @@ cdef class Wire:
     cdef bint _distrusted(self, const char *p, Py_ssize_t n):
         """-MOVED and -ASK would send clients past the proxy."""
         return n > 7 and (p[1:7] == b"MOVED " or p[1:5] == b"ASK ")
+
+    cdef int _tell_of(self, const char *p, Py_ssize_t n) except -1:
+        """A refusal that says more of the server than of the request is told to the link."""
+        cdef bytes code
+        if p[1] in (c'R', c'M', c'L', c'N'):
+            code = p[1:min(n, 16)].split(b" ", 1)[0]
+            if code in REFUSALS:
+                self.backend.link.refused(code.decode())
+        return 0
 
     def send(self, bytes data not None):
         """For the set-up, before any request."""

@@ -247,6 +247,7 @@ cdef class Wire:
     cdef readonly double last_bytes
     cdef Py_ssize_t _cut(self, const char *p, Py_ssize_t n) except -2
     cdef bint _distrusted(self, const char *p, Py_ssize_t n)
+    cdef int _tell_of(self, const char *p, Py_ssize_t n) except -1
     cdef int put(self, const char *data, Py_ssize_t size) except -1
     cdef bint _owes(self) except -1
     cdef int _deliver(self, const char *p, Py_ssize_t n, bytes frame) except -1

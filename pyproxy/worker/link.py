@@ -31,6 +31,9 @@ STEADY_S = 1.0
 REFUSED_S = 1.0
 """How long a backend whose set-up the server refused (a database it does not have) is not tried again."""
 
+COMPLAIN_S = 1.0
+"""How long after a complaint of a refusal the same refusal by the same shard is no news."""
+
 
 class SetupRefused(ConnectionError):
     """The server is there, and answered the set-up with something else than was expected."""
@@ -62,6 +65,7 @@ class Link:
         self._down = ""  # why nothing can be sent; empty while the shard is up
         self._barred = ""
         self._closed = False
+        self._complained: dict[str, float] = {}  # code of a refusal -> when, on the loop's clock
 
     @property
     def is_down(self) -> bool:
@@ -97,6 +101,13 @@ class Link:
             for backend in self.backends.values():
                 if backend.wire is not None:
                     backend.wire.drop(what)
+
+    def refused(self, code: str) -> None:
+        """The server refused a request for a reason of its own: READONLY, MISCONF ... The client gets its words."""
+        now = asyncio.get_running_loop().time()
+        if now - self._complained.get(code, -COMPLAIN_S) >= COMPLAIN_S:
+            self._complained[code] = now
+            self._complain(self.name, str(self.node), f"answered -{code}")
 
     def _refusal(self) -> bytes:
         return errors.shard_down(self.name, self.node, self._down)
