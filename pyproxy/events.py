@@ -34,11 +34,17 @@ class Event(enum.Enum):
     WORKER_ORPHAN = "+worker-orphan", logging.WARNING  # its parent is gone
 
     TOPOLOGY = "+topology", logging.INFO  # a new version goes to the workers
-    SHARD_DOWN = "+shard-down", logging.WARNING  # its primary does not answer the watcher
-    SHARD_UP = "-shard-down", logging.INFO
+    NODE_DOWN = "+sdown", logging.WARNING  # a server, primary or replica, does not answer the watcher as it should
+    NODE_UP = "-sdown", logging.INFO
     SHARD_MISPLACED = "+shard-misplaced", logging.ERROR  # its primary holds keys of another shard
     SHARD_PLACED = "-shard-misplaced", logging.INFO
-    REBOOT = "+reboot", logging.WARNING  # a primary came back as another process (its run_id changed)
+    REBOOT = "+reboot", logging.WARNING  # a server came back as another process (its run_id changed)
+    RESTARTED_EMPTY = "+restarted-empty", logging.ERROR  # came back without its keys; stands for -sdown
+    RESTARTED_END = "-restarted-empty", logging.WARNING
+    ROLE_CHANGE = "+role-change", logging.WARNING  # a server says another role than before, at first than configured
+    MISCONF = "+misconf", logging.ERROR  # a server cannot write to its disk, and refuses writes
+    MISCONF_END = "-misconf", logging.INFO
+    UNFENCED = "+unfenced", logging.WARNING  # at the start: servers without min-replicas-to-write
     COMPLAINT = "+complaint", logging.WARNING  # a worker has trouble with a node
 
     LINK_LOST = "+link-lost", logging.WARNING  # a worker's connection to a node ended

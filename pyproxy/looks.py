@@ -6,7 +6,7 @@ Looks come in; states, numbers and the seconds to stay away go out. Pure: the ti
 import math
 from collections.abc import Iterable
 
-from pyproxy.messages import ShardLook
+from pyproxy.messages import NodeLook, ShardLook
 
 LEAST_BACKOFF_S = 1
 """The watcher looks once a second: nobody is told any sooner that a shard is back."""
@@ -15,12 +15,62 @@ MOST_BACKOFF_S = 30
 
 
 def state(look: ShardLook) -> str:
-    """``up``, ``down`` (its primary cannot be reached) or ``misplaced`` (it holds keys of another shard)."""
-    return "down" if not look.reachable else "misplaced" if look.misplaced else "up"
+    """What its primary is, at worst.
+
+    ``down``: it cannot be reached; ``misplaced``: it holds keys of another shard; ``demoted``: it is a replica by now;
+    ``restarted-empty``: it came back without its keys; ``misconf``: it cannot write its disk, and refuses writes;
+    else ``up``.
+    """
+    if not look.reachable:
+        return "down"
+    if look.misplaced:
+        return "misplaced"
+    for primary in look.nodes[:1]:
+        if primary.role == "slave":
+            return "demoted"
+        if primary.misconf:
+            return "misconf"
+        if primary.lost_keys:
+            return "restarted-empty"
+    return "up"
+
+
+def problem(look: ShardLook) -> str:
+    """Why it is not up, for operators; empty while it is."""
+    primary = look.nodes[0] if look.nodes else None
+    match state(look):
+        case "down":
+            return look.error
+        case "misplaced":
+            return look.misplaced
+        case "demoted":
+            return "its role is slave, and it refuses writes"
+        case "misconf" if primary:
+            return primary.misconf
+        case "restarted-empty" if primary:
+            return f"it restarted with {primary.keys:,} keys or fewer, and had {primary.lost_keys:,}"
+    return ""
 
 
 def writable(look: ShardLook) -> bool:
-    return state(look) == "up"
+    """Whether it takes writes. One that restarted empty does: that is for the operator, and not for clients."""
+    return state(look) in ("up", "restarted-empty")
+
+
+def replica_state(look: NodeLook) -> str:
+    """``up``, ``loading``, ``down``, ``master`` (it is no replica any more), ``syncing`` or ``link-down``."""
+    if not look.reachable:
+        return "loading" if look.loading else "down"
+    if look.role == "master":
+        return "master"
+    if look.syncing:
+        return "syncing"
+    return "up" if look.link == "up" else "link-down"
+
+
+def unfenced(look: ShardLook) -> list[str]:
+    """Its servers that would take writes without any replica; without replicas there is nobody to be fenced from."""
+    return [node.node for node in look.nodes if node.unfenced] if len(look.nodes) > 1 else []
 
 
 def backoff_s(looks: Iterable[ShardLook], now: float) -> int:

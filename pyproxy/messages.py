@@ -32,8 +32,42 @@ class Topology(msgspec.Struct, frozen=True, tag=True):
     learned: list[Any]  # rows of protocol.table.learn()
 
 
+class NodeLook(msgspec.Struct, frozen=True):
+    """What the watcher saw of one server, in the words of INFO; of the last look that was answered.
+
+    Only `reachable`, `error`, `at` and `loading` are of the last look whatever came of it. -1 stands for a number that
+    nobody has said.
+    """
+
+    node: str
+    reachable: bool = False  # it answered PING with PONG, and INFO
+    error: str = "not looked at yet"  # why it is not reachable; else empty
+    at: float = 0.0  # of this look, CLOCK_MONOTONIC, s; 0: there was none
+    answered_at: float = 0.0  # of the last one that found it reachable
+    role: str = ""  # master, slave
+    run_id: str = ""
+    replid: str = ""  # its history, and
+    replid2: str = ""  # the one that it shares up to `second_offset`
+    second_offset: int = -1
+    offset: int = -1  # bytes of its history that it has
+    link: str = ""  # of a slave to its master: up, down
+    lag_s: int = -1  # of a slave: since its last acknowledgement as its master says, else since it heard of its master
+    priority: int = -1  # of a slave; 0: must not be promoted
+    good_replicas: int = -1  # min_slaves_good_slaves; -1: min-replicas-to-write is not in force, so it is unfenced
+    loading: bool = False
+    syncing: bool = False
+    keys: int = 0
+    misconf: str = ""  # the -MISCONF that it answers writes with, as it does PING; else empty
+    lost_keys: int = 0  # how many it had before it came back without them, and without having become a slave since
+
+    @property
+    def unfenced(self) -> bool:
+        """Nothing keeps it from taking writes when its replicas have gone to another primary."""
+        return self.answered_at > 0 and self.good_replicas < 0
+
+
 class ShardLook(msgspec.Struct, frozen=True):
-    """What the watcher saw of one shard's primary when it looked last."""
+    """What the watcher saw of one shard when it looked last; all but `nodes` is about its primary."""
 
     name: str
     node: str
@@ -43,7 +77,8 @@ class ShardLook(msgspec.Struct, frozen=True):
     keyspace: dict[int, dict[str, int]]  # database -> keys, expires, avg_ttl
     misplaced: str  # not empty: it holds keys of another shard (which, and whose), and must not be used
     at: float = 0.0  # when the answer was there, or known not to come: CLOCK_MONOTONIC, s
-    since: float = 0.0  # when it became usable (reachable and not misplaced), or ceased to be; the same clock
+    since: float = 0.0  # when it became writable (looks.py), or ceased to be; the same clock
+    nodes: tuple[NodeLook, ...] = ()  # the primary, then the replicas, as they are configured
 
 
 class FleetLook(msgspec.Struct, frozen=True, tag=True):

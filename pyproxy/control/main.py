@@ -1,9 +1,9 @@
 """The parent process: a checked configuration comes in, an exit status goes out.
 
-It binds the one listening socket and never accepts on it, makes the page of metrics, looks at every primary, and
-refuses to serve if one holds keys of another shard. Then it keeps the workers alive and tells them what the watcher
-sees, until SIGTERM or SIGINT drains them; a second signal ends them at once. Where the configuration asks for it, the
-status is told over HTTP all that time, from before the first look on.
+It binds the one listening socket and never accepts on it, makes the page of metrics, looks at every server, and
+refuses to serve if a primary holds keys of another shard. Then it keeps the workers alive and tells them what the
+watcher sees, until SIGTERM or SIGINT drains them; a second signal ends them at once. Where the configuration asks for
+it, the status is told over HTTP all that time, from before the first look on.
 """
 
 import asyncio
@@ -80,6 +80,9 @@ class Parent:
                 if self._watcher.misplaced:
                     lines = "; ".join(self._watcher.misplaced)
                     raise StartError(f"shards: expected keys of its own on each primary, got: {lines}", EX_CONFIG)
+                if unfenced := self._watcher.unfenced:
+                    nodes, expected = sum(map(len, unfenced.values())), "min-replicas-to-write of 1 or more"
+                    emit(Event.UNFENCED, shards=",".join(unfenced), nodes=nodes, expected=expected)
                 with self._listener, contextlib.closing(Page.create(self._workers)) as page:
                     await self._serve(page)
         except asyncio.CancelledError:
@@ -114,6 +117,7 @@ class Parent:
             page,
             lambda index: Setup(index, self._workers, self._config, listen, __version__, self._started),
             lambda: (self._watcher.topology, self._watcher.fleet_look),
+            lambda complaint: self._watcher.complain(complaint.shard),
         )
         many = _count(self._workers, "worker"), _count(len(self._config.shards), "shard")
         print(f"pyproxy {__version__} listening on {listen}, {', '.join(many)}", file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyproxy import __version__
-from pyproxy.looks import backoff_s, integer, key_count, state, writable
+from pyproxy.looks import backoff_s, integer, key_count, problem, state, writable
 from pyproxy.messages import ShardLook
 from pyproxy.shardmap import Shard, format_slots
 
@@ -67,7 +67,7 @@ def heartbeat(seen: State) -> Answer:
             "status": "error" if bad else "ok",
             "checks": {look.name: "ok" if writable(look) else "error" for look in seen.looks},
             "details": {
-                look.name: {"status": "error", "level": 40, "messages": {state(look): _problem(look)}} for look in bad
+                look.name: {"status": "error", "level": 40, "messages": {state(look): problem(look)}} for look in bad
             },
         },
     )
@@ -138,7 +138,7 @@ def _shard(shard: Shard, look: ShardLook, now: float) -> dict[str, Any]:
         "replicas": [str(node) for node in shard.replicas],
         "slots": [format_slots(each) for each in shard.slots],
         "state": state(look),
-        "error": _problem(look),
+        "error": problem(look),
         "backoff_s": backoff_s([look], now),
         "look_age_s": round(max(0.0, now - look.at), 1),
         "role": look.info.get("role", ""),
@@ -152,13 +152,9 @@ def _shard(shard: Shard, look: ShardLook, now: float) -> dict[str, Any]:
     }
 
 
-def _problem(look: ShardLook) -> str:
-    return look.error if not look.reachable else look.misplaced
-
-
 def _alarms(look: ShardLook) -> list[str]:
     """What an operator should look at: a line each."""
-    found = [] if writable(look) else [f"{state(look)}: {_problem(look)}"]
+    found = [] if state(look) == "up" else [f"{state(look)}: {problem(look)}"]
     used, limit = integer(look.info.get("used_memory")), integer(look.info.get("maxmemory"))
     if limit > 0 and used > ALARM_SHARE * limit:
         found.append(f"memory: {used:,} bytes are {used / limit:.0%} of maxmemory ({limit:,})")

@@ -58,7 +58,8 @@ class Worker:
 class Supervisor:
     """All workers. `command` starts one, and gets --index and the three file descriptors as arguments.
 
-    `setup` makes the first message for a worker of this index, `states` the messages that follow it.
+    `setup` makes the first message for a worker of this index, `states` the messages that follow it. `on_complaint`
+    gets what the workers have to say of the servers.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Supervisor:
         page: Page,
         setup: Callable[[int], Setup],
         states: Callable[[], Sequence[Message]],
+        on_complaint: Callable[[Complaint], None],
     ) -> None:
         self.all_ready = asyncio.Event()
         self._command = command
@@ -75,6 +77,7 @@ class Supervisor:
         self._page = page
         self._setup = setup
         self._states = states
+        self._on_complaint = on_complaint
         self._workers: dict[int, Worker] = {}
         self._were_ready: set[int] = set()
         self._stopping = asyncio.Event()
@@ -205,6 +208,7 @@ class Supervisor:
                     self.all_ready.set()
             case Complaint(shard=shard, node=node, what=what):
                 emit(Event.COMPLAINT, index=worker.index, shard=shard, node=node, what=what)
+                self._on_complaint(message)
 
     def __repr__(self) -> str:
         return f"<Supervisor of {list(self._workers.values())}{' stopping' if self._stopping.is_set() else ''}>"

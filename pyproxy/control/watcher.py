@@ -1,10 +1,9 @@
 """What the parent knows of the shards.
 
-One connection to each primary. Once a second, all in step, each is asked PING and INFO; what they say goes out to
-the workers as one FleetLook, the whole state. On each connect a primary is also asked for its COMMAND table, from
-which the commands that the proxy may pass are learned (a new Topology where that changes them), and for a sample of
-its keys, each of which must belong to its shard: a key of another shard means that two endpoints were swapped, and
-that shard must not be used.
+One connection to each server, primaries and replicas. Once a second, all in step, each is looked at (nodewatch.py);
+what they say goes out to the workers as one FleetLook, the whole state. A worker that complains of a shard has its
+servers looked at at once. From the primaries' COMMAND tables the commands that the proxy may pass are learned (a new
+Topology where that changes them).
 
     tick      tick + 0.3 s            tick + 1 s
      |-- looks --|-- FleetLook out        |-- looks ...       a worker's copy is at most 2 s old while servers answer
@@ -14,140 +13,85 @@ passes here.
 """
 
 import asyncio
+import contextlib
 import math
-import re
 import time
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from protocol.reply import Error
-from pyproxy.control.node import NodeConnection, NodeError
+from pyproxy.control import judge
+from pyproxy.control.nodewatch import NodeWatch, PrimaryWatch
 from pyproxy.events import Event, emit
-from pyproxy.hashing import slot
-from pyproxy.looks import writable
-from pyproxy.messages import FleetLook, ShardLook, Topology
+from pyproxy.looks import unfenced, writable
+from pyproxy.messages import FleetLook, NodeLook, ShardLook, Topology
 from pyproxy.shardmap import Shard, ShardMap
 
 LOOK_EVERY_S = 1.0
+LOOK_GAP_S = 0.2  # between the beginnings of two looks at one server, whoever complains
 SEND_AFTER_S = 0.3  # from the tick: by then those that answer have answered
-DEADLINE_S = 1.0  # of a connect, and of the replies to one question
-SAMPLE_S = 5.0  # of all samples of a primary
-SAMPLES = 20  # per database
 
 Learn = Callable[[list[Any]], list[Any]]
 """protocol.table.learn: the COMMAND replies of the primaries -> the rows of the commands that all of them know."""
 
 
 class ShardWatch:
-    """One primary, seen from here. `look` is what was seen last."""
+    """The servers of one shard, seen from here."""
 
     def __init__(self, shard: Shard, shard_map: ShardMap, on_commands: Callable[[], None]) -> None:
-        self.shard = shard
-        now = time.monotonic()
-        self.look = ShardLook(shard.name, str(shard.primary), False, "not looked at yet", {}, {}, "", now, now)
-        self.commands: list[Any] | None = None  # the COMMAND reply; None until it answered once
-        self._shard_map = shard_map
-        self._on_commands = on_commands
-        self._connection: NodeConnection | None = None
-        self._settled = False  # this connection was asked for its commands and its keys
-        self._stray: tuple[int, bytes] | None = None  # database and key that make it misplaced
-        self._looked = False
+        self.name = shard.name
+        self.primary = PrimaryWatch(shard, shard_map, on_commands)
+        self.replicas = [NodeWatch(shard.name, node, "slave", b"") for node in shard.replicas]
+        self.complaints = {watch: asyncio.Event() for watch in self.nodes}
+        self._since = self._began = time.monotonic()
 
-    async def look_once(self) -> None:
-        """Ask the primary, within deadlines, connecting first where needed; `look` then says what came of it."""
-        try:
-            if self._connection is None:
-                self._settled = False
-                self._connection = await NodeConnection.open(self.shard.primary, DEADLINE_S)
-            await self._ask(self._connection)
-        except NodeError as exc:
-            self.close()
-            self._enter(reachable=False, error=str(exc))
+    @property
+    def nodes(self) -> list[NodeWatch]:
+        """The configured primary first."""
+        return [self.primary, *self.replicas]
 
-    async def _ask(self, connection: NodeConnection) -> None:
-        pong, info = await connection.ask((b"PING",), (b"INFO", b"everything"), deadline_s=DEADLINE_S)
-        if isinstance(pong, Error) or not isinstance(info, bytes):  # LOADING, NOAUTH ...: it may be better next time
-            refusal = pong if isinstance(pong, Error) else info
-            line = refusal.line if isinstance(refusal, Error) else b"its INFO is no text"
-            self._enter(reachable=False, error=_text(line))
-            return
-        fields, keyspace = parse_info(_text(info))
-        if not self._settled or (self._stray is not None and not await self._still_there(connection, *self._stray)):
-            self._stray = await self._sample(connection, list(keyspace))
-        if not self._settled:
-            (commands,) = await connection.ask((b"COMMAND",), deadline_s=DEADLINE_S)
-            self._settled = True
-            if isinstance(commands, list) and commands != self.commands:
-                self.commands = commands
-                self._on_commands()
-        self._enter(reachable=True, error="", info=fields, keyspace=keyspace, misplaced=self._misplacement())
-
-    async def _sample(self, connection: NodeConnection, databases: list[int]) -> tuple[int, bytes] | None:
-        """The first key found that does not belong here, with its database; None if the sampled ones do."""
-        questions = ((b"RANDOMKEY",),) * SAMPLES
-        try:
-            async with asyncio.timeout(SAMPLE_S):
-                for database in databases:
-                    replies = await connection.ask((b"SELECT", b"%d" % database), *questions, deadline_s=DEADLINE_S)
-                    for key in replies[1:]:
-                        if isinstance(key, bytes) and not self.shard.owns(slot(key)):
-                            return database, key
-        except TimeoutError:
-            raise NodeError(f"no sample of its keys within {SAMPLE_S:g} s") from None
-        return None
-
-    async def _still_there(self, connection: NodeConnection, database: int, key: bytes) -> bool:
-        """Asked of the very key: a new sample could miss it, and the shard would be used and refused in turns."""
-        replies = await connection.ask((b"SELECT", b"%d" % database), (b"EXISTS", key), deadline_s=DEADLINE_S)
-        return replies[1] == 1
-
-    def _misplacement(self) -> str:
-        if self._stray is None:
-            return ""
-        database, key = self._stray
-        owner = self._shard_map.shard_of(key)
-        return (
-            f"shard {self.shard.name} ({self.shard.primary}) holds a key of slot {slot(key)} in database {database}, "
-            f"which belongs to shard {owner.name} ({owner.primary})"
+    @property
+    def look(self) -> ShardLook:
+        """What was seen last."""
+        primary = self.primary
+        return ShardLook(
+            self.name,
+            str(primary.node),
+            primary.look.reachable,
+            primary.look.error,
+            primary.info,
+            primary.keyspace,
+            primary.misplaced,
+            primary.look.at or self._began,
+            self._since,
+            (primary.look, *self._replica_looks()),
         )
 
-    def _enter(self, reachable: bool, error: str, **seen: Any) -> None:
-        """Take what was seen as the new look, and say what changed."""
-        before, looked, now = self.look, self._looked, time.monotonic()
-        look = ShardLook(
-            before.name,
-            before.node,
-            reachable,
-            error,
-            seen.get("info", before.info),
-            seen.get("keyspace", before.keyspace),
-            seen.get("misplaced", before.misplaced),
-            now,
-            before.since,
-        )
-        self.look = look if writable(look) == writable(before) else msgspec.structs.replace(look, since=now)
-        self._looked = True
-        where = {"shard": before.name, "node": before.node}
-        if not reachable and (before.reachable or not looked):
-            emit(Event.SHARD_DOWN, **where, error=error)
-        if reachable and looked and not before.reachable:
-            emit(Event.SHARD_UP, **where)
-        if before.info and before.info.get("run_id") != self.look.info.get("run_id"):
-            emit(Event.REBOOT, **where, run_id=self.look.info.get("run_id", ""))
-        if self.look.misplaced and not before.misplaced:
-            emit(Event.SHARD_MISPLACED, **where, reason=self.look.misplaced)
-        if before.misplaced and not self.look.misplaced:
-            emit(Event.SHARD_PLACED, **where)
+    def _replica_looks(self) -> list[NodeLook]:
+        """With the lag as the primary knows it: they acknowledge every second, it pings them every 10 s only."""
+        if not self.primary.look.reachable:
+            return [watch.look for watch in self.replicas]
+        lags = judge.acknowledged(self.primary.info)
+        return [
+            msgspec.structs.replace(watch.look, lag_s=lags.get(str(watch.node), watch.look.lag_s))
+            for watch in self.replicas
+        ]
 
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+    async def look_at(self, watch: NodeWatch) -> None:
+        """Look at one of its servers."""
+        before = writable(self.look)
+        await watch.look_once([each.look for each in self.replicas] if watch is self.primary else ())
+        if writable(self.look) != before:
+            self._since = self.primary.look.at
+
+    def complain(self) -> None:
+        """Have its servers looked at at once."""
+        for complaint in self.complaints.values():
+            complaint.set()
 
     def __repr__(self) -> str:
-        return f"<ShardWatch {self.shard.name} {'up' if self.look.reachable else self.look.error}>"
+        return f"<ShardWatch {self.name} {self.nodes}>"
 
 
 class Watcher:
@@ -159,86 +103,89 @@ class Watcher:
         learn: Learn,
         on_topology: Callable[[Topology], None],
         on_look: Callable[[FleetLook], None],
+        every_s: float = LOOK_EVERY_S,
     ) -> None:
         self.topology = Topology(shard_map.version, list(shard_map.shards), [])
         self._learn = learn
         self._on_topology = on_topology
         self._on_look = on_look
+        self._every_s = every_s
         self._looks = 0
-        self._watches = [ShardWatch(shard, shard_map, self._relearn) for shard in shard_map.shards]
+        self._watches = {shard.name: ShardWatch(shard, shard_map, self._relearn) for shard in shard_map.shards}
 
     @property
     def fleet_look(self) -> FleetLook:
-        return FleetLook(self._looks, time.monotonic(), [watch.look for watch in self._watches])
+        return FleetLook(self._looks, time.monotonic(), [watch.look for watch in self._watches.values()])
 
     @property
     def misplaced(self) -> list[str]:
         """For each shard whose primary holds keys of another: which, and whose."""
-        return [watch.look.misplaced for watch in self._watches if watch.look.misplaced]
+        return [watch.primary.misplaced for watch in self._watches.values() if watch.primary.misplaced]
+
+    @property
+    def unfenced(self) -> dict[str, list[str]]:
+        """For each shard with replicas, its servers that would take writes without any replica, if there are some."""
+        found = {name: unfenced(watch.look) for name, watch in self._watches.items()}
+        return {name: nodes for name, nodes in found.items() if nodes}
 
     async def look(self) -> None:
-        """Look at all primaries once, at the same time; returns within the deadlines, whatever they do."""
+        """Look at all servers once, at the same time; returns within the deadlines, whatever they do."""
         async with asyncio.TaskGroup() as group:
-            for watch in self._watches:
-                group.create_task(watch.look_once(), name=f"look at {watch.shard.name}")
+            for shard in self._watches.values():
+                for watch in shard.nodes:
+                    group.create_task(shard.look_at(watch), name=f"look at {watch.node}")
 
     async def run(self) -> None:
-        """Look and tell, until cancelled. A primary that keeps us waiting delays no other's look, nor the telling."""
+        """Look and tell, until cancelled. A server that keeps us waiting delays no other's look, nor the telling."""
         try:
             async with asyncio.TaskGroup() as group:
-                for watch in self._watches:
-                    group.create_task(self._keep_looking(watch), name=f"watch {watch.shard.name}")
+                for shard in self._watches.values():
+                    for watch in shard.nodes:
+                        group.create_task(self._keep_looking(shard, watch), name=f"watch {watch.node}")
                 while True:
-                    await _next_tick(SEND_AFTER_S)
+                    await asyncio.sleep(self._until_tick(SEND_AFTER_S))
                     self._looks += 1
                     self._on_look(self.fleet_look)
         finally:
             self.close()
 
-    async def _keep_looking(self, watch: ShardWatch) -> None:
+    def complain(self, shard: str) -> None:
+        """A worker has trouble with this shard: look at its servers now, or as soon as LOOK_GAP_S has passed."""
+        if shard in self._watches:
+            self._watches[shard].complain()
+
+    async def _keep_looking(self, shard: ShardWatch, watch: NodeWatch) -> None:
+        loop = asyncio.get_running_loop()
+        complaint = shard.complaints[watch]
+        began = -math.inf
         while True:
-            await _next_tick()
-            await watch.look_once()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._until_tick()):
+                    await complaint.wait()
+            await asyncio.sleep(max(0.0, began + LOOK_GAP_S - loop.time()))
+            complaint.clear()
+            began = loop.time()
+            await shard.look_at(watch)
+
+    def _until_tick(self, after_s: float = 0.0) -> float:
+        """Seconds until the next tick of the loop's clock, and `after_s`: all that wait by it are in step."""
+        now = asyncio.get_running_loop().time()
+        return (math.floor((now - after_s) / self._every_s) + 1) * self._every_s + after_s - now
 
     def _relearn(self) -> None:
         """A primary's commands changed: what follows from all that answered goes out if it is something else."""
-        learned = self._learn([watch.commands for watch in self._watches if watch.commands is not None])
+        primaries = [watch.primary for watch in self._watches.values()]
+        learned = self._learn([primary.commands for primary in primaries if primary.commands is not None])
         if learned != self.topology.learned:
             self.topology = Topology(self.topology.version + 1, self.topology.shards, learned)
             emit(Event.TOPOLOGY, version=self.topology.version, learned=len(learned))
             self._on_topology(self.topology)
 
     def close(self) -> None:
-        for watch in self._watches:
-            watch.close()
+        for shard in self._watches.values():
+            for watch in shard.nodes:
+                watch.close()
 
     def __repr__(self) -> str:
-        up = sum(watch.look.reachable for watch in self._watches)
+        up = sum(watch.primary.look.reachable for watch in self._watches.values())
         return f"<Watcher {up} of {len(self._watches)} shards up>"
-
-
-def parse_info(text: str) -> tuple[dict[str, str], dict[int, dict[str, int]]]:
-    """INFO's text as its fields, flat, and its keyspace by database: {0: {"keys": 3, "expires": 0, "avg_ttl": 0}}."""
-    fields: dict[str, str] = {}
-    keyspace: dict[int, dict[str, int]] = {}
-    for line in text.splitlines():
-        name, colon, value = line.partition(":")
-        if not colon or line.startswith("#"):
-            continue
-        if re.fullmatch("db[0-9]{1,9}", name):
-            numbers = re.findall("([a-z_]+)=([0-9]{1,18})(?![0-9])", value)  # 18 digits: what any message carries
-            keyspace[int(name[2:])] = {key: int(number) for key, number in numbers}
-        else:
-            fields[name] = value
-    return fields, keyspace
-
-
-async def _next_tick(after_s: float = 0.0) -> None:
-    """Sleep until the next whole second of the loop's clock, and `after_s`: all that wait by it are in step."""
-    now = asyncio.get_running_loop().time()
-    await asyncio.sleep((math.floor((now - after_s) / LOOK_EVERY_S) + 1) * LOOK_EVERY_S + after_s - now)
-
-
-def _text(said: bytes) -> str:
-    """Text of a server, which may be anything: what is not UTF-8 is replaced, so that it can be sent on."""
-    return said.decode(errors="replace")

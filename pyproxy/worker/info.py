@@ -15,8 +15,8 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from pyproxy.looks import backoff_s, integer, key_count, state
-from pyproxy.messages import ShardLook
+from pyproxy.looks import backoff_s, integer, key_count, replica_state, state, unfenced
+from pyproxy.messages import NodeLook, ShardLook
 from pyproxy.worker.here import Here
 
 OLDEST_VERSION = "7.0.0"
@@ -124,14 +124,25 @@ def _proxy(here: Here) -> Iterator[str]:
         yield f"{name}:{page.total(name)}"
     yield f"protocol_errors:{page.total('protocol_errors')}"
     for shard in here.topology.shards:
-        yield f"shard_{shard.name}:{_shard(looks.get(shard.name), str(shard.primary))}"
+        look = looks.get(shard.name)
+        yield f"shard_{shard.name}:{_shard(look, str(shard.primary))}"
+        for index, node in enumerate(look.nodes[1:] if look else ()):
+            yield f"shard_{shard.name}_replica{index}:{_replica(node)}"
 
 
 def _shard(look: ShardLook | None, primary: str) -> str:
     if look is None:
-        return f"node={primary},state=unknown,used_memory=0,keys=0"
+        return f"node={primary},state=unknown,used_memory=0,keys=0,replicas=0,unfenced=0"
     used = integer(look.info.get("used_memory"))
-    return f"node={look.node},state={state(look)},used_memory={used},keys={key_count(look)}"
+    return (
+        f"node={look.node},state={state(look)},used_memory={used},keys={key_count(look)},"
+        f"replicas={max(0, len(look.nodes) - 1)},unfenced={len(unfenced(look))}"
+    )
+
+
+def _replica(look: NodeLook) -> str:
+    lag, offset, bare = look.lag_s, look.offset, int(look.unfenced)
+    return f"node={look.node},state={replica_state(look)},lag={lag},offset={offset},unfenced={bare}"
 
 
 # --- sums over the shards ---------------------------------------------------------------------------------------------

@@ -31,8 +31,8 @@ def test_one_event_is_one_line_whatever_is_in_its_values(
     value: str, shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     events.configure()
-    emit(Event.SHARD_DOWN, error=value)
-    assert said(capsys) == f"+shard-down error={shown}\n"
+    emit(Event.NODE_DOWN, error=value)
+    assert said(capsys) == f"+sdown error={shown}\n"
 
 
 def test_below_the_level_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from pyproxy.messages import (
     Drain,
     FleetLook,
     Message,
+    NodeLook,
     Ready,
     Setup,
     ShardLook,
@@ -16,7 +17,8 @@ from pyproxy.messages import (
 from pyproxy.shardmap import Node, Shard
 
 SHARD = Shard("s0", Node("127.0.0.1", 7000), (Node("::1", 7100),), ((0, 5), (6, 16383)))
-LOOK = ShardLook("s0", "127.0.0.1:7000", True, "", {"used_memory": "1"}, {0: {"keys": 3}}, "")
+NODE = NodeLook("127.0.0.1:7000", True, "", at=1.5, role="master", offset=2**40, lost_keys=3)
+LOOK = ShardLook("s0", "127.0.0.1:7000", True, "", {"used_memory": "1"}, {0: {"keys": 3}}, "", (NODE,))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
     stand_in.py REPORT MODE --index I --listen-fd N --channel-fd N --page-fd N
 
 REPORT gets a line of JSON for each thing it sees. MODE: `serve` gets ready and drains when told; `crash` exits with 3
-at once; `stubborn` gets ready and ignores Drain; `mute` leaves its channel and stays; `late` never gets ready.
+at once; `stubborn` gets ready and ignores Drain; `mute` leaves its channel and stays; `late` never gets ready;
+`complain` does, and complains of a server.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import sys
 from pathlib import Path
 
 from pyproxy.channel import Channel
-from pyproxy.messages import Drain, Message, Ready, Setup, Topology
+from pyproxy.messages import Complaint, Drain, Message, Ready, Setup, Topology
 from pyproxy.metrics import INDEX, Page
 
 
@@ -48,6 +49,8 @@ class StandIn:
                 self._channel.close()
             case Topology() if self._args.mode != "late":
                 self._channel.send(Ready(os.getpid()))
+                if self._args.mode == "complain":
+                    self._channel.send(Complaint("s0", "127.0.0.1:7000", "answered -READONLY"))
             case Drain() if self._args.mode != "stubborn":
                 self._ended.set()
 

@@ -122,7 +122,7 @@ def test_a_primary_that_is_down_at_the_start_keeps_nobody_from_being_served(flee
     config = fleet.config().replace(fleet.shards[0].primary.address, f"{HOST}:1")
     with serving(config, tmp_path) as run:
         port = int(run.wait_for(r"listening on 127\.0\.0\.1:([0-9]+)")[1])
-        assert '+shard-down shard=s0 node=127.0.0.1:1 error="connection refused"' in run.said()
+        assert '+sdown shard=s0 node=127.0.0.1:1 role=master error="connection refused"' in run.said()
         assert ask(port, "PING") == b"PONG"
 
 

@@ -17,7 +17,7 @@ from pyproxy.config import Config
 from pyproxy.control import supervisor as under_test
 from pyproxy.control.main import bind
 from pyproxy.control.supervisor import Supervisor
-from pyproxy.messages import FleetLook, Message, Setup, Topology
+from pyproxy.messages import Complaint, FleetLook, Message, Setup, Topology
 from pyproxy.metrics import Page
 from pyproxy.shardmap import Node, Shard
 from tests.processes import alive, family
@@ -37,12 +37,14 @@ class Run:
         self.listener: socket.socket = bind(Node("127.0.0.1", 0), "listen")
         self._report = directory / "report"
         self._report.touch()
+        self.complaints: list[Complaint] = []
         self.supervisor = Supervisor(
             (*STAND_IN, str(self._report), mode),
             self.listener,
             self.page,
             lambda index: Setup(index, workers, Config(shards=(SHARD,)), "127.0.0.1:1", "0", 0.0),
             lambda: STATES,
+            self.complaints.append,
         )
 
     def reports(self, what: str, index: int | None = None) -> list[dict[str, Any]]:
@@ -227,6 +229,16 @@ async def test_a_drain_does_not_wait_for_a_worker_that_is_waiting_to_be_started(
         await until("its death", lambda: bool(log.lines("+worker-death")), lambda: run.reports("started"))
         run.supervisor.drain(3600.0)
         await asyncio.wait_for(task, 10.0)
+
+
+async def test_what_a_worker_complains_of_is_logged_and_handed_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events.configure()
+    async with supervised("complain", tmp_path) as run:
+        await until("the complaint", lambda: bool(run.complaints), lambda: run.supervisor)
+    assert run.complaints == [Complaint("s0", "127.0.0.1:7000", "answered -READONLY")]
+    assert '+complaint index=0 shard=s0 node=127.0.0.1:7000 what="answered -READONLY"' in capsys.readouterr().err
 
 
 async def test_killed_workers_end_at_once(tmp_path: Path) -> None:

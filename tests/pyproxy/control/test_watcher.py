@@ -1,4 +1,5 @@
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -8,11 +9,13 @@ import pytest
 
 from protocol import table
 from pyproxy import events
-from pyproxy.control.watcher import Watcher, parse_info
+from pyproxy.control.judge import parse_info
+from pyproxy.control.watcher import LOOK_EVERY_S, LOOK_GAP_S, Watcher
 from pyproxy.fleet import HOST, Fleet
 from pyproxy.hashing import slot
 from pyproxy.messages import FleetLook, ShardLook, Topology
 from pyproxy.shardmap import Node, Shard, ShardMap, parse_slots
+from tests.faults import Hop
 from tests.waiting import until
 
 
@@ -30,6 +33,19 @@ def shard_map(fleet: Fleet, order: tuple[int, ...] = (0, 1)) -> ShardMap:
     return ShardMap(1, tuple(Shard(f"s{i}", nodes[i], (), slots[i]) for i in range(len(nodes))))
 
 
+@pytest.fixture
+def replicated() -> Iterator[Fleet]:
+    """One primary with two replicas, of this test's own."""
+    with Fleet(shards=1, replicas=2) as fleet:
+        yield fleet
+
+
+def replicated_map(fleet: Fleet) -> ShardMap:
+    live = fleet.shards[0]
+    replicas = tuple(Node(HOST, each.port) for each in live.replicas)
+    return ShardMap(1, (Shard("s0", Node(HOST, live.primary.port), replicas, ((0, 16383),)),))
+
+
 def key_of(index: int, fleet: Fleet) -> str:
     """A key of that shard."""
     shard = shard_map(fleet).shards[index]
@@ -39,11 +55,11 @@ def key_of(index: int, fleet: Fleet) -> str:
 class Seen:
     """A watcher, and what it told."""
 
-    def __init__(self, shards: ShardMap) -> None:
+    def __init__(self, shards: ShardMap, every_s: float = LOOK_EVERY_S) -> None:
         self.topologies: list[Topology] = []
         self.looks: list[FleetLook] = []
         self.learned_from: list[int] = []
-        self.watcher = Watcher(shards, self.learn, self.topologies.append, self.looks.append)
+        self.watcher = Watcher(shards, self.learn, self.topologies.append, self.looks.append, every_s)
 
     def learn(self, replies: list[Any]) -> list[Any]:
         self.learned_from.append(len(replies))
@@ -53,14 +69,18 @@ class Seen:
         """A shard as the last look that was told has it; before that, as the first look saw it."""
         return (self.looks[-1] if self.looks else self.watcher.fleet_look).shards[index]
 
+    def now(self, index: int) -> ShardLook:
+        """A shard as it was seen last, told or not."""
+        return self.watcher.fleet_look.shards[index]
+
     def __repr__(self) -> str:
         return repr([(shard.reachable, shard.error, shard.misplaced) for shard in self.watcher.fleet_look.shards])
 
 
 @asynccontextmanager
-async def watching(shards: ShardMap) -> AsyncIterator[Seen]:
+async def watching(shards: ShardMap, every_s: float = LOOK_EVERY_S) -> AsyncIterator[Seen]:
     """A watcher that has looked once, and goes on looking."""
-    seen = Seen(shards)
+    seen = Seen(shards, every_s)
     await seen.watcher.look()
     async with asyncio.TaskGroup() as group:
         task = group.create_task(seen.watcher.run())
@@ -208,10 +228,100 @@ async def test_what_changes_is_logged_once(fleet: Fleet, capsys: pytest.CaptureF
         await until("its return", lambda: seen.watcher.fleet_look.shards[0].reachable, lambda: seen)
     lines = [line.split(" at=")[0] for line in capsys.readouterr().err.splitlines()]
     where = f"shard=s0 node={server.address}"
-    assert lines[0].startswith(f"+shard-down {where} error=")
-    assert lines[1] == f"-shard-down {where}"
+    assert lines[0].startswith(f"+sdown {where} role=master error=")
+    assert lines[1].startswith(f"-sdown {where} role=master down_s=")
     assert lines[2].startswith(f"+reboot {where} run_id=")
     assert len(lines) == 3
+
+
+# --- replicas ---------------------------------------------------------------------------------------------------------
+
+
+async def test_replicas_are_looked_at_beside_their_primary(replicated: Fleet) -> None:
+    (look,) = (await looked_once(replicated_map(replicated))).fleet_look.shards
+    live = replicated.shards[0]
+    assert [node.node for node in look.nodes] == [live.primary.address, *(each.address for each in live.replicas)]
+    assert [node.role for node in look.nodes] == ["master", "slave", "slave"]
+    assert all(node.reachable and node.unfenced for node in look.nodes)
+    assert len({node.replid for node in look.nodes}) == 1
+
+
+async def test_servers_without_a_minimum_of_replicas_are_named(replicated: Fleet) -> None:
+    live = replicated.shards[0]
+    live.replicas[0].ask("CONFIG", "SET", "min-replicas-to-write", "1")
+    watcher = await looked_once(replicated_map(replicated))
+    assert watcher.unfenced == {"s0": [live.primary.address, live.replicas[1].address]}
+
+
+async def test_a_shard_without_replicas_has_nobody_to_be_fenced_from(fleet: Fleet) -> None:
+    assert (await looked_once(shard_map(fleet))).unfenced == {}
+
+
+async def test_a_replica_that_hangs_delays_nothing_and_is_seen_down_and_back(replicated: Fleet) -> None:
+    async with watching(replicated_map(replicated)) as seen:
+        replicated.shards[0].replicas[1].pause()
+        await until("the hang", lambda: not seen.told(0).nodes[2].reachable, lambda: seen.told(0).nodes)
+        assert seen.told(0).reachable
+        assert seen.told(0).nodes[1].reachable
+        replicated.shards[0].replicas[1].resume()
+        await until("its return", lambda: seen.told(0).nodes[2].reachable, lambda: seen.told(0).nodes)
+
+
+async def test_the_lag_of_a_replica_grows_while_its_link_is_cut_silently(replicated: Fleet) -> None:
+    primary, replica = replicated.shards[0].primary, replicated.shards[0].replicas[0]
+    with Hop(primary.port) as hop:
+        replica.ask("REPLICAOF", HOST, hop.port)
+        async with watching(replicated_map(replicated)) as seen:
+
+            def lagging(least: int, most: int) -> bool:
+                _, cut, other = seen.told(0).nodes
+                return cut.link == "up" and least <= cut.lag_s <= most and 0 <= other.lag_s <= 2
+
+            await until("both links", lambda: lagging(0, 1), lambda: seen.told(0).nodes)
+            hop.stall()
+            await until("the lag, while the link is said to be up", lambda: lagging(3, 50), lambda: seen.told(0).nodes)
+            hop.heal()
+            await until("its end", lambda: lagging(0, 1), lambda: seen.told(0).nodes)
+
+
+# --- complaints -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_complaint_has_every_server_of_the_shard_looked_at_before_its_time(replicated: Fleet) -> None:
+    primary, replica = replicated.shards[0].primary, replicated.shards[0].replicas[0]
+    async with watching(replicated_map(replicated), every_s=3600) as seen:
+        replica.ask("REPLICAOF", "NO", "ONE")
+        primary.ask("REPLICAOF", HOST, replica.port)
+        assert [node.role for node in seen.now(0).nodes] == ["master", "slave", "slave"]
+        seen.watcher.complain("s0")
+        expected = ["slave", "master", "slave"]
+        await until("the look", lambda: [n.role for n in seen.now(0).nodes] == expected, lambda: seen.now(0).nodes)
+
+
+async def test_many_complaints_make_no_more_than_five_looks_a_second(fleet: Fleet) -> None:
+    """And only at the shard that is complained of."""
+
+    def looks(index: int) -> int:
+        said = fleet.shards[index].primary.ask("INFO", "commandstats")
+        assert isinstance(said, bytes)
+        found = re.search("cmdstat_ping:calls=([0-9]+)", said.decode())
+        return int(found[1]) if found else 0
+
+    loop = asyncio.get_running_loop()
+    async with watching(shard_map(fleet), every_s=3600) as seen:
+        before, other, began = looks(0), looks(1), loop.time()
+
+        def complained_enough() -> bool:
+            seen.watcher.complain("s0")
+            return looks(0) - before >= 5
+
+        await until("five looks", complained_enough, lambda: looks(0))
+        assert looks(0) - before <= (loop.time() - began) / LOOK_GAP_S + 1
+        assert looks(1) == other
+
+
+async def test_a_complaint_of_a_shard_that_is_none_is_passed_over(fleet: Fleet) -> None:
+    (await looked_once(shard_map(fleet))).complain("s9")
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -243,23 +353,6 @@ async def test_a_new_topology_is_told_when_what_was_learned_changes_and_only_the
     assert watcher.fleet_look.shards[1].reachable
     assert len(topologies) == 2
     watcher.close()
-
-
-def test_the_keyspace_is_read_with_fields_of_today_and_tomorrow() -> None:
-    fields, keyspace = parse_info(
-        "# Server\r\nredis_version:7.0.15\r\nexecutable:/a:b\r\n\r\n# Keyspace\r\n"
-        "db0:keys=3,expires=1,avg_ttl=5\r\ndb15:keys=1,expires=0,avg_ttl=0,subexpiry=2\r\n"
-    )
-    assert fields == {"redis_version": "7.0.15", "executable": "/a:b"}
-    assert keyspace == {
-        0: {"keys": 3, "expires": 1, "avg_ttl": 5},
-        15: {"keys": 1, "expires": 0, "avg_ttl": 0, "subexpiry": 2},
-    }
-
-
-def test_numbers_that_no_message_can_carry_are_not_read() -> None:
-    _, keyspace = parse_info(f"db0:keys={'9' * 30},expires=1\r\ndb{'9' * 30}:keys=1\r\n")
-    assert keyspace == {0: {"expires": 1}}
 
 
 async def test_a_watcher_that_is_cancelled_leaves_no_connection(fleet: Fleet) -> None:

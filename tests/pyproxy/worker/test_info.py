@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from redis._parsers.helpers import parse_info
 
 from protocol.reply import decode
 from pyproxy.fleet import Server
-from pyproxy.messages import ShardLook
+from pyproxy.messages import NodeLook, ShardLook
 from pyproxy.worker import info
 from pyproxy.worker.here import Here
 from tests.pyproxy.worker.asker import count, look, worker
@@ -256,12 +257,14 @@ def test_each_shard_has_a_line_with_its_node_its_state_and_its_size() -> None:
         look("s1", {"used_memory": 50}, reachable=False, keys=2),
         misplaced,
     )
+    alone = {"replicas": 0, "unfenced": 0}
     with worker(*seen_shards, shards=4) as here:
         fields = parsed(here, b"proxy")
-    assert fields["shard_s0"] == {"node": "127.0.0.1:7001", "state": "up", "used_memory": 100, "keys": 4}
+    assert fields["shard_s0"] == {"node": "127.0.0.1:7001", "state": "up", "used_memory": 100, "keys": 4} | alone
     assert fields["shard_s1"]["state"] == "down"
     assert fields["shard_s2"]["state"] == "misplaced"
-    assert fields["shard_s3"] == {"node": "127.0.0.1:7004", "state": "unknown", "used_memory": 0, "keys": 0}
+    unknown = {"node": "127.0.0.1:7004", "state": "unknown", "used_memory": 0, "keys": 0}
+    assert fields["shard_s3"] == unknown | alone
     assert fields["shards"] == 4
     assert fields["shards_down"] == 1
 
@@ -272,6 +275,52 @@ def test_the_seconds_to_stay_away_grow_with_the_outage() -> None:
         assert parsed(here, b"proxy")["proxy_backoff_seconds"] == 12
     with worker(look("s0"), look("s1")) as here:
         assert parsed(here, b"proxy")["proxy_backoff_seconds"] == 0
+
+
+def said_of(node: NodeLook, *replicas: NodeLook) -> dict[str, Any]:
+    """INFO's lines of a shard whose servers were seen like this."""
+    shard = ShardLook("s0", node.node, True, "", {}, {}, "", nodes=(node, *replicas))
+    with worker(shard) as here:
+        return parsed(here, b"proxy")
+
+
+MASTER = NodeLook("127.0.0.1:7001", True, "", answered_at=1.0, role="master", good_replicas=1)
+SLAVE = NodeLook("127.0.0.1:7101", True, "", answered_at=1.0, role="slave", link="up", lag_s=1, offset=42)
+
+
+@pytest.mark.parametrize(
+    ("changed", "state"),
+    [
+        ({}, "up"),
+        ({"role": "slave"}, "demoted"),
+        ({"lost_keys": 3}, "restarted-empty"),
+        ({"misconf": "MISCONF Errors writing to the AOF file"}, "misconf"),
+    ],
+)
+def test_a_primary_that_answers_and_is_none_any_more_is_not_up(changed: dict[str, Any], state: str) -> None:
+    assert said_of(replace(MASTER, **changed))["shard_s0"]["state"] == state
+
+
+@pytest.mark.parametrize(
+    ("changed", "state"),
+    [
+        ({}, "up"),
+        ({"link": "down"}, "link-down"),
+        ({"link": "down", "syncing": True}, "syncing"),
+        ({"role": "master"}, "master"),
+        ({"reachable": False}, "down"),
+        ({"reachable": False, "loading": True}, "loading"),
+    ],
+)
+def test_each_replica_has_a_line_with_its_node_its_state_and_its_lag(changed: dict[str, Any], state: str) -> None:
+    line = {"node": "127.0.0.1:7101", "state": state, "lag": 1, "offset": 42, "unfenced": 1}
+    assert said_of(MASTER, replace(SLAVE, **changed))["shard_s0_replica0"] == line
+
+
+def test_the_servers_of_a_shard_that_are_unfenced_are_counted_where_there_are_replicas() -> None:
+    assert said_of(MASTER, SLAVE, SLAVE)["shard_s0"]["unfenced"] == 2
+    assert said_of(MASTER, replace(SLAVE, good_replicas=0))["shard_s0"]["unfenced"] == 0
+    assert said_of(replace(MASTER, good_replicas=-1))["shard_s0"]["unfenced"] == 0
 
 
 def test_the_age_of_what_is_told_of_the_shards_is_told() -> None:

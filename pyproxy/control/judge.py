@@ -1,0 +1,148 @@
+"""What an answer of a server means, and what has changed since the one before.
+
+INFO and the look before come in; a NodeLook, and the events that follow from the two, go out. Pure: whoever asks
+the servers is nodewatch.py, and what is done about it is nobody's here.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+import msgspec
+
+from pyproxy.events import Event
+from pyproxy.messages import NodeLook
+
+Keyspace = Mapping[int, Mapping[str, int]]
+Change = tuple[Event, dict[str, object]]
+
+
+def parse_info(text: str) -> tuple[dict[str, str], dict[int, dict[str, int]]]:
+    """INFO's text as its fields, flat, and its keyspace by database: {0: {"keys": 3, "expires": 0, "avg_ttl": 0}}."""
+    fields: dict[str, str] = {}
+    keyspace: dict[int, dict[str, int]] = {}
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        if not colon or line.startswith("#"):
+            continue
+        if re.fullmatch("db[0-9]{1,9}", name):
+            numbers = re.findall("([a-z_]+)=([0-9]{1,18})(?![0-9])", value)  # 18 digits: what any message carries
+            keyspace[int(name[2:])] = {key: int(number) for key, number in numbers}
+        else:
+            fields[name] = value
+    return fields, keyspace
+
+
+def answered(before: NodeLook, at: float, fields: Mapping[str, str], keyspace: Keyspace, misconf: str = "") -> NodeLook:
+    """The look at a server that answered with this INFO.
+
+    The offset of a slave is `slave_repl_offset`, which stays when its link is down (ROLE says -1 then). Its lag is
+    what it can say itself: seconds since its link went down, else since it heard of its master, which sends something
+    every 10 s at least (repl-ping-replica-period).
+    """
+    is_slave = fields.get("role") == "slave"
+    link = fields.get("master_link_status", "") if is_slave else ""
+    silence = "master_last_io_seconds_ago" if link == "up" else "master_link_down_since_seconds"
+    return NodeLook(
+        node=before.node,
+        reachable=True,
+        error="",
+        at=at,
+        answered_at=at,
+        role=fields.get("role", ""),
+        run_id=fields.get("run_id", ""),
+        replid=fields.get("master_replid", ""),
+        replid2=fields.get("master_replid2", ""),
+        second_offset=_number(fields.get("second_repl_offset")),
+        offset=_number(fields.get("slave_repl_offset" if is_slave else "master_repl_offset")),
+        link=link,
+        lag_s=_number(fields.get(silence)) if is_slave else -1,
+        priority=_number(fields.get("slave_priority")),
+        good_replicas=_number(fields.get("min_slaves_good_slaves")),
+        loading=any(fields.get(name, "0") != "0" for name in ("loading", "async_loading")),
+        syncing=fields.get("master_sync_in_progress", "0") != "0",
+        keys=sum(counts.get("keys", 0) for counts in keyspace.values()),
+        misconf=misconf,
+    )
+
+
+def failed(before: NodeLook, at: float, error: str) -> NodeLook:
+    """The look at a server that did not answer, or refused to; what it said before stays."""
+    return msgspec.structs.replace(before, reachable=False, error=error, at=at, loading=error.startswith("LOADING "))
+
+
+def lost_keys(before: NodeLook, now: NodeLook, replicas: Iterable[NodeLook]) -> int:
+    """How many keys a server had before it restarted as a master without them; 0 if it has them, or is a slave by now.
+
+    A primary that restarted empty and is written to is not empty when it is looked at, so one whose offset went back
+    and that has less than half of the keys counts too. Not any fewer: keys run out while a server is down. Once said,
+    it is true until the server is a slave in step, or restarts with the keys: new keys do not bring back the old.
+    """
+    if now.role == "slave":
+        return 0 if now.link == "up" else before.lost_keys
+    if before.run_id in ("", now.run_id):
+        return before.lost_keys
+    held = max([before.keys, before.lost_keys, *(replica.keys for replica in replicas)])
+    gone = now.keys == 0 or (now.offset < before.offset and now.keys * 2 < held)
+    if before.lost_keys:  # its second restart since: only the keys themselves can tell
+        gone = now.keys * 2 < held
+    return held if gone else 0
+
+
+def changes(before: NodeLook, now: NodeLook, configured: str) -> Iterator[Change]:
+    """The events between two looks at one server, which the configuration gives this role (master or slave)."""
+    if not now.reachable:
+        if before.reachable or not before.at:
+            yield Event.NODE_DOWN, {"role": configured, "error": now.error, **_age("silent_s", before, now)}
+        return
+    back = before.at > 0 and not before.reachable
+    rebooted = before.run_id not in ("", now.run_id)
+    if back and not now.lost_keys:
+        yield Event.NODE_UP, {"role": configured, **_age("down_s", before, now)}
+    if rebooted:
+        yield Event.REBOOT, {"run_id": now.run_id, "keys": now.keys, "offset": now.offset}
+    if now.lost_keys and (back or rebooted or not before.lost_keys):
+        lost: dict[str, object] = {
+            "keys": now.keys,
+            "had_keys": now.lost_keys,
+            "offset": now.offset,
+            "had_offset": before.offset,
+        }
+        yield Event.RESTARTED_EMPTY, lost
+    if before.lost_keys and not now.lost_keys:
+        yield Event.RESTARTED_END, {"keys": now.keys, "role": now.role}
+    was = before.role or configured
+    if now.role != was:
+        yield Event.ROLE_CHANGE, {"was": was, "now": now.role, "configured": configured}
+    if now.misconf and not before.misconf:
+        yield Event.MISCONF, {"reason": now.misconf}
+    if before.misconf and not now.misconf:
+        yield Event.MISCONF_END, {}
+
+
+def acknowledged(fields: Mapping[str, str]) -> dict[str, int]:
+    """What a primary says of its replicas: `host:port` -> seconds since the last acknowledgement of its offset.
+
+    A replica sends one every second. The line is slave0:ip=127.0.0.1,port=7100,state=online,offset=14,lag=0; one that
+    is still being sent the data is left out.
+    """
+    lags = {}
+    for name, value in fields.items():
+        if not re.fullmatch("slave[0-9]+", name):
+            continue
+        said = dict(pair.partition("=")[::2] for pair in value.split(","))
+        if said.get("state") == "online":
+            host = said.get("ip", "")
+            lags[f"[{host}]:{said.get('port')}" if ":" in host else f"{host}:{said.get('port')}"] = _number(
+                said.get("lag")
+            )
+    return lags
+
+
+def _age(name: str, before: NodeLook, now: NodeLook) -> dict[str, object]:
+    """Seconds since it last answered, if ever it did."""
+    return {name: f"{now.at - before.answered_at:.1f}"} if before.answered_at else {}
+
+
+def _number(text: str | None) -> int:
+    """The number a server said; -1 for none, and for one that no message carries."""
+    return int(text) if text is not None and re.fullmatch("-?[0-9]{1,18}", text) else -1

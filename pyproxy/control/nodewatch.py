@@ -1,0 +1,157 @@
+"""One server, seen through one connection.
+
+A look is PING and INFO within a deadline; what it saw is a NodeLook (judge.py says what an answer means), and what
+changed is logged. A primary is also asked, on each connect, for its COMMAND table and for a sample of its keys, each of
+which must belong to its shard: a key of another shard means that two endpoints were swapped.
+
+Nothing is ever written to a server.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from protocol.reply import Error
+from pyproxy.control import judge
+from pyproxy.control.node import NodeConnection, NodeError
+from pyproxy.events import Event, emit
+from pyproxy.hashing import slot
+from pyproxy.messages import NodeLook
+from pyproxy.shardmap import Node, Shard, ShardMap
+
+DEADLINE_S = 1.0  # of a connect, and of the replies to one question
+SAMPLE_S = 5.0  # of all samples of a primary
+SAMPLES = 20  # per database
+
+
+class NodeWatch:
+    """A server that the configuration gives this role (master or slave, as INFO says it).
+
+    `look` is what was seen last. `info` names the sections to ask for; none: the default ones.
+    """
+
+    def __init__(self, shard: str, node: Node, configured: str, info: bytes) -> None:
+        self.node = node
+        self.look = NodeLook(str(node))
+        self.info: dict[str, str] = {}  # of the last look that was answered
+        self.keyspace: dict[int, dict[str, int]] = {}
+        self._shard = shard
+        self._configured = configured
+        self._question = (b"PING",), (b"INFO", info) if info else (b"INFO",)
+        self._connection: NodeConnection | None = None
+
+    async def look_once(self, replicas: Iterable[NodeLook] = ()) -> None:
+        """Ask the server, within deadlines, connecting first where needed; `look` then says what came of it.
+
+        `replicas` are the last looks at those that copy it: they may hold what it has lost.
+        """
+        try:
+            if self._connection is None:
+                self._connection = await NodeConnection.open(self.node, DEADLINE_S)
+                self._connected()
+            now = await self._ask(self._connection, list(replicas))
+        except NodeError as exc:
+            self.close()
+            now = judge.failed(self.look, time.monotonic(), str(exc))
+        before, self.look = self.look, now
+        for event, fields in judge.changes(before, now, self._configured):
+            emit(event, shard=self._shard, node=self.node, **fields)
+
+    async def _ask(self, connection: NodeConnection, replicas: list[NodeLook]) -> NodeLook:
+        pong, info = await connection.ask(*self._question, deadline_s=DEADLINE_S)
+        at = time.monotonic()
+        # With MISCONF a server refuses writes, and PING so that it is noticed (server.c, processCommand), but no reads.
+        misconf = _text(pong.line) if isinstance(pong, Error) and pong.code == b"MISCONF" else ""
+        refusal = info if isinstance(info, Error) else pong if isinstance(pong, Error) and not misconf else None
+        if refusal is not None:  # LOADING, NOAUTH ...: it may be better next time
+            return judge.failed(self.look, at, _text(refusal.line))
+        if not isinstance(info, bytes):
+            raise NodeError("not a redis server: its INFO is no text")
+        self.info, self.keyspace = judge.parse_info(_text(info))
+        await self._settle(connection)
+        now = judge.answered(self.look, at, self.info, self.keyspace, misconf)
+        return msgspec.structs.replace(now, lost_keys=judge.lost_keys(self.look, now, replicas))
+
+    def _connected(self) -> None:
+        """The connection is new."""
+
+    async def _settle(self, connection: NodeConnection) -> None:
+        """Ask what else there is to ask of this server. Raises NodeError."""
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.node} {'up' if self.look.reachable else self.look.error}>"
+
+
+class PrimaryWatch(NodeWatch):
+    """The configured primary of a shard."""
+
+    def __init__(self, shard: Shard, shard_map: ShardMap, on_commands: Callable[[], None]) -> None:
+        # With every section: what the primaries say is what the proxy's own INFO is made of.
+        super().__init__(shard.name, shard.primary, "master", b"everything")
+        self.commands: list[Any] | None = None  # the COMMAND reply; None until it answered once
+        self.misplaced = ""  # which key of another shard it holds, and whose
+        self._of = shard
+        self._shard_map = shard_map
+        self._on_commands = on_commands
+        self._settled = False  # this connection was asked for its commands and its keys
+        self._stray: tuple[int, bytes] | None = None  # database and key that make it misplaced
+
+    def _connected(self) -> None:
+        self._settled = False
+
+    async def _settle(self, connection: NodeConnection) -> None:
+        if not self._settled or (self._stray is not None and not await self._still_there(connection, *self._stray)):
+            self._stray = await self._sample(connection, list(self.keyspace))
+        if not self._settled:
+            (commands,) = await connection.ask((b"COMMAND",), deadline_s=DEADLINE_S)
+            self._settled = True
+            if isinstance(commands, list) and commands != self.commands:
+                self.commands = commands
+                self._on_commands()
+        before, self.misplaced = self.misplaced, self._misplacement()
+        if self.misplaced and not before:
+            emit(Event.SHARD_MISPLACED, shard=self._shard, node=self.node, reason=self.misplaced)
+        if before and not self.misplaced:
+            emit(Event.SHARD_PLACED, shard=self._shard, node=self.node)
+
+    async def _sample(self, connection: NodeConnection, databases: list[int]) -> tuple[int, bytes] | None:
+        """The first key found that does not belong here, with its database; None if the sampled ones do."""
+        questions = ((b"RANDOMKEY",),) * SAMPLES
+        try:
+            async with asyncio.timeout(SAMPLE_S):
+                for database in databases:
+                    replies = await connection.ask((b"SELECT", b"%d" % database), *questions, deadline_s=DEADLINE_S)
+                    for key in replies[1:]:
+                        if isinstance(key, bytes) and not self._of.owns(slot(key)):
+                            return database, key
+        except TimeoutError:
+            raise NodeError(f"no sample of its keys within {SAMPLE_S:g} s") from None
+        return None
+
+    async def _still_there(self, connection: NodeConnection, database: int, key: bytes) -> bool:
+        """Asked of the very key: a new sample could miss it, and the shard would be used and refused in turns."""
+        replies = await connection.ask((b"SELECT", b"%d" % database), (b"EXISTS", key), deadline_s=DEADLINE_S)
+        return replies[1] == 1
+
+    def _misplacement(self) -> str:
+        if self._stray is None:
+            return ""
+        database, key = self._stray
+        owner = self._shard_map.shard_of(key)
+        return (
+            f"shard {self._of.name} ({self.node}) holds a key of slot {slot(key)} in database {database}, "
+            f"which belongs to shard {owner.name} ({owner.primary})"
+        )
+
+
+def _text(said: bytes) -> str:
+    """Text of a server, which may be anything: what is not UTF-8 is replaced, so that it can be sent on."""
+    return said.decode(errors="replace")

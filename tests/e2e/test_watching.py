@@ -1,0 +1,101 @@
+"""What a proxy notices of its servers besides their death, and what it says of it."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from pyproxy.fleet import HOST, Fleet, Proxy, Server, wait_until
+from tests.e2e.rig import Keys, Talk, error, proxy_info, wait_for_info
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    """Two shards with a replica each, of this test's own."""
+    with Fleet(shards=2, replicas=1) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def proxy(fleet: Fleet) -> Iterator[Proxy]:
+    with Proxy(fleet) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def talk(proxy: Proxy) -> Iterator[Talk]:
+    with Talk(proxy.port) as talk:
+        yield talk
+
+
+def wait_for_line(proxy: Proxy, pattern: str) -> None:
+    wait_until(f"the log to say {pattern!r}", lambda: bool(re.search(pattern, proxy.log.read_text())), proxy.tail)
+
+
+def demote(primary: Server, replica: Server) -> None:
+    """As somebody else's promotion would leave it."""
+    replica.ask("REPLICAOF", "NO", "ONE")
+    primary.ask("REPLICAOF", HOST, replica.port)
+
+
+def test_a_primary_that_became_a_replica_is_said_to_be_demoted(fleet: Fleet, proxy: Proxy, talk: Talk) -> None:
+    live = fleet.shards[0]
+    demote(live.primary, live.replicas[0])
+    wait_for_line(proxy, rf"\+role-change shard=s0 node={live.primary.address} was=master now=slave configured=master")
+    wait_for_line(proxy, rf"\+role-change shard=s0 node={live.replicas[0].address} was=slave now=master")
+    wait_for_info(talk, "the state", lambda info: ",state=demoted," in info["shard_s0"])
+    assert ",state=master," in proxy_info(talk)["shard_s0_replica0"]
+    assert ",state=up," in proxy_info(talk)["shard_s1"]
+
+
+@pytest.mark.parametrize("code", ["READONLY", "NOREPLICAS", "MASTERDOWN"])
+def test_a_refusal_of_the_server_goes_to_the_client_as_it_came_and_to_the_parent_as_a_complaint(
+    fleet: Fleet, proxy: Proxy, talk: Talk, code: str
+) -> None:
+    live, key = fleet.shards[0], Keys(proxy).one(0)
+    match code:
+        case "READONLY":
+            demote(live.primary, live.replicas[0])
+        case "NOREPLICAS":
+            live.primary.ask("CONFIG", "SET", "min-replicas-to-write", "2")
+        case "MASTERDOWN":
+            live.primary.ask("CONFIG", "SET", "replica-serve-stale-data", "no")
+            live.replicas[0].kill()
+            live.primary.ask("REPLICAOF", HOST, live.replicas[0].port)
+    asked = ("GET", key) if code == "MASTERDOWN" else ("SET", key, "x")
+    with Talk(live.primary.port) as direct:
+        wait_until("the refusal", lambda: code in str(direct.ask(*asked)), lambda: str(direct.ask(*asked)))
+        expected = error(direct.ask(*asked))
+    assert [error(talk.ask(*asked)) for _ in range(100)] == [expected] * 100
+    line = rf'\+complaint index=0 shard=s0 node={live.primary.address} what="answered -{code}"'
+    wait_for_line(proxy, line)
+
+
+def test_the_same_refusal_is_complained_of_once_a_second_and_not_for_each_request(
+    fleet: Fleet, proxy: Proxy, talk: Talk
+) -> None:
+    live, keys = fleet.shards[0], Keys(proxy)
+    live.primary.ask("CONFIG", "SET", "min-replicas-to-write", "2")
+    talk.send(*[("SET", key, "x") for key in keys.on(0, 1000)])
+    assert {error(reply)[:10] for reply in talk.reads(1000)} == {"NOREPLICAS"}
+    wait_for_line(proxy, r"\+complaint ")
+    assert proxy.log.read_text().count("+complaint ") <= 10  # a machine may take a while for them
+
+
+def test_an_error_about_the_request_is_no_complaint(proxy: Proxy, fleet: Fleet, talk: Talk) -> None:
+    first, second = Keys(proxy).on(0, 2)
+    assert talk.ask("SET", first, "x") == b"OK"
+    assert error(talk.ask("INCR", first)).startswith("ERR ")
+    assert error(talk.ask("LPUSH", first, "x")).startswith("WRONGTYPE ")
+    fleet.shards[0].primary.ask("CONFIG", "SET", "min-replicas-to-write", "2")
+    assert error(talk.ask("SET", second, "x")).startswith("NOREPLICAS ")
+    wait_for_line(proxy, r"\+complaint ")
+    assert set(re.findall(r'\+complaint .* what="(.*)"', proxy.log.read_text())) == {"answered -NOREPLICAS"}
+
+
+def test_at_the_start_it_says_which_servers_are_unfenced(fleet: Fleet, proxy: Proxy, talk: Talk) -> None:
+    assert re.search(r"\+unfenced shards=s0,s1 nodes=4 expected=", proxy.log.read_text())
+    for server in (fleet.shards[0].primary, *fleet.shards[0].replicas):
+        server.ask("CONFIG", "SET", "min-replicas-to-write", "1")
+    wait_for_info(talk, "the fence", lambda info: info["shard_s0"].endswith(",replicas=1,unfenced=0"))
+    assert proxy_info(talk)["shard_s1"].endswith(",replicas=1,unfenced=2")

@@ -1,0 +1,172 @@
+"""One server at a time, looked at when the test says so."""
+
+import asyncio
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pyproxy import events
+from pyproxy.control.nodewatch import NodeWatch, PrimaryWatch
+from pyproxy.fleet import HOST, Fleet, Server
+from pyproxy.messages import NodeLook
+from pyproxy.shardmap import Node, Shard, ShardMap
+from tests.waiting import until
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    """A primary and a replica of this test's own."""
+    with Fleet(shards=1, replicas=1) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def primary(fleet: Fleet) -> Server:
+    return fleet.shards[0].primary
+
+
+@pytest.fixture
+def replica(fleet: Fleet) -> Server:
+    return fleet.shards[0].replicas[0]
+
+
+def watch_primary(server: Server) -> PrimaryWatch:
+    shard = Shard("s0", Node(HOST, server.port), (), ((0, 16383),))
+    return PrimaryWatch(shard, ShardMap(1, (shard,)), lambda: None)
+
+
+def watch_replica(server: Server) -> NodeWatch:
+    return NodeWatch("s0", Node(HOST, server.port), "slave", b"")
+
+
+async def looked(watch: NodeWatch) -> NodeLook:
+    await watch.look_once()
+    return watch.look
+
+
+async def look_until(watch: NodeWatch, what: str, pattern: str) -> NodeLook:
+    """Look until the look, as text, matches; AssertionError with the last one otherwise."""
+    deadline = time.monotonic() + 20.0
+    while not re.search(pattern, repr(await looked(watch))):
+        assert time.monotonic() < deadline, f"waited for {what}; seen: {watch.look}"
+        await asyncio.sleep(0.01)
+    return watch.look
+
+
+def logged(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The names of the events since it was asked last."""
+    return [line.split(" ")[0] for line in capsys.readouterr().err.splitlines()]
+
+
+async def test_a_primary_and_its_replica_are_seen_with_one_history(primary: Server, replica: Server) -> None:
+    primary.ask("SET", "key", "value")
+    first, second = watch_primary(primary), watch_replica(replica)
+    await looked(first)
+    await look_until(second, "the key", "keys=1")
+    assert (first.look.role, second.look.role) == ("master", "slave")
+    assert first.look.replid == second.look.replid != ""
+    assert len(first.look.run_id) == 40
+    assert first.look.offset > 0
+    assert (second.look.link, second.look.priority, second.look.syncing) == ("up", 100, False)
+    assert first.look.keys == 1
+
+
+async def test_a_primary_made_a_replica_from_outside_is_noticed(
+    primary: Server, replica: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events.configure()
+    watch = watch_primary(primary)
+    await looked(watch)
+    assert logged(capsys) == []
+    replica.ask("REPLICAOF", "NO", "ONE")
+    primary.ask("REPLICAOF", HOST, replica.port)
+    assert (await looked(watch)).role == "slave"
+    assert logged(capsys) == ["+role-change"]
+
+
+async def test_a_primary_that_restarted_empty_is_an_alarm_until_it_is_a_replica_in_step(
+    primary: Server, replica: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events.configure()
+    for number in range(10):
+        primary.ask("SET", f"key{number}", "value")
+    first, second = watch_primary(primary), watch_replica(replica)
+    await looked(first)
+    await look_until(second, "the keys", "keys=10")
+    replica.ask("REPLICAOF", "NO", "ONE")  # or it would throw its keys away as well
+    primary.kill()
+    await looked(first)
+    primary.start()
+    await first.look_once([second.look])
+    assert first.look.reachable
+    assert first.look.lost_keys == 10
+    assert logged(capsys) == ["+sdown", "+reboot", "+restarted-empty"]
+    primary.ask("REPLICAOF", HOST, replica.port)
+    await look_until(first, "the link", "link='up'")
+    assert (first.look.lost_keys, first.look.keys) == (0, 10)
+    assert sorted(logged(capsys)) == ["+role-change", "-restarted-empty"]
+
+
+async def test_a_replica_that_is_stopped_is_seen_down_and_back(
+    replica: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events.configure()
+    watch = watch_replica(replica)
+    await looked(watch)
+    replica.pause()
+    look = await looked(watch)
+    assert (look.reachable, look.error, look.role) == (False, "no reply within 1 s", "slave")
+    replica.resume()
+    await look_until(watch, "its return", "reachable=True")
+    assert logged(capsys) == ["+sdown", "-sdown"]
+
+
+async def test_a_minimum_of_replicas_is_seen(primary: Server) -> None:
+    watch = watch_primary(primary)
+    assert (await looked(watch)).unfenced
+    primary.ask("CONFIG", "SET", "min-replicas-to-write", "1")
+    await look_until(watch, "the count of good replicas, made once a second", "good_replicas=1")
+    assert not watch.look.unfenced
+
+
+async def test_a_primary_that_cannot_save_and_refuses_writes_is_noticed_and_its_recovery_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    events.configure()
+    with Fleet(shards=1, replicas=0) as fleet:  # a replica would have it save for the first copy
+        primary = fleet.shards[0].primary
+        in_the_way = fleet.directory / f"{primary.name}.rdb" / "in the way"
+        in_the_way.mkdir(parents=True)
+        watch = watch_primary(primary)
+        primary.ask("BGSAVE")
+
+        def failed() -> bool:
+            said = primary.ask("INFO", "persistence")
+            return isinstance(said, bytes) and b"rdb_last_bgsave_status:err" in said
+
+        await until("the failure", failed, primary.tail)
+        await looked(watch)
+        assert watch.look.reachable
+        assert watch.look.misconf == ""  # there are no save points, so nothing is refused
+        primary.ask("CONFIG", "SET", "save", "3600 1")
+        look = await looked(watch)
+        assert look.reachable  # reads are served
+        assert look.misconf.startswith("MISCONF ")
+        in_the_way.rmdir()
+        in_the_way.parent.rmdir()
+        primary.ask("BGSAVE")
+        await look_until(watch, "the end", "misconf=''")
+        assert logged(capsys) == ["+misconf", "-misconf"]
+
+
+async def test_nothing_is_written_by_looking(primary: Server) -> None:
+    watch = watch_primary(primary)
+    primary.ask("CONFIG", "RESETSTAT")
+    for _ in range(3):
+        await looked(watch)
+    said = primary.ask("INFO", "commandstats")
+    assert isinstance(said, bytes)
+    asked = set(re.findall("cmdstat_([a-z|]+):", said.decode()))
+    assert asked - {"config|resetstat", "replconf"} == {"ping", "info", "command"}
