@@ -99,3 +99,22 @@ def test_at_the_start_it_says_which_servers_are_unfenced(fleet: Fleet, proxy: Pr
         server.ask("CONFIG", "SET", "min-replicas-to-write", "1")
     wait_for_info(talk, "the fence", lambda info: info["shard_s0"].endswith(",replicas=1,unfenced=0"))
     assert proxy_info(talk)["shard_s1"].endswith(",replicas=1,unfenced=2")
+
+
+def test_a_shard_that_is_complained_of_is_looked_at_more_often(fleet: Fleet, proxy: Proxy, talk: Talk) -> None:
+    key, primaries = Keys(proxy).one(0), [shard.primary for shard in fleet.shards]
+    primaries[0].ask("CONFIG", "SET", "min-replicas-to-write", "2")
+    for primary in primaries:
+        primary.ask("CONFIG", "RESETSTAT")
+
+    def looks(primary: Server) -> int:
+        said = primary.ask("INFO", "commandstats")
+        assert isinstance(said, bytes)
+        found = re.search("cmdstat_ping:calls=([0-9]+)", said.decode())
+        return int(found[1]) if found else 0
+
+    def oftener() -> bool:
+        assert error(talk.ask("SET", key, "x")).startswith("NOREPLICAS ")
+        return looks(primaries[0]) >= looks(primaries[1]) + 3
+
+    wait_until("more looks at it", oftener, lambda: str([looks(each) for each in primaries]))

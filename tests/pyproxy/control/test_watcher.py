@@ -10,10 +10,10 @@ import pytest
 from protocol import table
 from pyproxy import events
 from pyproxy.control.judge import parse_info
-from pyproxy.control.watcher import LOOK_EVERY_S, LOOK_GAP_S, Watcher
+from pyproxy.control.watcher import LOOK_EVERY_S, LOOK_GAP_S, ShardWatch, Watcher
 from pyproxy.fleet import HOST, Fleet
 from pyproxy.hashing import slot
-from pyproxy.messages import FleetLook, ShardLook, Topology
+from pyproxy.messages import FleetLook, NodeLook, ShardLook, Topology
 from pyproxy.shardmap import Node, Shard, ShardMap, parse_slots
 from tests.faults import Hop
 from tests.waiting import until
@@ -282,6 +282,19 @@ async def test_the_lag_of_a_replica_grows_while_its_link_is_cut_silently(replica
             await until("the lag, while the link is said to be up", lambda: lagging(3, 50), lambda: seen.told(0).nodes)
             hop.heal()
             await until("its end", lambda: lagging(0, 1), lambda: seen.told(0).nodes)
+
+
+def test_the_lag_is_what_the_primary_says_while_it_answers_and_else_the_replicas_own_word() -> None:
+    replicas = Node(HOST, 7101), Node(HOST, 7102)
+    shard = Shard("s0", Node(HOST, 7001), replicas, ((0, 16383),))
+    watch = ShardWatch(shard, ShardMap(1, (shard,)), lambda: None)
+    for replica in watch.replicas:
+        replica.look = NodeLook(str(replica.node), True, "", role="slave", link="up", lag_s=9)
+    watch.primary.info = {"slave0": "ip=127.0.0.1,port=7102,state=online,offset=14,lag=1"}
+    watch.primary.look = NodeLook(str(shard.primary), True, "", role="master")
+    assert [node.lag_s for node in watch.look.nodes] == [-1, 9, 1]
+    watch.primary.look = NodeLook(str(shard.primary), False, "connection refused", role="master")
+    assert [node.lag_s for node in watch.look.nodes] == [-1, 9, 9]
 
 
 # --- complaints -------------------------------------------------------------------------------------------------------
