@@ -40,7 +40,7 @@ class NodeLook(msgspec.Struct, frozen=True):
     """
 
     node: str
-    reachable: bool = False  # it answered PING with PONG, and INFO
+    reachable: bool = False  # it answered PING with PONG (or -MISCONF), and INFO
     error: str = "not looked at yet"  # why it is not reachable; else empty
     at: float = 0.0  # of this look, CLOCK_MONOTONIC, s; 0: there was none
     answered_at: float = 0.0  # of the last one that found it reachable
