@@ -48,8 +48,13 @@ def problem(look: ShardLook) -> str:
         case "misconf" if primary:
             return primary.misconf
         case "restarted-empty" if primary:
-            return f"it restarted with {primary.keys:,} keys or fewer, and had {primary.lost_keys:,}"
+            return f"it restarted without its {primary.lost_keys:,} keys"
     return ""
+
+
+def usable(look: ShardLook) -> bool:
+    """Whether it serves anything, if only reads."""
+    return state(look) not in ("down", "misplaced")
 
 
 def writable(look: ShardLook) -> bool:

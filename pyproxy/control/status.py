@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyproxy import __version__
-from pyproxy.looks import backoff_s, integer, key_count, problem, state, writable
+from pyproxy.looks import backoff_s, integer, key_count, problem, state, usable, writable
 from pyproxy.messages import ShardLook
 from pyproxy.shardmap import Shard, format_slots
 
@@ -54,7 +54,7 @@ def live(_state: State) -> Answer:
 def ready(seen: State) -> Answer:
     if seen.phase is not Phase.SERVING:
         return Answer(503, {"status": seen.phase.value})
-    if not any(writable(look) for look in seen.looks):
+    if not any(usable(look) for look in seen.looks):
         return Answer(503, {"status": "no shard can be used"})
     return Answer(200, {"status": "ok"})
 

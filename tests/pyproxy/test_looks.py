@@ -1,11 +1,23 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from pyproxy.looks import LEAST_BACKOFF_S, MOST_BACKOFF_S, backoff_s, integer, key_count, state, writable
-from pyproxy.messages import ShardLook
+from pyproxy.looks import (
+    LEAST_BACKOFF_S,
+    MOST_BACKOFF_S,
+    backoff_s,
+    integer,
+    key_count,
+    problem,
+    state,
+    usable,
+    writable,
+)
+from pyproxy.messages import NodeLook, ShardLook
 
 NOW = 1000.0
+MASTER = NodeLook("127.0.0.1:7001", True, "", answered_at=NOW, role="master")
 
 
 def seen(since: float = 0.0, *, reachable: bool = True, misplaced: str = "") -> ShardLook:
@@ -23,6 +35,26 @@ def seen(since: float = 0.0, *, reachable: bool = True, misplaced: str = "") -> 
 )
 def test_a_shard_is_writable_only_where_it_is_up(look: ShardLook, said: str) -> None:
     assert (state(look), writable(look)) == (said, said == "up")
+
+
+@pytest.mark.parametrize(
+    ("primary", "said", "takes_writes", "why"),
+    [
+        (MASTER, "up", True, ""),
+        (replace(MASTER, role="slave"), "demoted", False, "its role is slave, and it refuses writes"),
+        (replace(MASTER, misconf="MISCONF Errors writing"), "misconf", False, "MISCONF Errors writing"),
+        (replace(MASTER, lost_keys=1000), "restarted-empty", True, "it restarted without its 1,000 keys"),
+    ],
+)
+def test_a_primary_that_answers_may_still_be_none(primary: NodeLook, said: str, takes_writes: bool, why: str) -> None:
+    look = replace(seen(), nodes=(primary,))
+    assert (state(look), writable(look), problem(look)) == (said, takes_writes, why)
+    assert usable(look)
+
+
+def test_a_shard_that_is_down_or_misplaced_serves_nothing() -> None:
+    assert not usable(seen(reachable=False))
+    assert not usable(seen(misplaced="holds keys of s1"))
 
 
 def test_nobody_is_told_to_stay_away_while_all_shards_are_writable() -> None:

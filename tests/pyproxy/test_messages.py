@@ -18,7 +18,7 @@ from pyproxy.shardmap import Node, Shard
 
 SHARD = Shard("s0", Node("127.0.0.1", 7000), (Node("::1", 7100),), ((0, 5), (6, 16383)))
 NODE = NodeLook("127.0.0.1:7000", True, "", at=1.5, role="master", offset=2**40, lost_keys=3)
-LOOK = ShardLook("s0", "127.0.0.1:7000", True, "", {"used_memory": "1"}, {0: {"keys": 3}}, "", (NODE,))
+LOOK = ShardLook("s0", "127.0.0.1:7000", True, "", {"used_memory": "1"}, {0: {"keys": 3}}, "", 1.0, 0.5, (NODE,))
 
 
 @pytest.mark.parametrize(
