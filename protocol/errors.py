@@ -239,6 +239,7 @@ def uncertain(shard: str, node: object, why: str) -> bytes:
 
 LOST = "closed the connection before it answered"
 CLOSED = "closed the connection"
+UNAUTHENTICATED = "asks for a password again"
 
 
 def no_reply(deadline_s: float) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pyproxy import __version__, demo
+from pyproxy.access import Access
 from pyproxy.config import Config, ConfigErrors
 from pyproxy.control.status import table
 from pyproxy.hashing import SLOTS, hash_tag, slot
@@ -81,8 +82,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _load(path: Path) -> Config:
+    """A configuration that can be served: the files it names can be used too. Raises ConfigErrors."""
+    config = Config.load(path)
+    if problems := Access(config.backend).problems():
+        raise ConfigErrors(problems)
+    return config
+
+
 def serve(args: argparse.Namespace) -> int:
-    config = Config.load(args.config)
+    config = _load(args.config)
     # Here, and not above: the other commands work at once, and where nothing is compiled.
     from pyproxy.control import main as parent
 
@@ -94,7 +103,7 @@ def serve(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    config = Config.load(args.config)
+    config = _load(args.config)
     replicas = sum(len(shard.replicas) for shard in config.shards)
     workers = f"{config.workers} workers" if config.workers else "a worker per core"
     print(f"{args.config}: ok: {len(config.shards)} shards, {replicas} replicas, {workers}, listens on {config.listen}")

@@ -57,6 +57,15 @@ class Http(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     listen: Node | None = None  # written ""; nobody listens
 
 
+class BackendAccess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[backend]`: how all servers are connected to. Passwords stand in a file of their own, never here."""
+
+    tls: bool = False  # 1.2 or newer, certificate and name (the node's host) verified; never plain text instead
+    tls_ca: str = ""  # certificates in PEM; empty: the system's
+    username: str = ""  # empty: the default user
+    password_file: str = ""  # one password, or two on two lines: the second is tried where the first is refused
+
+
 class ShardTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[[shards]]` as written: a Shard whose replicas may be left out."""
 
@@ -72,6 +81,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     http: Http = Http()
+    backend: BackendAccess = BackendAccess()
     shards: tuple[Shard, ...]
 
     @classmethod
@@ -147,7 +157,15 @@ def _read(kind: shape.Type, value: object, path: str, problems: list[str]) -> An
             if _is_number(value, whole) and kind.ge <= value <= kind.le:  # type: ignore[operator]
                 return value if whole else float(value)  # type: ignore[arg-type]
             expected = f"a {'whole ' if whole else ''}number from {kind.ge} to {kind.le}"
-        case shape.StrType():  # only names are plain strings
+        case shape.BoolType():
+            if isinstance(value, bool):
+                return value
+            expected = "true or false"
+        case shape.StrType(pattern=None):
+            if isinstance(value, str) and value.isprintable():
+                return value
+            expected = "a text on one line"
+        case shape.StrType():  # only names have a pattern
             try:
                 return msgspec.convert(value, Annotated[str, Meta(pattern=kind.pattern)])
             except msgspec.ValidationError:
@@ -236,6 +254,7 @@ def _cross_checks(tree: Any) -> Iterator[str]:
     ours = {path: node for path, node in (("listen", tree.get("listen")), ("http.listen", _http_listen(tree))) if node}
     if len(ours) > 1 and len(set(ours.values())) == 1 and ours["listen"].port:
         yield f'http.listen: expected an address of its own, got "{ours["listen"]}" of listen'
+    yield from _check_backend(tree.get("backend", {}))
     if "shards" in tree:
         shards = tree["shards"]
         if not shards:
@@ -250,6 +269,13 @@ def _check_order(tree: Tree, table: str, smaller: str, larger: str) -> Iterator[
     options: Tree = tree.get(table, {})
     if smaller in options and larger in options and options[larger] < options[smaller]:
         yield f"{table}.{larger}: expected at least {table}.{smaller} ({options[smaller]}), got {options[larger]}"
+
+
+def _check_backend(backend: Tree) -> Iterator[str]:
+    if backend.get("tls_ca") and backend.get("tls") is False:
+        yield "backend.tls: expected true, as backend.tls_ca is given, got false"
+    if backend.get("username") and backend.get("password_file") == "":
+        yield "backend.password_file: expected a file, as backend.username is given, got nothing"
 
 
 def _check_names(shards: tuple[Any, ...]) -> Iterator[str]:

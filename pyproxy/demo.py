@@ -21,7 +21,7 @@ from pyproxy.config import Config
 from pyproxy.fleet import HOST, Fleet, FleetError, Proxy, reserve_port
 
 HOT_PATH = ("protocol.scan", "pyproxy.worker.lane", "pyproxy.worker.split")
-LEFT_OUT = "MULTI, SCAN, pub/sub, scripts, blocking commands, failover, TLS: not built yet, their commands are refused"
+LEFT_OUT = "MULTI, SCAN, pub/sub, scripts, blocking commands, failover, TLS for clients: not built yet, and refused"
 DRAIN_S = 1.0  # after Ctrl-C; the servers end as well, so there is little to wait for
 
 

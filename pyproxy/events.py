@@ -50,6 +50,7 @@ class Event(enum.Enum):
     LINK_LOST = "+link-lost", logging.WARNING  # a worker's connection to a node ended
     LINK_DOWN = "+link-down", logging.WARNING  # and could not be made again: the shard is refused by that worker
     LINK_UP = "-link-down", logging.INFO
+    LINK_REFUSED = "+link-refused", logging.WARNING  # the node refused the set-up for one protocol and database
 
     CLIENT_HTTP = "+client-http", logging.WARNING  # a web browser was sent here; closed without a word
     CLIENT_UNFINISHED = "+client-unfinished", logging.INFO  # the end of its command did not come

@@ -42,6 +42,9 @@ START_S = 15.0  # a server that does not answer by then never will; a loaded mac
 STOP_S = 5.0  # from SIGTERM to SIGKILL
 POLL_S = 0.005
 
+Table = Mapping[str, int | float | str]
+"""A table of the proxy's configuration. JSON writes a number, a truth or a plain text as TOML does."""
+
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -390,7 +393,7 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def config(self, listen: str = f"{HOST}:0", workers: int = 1, **tables: Mapping[str, int | float | str]) -> str:
+    def config(self, listen: str = f"{HOST}:0", workers: int = 1, **tables: Table) -> str:
         """The proxy's configuration for this fleet, as TOML; `tables` are its tables: timeouts={"reply_s": 0.2}."""
         lines = [f'listen = "{listen}"', f"workers = {workers}"]
         for name, table in tables.items():
@@ -410,11 +413,7 @@ class Proxy(Process):
     """
 
     def __init__(
-        self,
-        fleet: Fleet,
-        keeper: socket.socket | None = None,
-        workers: int = 1,
-        **tables: Mapping[str, int | float | str],
+        self, fleet: Fleet, keeper: socket.socket | None = None, workers: int = 1, **tables: Table
     ) -> None:
         self._keeper = keeper or reserve_port()
         self.port: int = self._keeper.getsockname()[1]

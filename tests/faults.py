@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import enum
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Coroutine
@@ -81,14 +82,23 @@ class Connection:
 
 
 class Hop:
-    """A context manager; `port` is where it listens, on the same host as the server."""
+    """A context manager; `port` is where it listens, on the same host as the server.
 
-    def __init__(self, server_port: int, affects: Callable[[bytes], bool] = lambda first: True) -> None:
+    With `tls` clients speak TLS to it, and it plain text to the server.
+    """
+
+    def __init__(
+        self,
+        server_port: int,
+        affects: Callable[[bytes], bool] = lambda first: True,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.port = 0
         self.accepted = 0
         """Affected connections so far; one more for each that replaced another."""
         self._server_port = server_port
         self._affects = affects
+        self._tls = tls
         self._connections: list[Connection] = []
         self._open: set[Connection] = set()
         self._rules = {way: Rule() for way in Way}
@@ -178,7 +188,7 @@ class Hop:
         self._loop.close()
 
     async def _listen(self) -> int:
-        self._listener = await asyncio.start_server(self._accept, HOST, 0)
+        self._listener = await asyncio.start_server(self._accept, HOST, 0, ssl=self._tls)
         port: int = self._listener.sockets[0].getsockname()[1]
         return port
 

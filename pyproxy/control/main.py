@@ -19,6 +19,7 @@ import uvloop
 
 from protocol import table
 from pyproxy import __version__, events
+from pyproxy.access import Access
 from pyproxy.config import Config
 from pyproxy.control.status import Phase, State
 from pyproxy.control.supervisor import Supervisor
@@ -64,7 +65,9 @@ class Parent:
         self._supervisor: Supervisor | None = None  # until the shards were looked at
         self._listener = bind(config.listen, "listen")
         self._http_listener = bind(config.http.listen, "http.listen") if config.http.listen else None
-        self._watcher = Watcher(config.shard_map(), table.learn, self._tell, self._tell)
+        self._watcher = Watcher(
+            config.shard_map(), Access(config.backend), table.learn, self._tell, self._tell
+        )
         self._signals: list[int] = []
 
     async def run(self) -> int:

@@ -1,4 +1,4 @@
-"""One connection of the watcher to one server.
+"""One connection of the watcher to one server, over TLS and with AUTH where the configuration says so.
 
 Commands go out in one write, their replies come back as values, and all of it is bounded: in time by the caller's
 deadline, in memory by REPLY_LIMIT. Framing is protocol.scan's, so nothing is allocated on a header's word; only
@@ -7,13 +7,13 @@ connection is then of no more use.
 """
 
 import asyncio
-import os
 from typing import Self
 
 import hiredis
 
 from protocol import scan
-from protocol.reply import BadFrame, Value, decode
+from protocol.reply import BadFrame, Error, Value, decode
+from pyproxy.access import Access, admitted, why
 from pyproxy.shardmap import Node
 
 REPLY_LIMIT = 16 << 20
@@ -35,16 +35,35 @@ class NodeConnection:
         self._writer = writer
 
     @classmethod
-    async def open(cls, node: Node, deadline_s: float) -> Self:
-        """Raises NodeError."""
+    async def open(cls, node: Node, access: Access, deadline_s: float) -> Self:
+        """Connected, and let in. Raises NodeError."""
+        tls = None
         try:
+            tls = access.tls()
             async with asyncio.timeout(deadline_s):
-                reader, writer = await asyncio.open_connection(node.host, node.port)
+                reader, writer = await asyncio.open_connection(node.host, node.port, ssl=tls)
         except TimeoutError:
-            raise NodeError(f"not connected within {deadline_s:g} s") from None
-        except OSError as exc:  # ConnectionRefusedError, gaierror ...
-            raise NodeError(_said(exc)) from None
-        return cls(node, reader, writer)
+            raise NodeError(f"not connected{' over tls' if tls else ''} within {deadline_s:g} s") from None
+        except OSError as exc:  # ConnectionRefusedError, gaierror, SSLError ...
+            raise NodeError(why(exc)) from None
+        connection = cls(node, reader, writer)
+        try:
+            await connection._authenticate(access, deadline_s)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    async def _authenticate(self, access: Access, deadline_s: float) -> None:
+        try:
+            auths = access.auths()
+            while auths:
+                (answer,) = await self.ask(tuple(auths.pop(0)), deadline_s=deadline_s)
+                error = answer.line if isinstance(answer, Error) else b"" if answer == b"OK" else b"?"
+                if admitted(error, auths):
+                    return
+        except OSError as exc:
+            raise NodeError(why(exc)) from None
 
     async def ask(self, *commands: tuple[bytes, ...], deadline_s: float) -> list[Value]:
         """The replies to these commands, in their order; an error reply is an `Error` value. Raises NodeError."""
@@ -68,17 +87,12 @@ class NodeConnection:
         except TimeoutError:
             raise NodeError(f"no reply within {deadline_s:g} s") from None
         except OSError as exc:
-            raise NodeError(_said(exc)) from None
+            raise NodeError(why(exc)) from None
         except (scan.ProtocolError, BadFrame):
             raise NodeError("not a redis server: it answered what is no reply") from None
 
     def close(self) -> None:
-        self._writer.close()
+        self._writer.transport.abort()  # at once: a goodbye, as TLS has one, may wait for a server that hangs
 
     def __repr__(self) -> str:
         return f"<NodeConnection {self._node}{' closing' if self._writer.is_closing() else ''}>"
-
-
-def _said(exc: OSError) -> str:
-    """The system's words for it. asyncio wraps them in its own ("Connect call failed ..."), hence by errno."""
-    return os.strerror(exc.errno).lower() if exc.errno and exc.errno > 0 else (exc.strerror or str(exc)).lower()

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from protocol.reply import Error
+from pyproxy.access import Access
 from pyproxy.control import judge
 from pyproxy.control.node import NodeConnection, NodeError
 from pyproxy.events import Event, emit
@@ -33,8 +34,9 @@ class NodeWatch:
     `look` is what was seen last. `info` names the sections to ask for; none: the default ones.
     """
 
-    def __init__(self, shard: str, node: Node, configured: str, info: bytes) -> None:
+    def __init__(self, shard: str, node: Node, access: Access, configured: str, info: bytes) -> None:
         self.node = node
+        self._access = access
         self.look = NodeLook(str(node))
         self.info: dict[str, str] = {}  # of the last look that was answered
         self.keyspace: dict[int, dict[str, int]] = {}
@@ -50,7 +52,7 @@ class NodeWatch:
         """
         try:
             if self._connection is None:
-                self._connection = await NodeConnection.open(self.node, DEADLINE_S)
+                self._connection = await NodeConnection.open(self.node, self._access, DEADLINE_S)
                 self._connected()
             now = await self._ask(self._connection, list(replicas))
         except NodeError as exc:
@@ -93,9 +95,9 @@ class NodeWatch:
 class PrimaryWatch(NodeWatch):
     """The configured primary of a shard."""
 
-    def __init__(self, shard: Shard, shard_map: ShardMap, on_commands: Callable[[], None]) -> None:
+    def __init__(self, shard: Shard, shard_map: ShardMap, access: Access, on_commands: Callable[[], None]) -> None:
         # With every section: what the primaries say is what the proxy's own INFO is made of.
-        super().__init__(shard.name, shard.primary, "master", b"everything")
+        super().__init__(shard.name, shard.primary, access, "master", b"everything")
         self.commands: list[Any] | None = None  # the COMMAND reply; None until it answered once
         self.misplaced = ""  # which key of another shard it holds, and whose
         self._of = shard

@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from pyproxy.access import Access
 from pyproxy.control import judge
 from pyproxy.control.nodewatch import NodeWatch, PrimaryWatch
 from pyproxy.events import Event, emit
@@ -39,10 +40,10 @@ Learn = Callable[[list[Any]], list[Any]]
 class ShardWatch:
     """The servers of one shard, seen from here."""
 
-    def __init__(self, shard: Shard, shard_map: ShardMap, on_commands: Callable[[], None]) -> None:
+    def __init__(self, shard: Shard, shard_map: ShardMap, access: Access, on_commands: Callable[[], None]) -> None:
         self.name = shard.name
-        self.primary = PrimaryWatch(shard, shard_map, on_commands)
-        self.replicas = [NodeWatch(shard.name, node, "slave", b"") for node in shard.replicas]
+        self.primary = PrimaryWatch(shard, shard_map, access, on_commands)
+        self.replicas = [NodeWatch(shard.name, node, access, "slave", b"") for node in shard.replicas]
         self.complaints = {watch: asyncio.Event() for watch in self.nodes}
         self._since = self._began = time.monotonic()
 
@@ -100,6 +101,7 @@ class Watcher:
     def __init__(
         self,
         shard_map: ShardMap,
+        access: Access,
         learn: Learn,
         on_topology: Callable[[Topology], None],
         on_look: Callable[[FleetLook], None],
@@ -111,7 +113,7 @@ class Watcher:
         self._on_look = on_look
         self._every_s = every_s
         self._looks = 0
-        self._watches = {shard.name: ShardWatch(shard, shard_map, self._relearn) for shard in shard_map.shards}
+        self._watches = {shard.name: ShardWatch(shard, shard_map, access, self._relearn) for shard in shard_map.shards}
 
     @property
     def fleet_look(self) -> FleetLook:

@@ -320,10 +320,14 @@ cdef class Wire:
     def connection_made(self, transport):
         self.transport = transport
         self.fd = transport.get_extra_info("socket").fileno()
+        self.tls = transport.get_extra_info("ssl_object") is not None
 
     cdef int put(self, const char *data, Py_ssize_t size) except -1:
         """Writes requests; what the socket does not take at once waits in the transport, and nothing overtakes it."""
         cdef Py_ssize_t taken = 0
+        if self.tls:
+            self.transport.write(PyBytes_FromStringAndSize(data, size))
+            return 0
         if self.handed_over and not self.transport.get_write_buffer_size():
             self.handed_over = False
         if not self.handed_over:
@@ -386,6 +390,8 @@ cdef class Wire:
                 if not self._owes():
                     return -1
                 self._deliver(p + pos, length, None)
+                if self.lost:
+                    return -1
             pos += length
         return pos
 
@@ -408,6 +414,11 @@ cdef class Wire:
             lane.errors += 1
             if self._distrusted(p, n):
                 return backend._fail(item, errors.garbled("answered with a redirection"), True)
+            if n > 8 and p[1:8] == b"NOAUTH ":
+                # ours to say, not the client's to hear; the next connection says it
+                backend._fail(item, errors.UNAUTHENTICATED, True)
+                self.drop(errors.UNAUTHENTICATED)
+                return 0
             self._tell_of(p, n)
         if frame is None:
             frame = OK if n == 5 and memcmp(p, b"+OK\r\n", 5) == 0 else PyBytes_FromStringAndSize(p, n)
@@ -484,7 +495,8 @@ cdef class Wire:
         return False
 
     def connection_lost(self, exc):
-        self.drop(errors.LOST)
+        # of the set-up TLS knows more: a server that wants a certificate of ours says so after the handshake
+        self.drop(access.why(exc) if self.tls and self.on_setup is not None and isinstance(exc, OSError) else errors.LOST)
 
     def pause_writing(self):
         self.choked = True

@@ -241,6 +241,7 @@ cdef class Wire:
     cdef Py_ssize_t large_filled
     cdef ReplyScan scan
     cdef int fd
+    cdef bint tls                   # the socket belongs to the transport alone
     cdef bint handed_over
     cdef bint choked
     cdef bint lost

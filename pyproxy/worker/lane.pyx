@@ -41,6 +41,7 @@ import hiredis
 import mmh3
 
 from protocol import errors, request
+from pyproxy import access
 from pyproxy.events import Event, emit
 from pyproxy.metrics import INDEX
 

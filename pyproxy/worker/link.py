@@ -4,8 +4,8 @@
 
 A backend (one protocol and one database) is connected when it is first needed.  A lost connection is replaced at
 once; if that fails the shard is down for this worker: everything is refused at once, and one attempt at a time is
-made, 50 ms to 5 s apart, until one succeeds.  No request is sent before the set-up of a connection has been answered
-as expected.
+made, 50 ms to 5 s apart, until one succeeds.  No request is sent before the set-up of a connection (TLS, AUTH, HELLO,
+SELECT, ECHO) has been answered as expected.
 
 Requests, queues and deadlines are the lane's (lane.pyx); this module opens and closes doors.
 """
@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from protocol import errors, request
+from pyproxy.access import Access, Refused, admitted, why
 from pyproxy.config import Timeouts
 from pyproxy.events import Event, emit
 from pyproxy.shardmap import Node, Shard
@@ -35,10 +36,6 @@ COMPLAIN_S = 1.0
 """How long after a complaint of a refusal the same refusal by the same shard is no news."""
 
 
-class SetupRefused(ConnectionError):
-    """The server is there, and answered the set-up with something else than was expected."""
-
-
 class Link:
     """The connections of one worker to one shard; `index` is the shard's place in the map."""
 
@@ -48,6 +45,7 @@ class Link:
         index: int,
         shard: Shard,
         timeouts: Timeouts,
+        access: Access,
         spawn: Spawn,
         complain: Callable[[str, str, str], None],
     ) -> None:
@@ -59,6 +57,7 @@ class Link:
         self._lane = lane
         self.index = index
         self._timeouts = timeouts
+        self._access = access
         self._spawn = spawn
         self._complain = complain
         self._pause_s = timeouts.reconnect_min_s
@@ -117,27 +116,31 @@ class Link:
     async def _connect(self, backend: Backend) -> None:
         try:
             await self._open(backend)
-        except SetupRefused as exc:
-            if backend.is_base:
-                self._went_down(str(exc))
-                return
-            # the others of this shard may be well: only this protocol and database are refused
-            backend.shut(errors.shard_down(self.name, self.node, str(exc)))
-            await asyncio.sleep(REFUSED_S)
-            if not self._down:
-                backend.reset()
         except OSError as exc:
-            self._went_down(_reason(exc))
+            if isinstance(exc, Refused) and not backend.is_base:
+                await self._bar(backend, why(exc))
+                return
+            self._went_down(why(exc))
             if not backend.is_open:
                 backend.shut(self._refusal())
 
-    def _went_down(self, why: str) -> None:
+    async def _bar(self, backend: Backend, reason: str) -> None:
+        """The others of this shard may be well: only this protocol and database are refused, and only for a while."""
+        emit(
+            Event.LINK_REFUSED, shard=self.name, node=self.node, why=reason, protocol=backend.proto, database=backend.db
+        )
+        backend.shut(errors.shard_down(self.name, self.node, reason))
+        await asyncio.sleep(REFUSED_S)
+        if not self._down:
+            backend.reset()
+
+    def _went_down(self, reason: str) -> None:
         """Refuse what comes on all connections that are not up, and try again with back-off."""
         if self._down or self._closed:
             return
-        self._down = why
-        emit(Event.LINK_DOWN, shard=self.name, node=self.node, why=why)
-        self._complain(self.name, str(self.node), why)
+        self._down = reason
+        emit(Event.LINK_DOWN, shard=self.name, node=self.node, why=reason)
+        self._complain(self.name, str(self.node), reason)
         for backend in self.backends.values():
             if not backend.is_open:
                 backend.shut(self._refusal())
@@ -154,7 +157,7 @@ class Link:
                 if not base.is_open:
                     await self._open(base)
             except OSError as exc:
-                self._down = _reason(exc)
+                self._down = why(exc)
                 for backend in self.backends.values():
                     if not backend.is_open:
                         backend.shut(self._refusal())
@@ -165,87 +168,115 @@ class Link:
                 backend.reset()
             return
 
-    def _lost(self, backend: Backend, why: str, lived_s: float) -> None:
+    def _lost(self, backend: Backend, reason: str, lived_s: float) -> None:
         self.connections -= 1
-        emit(Event.LINK_LOST, shard=self.name, node=self.node, why=why, requests=backend.waiting_requests)
-        self._complain(self.name, str(self.node), why)
+        emit(Event.LINK_LOST, shard=self.name, node=self.node, why=reason, requests=backend.waiting_requests)
+        self._complain(self.name, str(self.node), reason)
         if lived_s >= STEADY_S:
             self._pause_s = self._timeouts.reconnect_min_s  # not before: a server may let in and close at once
-        wanted = backend.lost(why) or backend.is_base
+        wanted = backend.lost(reason) or backend.is_base
         if self._closed:
             return
         if self._down:
             backend.shut(self._refusal())
         elif lived_s < STEADY_S:
-            self._went_down(errors.CLOSED if why == errors.LOST else why)
+            self._went_down(errors.CLOSED if reason == errors.LOST else reason)
         elif wanted:
             self.connect(backend)
 
     # --- one connection ---
 
     async def _open(self, backend: Backend) -> None:
-        """Connect and set up; the backend is open then. Raises OSError with the reason."""
+        """Connect and set up; the backend is open then. Raises OSError, see `access.why`."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        commands, expected = greeting(backend.proto, backend.db)
+        tls = self._access.tls()
+        greeting = Greeting(backend.proto, backend.db, self._access.auths())
         opened = 0.0
 
         def on_setup(frame: bytes) -> None:
             nonlocal opened
-            asked, wanted = expected.pop(0)
-            if not frame.startswith(wanted):
-                said = frame.split(b"\r\n", 1)[0][:100].decode("utf-8", "replace")
+            try:
+                more = greeting.heard(frame)
+            except Refused as exc:
                 if not done.done():
-                    done.set_exception(SetupRefused(f"answered {asked} with {said}"))
+                    done.set_exception(exc)
                 wire.drop("set-up refused")
-            elif not expected and backend.is_open:
+                return
+            if more:
+                wire.send(more)
+            elif greeting.is_over and backend.is_open:
                 # another attempt was faster; two connections on one queue would mix up its replies
                 done.set_result(None)
                 wire.drop("not needed")
-            elif not expected:
+            elif greeting.is_over:
                 opened = loop.time()
                 self.connections += 1
                 wire.ready()
                 done.set_result(None)
 
-        def on_lost(why: str) -> None:
+        def on_lost(reason: str) -> None:
             if opened:
-                self._lost(backend, why, loop.time() - opened)
+                self._lost(backend, reason, loop.time() - opened)
             elif not done.done():
-                done.set_exception(ConnectionError(why))
+                done.set_exception(ConnectionError(reason))
 
         wire = Wire(backend, on_setup, on_lost)
         try:
             async with asyncio.timeout(self._timeouts.connect_s):
-                transport, _ = await loop.create_connection(lambda: wire, self.node.host, self.node.port)
+                transport, _ = await loop.create_connection(
+                    lambda: wire, self.node.host, self.node.port, ssl=tls
+                )
                 transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                wire.send(commands)
+                wire.send(greeting.first())
                 await done
         except TimeoutError:
-            wire.drop(f"no connection within {self._timeouts.connect_s:g} s")
-            raise ConnectionError(f"no connection within {self._timeouts.connect_s:g} s") from None
+            reason = f"no {'tls ' if tls else ''}connection within {self._timeouts.connect_s:g} s"
+            wire.drop(reason)
+            raise ConnectionError(reason) from None
 
     def __repr__(self) -> str:
         return f"<Link {self.name} {self.node} {self._down or 'up'} {list(self.backends.values())}>"
 
 
-def greeting(proto: int, db: int) -> tuple[bytes, list[tuple[str, bytes]]]:
-    """The first bytes of a connection, and for each of its replies what was asked and how the reply must begin.
+class Greeting:
+    """What is said first on a connection, and whether the answers are right.
 
-    It ends with an ECHO of random bytes: whoever does not answer that is no Redis, or answers somebody else.
+    AUTH, alone, until a password is accepted; then HELLO, SELECT and an ECHO of random bytes in one go: whoever does
+    not answer that is no Redis, or answers somebody else.
     """
-    nonce = os.urandom(8).hex().encode()
-    asked = [([b"ECHO", nonce], b"$16\r\n" + nonce)]
-    if db:
-        asked.insert(0, ([b"SELECT", b"%d" % db], b"+OK"))
-    if proto == 3:
-        asked.insert(0, ([b"HELLO", b"3"], b"%"))
-    commands = b"".join(request.encode(argv) for argv, _ in asked)
-    return commands, [(argv[0].decode(), wanted) for argv, wanted in asked]
 
+    def __init__(self, proto: int, db: int, auths: list[list[bytes]]) -> None:
+        nonce = os.urandom(8).hex().encode()
+        asked = [([b"ECHO", nonce], b"$16\r\n" + nonce)]
+        if db:
+            asked.insert(0, ([b"SELECT", b"%d" % db], b"+OK"))
+        if proto == 3:
+            asked.insert(0, ([b"HELLO", b"3"], b"%"))
+        self._auths = list(auths)
+        self._admitted = not auths
+        self._rest = b"".join(request.encode(argv) for argv, _ in asked)
+        self._expected = [(argv[0].decode(), wanted) for argv, wanted in asked]
 
-def _reason(exc: OSError) -> str:
-    """`[Errno 111] Connect call failed ('127.0.0.1', 1)` -> `connection refused`."""
-    if exc.errno:
-        return os.strerror(exc.errno).lower()
-    return str(exc).lower()
+    @property
+    def is_over(self) -> bool:
+        return not self._expected
+
+    def first(self) -> bytes:
+        """The first bytes of the connection."""
+        return self._rest if self._admitted else request.encode(self._auths.pop(0))
+
+    def heard(self, frame: bytes) -> bytes:
+        """Takes the next reply -> the bytes to send then; empty: none. Raises Refused for one that is not right."""
+        if not self._admitted:
+            # whatever it is but +OK, it is not shown: it may repeat the password
+            error = b"" if frame == b"+OK\r\n" else frame[1:].split(b"\r\n", 1)[0] or b"?"
+            self._admitted = admitted(error, self._auths)
+            return self.first()
+        asked, wanted = self._expected.pop(0)
+        if frame.startswith(wanted):
+            return b""
+        if frame.startswith(b"-NOAUTH"):
+            raise Refused("asks for a password, and backend.password_file names none")
+        said = frame.split(b"\r\n", 1)[0][:100].decode("utf-8", "replace")
+        raise Refused(f"answered {asked} with {said}")

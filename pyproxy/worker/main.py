@@ -20,6 +20,7 @@ import uvloop
 
 from protocol import errors, table
 from pyproxy import events
+from pyproxy.access import Access
 from pyproxy.channel import Channel
 from pyproxy.events import Event, emit
 from pyproxy.messages import Applied, Complaint, Drain, FleetLook, Message, Ready, Setup, Topology
@@ -68,6 +69,7 @@ class Worker:
         self._turning_away = False
         self._channel: Channel | None = None
         self._setup: Setup | None = None
+        self._access: Access | None = None
         self._lane: Lane | None = None
         self._here: Here | None = None
 
@@ -95,6 +97,7 @@ class Worker:
     def _begin(self, setup: Setup) -> None:
         loop = asyncio.get_running_loop()
         self._setup = setup
+        self._access = Access(setup.config.backend)
         self._here = Here(
             setup, self._page, Topology(0, [], []), None, table.TABLE, lambda: self._lane.clients if self._lane else ()
         )
@@ -125,13 +128,14 @@ class Worker:
 
     def _relink(self, topology: Topology) -> None:
         """A link for each shard; those whose shard is as it was stay."""
-        assert self._lane and self._setup
+        assert self._lane and self._setup and self._access
+        timeouts = self._setup.config.timeouts
         kept = {link.shard: link for link in self._links}
         links = []
         for index, shard in enumerate(topology.shards):
             link = kept.pop(shard, None)
             if link is None or link.index != index:
-                link = Link(self._lane, index, shard, self._setup.config.timeouts, self._spawn, self._complain)
+                link = Link(self._lane, index, shard, timeouts, self._access, self._spawn, self._complain)
             links.append(link)
         gone, self._links = [link for link in self._links if link not in links], links
         self._lane.set_shards(links, ShardMap(topology.version, tuple(topology.shards)).owners())

@@ -53,6 +53,24 @@ def test_check_shows_five_problems_of_a_file_that_has_five(five_errors: Path, ca
     assert all(", got " in problem for problem in problems)
 
 
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_files_that_cannot_be_used_are_a_problem_too(command: str, tmp_path: Path, capsys: Output) -> None:
+    passwords = tmp_path / "passwords"
+    passwords.touch(mode=0o600)
+    passwords.write_text("secret\n")
+    passwords.chmod(0o644)
+    path = tmp_path / "open.toml"
+    table = f'[backend]\ntls = true\ntls_ca = "{tmp_path}/none.pem"\npassword_file = "{passwords}"\n'
+    path.write_text(EXAMPLE.read_text().split("[backend]")[0] + table + '[[shards]]\nname = "s0"\n'
+        'primary = "127.0.0.1:1"\nslots = ["0-16383"]\n')  # fmt: skip
+    assert main([command, str(path)]) == 78
+    assert capsys.readouterr().err.splitlines() == [
+        f"pyproxy: {path}: 2 problems",
+        "backend.tls_ca: expected a readable file, got no such file or directory",
+        "backend.password_file: expected a file for its owner only (chmod 600), got mode 644",
+    ]
+
+
 @pytest.mark.parametrize("command", [["check"], ["serve"], ["where", "k", "--config"]])
 def test_whoever_needs_a_configuration_says_what_is_wrong_with_it(
     command: list[str], five_errors: Path, capsys: Output

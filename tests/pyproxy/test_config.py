@@ -3,7 +3,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pyproxy.config import MIB, Config, ConfigErrors, Http, Limits, Timeouts
+from pyproxy.config import MIB, BackendAccess, Config, ConfigErrors, Http, Limits, Timeouts
 from pyproxy.shardmap import Node, Shard
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pyproxy.toml"
@@ -48,6 +48,11 @@ def test_what_is_written_is_what_is_read() -> None:
         reply_s = 2
         [http]
         listen = "127.0.0.1:6381"
+        [backend]
+        tls = true
+        tls_ca = "/etc/ca.pem"
+        username = "app"
+        password_file = "/etc/password"
         [[shards]]
         name = "b.1_x-y"
         primary = "redis.example.org:1"
@@ -60,6 +65,7 @@ def test_what_is_written_is_what_is_read() -> None:
     assert (config.limits.max_clients, config.limits.bulk_bytes) == (7, 64 * MIB)
     assert (config.timeouts.reply_s, config.timeouts.silence_s) == (2.0, 3.0)
     assert config.http.listen == Node("127.0.0.1", 6381)
+    assert config.backend == BackendAccess(True, "/etc/ca.pem", "app", "/etc/password")
     replicas = (Node("127.0.0.1", 2), Node("127.0.0.1", 3))
     assert config.shards == (
         Shard("b.1_x-y", Node("redis.example.org", 1), replicas, ((5, 5), (0, 4), (6, 16383))),
@@ -74,6 +80,7 @@ def test_the_example_is_right_and_names_every_option_with_its_default() -> None:
     assert written["limits"].keys() == set(Limits.__struct_fields__)
     assert written["http"].keys() == set(Http.__struct_fields__)
     assert written["timeouts"].keys() == set(Timeouts.__struct_fields__)
+    assert written["backend"].keys() == set(BackendAccess.__struct_fields__)
     assert written["shards"][0].keys() == set(Shard.__struct_fields__)
 
 
@@ -146,6 +153,18 @@ def test_all_problems_are_said_at_once_and_in_the_order_of_the_options() -> None
         (
             'http.listen = "127.0.0.1:7000"',
             'shards[0].primary: expected a redis server, got "127.0.0.1:7000", where pyproxy itself listens',
+        ),
+        ("backend.tls = 1", "backend.tls: expected true or false, got 1"),
+        ("backend.username = 5", "backend.username: expected a text on one line, got 5"),
+        ('backend.tls_ca = "a\\nb"', 'backend.tls_ca: expected a text on one line, got "a\\nb"'),
+        ('backend.tls_ca = "ca.pem"', "backend.tls: expected true, as backend.tls_ca is given, got false"),
+        (
+            'backend.username = "app"',
+            "backend.password_file: expected a file, as backend.username is given, got nothing",
+        ),
+        (
+            'backend.password = "secret"',
+            "backend.password: expected a known option (password_file?), got an unknown one",
         ),
         ("timeouts.zzz = 1", f"timeouts.zzz: expected a known option (one of {', '.join(Timeouts.__struct_fields__)}), "
             "got an unknown one"),

@@ -1,16 +1,23 @@
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
 from protocol.reply import Error
+from pyproxy.access import Access
+from pyproxy.config import BackendAccess
 from pyproxy.control import node
 from pyproxy.control.node import NodeConnection, NodeError
 from pyproxy.fleet import HOST, Server, reserve_port
 from pyproxy.shardmap import Node
+from tests.certificates import Authority
+from tests.faults import Hop
 
 PING = (b"PING",)
+PLAIN = Access(BackendAccess())
 
 
 @asynccontextmanager
@@ -22,7 +29,7 @@ async def faulty(answer: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> A
         await answer(writer)
 
     async with await asyncio.start_server(serve, HOST, 0) as server:
-        connection = await NodeConnection.open(Node(HOST, server.sockets[0].getsockname()[1]), 5.0)
+        connection = await NodeConnection.open(Node(HOST, server.sockets[0].getsockname()[1]), PLAIN, 5.0)
         yield connection
         connection.close()
 
@@ -35,7 +42,7 @@ def says(data: bytes) -> Callable[[asyncio.StreamWriter], Awaitable[None]]:
 
 
 async def test_replies_come_in_the_order_of_the_commands(server: Server) -> None:
-    connection = await NodeConnection.open(Node(HOST, server.port), 5.0)
+    connection = await NodeConnection.open(Node(HOST, server.port), PLAIN, 5.0)
     replies = await connection.ask((b"ECHO", b"a"), (b"NOSUCH",), (b"ECHO", b"\xff"), deadline_s=5.0)
     connection.close()
     assert replies[::2] == [b"a", b"\xff"]
@@ -44,7 +51,7 @@ async def test_replies_come_in_the_order_of_the_commands(server: Server) -> None
 
 
 async def test_a_connection_is_asked_again_and_again(server: Server) -> None:
-    connection = await NodeConnection.open(Node(HOST, server.port), 5.0)
+    connection = await NodeConnection.open(Node(HOST, server.port), PLAIN, 5.0)
     for number in range(100):
         assert await connection.ask((b"ECHO", b"%d" % number), deadline_s=5.0) == [b"%d" % number]
     connection.close()
@@ -52,12 +59,12 @@ async def test_a_connection_is_asked_again_and_again(server: Server) -> None:
 
 async def test_a_refused_connection_is_said_in_the_systems_words() -> None:
     with reserve_port() as keeper, pytest.raises(NodeError, match=r"^connection refused$"):
-        await NodeConnection.open(Node(HOST, keeper.getsockname()[1]), 5.0)
+        await NodeConnection.open(Node(HOST, keeper.getsockname()[1]), PLAIN, 5.0)
 
 
 async def test_a_name_that_nobody_has_is_an_error() -> None:
     with pytest.raises(NodeError):
-        await NodeConnection.open(Node("no-such-host.invalid", 1), 5.0)
+        await NodeConnection.open(Node("no-such-host.invalid", 1), PLAIN, 5.0)
 
 
 async def test_a_server_that_does_not_answer_has_a_deadline() -> None:
@@ -121,3 +128,58 @@ async def test_a_reply_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -
     async with faulty(endless) as connection:
         with pytest.raises(NodeError, match=r"^reply of more than 1048576 bytes$"):
             await connection.ask(PING, deadline_s=10.0)
+
+
+# --- TLS and AUTH -----------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def user(server: Server, name: str, *passwords: str) -> Iterator[None]:
+    """Meanwhile the server knows a user with these passwords."""
+    server.ask("ACL", "SETUSER", name, "on", *[f">{each}" for each in passwords], "~*", "&*", "+@all")
+    yield
+    server.ask("ACL", "DELUSER", name)
+
+
+def with_passwords(directory: Path, *passwords: str) -> Access:
+    file = directory / "passwords"
+    file.touch(mode=0o600)
+    file.write_text("".join(f"{each}\n" for each in passwords))
+    return Access(BackendAccess(username="watcher", password_file=str(file)))
+
+
+@pytest.mark.parametrize("passwords", [("right",), ("right", "wrong"), ("wrong", "right")])
+async def test_it_is_let_in_with_either_password(server: Server, tmp_path: Path, passwords: tuple[str, ...]) -> None:
+    with user(server, "watcher", "right"):
+        connection = await NodeConnection.open(Node(HOST, server.port), with_passwords(tmp_path, *passwords), 5.0)
+        assert await connection.ask((b"ACL", b"WHOAMI"), deadline_s=5.0) == [b"watcher"]
+        connection.close()
+
+
+async def test_a_wrong_password_is_an_error(server: Server, tmp_path: Path) -> None:
+    with user(server, "watcher", "right"), pytest.raises(NodeError, match=r"^refused the password of "):
+        await NodeConnection.open(Node(HOST, server.port), with_passwords(tmp_path, "wrong"), 5.0)
+
+
+async def test_a_password_that_cannot_be_read_is_an_error(server: Server, tmp_path: Path) -> None:
+    access = with_passwords(tmp_path)
+    with pytest.raises(NodeError, match=r"^backend\.password_file: expected one password"):
+        await NodeConnection.open(Node(HOST, server.port), access, 5.0)
+
+
+async def test_over_tls_it_asks_as_without(server: Server, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    access = Access(BackendAccess(tls=True, tls_ca=str(authority.file)))
+    with Hop(server.port, tls=authority.server(HOST)) as hop:
+        connection = await NodeConnection.open(Node(HOST, hop.port), access, 5.0)
+        assert await connection.ask(PING, (b"ECHO", b"x" * 1_000_000), deadline_s=5.0) == [b"PONG", b"x" * 1_000_000]
+        connection.close()
+
+
+async def test_a_certificate_of_another_host_is_an_error(server: Server, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    access = Access(BackendAccess(tls=True, tls_ca=str(authority.file)))
+    with Hop(server.port, tls=authority.server("127.0.0.2")) as hop:
+        with pytest.raises(NodeError, match=r"^tls: certificate not accepted: .*not valid for '127\.0\.0\.1'"):
+            await NodeConnection.open(Node(HOST, hop.port), access, 5.0)
+        assert hop.requests == b""

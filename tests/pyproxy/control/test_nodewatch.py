@@ -8,11 +8,15 @@ from collections.abc import Iterator
 import pytest
 
 from pyproxy import events
+from pyproxy.access import Access
+from pyproxy.config import BackendAccess
 from pyproxy.control.nodewatch import NodeWatch, PrimaryWatch
 from pyproxy.fleet import HOST, Fleet, Server
 from pyproxy.messages import NodeLook
 from pyproxy.shardmap import Node, Shard, ShardMap
 from tests.waiting import until
+
+PLAIN = Access(BackendAccess())
 
 
 @pytest.fixture
@@ -34,11 +38,11 @@ def replica(fleet: Fleet) -> Server:
 
 def watch_primary(server: Server) -> PrimaryWatch:
     shard = Shard("s0", Node(HOST, server.port), (), ((0, 16383),))
-    return PrimaryWatch(shard, ShardMap(1, (shard,)), lambda: None)
+    return PrimaryWatch(shard, ShardMap(1, (shard,)), PLAIN, lambda: None)
 
 
 def watch_replica(server: Server) -> NodeWatch:
-    return NodeWatch("s0", Node(HOST, server.port), "slave", b"")
+    return NodeWatch("s0", Node(HOST, server.port), PLAIN, "slave", b"")
 
 
 async def looked(watch: NodeWatch) -> NodeLook:

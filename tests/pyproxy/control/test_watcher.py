@@ -9,6 +9,8 @@ import pytest
 
 from protocol import table
 from pyproxy import events
+from pyproxy.access import Access
+from pyproxy.config import BackendAccess
 from pyproxy.control.judge import parse_info
 from pyproxy.control.watcher import LOOK_EVERY_S, LOOK_GAP_S, ShardWatch, Watcher
 from pyproxy.fleet import HOST, Fleet
@@ -17,6 +19,8 @@ from pyproxy.messages import FleetLook, NodeLook, ShardLook, Topology
 from pyproxy.shardmap import Node, Shard, ShardMap, parse_slots
 from tests.faults import Hop
 from tests.waiting import until
+
+PLAIN = Access(BackendAccess())
 
 
 @pytest.fixture
@@ -59,7 +63,7 @@ class Seen:
         self.topologies: list[Topology] = []
         self.looks: list[FleetLook] = []
         self.learned_from: list[int] = []
-        self.watcher = Watcher(shards, self.learn, self.topologies.append, self.looks.append, every_s)
+        self.watcher = Watcher(shards, PLAIN, self.learn, self.topologies.append, self.looks.append, every_s)
 
     def learn(self, replies: list[Any]) -> list[Any]:
         self.learned_from.append(len(replies))
@@ -287,7 +291,7 @@ async def test_the_lag_of_a_replica_grows_while_its_link_is_cut_silently(replica
 def test_the_lag_is_what_the_primary_says_while_it_answers_and_else_the_replicas_own_word() -> None:
     replicas = Node(HOST, 7101), Node(HOST, 7102)
     shard = Shard("s0", Node(HOST, 7001), replicas, ((0, 16383),))
-    watch = ShardWatch(shard, ShardMap(1, (shard,)), lambda: None)
+    watch = ShardWatch(shard, ShardMap(1, (shard,)), PLAIN, lambda: None)
     for replica in watch.replicas:
         replica.look = NodeLook(str(replica.node), True, "", role="slave", link="up", lag_s=9)
     watch.primary.info = {"slave0": "ip=127.0.0.1,port=7102,state=online,offset=14,lag=1"}
@@ -351,7 +355,7 @@ async def test_commands_are_learned_from_all_primaries_that_answer(fleet: Fleet)
 async def test_a_new_topology_is_told_when_what_was_learned_changes_and_only_then(fleet: Fleet) -> None:
     looks: list[FleetLook] = []
     topologies: list[Topology] = []
-    watcher = Watcher(shard_map(fleet), lambda replies: [["cmd", len(replies)]], topologies.append, looks.append)
+    watcher = Watcher(shard_map(fleet), PLAIN, lambda replies: [["cmd", len(replies)]], topologies.append, looks.append)
     fleet.shards[1].primary.kill()
     await watcher.look()
     assert watcher.topology == Topology(2, list(shard_map(fleet).shards), [["cmd", 1]])
