@@ -181,6 +181,21 @@ def test_a_wrong_password_is_tried_again_with_back_off(fleet: Fleet, file: Path)
         assert time.monotonic() - since > 1.0, "three connections were made at once"
 
 
+def test_a_wrong_password_for_one_more_database_leaves_the_connected_ones_served(fleet: Fleet, file: Path) -> None:
+    add_user(fleet, SECRET)
+    with serving(fleet, username=USER, password_file=str(file)) as proxy, Talk(proxy.port) as talk:
+        key = Keys(proxy).one(0)
+        wait_served(talk, key)
+        file.write_text("wrong\n")
+        with Talk(proxy.port) as other:
+            assert other.ask("SELECT", 3) == b"OK"
+            assert "is down: refused the password" in error(other.ask("GET", key))
+            assert talk.ask("GET", key) == b"v"
+            assert "+link-refused shard=s0 " in proxy.log.read_text()
+            file.write_text(f"{SECRET}\n")
+            wait_served(other, key)
+
+
 def test_a_server_that_asks_where_no_password_is_configured_is_down_and_says_so(fleet: Fleet) -> None:
     with requiring(SECRET, fleet.shards[1].primary), serving(fleet) as proxy, Talk(proxy.port) as talk:
         keys = Keys(proxy)
