@@ -157,7 +157,7 @@ def test_a_wrong_password_is_a_shard_that_is_down_until_the_file_is_right(fleet:
         assert said == f"TRYAGAIN shard s0 ({address}) is down: {reason}, applied=no; retry later"
         log = proxy.log.read_text()
         assert f'+link-down shard=s0 node={address} why="{reason}"' in log
-        assert f'+shard-down shard=s0 node={address} error="{reason}"' in log
+        assert f'+sdown shard=s0 node={address} role=master error="{reason}"' in log
         file.write_text(f"{SECOND}\n")
         wait_served(talk, key)
 
@@ -372,7 +372,7 @@ def test_a_certificate_that_is_not_right_is_a_shard_that_is_down_and_says_why(
         assert reason in said.lower()
         assert hop.requests == b"", "nothing is said to a stranger"
         lines = [line for line in proxy.log.read_text().splitlines() if "certificate not accepted" in line]
-        assert {line.split()[0] for line in lines} >= {"+link-down", "+shard-down"}
+        assert {line.split()[0] for line in lines} >= {"+link-down", "+sdown"}
 
 
 def test_a_plain_server_is_never_spoken_to_in_plain_text(fleet: Fleet, authority: Authority) -> None:
