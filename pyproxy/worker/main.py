@@ -295,7 +295,7 @@ def keep_the_heap() -> None:
     """Have the C library keep what is freed of middling size for the next request or reply, until `give_back`.
 
     By default glibc returns every freed buffer of 128 KiB to the system at once, and each page of the next one is a
-    fault: a third of the CPU at 100 KB a value. Larger ones than a read brings (256 KiB) are still returned at once, or
+    fault, which values of 100 KB pay for each time. Larger ones than a read brings (256 KiB) are still returned at once, or
     the budget would not bound the process. (mallopt(3), <malloc.h>: M_TRIM_THRESHOLD is -1, M_MMAP_THRESHOLD -3.)
     """
     if hasattr(_LIBC, "mallopt"):
