@@ -295,8 +295,9 @@ def keep_the_heap() -> None:
     """Have the C library keep what is freed of middling size for the next request or reply, until `give_back`.
 
     By default glibc returns every freed buffer of 128 KiB to the system at once, and each page of the next one is a
-    fault, which values of 100 KB pay for each time. Larger ones than a read brings (256 KiB) are still returned at once, or
-    the budget would not bound the process. (mallopt(3), <malloc.h>: M_TRIM_THRESHOLD is -1, M_MMAP_THRESHOLD -3.)
+    fault, which values of 100 KB pay for each time. Larger ones than a read brings (256 KiB) are still returned at
+    once, or the budget would not bound the process. (mallopt(3), <malloc.h>: M_TRIM_THRESHOLD is -1, M_MMAP_THRESHOLD
+    is -3.)
     """
     if hasattr(_LIBC, "mallopt"):
         _LIBC.mallopt(-1, KEPT_BYTES)
