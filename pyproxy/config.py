@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 from msgspec import Meta
@@ -66,6 +66,48 @@ class BackendAccess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     password_file: str = ""  # one password, or two on two lines: the second is tried where the first is refused
 
 
+class Promotion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[promotion]`: what happens when a primary fails, and to the writes of its shard meanwhile."""
+
+    promoter: Literal["none", "replicaof", "sentinel", "elasticache"] = "none"  # `none`: follow, never act
+    promote: bool = True  # false: this proxy follows what another promoter does (replicaof, elasticache)
+    on_promotion: Literal["auto", "hold", "reject"] = "auto"  # auto: hold only what is expected to be over in time
+    down_after_s: Seconds = 3.0  # of silence, until a primary counts as down
+    misconf_after_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 5.0  # of -MISCONF; 0: that alone is no reason
+    loading_s: Seconds = 30.0  # that a primary may load its data, until it counts as down
+    auto_hold_s: Seconds = 1.0  # how long one request is held in auto, and
+    hold_s: Seconds = 4.0  # in hold
+    hold_incident_s: Seconds = 15.0  # after so long nothing more is held
+    hold_again_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 60.0  # after a promotion, until anything is held again
+    hold_requests: Annotated[int, Meta(ge=1, le=1_000_000)] = 2000  # per shard and worker
+    hold_bytes: Annotated[int, Meta(ge=1, le=1 << 40)] = 8 * MIB  # per shard and worker
+    hold_client_bytes: Annotated[int, Meta(ge=1, le=1 << 40)] = 256 * KIB  # per client
+    hold_process_bytes: Annotated[int, Meta(ge=1, le=1 << 40)] = 32 * MIB  # per worker
+    deadline_s: Seconds = 10.0  # for one attempt to promote
+    verify_s: Seconds = 5.0  # for the new primary to be seen as such
+    min_between_s: Annotated[float, Meta(ge=0.0, le=86400.0)] = 60.0  # between promotions of one shard by this proxy
+    state_file: str = ""  # where epochs and primaries are kept over a restart; empty: nowhere
+
+
+class Sentinel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[sentinel]`: who decides where promoter is sentinel."""
+
+    nodes: tuple[Node, ...] = ()  # three or more
+    name: str = "{shard}"  # of a shard's master, as the sentinels know it
+    username: str = ""
+    password_file: str = ""  # of the sentinels; of the servers it is backend.password_file
+
+
+class ElastiCache(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[elasticache]`: how the API is reached where promoter is elasticache. Credentials are boto3's business."""
+
+    region: str = ""  # empty: as boto3 finds it
+    endpoint_url: str = ""  # empty: of the region
+    poll_s: Seconds = 30.0  # between Describe calls in peace
+    trouble_poll_s: Seconds = 5.0  # and for a shard in trouble
+    delay_s: Annotated[float, Meta(ge=0.0, le=60.0)] = 3.0  # at most, at random, before a promotion is asked for
+
+
 class ShardTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[[shards]]` as written: a Shard whose replicas may be left out."""
 
@@ -80,8 +122,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     workers: Annotated[int, Meta(ge=0, le=256)] = 0  # 0: one per core
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
+    reads: Literal["primary", "prefer-replica", "replica"] = "primary"
+    reads_max_lag_s: Seconds = 2.0  # of a replica that is read from; and a client reads its own writes for so long
     http: Http = Http()
     backend: BackendAccess = BackendAccess()
+    promotion: Promotion = Promotion()
+    sentinel: Sentinel = Sentinel()
+    elasticache: ElastiCache = ElastiCache()
     shards: tuple[Shard, ...]
 
     @classmethod
@@ -157,6 +204,10 @@ def _read(kind: shape.Type, value: object, path: str, problems: list[str]) -> An
             if _is_number(value, whole) and kind.ge <= value <= kind.le:  # type: ignore[operator]
                 return value if whole else float(value)  # type: ignore[arg-type]
             expected = f"a {'whole ' if whole else ''}number from {kind.ge} to {kind.le}"
+        case shape.LiteralType(values=values):
+            if value in values and isinstance(value, str):
+                return value
+            expected = f"one of {', '.join(map(str, values))}"
         case shape.BoolType():
             if isinstance(value, bool):
                 return value

@@ -4,7 +4,7 @@ Every message that carries state carries the whole state and its version, never 
 without harm, and the newest of a kind makes the older ones needless. How they travel is channel.py's.
 
     parent -> worker    Setup (once, first), Topology, FleetLook, Drain
-    worker -> parent    Ready, Applied, Complaint
+    worker -> parent    Ready, Applied, Holding, Complaint
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from pyproxy.config import Config
-from pyproxy.shardmap import Shard
+from pyproxy.shardmap import Node, Shard
 
 
 class Setup(msgspec.Struct, frozen=True, tag=True):
@@ -26,10 +26,27 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
     parent_started: float  # wall clock, s
 
 
+class Gate(msgspec.Struct, frozen=True):
+    """Whether the writes of a shard may pass, and where its reads may go. Times are CLOCK_MONOTONIC, s."""
+
+    shard: str
+    epoch: int  # of the primary; a connection belongs to the epoch it was opened in
+    closed: str = ""  # why its writes may not pass, as clients are told ("is being promoted"); empty: they may
+    hold: bool = False  # closed: they may be held, within the bounds; else they are refused at once
+    since: float = 0.0  # when the incident began
+    expected_at: float = 0.0  # when it is expected to be over; retry_after_ms is what is left of it
+    usual_s: float = 1.0  # what a promotion of this shard takes, from the decision to the end of it
+    refuge: Node | None = None  # the replica that all workers read from while the primary cannot be used
+    readers: tuple[Node, ...] = ()  # replicas that may be read from in peace; empty unless `reads` says so
+
+
 class Topology(msgspec.Struct, frozen=True, tag=True):
+    """Who serves what, with the roles of now, and the gates: one for each shard, in the same order."""
+
     version: int
     shards: list[Shard]
     learned: list[Any]  # rows of protocol.table.learn()
+    gates: list[Gate] = []
 
 
 class NodeLook(msgspec.Struct, frozen=True):
@@ -54,6 +71,7 @@ class NodeLook(msgspec.Struct, frozen=True):
     lag_s: int = -1  # of a slave: since its last acknowledgement as its master says, else since it heard of its master
     priority: int = -1  # of a slave; 0: must not be promoted
     good_replicas: int = -1  # min_slaves_good_slaves; -1: min-replicas-to-write is not in force, so it is unfenced
+    master: str = ""  # of a slave: who it copies, host:port as it says it
     loading: bool = False
     syncing: bool = False
     keys: int = 0
@@ -78,7 +96,13 @@ class ShardLook(msgspec.Struct, frozen=True):
     misplaced: str  # not empty: it holds keys of another shard (which, and whose), and must not be used
     at: float = 0.0  # when the answer was there, or known not to come: CLOCK_MONOTONIC, s
     since: float = 0.0  # when it became writable (looks.py), or ceased to be; the same clock
-    nodes: tuple[NodeLook, ...] = ()  # the primary, then the replicas, as they are configured
+    nodes: tuple[NodeLook, ...] = ()  # the primary of now, then the replicas
+    epoch: int = 0
+    phase: str = ""  # of its promotion, see control/promotion.py
+    closed: str = ""  # why writes may not pass; empty: the gate is open
+    expected_at: float = 0.0  # closed: when that is expected to be over
+    held: int = 0  # requests, of all workers
+    alarms: tuple[str, ...] = ()  # what an operator must know of it, beside what follows from the nodes
 
 
 class FleetLook(msgspec.Struct, frozen=True, tag=True):
@@ -100,9 +124,25 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
 
 class Applied(msgspec.Struct, frozen=True, tag=True):
-    """The topology of this version is in use; none before it is."""
+    """The topology of this version is in use, none before it is, and no connection to a primary of an older epoch is.
+
+    `busy` names the shards whose gate is closed and which still owe this worker the answer to a write. Sent once at
+    once, and again, with the same version, when there are fewer.
+    """
 
     version: int
+    busy: list[str] = []
+
+
+class Held(msgspec.Struct, frozen=True):
+    requests: int
+    bytes: int
+
+
+class Holding(msgspec.Struct, frozen=True, tag=True):
+    """What this worker holds: shard -> requests and bytes; shards without any are left out. Sent when it changes."""
+
+    held: dict[str, Held]
 
 
 class Complaint(msgspec.Struct, frozen=True, tag=True):
@@ -113,4 +153,4 @@ class Complaint(msgspec.Struct, frozen=True, tag=True):
     what: str
 
 
-Message = Setup | Topology | FleetLook | Drain | Ready | Applied | Complaint
+Message = Setup | Topology | FleetLook | Drain | Ready | Applied | Holding | Complaint
