@@ -45,6 +45,20 @@ class Event(enum.Enum):
     MISCONF = "+misconf", logging.ERROR  # a server cannot write to its disk, and refuses writes
     MISCONF_END = "-misconf", logging.INFO
     UNFENCED = "+unfenced", logging.WARNING  # at the start: servers without min-replicas-to-write
+    SUSPECT = "+suspect", logging.WARNING  # a primary is in trouble; this and the next: promotion.py
+    SUSPECT_END = "-suspect", logging.INFO
+    ODOWN = "+odown", logging.WARNING  # it counts as down
+    TRY_FAILOVER = "+try-failover", logging.WARNING  # a replica is being promoted
+    TRY_FAILED = "-try-failover", logging.WARNING
+    FAILOVER_ABORT = "-failover-abort", logging.ERROR  # given up, for now: the shard takes no writes
+    SHARD_DOWN = "+shard-down", logging.ERROR  # no server of it answers
+    VERIFYING = "+verifying", logging.WARNING  # another server says that it is the primary
+    SWITCH_MASTER = "+switch-master", logging.WARNING  # the workers are taken to it
+    FAILOVER_END = "+failover-end", logging.WARNING  # and are there
+    HAND_OVER = "+hand-over", logging.WARNING  # a planned promotion
+    HAND_OVER_FAILED = "-hand-over", logging.WARNING  # everything is as before
+    PAUSED = "+paused", logging.WARNING  # writes of a shard are held, by an operator
+    PAUSED_END = "-paused", logging.WARNING
     COMPLAINT = "+complaint", logging.WARNING  # a worker has trouble with a node
 
     LINK_LOST = "+link-lost", logging.WARNING  # a worker's connection to a node ended

@@ -52,13 +52,14 @@ class Topology(msgspec.Struct, frozen=True, tag=True):
 class NodeLook(msgspec.Struct, frozen=True):
     """What the watcher saw of one server, in the words of INFO; of the last look that was answered.
 
-    Only `reachable`, `error`, `at` and `loading` are of the last look whatever came of it. -1 stands for a number that
-    nobody has said.
+    Only `reachable`, `error`, `silent`, `at` and `loading` are of the last look whatever came of it. -1 stands for a
+    number that nobody has said.
     """
 
     node: str
     reachable: bool = False  # it answered PING with PONG (or -MISCONF), and INFO
     error: str = "not looked at yet"  # why it is not reachable; else empty
+    silent: bool = False  # the error is that nothing came in time: it may be slow, or stand still
     at: float = 0.0  # of this look, CLOCK_MONOTONIC, s; 0: there was none
     answered_at: float = 0.0  # of the last one that found it reachable
     role: str = ""  # master, slave

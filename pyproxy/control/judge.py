@@ -66,9 +66,10 @@ def answered(before: NodeLook, at: float, fields: Mapping[str, str], keyspace: K
     )
 
 
-def failed(before: NodeLook, at: float, error: str) -> NodeLook:
+def failed(before: NodeLook, at: float, error: str, silent: bool = False) -> NodeLook:
     """The look at a server that did not answer, or refused to; what it said before stays."""
-    return msgspec.structs.replace(before, reachable=False, error=error, at=at, loading=error.startswith("LOADING "))
+    loading = error.startswith("LOADING ")
+    return msgspec.structs.replace(before, reachable=False, error=error, silent=silent, at=at, loading=loading)
 
 
 def lost_keys(before: NodeLook, now: NodeLook, replicas: Iterable[NodeLook]) -> int:

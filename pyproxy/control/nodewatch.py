@@ -57,7 +57,7 @@ class NodeWatch:
             now = await self._ask(self._connection, list(replicas))
         except NodeError as exc:
             self.close()
-            now = judge.failed(self.look, time.monotonic(), str(exc))
+            now = judge.failed(self.look, time.monotonic(), str(exc), exc.silent)
         before, self.look = self.look, now
         for event, fields in judge.changes(before, now, self._configured):
             emit(event, shard=self._shard, node=self.node, **fields)
@@ -135,7 +135,7 @@ class PrimaryWatch(NodeWatch):
                         if isinstance(key, bytes) and not self._of.owns(slot(key)):
                             return database, key
         except TimeoutError:
-            raise NodeError(f"no sample of its keys within {SAMPLE_S:g} s") from None
+            raise NodeError(f"no sample of its keys within {SAMPLE_S:g} s", silent=True) from None
         return None
 
     async def _still_there(self, connection: NodeConnection, database: int, key: bytes) -> bool:

@@ -52,13 +52,16 @@ class Case:
 
 
 class Promoter:
-    """One for each shard. All methods are run in the parent's loop, and hold it up for no longer than a callback may."""
+    """One for each shard. All methods are run in the parent's loop: whatever takes time in them is awaited."""
 
     is_authority = False
     """Whether somebody else has the last word: then no server is believed to be the primary that was not announced."""
 
     acts = False
-    """Whether `promote` and `hand_over` may be called."""
+    """Whether `promote` may be called."""
+
+    hands_over = False
+    """Whether `hand_over` may be."""
 
     usual_s = 1.0
     """From the decision to the end of a promotion, before there has been one, in seconds."""
@@ -67,7 +70,7 @@ class Promoter:
         """Follow whoever decides and announce what they say, until cancelled. Their failures end nothing."""
 
     async def promote(self, case: Case) -> None:
-        """Have the candidate made primary: one attempt; returns when it is or soon will be. Raises PromotionFailed."""
+        """Have the candidate made primary: one attempt, until it is, or soon will be. Raises PromotionFailed."""
         raise PromotionFailed("nobody promotes here", again=False)
 
     async def hand_over(self, case: Case) -> None:

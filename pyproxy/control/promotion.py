@@ -1,0 +1,641 @@
+"""What becomes of one shard whose primary is in trouble.  Pure: events and the time go in, effects come out.
+
+    healthy ──trouble──▶ suspect ──down_after──▶ waiting ──act──▶ promoting ──▶ verifying ──▶ switching ──▶ healthy
+       │  ▲                 │  it is well again     │  ▲                            ▲
+       │  └─────────────────┘                       │  └── the next candidate ──────┤
+       │                                            └── somebody else promoted ─────┘
+       ├── promote ──▶ handing-over ──▶ switching          readonly: given up, for now; reads alive
+       └── pause ────▶ paused                              down: no server of the shard answers
+
+The gate, what clients see of all this, follows from the phase (`gate`). What is done about it (asking a promoter, the
+barrier over the workers) is in the effects, and the conductor does it.
+
+A server is believed to be the primary by epoch and lineage, not because it says role:master: whoever decides has
+announced it, or it was promoted from here, or its history goes on from that of the primary and the primary is gone.
+"""
+
+import enum
+import statistics
+from collections.abc import Callable, Mapping
+
+from pyproxy.config import Promotion
+from pyproxy.control.candidates import ranked, readable
+from pyproxy.control.happenings import (
+    Announced,
+    Answer,
+    AwaitQuiet,
+    Effect,
+    HandOver,
+    Happening,
+    Known,
+    Looked,
+    NotQuiet,
+    PauseAsked,
+    Powers,
+    Promote,
+    PromoteAsked,
+    Promoted,
+    PromotionRefused,
+    Quiet,
+    ResumeAsked,
+    Say,
+    Shut,
+    Switch,
+    Switched,
+    Ticked,
+    Tidy,
+)
+from pyproxy.control.promoters import Announcement
+from pyproxy.events import Event
+from pyproxy.messages import NodeLook
+from pyproxy.shardmap import Node
+
+STEADY_S = 0.2
+"""Two looks so far apart must agree before anything irreversible is done, or believed, because of them."""
+
+RETRY_S = (1.0, 5.0, 15.0)
+"""Pauses after the first, second and any later attempt that failed."""
+
+RECENT_S = 2.0
+"""A replica that was lost longer than this before the primary cannot have more than the others."""
+
+REMEMBERED = 5
+"""Promotions whose median duration is what the next one is expected to take."""
+
+MANY = 3
+MANY_S = 600.0
+"""So many promotions in so many seconds: the next one is for an operator to make."""
+
+PLANNED_S = 0.5
+"""What a planned promotion is expected to take."""
+
+
+class Phase(enum.Enum):
+    HEALTHY = "healthy"
+    SUSPECT = "suspect"
+    WAITING = "waiting"
+    PROMOTING = "promoting"
+    VERIFYING = "verifying"
+    SWITCHING = "switching"
+    HANDING_OVER = "handing-over"
+    PAUSED = "paused"
+    READONLY = "readonly"
+    DOWN = "down"
+
+
+class Machine:
+    """One shard. `step` is the only way in.
+
+    `promoted_at`: of the last promotion by this proxy on the clock of `now` (CLOCK_MONOTONIC, s), if there was one.
+    """
+
+    def __init__(
+        self, shard: str, options: Promotion, known: Known, now: float, powers: Powers, promoted_at: float | None = None
+    ) -> None:
+        self.shard = shard
+        self.epoch = known.epoch
+        self.primary = known.primary
+        self.lineage = known.lineage
+        self.phase = Phase.HEALTHY
+        self.alarms: dict[str, str] = {}  # what an operator must know of: name -> text
+        self.nodes: Mapping[Node, NodeLook] = {}
+        self.promoted_at = promoted_at
+        self._options = options
+        self._powers = powers
+        self._started = now
+        self._entered = now  # the phase
+        self._since = now  # the incident began
+        self._decided = now  # the primary was judged down
+        self._hard = False  # suspect: writes cannot succeed
+        self._why = ""
+        self._well_at = 0.0  # a first look found the primary well again
+        self._target: Node | None = None  # promoting, verifying, switching, handing over: who is to be primary
+        self._target_epoch = 0
+        self._seen_at = 0.0  # verifying: the first look that found it primary
+        self._said: Announcement | None = None
+        self._offsets: dict[Node, tuple[int, float]] = {}  # waiting: of the replicas, and when each was seen
+        self._tried: list[Node] = []  # in this incident
+        self._retry_at = 0.0
+        self._durations: list[float] = []
+        self._promotions: list[float] = []
+        self._accepted = ""  # run_id of a server that lost its keys and was taken as it is by an operator
+        self._asked = False  # an operator waits for an answer
+        self._planned = False
+        self._tidied_at = 0.0
+
+    # --- what the others want to know ---
+
+    @property
+    def usual_s(self) -> float:
+        """What a promotion takes from the decision on: the median of the last ones."""
+        return statistics.median(self._durations) if self._durations else self._powers.usual_s
+
+    @property
+    def known(self) -> Known:
+        return Known(self.epoch, self.primary, self.lineage)
+
+    @property
+    def why(self) -> str:
+        """What is wrong, or being done; empty while it is well."""
+        return "" if self.phase is Phase.HEALTHY else self._why
+
+    def gate(self) -> Shut | None:
+        """The gate as it follows from the phase; None: open."""
+        since = self._since
+        if self._planned:
+            return Shut("is being handed over", True, since, since + PLANNED_S)
+        if self.phase is Phase.PAUSED:
+            return Shut("is paused by an operator", True, since, since + self._options.auto_hold_s)
+        hold = self._options.on_promotion != "reject" and self._may_hold()
+        if self.phase in (Phase.VERIFYING, Phase.SWITCHING):
+            return Shut(f"is being promoted: {self._why}", hold, since, self._decided + self.usual_s)
+        if self.phase is Phase.HEALTHY or self._powers.watches_only or not self._hard:
+            return None
+        if self.phase is Phase.SUSPECT:
+            expected_at = since + self._patience_s() + self.usual_s
+            return Shut(f"is in doubt: {self._why}", hold, since, expected_at)
+        if self.phase in (Phase.WAITING, Phase.PROMOTING):
+            return Shut(f"is being promoted: {self._why}", hold, since, self._decided + self.usual_s)
+        return Shut(f"has no primary: {self._why}", False, since, self._retry_at)
+
+    def refuge(self, present: Node | None, now: float) -> Node | None:
+        """The one replica to read from while the primary cannot be used: the candidate, else the most complete.
+
+        The `present` one stays as long as it can be read, or readers would go back and forth in time.
+        """
+        for node in (self._target, present):
+            if node is not None and node != self.primary and self._readable(node, now):
+                return node
+        others = [node for node in self.nodes if node != self.primary and self._readable(node, now)]
+        return min(others, key=lambda node: (-self.nodes[node].offset, str(node)), default=None)
+
+    def _readable(self, node: Node, now: float) -> bool:
+        look = self.nodes.get(node)
+        return look is not None and readable(look, self.lineage, now)
+
+    def step(self, event: Happening, now: float) -> list[Effect]:
+        """One event. The effects are to be carried out in their order."""
+        if isinstance(event, Looked):
+            self.nodes = event.nodes
+        if isinstance(event, Announced):
+            self._heard(event.said)
+        return TABLE[self.phase][type(event)](self, event, now)
+
+    # --- what is seen ---
+
+    def _heard(self, said: Announcement) -> None:
+        """The newest word counts: the one of the greatest epoch, or the last where whoever decides has no epochs."""
+        if self._said is None or said.epoch == 0 or said.epoch > self._said.epoch:
+            self._said = said
+        if said.node == self.primary and self.epoch == 0 and said.epoch:
+            self.epoch = said.epoch
+
+    def _trouble(self) -> tuple[str, bool]:
+        """What is wrong with the primary, and whether writes to it cannot succeed; ("", False): nothing."""
+        look = self.nodes.get(self.primary)
+        if look is None or not look.at:
+            return "it was not looked at yet", False
+        if not look.reachable:
+            return look.error, not look.silent
+        if look.role == "slave":
+            return f"its role is slave (of {look.master})", True
+        if look.lost_keys and look.run_id != self._accepted and not self._powers.watches_only:
+            return f"it restarted without its {look.lost_keys:,} keys", True
+        if look.misconf and self._options.misconf_after_s and not self._powers.watches_only:
+            return "it answers -MISCONF", True
+        return "", False
+
+    def _patience_s(self) -> float:
+        """How long this trouble may last until the primary counts as down."""
+        look = self.nodes.get(self.primary)
+        if look is not None:
+            if look.loading:
+                return max(self._options.down_after_s, self._options.loading_s)
+            if look.reachable and look.misconf:
+                return self._options.misconf_after_s
+            if look.reachable and look.lost_keys:
+                return 0.0  # its replicas copy the emptiness within a second: whoever still has the keys must be first
+        return self._options.down_after_s
+
+    def _last_sign(self, now: float) -> float:
+        """When a primary that is gone answered last; now, for any other trouble, and for one that never did."""
+        look = self.nodes.get(self.primary)
+        return look.answered_at if look is not None and not look.reachable and look.answered_at else now
+
+    def _successor(self) -> Node | None:
+        """Who is the primary by now, if it is another one than we believe and there is reason to believe it."""
+        if self._powers.is_authority:
+            said = self._said
+            if said is None or said.node == self.primary or (said.epoch and said.epoch <= self.epoch):
+                return None
+            look = self.nodes.get(said.node)
+            is_master = look is not None and look.reachable and look.role == "master"
+            return said.node if is_master else None
+        old = self.nodes.get(self.primary)
+        if old is not None and old.reachable and old.role == "slave":
+            for node, look in self.nodes.items():
+                if str(node) == old.master and look.reachable and look.role == "master":
+                    return node
+        gone = bool(self._trouble()[0])
+        for node, look in self.nodes.items():
+            if node == self.primary or not look.reachable or look.role != "master":
+                continue
+            # Of the history before: at the start, without a state file, nobody has told us which one that is.
+            heir = look.replid2 == self.lineage if self.lineage else bool(look.replid2.strip("0"))
+            if (heir and gone) or ((heir or not self.lineage) and self._has_gone_over(node)):
+                return node
+        return None
+
+    def _has_gone_over(self, node: Node) -> bool:
+        """Whether the replicas follow this one, and nobody the primary: then the primary is starved, and the past."""
+        followed = [look.master for look in self.nodes.values() if look.reachable and look.role == "slave"]
+        return str(node) in followed and str(self.primary) not in followed
+
+    def _candidates(self, now: float) -> list[Node]:
+        others = {node: look for node, look in self.nodes.items() if node != self.primary}
+        by_look = {id(look): node for node, look in others.items()}
+        return [by_look[id(look)] for look in ranked(others.values(), self.lineage, now)]
+
+    def _learn(self, now: float) -> None:
+        """The primary is well: its history is the one to go on from."""
+        self.lineage = self.nodes[self.primary].replid or self.lineage
+        self.alarms.clear()
+        strangers = [
+            str(node)
+            for node, look in self.nodes.items()
+            if node != self.primary and look.reachable and look.role == "master"
+        ]
+        if strangers:
+            self.alarms["two-masters"] = f"{', '.join(strangers)} says that it is a master too; nothing is sent there"
+
+    def _guess_lineage(self) -> None:
+        """Nobody has seen the primary yet: its history is that of those who follow it."""
+        of = [look.replid for look in self.nodes.values() if look.role == "slave" and look.master == str(self.primary)]
+        if not self.lineage and of:
+            self.lineage = statistics.mode(of)
+
+    # --- while nothing is under way: healthy, suspect, waiting, readonly, down ---
+
+    def _review(self, _event: Happening, now: float) -> list[Effect]:
+        self._guess_lineage()
+        successor = self._successor()
+        if successor is not None:
+            return self._verify(successor, now, f"{successor} is primary by now")
+        why, hard = self._trouble()
+        if not why:
+            return self._well(now)
+        self._well_at = 0.0
+        if self.phase is Phase.HEALTHY:
+            self._since = self._last_sign(now)
+            self._tried = []
+            self._target = None
+        if self.phase in (Phase.HEALTHY, Phase.SUSPECT):
+            effects = self._doubt(why, hard, now)
+            if now - self._since < self._patience_s():
+                return effects
+            return effects + self._judged_down(why, now)
+        return self._act(why, now)
+
+    def _well(self, now: float) -> list[Effect]:
+        if self.phase is Phase.HEALTHY:
+            self._learn(now)
+            return self._strays(now)
+        look = self.nodes[self.primary]
+        if not self._well_at:
+            self._well_at = look.at
+        if look.at - self._well_at < STEADY_S and self._hard:
+            return []
+        self._hard = False
+        self._target = None
+        return self._enter(Phase.HEALTHY, now, "it is well again", Event.SUSPECT_END)
+
+    def _doubt(self, why: str, hard: bool, now: float) -> list[Effect]:
+        self._why = why
+        if self.phase is Phase.SUSPECT and self._hard >= hard:
+            return []
+        self._hard = hard
+        return self._enter(Phase.SUSPECT, now, why, Event.SUSPECT, hard=hard)
+
+    def _judged_down(self, why: str, now: float) -> list[Effect]:
+        self._hard = True
+        self._decided = now
+        self._offsets = {}
+        self._retry_at = now
+        effects = self._enter(Phase.WAITING, now, why, Event.ODOWN)
+        return effects + self._act(why, now)
+
+    def _act(self, why: str, now: float) -> list[Effect]:
+        """The primary is down: promote, or wait for those who do, or give up for now."""
+        if not any(look.reachable for look in self.nodes.values()):
+            return self._settle(Phase.DOWN, "no server of it answers", now)
+        if self.phase is Phase.DOWN:
+            return self._judged_down(why, now)
+        if not self._powers.acts:
+            waited = now - self._decided
+            return self._settle(Phase.READONLY, why, now) if waited > self._options.deadline_s else []
+        if now < self._retry_at:
+            return []
+        if alive := self._still_alive():
+            self.alarms["asymmetric"] = alive
+            self._offsets = {}
+            self._retry_at = now + RETRY_S[0]
+            return self._settle(Phase.READONLY, alive, now)
+        if not self._is_steady():
+            return []
+        self.alarms.pop("asymmetric", None)
+        if reason := self._guard(now):
+            return self._settle(Phase.READONLY, reason, now)
+        candidates = [node for node in self._candidates(now) if node not in self._tried]
+        if not candidates:
+            return self._no_candidate(why, now)
+        if self._missing() and now - self._decided < self._options.down_after_s and not self._tried:
+            return []  # the best one may be the one that is silent
+        return self._promote(candidates[0], now)
+
+    def _still_alive(self) -> str:
+        """Whether the replicas still hear of the primary: then it is our way to it that is broken."""
+        for node, look in self.nodes.items():
+            if node == self.primary or not look.reachable or look.role != "slave":
+                continue
+            if look.link != "up" or look.master != str(self.primary):
+                continue
+            offset, _ = self._offsets.get(node, (look.offset, look.at))
+            if look.offset > offset:
+                return f"its replica {node} still hears of it, so nothing is promoted: is the network to it well?"
+        return ""
+
+    def _is_steady(self) -> bool:
+        """Whether each replica was seen twice since the decision, far enough apart to see an offset that grows."""
+        steady = True
+        for node, look in self.nodes.items():
+            if node == self.primary or not look.reachable or look.role != "slave":
+                continue
+            if look.answered_at >= self._decided:
+                _, first = self._offsets.setdefault(node, (look.offset, look.answered_at))
+                steady = steady and look.answered_at - first >= STEADY_S
+            else:
+                steady = False
+        return steady
+
+    def _missing(self) -> bool:
+        """Whether a replica is silent that was there when the primary was."""
+        others = [look for node, look in self.nodes.items() if node != self.primary]
+        return any(not look.reachable and look.answered_at >= self._since - RECENT_S for look in others)
+
+    def _guard(self, now: float) -> str:
+        """Why nothing may be promoted now; empty: it may."""
+        if now - self._started < 2 * self._options.down_after_s:
+            return f"this proxy has just started, and promotes nothing for {2 * self._options.down_after_s:g} s"
+        if self.promoted_at is not None and now - self.promoted_at < self._options.min_between_s:
+            return f"the last promotion was {now - self.promoted_at:.0f} s ago, less than min_between_s"
+        if sum(now - at < MANY_S for at in self._promotions) >= MANY:
+            return f"it was promoted {MANY} times within {MANY_S:.0f} s"
+        return ""
+
+    def _no_candidate(self, why: str, now: float) -> list[Effect]:
+        look = self.nodes.get(self.primary)
+        if look is not None and look.lost_keys:
+            self.alarms["data-loss"] = f"{why}, and no replica has them; `pyproxy promote` takes a server as it is"
+        self._tried = []  # all of them once more, later
+        self._retry_at = now + RETRY_S[1]
+        return self._settle(Phase.READONLY, f"{why}; no replica can be promoted", now)
+
+    def _settle(self, phase: Phase, why: str, now: float) -> list[Effect]:
+        self._why = why
+        if self.phase is phase:
+            return []
+        self._retry_at = max(self._retry_at, now)
+        return self._enter(phase, now, why, Event.SHARD_DOWN if phase is Phase.DOWN else Event.FAILOVER_ABORT)
+
+    # --- promoting ---
+
+    def _promote(self, candidate: Node, now: float) -> list[Effect]:
+        self._target, self._target_epoch = candidate, self.epoch + 1
+        self._tried.append(candidate)
+        look = self.nodes.get(candidate)
+        offset = look.offset if look else -1
+        effects = self._enter(
+            Phase.PROMOTING, now, self._why, Event.TRY_FAILOVER, candidate=candidate, offset=offset
+        )
+        return [*effects, Promote(candidate)]
+
+    def _on_promoted(self, _event: Happening, now: float) -> list[Effect]:
+        assert self._target is not None
+        self._promotions = [at for at in self._promotions if now - at < MANY_S] + [now]
+        return self._verify(self._target, now, f"{self._target} was promoted")
+
+    def _on_refused(self, event: Happening, now: float) -> list[Effect]:
+        assert isinstance(event, PromotionRefused)
+        attempt = len(self._tried)
+        self._target = None
+        if not event.again or attempt >= len(RETRY_S):
+            self._tried = []
+            self._retry_at = now + RETRY_S[-1]
+            return self._settle(Phase.READONLY, event.why, now) + self._answer(False, event.why)
+        self._retry_at = now + (RETRY_S[attempt - 1] if not self._candidates(now) else 0.0)
+        self._why = event.why
+        return self._enter(Phase.WAITING, now, event.why, Event.TRY_FAILED, attempt=attempt)
+
+    # --- verifying, switching ---
+
+    def _verify(self, node: Node, now: float, cause: str) -> list[Effect]:
+        said = self._said
+        announced = said is not None and said.node == node and said.epoch > self.epoch
+        if self.phase in (Phase.HEALTHY, Phase.SUSPECT):
+            self._since = self._since if self.phase is Phase.SUSPECT else now
+            self._decided = now
+        self._target = node
+        self._target_epoch = said.epoch if announced and said is not None else self.epoch + 1
+        self._seen_at = 0.0
+        self._why = cause
+        effects = self._enter(Phase.VERIFYING, now, cause, Event.VERIFYING, node=node)
+        return effects + self._confirm(Ticked(), now)
+
+    def _confirm(self, _event: Happening, now: float) -> list[Effect]:
+        """Whether the target is seen to be the primary, twice."""
+        successor = self._successor()
+        if self._powers.is_authority and successor is not None and successor != self._target:
+            return self._verify(successor, now, f"{successor} is primary by now")
+        assert self._target is not None
+        look = self.nodes.get(self._target)
+        if look is not None and look.reachable and look.role == "master" and not look.loading:
+            if not self._seen_at:
+                self._seen_at = look.answered_at
+            if look.answered_at - self._seen_at >= STEADY_S:
+                return self._switch(now)
+        else:
+            self._seen_at = 0.0
+        if now - self._entered > self._options.verify_s:
+            self._target = None
+            self._decided = now
+            self._offsets = {}
+            return self._enter(Phase.WAITING, now, "it was not seen to be primary in time", Event.TRY_FAILED)
+        return []
+
+    def _switch(self, now: float) -> list[Effect]:
+        assert self._target is not None
+        effects = self._enter(
+            Phase.SWITCHING, now, self._why, Event.SWITCH_MASTER, old=self.primary, new=self._target,
+            new_epoch=self._target_epoch,
+        )  # fmt: skip
+        return [*effects, Switch(self._target, self._target_epoch)]
+
+    def _on_switched(self, _event: Happening, now: float) -> list[Effect]:
+        assert self._target is not None
+        old, self.primary, self.epoch = self.primary, self._target, self._target_epoch
+        look = self.nodes.get(self.primary)
+        self.lineage = (look.replid if look is not None and look.role == "master" else "") or self.lineage
+        if not self._planned:
+            self.promoted_at = now
+            self._durations = [*self._durations, now - self._decided][-REMEMBERED:]
+        self._planned = self._hard = False
+        self._target = None
+        self._tried = []
+        self.alarms.clear()
+        done = f"{self.shard}: {self.primary} is primary, epoch {self.epoch}"
+        cause = f"{self.primary} is primary"
+        effects = self._enter(Phase.HEALTHY, now, cause, Event.FAILOVER_END, old=old)
+        return effects + self._answer(True, done)
+
+    def _strays(self, now: float) -> list[Effect]:
+        """Those that do not follow the primary, once it is well; the promoter makes them."""
+        if not self._powers.acts or self._powers.is_authority or now - self._tidied_at < 1.0:
+            return []
+        strays = tuple(
+            node
+            for node, look in self.nodes.items()
+            if node != self.primary and look.reachable and not look.loading and not look.syncing
+            and (look.role == "master" or (look.role == "slave" and look.master != str(self.primary)))
+        )  # fmt: skip
+        # One that was never primary here and was put aside by an operator is not ours to take back.
+        if not strays or (self.epoch == 0 and not self._promotions):
+            return []
+        self._tidied_at = now
+        return [Tidy(strays)]
+
+    # --- an operator asks ---
+
+    def _on_promote_asked(self, event: Happening, now: float) -> list[Effect]:
+        """In peace: hold, drain, hand over. Where it was given up: the operator knows better."""
+        assert isinstance(event, PromoteAsked)
+        self._asked = True
+        if event.to is not None and event.to not in self.nodes:
+            return self._answer(False, f"{event.to} is no server of {self.shard}")
+        if self.phase is Phase.READONLY and event.to == self.primary:
+            self._accepted = self.nodes[self.primary].run_id
+            return self._answer(True, f"{self.shard}: {self.primary} is taken as it is") + self._review(event, now)
+        if event.to == self.primary:
+            return self._answer(False, f"{self.primary} is the primary of {self.shard}")
+        may = self._powers.hands_over if self.phase is Phase.HEALTHY else self._powers.acts
+        if not may:
+            return self._answer(False, f"nobody promotes {self.shard} from here")
+        candidates = self._candidates(now)
+        if event.to is None and not candidates:
+            return self._answer(False, f"no replica of {self.shard} can be promoted")
+        if event.to is not None and event.to not in candidates and self.phase is not Phase.READONLY:
+            return self._answer(False, f"{event.to} cannot be promoted now")
+        candidate = event.to or candidates[0]
+        if self.phase is not Phase.HEALTHY:
+            self._decided = now
+            return self._promote(candidate, now)
+        self._since = self._decided = now
+        self._planned = True
+        self._target, self._target_epoch = candidate, self.epoch + 1
+        effects = self._enter(Phase.HANDING_OVER, now, "an operator asked", Event.HAND_OVER, candidate=candidate)
+        return [*effects, AwaitQuiet()]
+
+    def _on_quiet(self, _event: Happening, now: float) -> list[Effect]:
+        assert self._target is not None
+        return [HandOver(self._target)]
+
+    def _on_handed_over(self, _event: Happening, now: float) -> list[Effect]:
+        return self._switch(now)
+
+    def _on_hand_over_failed(self, event: Happening, now: float) -> list[Effect]:
+        assert isinstance(event, NotQuiet | PromotionRefused)
+        self._planned = False
+        self._target = None
+        effects = self._enter(Phase.HEALTHY, now, event.why, Event.HAND_OVER_FAILED)
+        return effects + self._answer(False, event.why)
+
+    def _on_pause_asked(self, _event: Happening, now: float) -> list[Effect]:
+        self._asked = True
+        self._since = now
+        effects = self._enter(Phase.PAUSED, now, "an operator asked", Event.PAUSED)
+        return effects + self._answer(True, f"{self.shard}: writes are held, then refused, until it is resumed")
+
+    def _on_resume_asked(self, event: Happening, now: float) -> list[Effect]:
+        self._asked = True
+        effects = self._enter(Phase.HEALTHY, now, "an operator asked", Event.PAUSED_END)
+        return effects + self._answer(True, f"{self.shard}: writes go on") + self._review(event, now)
+
+    def _not_now(self, _event: Happening, now: float) -> list[Effect]:
+        self._asked = True
+        return self._answer(False, f"{self.shard} is {self.phase.value}: {self._why or 'not now'}")
+
+    def _answer(self, done: bool, text: str) -> list[Effect]:
+        if not self._asked:
+            return []
+        self._asked = False
+        return [Answer(done, text)]
+
+    # --- phases ---
+
+    def _may_hold(self) -> bool:
+        """Not again so soon after a promotion: a shard that flaps would hold its clients for ever."""
+        return self.promoted_at is None or self._since - self.promoted_at >= self._options.hold_again_s
+
+    def _enter_quietly(self, phase: Phase, now: float) -> None:
+        self.phase = phase
+        self._entered = now
+
+    def _enter(self, phase: Phase, now: float, cause: str, event: Event, **fields: object) -> list[Effect]:
+        """The one place where a phase begins: said once, with its cause, the epoch and the ages."""
+        was, lasted = self.phase, now - self._entered
+        self._enter_quietly(phase, now)
+        if phase is Phase.HEALTHY:
+            self._well_at = 0.0
+        said = {
+            "shard": self.shard, "phase": phase.value, "was": was.value, "epoch": self.epoch, "cause": cause,
+            "was_for_s": f"{lasted:.1f}", "incident_s": f"{now - self._since:.1f}", **fields,
+        }  # fmt: skip
+        return [Say(event, said)]
+
+    def _ignore(self, _event: Happening, _now: float) -> list[Effect]:
+        return []
+
+    def __repr__(self) -> str:
+        return f"<Machine {self.shard} {self.phase.value} epoch {self.epoch} primary {self.primary}>"
+
+
+Handler = Callable[[Machine, Happening, float], list[Effect]]
+
+_REVIEW: dict[type, Handler] = {Looked: Machine._review, Ticked: Machine._review, Announced: Machine._review}
+_IDLE: dict[type, Handler] = {Looked: Machine._ignore, Ticked: Machine._ignore, Announced: Machine._ignore}
+_LATE: dict[type, Handler] = dict.fromkeys((Promoted, PromotionRefused, Switched, Quiet, NotQuiet), Machine._ignore)
+"""Outcomes that nobody waits for any more."""
+_BUSY: dict[type, Handler] = dict.fromkeys((PromoteAsked, PauseAsked, ResumeAsked), Machine._not_now)
+_MAY_PROMOTE: dict[type, Handler] = {**_BUSY, PromoteAsked: Machine._on_promote_asked}
+_MAY_PAUSE: dict[type, Handler] = {**_MAY_PROMOTE, PauseAsked: Machine._on_pause_asked}
+
+TABLE: dict[Phase, dict[type, Handler]] = {
+    Phase.HEALTHY: {**_REVIEW, **_LATE, **_MAY_PAUSE},
+    Phase.SUSPECT: {**_REVIEW, **_LATE, **_MAY_PAUSE},
+    Phase.WAITING: {**_REVIEW, **_LATE, **_MAY_PROMOTE},
+    Phase.READONLY: {**_REVIEW, **_LATE, **_MAY_PROMOTE},
+    Phase.DOWN: {**_REVIEW, **_LATE, **_MAY_PROMOTE},
+    Phase.PROMOTING: {
+        **_IDLE, **_LATE, **_BUSY, Promoted: Machine._on_promoted, PromotionRefused: Machine._on_refused
+    },
+    Phase.VERIFYING: {
+        **_LATE, **_BUSY, Looked: Machine._confirm, Ticked: Machine._confirm, Announced: Machine._confirm
+    },
+    Phase.SWITCHING: {**_IDLE, **_LATE, **_BUSY, Switched: Machine._on_switched},
+    Phase.HANDING_OVER: {
+        **_IDLE, **_LATE, **_BUSY,
+        Quiet: Machine._on_quiet, NotQuiet: Machine._on_hand_over_failed,
+        Promoted: Machine._on_handed_over, PromotionRefused: Machine._on_hand_over_failed,
+    },
+    Phase.PAUSED: {**_IDLE, **_LATE, **_BUSY, ResumeAsked: Machine._on_resume_asked},
+}  # fmt: skip
+"""What each phase does with each event."""
