@@ -59,6 +59,7 @@ class Event(enum.Enum):
     HAND_OVER_FAILED = "-hand-over", logging.WARNING  # everything is as before
     PAUSED = "+paused", logging.WARNING  # writes of a shard are held, by an operator
     PAUSED_END = "-paused", logging.WARNING
+    STATE_FILE = "+state-file", logging.ERROR  # it could not be read, or written
     COMPLAINT = "+complaint", logging.WARNING  # a worker has trouble with a node
 
     LINK_LOST = "+link-lost", logging.WARNING  # a worker's connection to a node ended

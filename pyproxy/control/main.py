@@ -21,6 +21,7 @@ from protocol import table
 from pyproxy import __version__, events
 from pyproxy.access import Access
 from pyproxy.config import Config
+from pyproxy.control.conductor import Conductor
 from pyproxy.control.status import Phase, State
 from pyproxy.control.supervisor import Supervisor
 from pyproxy.control.watcher import Watcher
@@ -65,9 +66,17 @@ class Parent:
         self._supervisor: Supervisor | None = None  # until the shards were looked at
         self._listener = bind(config.listen, "listen")
         self._http_listener = bind(config.http.listen, "http.listen") if config.http.listen else None
+        access = Access(config.backend)
         self._watcher = Watcher(
-            config.shard_map(), Access(config.backend), table.learn, self._tell, self._tell
+            config.shard_map(),
+            access,
+            table.learn,
+            lambda _learned: self._conductor.on_learned(),
+            self._tell,
+            on_seen=lambda shard: self._conductor.on_seen(shard),
+            complete=lambda look: self._conductor.complete(look),
         )
+        self._conductor = Conductor(config, access, self._watcher, self._tell, lambda: self._supervisor)
         self._signals: list[int] = []
 
     async def run(self) -> int:
@@ -87,7 +96,8 @@ class Parent:
                     nodes, expected = sum(map(len, unfenced.values())), "min-replicas-to-write of 1 or more"
                     emit(Event.UNFENCED, shards=",".join(unfenced), nodes=nodes, expected=expected)
                 with self._listener, contextlib.closing(Page.create(self._workers)) as page:
-                    await self._serve(page)
+                    async with self._conductor.conducting():
+                        await self._serve(page)
         except asyncio.CancelledError:
             if not self._signals:
                 raise
@@ -119,7 +129,7 @@ class Parent:
             self._listener,
             page,
             lambda index: Setup(index, self._workers, self._config, listen, __version__, self._started),
-            lambda: (self._watcher.topology, self._watcher.fleet_look),
+            lambda: (self._conductor.topology, self._watcher.fleet_look),
             lambda complaint: self._watcher.complain(complaint.shard),
         )
         many = _count(self._workers, "worker"), _count(len(self._config.shards), "shard")

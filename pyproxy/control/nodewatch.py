@@ -77,6 +77,11 @@ class NodeWatch:
         now = judge.answered(self.look, at, self.info, self.keyspace, misconf)
         return msgspec.structs.replace(now, lost_keys=judge.lost_keys(self.look, now, replicas))
 
+    def take_over(self, other: "NodeWatch") -> None:
+        """Go on from what the other one has seen of the same server."""
+        self.look = other.look
+        other.close()
+
     def _connected(self) -> None:
         """The connection is new."""
 
@@ -93,7 +98,7 @@ class NodeWatch:
 
 
 class PrimaryWatch(NodeWatch):
-    """The configured primary of a shard."""
+    """The primary of a shard."""
 
     def __init__(self, shard: Shard, shard_map: ShardMap, access: Access, on_commands: Callable[[], None]) -> None:
         # With every section: what the primaries say is what the proxy's own INFO is made of.

@@ -248,8 +248,16 @@ class Machine:
 
     def _has_gone_over(self, node: Node) -> bool:
         """Whether the replicas follow this one, and nobody the primary: then the primary is starved, and the past."""
-        followed = [look.master for look in self.nodes.values() if look.reachable and look.role == "slave"]
-        return str(node) in followed and str(self.primary) not in followed
+        return bool(self._followers(node)) and not self._followers(self.primary)
+
+    def _followers(self, node: Node) -> list[Node]:
+        """Who copies this one: told by the history they share, as they may know it by another name than we do."""
+        history = self.nodes[node].replid if node in self.nodes else ""
+        return [
+            other
+            for other, look in self.nodes.items()
+            if look.reachable and look.role == "slave" and look.link == "up" and look.replid == history != ""
+        ]
 
     def _candidates(self, now: float) -> list[Node]:
         others = {node: look for node, look in self.nodes.items() if node != self.primary}
@@ -270,7 +278,7 @@ class Machine:
 
     def _guess_lineage(self) -> None:
         """Nobody has seen the primary yet: its history is that of those who follow it."""
-        of = [look.replid for look in self.nodes.values() if look.role == "slave" and look.master == str(self.primary)]
+        of = [look.replid for look in self.nodes.values() if look.role == "slave" and look.replid]
         if not self.lineage and of:
             self.lineage = statistics.mode(of)
 
@@ -357,7 +365,7 @@ class Machine:
         for node, look in self.nodes.items():
             if node == self.primary or not look.reachable or look.role != "slave":
                 continue
-            if look.link != "up" or look.master != str(self.primary):
+            if look.link != "up" or look.replid != self.lineage:
                 continue
             offset, _ = self._offsets.get(node, (look.offset, look.at))
             if look.offset > offset:
@@ -501,11 +509,12 @@ class Machine:
         """Those that do not follow the primary, once it is well; the promoter makes them."""
         if not self._powers.acts or self._powers.is_authority or now - self._tidied_at < 1.0:
             return []
+        followers = self._followers(self.primary)
         strays = tuple(
             node
             for node, look in self.nodes.items()
             if node != self.primary and look.reachable and not look.loading and not look.syncing
-            and (look.role == "master" or (look.role == "slave" and look.master != str(self.primary)))
+            and (look.role == "master" or (node not in followers and look.master != str(self.primary)))
         )  # fmt: skip
         # One that was never primary here and was put aside by an operator is not ours to take back.
         if not strays or (self.epoch == 0 and not self._promotions):

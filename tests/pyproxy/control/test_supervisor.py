@@ -129,6 +129,7 @@ async def test_a_broadcast_reaches_every_worker(tmp_path: Path) -> None:
 async def test_a_dead_worker_is_replaced_and_the_others_stay(tmp_path: Path) -> None:
     async with supervised("serve", tmp_path, workers=2) as run:
         await run.supervisor.all_ready.wait()
+        await run.reported("FleetLook", index=0)
         dead, stays = (run.reports("started", index=index)[0]["pid"] for index in (0, 1))
         os.kill(dead, signal.SIGKILL)
         await run.reported("FleetLook", times=2, index=0)
