@@ -23,10 +23,10 @@ from typing import Any
 
 from pyproxy import __version__, demo
 from pyproxy.access import Access
-from pyproxy.config import Config, ConfigErrors
+from pyproxy.config import UNDISCOVERED, Config, ConfigErrors
 from pyproxy.control.status import table
 from pyproxy.hashing import SLOTS, hash_tag, slot
-from pyproxy.shardmap import format_slots, split_slots
+from pyproxy.shardmap import ShardMap, format_slots, split_slots
 
 EX_UNAVAILABLE = 69  # <sysexits.h>
 EX_CONFIG = 78
@@ -105,19 +105,23 @@ def serve(args: argparse.Namespace) -> int:
 def check(args: argparse.Namespace) -> int:
     config = _load(args.config)
     replicas = sum(len(shard.replicas) for shard in config.shards)
+    promoters = sorted({config.promoter_of(shard) for shard in config.shards})
+    promoter = f"promoter{'s' if len(promoters) > 1 else ''} {' and '.join(promoters)}"
     workers = f"{config.workers} workers" if config.workers else "a worker per core"
-    print(f"{args.config}: ok: {len(config.shards)} shards, {replicas} replicas, {workers}, listens on {config.listen}")
+    counts = f"{len(config.shards)} shards, {replicas} replicas"
+    print(f"{args.config}: ok: {counts}, {promoter}, {workers}, listens on {config.listen}")
     return 0
 
 
 def where(args: argparse.Namespace) -> int:
-    shard_map = Config.load(args.config).shard_map()
+    shard_map = ShardMap(1, Config.load(args.config).shards)
     for text in args.keys:
         key = os.fsencode(text)
         shard = shard_map.shard_of(key)
         tag = hash_tag(key)
         of_tag = "" if tag == key else f" (of hash tag {_printable(tag)})"
-        print(f"{_printable(key)}: slot {slot(key)}{of_tag}, shard {shard.name}, primary {shard.primary}")
+        primary = "not asked for yet" if shard.primary == UNDISCOVERED else shard.primary
+        print(f"{_printable(key)}: slot {slot(key)}{of_tag}, shard {shard.name}, primary {primary}")
     return 0
 
 

@@ -42,6 +42,7 @@ TESTED_ELSEWHERE = {
     "pyproxy/worker/link.py": "tests/e2e: test_down_shard, test_lost_connection, test_hostile_backend",
     "pyproxy/worker/main.py": "tests/e2e/test_processes.py",
     "pyproxy/control/http.py": "tests/e2e/test_status.py",
+    "pyproxy/config_reading.py": "tests/pyproxy/test_config.py reads files; nobody else uses it",
 }
 
 

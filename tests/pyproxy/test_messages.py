@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from pyproxy.config import Config
+from pyproxy.config import Config, ShardTable
 from pyproxy.messages import (
     Applied,
     Complaint,
@@ -18,13 +18,14 @@ from pyproxy.shardmap import Node, Shard
 
 SHARD = Shard("s0", Node("127.0.0.1", 7000), (Node("::1", 7100),), ((0, 5), (6, 16383)))
 NODE = NodeLook("127.0.0.1:7000", True, "", at=1.5, role="master", offset=2**40, lost_keys=3)
+TABLE = ShardTable(name="s0", primary=SHARD.primary, slots=SHARD.slots, promoter="elasticache", replication_group="g")
 LOOK = ShardLook("s0", "127.0.0.1:7000", True, "", {"used_memory": "1"}, {0: {"keys": 3}}, "", 1.0, 0.5, (NODE,))
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        Setup(1, 2, Config(shards=(SHARD,)), "127.0.0.1:6380", "0.1.0", 1.5),
+        Setup(1, 2, Config(shards=(TABLE,)), "127.0.0.1:6380", "0.1.0", 1.5),
         Topology(3, [SHARD], [["get", 2, ["readonly"]]]),
         FleetLook(4, 12.25, [LOOK]),
         Drain(10.0),

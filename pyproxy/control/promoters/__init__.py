@@ -87,6 +87,6 @@ Announce = Callable[[Announcement], None]
 def make(shard: Shard, config: Config, access: Access, announce: Announce) -> Promoter:
     """The promoter that the configuration names for this shard."""
     # By name, as boto3 alone takes half a second to import.
-    module = importlib.import_module(f"pyproxy.control.promoters.{config.promotion.promoter}")
+    module = importlib.import_module(f"pyproxy.control.promoters.{config.promoter_of(shard)}")
     promoter: Promoter = module.make(shard, config, access, announce)
     return promoter

@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 
 from pyproxy import events
-from pyproxy.config import Config
+from pyproxy.config import Config, ShardTable
 from pyproxy.control import supervisor as under_test
 from pyproxy.control.main import bind
 from pyproxy.control.supervisor import Supervisor
 from pyproxy.messages import Complaint, FleetLook, Message, Setup, Topology
 from pyproxy.metrics import Page
-from pyproxy.shardmap import Node, Shard
+from pyproxy.shardmap import Node
 from tests.processes import alive, family
 from tests.waiting import until
 
 STAND_IN = (sys.executable, "-m", "tests.pyproxy.control.stand_in")
 
-SHARD = Shard("s0", Node("127.0.0.1", 7000), (), ((0, 16383),))
+SHARD = ShardTable(name="s0", primary=Node("127.0.0.1", 7000), slots=((0, 16383),))
 STATES: Sequence[Message] = (Topology(1, [SHARD], []), FleetLook(7, 0.0, []))
 
 

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from protocol.table import TABLE
-from pyproxy.config import Config
+from pyproxy.config import Config, ShardTable
 from pyproxy.messages import FleetLook, Setup, ShardLook, Topology
 from pyproxy.metrics import INDEX, Page
-from pyproxy.shardmap import Node, Shard, split_slots
+from pyproxy.shardmap import Node, split_slots
 from pyproxy.worker.here import Here
 
 
@@ -57,7 +57,7 @@ def look(name: str, info: Mapping[str, object] | None = None, *, reachable: bool
 def worker(*looks: ShardLook, shards: int = 3, workers: int = 2) -> Iterator[Here]:
     """The first of some workers, whose parent has seen this much (nothing: it has not looked yet)."""
     placed = tuple(
-        Shard(f"s{index}", Node("127.0.0.1", 7001 + index), (), (slots,))
+        ShardTable(name=f"s{index}", primary=Node("127.0.0.1", 7001 + index), slots=(slots,))
         for index, slots in enumerate(split_slots(shards))
     )
     setup = Setup(0, workers, Config(shards=placed), "127.0.0.1:6380", "1.2.3", time.time() - 90000)
