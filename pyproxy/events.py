@@ -62,6 +62,12 @@ class Event(enum.Enum):
     STATE_FILE = "+state-file", logging.ERROR  # it could not be read, or written
     COMPLAINT = "+complaint", logging.WARNING  # a worker has trouble with a node
 
+    PROMOTED = "+promoted-slave", logging.WARNING  # a replica was made primary, by REPLICAOF NO ONE
+    RECONF_SENT = "+slave-reconf-sent", logging.INFO  # another replica was told to follow it
+    CONVERT_TO_SLAVE = "+convert-to-slave", logging.WARNING  # a former primary was told to follow the present one
+    FIX_SLAVE_CONFIG = "+fix-slave-config", logging.WARNING  # so was a replica that followed somebody else
+    STEP_FAILED = "+step-failed", logging.WARNING  # a server did not do its part; the promotion stands or falls without
+
     LINK_LOST = "+link-lost", logging.WARNING  # a worker's connection to a node ended
     LINK_DOWN = "+link-down", logging.WARNING  # and could not be made again: the shard is refused by that worker
     LINK_UP = "-link-down", logging.INFO
