@@ -99,11 +99,11 @@ class Care:
         self.shard = msgspec.structs.replace(self.shard, primary=node, replicas=others)
         self.epoch = epoch
 
-    def case(self, candidate: Node) -> Case:
+    def case(self, candidate: Node, named: bool = False) -> Case:
         looks = self.machine.nodes
         primary = self.machine.primary
         others = tuple(look for node, look in looks.items() if node not in (primary, candidate))
-        return Case(self.shard.name, self.machine.epoch + 1, looks[primary], looks[candidate], others)
+        return Case(self.shard.name, self.machine.epoch + 1, looks[primary], looks[candidate], others, named)
 
     def gate(self, readers: Callable[[NodeLook], bool], now: float) -> Gate:
         """`readers`: whether a replica may be read from in peace."""
@@ -290,8 +290,9 @@ class Conductor:
                 emit(event, **fields)
             case Promote(candidate):
                 self._start(self._promote(care, care.promoter.promote(care.case(candidate))), f"promote {name}")
-            case HandOver(candidate):
-                self._start(self._promote(care, care.promoter.hand_over(care.case(candidate))), f"hand over {name}")
+            case HandOver(candidate, named):
+                attempt = care.promoter.hand_over(care.case(candidate, named))
+                self._start(self._promote(care, attempt), f"hand over {name}")
             case AwaitQuiet():
                 self._start(self._await_quiet(name), f"quiet {name}")
             case Switch(node, epoch):

@@ -99,9 +99,10 @@ class AwaitQuiet:
 
 @dataclass(frozen=True, slots=True)
 class HandOver:
-    """Ask the promoter; answered by Promoted or PromotionRefused."""
+    """Ask the promoter; answered by Promoted or PromotionRefused. `named`: an operator wants this one and no other."""
 
     candidate: Node
+    named: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,7 @@ class Machine:
         self._accepted = ""  # run_id of a server that lost its keys and was taken as it is by an operator
         self._asked = False  # an operator waits for an answer
         self._planned = False
+        self._named = False
         self._tidied_at = 0.0
 
     # --- what the others want to know ---
@@ -549,15 +550,19 @@ class Machine:
             return self._promote(candidate, now)
         self._since = self._decided = now
         self._planned = True
+        self._named = event.to is not None
         self._target, self._target_epoch = candidate, self.epoch + 1
         effects = self._enter(Phase.HANDING_OVER, now, "an operator asked", Event.HAND_OVER, candidate=candidate)
         return [*effects, AwaitQuiet()]
 
     def _on_quiet(self, _event: Happening, now: float) -> list[Effect]:
         assert self._target is not None
-        return [HandOver(self._target)]
+        return [HandOver(self._target, self._named)]
 
     def _on_handed_over(self, _event: Happening, now: float) -> list[Effect]:
+        said = self._said
+        if self._powers.is_authority and said is not None and said.epoch > self.epoch:
+            self._target, self._target_epoch = said.node, said.epoch  # they may have chosen another one
         return self._switch(now)
 
     def _on_hand_over_failed(self, event: Happening, now: float) -> list[Effect]:

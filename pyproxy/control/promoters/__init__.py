@@ -49,6 +49,7 @@ class Case:
     primary: NodeLook  # the present one, as it was seen last
     candidate: NodeLook
     others: tuple[NodeLook, ...]  # the other servers, whatever their state
+    named: bool = False  # an operator asked for this very candidate
 
 
 class Promoter:
