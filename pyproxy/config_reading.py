@@ -1,7 +1,7 @@
 """The configuration field by field: what a TOML file says, read as the Structs of config.py say.
 
-Parsed TOML and msgspec's own description of a Struct come in; a tree goes out of what was read well, and a line for each
-problem. msgspec itself stops at its first error. What does not fit together is not seen here.
+Parsed TOML and msgspec's own description of a Struct come in; a tree of what was read well goes out, and a line for
+each problem. msgspec itself stops at its first error. What does not fit together is not seen here.
 """
 
 import difflib

@@ -157,7 +157,7 @@ class Conductor:
     def _care(self, shard: Shard, access: Access, known: Known | None) -> Care:
         options, now = self._config.promotion, time.monotonic()
         promoter = promoters.make(shard, self._config, access, lambda said: self._announced(shard.name, said))
-        watches_only = type(promoter) is promoters.Promoter
+        watches_only = self._config.promoter_of(shard) == "none"
         powers = Powers(promoter.acts, promoter.hands_over, promoter.is_authority, promoter.usual_s, watches_only)
         if known is None or known.primary not in (shard.primary, *shard.replicas):
             known = Known(0, shard.primary)
@@ -210,7 +210,12 @@ class Conductor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    # --- what comes in ---
+    # --- what comes in, and what is asked ---
+
+    @property
+    def shards(self) -> list[Shard]:
+        """With the roles of now."""
+        return [care.shard for care in self._shards.values()]
 
     def on_seen(self, shard: str) -> None:
         """The watcher has looked at one of its servers."""
@@ -348,7 +353,7 @@ class Conductor:
     def _publish(self) -> None:
         """Tell the workers, if it is something else than they were told last."""
         now, learned = time.monotonic(), self._watcher.topology.learned
-        shards = [care.shard for care in self._shards.values()]
+        shards = self.shards
         gates = [care.gate(self._may_be_read, now) for care in self._shards.values()]
         before = self.topology
         if (shards, gates, learned) != (before.shards, before.gates, before.learned):

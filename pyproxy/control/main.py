@@ -120,7 +120,7 @@ class Parent:
     def _state(self) -> State:
         ready = self._supervisor is not None and self._supervisor.all_ready.is_set()
         phase = Phase.DRAINING if self._signals else Phase.SERVING if ready else Phase.STARTING
-        return State(phase, self._config.shards, self._watcher.fleet_look.shards, time.monotonic())
+        return State(phase, self._conductor.shards, self._watcher.fleet_look.shards, time.monotonic())
 
     async def _serve(self, page: Page) -> None:
         listen = _address(self._listener)

@@ -99,6 +99,7 @@ class ReplicaOf(Promoter):
     """Of one shard."""
 
     acts = True
+    hands_over = True
 
     def __init__(self, shard: str, deadline_s: float, access: Access) -> None:
         self._shard = shard
