@@ -23,6 +23,8 @@ from pyproxy.shardmap import Node
 from tests.processes import alive, family
 from tests.waiting import until
 
+PATIENCE_S = 20.0
+
 STAND_IN = (sys.executable, "-m", "tests.pyproxy.control.stand_in")
 
 SHARD = ShardTable(name="s0", primary=Node("127.0.0.1", 7000), slots=((0, 16383),))
@@ -121,6 +123,46 @@ async def test_a_broadcast_reaches_every_worker(tmp_path: Path) -> None:
             lambda: sorted(each["index"] for each in run.reports("FleetLook") if each["version"] == 8) == [0, 1],
             lambda: run.reports("FleetLook"),
         )
+
+
+# --- the barrier ------------------------------------------------------------------------------------------------------
+
+
+async def test_the_barrier_is_passed_when_every_worker_has_applied_the_version(tmp_path: Path) -> None:
+    async with supervised("serve", tmp_path, workers=2) as run:
+        await run.supervisor.all_ready.wait()
+        run.supervisor.broadcast(Topology(2, [SHARD], []))
+        assert await run.supervisor.all_applied(2, PATIENCE_S) == []
+        assert await run.supervisor.all_applied(3, 0.05) == [0, 1], "which nobody was told of"
+
+
+async def test_a_worker_that_owes_an_answer_to_a_write_holds_up_those_who_wait_for_its_shard(tmp_path: Path) -> None:
+    async with supervised("busy", tmp_path) as run:
+        await run.supervisor.all_ready.wait()
+        assert await run.supervisor.all_applied(1, PATIENCE_S) == []
+        assert await run.supervisor.all_applied(1, 0.05, "s0") == [0]
+        await until("what it holds", lambda: run.supervisor.held("s0") == 2, lambda: run.supervisor.held("s0"))
+        waiting = asyncio.create_task(run.supervisor.all_applied(3, PATIENCE_S, "s0"))
+        await asyncio.sleep(0)
+        run.supervisor.broadcast(Topology(3, [SHARD], []))
+        assert await waiting == []
+        await until("it to hold nothing", lambda: run.supervisor.held("s0") == 0, lambda: run.supervisor.held("s0"))
+
+
+async def test_a_worker_that_is_ended_holds_up_nobody_once_it_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(under_test, "RESTART_MIN_S", 3600.0)
+    async with supervised("slow", tmp_path, workers=2) as run:
+        await run.supervisor.all_ready.wait()
+        run.supervisor.broadcast(Topology(2, [SHARD], []))
+        late = await run.supervisor.all_applied(2, 0.05)
+        assert late == [0, 1]
+        ended = family(run.reports("started", 0)[0]["pid"]) | family(run.reports("started", 1)[0]["pid"])
+        for index in late:
+            run.supervisor.kill_worker(index, "it is late")
+        assert await run.supervisor.all_applied(2, PATIENCE_S) == []
+        assert not any(map(alive, ended))
 
 
 # --- death ------------------------------------------------------------------------------------------------------------
