@@ -171,8 +171,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """The shards as they are to be served; ValueError while one is undiscovered."""
         if missing := [table.name for table in self.undiscovered()]:
             raise ValueError(f"expected the primary of every shard, got none of {', '.join(missing)}")
-        shards = (Shard(each.name, each.primary, each.replicas, each.slots) for each in self.shards)
-        return ShardMap(version, tuple(shards))
+        plain = (Shard(each.name, each.primary, each.replicas, each.slots) for each in self.shards)
+        return ShardMap(version, tuple(plain))
 
     def undiscovered(self) -> tuple[ShardTable, ...]:
         """The shards of which only the replication group is known."""

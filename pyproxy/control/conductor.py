@@ -23,6 +23,7 @@ import msgspec
 from pyproxy.access import Access
 from pyproxy.config import Config
 from pyproxy.control import promoters
+from pyproxy.control.admin import Handlers, Refused
 from pyproxy.control.happenings import (
     Announced,
     Answer,
@@ -73,10 +74,6 @@ ANNOUNCED_S = 2.0
 
 HASTY = (Phase.SUSPECT, Phase.WAITING, Phase.PROMOTING, Phase.VERIFYING, Phase.SWITCHING)
 """Phases in which the servers are looked at as often as may be."""
-
-
-class Refused(Exception):
-    """Why an operator's command was not done."""
 
 
 class Care:
@@ -241,6 +238,11 @@ class Conductor:
             held=supervisor.held(look.name) if supervisor else 0,
             alarms=tuple(machine.alarms.values()),
         )
+
+    @property
+    def handlers(self) -> Handlers:
+        """What operators may ask for."""
+        return Handlers(self.promote, self.pause, self.resume)
 
     async def promote(self, shard: str, to: str) -> str:
         """An operator's command -> what was done. Raises Refused."""

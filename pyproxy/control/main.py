@@ -21,6 +21,7 @@ from protocol import table
 from pyproxy import __version__, events
 from pyproxy.access import Access
 from pyproxy.config import Config
+from pyproxy.control import admin
 from pyproxy.control.conductor import Conductor
 from pyproxy.control.status import Phase, State
 from pyproxy.control.supervisor import Supervisor
@@ -66,6 +67,7 @@ class Parent:
         self._supervisor: Supervisor | None = None  # until the shards were looked at
         self._listener = bind(config.listen, "listen")
         self._http_listener = bind(config.http.listen, "http.listen") if config.http.listen else None
+        self._admin_listener = _bind_admin(config.http.admin) if config.http.admin else None
         access = Access(config.backend)
         self._watcher = Watcher(
             config.shard_map(),
@@ -96,7 +98,7 @@ class Parent:
                     nodes, expected = sum(map(len, unfenced.values())), "min-replicas-to-write of 1 or more"
                     emit(Event.UNFENCED, shards=",".join(unfenced), nodes=nodes, expected=expected)
                 with self._listener, contextlib.closing(Page.create(self._workers)) as page:
-                    async with self._conductor.conducting():
+                    async with self._conductor.conducting(), self._admin():
                         await self._serve(page)
         except asyncio.CancelledError:
             if not self._signals:
@@ -116,6 +118,12 @@ class Parent:
 
         emit(Event.LISTEN, http=_address(self._http_listener))
         return http.serving(self._http_listener, self._state)
+
+    def _admin(self) -> contextlib.AbstractAsyncContextManager[None]:
+        if self._admin_listener is None:
+            return contextlib.nullcontext()
+        emit(Event.LISTEN, admin=self._config.http.admin)
+        return admin.serving(self._admin_listener, self._conductor.handlers)
 
     def _state(self) -> State:
         ready = self._supervisor is not None and self._supervisor.all_ready.is_set()
@@ -199,6 +207,14 @@ def bind(listen: Node, option: str) -> socket.socket:
         return listener
     except OSError as exc:
         line = f"{option}: expected a free address of this machine, got {listen}: {(exc.strerror or str(exc)).lower()}"
+        raise StartError(line, EX_UNAVAILABLE) from None
+
+
+def _bind_admin(path: str) -> socket.socket:
+    try:
+        return admin.bind(path)
+    except OSError as exc:
+        line = f"http.admin: expected a path where a socket can be, got {path}: {(exc.strerror or str(exc)).lower()}"
         raise StartError(line, EX_UNAVAILABLE) from None
 
 

@@ -56,6 +56,9 @@ STEADY_S = 0.2
 RETRY_S = (1.0, 5.0, 15.0)
 """Pauses after the first, second and any later attempt that failed."""
 
+TIDY_S = 1.0
+"""Between two attempts to make replicas of those that are none."""
+
 RECENT_S = 2.0
 """A replica that was lost longer than this before the primary cannot have more than the others."""
 
@@ -99,6 +102,7 @@ class Machine:
         self.phase = Phase.HEALTHY
         self.alarms: dict[str, str] = {}  # what an operator must know of: name -> text
         self.nodes: Mapping[Node, NodeLook] = {}
+        self._switched_at = 0.0  # what was seen before says nothing of the roles of now
         self.promoted_at = promoted_at
         self._options = options
         self._powers = powers
@@ -112,7 +116,9 @@ class Machine:
         self._target: Node | None = None  # promoting, verifying, switching, handing over: who is to be primary
         self._target_epoch = 0
         self._seen_at = 0.0  # verifying: the first look that found it primary
-        self._said: Announcement | None = None
+        self._said: Announcement | None = None  # the newest word of whoever decides
+        self._said_at = 0.0
+        self._said_last: Node | None = None  # newest or not
         self._offsets: dict[Node, tuple[int, float]] = {}  # waiting: of the replicas, and when each was seen
         self._tried: list[Node] = []  # in this incident
         self._retry_at = 0.0
@@ -150,9 +156,11 @@ class Machine:
         hold = self._options.on_promotion != "reject" and self._may_hold()
         if self.phase in (Phase.VERIFYING, Phase.SWITCHING):
             return Shut(f"is being promoted: {self._why}", hold, since, self._decided + self.usual_s)
-        if self.phase is Phase.HEALTHY or self._powers.watches_only or not self._hard:
+        if self.phase is Phase.HEALTHY or self._powers.watches_only:
             return None
         if self.phase is Phase.SUSPECT:
+            if not self._hard:
+                return None
             expected_at = since + self._patience_s() + self.usual_s
             return Shut(f"is in doubt: {self._why}", hold, since, expected_at)
         if self.phase in (Phase.WAITING, Phase.PROMOTING):
@@ -179,23 +187,48 @@ class Machine:
         if isinstance(event, Looked):
             self.nodes = event.nodes
         if isinstance(event, Announced):
-            self._heard(event.said)
+            self._heard(event.said, now)
         return TABLE[self.phase][type(event)](self, event, now)
 
     # --- what is seen ---
 
-    def _heard(self, said: Announcement) -> None:
-        """The newest word counts: the one of the greatest epoch, or the last where whoever decides has no epochs."""
-        if self._said is None or said.epoch == 0 or said.epoch > self._said.epoch:
-            self._said = said
+    def _heard(self, said: Announcement, now: float) -> None:
+        """The newest word counts: that of the greatest epoch or, without epochs, the last that is another one.
+
+        Who has no epochs goes on saying for a while what was true before (DescribeReplicationGroups does).
+        """
+        older = self._said.epoch if self._said else 0
+        is_news = said.epoch > older if said.epoch else said.node != self._said_last
+        self._said_last = said.node
+        if is_news:
+            self._said, self._said_at = said, now
         if said.node == self.primary and self.epoch == 0 and said.epoch:
             self.epoch = said.epoch
 
+    def _overruled(self) -> Announcement | None:
+        """What whoever decides says, if it is not what we believe, and nothing that was seen since is against it."""
+        said = self._said
+        if not self._powers.is_authority or said is None or said.node == self.primary:
+            return None
+        look = self.nodes.get(said.node)
+        if look is None or (said.epoch and said.epoch <= self.epoch):
+            return None
+        is_replica = look.reachable and look.role == "slave" and look.answered_at > self._said_at
+        return None if is_replica else said
+
+    def _fresh(self) -> dict[Node, NodeLook]:
+        """The looks that show the roles of now."""
+        return {node: look for node, look in self.nodes.items() if look.at > self._switched_at}
+
     def _trouble(self) -> tuple[str, bool]:
-        """What is wrong with the primary, and whether writes to it cannot succeed; ("", False): nothing."""
+        """What is wrong with the primary, and whether writes to it cannot succeed; ("", False): nothing is known."""
         look = self.nodes.get(self.primary)
+        if look is not None and look.at and look.at <= self._switched_at:
+            return "", False
         if look is None or not look.at:
             return "it was not looked at yet", False
+        if overruled := self._overruled():
+            return f"{overruled.by} says that {overruled.node} is primary", True
         if not look.reachable:
             return look.error, not look.silent
         if look.role == "slave":
@@ -226,19 +259,17 @@ class Machine:
     def _successor(self) -> Node | None:
         """Who is the primary by now, if it is another one than we believe and there is reason to believe it."""
         if self._powers.is_authority:
-            said = self._said
-            if said is None or said.node == self.primary or (said.epoch and said.epoch <= self.epoch):
-                return None
-            look = self.nodes.get(said.node)
-            is_master = look is not None and look.reachable and look.role == "master"
-            return said.node if is_master else None
-        old = self.nodes.get(self.primary)
+            said = self._overruled()
+            look = self.nodes[said.node] if said else None
+            return said.node if said and look and look.reachable and look.role == "master" else None
+        fresh = self._fresh()
+        old = fresh.get(self.primary)
         if old is not None and old.reachable and old.role == "slave":
-            for node, look in self.nodes.items():
+            for node, look in fresh.items():
                 if str(node) == old.master and look.reachable and look.role == "master":
                     return node
         gone = bool(self._trouble()[0])
-        for node, look in self.nodes.items():
+        for node, look in fresh.items():
             if node == self.primary or not look.reachable or look.role != "master":
                 continue
             # Of the history before: at the start, without a state file, nobody has told us which one that is.
@@ -267,15 +298,21 @@ class Machine:
 
     def _learn(self, now: float) -> None:
         """The primary is well: its history is the one to go on from."""
-        self.lineage = self.nodes[self.primary].replid or self.lineage
+        fresh = self._fresh()
+        if self.primary not in fresh:
+            return
+        self.lineage = fresh[self.primary].replid or self.lineage
         self.alarms.clear()
         strangers = [
             str(node)
-            for node, look in self.nodes.items()
+            for node, look in fresh.items()
             if node != self.primary and look.reachable and look.role == "master"
         ]
         if strangers:
             self.alarms["two-masters"] = f"{', '.join(strangers)} says that it is a master too; nothing is sent there"
+        if self._powers.is_authority and self._said and self._said.node not in self.nodes:
+            text = f"{self._said.by} says that {self._said.node} is primary, which is no server of {self.shard}"
+            self.alarms["unknown-primary"] = text
 
     def _guess_lineage(self) -> None:
         """Nobody has seen the primary yet: its history is that of those who follow it."""
@@ -339,7 +376,7 @@ class Machine:
             return self._settle(Phase.DOWN, "no server of it answers", now)
         if self.phase is Phase.DOWN:
             return self._judged_down(why, now)
-        if not self._powers.acts:
+        if not self._powers.acts or self._overruled():
             waited = now - self._decided
             return self._settle(Phase.READONLY, why, now) if waited > self._options.deadline_s else []
         if now < self._retry_at:
@@ -492,6 +529,8 @@ class Machine:
     def _on_switched(self, _event: Happening, now: float) -> list[Effect]:
         assert self._target is not None
         old, self.primary, self.epoch = self.primary, self._target, self._target_epoch
+        if self._said and self._said.node == old and not self._said.epoch:
+            self._said = None  # it was true before
         look = self.nodes.get(self.primary)
         self.lineage = (look.replid if look is not None and look.role == "master" else "") or self.lineage
         if not self._planned:
@@ -500,6 +539,7 @@ class Machine:
         self._planned = self._hard = False
         self._target = None
         self._tried = []
+        self._switched_at = now
         self.alarms.clear()
         done = f"{self.shard}: {self.primary} is primary, epoch {self.epoch}"
         cause = f"{self.primary} is primary"
@@ -508,12 +548,12 @@ class Machine:
 
     def _strays(self, now: float) -> list[Effect]:
         """Those that do not follow the primary, once it is well; the promoter makes them."""
-        if not self._powers.acts or self._powers.is_authority or now - self._tidied_at < 1.0:
+        if not self._powers.acts or self._powers.is_authority or now - self._tidied_at < TIDY_S:
             return []
         followers = self._followers(self.primary)
         strays = tuple(
             node
-            for node, look in self.nodes.items()
+            for node, look in self._fresh().items()
             if node != self.primary and look.reachable and not look.loading and not look.syncing
             and (look.role == "master" or (node not in followers and look.master != str(self.primary)))
         )  # fmt: skip

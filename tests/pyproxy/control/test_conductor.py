@@ -13,7 +13,8 @@ import pytest
 
 from pyproxy.access import Access
 from pyproxy.config import Config
-from pyproxy.control.conductor import Conductor, Refused
+from pyproxy.control.admin import Refused
+from pyproxy.control.conductor import Conductor
 from pyproxy.control.watcher import Watcher
 from pyproxy.fleet import HOST, Fleet, Server
 from pyproxy.messages import Topology
@@ -104,6 +105,17 @@ async def test_a_planned_promotion_swaps_the_roles(fleet: Fleet) -> None:
         assert run.told[-1].shards[0].primary == node(wanted)
     assert wanted.ask("ROLE")[0] == b"master"  # type: ignore[index]
     assert live.primary.ask("ROLE")[0] == b"slave"  # type: ignore[index]
+
+
+async def test_what_was_seen_before_a_promotion_undoes_nothing(fleet: Fleet) -> None:
+    """The roles that the last looks show are those of before, until each server was looked at again."""
+    async with conducting(fleet) as run:
+        for epoch in range(1, 6):
+            await run.conductor.promote("s0", "")
+            assert is_open(run.told[-1], epoch)
+            before = len(run.told)
+            await until("looks at all", lambda: run.told[-1].gates[0].refuge is not None, lambda: run.told)
+            assert not any(each.gates[0].closed for each in run.told[before:])
 
 
 async def test_a_planned_promotion_that_is_refused_leaves_all_as_it_was(fleet: Fleet) -> None:
