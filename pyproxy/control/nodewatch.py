@@ -50,17 +50,28 @@ class NodeWatch:
 
         `replicas` are the last looks at those that copy it: they may hold what it has lost.
         """
+        kept = self._connection is not None
         try:
-            if self._connection is None:
-                self._connection = await NodeConnection.open(self.node, self._access, DEADLINE_S)
-                self._connected()
-            now = await self._ask(self._connection, list(replicas))
+            try:
+                now = await self._try(replicas)
+            except NodeError as exc:
+                self.close()
+                if not kept or exc.silent:
+                    raise
+                # It may have closed this connection for reasons of its own: CLIENT KILL, its `timeout`.
+                now = await self._try(replicas)
         except NodeError as exc:
             self.close()
             now = judge.failed(self.look, time.monotonic(), str(exc), exc.silent)
         before, self.look = self.look, now
         for event, fields in judge.changes(before, now, self._configured):
             emit(event, shard=self._shard, node=self.node, **fields)
+
+    async def _try(self, replicas: Iterable[NodeLook]) -> NodeLook:
+        if self._connection is None:
+            self._connection = await NodeConnection.open(self.node, self._access, DEADLINE_S)
+            self._connected()
+        return await self._ask(self._connection, list(replicas))
 
     async def _ask(self, connection: NodeConnection, replicas: list[NodeLook]) -> NodeLook:
         pong, info = await connection.ask(*self._question, deadline_s=DEADLINE_S)
