@@ -229,6 +229,16 @@ def not_applied(shard: str, node: object, why: str) -> bytes:
     return _line(f"TRYAGAIN shard {shard} ({node}) {why}, applied=no; retry later")
 
 
+def gate_closed(shard: str, node: object, why: str, retry_after_ms: int) -> bytes:
+    """Its writes may not pass now, and this one was not sent. ``why``: ``is being promoted``, ``is down: ...``."""
+    return _line(f"TRYAGAIN shard {shard} ({node}) {why}, applied=no retry_after_ms={retry_after_ms}; retry later")
+
+
+def client_gone(shard: str, node: object) -> bytes:
+    """The client closed its half while its request was held."""
+    return not_applied(shard, node, "is being waited for, and the client has closed its connection")
+
+
 # --- shards: perhaps applied -----------------------------------------------------------------------------------------
 
 
@@ -252,8 +262,11 @@ def garbled(what: str) -> str:
 
 # --- one part of a split command failed ------------------------------------------------------------------------------
 
-# What `not_applied` and `uncertain` put around the cause, which is said again in the line of the whole.
-_OWN_LINE = re.compile(rb"-(TRYAGAIN|UNCERTAIN) shard \S+ \((\S+)\) (.*), applied=(?:no|unknown); [^;]*\r\n", re.DOTALL)
+# What `not_applied`, `gate_closed` and `uncertain` put around the cause, which is said again in the line of the whole.
+_OWN_LINE = re.compile(
+    rb"-(TRYAGAIN|UNCERTAIN) shard \S+ \((\S+)\) (.*)(, applied=(?:no|unknown)(?: retry_after_ms=\d+)?; [^;]*)\r\n",
+    re.DOTALL,
+)
 # A redirection names a node that clients of the proxy must not go to.
 _REDIRECTIONS = (b"MOVED", b"ASK")
 
@@ -278,7 +291,7 @@ def part_failed(shard: str, line: bytes, applied_by: Iterable[str] = ()) -> byte
         return _line(f"UNCERTAIN shard {shard}: ", said, f"; other shards may have applied their part: {others}")
     if code == b"UNCERTAIN":
         return _line(f"UNCERTAIN shard {shard}: ", cause, "; it may have applied its part, no other shard did")
-    way_out = ", applied=no; retry later" if own else ""
+    way_out = own[4] if own else b""
     return _line(code, f" shard {shard}: ", cause, way_out)
 
 

@@ -3,8 +3,8 @@
 Every message that carries state carries the whole state and its version, never an edit: it may be sent twice
 without harm, and the newest of a kind makes the older ones needless. How they travel is channel.py's.
 
-    parent -> worker    Setup (once, first), Topology, FleetLook, Drain
-    worker -> parent    Ready, Applied, Holding, Complaint
+    parent -> worker    Setup (once, first), Topology, FleetLook, Confirmed, Drain
+    worker -> parent    Ready, Applied, Awake, Holding, Complaint
 """
 
 from typing import Any
@@ -135,6 +135,19 @@ class Applied(msgspec.Struct, frozen=True, tag=True):
     busy: list[str] = []
 
 
+class Awake(msgspec.Struct, frozen=True, tag=True):
+    """The worker did not run for a while (stopped, or its machine was), and writes nothing before it hears what is true
+    now: the states, then `Confirmed` with the same `at`."""
+
+    at: float  # CLOCK_MONOTONIC, s
+
+
+class Confirmed(msgspec.Struct, frozen=True, tag=True):
+    """The states that were sent before this are those of now."""
+
+    at: float  # of the Awake that is answered
+
+
 class Held(msgspec.Struct, frozen=True):
     requests: int
     bytes: int
@@ -154,4 +167,4 @@ class Complaint(msgspec.Struct, frozen=True, tag=True):
     what: str
 
 
-Message = Setup | Topology | FleetLook | Drain | Ready | Applied | Holding | Complaint
+Message = Setup | Topology | FleetLook | Confirmed | Drain | Ready | Applied | Awake | Holding | Complaint

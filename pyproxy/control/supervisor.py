@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 from pyproxy.channel import Channel
 from pyproxy.events import Event, emit
-from pyproxy.messages import Applied, Complaint, Drain, Holding, Message, Ready, Setup
+from pyproxy.messages import Applied, Awake, Complaint, Confirmed, Drain, Holding, Message, Ready, Setup
 from pyproxy.metrics import Page
 
 RESTART_MIN_S = 0.1
@@ -255,6 +255,11 @@ class Supervisor:
                 self._heard()
             case Holding():
                 worker.holding = message
+            case Awake(at=at):
+                assert worker.channel is not None  # it came through it
+                for state in self._states():
+                    worker.channel.send(state)
+                worker.channel.send(Confirmed(at))
             case Complaint(shard=shard, node=node, what=what):
                 emit(Event.COMPLAINT, index=worker.index, shard=shard, node=node, what=what)
                 self._on_complaint(message)

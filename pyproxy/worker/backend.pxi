@@ -3,6 +3,16 @@
 cdef frozenset REFUSALS = frozenset({b"READONLY", b"MISCONF", b"LOADING", b"MASTERDOWN", b"NOREPLICAS"})
 
 
+cdef str _refusal_code(const char *p, Py_ssize_t n):
+    """The code of a reply that says more of the server than of the request; None for any other."""
+    cdef bytes code
+    if p[0] == c'-' and p[1] in (c'R', c'M', c'L', c'N'):
+        code = p[1:min(n, 16)].split(b" ", 1)[0]
+        if code in REFUSALS:
+            return code.decode()
+    return None
+
+
 @cython.final
 cdef class Backend:
     """One shard for one protocol and database: the requests that are out, and the door to them."""
@@ -13,8 +23,10 @@ cdef class Backend:
         self.shard = shard
         self.proto = proto
         self.db = db
+        self.front = None
         self.door = Door.IDLE
         self.refusal = b""
+        self.kept = []
         self.chunks = []
         self.waiting = []
 
@@ -25,6 +37,16 @@ cdef class Backend:
         return f"<Backend {self.link.name} resp{self.proto} db{self.db} door={self.door} out={self.count}>"
 
     # --- the door ---
+
+    cdef void _set_door(self, int door):
+        self.door = door
+        self.plain = door == Door.OPEN and not self._guarded
+
+    def guard(self, front, bint guarded):
+        """Whether the front of the shard must be asked before anything is begun here."""
+        self.front = front
+        self._guarded = guarded
+        self._set_door(self.door)
 
     cdef int admit(self, Client client) except -2:
         """1: may be put; 0: refused, see `refusal`; -1: not now, the client was parked."""
@@ -40,26 +62,31 @@ cdef class Backend:
         return 1
 
     def shut(self, bytes refusal not None):
-        """Down: whatever waits was not sent and is refused, whatever comes is refused at once."""
-        self.door = Door.SHUT
+        """Down: whatever waits was not sent and is refused, unless it can wait on; whatever comes is refused at once."""
+        self._set_door(Door.SHUT)
         self.refusal = refusal
-        self._fail_unsent()
+        self.keep_unsent()
         self._release()
 
     def queue(self):
         """Being connected: commands wait."""
-        self.door = Door.QUEUE
+        self._set_door(Door.QUEUE)
 
     def reset(self):
-        """No connection, and no reason not to have one: the next command opens it."""
+        """No reason not to have a connection: the next command opens it."""
         if self.door == Door.SHUT:
-            self.door = Door.IDLE
-            self.refusal = b""
+            self.idle()
+
+    def idle(self):
+        """There is no connection, and none is being made."""
+        self._set_door(Door.IDLE)
+        self.refusal = b""
 
     def open(self, Wire wire not None):
         """The connection is set up: what waited is sent."""
         self.wire = wire
-        self.door = Door.OPEN
+        self._set_door(Door.OPEN)
+        self.unanswered = 0
         self.last_frame = self.lane.now
         self._mark()
 
@@ -155,7 +182,7 @@ cdef class Backend:
         self.dirty = False
         if self.wire is None or self.wire.choked or self.wire.lost:
             if self.door == Door.OPEN and self.out_bytes > OUT_LIMIT:
-                self.door = Door.CONGESTED
+                self._set_door(Door.CONGESTED)
             return
         if self.chunks:
             self._pack()
@@ -172,7 +199,7 @@ cdef class Backend:
         self.unflushed = 0
         self.out_bytes = 0
         if self.door == Door.CONGESTED:
-            self.door = Door.OPEN
+            self._set_door(Door.OPEN)
         if self.waiting:
             self._release()
 
@@ -195,11 +222,17 @@ cdef class Backend:
         cdef Lane lane = self.lane
         cdef Wire wire = self.wire
         cdef double oldest = now - lane.reply_s
+        if self.unanswered and self.last_frame > self.unanswered_at:
+            self.unanswered = 0
         while self.aging is not None and self.aging.sent_at < oldest:
             item = self.aging
             self.aging = item.next_out
             if item.client is not None or item.whole is not None:
                 lane.timeouts += 1
+                self.unanswered += 1
+                self.unanswered_at = now
+                if self.taking is not None:
+                    self._give_up(self._owner(item))
                 self._fail(item, errors.no_reply(lane.reply_s), False)
         if wire is not None and self.head is not None and not wire.lost:
             oldest = max(self.last_frame, self.head.sent_at)
@@ -251,15 +284,23 @@ cdef class Backend:
             item = <Pending>held
             if (item.client is None or item.done) and item.whole is None:
                 continue
+            taking = self.taking.get(self._owner(item)) if self.taking is not None else None
             if item.write:
+                if taking is not None:
+                    (<Taking>taking).applied = True     # perhaps
                 self._fail(item, why, False)
+            elif taking is not None:
+                (<Taking>taking).items.append((item, None))
             elif item.retried or item.request is None or last_write.get(self._owner(item), -1) > i:
                 self._fail(item, why, True)
             else:
                 retries.append(item)
         if retries:
             self._put_first(retries)
-        self.door = Door.QUEUE if self.count else Door.IDLE
+        self._set_door(Door.QUEUE if self.count else Door.IDLE)
+        if self.taking is not None:
+            for owner in list(self.taking):
+                self._decide(owner)
         return self.count > 0
 
     cdef object _owner(self, Pending item):
@@ -294,16 +335,293 @@ cdef class Backend:
         self.aging = self.head
         return 0
 
-    cdef int _fail_unsent(self) except -1:
+    # What was begun and may not be sent, or was sent and refused.  Included in the class Backend.
+    #
+    # The gate is closed, or no connection can be made: writes that are in the queue and were never given to a connection
+    # leave it for `kept`, and wait there for the gate, or for the end of their time.  A write that the server refused for a
+    # reason of its own joins them (DESIGN: it is taken back) if every later write of its client on this connection was
+    # refused too; else all get the answers that came.
+
+    @property
+    def guarded(self):
+        return self._guarded
+
+    @property
+    def owes_write(self):
+        """Whether a write was given to a connection and is not answered, whoever waits for it or has gone."""
+        cdef Pending item = self.head
+        cdef Py_ssize_t i
+        for i in range(self.count - self.unflushed):
+            if item.write:
+                return True
+            item = item.next_out
+        return False
+
+    # --- kept ---
+
+    def keep_unsent(self):
+        """Nothing can or may be sent: writes are kept or refused, and reads sent elsewhere if they can be."""
         cdef Pending item
+        cdef Client owner
+        cdef bytes line
+        cdef list reads = []
+        cdef set keeping = set()
+        if not self.unflushed:
+            return
+        for held in self._take_unsent():
+            item = <Pending>held
+            owner = self._owner(item)
+            if owner is None or item.done:
+                continue        # nobody waits for it any more
+            if item.write:
+                if item.request is None:
+                    line = self.front.gate_line() if self.front is not None else self.refusal
+                else:
+                    line = self.front.keep(owner, item.size, item.sent_at, 1) if self.front is not None else self.refusal
+                if line is None:
+                    self._keep(item, owner)
+                    keeping.add(owner)
+                else:
+                    self._refuse(item, line, True)
+            elif owner in keeping:
+                self._keep(item, owner)
+            else:
+                reads.append(item)
+        if reads:
+            self._elsewhere(reads)
+
+    cdef int _elsewhere(self, list reads) except -1:
+        """Reads that were not sent go to another server of the shard, or stay, or are refused."""
+        cdef object found = self.front.elsewhere(self) if self.front is not None and self.wire is None else None
+        cdef Backend other = found if found is not None else self
+        cdef Pending item
+        for held in reads:
+            item = <Pending>held
+            if other.door == Door.SHUT:
+                self._refuse(item, other.refusal, True)
+                continue
+            if other is not self:
+                item.sent_at = self.lane.now
+                (<Client>self._owner(item)).reads_at(other)
+            other._put_again(item)
+        if other.count and other.door == Door.IDLE:
+            other.link.connect(other)
+        return 0
+
+    cdef list _take_unsent(self):
+        """Takes what was never given to a connection out of the queue -> in its order."""
+        cdef list taken = []
+        cdef Pending item = self.head, last = None, following
+        cdef Py_ssize_t sent = self.count - self.unflushed, i
+        cdef bint aging_stays = False
+        for i in range(sent):
+            if item is self.aging:
+                aging_stays = True
+            last = item
+            item = item.next_out
+        if last is None:
+            self.head = None
+        else:
+            last.next_out = None
+        self.tail = last
+        while item is not None:
+            following = item.next_out
+            item.next_out = None
+            taken.append(item)
+            item = following
+        if not aging_stays:
+            self.aging = None
+        self.count = sent
+        self.unflushed = 0
         self.out_len = 0
         self.chunks = []
         self.out_bytes = 0
-        self.unflushed = 0
-        while self.head is not None:
-            item = self._pop()
-            if item.client is not None or item.whole is not None:
+        return taken
+
+    cdef int _put_again(self, Pending item) except -1:
+        """At the end of the queue, from the request that was kept; its deadline is as it was."""
+        cdef double sent_at = item.sent_at
+        cdef bytes frame = item.request if type(item.request) is bytes else request.encode(item.request)
+        self.put(item, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+        item.sent_at = sent_at
+        return 0
+
+    cdef int _keep(self, Pending item, Client owner) except -1:
+        """What its client sends behind it waits too: nothing may overtake it."""
+        self.kept.append(item)
+        owner.parked |= Park.SWITCH
+        if item.write:
+            self.front.gate.keep(item.size)
+        return 0
+
+    cdef int _unkeep(self, Pending item) except -1:
+        if item.write:
+            self.front.gate.unkeep(item.size)
+        return 0
+
+    def release(self):
+        """The gate is open: what was kept is sent in its order, but nothing of a client that has gone."""
+        cdef Pending item
+        cdef list kept = self.kept
+        cdef dict going = {}        # client -> what is said to it, if it is gone
+        self.kept = []
+        if not kept:
+            return
+        kept.sort(key=_by_age)      # what was taken back was sent before what had not been sent
+        for held in kept:
+            item = <Pending>held
+            self._unkeep(item)
+            owner = self._owner(item)
+            if owner is None:
+                self.front.ended(item.write, "dropped_client_gone")
+                continue
+            if owner not in going:
+                going[owner] = self.front.has_gone(owner)
+            if going[owner] is not None:
+                self.front.ended(item.write, "dropped_client_gone")
+                self._refuse(item, going[owner], True)
+            elif self.door == Door.SHUT:
+                self.front.ended(item.write, "refused_held")
                 self._refuse(item, self.refusal, True)
+            else:
+                self.front.ended(item.write, "drained")
+                item.sent_at = self.lane.now
+                self._put_again(item)
+        if self.count and self.door == Door.IDLE:
+            self.link.connect(self)
+
+    def refuse_kept(self, double before, bytes line not None):
+        """Refuses what has been kept since before then, with all else that is kept of the same clients."""
+        cdef Pending item
+        cdef list kept = self.kept
+        cdef set due = set()
+        if not kept:
+            return
+        for held in kept:
+            item = <Pending>held
+            if item.write and item.sent_at <= before:
+                due.add(self._owner(item))
+        if not due:
+            return
+        self.kept = []
+        for held in kept:
+            item = <Pending>held
+            owner = self._owner(item)
+            if owner not in due:
+                self.kept.append(item)
+                continue
+            self._unkeep(item)
+            if owner is None:
+                self.front.ended(item.write, "dropped_client_gone")
+            else:
+                self.front.gate.give_up(owner.id)
+                self.front.ended(item.write, "refused_held")
+                self._refuse(item, line, True)
+
+    cdef int forget(self, Client client, bytes line) except -1:
+        """A client has gone, or (with a line to say) closed its half: what is kept of it is never sent."""
+        cdef Pending item
+        cdef list kept = self.kept
+        if line is None and self.taking is not None:
+            self.taking.pop(client, None)
+            if not self.taking:
+                self.taking = None
+        if not kept:
+            return 0
+        self.kept = []
+        for held in kept:
+            item = <Pending>held
+            if self._owner(item) is not client:
+                self.kept.append(item)
+                continue
+            self._unkeep(item)
+            self.front.ended(item.write, "dropped_client_gone")
+            if line is not None:
+                self._refuse(item, line, True)
+        return 0
+
+    # --- taken back ---
+
+    cdef bint _take_back(self, Pending item, const char *p, Py_ssize_t n) except -1:
+        """The server refused a write, and says that it did not do it -> whether the answer may wait for what follows."""
+        cdef Client owner = self._owner(item)
+        cdef str code = _refusal_code(p, n)
+        cdef Taking taking
+        cdef Pending later
+        cdef Py_ssize_t i
+        if (owner is None or item.request is None or self.front is None or self.front.link is not self.link
+                or not self.front.gate.takes_back(code)):
+            return False
+        taking = Taking.__new__(Taking)
+        taking.items = [(item, PyBytes_FromStringAndSize(p, n))]
+        later = self.head
+        for i in range(self.count - self.unflushed):
+            if not later.done and self._owner(later) is owner:
+                taking.left += 1
+            later = later.next_out
+        if self.taking is None:
+            self.taking = {}
+        self.taking[owner] = taking
+        owner.parked |= Park.SWITCH     # nothing more of it is begun meanwhile
+        self.front.refused(code)        # closes the gate: what was not sent is kept
+        if taking.left == 0:
+            self._decide(owner)
+        return True
+
+    cdef bint _belongs_to_taking(self, Pending item, const char *p, Py_ssize_t n) except -1:
+        """Whether this answer waits for the decision on a write before it."""
+        cdef object owner = self._owner(item)
+        cdef Taking taking = self.taking.get(owner) if owner is not None and not item.done else None
+        if taking is None:
+            return False
+        if p[0] == c'-' and (n > 7 and (p[1:7] == b"MOVED " or p[1:5] == b"ASK ") or n > 8 and p[1:8] == b"NOAUTH "):
+            self._give_up(owner)
+            return False
+        taking.items.append((item, PyBytes_FromStringAndSize(p, n)))
+        taking.left -= 1
+        if item.write and (_refusal_code(p, n) is None or item.request is None):
+            taking.applied = True
+        if taking.left == 0:
+            self._decide(owner)
+        return True
+
+    cdef int _give_up(self, owner) except -1:
+        """The answers of what follows will not all come: the refused write gets its own."""
+        cdef Taking taking = self.taking.get(owner) if owner is not None else None
+        if taking is not None:
+            taking.applied = True
+            self._decide(owner)
+        return 0
+
+    cdef int _decide(self, Client owner) except -1:
+        """Takes all refused writes of a client back, with its reads behind them; or gives all the answers they got."""
+        cdef Taking taking = self.taking.pop(owner)
+        cdef Pending item
+        cdef Py_ssize_t size = 0
+        cdef int writes = 0
+        cdef double since = 0
+        cdef bytes line = None
+        if not self.taking:
+            self.taking = None
+        if not taking.applied:
+            for held, frame in taking.items:
+                item = <Pending>held
+                if item.write:
+                    writes += 1
+                    size += item.size
+                    since = since or item.sent_at
+            line = self.front.keep(owner, size, since, writes)
+            self.front.gate.holds.taken_back += writes
+        for held, frame in taking.items:
+            item = <Pending>held
+            if not taking.applied and line is None:
+                self._keep(item, owner)
+            elif not taking.applied and item.write:
+                self._refuse(item, line, True)
+            elif frame is not None:
+                self.lane.settle(item, frame)
+            else:
+                self._fail(item, errors.LOST, True)
         return 0
 
 
@@ -321,6 +639,8 @@ cdef class Wire:
         self.transport = transport
         self.fd = transport.get_extra_info("socket").fileno()
         self.tls = transport.get_extra_info("ssl_object") is not None
+        if self.lost:
+            transport.abort()   # given up while it was being made
 
     cdef int put(self, const char *data, Py_ssize_t size) except -1:
         """Writes requests; what the socket does not take at once waits in the transport, and nothing overtakes it."""
@@ -408,6 +728,8 @@ cdef class Wire:
         cdef Lane lane = backend.lane
         cdef Pending item = backend._pop()
         backend.last_frame = lane.now
+        if backend.taking is not None and backend._belongs_to_taking(item, p, n):
+            return 0
         if item.client is None and item.whole is None:
             return 0
         if p[0] == c'-':
@@ -419,7 +741,8 @@ cdef class Wire:
                 backend._fail(item, errors.UNAUTHENTICATED, True)
                 self.drop(errors.UNAUTHENTICATED)
                 return 0
-            self._tell_of(p, n)
+            if self._tell_of(p, n) and item.write and not item.done and backend._take_back(item, p, n):
+                return 0
         if frame is None:
             frame = OK if n == 5 and memcmp(p, b"+OK\r\n", 5) == 0 else PyBytes_FromStringAndSize(p, n)
         return lane.settle(item, frame)
@@ -462,14 +785,13 @@ cdef class Wire:
         """-MOVED and -ASK would send clients past the proxy."""
         return n > 7 and (p[1:7] == b"MOVED " or p[1:5] == b"ASK ")
 
-    cdef int _tell_of(self, const char *p, Py_ssize_t n) except -1:
+    cdef bint _tell_of(self, const char *p, Py_ssize_t n) except -1:
         """A refusal that says more of the server than of the request is told to the link."""
-        cdef bytes code
-        if p[1] in (c'R', c'M', c'L', c'N'):
-            code = p[1:min(n, 16)].split(b" ", 1)[0]
-            if code in REFUSALS:
-                self.backend.link.refused(code.decode())
-        return 0
+        cdef str code = _refusal_code(p, n)
+        if code is None:
+            return False
+        self.backend.link.refused(code)
+        return True
 
     def send(self, bytes data not None):
         """For the set-up, before any request."""

@@ -49,7 +49,7 @@ class Session:
                 return self._refused(client, command)
             case Kind.FANOUT:
                 return fan_out(client, route, request.encode(argv))
-        return self._keyed(client, command, argv)
+        return self._keyed(client, route, command, argv)
 
     def _unknown(self, client: Client, argv: Sequence[bytes]) -> bytes:
         if argv[0].lower() in HTTP:
@@ -66,7 +66,7 @@ class Session:
         client.aborting = command.name == b"multi"
         return errors.refused(command.name, command.reason)
 
-    def _keyed(self, client: Client, command: Command, argv: Sequence[bytes]) -> object:
+    def _keyed(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> object:
         """To the shard of its keys, if it is one."""
         try:
             keys = command.keys(argv)
@@ -75,4 +75,4 @@ class Session:
         shards = {client.lane.shard_of(argv[position]) for position in keys}
         if len(shards) != 1:
             return errors.crossslot()
-        return client.send(shards.pop(), request.encode(argv), not command.is_read)
+        return client.send(shards.pop(), request.encode(argv), not command.is_read, route.again)

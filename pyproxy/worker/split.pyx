@@ -25,6 +25,10 @@ def install(Lane lane not None):
     lane.splitter = begin
 
 
+cdef enum:
+    KEPT_BYTES = 262144     # a larger write cannot be held or sent again once it was begun
+
+
 cdef inline Py_ssize_t _digits(Py_ssize_t value) noexcept nogil:
     cdef Py_ssize_t n = 1
     while value >= 10:
@@ -102,18 +106,17 @@ cdef int begin(Client client, Route route, list argv, const char *frame, Py_ssiz
 
 cdef int _whole(Client client, Route route, int shard, const char *frame, Py_ssize_t size) except -2:
     """All keys on one shard: the command goes as it is."""
-    cdef Backend backend = <Backend>client.pool[shard]
+    cdef Backend backend = client._seek(<Backend>client.pool[shard], route.write, size)
     cdef Pending place
-    cdef int verdict = backend.admit(client)
-    if verdict < 0:
-        return -1
-    if verdict == 0:
-        client.say(backend.refusal)
+    if backend is None:
+        if client.lane.refusal is None:
+            return -1
+        client.say(client.lane.refusal)
         return 1
     place = _place(client, size)
     place.write = route.write
     place.shard = shard
-    if not route.write:
+    if not route.write or (route.again and size <= KEPT_BYTES):
         place.request = PyBytes_FromStringAndSize(frame, size)
     backend.put(place, frame, size)
     return 1
@@ -134,14 +137,13 @@ cdef int _parts(Client client, Route route, list argv, bytes owners, Share *shar
     cdef Py_ssize_t i, keys = PyBytes_GET_SIZE(owners) // 2
     cdef int shard, verdict, step = route.step, first = route.first_key
     cdef Split split
-    cdef list frames = [None] * shards
+    cdef list frames = [None] * shards, asked = [shard for shard in range(shards) if shares[shard].keys]
+    cdef dict backends = {}
     cdef bytes part, name = route.name.upper()
     cdef char *out
-    for shard in range(shards):
-        if shares[shard].keys:
-            verdict = _admitted(client, shard)
-            if verdict <= 0:
-                return verdict - 1 if verdict < 0 else 1
+    verdict = _admitted(client, route, asked, size, backends)
+    if verdict <= 0:
+        return -1 if verdict < 0 else 1
     for shard in range(shards):
         if shares[shard].keys:
             i = 1 + shares[shard].keys * step
@@ -158,17 +160,31 @@ cdef int _parts(Client client, Route route, list argv, bytes owners, Share *shar
     split = _split(client, route, owners, involved, size)
     for shard in range(shards):
         if frames[shard] is not None:
-            _send(client, split, shard, <bytes>frames[shard])
+            _send(<Backend>backends[shard], split, <bytes>frames[shard])
     return 1
 
 
-cdef int _admitted(Client client, int shard) except -2:
-    """1: may be sent; 0: the shard is down and the client was told so; -1: the client was parked."""
-    cdef Backend backend = <Backend>client.pool[shard]
-    cdef int verdict = backend.admit(client)
-    if verdict == 0:
-        client.say(errors.part_failed(backend.link.name, backend.refusal))
-    return verdict
+cdef int _admitted(Client client, Route route, shards, Py_ssize_t size, dict backends) except -2:
+    """1: may be sent, to these backends; 0: a shard refuses and the client was told so; -1: the client was parked."""
+    cdef Backend backend
+    cdef bytes line = None
+    if route.write:
+        for shard in shards:    # first who refuses, so that nobody waits in vain
+            backend = <Backend>client.pool[shard]
+            line = client._refused_at(backend, size)
+            if line is not None:
+                client.say(errors.part_failed(backend.link.name, line))
+                return 0
+    for shard in shards:
+        backend = client._seek(<Backend>client.pool[shard], route.write, size)
+        if backend is None:
+            line = client.lane.refusal
+            if line is None:
+                return -1
+            client.say(errors.part_failed((<Backend>client.pool[shard]).link.name, line))
+            return 0
+        backends[shard] = backend
+    return 1
 
 
 cdef Split _split(Client client, Route route, bytes owners, int parts, Py_ssize_t size):
@@ -179,32 +195,33 @@ cdef Split _split(Client client, Route route, bytes owners, int parts, Py_ssize_
     split.left = parts
     split.frames = [None] * len(client.pool)
     split.place = _place(client, size)
+    split.place.shard = -1
     client.lane.splits += 1
     return split
 
 
-cdef int _send(Client client, Split split, int shard, bytes frame) except -1:
-    cdef Backend backend = <Backend>client.pool[shard]
+cdef int _send(Backend backend, Split split, bytes frame) except -1:
     cdef Pending part = Pending.__new__(Pending)
     part.whole = split
-    part.shard = shard
+    part.shard = backend.shard
+    part.size = PyBytes_GET_SIZE(frame)
     part.write = split.route.write
-    if not part.write:
+    if not part.write or (split.route.again and part.size <= KEPT_BYTES):
         part.request = frame
     return backend.put(part, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
 
 
 def fan_out(Client client not None, Route route not None, bytes frame not None):
     """Asks every shard the same.  -> None (a place was taken, or the client told why not), or NOT_NOW."""
-    cdef int shard, verdict, shards = <int>len(client.pool)
+    cdef int shard, shards = <int>len(client.pool)
     cdef Split split
-    for shard in range(shards):
-        verdict = _admitted(client, shard)
-        if verdict <= 0:
-            return NOT_NOW if verdict < 0 else None
+    cdef dict backends = {}
+    cdef int verdict = _admitted(client, route, range(shards), PyBytes_GET_SIZE(frame), backends)
+    if verdict <= 0:
+        return NOT_NOW if verdict < 0 else None
     split = _split(client, route, b"", shards, PyBytes_GET_SIZE(frame))
     for shard in range(shards):
-        _send(client, split, shard, frame)
+        _send(<Backend>backends[shard], split, frame)
     return None
 
 

@@ -6,7 +6,8 @@ Nothing is asserted here but that what must come does come: `Talk` waits up to P
 import contextlib
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Self
+from pathlib import Path
+from typing import Protocol, Self
 
 import hiredis
 
@@ -110,10 +111,14 @@ def of_a_worker(first: bytes) -> bool:
     return b"ECHO" in first
 
 
+class Configured(Protocol):
+    config: Path
+
+
 class Keys:
     """Keys by the shard they live on."""
 
-    def __init__(self, proxy: Proxy) -> None:
+    def __init__(self, proxy: Configured) -> None:
         self._map = Config.load(proxy.config).shard_map()
         self._names = {shard.name: index for index, shard in enumerate(self._map.shards)}
 
