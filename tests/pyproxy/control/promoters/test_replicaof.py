@@ -250,6 +250,18 @@ async def test_a_candidate_that_is_dead_is_a_failure_and_another_may_do(
     assert role(other) == b"master"
 
 
+@pytest.mark.parametrize("act", ["promote", "hand_over"])
+async def test_a_candidate_that_does_not_answer_is_a_failure_within_the_deadline(
+    fleet: Fleet, primary: Server, candidate: Server, act: str
+) -> None:
+    case = await case_of(primary, candidate.address)
+    candidate.pause()
+    promoter = promoter_for(fleet, deadline_s=0.2)
+    with pytest.raises(PromotionFailed, match=f"^{candidate.address}: no reply within 0"):
+        await (promoter.promote(case) if act == "promote" else promoter.hand_over(case))
+    assert primary.ask("SET", "key", "value") == b"OK"
+
+
 async def test_a_candidate_that_follows_another_server_by_now_is_left_alone(
     fleet: Fleet, primary: Server, candidate: Server, other: Server
 ) -> None:
@@ -445,15 +457,19 @@ async def test_a_hand_over_that_is_given_up_leaves_the_primary_writable(
     assert role(candidate) == b"slave"
 
 
-@pytest.mark.parametrize("wrong", ["primary", "history", "link"])
+@pytest.mark.parametrize("wrong", ["primary", "role", "history", "link"])
 async def test_what_does_not_follow_the_primary_is_not_handed_over_to_and_nothing_is_paused(
     fleet: Fleet, primary: Server, candidate: Server, other: Server, wrong: str
 ) -> None:
     case = await case_of(primary, candidate.address, other)
     if wrong == "primary":
         primary.ask("REPLICAOF", HOST, other.port)
-    if wrong == "history":
+    if wrong == "role":
         await make_diverge(candidate)
+    if wrong == "history":
+        await make_diverge(other)
+        candidate.ask("REPLICAOF", HOST, other.port)
+        await in_step(candidate, other)
     if wrong == "link":
         candidate.ask("REPLICAOF", HOST, 1)
     with pytest.raises(PromotionFailed):
@@ -525,16 +541,22 @@ async def test_nobody_is_made_a_replica_of_what_is_not_the_primary_that_was_seen
     assert (role(other), other.ask("GET", "mine")) == (b"master", b"alone")
 
 
-async def test_a_server_that_cannot_be_tidied_is_said_once(
+async def test_a_server_that_cannot_be_tidied_is_said_once_and_is_tidied_when_it_can_be(
     fleet: Fleet, primary: Server, candidate: Server, logged: Logged
 ) -> None:
     promoter = promoter_for(fleet)
+    await make_diverge(candidate)
     now, stray = await look(primary.address), await look(candidate.address)
-    candidate.kill()
+    candidate.ask("ACL", "SETUSER", "default", "-replicaof")
     logged()
     for _ in range(3):
         await promoter.tidy(now, [stray])
     assert logged() == ["+step-failed"]
+    assert role(candidate) == b"master"
+    candidate.ask("ACL", "SETUSER", "default", "+replicaof")
+    await promoter.tidy(now, [stray])
+    assert logged() == ["+convert-to-slave"]
+    await in_step(candidate, primary)
 
 
 # --- another proxy promotes -------------------------------------------------------------------------------------------
