@@ -414,6 +414,22 @@ async def test_after_a_hand_over_the_old_primary_is_not_paused(
     assert calls(primary, "client|unpause") == 1
 
 
+async def test_a_hand_over_whose_reply_is_lost_goes_on_to_its_end(
+    fleet: Fleet, primary: Server, candidate: Server
+) -> None:
+    with Hop(candidate.port) as hop:
+        case = await case_of(primary, hop.address)
+        hop.delay(0.3, Way.REPLIES)
+        handing = asyncio.ensure_future(promoter_for(fleet).hand_over(case))
+        await until("the promotion", lambda: role(candidate) == b"master", lambda: role(candidate))
+        hop.heal()
+        hop.cut(reset=True)
+        await handing
+    assert calls(candidate, "replicaof") == 1
+    with pytest.raises(hiredis.ReplyError, match="READONLY"):
+        primary.ask("SET", "key", "value")
+
+
 async def test_a_replica_that_hears_nothing_is_not_handed_over_to_and_the_primary_takes_writes_again(
     fleet: Fleet, primary: Server, candidate: Server
 ) -> None:
