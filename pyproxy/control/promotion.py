@@ -379,7 +379,8 @@ class Machine:
         if not self._powers.acts or self._overruled():
             waited = now - self._decided
             return self._settle(Phase.READONLY, why, now) if waited > self._options.deadline_s else []
-        if now < self._retry_at:
+        # One that has just started may be the one that sees least.
+        if now < max(self._retry_at, self._started + 2 * self._options.down_after_s):
             return []
         if alive := self._still_alive():
             self.alarms["asymmetric"] = alive
@@ -430,8 +431,6 @@ class Machine:
 
     def _guard(self, now: float) -> str:
         """Why nothing may be promoted now; empty: it may."""
-        if now - self._started < 2 * self._options.down_after_s:
-            return f"this proxy has just started, and promotes nothing for {2 * self._options.down_after_s:g} s"
         if self.promoted_at is not None and now - self.promoted_at < self._options.min_between_s:
             return f"the last promotion was {now - self.promoted_at:.0f} s ago, less than min_between_s"
         if sum(now - at < MANY_S for at in self._promotions) >= MANY:

@@ -30,7 +30,7 @@ from pyproxy.messages import FleetLook, NodeLook, ShardLook, Topology
 from pyproxy.shardmap import Node, Shard, ShardMap
 
 LOOK_EVERY_S = 1.0
-LOOK_GAP_S = 0.2  # between the beginnings of two looks at one server, whoever complains
+LOOK_GAP_S = 0.1  # between the beginnings of two looks at one server, whoever complains
 SEND_AFTER_S = 0.3  # from the tick: by then those that answer have answered
 
 Learn = Callable[[list[Any]], list[Any]]
