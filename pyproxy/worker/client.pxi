@@ -459,7 +459,7 @@ cdef class Client:
 
     cdef bytes _refused_at(self, Backend backend, Py_ssize_t size):
         """The line if a write would be refused at the gate; None: it may pass or wait."""
-        return <bytes?>backend.front.ask(self, size) if backend._guarded else None
+        return backend.front.ask(self, size) if backend._guarded else None
 
     def held_since(self, double now):
         """Since when the command that is offered now has been held; `now` if it has not been."""
