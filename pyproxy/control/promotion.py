@@ -19,7 +19,7 @@ import statistics
 from collections.abc import Callable, Mapping
 
 from pyproxy.config import Promotion
-from pyproxy.control.candidates import ranked, readable
+from pyproxy.control.candidates import STALE_S, ranked, readable
 from pyproxy.control.happenings import (
     Announced,
     Answer,
@@ -110,6 +110,8 @@ class Machine:
         self._entered = now  # the phase
         self._since = now  # the incident began
         self._decided = now  # the primary was judged down
+        self._troubled_at = now  # when this kind of trouble began
+        self._answers = False  # the kind: it does answer
         self._hard = False  # suspect: writes cannot succeed
         self._why = ""
         self._well_at = 0.0  # a first look found the primary well again
@@ -119,8 +121,12 @@ class Machine:
         self._said: Announcement | None = None  # the newest word of whoever decides
         self._said_at = 0.0
         self._said_last: Node | None = None  # newest or not
-        self._offsets: dict[Node, tuple[int, float]] = {}  # waiting: of the replicas, and when each was seen
-        self._tried: list[Node] = []  # in this incident
+        self._offsets: dict[Node, tuple[int, float]] = {}  # of the replicas, early in it, and when seen
+        self._offsets_from = 0.0  # no earlier than this
+        self._anew = 0.0  # nothing is promoted on looks older than this
+        self._strangers: set[Node] = set()  # were masters while the primary was well
+        self._tried: list[Node] = []  # in this round
+        self._rounds = 0  # in which all candidates refused, in this incident
         self._retry_at = 0.0
         self._durations: list[float] = []
         self._promotions: list[float] = []
@@ -128,6 +134,7 @@ class Machine:
         self._asked = False  # an operator waits for an answer
         self._planned = False
         self._named = False
+        self._out = False  # handing over: the promoter was asked, and has not answered
         self._tidied_at = 0.0
 
     # --- what the others want to know ---
@@ -161,7 +168,7 @@ class Machine:
         if self.phase is Phase.SUSPECT:
             if not self._hard:
                 return None
-            expected_at = since + self._patience_s() + self.usual_s
+            expected_at = self._troubled_at + self._patience_s() + self.usual_s
             return Shut(f"is in doubt: {self._why}", hold, since, expected_at)
         if self.phase in (Phase.WAITING, Phase.PROMOTING):
             return Shut(f"is being promoted: {self._why}", hold, since, self._decided + self.usual_s)
@@ -180,7 +187,9 @@ class Machine:
 
     def _readable(self, node: Node, now: float) -> bool:
         look = self.nodes.get(node)
-        return look is not None and readable(look, self.lineage, now)
+        if look is None or not (look.role == "slave" or node == self._target):
+            return False
+        return readable(look, self.lineage, now)
 
     def step(self, event: Happening, now: float) -> list[Effect]:
         """One event. The effects are to be carried out in their order."""
@@ -197,12 +206,12 @@ class Machine:
 
         Who has no epochs goes on saying for a while what was true before (DescribeReplicationGroups does).
         """
-        older = self._said.epoch if self._said else 0
-        is_news = said.epoch > older if said.epoch else said.node != self._said_last
+        known = self._said.epoch if self._said else 0
+        is_news = said.epoch > known if said.epoch else said.node != self._said_last
         self._said_last = said.node
         if is_news:
             self._said, self._said_at = said, now
-        if said.node == self.primary and self.epoch == 0 and said.epoch:
+        if said.node == self.primary and self.epoch == 0 and said.epoch and self.phase is not Phase.SWITCHING:
             self.epoch = said.epoch
 
     def _overruled(self) -> Announcement | None:
@@ -216,17 +225,9 @@ class Machine:
         is_replica = look.reachable and look.role == "slave" and look.answered_at > self._said_at
         return None if is_replica else said
 
-    def _fresh(self) -> dict[Node, NodeLook]:
-        """The looks that show the roles of now."""
-        return {node: look for node, look in self.nodes.items() if look.at > self._switched_at}
-
     def _trouble(self) -> tuple[str, bool]:
-        """What is wrong with the primary, and whether writes to it cannot succeed; ("", False): nothing is known."""
-        look = self.nodes.get(self.primary)
-        if look is not None and look.at and look.at <= self._switched_at:
-            return "", False
-        if look is None or not look.at:
-            return "it was not looked at yet", False
+        """What is wrong with the primary, and whether writes to it cannot succeed; ("", False): nothing."""
+        look = self.nodes[self.primary]
         if overruled := self._overruled():
             return f"{overruled.by} says that {overruled.node} is primary", True
         if not look.reachable:
@@ -256,25 +257,35 @@ class Machine:
         look = self.nodes.get(self.primary)
         return look.answered_at if look is not None and not look.reachable and look.answered_at else now
 
-    def _successor(self) -> Node | None:
+    def _is_primary(self, look: NodeLook | None) -> bool:
+        """Whether it could be the primary, as it looks."""
+        if look is None or not look.reachable or look.role != "master" or look.loading:
+            return False
+        return not look.lost_keys or look.run_id == self._accepted
+
+    def _successor(self, now: float) -> Node | None:
         """Who is the primary by now, if it is another one than we believe and there is reason to believe it."""
         if self._powers.is_authority:
             said = self._overruled()
-            look = self.nodes[said.node] if said else None
-            return said.node if said and look and look.reachable and look.role == "master" else None
-        fresh = self._fresh()
-        old = fresh.get(self.primary)
-        if old is not None and old.reachable and old.role == "slave":
-            for node, look in fresh.items():
-                if str(node) == old.master and look.reachable and look.role == "master":
+            return said.node if said and self._is_primary(self.nodes.get(said.node)) else None
+        masters = [node for node, look in self.nodes.items() if node != self.primary and self._is_primary(look)]
+        old = self.nodes[self.primary]
+        if old.reachable and old.role == "slave":
+            for node in masters:
+                if str(node) == old.master:
                     return node
-        gone = bool(self._trouble()[0])
-        for node, look in fresh.items():
-            if node == self.primary or not look.reachable or look.role != "master":
-                continue
+        is_down = self.phase not in (Phase.HEALTHY, Phase.SUSPECT)
+        for node in masters:
+            replid2 = self.nodes[node].replid2
             # Of the history before: at the start, without a state file, nobody has told us which one that is.
-            heir = look.replid2 == self.lineage if self.lineage else bool(look.replid2.strip("0"))
-            if (heir and gone) or ((heir or not self.lineage) and self._has_gone_over(node)):
+            is_heir = replid2 == self.lineage if self.lineage else bool(replid2.strip("0"))
+            if self._has_gone_over(node) and (is_heir or is_down or not self.lineage):
+                return node
+            if node in self._strangers:  # it was put aside in peace, not promoted in need
+                is_needed = is_down and not self._candidates(now)
+            else:
+                is_needed = is_down or self._trouble()[1]
+            if is_heir and is_needed:
                 return node
         return None
 
@@ -298,16 +309,10 @@ class Machine:
 
     def _learn(self, now: float) -> None:
         """The primary is well: its history is the one to go on from."""
-        fresh = self._fresh()
-        if self.primary not in fresh:
-            return
-        self.lineage = fresh[self.primary].replid or self.lineage
+        self.lineage = self.nodes[self.primary].replid or self.lineage
         self.alarms.clear()
-        strangers = [
-            str(node)
-            for node, look in fresh.items()
-            if node != self.primary and look.reachable and look.role == "master"
-        ]
+        self._strangers = {n for n, look in self.nodes.items() if n != self.primary and look.role == "master"}
+        strangers = [str(node) for node in self._strangers if self.nodes[node].reachable]
         if strangers:
             self.alarms["two-masters"] = f"{', '.join(strangers)} says that it is a master too; nothing is sent there"
         if self._powers.is_authority and self._said and self._said.node not in self.nodes:
@@ -323,8 +328,11 @@ class Machine:
     # --- while nothing is under way: healthy, suspect, waiting, readonly, down ---
 
     def _review(self, _event: Happening, now: float) -> list[Effect]:
+        look = self.nodes.get(self.primary)
+        if look is None or now - look.at > STALE_S or any(each.at <= self._switched_at for each in self.nodes.values()):
+            return []  # not looked at yet, or this proxy has slept: what was seen before is not what is
         self._guess_lineage()
-        successor = self._successor()
+        successor = self._successor(now)
         if successor is not None:
             return self._verify(successor, now, f"{successor} is primary by now")
         why, hard = self._trouble()
@@ -333,11 +341,15 @@ class Machine:
         self._well_at = 0.0
         if self.phase is Phase.HEALTHY:
             self._since = self._last_sign(now)
-            self._tried = []
+            self._tried, self._rounds = [], 0
             self._target = None
+            self._compare_from(now + STEADY_S)  # what was on its way to them has arrived by then
+        if self.phase is Phase.HEALTHY or look.reachable != self._answers:
+            self._troubled_at, self._answers = self._last_sign(now), look.reachable
+        self._compare()
         if self.phase in (Phase.HEALTHY, Phase.SUSPECT):
             effects = self._doubt(why, hard, now)
-            if now - self._since < self._patience_s():
+            if now - self._troubled_at < self._patience_s():
                 return effects
             return effects + self._judged_down(why, now)
         return self._act(why, now)
@@ -364,8 +376,7 @@ class Machine:
 
     def _judged_down(self, why: str, now: float) -> list[Effect]:
         self._hard = True
-        self._decided = now
-        self._offsets = {}
+        self._decided = self._anew = now
         self._retry_at = now
         effects = self._enter(Phase.WAITING, now, why, Event.ODOWN)
         return effects + self._act(why, now)
@@ -375,6 +386,7 @@ class Machine:
         if not any(look.reachable for look in self.nodes.values()):
             return self._settle(Phase.DOWN, "no server of it answers", now)
         if self.phase is Phase.DOWN:
+            self._compare_from(now)
             return self._judged_down(why, now)
         if not self._powers.acts or self._overruled():
             waited = now - self._decided
@@ -384,8 +396,8 @@ class Machine:
             return []
         if alive := self._still_alive():
             self.alarms["asymmetric"] = alive
-            self._offsets = {}
-            self._retry_at = now + RETRY_S[0]
+            self._compare_from(now)
+            self._retry_at = now + self._options.down_after_s  # no sign of life for so long, as at first
             return self._settle(Phase.READONLY, alive, now)
         if not self._is_steady():
             return []
@@ -399,30 +411,43 @@ class Machine:
             return []  # the best one may be the one that is silent
         return self._promote(candidates[0], now)
 
+    def _others_up(self) -> list[tuple[Node, NodeLook]]:
+        """The replicas that answer."""
+        return [
+            (node, look)
+            for node, look in self.nodes.items()
+            if node != self.primary and look.reachable and look.role == "slave"
+        ]
+
+    def _compare_from(self, at: float) -> None:
+        """Forget the offsets; those to compare with are of the first looks after this time."""
+        self._offsets, self._offsets_from = {}, at
+
+    def _compare(self) -> None:
+        for node, look in self._others_up():
+            if look.answered_at >= self._offsets_from:
+                self._offsets.setdefault(node, (look.offset, look.answered_at))
+
     def _still_alive(self) -> str:
-        """Whether the replicas still hear of the primary: then it is our way to it that is broken."""
-        for node, look in self.nodes.items():
-            if node == self.primary or not look.reachable or look.role != "slave":
-                continue
-            if look.link != "up" or look.replid != self.lineage:
-                continue
-            offset, _ = self._offsets.get(node, (look.offset, look.at))
-            if look.offset > offset:
+        """Whether the replicas still hear of a primary that is silent here: then it is our way to it that is broken."""
+        if self.nodes[self.primary].reachable:
+            return ""
+        for node, look in self._others_up():
+            offset, _ = self._offsets.get(node, (look.offset, 0.0))
+            if look.link == "up" and look.replid == self.lineage and look.offset > offset:
                 return f"its replica {node} still hears of it, so nothing is promoted: is the network to it well?"
         return ""
 
     def _is_steady(self) -> bool:
-        """Whether each replica was seen twice since the decision, far enough apart to see an offset that grows."""
-        steady = True
-        for node, look in self.nodes.items():
-            if node == self.primary or not look.reachable or look.role != "slave":
-                continue
-            if look.answered_at >= self._decided:
-                _, first = self._offsets.setdefault(node, (look.offset, look.answered_at))
-                steady = steady and look.answered_at - first >= STEADY_S
-            else:
-                steady = False
-        return steady
+        """Whether all were looked at anew, and the replicas long enough for an offset that grows to be seen."""
+        if self.nodes[self.primary].at < self._anew:
+            return False
+        for node, look in self._others_up():
+            if look.answered_at < self._anew or node not in self._offsets:
+                return False
+            if look.answered_at - self._offsets[node][1] < STEADY_S:
+                return False
+        return True
 
     def _missing(self) -> bool:
         """Whether a replica is silent that was there when the primary was."""
@@ -438,15 +463,15 @@ class Machine:
         return ""
 
     def _no_candidate(self, why: str, now: float) -> list[Effect]:
-        look = self.nodes.get(self.primary)
-        if look is not None and look.lost_keys:
-            self.alarms["data-loss"] = f"{why}, and no replica has them; `pyproxy promote` takes a server as it is"
         self._tried = []  # all of them once more, later
         self._retry_at = now + RETRY_S[1]
         return self._settle(Phase.READONLY, f"{why}; no replica can be promoted", now)
 
     def _settle(self, phase: Phase, why: str, now: float) -> list[Effect]:
         self._why = why
+        look = self.nodes.get(self.primary)
+        if look is not None and look.lost_keys:
+            self.alarms["data-loss"] = f"{why}; `pyproxy promote` takes a server as it is"
         if self.phase is phase:
             return []
         self._retry_at = max(self._retry_at, now)
@@ -455,13 +480,12 @@ class Machine:
     # --- promoting ---
 
     def _promote(self, candidate: Node, now: float) -> list[Effect]:
-        self._target, self._target_epoch = candidate, self.epoch + 1
+        self._target = candidate
         self._tried.append(candidate)
-        look = self.nodes.get(candidate)
-        offset = look.offset if look else -1
+        offset = self.nodes[candidate].offset
         effects = self._enter(
             Phase.PROMOTING, now, self._why, Event.TRY_FAILOVER, candidate=candidate, offset=offset
-        )
+        )  # fmt: skip
         return [*effects, Promote(candidate)]
 
     def _on_promoted(self, _event: Happening, now: float) -> list[Effect]:
@@ -470,27 +494,26 @@ class Machine:
         return self._verify(self._target, now, f"{self._target} was promoted")
 
     def _on_refused(self, event: Happening, now: float) -> list[Effect]:
+        """The next candidate, or all of them once more after a pause; but first a look: it may have been done."""
         assert isinstance(event, PromotionRefused)
-        attempt = len(self._tried)
         self._target = None
-        if not event.again or attempt >= len(RETRY_S):
-            self._tried = []
-            self._retry_at = now + RETRY_S[-1]
-            return self._settle(Phase.READONLY, event.why, now) + self._answer(False, event.why)
-        self._retry_at = now + (RETRY_S[attempt - 1] if not self._candidates(now) else 0.0)
         self._why = event.why
-        return self._enter(Phase.WAITING, now, event.why, Event.TRY_FAILED, attempt=attempt)
+        self._anew = self._retry_at = now
+        answer = self._answer(False, event.why)
+        attempt = len(self._tried)
+        if event.again and attempt < len(RETRY_S) and any(n not in self._tried for n in self._candidates(now)):
+            return self._enter(Phase.WAITING, now, event.why, Event.TRY_FAILED, attempt=attempt) + answer
+        self._retry_at += RETRY_S[min(self._rounds, len(RETRY_S) - 1)]
+        self._tried, self._rounds = [], self._rounds + 1
+        return self._settle(Phase.READONLY, event.why, now) + answer
 
     # --- verifying, switching ---
 
     def _verify(self, node: Node, now: float, cause: str) -> list[Effect]:
-        said = self._said
-        announced = said is not None and said.node == node and said.epoch > self.epoch
         if self.phase in (Phase.HEALTHY, Phase.SUSPECT):
             self._since = self._since if self.phase is Phase.SUSPECT else now
             self._decided = now
         self._target = node
-        self._target_epoch = said.epoch if announced and said is not None else self.epoch + 1
         self._seen_at = 0.0
         self._why = cause
         effects = self._enter(Phase.VERIFYING, now, cause, Event.VERIFYING, node=node)
@@ -498,12 +521,13 @@ class Machine:
 
     def _confirm(self, _event: Happening, now: float) -> list[Effect]:
         """Whether the target is seen to be the primary, twice."""
-        successor = self._successor()
-        if self._powers.is_authority and successor is not None and successor != self._target:
-            return self._verify(successor, now, f"{successor} is primary by now")
+        if self._powers.is_authority:
+            successor = self._successor(now)
+            if successor is not None and successor != self._target:
+                return self._verify(successor, now, f"{successor} is primary by now")
         assert self._target is not None
         look = self.nodes.get(self._target)
-        if look is not None and look.reachable and look.role == "master" and not look.loading:
+        if look is not None and self._is_primary(look):
             if not self._seen_at:
                 self._seen_at = look.answered_at
             if look.answered_at - self._seen_at >= STEADY_S:
@@ -512,13 +536,18 @@ class Machine:
             self._seen_at = 0.0
         if now - self._entered > self._options.verify_s:
             self._target = None
-            self._decided = now
-            self._offsets = {}
-            return self._enter(Phase.WAITING, now, "it was not seen to be primary in time", Event.TRY_FAILED)
+            self._decided = self._anew = now
+            self._compare_from(now)
+            self._why = "it was not seen to be primary in time"
+            effects = self._enter(Phase.WAITING, now, self._why, Event.TRY_FAILED)
+            return effects + self._answer(False, self._why)
         return []
 
     def _switch(self, now: float) -> list[Effect]:
         assert self._target is not None
+        said = self._said
+        is_announced = said is not None and said.node == self._target and said.epoch > self.epoch
+        self._target_epoch = said.epoch if said is not None and is_announced else self.epoch + 1
         effects = self._enter(
             Phase.SWITCHING, now, self._why, Event.SWITCH_MASTER, old=self.primary, new=self._target,
             new_epoch=self._target_epoch,
@@ -552,7 +581,7 @@ class Machine:
         followers = self._followers(self.primary)
         strays = tuple(
             node
-            for node, look in self._fresh().items()
+            for node, look in self.nodes.items()
             if node != self.primary and look.reachable and not look.loading and not look.syncing
             and (look.role == "master" or (node not in followers and look.master != str(self.primary)))
         )  # fmt: skip
@@ -570,7 +599,7 @@ class Machine:
         self._asked = True
         if event.to is not None and event.to not in self.nodes:
             return self._answer(False, f"{event.to} is no server of {self.shard}")
-        if self.phase is Phase.READONLY and event.to == self.primary:
+        if self.phase is Phase.READONLY and event.to == self.primary and self.nodes[self.primary].lost_keys:
             self._accepted = self.nodes[self.primary].run_id
             return self._answer(True, f"{self.shard}: {self.primary} is taken as it is") + self._review(event, now)
         if event.to == self.primary:
@@ -590,26 +619,37 @@ class Machine:
         self._since = self._decided = now
         self._planned = True
         self._named = event.to is not None
-        self._target, self._target_epoch = candidate, self.epoch + 1
+        self._target, self._out = candidate, False
         effects = self._enter(Phase.HANDING_OVER, now, "an operator asked", Event.HAND_OVER, candidate=candidate)
         return [*effects, AwaitQuiet()]
 
     def _on_quiet(self, _event: Happening, now: float) -> list[Effect]:
         assert self._target is not None
+        if self._out:
+            return []
+        self._out = True
         return [HandOver(self._target, self._named)]
 
+    def _on_not_quiet(self, event: Happening, now: float) -> list[Effect]:
+        assert isinstance(event, NotQuiet)
+        return [] if self._out else self._call_off(event.why, now)
+
     def _on_handed_over(self, _event: Happening, now: float) -> list[Effect]:
-        said = self._said
-        if self._powers.is_authority and said is not None and said.epoch > self.epoch:
-            self._target, self._target_epoch = said.node, said.epoch  # they may have chosen another one
+        if not self._out:
+            return []
+        said = self._overruled()
+        if said is not None and said.epoch:
+            self._target = said.node  # they may have chosen another one
         return self._switch(now)
 
-    def _on_hand_over_failed(self, event: Happening, now: float) -> list[Effect]:
-        assert isinstance(event, NotQuiet | PromotionRefused)
+    def _on_hand_over_refused(self, event: Happening, now: float) -> list[Effect]:
+        assert isinstance(event, PromotionRefused)
+        return self._call_off(event.why, now) if self._out else []
+
+    def _call_off(self, why: str, now: float) -> list[Effect]:
         self._planned = False
         self._target = None
-        effects = self._enter(Phase.HEALTHY, now, event.why, Event.HAND_OVER_FAILED)
-        return effects + self._answer(False, event.why)
+        return self._enter(Phase.HEALTHY, now, why, Event.HAND_OVER_FAILED) + self._answer(False, why)
 
     def _on_pause_asked(self, _event: Happening, now: float) -> list[Effect]:
         self._asked = True
@@ -623,8 +663,7 @@ class Machine:
         return effects + self._answer(True, f"{self.shard}: writes go on") + self._review(event, now)
 
     def _not_now(self, _event: Happening, now: float) -> list[Effect]:
-        self._asked = True
-        return self._answer(False, f"{self.shard} is {self.phase.value}: {self._why or 'not now'}")
+        return [Answer(False, f"{self.shard} is {self.phase.value}: {self.why or 'not now'}")]
 
     def _answer(self, done: bool, text: str) -> list[Effect]:
         if not self._asked:
@@ -686,8 +725,8 @@ TABLE: dict[Phase, dict[type, Handler]] = {
     Phase.SWITCHING: {**_IDLE, **_LATE, **_BUSY, Switched: Machine._on_switched},
     Phase.HANDING_OVER: {
         **_IDLE, **_LATE, **_BUSY,
-        Quiet: Machine._on_quiet, NotQuiet: Machine._on_hand_over_failed,
-        Promoted: Machine._on_handed_over, PromotionRefused: Machine._on_hand_over_failed,
+        Quiet: Machine._on_quiet, NotQuiet: Machine._on_not_quiet,
+        Promoted: Machine._on_handed_over, PromotionRefused: Machine._on_hand_over_refused,
     },
     Phase.PAUSED: {**_IDLE, **_LATE, **_BUSY, ResumeAsked: Machine._on_resume_asked},
 }  # fmt: skip
