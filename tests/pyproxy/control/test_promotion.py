@@ -2,6 +2,8 @@
 
 
 
+import pytest
+
 from pyproxy.control.happenings import (
     Answer,
     AwaitQuiet,
@@ -10,28 +12,42 @@ from pyproxy.control.happenings import (
     Looked,
     NotQuiet,
     PauseAsked,
+    Powers,
     Promote,
     PromoteAsked,
     Promoted,
     PromotionRefused,
     Quiet,
+    ResumeAsked,
+    Shut,
     Switch,
     Switched,
     Ticked,
+    Tidy,
 )
-from pyproxy.control.promotion import Phase
+from pyproxy.control.promotion import Machine, Phase
+from pyproxy.messages import NodeLook
 from pyproxy.shardmap import Node
 from tests.pyproxy.control.drawn_shard import (
     ELASTICACHE,
     ELSEWHERE,
     FOLLOWS,
     LOOK_S,
+    NONE,
     P1,
     P2,
     P3,
+    PROMOTES,
     SENTINEL,
     DrawnShard,
 )
+
+
+def shut(shard: DrawnShard) -> Shut:
+    gate = shard.machine.gate()
+    assert gate is not None
+    return gate
+
 
 
 def fail_over(shard: DrawnShard, to: Node, within_s: float = 10.0) -> None:
@@ -464,3 +480,490 @@ def test_what_was_seen_before_a_planned_promotion_says_nothing_of_the_roles_afte
     shard.make_replica(P3, P2)
     shard.watch(2.0)
     assert (shard.phase, shard.effects, shard.machine.alarms) == (Phase.HEALTHY, [], {})
+
+
+# --- when -------------------------------------------------------------------------------------------------------------
+
+
+def test_silence_alone_closes_no_gate_before_down_after() -> None:
+    shard = DrawnShard()
+    shard.silence(P1)
+    shard.watch(2.75)
+    assert (shard.phase, shard.shut) == (Phase.SUSPECT, False)
+    shard.watch(0.5)
+    assert shard.shut
+
+
+def test_a_primary_that_is_slow_once_is_well_at_its_next_answer() -> None:
+    shard = DrawnShard()
+    shard.silence(P1)
+    shard.look(LOOK_S)
+    shard.wake(P1)
+    shard.look(LOOK_S)
+    assert shard.said == ["+suspect", "-suspect"]
+
+
+def test_a_primary_that_refused_must_be_seen_well_twice() -> None:
+    shard = DrawnShard()
+    shard.kill(P1)
+    shard.look(LOOK_S)
+    assert shard.shut
+    shard.wake(P1)
+    shard.look(LOOK_S)
+    assert shard.shut
+    shard.look(0.1)
+    assert shard.shut
+    shard.look(0.15)
+    assert not shard.shut
+    assert shard.said == ["+suspect", "-suspect"]
+
+
+def test_nothing_is_promoted_sooner_than_down_after_the_last_answer() -> None:
+    shard = DrawnShard(down_after_s=2.0)
+    answered = shard.now
+    shard.kill(P1)
+    shard.until(Phase.PROMOTING, 5.0)
+    assert 2.0 <= shard.now - answered <= 2.0 + 3 * LOOK_S
+
+
+def test_the_offsets_are_read_twice_before_one_is_chosen() -> None:
+    shard = DrawnShard()
+    shard.empty(P1)  # no patience: the first look decides
+    shard.look(LOOK_S)
+    shard.look(0.1)
+    assert shard.of(Promote) == []
+    shard.look(0.3)
+    shard.look(0.1)
+    assert shard.of(Promote) == []
+    shard.look(0.1)
+    assert shard.of(Promote) == [Promote(P2)]
+
+
+def test_a_replica_that_fell_silent_with_the_primary_is_waited_for() -> None:
+    shard = DrawnShard()
+    shard.change(P3, offset=600)
+    shard.look(LOOK_S)
+    shard.silence(P1, P3)
+    shard.watch(5.0)
+    assert shard.of(Promote) == []
+    shard.wake(P3)
+    fail_over(shard, P3)
+
+
+def test_a_replica_that_stays_silent_is_not_waited_for_longer_than_down_after() -> None:
+    shard = DrawnShard()
+    shard.kill(P1, P3)
+    shard.until(Phase.PROMOTING, 3.0 + 3.0 + 4 * LOOK_S)
+    assert shard.of(Promote) == [Promote(P2)]
+
+
+def test_a_loading_primary_has_more_time() -> None:
+    shard = DrawnShard(loading_s=10.0)
+    shard.change(P1, reachable=False, error="LOADING Redis is loading the dataset in memory", loading=True)
+    shard.watch(9.5)
+    assert shard.phase is Phase.SUSPECT and shard.shut
+    shard.until(Phase.PROMOTING, 2.0)
+
+
+def test_misconf_is_no_reason_where_the_configuration_says_so() -> None:
+    shard = DrawnShard(misconf_after_s=0.0)
+    shard.change(P1, misconf="-MISCONF")
+    shard.watch(20.0)
+    assert shard.effects == []
+
+
+def test_a_proxy_that_has_just_started_promotes_nothing() -> None:
+    shard = DrawnShard(seasoned=False, down_after_s=3.0)
+    shard.look()
+    shard.kill(P1)
+    shard.watch(5.75)
+    assert shard.phase is Phase.READONLY and "just started" in shard.machine.why
+    shard.until(Phase.PROMOTING, 1.0)
+
+
+def test_between_two_promotions_there_is_min_between() -> None:
+    shard = DrawnShard(min_between_s=60.0)
+    shard.kill(P1)
+    fail_over(shard, P2)
+    done = shard.now
+    shard.make_replica(P3, P2)
+    shard.watch(5.0)
+    shard.kill(P2)
+    shard.until(Phase.READONLY, 5.0)
+    assert "min_between_s" in shard.machine.why
+    shard.until(Phase.PROMOTING, 60.0)
+    assert shard.of(Promote) == [Promote(P2), Promote(P3)]
+    assert shard.now - done >= 60.0
+
+
+def test_the_time_of_the_last_promotion_counts_over_a_restart() -> None:
+    shard = DrawnShard(seasoned=False, min_between_s=60.0)
+    shard.machine = Machine("s1", shard.options, Known(4, P1, "a"), shard.now, PROMOTES, promoted_at=shard.now - 10.0)
+    shard.kill(P1)
+    shard.until(Phase.PROMOTING, 70.0)
+    assert shard.now >= 1050.0
+
+
+def test_a_shard_that_fails_again_soon_is_not_held_again() -> None:
+    shard = DrawnShard(hold_again_s=60.0)
+    shard.kill(P1)
+    shard.look(LOOK_S)
+    assert shut(shard).hold
+    fail_over(shard, P2)
+    shard.make_replica(P3, P2)
+    shard.watch(5.0)
+    shard.kill(P2)
+    shard.look(LOOK_S)
+    assert not shut(shard).hold
+
+
+def test_on_promotion_reject_holds_nothing_but_what_was_planned() -> None:
+    shard = DrawnShard(on_promotion="reject")
+    shard.kill(P1)
+    shard.look(LOOK_S)
+    assert not shut(shard).hold
+    shard = DrawnShard(on_promotion="reject")
+    shard.tell(PromoteAsked(None))
+    assert shut(shard).hold
+
+
+def test_after_three_promotions_in_ten_minutes_the_next_one_is_for_an_operator() -> None:
+    shard = DrawnShard(min_between_s=1.0)
+    for old, new in [(P1, P2), (P2, P1), (P1, P2)]:
+        shard.kill(old)
+        fail_over(shard, new)
+        shard.wake(old)
+        for other in {P1, P2, P3} - {new}:
+            shard.make_replica(other, new)
+        shard.watch(5.0)
+    shard.kill(P2)
+    shard.watch(60.0)
+    assert len(shard.of(Promote)) == 3
+    assert "3 times" in shard.machine.why
+    shard.tell(PromoteAsked(P3))
+    assert shard.of(Promote)[3:] == [Promote(P3)]
+
+
+def test_the_next_promotion_is_expected_to_take_what_the_last_ones_took() -> None:
+    shard = DrawnShard()
+    assert shard.machine.usual_s == 1.0
+    shard.kill(P1)
+    shard.until(Phase.PROMOTING, 5.0)
+    shard.make_master(P2)
+    shard.tell(Promoted(), after_s=3.0)
+    shard.until(Phase.SWITCHING, 2.0)
+    shard.tell(Switched())
+    assert shard.machine.usual_s == pytest.approx(3.75, abs=0.5)
+
+
+# --- whom to believe --------------------------------------------------------------------------------------------------
+
+
+def test_a_primary_that_others_demoted_is_followed_to_the_one_that_it_copies() -> None:
+    shard = DrawnShard(NONE)
+    shard.make_master(P3)
+    shard.make_replica(P1, P3)
+    shard.look(LOOK_S)
+    assert shard.phase is Phase.VERIFYING and shard.shut
+    shard.look(LOOK_S)
+    assert shard.of(Switch) == [Switch(P3, 5)]
+
+
+def test_a_server_is_verified_on_two_looks_far_enough_apart() -> None:
+    shard = DrawnShard(FOLLOWS)
+    shard.make_master(P3)
+    shard.make_replica(P1, P3)
+    shard.look(LOOK_S)
+    shard.look(0.1)
+    assert shard.of(Switch) == []
+    shard.look(0.1)
+    assert shard.of(Switch) == [Switch(P3, 5)]
+
+
+def test_a_primary_whose_replicas_have_gone_to_its_heir_is_the_past() -> None:
+    shard = DrawnShard(FOLLOWS)
+    shard.make_master(P2)
+    shard.make_replica(P3, P2)
+    shard.until(Phase.SWITCHING, 1.0)
+    assert shard.of(Switch) == [Switch(P2, 5)]
+
+
+def test_a_master_of_another_history_is_not_believed() -> None:
+    shard = DrawnShard(FOLLOWS)
+    shard.kill(P1)
+    shard.look(LOOK_S)
+    shard.empty(P3)
+    shard.change(P3, lost_keys=0)
+    shard.watch(30.0)
+    assert shard.phase is Phase.READONLY and shard.of(Switch) == []
+
+
+def test_who_follows_waits_then_says_so_and_still_follows() -> None:
+    shard = DrawnShard(FOLLOWS, deadline_s=10.0)
+    shard.kill(P1)
+    shard.until(Phase.WAITING, 5.0)
+    waits = shard.now
+    shard.until(Phase.READONLY, 11.0)
+    assert shard.now - waits >= 10.0
+    assert not shut(shard).hold
+    shard.make_master(P2)
+    shard.make_replica(P3, P2)
+    shard.until(Phase.SWITCHING, 1.0)
+    assert shard.of(Promote) == []
+
+
+def test_with_an_authority_only_what_it_announced_is_believed() -> None:
+    shard = DrawnShard(SENTINEL)
+    shard.kill(P1)
+    shard.make_master(P2)
+    shard.make_replica(P3, P2)
+    shard.watch(20.0)
+    assert shard.of(Switch) == []
+    shard.announce(P2, 9)
+    shard.until(Phase.SWITCHING, 1.0)
+    assert shard.of(Switch) == [Switch(P2, 9)]
+
+
+def test_an_announcement_of_an_epoch_that_is_over_is_ignored() -> None:
+    shard = DrawnShard(SENTINEL)
+    shard.make_master(P2)
+    shard.announce(P2, 4)
+    shard.watch(5.0)
+    shard.announce(P2, 3)
+    shard.watch(5.0)
+    assert shard.machine.primary == P1 and shard.said == []
+
+
+def test_an_announcement_that_was_overtaken_is_ignored() -> None:
+    shard = DrawnShard(SENTINEL)
+    shard.make_master(P2)
+    shard.make_master(P3)
+    shard.announce(P3, 6)
+    shard.announce(P2, 5)
+    shard.until(Phase.SWITCHING, 1.0)
+    assert shard.of(Switch) == [Switch(P3, 6)]
+
+
+def test_a_newer_announcement_wins_over_the_one_that_is_verified() -> None:
+    shard = DrawnShard(SENTINEL)
+    shard.make_master(P2)
+    shard.look()
+    shard.announce(P2, 5)
+    shard.make_master(P3)
+    shard.look(0.1)
+    shard.announce(P3, 6)
+    shard.until(Phase.SWITCHING, 2.0)
+    assert shard.of(Switch) == [Switch(P3, 6)]
+
+
+def test_an_old_primary_that_comes_back_as_master_is_not_believed() -> None:
+    shard = DrawnShard(SENTINEL)
+    shard.kill(P1)
+    shard.make_master(P2)
+    shard.announce(P2, 5)
+    shard.until(Phase.SWITCHING, 5.0)
+    shard.tell(Switched())
+    shard.wake(P1)
+    shard.watch(5.0)
+    assert shard.machine.primary == P2 and shard.phase is Phase.HEALTHY
+    assert str(P1) in shard.machine.alarms["two-masters"]
+
+
+def test_an_authority_tells_its_epoch_to_one_that_has_none() -> None:
+    shard = DrawnShard(SENTINEL, known=Known(0, P1))
+    shard.announce(P1, 17)
+    assert shard.machine.epoch == 17 and shard.effects == []
+
+
+# --- a primary without its keys ---------------------------------------------------------------------------------------
+
+
+def test_a_replica_that_kept_the_keys_of_an_empty_primary_is_promoted_at_once() -> None:
+    shard = DrawnShard(nodes=[P1, P2])
+    shard.empty(P1)
+    shard.look(LOOK_S)
+    assert shard.phase is Phase.WAITING and shard.shut
+    fail_over(shard, P2, 1.5)
+
+
+def test_where_nobody_kept_the_keys_of_an_empty_primary_an_operator_decides() -> None:
+    shard = DrawnShard()
+    shard.empty(P1)
+    for node in (P2, P3):
+        shard.make_replica(node, P1)
+    shard.watch(60.0)
+    assert shard.phase is Phase.READONLY
+    assert "50 keys" in shard.machine.alarms["data-loss"]
+    assert shard.of(Promote) == []
+    shard.tell(PromoteAsked(P1))
+    shard.until(Phase.HEALTHY, 1.0)
+    shard.look(LOOK_S)
+    assert shard.machine.alarms == {} and not shard.shut
+
+
+# --- the others -------------------------------------------------------------------------------------------------------
+
+
+def test_where_nothing_may_be_done_no_gate_is_closed() -> None:
+    for trouble in ("kill", "silence", "empty"):
+        shard = DrawnShard(NONE)
+        getattr(shard, trouble)(P1)
+        for _ in range(100):
+            shard.look(LOOK_S)
+            assert not shard.shut, trouble
+
+
+def test_a_shard_of_which_nobody_answers_is_down_and_comes_back() -> None:
+    shard = DrawnShard()
+    shard.kill(P1, P2, P3)
+    shard.until(Phase.DOWN, 5.0)
+    assert not shut(shard).hold
+    shard.wake(P1)
+    shard.until(Phase.HEALTHY, 1.0)
+    assert "+shard-down" in shard.said and shard.said[-1] == "-suspect"
+    shard.kill(P1, P2, P3)
+    shard.until(Phase.DOWN, 5.0)
+    shard.wake(P2)
+    shard.until(Phase.PROMOTING, 5.0)
+
+
+def test_those_that_do_not_follow_the_new_primary_are_tidied() -> None:
+    shard = DrawnShard()
+    shard.kill(P1)
+    fail_over(shard, P2)
+    shard.wake(P1)
+    shard.watch(1.0)
+    assert shard.of(Tidy)[0] == Tidy((P1, P3))
+    shard.make_replica(P3, P2)
+    shard.make_replica(P1, P2)
+    shard.look(LOOK_S)
+    shard.forget()
+    shard.watch(5.0)
+    assert shard.effects == []
+
+
+def test_a_server_that_was_never_primary_here_is_not_taken_back() -> None:
+    shard = DrawnShard(known=Known(0, P1))
+    shard.make_master(P3)
+    shard.watch(5.0)
+    assert shard.of(Tidy) == []
+
+
+def test_the_refuge_is_the_most_complete_replica_and_stays() -> None:
+    shard = DrawnShard()
+    shard.change(P3, offset=600)
+    shard.look(LOOK_S)
+    refuge = shard.machine.refuge(None, shard.now)
+    assert refuge == P3
+    shard.change(P2, offset=700)
+    shard.look(LOOK_S)
+    assert shard.machine.refuge(refuge, shard.now) == P3
+    shard.change(P3, syncing=True)
+    shard.look(LOOK_S)
+    assert shard.machine.refuge(refuge, shard.now) == P2
+
+
+def test_the_refuge_is_the_candidate_once_there_is_one() -> None:
+    shard = DrawnShard()
+    shard.kill(P1)
+    shard.until(Phase.PROMOTING, 5.0)
+    assert shard.machine.refuge(P3, shard.now) == P2
+
+
+def test_a_pause_holds_the_writes_until_it_ends() -> None:
+    shard = DrawnShard()
+    shard.tell(PauseAsked())
+    assert shut(shard).hold
+    shard.watch(5.0)
+    assert shard.phase is Phase.PAUSED
+    shard.tell(ResumeAsked())
+    assert not shard.shut
+    assert shard.answers == [True, True]
+
+
+def test_what_happened_during_a_pause_is_seen_at_its_end() -> None:
+    shard = DrawnShard()
+    shard.tell(PauseAsked())
+    shard.kill(P1)
+    shard.watch(10.0)
+    assert shard.of(Promote) == []
+    shard.tell(ResumeAsked())
+    assert shard.shut
+    fail_over(shard, P2, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("powers", "to", "why"),
+    [
+        (PROMOTES, ELSEWHERE, "no server of s1"),
+        (PROMOTES, P1, "is the primary"),
+        (FOLLOWS, P2, "nobody promotes s1 from here"),
+        (NONE, None, "nobody promotes s1 from here"),
+    ],
+)
+def test_what_cannot_be_promoted_is_refused_with_the_reason(powers: Powers, to: Node | None, why: str) -> None:
+    shard = DrawnShard(powers)
+    (answer,) = shard.tell(PromoteAsked(to))
+    assert isinstance(answer, Answer) and not answer.done and why in answer.text
+
+
+def test_a_replica_that_cannot_be_primary_is_refused_in_peace() -> None:
+    shard = DrawnShard()
+    shard.change(P2, priority=0)
+    shard.change(P3, priority=0)
+    shard.look()
+    shard.tell(PromoteAsked(P2))
+    shard.tell(PromoteAsked(None))
+    assert shard.answers == [False, False]
+    assert not shard.shut
+
+
+def test_where_it_was_given_up_an_operator_may_name_any_server() -> None:
+    shard = DrawnShard(nodes=[P1, P2])
+    shard.change(P2, priority=0)
+    shard.kill(P1)
+    shard.until(Phase.READONLY, 5.0)
+    shard.tell(PromoteAsked(P2))
+    assert shard.of(Promote) == [Promote(P2)]
+    shard.make_master(P2)
+    shard.tell(Promoted())
+    shard.until(Phase.SWITCHING, 1.0)
+    shard.tell(Switched())
+    assert shard.answers == [True]
+
+
+# --- restarted in the middle ------------------------------------------------------------------------------------------
+
+
+def test_a_promotion_that_was_cut_short_by_the_end_of_the_proxy_is_finished() -> None:
+    shard = DrawnShard(seasoned=False)  # P1, epoch 4, history a: what the state file says
+    shard.kill(P1)
+    shard.make_master(P2)
+    shard.until(Phase.SWITCHING, 5.0)
+    assert shard.of(Promote) == []
+    assert shard.of(Switch) == [Switch(P2, 5)]
+
+
+def test_a_promotion_that_was_cut_short_is_not_undone_by_the_old_primary_coming_back() -> None:
+    shard = DrawnShard(FOLLOWS, seasoned=False)
+    shard.make_master(P2)
+    shard.make_replica(P3, P2)
+    shard.until(Phase.SWITCHING, 2.0)
+    assert shard.of(Switch) == [Switch(P2, 5)]
+
+
+def test_without_a_state_file_the_history_is_that_of_the_replicas() -> None:
+    shard = DrawnShard(seasoned=False, known=Known(0, P1))
+    shard.looks[P1] = NodeLook(str(P1))
+    shard.kill(P1)
+    fail_over(shard, P2)
+    assert shard.machine.known.epoch == 1
+
+
+def test_what_is_known_is_what_a_successor_begins_with() -> None:
+    shard = DrawnShard()
+    shard.kill(P1)
+    fail_over(shard, P2)
+    shard.make_replica(P3, P2)
+    shard.watch(2.0)
+    assert shard.machine.known == Known(5, P2, shard.looks[P2].replid)
