@@ -67,6 +67,9 @@ class Event(enum.Enum):
     CONVERT_TO_SLAVE = "+convert-to-slave", logging.WARNING  # a former primary was told to follow the present one
     FIX_SLAVE_CONFIG = "+fix-slave-config", logging.WARNING  # so was a replica that followed somebody else
     STEP_FAILED = "+step-failed", logging.WARNING  # a server did not do its part; the promotion stands or falls without
+    SENTINEL_LOST = "+sentinel-lost", logging.WARNING  # a Sentinel does not answer
+    SENTINEL_BACK = "-sentinel-lost", logging.INFO
+    SENTINEL_DISREGARDED = "+sentinel-disregarded", logging.ERROR  # it answers, and what it says cannot be followed
 
     LINK_LOST = "+link-lost", logging.WARNING  # a worker's connection to a node ended
     LINK_DOWN = "+link-down", logging.WARNING  # and could not be made again: the shard is refused by that worker

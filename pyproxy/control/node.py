@@ -99,6 +99,22 @@ class NodeConnection:
         except (scan.ProtocolError, BadFrame):
             raise NodeError("not a redis server: it answered what is no reply") from None
 
+    async def hears(self, within_s: float) -> bool:
+        """Whether a server that was subscribed to says anything within so many seconds; what it says is dropped.
+
+        Raises NodeError.
+        """
+        try:
+            async with asyncio.timeout(within_s):
+                data = await self._reader.read(READ_BYTES)
+        except TimeoutError:
+            return False
+        except OSError as exc:
+            raise NodeError(why(exc)) from None
+        if not data:
+            raise NodeError("connection closed by the server")
+        return True
+
     def close(self) -> None:
         self._writer.transport.abort()  # at once: a goodbye, as TLS has one, may wait for a server that hangs
 
