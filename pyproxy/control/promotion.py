@@ -162,7 +162,8 @@ class Machine:
             return Shut("is paused by an operator", True, since, since + self._options.auto_hold_s)
         hold = self._options.on_promotion != "reject" and self._may_hold()
         if self.phase in (Phase.VERIFYING, Phase.SWITCHING):
-            return Shut(f"is being promoted: {self._why}", hold, since, self._decided + self.usual_s)
+            expected_at = max(self._decided + self.usual_s, self._entered + 2 * STEADY_S)
+            return Shut(f"is being promoted: {self._why}", hold, since, expected_at)
         if self.phase is Phase.HEALTHY or self._powers.watches_only:
             return None
         if self.phase is Phase.SUSPECT:
