@@ -1,7 +1,7 @@
 """Sentinels decide: what they say is followed, and a planned promotion is asked of them.
 
-The Sentinels of `[sentinel]` come in; announcements go out, of the server that they name and its config-epoch. The
-proxy never promotes and never re-points a server here: Sentinels would undo it.
+The Sentinels of `[sentinel]` come in; announcements go out, of the server that they name and its config-epoch. Nobody
+is promoted here, nor made a replica of any but whom they announced: they would undo it.
 
 All Sentinels are asked once a second, and at once when one of them publishes +switch-master: the one that carries a
 failover out says so a second later than the others. The highest config-epoch wins, whoever says it. At first a
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from protocol.reply import Error, Value
 from pyproxy.access import Access
 from pyproxy.config import BackendAccess, Config
+from pyproxy.control.judge import parse_info
 from pyproxy.control.node import NodeConnection, NodeError
 from pyproxy.control.promoters import Announce, Announcement, Case, Promoter, PromotionFailed
 from pyproxy.events import Event, emit
@@ -30,6 +31,13 @@ POLL_S = 1.0
 DEADLINE_S = 1.0  # of a connect, of the replies to one question, of looking names up
 NOT_COORDINATED = b"ERR wrong number of arguments"
 """What Sentinels of Redis, and of Valkey before 9, answer to SENTINEL FAILOVER name COORDINATED."""
+
+
+CATCH_UP_POLL_S = 0.005  # between looks at a replica that has yet to get what its paused primary has
+
+
+class _NotCoordinatedError(Exception):
+    """This Sentinel knows no coordinated failover."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +50,7 @@ class Claim:
 
 
 def make(shard: Shard, config: Config, access: Access, announce: Announce) -> Promoter:
-    return SentinelPromoter(shard, config, announce)
+    return SentinelPromoter(shard, config, access, announce)
 
 
 class SentinelPromoter(Promoter):
@@ -52,12 +60,13 @@ class SentinelPromoter(Promoter):
     hands_over = True
     usual_s = 1.5  # they tell a second after they have promoted
 
-    def __init__(self, shard: Shard, config: Config, announce: Announce) -> None:
+    def __init__(self, shard: Shard, config: Config, servers: Access, announce: Announce) -> None:
         self.shard = shard.name
         self.name = config.sentinel.name.replace("{shard}", shard.name).encode()
         self._nodes = shard.primary, *shard.replicas
         self._config = config
         self._access = _access(config)
+        self._servers = servers
         self._majority = len(config.sentinel.nodes) // 2 + 1
         self._announce = announce
         self._said: dict[Node, Claim] = {}  # by Sentinel, its last; only until one is announced
@@ -117,37 +126,74 @@ class SentinelPromoter(Promoter):
         self._announced.clear()
         try:
             async with asyncio.timeout(deadline_s):
-                sentinel = await self._order(case)
-                await self._announced.wait()
+                try:
+                    await self._order(case, b"COORDINATED")
+                    await self._announced.wait()
+                except _NotCoordinatedError:
+                    await self._hand_over_paused(case)
         except TimeoutError:
             raise PromotionFailed(f"no +switch-master within {deadline_s:g} s; it may come yet") from None
+        except NodeError as exc:
+            raise PromotionFailed(str(exc)) from None
         if case.named and str(self._primary) != case.candidate.node:
-            raise PromotionFailed(f"sentinel {sentinel} chose {self._primary}", again=False)
+            raise PromotionFailed(f"the sentinels chose {self._primary}", again=False)
 
-    async def _order(self, case: Case) -> Node:
-        """Have one Sentinel begin, and say which. Once one may have, no other is asked. Raises PromotionFailed."""
+    async def _hand_over_paused(self, case: Case) -> None:
+        """By Sentinels that do not ask the primary: its writes wait, and in the end it answers them with -READONLY.
+
+        It is not left to the Sentinels to make it a replica: their connection to it waits as well, for a PUBLISH. Where
+        a failover was begun and nothing is announced, the pause is left to its end, as there may be another primary.
+        """
+        async with _connected(Node.parse(case.primary.node), self._servers) as primary:
+            pause_ms = round(self._config.promotion.deadline_s * 1000)
+            end: list[tuple[bytes, ...]] = [(b"CLIENT", b"UNPAUSE")]
+            try:
+                await _obeys(primary, (b"CLIENT", b"PAUSE", b"%d" % pause_ms, b"WRITE"))
+                await self._catch_up(primary, case)
+                await self._order(case)
+                end.clear()
+                await self._announced.wait()
+                assert self._claim is not None
+                new = self._claim.host.encode(), b"%d" % self._claim.port
+                end += [(b"MULTI",), (b"REPLICAOF", *new), (b"CLIENT", b"UNPAUSE"), (b"EXEC",)]
+            finally:
+                if end:
+                    with contextlib.suppress(NodeError):  # the pause ends by itself, and Sentinels do the rest
+                        await primary.ask(*end, deadline_s=DEADLINE_S)
+
+    async def _catch_up(self, primary: NodeConnection, case: Case) -> None:
+        """Return when each replica, as any may be chosen, has what the primary has. Raises NodeError."""
+        wanted = await _offset(primary, "master_repl_offset")
+        for each in (case.candidate, *case.others):
+            if each.reachable and each.role == "slave":
+                async with _connected(Node.parse(each.node), self._servers) as replica:
+                    while True:
+                        if await _offset(replica, "slave_repl_offset") >= wanted:
+                            break
+                        await asyncio.sleep(CATCH_UP_POLL_S)
+
+    async def _order(self, case: Case, *how: bytes) -> None:
+        """Have one Sentinel begin a failover. Once one may have, no other is asked. Raises PromotionFailed."""
         failures = []
         for sentinel in self._config.sentinel.nodes:
             try:
                 async with _connected(sentinel, self._access) as connection:
                     if case.named:
                         await self._check_choice(sentinel, connection, case.candidate.node)
-                    answer = await self._fail_over(connection)
+                    answer = await self._fail_over(connection, how)
             except NodeError as exc:
                 failures.append(f"sentinel {sentinel}: {exc}")
                 continue
             if not isinstance(answer, Error):
-                return sentinel
-            if answer.line.startswith(NOT_COORDINATED):
-                lost = "without it, what others write meanwhile would be lost"
-                raise PromotionFailed(f"sentinel {sentinel} knows no COORDINATED (Valkey 9); {lost}", again=False)
+                return
+            if how and answer.line.startswith(NOT_COORDINATED):
+                raise _NotCoordinatedError
             failures.append(f"sentinel {sentinel}: {_text(answer.line)}")
         raise PromotionFailed("; ".join(failures))
 
-    async def _fail_over(self, connection: NodeConnection) -> Value:
+    async def _fail_over(self, connection: NodeConnection, how: tuple[bytes, ...]) -> Value:
         try:
-            order = b"SENTINEL", b"FAILOVER", self.name, b"COORDINATED"
-            (answer,) = await connection.ask(order, deadline_s=DEADLINE_S)
+            (answer,) = await connection.ask((b"SENTINEL", b"FAILOVER", self.name, *how), deadline_s=DEADLINE_S)
         except NodeError:
             return None  # it may have begun: the announcement will tell
         return answer
@@ -193,7 +239,8 @@ class _Follower:
                     _connected(self._sentinel, self._access) as asked,
                     _connected(self._sentinel, self._access) as heard,
                 ):
-                    await _subscribe(heard)
+                    # A message has no config-epoch, so it only says that it is time to ask.
+                    await _obeys(heard, (b"SUBSCRIBE", b"+switch-master"))
                     while True:
                         await self._poll(asked)
                         pause_s = self._timeouts.reconnect_min_s
@@ -325,11 +372,19 @@ async def _connected(sentinel: Node, access: Access) -> AsyncIterator[NodeConnec
         connection.close()
 
 
-async def _subscribe(connection: NodeConnection) -> None:
-    """A message has no config-epoch, so it only says that it is time to ask."""
-    (answer,) = await connection.ask((b"SUBSCRIBE", b"+switch-master"), deadline_s=DEADLINE_S)
+async def _obeys(connection: NodeConnection, order: tuple[bytes, ...]) -> None:
+    (answer,) = await connection.ask(order, deadline_s=DEADLINE_S)
     if isinstance(answer, Error):
         raise NodeError(_text(answer.line))
+
+
+async def _offset(connection: NodeConnection, field: str) -> int:
+    """What the server says of itself in INFO. Raises NodeError."""
+    (info,) = await connection.ask((b"INFO", b"replication"), deadline_s=DEADLINE_S)
+    fields, _ = parse_info(_text(info)) if isinstance(info, bytes) else ({}, None)
+    if not fields.get(field, "").isdigit():
+        raise NodeError(f"{connection} does not say its {field}")
+    return int(fields[field])
 
 
 async def _addresses(node: Node) -> set[str]:
