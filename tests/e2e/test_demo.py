@@ -144,6 +144,8 @@ def after_kills() -> Iterator[tuple[Config, set[str]]]:
             os.kill(started.pid_of_server(node), signal.SIGKILL)
         ask(replaced.replicas[0].port, "REPLICAOF", "NO", "ONE")
         yield config, {started.says_next() for _ in range(3)}
+    wait_until_gone(started.processes)
+    shutil.rmtree(started.logs())
 
 
 def test_a_killed_primary_comes_back_as_a_replica_of_its_successor(after_kills: tuple[Config, set[str]]) -> None:
@@ -168,6 +170,8 @@ def test_with_sentinels_they_choose_the_successor() -> None:
         shard = started.config().shards[0]
         os.kill(started.pid_of_server(shard.primary), signal.SIGKILL)
         assert started.says_next() == f"s0: {shard.primary} was killed; back as a replica of {shard.replicas[0]}"
+    wait_until_gone(started.processes)
+    shutil.rmtree(started.logs())
 
 
 def test_ctrl_c_leaves_no_process_and_no_file_behind() -> None:
