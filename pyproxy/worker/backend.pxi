@@ -65,7 +65,7 @@ cdef class Backend:
         """Down: whatever waits was not sent and is refused, unless it can wait on; whatever comes is refused at once."""
         self._set_door(Door.SHUT)
         self.refusal = refusal
-        self.keep_unsent()
+        keep_unsent(self)
         self._release()
 
     def queue(self):
@@ -232,7 +232,7 @@ cdef class Backend:
                 self.unanswered += 1
                 self.unanswered_at = now
                 if self.taking is not None:
-                    self._give_up(self._owner(item))
+                    give_up(self, self._owner(item))
                 self._fail(item, errors.no_reply(lane.reply_s), False)
         if wire is not None and self.head is not None and not wire.lost:
             oldest = max(self.last_frame, self.head.sent_at)
@@ -300,7 +300,7 @@ cdef class Backend:
         self._set_door(Door.QUEUE if self.count else Door.IDLE)
         if self.taking is not None:
             for owner in list(self.taking):
-                self._decide(owner)
+                decide(self, owner)
         return self.count > 0
 
     cdef object _owner(self, Pending item):
@@ -335,294 +335,24 @@ cdef class Backend:
         self.aging = self.head
         return 0
 
-    # What was begun and may not be sent, or was sent and refused.  Included in the class Backend.
-    #
-    # The gate is closed, or no connection can be made: writes that are in the queue and were never given to a connection
-    # leave it for `kept`, and wait there for the gate, or for the end of their time.  A write that the server refused for a
-    # reason of its own joins them (DESIGN: it is taken back) if every later write of its client on this connection was
-    # refused too; else all get the answers that came.
-
-    @property
-    def guarded(self):
-        return self._guarded
+    # --- what may not be sent now; see kept.pxi ---
 
     @property
     def owes_write(self):
         """Whether a write was given to a connection and is not answered, whoever waits for it or has gone."""
-        cdef Pending item = self.head
-        cdef Py_ssize_t i
-        for i in range(self.count - self.unflushed):
-            if item.write:
-                return True
-            item = item.next_out
-        return False
-
-    # --- kept ---
+        return owes_write(self)
 
     def keep_unsent(self):
-        """Nothing can or may be sent: writes are kept or refused, and reads sent elsewhere if they can be."""
-        cdef Pending item
-        cdef Client owner
-        cdef bytes line
-        cdef list reads = []
-        cdef set keeping = set()
-        if not self.unflushed:
-            return
-        for held in self._take_unsent():
-            item = <Pending>held
-            owner = self._owner(item)
-            if owner is None or item.done:
-                continue        # nobody waits for it any more
-            if item.write:
-                if item.request is None:
-                    line = self.front.gate_line() if self.front is not None else self.refusal
-                else:
-                    line = self.front.keep(owner, item.size, item.sent_at, 1) if self.front is not None else self.refusal
-                if line is None:
-                    self._keep(item, owner)
-                    keeping.add(owner)
-                else:
-                    self._refuse(item, line, True)
-            elif owner in keeping:
-                self._keep(item, owner)
-            else:
-                reads.append(item)
-        if reads:
-            self._elsewhere(reads)
-
-    cdef int _elsewhere(self, list reads) except -1:
-        """Reads that were not sent go to another server of the shard, or stay, or are refused."""
-        cdef object found = self.front.elsewhere(self) if self.front is not None and self.wire is None else None
-        cdef Backend other = found if found is not None else self
-        cdef Pending item
-        for held in reads:
-            item = <Pending>held
-            if other.door == Door.SHUT:
-                self._refuse(item, other.refusal, True)
-                continue
-            if other is not self:
-                item.sent_at = self.lane.now
-                (<Client>self._owner(item)).reads_at(other)
-            other._put_again(item)
-        if other.count and other.door == Door.IDLE:
-            other.link.connect(other)
-        return 0
-
-    cdef list _take_unsent(self):
-        """Takes what was never given to a connection out of the queue -> in its order."""
-        cdef list taken = []
-        cdef Pending item = self.head, last = None, following
-        cdef Py_ssize_t sent = self.count - self.unflushed, i
-        cdef bint aging_stays = False
-        for i in range(sent):
-            if item is self.aging:
-                aging_stays = True
-            last = item
-            item = item.next_out
-        if last is None:
-            self.head = None
-        else:
-            last.next_out = None
-        self.tail = last
-        while item is not None:
-            following = item.next_out
-            item.next_out = None
-            taken.append(item)
-            item = following
-        if not aging_stays:
-            self.aging = None
-        self.count = sent
-        self.unflushed = 0
-        self.out_len = 0
-        self.chunks = []
-        self.out_bytes = 0
-        return taken
-
-    cdef int _put_again(self, Pending item) except -1:
-        """At the end of the queue, from the request that was kept; its deadline is as it was."""
-        cdef double sent_at = item.sent_at
-        cdef bytes frame = item.request if type(item.request) is bytes else request.encode(item.request)
-        self.put(item, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
-        item.sent_at = sent_at
-        return 0
-
-    cdef int _keep(self, Pending item, Client owner) except -1:
-        """What its client sends behind it waits too: nothing may overtake it."""
-        self.kept.append(item)
-        owner.parked |= Park.SWITCH
-        if item.write:
-            self.front.gate.keep(item.size)
-        return 0
-
-    cdef int _unkeep(self, Pending item) except -1:
-        if item.write:
-            self.front.gate.unkeep(item.size)
-        return 0
+        """Nothing can or may be sent: writes that were not are kept or refused, and reads sent elsewhere if they can be."""
+        keep_unsent(self)
 
     def release(self):
         """The gate is open: what was kept is sent in its order, but nothing of a client that has gone."""
-        cdef Pending item
-        cdef list kept = self.kept
-        cdef dict going = {}        # client -> what is said to it, if it is gone
-        self.kept = []
-        if not kept:
-            return
-        kept.sort(key=_by_age)      # what was taken back was sent before what had not been sent
-        for held in kept:
-            item = <Pending>held
-            self._unkeep(item)
-            owner = self._owner(item)
-            if owner is None:
-                self.front.ended(item.write, "dropped_client_gone")
-                continue
-            if owner not in going:
-                going[owner] = self.front.has_gone(owner)
-            if going[owner] is not None:
-                self.front.ended(item.write, "dropped_client_gone")
-                self._refuse(item, going[owner], True)
-            elif self.door == Door.SHUT:
-                self.front.ended(item.write, "refused_held")
-                self._refuse(item, self.refusal, True)
-            else:
-                self.front.ended(item.write, "drained")
-                item.sent_at = self.lane.now
-                self._put_again(item)
-        if self.count and self.door == Door.IDLE:
-            self.link.connect(self)
+        release(self)
 
     def refuse_kept(self, double before, bytes line not None):
         """Refuses what has been kept since before then, with all else that is kept of the same clients."""
-        cdef Pending item
-        cdef list kept = self.kept
-        cdef set due = set()
-        if not kept:
-            return
-        for held in kept:
-            item = <Pending>held
-            if item.write and item.sent_at <= before:
-                due.add(self._owner(item))
-        if not due:
-            return
-        self.kept = []
-        for held in kept:
-            item = <Pending>held
-            owner = self._owner(item)
-            if owner not in due:
-                self.kept.append(item)
-                continue
-            self._unkeep(item)
-            if owner is None:
-                self.front.ended(item.write, "dropped_client_gone")
-            else:
-                self.front.gate.give_up(owner.id)
-                self.front.ended(item.write, "refused_held")
-                self._refuse(item, line, True)
-
-    cdef int forget(self, Client client, bytes line) except -1:
-        """A client has gone, or (with a line to say) closed its half: what is kept of it is never sent."""
-        cdef Pending item
-        cdef list kept = self.kept
-        if line is None and self.taking is not None:
-            self.taking.pop(client, None)
-            if not self.taking:
-                self.taking = None
-        if not kept:
-            return 0
-        self.kept = []
-        for held in kept:
-            item = <Pending>held
-            if self._owner(item) is not client:
-                self.kept.append(item)
-                continue
-            self._unkeep(item)
-            self.front.ended(item.write, "dropped_client_gone")
-            if line is not None:
-                self._refuse(item, line, True)
-        return 0
-
-    # --- taken back ---
-
-    cdef bint _take_back(self, Pending item, const char *p, Py_ssize_t n) except -1:
-        """The server refused a write, and says that it did not do it -> whether the answer may wait for what follows."""
-        cdef Client owner = self._owner(item)
-        cdef str code = _refusal_code(p, n)
-        cdef Taking taking
-        cdef Pending later
-        cdef Py_ssize_t i
-        if (owner is None or item.request is None or self.front is None or self.front.link is not self.link
-                or not self.front.gate.takes_back(code)):
-            return False
-        taking = Taking.__new__(Taking)
-        taking.items = [(item, PyBytes_FromStringAndSize(p, n))]
-        later = self.head
-        for i in range(self.count - self.unflushed):
-            if not later.done and self._owner(later) is owner:
-                taking.left += 1
-            later = later.next_out
-        if self.taking is None:
-            self.taking = {}
-        self.taking[owner] = taking
-        owner.parked |= Park.SWITCH     # nothing more of it is begun meanwhile
-        self.front.refused(code)        # closes the gate: what was not sent is kept
-        if taking.left == 0:
-            self._decide(owner)
-        return True
-
-    cdef bint _belongs_to_taking(self, Pending item, const char *p, Py_ssize_t n) except -1:
-        """Whether this answer waits for the decision on a write before it."""
-        cdef object owner = self._owner(item)
-        cdef Taking taking = self.taking.get(owner) if owner is not None and not item.done else None
-        if taking is None:
-            return False
-        if p[0] == c'-' and (n > 7 and (p[1:7] == b"MOVED " or p[1:5] == b"ASK ") or n > 8 and p[1:8] == b"NOAUTH "):
-            self._give_up(owner)
-            return False
-        taking.items.append((item, PyBytes_FromStringAndSize(p, n)))
-        taking.left -= 1
-        if item.write and (_refusal_code(p, n) is None or item.request is None):
-            taking.applied = True
-        if taking.left == 0:
-            self._decide(owner)
-        return True
-
-    cdef int _give_up(self, owner) except -1:
-        """The answers of what follows will not all come: the refused write gets its own."""
-        cdef Taking taking = self.taking.get(owner) if owner is not None else None
-        if taking is not None:
-            taking.applied = True
-            self._decide(owner)
-        return 0
-
-    cdef int _decide(self, Client owner) except -1:
-        """Takes all refused writes of a client back, with its reads behind them; or gives all the answers they got."""
-        cdef Taking taking = self.taking.pop(owner)
-        cdef Pending item
-        cdef Py_ssize_t size = 0
-        cdef int writes = 0
-        cdef double since = 0
-        cdef bytes line = None
-        if not self.taking:
-            self.taking = None
-        if not taking.applied:
-            for held, frame in taking.items:
-                item = <Pending>held
-                if item.write:
-                    writes += 1
-                    size += item.size
-                    since = since or item.sent_at
-            line = self.front.keep(owner, size, since, writes)
-            self.front.gate.holds.taken_back += writes
-        for held, frame in taking.items:
-            item = <Pending>held
-            if not taking.applied and line is None:
-                self._keep(item, owner)
-            elif not taking.applied and item.write:
-                self._refuse(item, line, True)
-            elif frame is not None:
-                self.lane.settle(item, frame)
-            else:
-                self._fail(item, errors.LOST, True)
-        return 0
+        refuse_kept(self, before, line)
 
 
 @cython.final
@@ -728,7 +458,7 @@ cdef class Wire:
         cdef Lane lane = backend.lane
         cdef Pending item = backend._pop()
         backend.last_frame = lane.now
-        if backend.taking is not None and backend._belongs_to_taking(item, p, n):
+        if backend.taking is not None and belongs_to_taking(backend, item, p, n):
             return 0
         if item.client is None and item.whole is None:
             return 0
@@ -741,7 +471,7 @@ cdef class Wire:
                 backend._fail(item, errors.UNAUTHENTICATED, True)
                 self.drop(errors.UNAUTHENTICATED)
                 return 0
-            if self._tell_of(p, n) and item.write and not item.done and backend._take_back(item, p, n):
+            if self._tell_of(p, n) and item.write and not item.done and take_back(backend, item, p, n):
                 return 0
         if frame is None:
             frame = OK if n == 5 and memcmp(p, b"+OK\r\n", 5) == 0 else PyBytes_FromStringAndSize(p, n)

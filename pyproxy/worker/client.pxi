@@ -65,7 +65,7 @@ cdef class Client:
             self.front.half_closed(self)
         elif self.parked & Park.SWITCH:
             for backend in self.pool:
-                (<Backend>backend).forget(self, errors.client_gone(backend.link.name, backend.link.node))
+                forget(<Backend>backend, self, errors.client_gone(backend.link.name, backend.link.node))
         self.touch()
         return True
 
@@ -93,7 +93,7 @@ cdef class Client:
             self.front.left(self)
         if self.parked & Park.SWITCH:
             for backend in self.pool:
-                (<Backend>backend).forget(self, None)
+                forget(<Backend>backend, self, None)
         self.head = self.tail = None
         while item is not None:
             following = item.next_placed

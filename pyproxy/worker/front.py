@@ -18,7 +18,7 @@ from pyproxy import messages
 from pyproxy.config import Config
 from pyproxy.messages import ShardLook
 from pyproxy.shardmap import Node, Shard
-from pyproxy.worker.gate import Closed, Gate, Holds
+from pyproxy.worker.gate import Closed, Gate
 from pyproxy.worker.lane import NOT_NOW, Backend, Client, Lane
 from pyproxy.worker.link import Link
 
@@ -34,17 +34,17 @@ POLLRDHUP = 0x2000  # <poll.h>; select has no name for it before Python 3.15
 
 
 def gone(client: Client) -> bool:
-    """Whether a client has closed, if only its half: asked of the socket, as the loop tells nothing while it is not read."""
+    """Whether a client has closed, if only its half. The loop does not tell while the client is not read."""
     poll = select.poll()
     poll.register(client.fd, POLLRDHUP)
-    return client.closing or bool(poll.poll(0))
+    return bool(poll.poll(0))
 
 
 class Front:
     """`open_link(node)` makes a link to another server of the shard; `index` is the worker's, for who reads where."""
 
     def __init__(
-        self, lane: Lane, link: Link, gate: Gate, config: Config, index: int, open_link: Callable[[Node], Link]
+        self, lane: Lane, link: Link, gate: Gate[Client], config: Config, index: int, open_link: Callable[[Node], Link]
     ) -> None:
         self.link = link
         self.gate = gate
@@ -99,6 +99,8 @@ class Front:
 
     def down(self, why: str) -> None:
         """No connection to the primary can be made; called again when the reason is another."""
+        if any(backend.is_open for backend in self.link.backends.values()):
+            return
         own = self.gate.own
         own.lost_at = own.lost_at or self.link.lost_at or time.monotonic()
         own.lost = why
@@ -166,7 +168,7 @@ class Front:
         for client in self.gate.due(now):
             self.gate.give_up(client.id)
             self._let_go(client, "refused_held")
-        if self.gate.kept_requests and self._closed is not None:
+        if self._closed is not None:
             before = self.gate.overdue(self._closed, now)
             for backend in self.link.backends.values():
                 backend.refuse_kept(before, self.gate.line(self._closed, now))
@@ -191,6 +193,18 @@ class Front:
             self._forget_at = now + FORGET_S
             oldest = now - self._config.reads_max_lag_s
             self._wrote = {client: at for client, at in self._wrote.items() if at > oldest}
+
+    def drain(self, orphan: bool) -> None:
+        """The worker is going: who is held is answered. An orphan writes nothing any more."""
+        now = time.monotonic()
+        for client in list(self.gate.parked):
+            self.gate.unpark(client)
+            self.gate.holds.refused_held += 1
+            client.leave(self.gate.line(self._closed or Closed("is being left", now, now, hold=False), now))
+        if orphan:
+            line = errors.not_applied(self.link.name, self.link.node, "is not served by this process any more")
+            for backend in self.link.backends.values():
+                backend.refuse_kept(float("inf"), line)
 
     def close(self) -> None:
         """The shard is another's: whatever waits is refused or offered anew."""
@@ -235,23 +249,21 @@ class Front:
         client.hold(self, start)
         return NOT_NOW
 
-    def keep(self, client: Client, size: int, start: float, requests: int) -> bytes | None:
-        """Whether writes that were begun and are not sent may be held; else the line to refuse them with."""
+    @property
+    def closed(self) -> bool:
+        return self._closed is not None
+
+    def keep(self, backend: Backend, client: Client, size: int, start: float, requests: int) -> bytes | None:
+        """None: writes that were begun and are not sent may wait in this backend; else the line to refuse them with."""
         now = time.monotonic()
         closed = self.gate.closed(now)
         if closed is None:
-            return self.link.refusal  # no promotion would help: the shard is just down
+            return backend.refusal if backend.is_shut else None
         if self.gate.may_be_held(closed, client.id, size, start, now, requests=requests):
             return None
         self.gate.give_up(client.id)
         self.gate.holds.refused_at_once += requests
         return self.gate.line(closed, now)
-
-    def gate_line(self) -> bytes:
-        """Why a write may not pass that cannot be held either."""
-        now = time.monotonic()
-        closed = self.gate.closed(now)
-        return self.gate.line(closed, now) if closed is not None else self.link.refusal
 
     def ended(self, write: bool, became: str) -> None:
         """A request is not kept any more; only writes are counted."""

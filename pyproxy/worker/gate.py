@@ -18,7 +18,7 @@ all is well.
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from protocol import errors
 from pyproxy import messages
@@ -37,6 +37,9 @@ class Holder(Protocol):
     """A client that is held; in the worker it is a compiled class."""
 
     id: int
+
+
+Client = TypeVar("Client", bound=Holder)
 
 
 @dataclass(slots=True)
@@ -85,7 +88,7 @@ class Own:
 
 
 @dataclass(slots=True)
-class Gate:
+class Gate(Generic[Client]):
     shard: str
     node: Node
     promotion: Promotion
@@ -93,7 +96,7 @@ class Gate:
     said: messages.Gate
     replicated: bool
     own: Own = field(default_factory=Own)
-    parked: dict[Holder, Parked] = field(default_factory=dict)
+    parked: dict[Client, Parked] = field(default_factory=dict)
     kept_requests: int = 0  # begun, and not sent; see Backend
     kept_bytes: int = 0
     _parked_bytes: int = 0
@@ -177,10 +180,12 @@ class Gate:
         return errors.gate_closed(self.shard, self.node, closed.why, int(seconds * 1000))
 
     def may_be_held(
-        self, closed: Closed, client: int, size: int, start: float, now: float, *, requests: int = 1, again: bool = False
+        self, closed: Closed, client: int, size: int, start: float, now: float, requests: int = 1, again: bool = False
     ) -> bool:
-        """Whether these writes of a client may wait. `size`: their bytes; `start`: since when they wait, or were sent;
-        `again`: they have been held before, and go on waiting."""
+        """Whether these writes of a client may wait.
+
+        `size`: their bytes; `start`: since when they wait, or were sent; `again`: they were held before, and go on.
+        """
         bounds = self.promotion
         if not closed.hold or client in self._waited or start <= self.overdue(closed, now):
             return False
@@ -202,7 +207,7 @@ class Gate:
         bounds = self.promotion
         if not closed.hold or (not closed.brief and bounds.on_promotion == "reject"):
             return now
-        if now >= min(self._began or now, closed.since) + bounds.hold_incident_s:
+        if now >= min(self._began or now, closed.since or now) + bounds.hold_incident_s:
             return now
         if closed.brief:
             return now - CONFIRM_S
@@ -210,13 +215,13 @@ class Gate:
 
     # --- who is held ---
 
-    def park(self, client: Holder, size: int, start: float) -> None:
+    def park(self, client: Client, size: int, start: float) -> None:
         self.parked[client] = Parked(start, size)
         self._parked_bytes += size
         self._count(1, size)
         self.holds.held += 1
 
-    def grew(self, client: Holder, size: int) -> bool:
+    def grew(self, client: Client, size: int) -> bool:
         """What a held client has sent by now, all bytes -> whether that is within the bounds."""
         parked = self.parked[client]
         more, parked.bytes = size - parked.bytes, size
@@ -229,7 +234,7 @@ class Gate:
             and self.holds.bytes <= bounds.hold_process_bytes
         )
 
-    def unpark(self, client: Holder) -> None:
+    def unpark(self, client: Client) -> None:
         parked = self.parked.pop(client)
         self._parked_bytes -= parked.bytes
         self._count(-1, -parked.bytes)
@@ -238,7 +243,7 @@ class Gate:
         """It has waited: nothing more of it is held before the gate has been open."""
         self._waited.add(client)
 
-    def due(self, now: float) -> Iterator[Holder]:
+    def due(self, now: float) -> Iterator[Client]:
         """Those who must not be held any longer."""
         closed = self.closed(now)
         if closed is not None and self.parked:

@@ -225,7 +225,7 @@ cdef class Backend:
     cdef bint plain                 # open, and all is as usual
     cdef bint _guarded
     cdef int door
-    cdef bytes refusal
+    cdef readonly bytes refusal
     cdef Pending head
     cdef Pending tail
     cdef Pending aging              # the oldest request whose deadline has not passed
@@ -257,16 +257,6 @@ cdef class Backend:
     cdef int _refuse(self, Pending item, bytes line, bint unsent) except -1
     cdef object _owner(self, Pending item)
     cdef int _put_first(self, list retries) except -1
-    cdef int _put_again(self, Pending item) except -1
-    cdef list _take_unsent(self)
-    cdef int _elsewhere(self, list reads) except -1
-    cdef int _keep(self, Pending item, Client owner) except -1
-    cdef int _unkeep(self, Pending item) except -1
-    cdef bint _take_back(self, Pending item, const char *p, Py_ssize_t n) except -1
-    cdef bint _belongs_to_taking(self, Pending item, const char *p, Py_ssize_t n) except -1
-    cdef int _decide(self, Client owner) except -1
-    cdef int _give_up(self, owner) except -1
-    cdef int forget(self, Client client, bytes line) except -1
 
 
 @cython.final

@@ -430,3 +430,4 @@ cdef object _by_age = attrgetter("sent_at")
 # One compiled module, as its classes know each other; a file for each side.
 include "client.pxi"
 include "backend.pxi"
+include "kept.pxi"

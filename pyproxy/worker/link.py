@@ -207,7 +207,7 @@ class Link:
             return
         if not reason:
             self.front.up()
-        elif not any(backend.is_open for backend in self.backends.values()):
+        else:
             self.front.down(reason)
 
     async def _recover(self) -> None:

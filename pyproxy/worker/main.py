@@ -159,7 +159,8 @@ class Worker:
         """A front for each shard; one whose slots are as they were stays, and is told what is new."""
         assert self._lane and self._here
         gates = topology.gates or [Gate(shard.name, 0) for shard in topology.shards]
-        old = {shard.name: (front, shard) for front, shard in zip(self._fronts, self._here.topology.shards, strict=True)}
+        before = zip(self._fronts, self._here.topology.shards, strict=True)
+        old = {shard.name: (front, shard) for front, shard in before}
         fronts = []
         for index, (shard, gate) in enumerate(zip(topology.shards, gates, strict=True)):
             front, was = old.get(shard.name, (None, None))
@@ -186,7 +187,7 @@ class Worker:
         def link(node: Node) -> Link:
             return Link(lane, index, shard.name, node, config.timeouts, access, self._spawn, self._complain)
 
-        rules = ShardGate(shard.name, shard.primary, config.promotion, self._holds, gate, bool(shard.replicas))
+        rules: ShardGate[Client] = ShardGate(shard.name, shard.primary, config.promotion, self._holds, gate, bool(shard.replicas))
         return Front(lane, link(shard.primary), rules, config, self._setup.index, link)
 
     def _still_busy(self) -> list[str]:
@@ -294,7 +295,8 @@ class Worker:
 
     def _report(self) -> None:
         assert self._lane and self._here and self._channel
-        self._row[INDEX["backend_connections"]] = sum(link.connections for link in (*self._lane.links, *self._lane.sides))
+        links: list[Link] = self._lane.links + self._lane.sides
+        self._row[INDEX["backend_connections"]] = sum(link.connections for link in links)
         self._row[INDEX["held_requests"]] = self._holds.requests
         for name in ("held", "drained", "refused_held", "dropped_client_gone", "refused_at_once", "taken_back"):
             self._row[INDEX[name]] = getattr(self._holds, name)
@@ -311,10 +313,12 @@ class Worker:
 
     # --- the end ---
 
-    def _drain(self, deadline_s: float) -> None:
+    def _drain(self, deadline_s: float, orphan: bool = False) -> None:
         if self._lane is None:
             self._ended.set()
         elif not self._lane.draining:
+            for front in self._fronts:
+                front.drain(orphan)
             self._lane.drain()
             self._stop_accepting()
             self._spawn(self._until_drained(self._lane, deadline_s), "drain")
@@ -323,7 +327,7 @@ class Worker:
         if self._ended.is_set() or (self._lane is not None and self._lane.draining):
             return  # this end was closed by ourselves, or the parent has gone first at the end of both
         emit(Event.WORKER_ORPHAN, index=self._index)
-        self._drain(ORPHAN_FLUSH_S)
+        self._drain(ORPHAN_FLUSH_S, orphan=True)
 
     async def _until_drained(self, lane: Lane, deadline_s: float) -> None:
         loop = asyncio.get_running_loop()

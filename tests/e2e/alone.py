@@ -32,13 +32,13 @@ def node(server: Server) -> Node:
 
 
 class Alone(Process):
-    """A context manager; `port` is where the worker listens. `primaries`: addresses in place of the fleet's, by index."""
+    """A context manager; `port` is where the worker listens. `primaries`: in place of the fleet's, by index."""
 
     def __init__(self, fleet: Fleet, primaries: dict[int, Node] | None = None, top: str = "", **tables: Table) -> None:
         name = f"worker-{time.monotonic_ns()}"
         super().__init__("worker", fleet.directory / f"{name}.log")
         self.config = fleet.directory / f"{name}.toml"
-        self.config.write_text(f"{top}\n{fleet.config(**tables)}")
+        self.config.write_text(f"{top}\n{fleet.config(f'{HOST}:0', 1, **tables)}")
         self._config = Config.load(self.config)
         self.shards = [
             msgspec.structs.replace(shard, primary=(primaries or {}).get(index, shard.primary))
@@ -100,7 +100,7 @@ class Alone(Process):
         self.version += 1
         version = self.version
         self.send(Topology(version, list(self.shards), [], list(self.gates)))
-        self.wait(f"topology {version} to be applied", lambda: self.applied(version) is not None)
+        self.wait_for(f"topology {version} to be applied", lambda: self.applied(version) is not None)
 
     def close(self, index: int, *, hold: bool = True, why: str = "is being promoted", in_s: float = 0.5) -> None:
         """Close the gate of a shard."""
@@ -163,17 +163,17 @@ class Alone(Process):
         said = self.of(Holding)
         return said[-1].held.get(self.shards[index].name, Held(0, 0)) if said else Held(0, 0)
 
-    def wait(self, what: str, done: Callable[[], bool]) -> None:
+    def wait_for(self, what: str, done: Callable[[], bool]) -> None:
         wait_until(what, done, lambda: f"it said {self.said[-5:]}, and in its log:\n{self.tail()}", 20.0)
 
     def wait_held(self, index: int, requests: int) -> None:
-        self.wait(f"{requests} requests to be held", lambda: self.holding(index).requests == requests)
+        self.wait_for(f"{requests} requests to be held", lambda: self.holding(index).requests == requests)
 
     def count(self, name: str) -> int:
         return self.page.get(0, name)
 
     def wait_count(self, name: str, count: int) -> None:
-        wait_until(f"{name} to be {count}", lambda: self.count(name) == count, lambda: f"it is {self.count(name)}", 20.0)
+        self.wait_for(f"{name} to be {count}, not {self.count(name)}", lambda: self.count(name) == count)
 
 
 def promote(old: Server | None, new: Server, others: Sequence[Server] = ()) -> None:
