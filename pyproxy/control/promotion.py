@@ -498,7 +498,6 @@ class Machine:
         """The next candidate, or all of them once more after a pause; but first a look: it may have been done."""
         assert isinstance(event, PromotionRefused)
         self._target = None
-        self._why = event.why
         self._anew = self._retry_at = now
         answer = self._answer(False, event.why)
         attempt = len(self._tried)
@@ -516,7 +515,6 @@ class Machine:
             self._decided = now
         self._target = node
         self._seen_at = 0.0
-        self._why = cause
         effects = self._enter(Phase.VERIFYING, now, cause, Event.VERIFYING, node=node)
         return effects + self._confirm(Ticked(), now)
 
@@ -539,9 +537,8 @@ class Machine:
             self._target = None
             self._decided = self._anew = now
             self._compare_from(now)
-            self._why = "it was not seen to be primary in time"
-            effects = self._enter(Phase.WAITING, now, self._why, Event.TRY_FAILED)
-            return effects + self._answer(False, self._why)
+            why = f"{look.node if look else 'it'} was not seen to be primary in time"
+            return self._enter(Phase.WAITING, now, why, Event.TRY_FAILED) + self._answer(False, why)
         return []
 
     def _switch(self, now: float) -> list[Effect]:
@@ -678,16 +675,10 @@ class Machine:
         """Not again so soon after a promotion: a shard that flaps would hold its clients for ever."""
         return self.promoted_at is None or self._since - self.promoted_at >= self._options.hold_again_s
 
-    def _enter_quietly(self, phase: Phase, now: float) -> None:
-        self.phase = phase
-        self._entered = now
-
     def _enter(self, phase: Phase, now: float, cause: str, event: Event, **fields: object) -> list[Effect]:
         """The one place where a phase begins: said once, with its cause, the epoch and the ages."""
         was, lasted = self.phase, now - self._entered
-        self._enter_quietly(phase, now)
-        if phase is Phase.HEALTHY:
-            self._well_at = 0.0
+        self.phase, self._entered, self._why, self._well_at = phase, now, cause, 0.0
         said = {
             "shard": self.shard, "phase": phase.value, "was": was.value, "epoch": self.epoch, "cause": cause,
             "was_for_s": f"{lasted:.1f}", "incident_s": f"{now - self._since:.1f}", **fields,
