@@ -1,4 +1,4 @@
-"""What holds for the machine of a shard whatever happens: every phase meets every event, and histories drawn at random."""
+"""What holds for the machine of a shard whatever happens: each phase meets each event; histories drawn at random."""
 
 from collections.abc import Callable
 from typing import Any, get_args
@@ -14,7 +14,6 @@ from pyproxy.control.happenings import (
     Effect,
     HandOver,
     Happening,
-    Known,
     Looked,
     NotQuiet,
     PauseAsked,
@@ -32,7 +31,6 @@ from pyproxy.control.happenings import (
 )
 from pyproxy.control.promoters import Announcement
 from pyproxy.control.promotion import STEADY_S, TABLE, Phase
-from pyproxy.events import Event
 from pyproxy.shardmap import Node
 from tests.pyproxy.control.drawn_shard import (
     ELASTICACHE,
@@ -255,7 +253,7 @@ LEADS_TO = {
 def test_the_table_has_an_entry_for_every_phase_and_every_event() -> None:
     events = set(get_args(Happening))
     assert events == EVENTS.keys()
-    assert {phase: set(row) for phase, row in TABLE.items()} == {phase: events for phase in Phase}
+    assert {phase: set(row) for phase, row in TABLE.items()} == dict.fromkeys(Phase, events)
 
 
 @pytest.mark.parametrize("event", EVENTS.values(), ids=lambda event: type(event).__name__)
@@ -274,19 +272,25 @@ def test_every_phase_meets_every_event(phase: Phase, event: Happening) -> None:
 
 # --- histories drawn at random ----------------------------------------------------------------------------------------
 
+LATE = (Promoted(), PromotionRefused("late", True), Quiet(), NotQuiet("late"))
+ANSWERS: dict[type, tuple[type, ...]] = {
+    Promote: (Promoted, PromotionRefused),
+    HandOver: (Promoted, PromotionRefused),
+    AwaitQuiet: (Quiet, NotQuiet),
+}
 NODES = st.sampled_from([P1, P2, P3])
 ACTIONS: list[st.SearchStrategy[tuple[Any, ...]]] = [
     st.tuples(st.just("look"), st.sampled_from([0.01, 0.1, 0.25, 1.0])),
-    st.tuples(st.just("watch"), st.sampled_from([1.0, 3.0, 10.0])),
+    st.tuples(st.just("watch"), st.sampled_from([0.5, 1.0, 4.0])),
     st.tuples(st.just("tick"), st.sampled_from([0.0, 0.05, 1.0, 4.0, 30.0, 700.0])),
     st.tuples(st.sampled_from(["kill", "silence", "wake", "empty", "make_master", "load", "sync", "misconf"]), NODES),
     st.tuples(st.just("make_replica"), NODES, NODES),
     st.tuples(st.just("write")),
     st.tuples(st.just("announce"), st.sampled_from([P1, P2, P3, ELSEWHERE]), st.integers(-1, 3)),
     st.tuples(st.just("outcome"), st.booleans(), st.booleans()),
-    st.tuples(st.just("late"), st.sampled_from([Promoted(), PromotionRefused("late", True), Quiet(), NotQuiet("late")])),
-    st.tuples(st.just("ask"), st.sampled_from([PromoteAsked(None), PromoteAsked(P1), PromoteAsked(P3), PauseAsked()])),
-    st.tuples(st.just("ask"), st.just(ResumeAsked())),
+    st.tuples(st.just("late"), st.sampled_from(LATE)),
+    st.tuples(st.just("ask"), st.sampled_from([PromoteAsked(None), PromoteAsked(P1), PromoteAsked(P3)])),
+    st.tuples(st.just("ask"), st.sampled_from([PauseAsked(), ResumeAsked()])),
 ]
 HISTORIES = st.lists(st.one_of(ACTIONS), max_size=40)
 POWERS = st.sampled_from([PROMOTES, FOLLOWS, SENTINEL, ELASTICACHE, NONE])
@@ -313,8 +317,7 @@ def act(shard: Watched, action: tuple[Any, ...]) -> None:
         case "outcome", is_done, is_known:
             shard.outcome(is_done, is_known)
         case "late", event:
-            expected = {Promote: (Promoted, PromotionRefused), HandOver: (Promoted, PromotionRefused), AwaitQuiet: (Quiet, NotQuiet)}
-            if not isinstance(event, expected.get(type(shard.out), ())):
+            if not isinstance(event, ANSWERS.get(type(shard.out), ())):  # that one could not be told from the other
                 shard.tell(event)
         case "ask", event:
             if not shard.asked:  # the conductor takes one at a time
@@ -323,7 +326,7 @@ def act(shard: Watched, action: tuple[Any, ...]) -> None:
             getattr(shard, name)(*arguments)
 
 
-@settings(max_examples=400)
+@settings(max_examples=300)
 @given(POWERS, st.booleans(), HISTORIES)
 def test_whatever_happens_the_promises_hold(powers: Powers, seasoned: bool, history: list[tuple[Any, ...]]) -> None:
     shard = Watched(powers, seasoned=seasoned, min_between_s=20.0)
@@ -331,7 +334,7 @@ def test_whatever_happens_the_promises_hold(powers: Powers, seasoned: bool, hist
         act(shard, action)
 
 
-@settings(max_examples=200)
+@settings(max_examples=150)
 @given(POWERS, HISTORIES)
 def test_when_all_is_well_for_a_while_the_gate_is_open(powers: Powers, history: list[tuple[Any, ...]]) -> None:
     shard = Watched(powers, min_between_s=20.0)
@@ -350,8 +353,8 @@ def test_when_all_is_well_for_a_while_the_gate_is_open(powers: Powers, history: 
         shard.make_replica(node, primary)
     if powers.is_authority:
         shard.announce(primary, 0 if powers is ELASTICACHE else 10_000)
-    for _ in range(6):
-        shard.watch(10.0)
+    for _ in range(60):
+        shard.look(1.0)
         shard.outcome(True)
     if shard.machine.phase is Phase.PAUSED:
         shard.tell(ResumeAsked())
