@@ -219,7 +219,7 @@ def test_one_that_has_slept_while_it_waited_looks_anew_before_it_promotes() -> N
     shard.until(Phase.WAITING, 5.0)
     shard.watch(1.0)
     shard.tell(Ticked(), after_s=30.0)
-    assert shard.phase is Phase.WAITING  # it holds, as it will not be long
+    assert shard.phase is Phase.WAITING
 
 
 def test_the_primary_is_asked_once_more_before_another_one_is_promoted() -> None:
