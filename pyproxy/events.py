@@ -66,6 +66,9 @@ class Event(enum.Enum):
     RECONF_SENT = "+slave-reconf-sent", logging.INFO  # another replica was told to follow it
     CONVERT_TO_SLAVE = "+convert-to-slave", logging.WARNING  # a former primary was told to follow the present one
     FIX_SLAVE_CONFIG = "+fix-slave-config", logging.WARNING  # so was a replica that followed somebody else
+    ELASTICACHE_LOST = "+elasticache-lost", logging.WARNING  # the API of AWS does not answer as it should
+    ELASTICACHE_BACK = "-elasticache-lost", logging.INFO
+    ELASTICACHE_ASKED = "+elasticache-asked", logging.WARNING  # AWS was asked to promote a member
     STEP_FAILED = "+step-failed", logging.WARNING  # a server did not do its part; the promotion stands or falls without
     SENTINEL_LOST = "+sentinel-lost", logging.WARNING  # a Sentinel does not answer
     SENTINEL_BACK = "-sentinel-lost", logging.INFO
