@@ -21,6 +21,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +102,20 @@ def _parser() -> argparse.ArgumentParser:
 def _load(path: Path) -> Config:
     """A configuration that can be served: the files it names can be used too. Raises ConfigErrors."""
     config = Config.load(path)
-    if problems := Access(config.backend).problems():
+    problems = Access(config.backend).problems()
+    if "elasticache" in map(config.promoter_of, config.shards) and find_spec("boto3") is None:
+        problems.append("promotion.promoter: expected boto3 for elasticache (it is in pyproxy[elasticache]), got none")
+    if problems:
         raise ConfigErrors(problems)
     return config
 
 
 def serve(args: argparse.Namespace) -> int:
     config = _load(args.config)
+    if config.undiscovered():
+        from pyproxy.control.replication_groups import discover  # boto3 takes a third of a second
+
+        config = config.with_nodes(discover(config))
     # Here, and not above: the other commands work at once, and where nothing is compiled.
     from pyproxy.control import main as parent
 

@@ -143,6 +143,12 @@ class FakeElastiCache:
         with self._lock:
             self._modify(group, cluster)
 
+    def denied(self) -> list[str]:
+        """What the servers refused to the proxy, as those of AWS do."""
+        servers = [server for group in self.groups.values() for server in group.members.values() if server.running]
+        entries = [entry for server in servers for entry in admin(server, "ACL", "LOG")]
+        return [str(dict(zip(entry[::2], entry[1::2], strict=True))[b"object"]) for entry in entries]
+
     def require(self, password: str) -> None:
         """From now on the servers ask everybody for it, as with an AUTH token."""
         for group in self.groups.values():

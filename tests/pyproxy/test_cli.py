@@ -55,6 +55,18 @@ def test_check_names_every_promoter(undiscovered: Path, capsys: Output) -> None:
     assert ": ok: 2 shards, 0 replicas, promoters elasticache and none, " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_a_missing_boto3_is_a_problem_where_it_is_needed(
+    command: str, undiscovered: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    assert main([command, str(undiscovered)]) == 78
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "promotion.promoter: expected boto3 for elasticache (it is in pyproxy[elasticache]), got none"
+    ]
+    assert main(["check", str(EXAMPLE)]) == 0
+
+
 def test_where_names_the_shard_also_while_its_nodes_are_not_known(undiscovered: Path, capsys: Output) -> None:
     assert main(["where", "", "foo", "--config", str(undiscovered)]) == 0
     assert capsys.readouterr().out.splitlines() == [

@@ -45,9 +45,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def aws() -> Iterator[FakeElastiCache]:
-    """One replication group: a primary and two replicas."""
+    """One replication group: a primary and two replicas. Nothing is tried on its servers that AWS forbids."""
     with Fleet(shards=1, replicas=2, options=options()) as fleet, FakeElastiCache(fleet) as fake:
         yield fake
+        assert fake.denied() == []
 
 
 @dataclass
