@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from pyproxy.fleet import Fleet, FleetError, Proxy, wait_until
+from pyproxy.fleet import Fleet, FleetError, Proxy, Table, wait_until
 from pyproxy.hashing import slot
 from tests.e2e.rig import Talk
 from tests.elasticache import FakeElastiCache, options, pretend_credentials
@@ -27,7 +27,7 @@ class Cloud:
 
     @contextlib.contextmanager
     def proxy(self, groups: tuple[str, str] = GROUPS, **promotion: float | str) -> Iterator[Proxy]:
-        api = {"region": "eu-west-1", "endpoint_url": self.aws.url, "trouble_poll_s": 0.1, "delay_s": 0.0}
+        api: Table = {"region": "eu-west-1", "endpoint_url": self.aws.url, "trouble_poll_s": 0.1, "delay_s": 0.0}
         table = {"promoter": "elasticache", "down_after_s": 0.5, **promotion}
         proxy = Proxy(self.fleet, None, 2, promotion=table, elasticache=api)
         lines = proxy.config.read_text().splitlines()

@@ -55,6 +55,16 @@ def test_check_names_every_promoter(undiscovered: Path, capsys: Output) -> None:
     assert ": ok: 2 shards, 0 replicas, promoters elasticache and none, " in capsys.readouterr().out
 
 
+def test_the_example_of_elasticache_is_right_once_its_token_is_there(tmp_path: Path, capsys: Output) -> None:
+    token = tmp_path / "auth-token"
+    token.touch(mode=0o600)
+    token.write_text("the-token-of-an-example\n")
+    path = tmp_path / "elasticache.toml"
+    path.write_text((EXAMPLE.parent / "elasticache.toml").read_text().replace("/etc/pyproxy/auth-token", str(token)))
+    assert main(["check", str(path)]) == 0
+    assert ": ok: 2 shards, 0 replicas, promoter elasticache, " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["check", "serve"])
 def test_a_missing_boto3_is_a_problem_where_it_is_needed(
     command: str, undiscovered: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
