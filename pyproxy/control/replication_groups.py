@@ -37,7 +37,7 @@ from pyproxy.config import UNDISCOVERED, Config, ConfigErrors, ElastiCache
 from pyproxy.shardmap import Node, Shard
 
 CONNECT_S = 2.0
-DESCRIBE_S, DESCRIBE_ATTEMPTS = 5.0, 3  # each; botocore's standard mode, with its own back-off
+DESCRIBE_S, DESCRIBE_ATTEMPTS = 5.0, 2  # each; the process cannot end while a thread waits for AWS
 MODIFY_S = 10.0
 PAGE = 100  # replication groups, parameters: the most that AWS gives at once
 

@@ -129,6 +129,7 @@ class ElastiCachePromoter(Promoter):
         self._group_at = 0.0  # at this time
         self._error = ""  # of the last description, as it was logged
         self._wish: Wish | None = None
+        self._put_off = ""  # CacheClusterId of one that is to be promoted, but not now: in the maintenance window
         self._troubled = False  # the primary is not one
         self._woken = asyncio.Event()  # the loop that asks AWS
         self._hurried = asyncio.Event()  # the loop that asks the servers
@@ -209,8 +210,9 @@ class ElastiCachePromoter(Promoter):
         if wish.masters >= MASTERS and (group.primary == wish.node or group.status == "available"):
             self._late = group.primary if group.primary != wish.node else None
             self._believe(wish.node)
-        elif not wish.masters and group.idle and self._group_at > wish.at + QUIET_S:
-            self._end(f"aws was asked {QUIET_S:g} s ago and has not promoted {wish.node}")
+        elif not wish.masters and group.status == "available" and self._group_at > wish.at + QUIET_S:
+            self._put_off = group.pending
+            self._end(f"{wish.node} is no primary {QUIET_S:g} s after aws was asked")
 
     def _believe(self, node: Node) -> None:
         if self._wish is not None:
@@ -272,12 +274,12 @@ class ElastiCachePromoter(Promoter):
 
     def _begun(self, group: Group, case: Case) -> Wish | None:
         """What AWS does already; None if it may be asked. Raises PromotionFailed."""
-        wished = group.node_of(group.pending)
+        wished = group.node_of(group.pending) if group.pending != self._put_off else None
         if wished is None and group.primary is not None and str(group.primary) != case.primary.node:
             if str(group.primary) != case.candidate.node:
                 raise PromotionFailed(f"aws says that {group.primary} is the primary")
             wished = group.primary
-        if wished is None and not group.idle:
+        if wished is None and group.status != "available":
             raise PromotionFailed(f"the replication group is {group.status}")
         if wished is None and group.automatic_failover != "disabled":
             raise PromotionFailed(f"automatic failover is {group.automatic_failover}")

@@ -320,7 +320,7 @@ async def test_where_nothing_came_of_it_it_is_asked_again_after_a_while_only(
         since = time.monotonic()
         failed = await refused(proxy.promoter, case(aws))
         assert failed.again
-        assert str(failed).endswith(f"has not promoted {node(aws, SECOND)}")
+        assert str(failed) == f"{node(aws, SECOND)} is no primary {QUIET_S:g} s after aws was asked"
         assert time.monotonic() - since >= QUIET_S
         assert aws.counted(MODIFY) == 1
         await proxy.promoter.promote(case(aws))
@@ -351,7 +351,7 @@ async def test_another_attempt_does_not_ask_again_where_the_first_may_have_been_
             async with asyncio.timeout(0.2):
                 await proxy.promoter.promote(case(aws))
         failed = await refused(proxy.promoter, case(aws, THIRD, epoch=3))
-        assert str(failed).endswith(f"has not promoted {node(aws, SECOND)}")
+        assert str(failed) == f"{node(aws, SECOND)} is no primary {QUIET_S:g} s after aws was asked"
     assert aws.counted(MODIFY) == 1
 
 
@@ -450,6 +450,18 @@ async def test_where_another_replica_is_being_promoted_that_is_awaited(aws: Fake
         assert str(failed) == f"aws promoted {node(aws, THIRD)}, as somebody else asked for"
         await proxy.sees(node(aws, FIRST), node(aws, THIRD))
     assert aws.counted(MODIFY) == 0
+
+
+async def test_a_promotion_that_awaits_the_maintenance_window_keeps_nobody_from_another(aws: FakeElastiCache) -> None:
+    aws.group.pending = THIRD
+    async with following(aws) as proxy:
+        await proxy.sees(node(aws, FIRST))
+        failed = await refused(proxy.promoter, case(aws))
+        assert str(failed).startswith(f"{node(aws, THIRD)} is no primary")
+        assert aws.counted(MODIFY) == 0
+        await proxy.promoter.promote(case(aws))
+        await proxy.sees(node(aws, FIRST), node(aws, SECOND))
+    assert aws.counted(MODIFY) == 1
 
 
 async def test_two_proxies_that_want_the_same_get_it_by_one_call(aws: FakeElastiCache) -> None:
