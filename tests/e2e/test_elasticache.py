@@ -1,6 +1,8 @@
 """ElastiCache end to end: a real proxy, real boto3, an API like AWS', and servers that refuse what AWS' refuse."""
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,7 +11,7 @@ import pytest
 from pyproxy.fleet import Fleet, FleetError, Proxy, Table, wait_until
 from pyproxy.hashing import slot
 from tests.e2e.rig import Talk
-from tests.elasticache import FakeElastiCache, options, pretend_credentials
+from tests.elasticache import FakeElastiCache, Group, options, pretend_credentials
 
 MODIFY = "ModifyReplicationGroup"
 GROUPS = ("rg-s0", "rg-s1")
@@ -29,7 +31,8 @@ class Cloud:
     def proxy(self, groups: tuple[str, str] = GROUPS, **promotion: float | str) -> Iterator[Proxy]:
         api: Table = {"region": "eu-west-1", "endpoint_url": self.aws.url, "trouble_poll_s": 0.1, "delay_s": 0.0}
         table = {"promoter": "elasticache", "down_after_s": 0.5, **promotion}
-        proxy = Proxy(self.fleet, None, 2, promotion=table, elasticache=api)
+        admin = str(self.fleet.directory / "admin.sock")
+        proxy = Proxy(self.fleet, None, 2, promotion=table, elasticache=api, http={"admin": admin})
         lines = proxy.config.read_text().splitlines()
         text = "\n".join(line for line in lines if not line.startswith(("primary =", "replicas =")))
         for shard, group in zip(self.fleet.shards, groups, strict=True):
@@ -60,6 +63,10 @@ def write(talk: Talk, proxy: Proxy, value: str) -> None:
     wait_until("a write to be taken", written, lambda: f"{said}\n{proxy.tail(30)}")
 
 
+def wait_available(group: Group) -> None:
+    wait_until("aws to have finished", lambda: group.status == "available", lambda: str(group))
+
+
 def test_a_primary_that_is_killed_is_replaced_by_one_call(cloud: Cloud) -> None:
     """However long AWS names the old one; the other shard notices nothing."""
     aws, group = cloud.aws, cloud.aws.groups["rg-s0"]
@@ -85,6 +92,26 @@ def test_with_automatic_failover_the_proxy_follows_and_asks_for_nothing(cloud: C
         write(talk, proxy, "after")
         assert group.members[group.primary].ask("GET", KEY) == b"after"
         assert aws.counted(MODIFY) == 0
+
+
+def test_an_operator_hands_a_shard_over_without_an_error(cloud: Cloud) -> None:
+    aws, group = cloud.aws, cloud.aws.groups["rg-s0"]
+    aws.begin_s, aws.modifying_s = 0.1, 0.2
+    with cloud.proxy(on_promotion="hold") as proxy, Talk(proxy.port) as talk:
+        write(talk, proxy, "0")
+        command = [sys.executable, "-m", "pyproxy", "promote", "s0", "--config", str(proxy.config)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as promoting:
+            written = 0
+            while promoting.poll() is None:
+                assert talk.ask("INCR", KEY) == written + 1
+                written += 1
+            said = promoting.stdout.read() if promoting.stdout else ""
+        assert promoting.returncode == 0, f"{said}\n{proxy.tail(30)}"
+        wait_available(group)
+        assert group.primary != "rg-s0-001"
+        assert talk.ask("INCR", KEY) == written + 1
+        assert group.members[group.primary].ask("GET", KEY) == b"%d" % (written + 1)
+        assert aws.counted(MODIFY) == 1
 
 
 def test_a_group_that_is_not_there_is_a_problem_of_the_configuration(cloud: Cloud) -> None:
