@@ -402,11 +402,8 @@ def test_promoters_that_have_what_they_need_are_right(toml: str) -> None:
             ['shards[1].replication_group: expected a group of its own, got "g" of shards[0]'],
         ),
         (
-            'promotion.promoter = "sentinal"\nsentinel.nodes = "h:1"\n' + SHARD + 'replication_group = "g"\n',
-            [
-                'promotion.promoter: expected one of elasticache, none, replicaof, sentinel, got "sentinal"',
-                'sentinel.nodes: expected an array, got "h:1"',
-            ],
+            'promotion.promoter = "sentinal"\nsentinel.nodes = ["h:1"]\n' + SHARD + 'replication_group = "g"\n',
+            ['promotion.promoter: expected one of elasticache, none, replicaof, sentinel, got "sentinal"'],
         ),
     ],
 )  # fmt: skip
