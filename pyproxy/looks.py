@@ -104,15 +104,6 @@ def remaining_s(since: float, expected_at: float, now: float) -> float:
     return min(max(LEAST_RETRY_S, left), MOST_BACKOFF_S)
 
 
-def remaining_s(since: float, expected_at: float, now: float) -> float:
-    """How long an incident will last yet, as clients are told: the same number in errors, INFO and over HTTP.
-
-    One that is overdue is expected to last as long again as it has lasted. All three are CLOCK_MONOTONIC, s.
-    """
-    left = expected_at - now if expected_at > now else now - since
-    return min(max(LEAST_RETRY_S, left), MOST_BACKOFF_S)
-
-
 def key_count(look: ShardLook) -> int:
     """Keys of all databases."""
     return sum(count.get("keys", 0) for count in look.keyspace.values())

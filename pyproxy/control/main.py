@@ -51,8 +51,16 @@ class StartError(Exception):
 
 
 def serve(config: Config) -> int:
-    """Serve until a signal says otherwise: 0 if drained, 143 or 130 after a second signal. Raises StartError."""
+    """Serve until a signal says otherwise: 0 if drained, 143 or 130 after a second signal.
+
+    Raises StartError, and ConfigErrors where AWS knows better than the configuration.
+    """
     events.configure()
+    if config.undiscovered():
+        # Here, and not above: boto3 takes half a second, and is only there where it is asked for.
+        from pyproxy.control.replication_groups import discover
+
+        config = config.with_nodes(discover(config))
     raise_file_limit(config)
     return uvloop.run(Parent(config).run())
 

@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
@@ -12,8 +12,8 @@ from pyproxy.fleet import Fleet, Proxy, wait_until
 from tests.e2e.rig import PATIENCE_S, Keys, Talk, error, wait_for_info
 from tests.processes import command_line, family
 
-QUICK = {"promoter": "replicaof", "down_after_s": 0.5, "min_between_s": 0.0, "hold_again_s": 0.0}
-PATIENT = QUICK | {"on_promotion": "hold", "hold_s": PATIENCE_S, "hold_incident_s": PATIENCE_S}
+QUICK: dict[str, str | float] = {"promoter": "replicaof", "down_after_s": 0.5, "min_between_s": 0.0, "hold_again_s": 0.0}
+PATIENT: dict[str, str | float] = QUICK | {"on_promotion": "hold", "hold_s": PATIENCE_S, "hold_incident_s": PATIENCE_S}
 
 
 @pytest.fixture
@@ -23,10 +23,8 @@ def fleet() -> Iterator[Fleet]:
         yield fleet
 
 
-def started(fleet: Fleet, workers: int = 1, **promotion: object) -> Proxy:
-    options = {**QUICK, **promotion}
-    path = str(fleet.directory / "admin.sock")
-    return Proxy(fleet, None, workers, promotion=options, http={"admin": path})  # type: ignore[arg-type]
+def started(fleet: Fleet, promotion: Mapping[str, str | float] = QUICK, workers: int = 1) -> Proxy:
+    return Proxy(fleet, None, workers, promotion=promotion, http={"admin": str(fleet.directory / "admin.sock")})
 
 
 def promote(fleet: Fleet, shard: str = "s0", to: str = "") -> admin.Answer:
@@ -34,7 +32,7 @@ def promote(fleet: Fleet, shard: str = "s0", to: str = "") -> admin.Answer:
 
 
 def test_a_write_to_a_shard_whose_primary_was_killed_is_held_and_then_done(fleet: Fleet) -> None:
-    with started(fleet, **PATIENT) as proxy, Talk(proxy.port) as talk:
+    with started(fleet, PATIENT) as proxy, Talk(proxy.port) as talk:
         key = Keys(proxy).one(0)
         assert talk.ask("INCR", key) == 1
         wait_until("the replicas", lambda: in_step(fleet, key), lambda: str(fleet.shards[0].replicas))
@@ -48,7 +46,7 @@ def in_step(fleet: Fleet, key: str) -> bool:
 
 
 def test_meanwhile_reads_of_it_are_answered_and_the_other_shards_know_nothing_of_it(fleet: Fleet) -> None:
-    with started(fleet, **PATIENT | {"down_after_s": 2.0}) as proxy, Talk(proxy.port) as talk, Talk(proxy.port) as held:
+    with started(fleet, PATIENT | {"down_after_s": 2.0}) as proxy, Talk(proxy.port) as talk, Talk(proxy.port) as held:
         keys = Keys(proxy)
         here, there = keys.one(0), keys.one(1)
         assert talk.ask("MSET", here, "a", there, "b") == b"OK"
@@ -65,7 +63,7 @@ def test_meanwhile_reads_of_it_are_answered_and_the_other_shards_know_nothing_of
 
 
 def test_reject_refuses_at_once_and_says_when_to_come_back(fleet: Fleet) -> None:
-    with started(fleet, on_promotion="reject", down_after_s=2.0) as proxy, Talk(proxy.port) as talk:
+    with started(fleet, QUICK | {"on_promotion": "reject", "down_after_s": 2.0}) as proxy, Talk(proxy.port) as talk:
         key = Keys(proxy).one(0)
         fleet.shards[0].primary.kill()
         refused: list[str] = []
@@ -80,7 +78,7 @@ def test_reject_refuses_at_once_and_says_when_to_come_back(fleet: Fleet) -> None
 
 
 def test_a_planned_promotion_under_load_costs_no_error_and_no_write(fleet: Fleet) -> None:
-    with started(fleet, 2) as proxy, Talk(proxy.port) as first, Talk(proxy.port) as second:
+    with started(fleet, workers=2) as proxy, Talk(proxy.port) as first, Talk(proxy.port) as second:
         keys, ended = Keys(proxy).on(0, 2), threading.Event()
         seen: dict[str, list[object]] = {key: [] for key in keys}
 
@@ -104,7 +102,7 @@ def test_a_planned_promotion_under_load_costs_no_error_and_no_write(fleet: Fleet
 
 
 def test_a_planned_promotion_is_given_up_where_a_worker_does_not_hold(fleet: Fleet) -> None:
-    with started(fleet, 2) as proxy, Talk(proxy.port) as talk:
+    with started(fleet, workers=2) as proxy, Talk(proxy.port) as talk:
         workers = [pid for pid, _ in family(proxy.pid) if "pyproxy.worker" in command_line(pid)]
         mine = int(_field(talk, "worker"))
         index = {int(_argument(pid, "--index")): pid for pid in workers}
@@ -120,7 +118,7 @@ def test_a_planned_promotion_is_given_up_where_a_worker_does_not_hold(fleet: Fle
 
 
 def test_a_worker_that_stands_still_is_ended_before_anybody_writes_to_the_new_primary(fleet: Fleet) -> None:
-    with started(fleet, 2, **PATIENT) as proxy, Talk(proxy.port) as talk:
+    with started(fleet, PATIENT, 2) as proxy, Talk(proxy.port) as talk:
         key, mine = Keys(proxy).one(0), int(_field(talk, "worker"))
         workers = [pid for pid, _ in family(proxy.pid) if "pyproxy.worker" in command_line(pid)]
         stopped = next(pid for pid in workers if int(_argument(pid, "--index")) != mine)
