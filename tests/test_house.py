@@ -41,6 +41,7 @@ TESTED_ELSEWHERE = {
     "pyproxy/worker/lane.pyx": "tests/e2e: test_order, test_lost_connection, test_slow_shard, test_back_pressure ...",
     "pyproxy/worker/link.py": "tests/e2e: test_down_shard, test_lost_connection, test_hostile_backend",
     "pyproxy/worker/main.py": "tests/e2e/test_processes.py",
+    "pyproxy/control/happenings.py": "declarations only",
     "pyproxy/control/http.py": "tests/e2e/test_status.py",
     "pyproxy/config_reading.py": "tests/pyproxy/test_config.py reads files; nobody else uses it",
 }

@@ -19,6 +19,7 @@ import statistics
 from collections.abc import Callable, Mapping
 
 from pyproxy.config import Promotion
+from pyproxy.control import lineage
 from pyproxy.control.candidates import STALE_S, ranked, readable
 from pyproxy.control.happenings import (
     Announced,
@@ -45,13 +46,11 @@ from pyproxy.control.happenings import (
     Ticked,
     Tidy,
 )
+from pyproxy.control.lineage import STEADY_S
 from pyproxy.control.promoters import Announcement
 from pyproxy.events import Event
 from pyproxy.messages import NodeLook
 from pyproxy.shardmap import Node
-
-STEADY_S = 0.2
-"""Two looks so far apart must agree before anything irreversible is done, or believed, because of them."""
 
 RETRY_S = (1.0, 5.0, 15.0)
 """Pauses after the first, second and any later attempt that failed."""
@@ -121,8 +120,7 @@ class Machine:
         self._said: Announcement | None = None  # the newest word of whoever decides
         self._said_at = 0.0
         self._said_last: Node | None = None  # newest or not
-        self._offsets: dict[Node, tuple[int, float]] = {}  # of the replicas, early in it, and when seen
-        self._offsets_from = 0.0  # no earlier than this
+        self._life = lineage.LifeSigns()
         self._anew = 0.0  # nothing is promoted on looks older than this
         self._strangers: set[Node] = set()  # were masters while the primary was well
         self._tried: list[Node] = []  # in this round
@@ -258,18 +256,12 @@ class Machine:
         look = self.nodes.get(self.primary)
         return look.answered_at if look is not None and not look.reachable and look.answered_at else now
 
-    def _is_primary(self, look: NodeLook | None) -> bool:
-        """Whether it could be the primary, as it looks."""
-        if look is None or not look.reachable or look.role != "master" or look.loading:
-            return False
-        return not look.lost_keys or look.run_id == self._accepted
-
     def _successor(self, now: float) -> Node | None:
         """Who is the primary by now, if it is another one than we believe and there is reason to believe it."""
         if self._powers.is_authority:
             said = self._overruled()
-            return said.node if said and self._is_primary(self.nodes.get(said.node)) else None
-        masters = [node for node, look in self.nodes.items() if node != self.primary and self._is_primary(look)]
+            return said.node if said and self._could_be(said.node) else None
+        masters = [node for node in self.nodes if node != self.primary and self._could_be(node)]
         old = self.nodes[self.primary]
         if old.reachable and old.role == "slave":
             for node in masters:
@@ -280,7 +272,7 @@ class Machine:
             replid2 = self.nodes[node].replid2
             # Of the history before: at the start, without a state file, nobody has told us which one that is.
             is_heir = replid2 == self.lineage if self.lineage else bool(replid2.strip("0"))
-            if self._has_gone_over(node) and (is_heir or is_down or not self.lineage):
+            if lineage.have_gone_over(self.nodes, self.primary, node) and (is_heir or is_down or not self.lineage):
                 return node
             if node in self._strangers:  # it was put aside in peace, not promoted in need
                 is_needed = is_down and not self._candidates(now)
@@ -290,18 +282,8 @@ class Machine:
                 return node
         return None
 
-    def _has_gone_over(self, node: Node) -> bool:
-        """Whether the replicas follow this one, and nobody the primary: then the primary is starved, and the past."""
-        return bool(self._followers(node)) and not self._followers(self.primary)
-
-    def _followers(self, node: Node) -> list[Node]:
-        """Who copies this one: told by the history they share, as they may know it by another name than we do."""
-        history = self.nodes[node].replid if node in self.nodes else ""
-        return [
-            other
-            for other, look in self.nodes.items()
-            if look.reachable and look.role == "slave" and look.link == "up" and look.replid == history != ""
-        ]
+    def _could_be(self, node: Node) -> bool:
+        return lineage.is_primary(self.nodes.get(node), self._accepted)
 
     def _candidates(self, now: float) -> list[Node]:
         others = {node: look for node, look in self.nodes.items() if node != self.primary}
@@ -320,19 +302,13 @@ class Machine:
             text = f"{self._said.by} says that {self._said.node} is primary, which is no server of {self.shard}"
             self.alarms["unknown-primary"] = text
 
-    def _guess_lineage(self) -> None:
-        """Nobody has seen the primary yet: its history is that of those who follow it."""
-        of = [look.replid for look in self.nodes.values() if look.role == "slave" and look.replid]
-        if not self.lineage and of:
-            self.lineage = statistics.mode(of)
-
     # --- while nothing is under way: healthy, suspect, waiting, readonly, down ---
 
     def _review(self, _event: Happening, now: float) -> list[Effect]:
         look = self.nodes.get(self.primary)
         if look is None or now - look.at > STALE_S or any(each.at <= self._switched_at for each in self.nodes.values()):
             return []  # not looked at yet, or this proxy has slept: what was seen before is not what is
-        self._guess_lineage()
+        self.lineage = self.lineage or lineage.guessed(self.nodes)
         successor = self._successor(now)
         if successor is not None:
             return self._verify(successor, now, f"{successor} is primary by now")
@@ -344,10 +320,10 @@ class Machine:
             self._since = self._last_sign(now)
             self._tried, self._rounds = [], 0
             self._target = None
-            self._compare_from(now + STEADY_S)  # what was on its way to them has arrived by then
+            self._life.begin(now + STEADY_S)  # what was on its way to them has arrived by then
         if self.phase is Phase.HEALTHY or look.reachable != self._answers:
             self._troubled_at, self._answers = self._last_sign(now), look.reachable
-        self._compare()
+        self._life.note(self.nodes, self.primary)
         if self.phase in (Phase.HEALTHY, Phase.SUSPECT):
             effects = self._doubt(why, hard, now)
             if now - self._troubled_at < self._patience_s():
@@ -387,7 +363,7 @@ class Machine:
         if not any(look.reachable for look in self.nodes.values()):
             return self._settle(Phase.DOWN, "no server of it answers", now)
         if self.phase is Phase.DOWN:
-            self._compare_from(now)
+            self._life.begin(now)
             return self._judged_down(why, now)
         if not self._powers.acts or self._overruled():
             waited = now - self._decided
@@ -395,12 +371,13 @@ class Machine:
         # One that has just started may be the one that sees least.
         if now < max(self._retry_at, self._started + 2 * self._options.down_after_s):
             return []
-        if alive := self._still_alive():
+        if witness := self._life.found(self.nodes, self.primary, self.lineage):
+            alive = f"its replica {witness} still hears of it, so nothing is promoted: is the network to it well?"
             self.alarms["asymmetric"] = alive
-            self._compare_from(now)
+            self._life.begin(now)
             self._retry_at = now + self._options.down_after_s  # no sign of life for so long, as at first
             return self._settle(Phase.READONLY, alive, now)
-        if not self._is_steady():
+        if not self._life.are_complete(self.nodes, self.primary, self._anew):
             return []
         self.alarms.pop("asymmetric", None)
         if reason := self._guard(now):
@@ -411,44 +388,6 @@ class Machine:
         if self._missing() and now - self._decided < self._options.down_after_s and not self._tried:
             return []  # the best one may be the one that is silent
         return self._promote(candidates[0], now)
-
-    def _others_up(self) -> list[tuple[Node, NodeLook]]:
-        """The replicas that answer."""
-        return [
-            (node, look)
-            for node, look in self.nodes.items()
-            if node != self.primary and look.reachable and look.role == "slave"
-        ]
-
-    def _compare_from(self, at: float) -> None:
-        """Forget the offsets; those to compare with are of the first looks after this time."""
-        self._offsets, self._offsets_from = {}, at
-
-    def _compare(self) -> None:
-        for node, look in self._others_up():
-            if look.answered_at >= self._offsets_from:
-                self._offsets.setdefault(node, (look.offset, look.answered_at))
-
-    def _still_alive(self) -> str:
-        """Whether the replicas still hear of a primary that is silent here: then it is our way to it that is broken."""
-        if self.nodes[self.primary].reachable:
-            return ""
-        for node, look in self._others_up():
-            offset, _ = self._offsets.get(node, (look.offset, 0.0))
-            if look.link == "up" and look.replid == self.lineage and look.offset > offset:
-                return f"its replica {node} still hears of it, so nothing is promoted: is the network to it well?"
-        return ""
-
-    def _is_steady(self) -> bool:
-        """Whether all were looked at anew, and the replicas long enough for an offset that grows to be seen."""
-        if self.nodes[self.primary].at < self._anew:
-            return False
-        for node, look in self._others_up():
-            if look.answered_at < self._anew or node not in self._offsets:
-                return False
-            if look.answered_at - self._offsets[node][1] < STEADY_S:
-                return False
-        return True
 
     def _missing(self) -> bool:
         """Whether a replica is silent that was there when the primary was."""
@@ -526,7 +465,7 @@ class Machine:
                 return self._verify(successor, now, f"{successor} is primary by now")
         assert self._target is not None
         look = self.nodes.get(self._target)
-        if look is not None and self._is_primary(look):
+        if look is not None and self._could_be(self._target):
             if not self._seen_at:
                 self._seen_at = look.answered_at
             if look.answered_at - self._seen_at >= STEADY_S:
@@ -536,7 +475,7 @@ class Machine:
         if now - self._entered > self._options.verify_s:
             self._target = None
             self._decided = self._anew = now
-            self._compare_from(now)
+            self._life.begin(now)
             why = f"{look.node if look else 'it'} was not seen to be primary in time"
             return self._enter(Phase.WAITING, now, why, Event.TRY_FAILED) + self._answer(False, why)
         return []
@@ -576,13 +515,7 @@ class Machine:
         """Those that do not follow the primary, once it is well; the promoter makes them."""
         if not self._powers.acts or self._powers.is_authority or now - self._tidied_at < TIDY_S:
             return []
-        followers = self._followers(self.primary)
-        strays = tuple(
-            node
-            for node, look in self.nodes.items()
-            if node != self.primary and look.reachable and not look.loading and not look.syncing
-            and (look.role == "master" or (node not in followers and look.master != str(self.primary)))
-        )  # fmt: skip
+        strays = lineage.strays(self.nodes, self.primary)
         # One that was never primary here and was put aside by an operator is not ours to take back.
         if not strays or (self.epoch == 0 and not self._promotions):
             return []

@@ -9,7 +9,20 @@ from typing import Any
 import msgspec
 
 from pyproxy.config import Promotion
-from pyproxy.control.happenings import Announced, Answer, Effect, Happening, Known, Looked, Powers, Say
+from pyproxy.control.happenings import (
+    Announced,
+    Answer,
+    Effect,
+    Happening,
+    Known,
+    Looked,
+    Powers,
+    Promote,
+    Promoted,
+    Say,
+    Shut,
+    Switched,
+)
 from pyproxy.control.promoters import Announcement
 from pyproxy.control.promotion import Machine, Phase
 from pyproxy.messages import NodeLook
@@ -168,3 +181,20 @@ class DrawnShard:
     @property
     def shut(self) -> bool:
         return self.machine.gate() is not None
+
+
+def shut(shard: DrawnShard) -> Shut:
+    gate = shard.machine.gate()
+    assert gate is not None
+    return gate
+
+
+
+def fail_over(shard: DrawnShard, to: Node, within_s: float = 10.0) -> None:
+    """The whole of it, with a promoter that does what it is told."""
+    shard.until(Phase.PROMOTING, within_s)
+    assert shard.of(Promote)[-1] == Promote(to)
+    shard.make_master(to)
+    shard.tell(Promoted())
+    shard.until(Phase.SWITCHING, 2.0)
+    shard.tell(Switched())

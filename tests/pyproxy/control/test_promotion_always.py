@@ -29,8 +29,9 @@ from pyproxy.control.happenings import (
     Switched,
     Ticked,
 )
+from pyproxy.control.lineage import STEADY_S
 from pyproxy.control.promoters import Announcement
-from pyproxy.control.promotion import STEADY_S, TABLE, Phase
+from pyproxy.control.promotion import TABLE, Phase
 from pyproxy.shardmap import Node
 from tests.pyproxy.control.drawn_shard import (
     ELASTICACHE,
