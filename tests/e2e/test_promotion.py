@@ -12,8 +12,13 @@ from pyproxy.fleet import Fleet, Proxy, wait_until
 from tests.e2e.rig import PATIENCE_S, Keys, Talk, error, wait_for_info
 from tests.processes import command_line, family
 
-QUICK: dict[str, str | float] = {"promoter": "replicaof", "down_after_s": 0.5, "min_between_s": 0.0, "hold_again_s": 0.0}
-PATIENT: dict[str, str | float] = QUICK | {"on_promotion": "hold", "hold_s": PATIENCE_S, "hold_incident_s": PATIENCE_S}
+QUICK: dict[str, str | float] = {
+    "promoter": "replicaof",
+    "down_after_s": 0.5,
+    "min_between_s": 0.0,
+    "hold_again_s": 0.0,
+}
+PATIENT = QUICK | {"on_promotion": "hold", "hold_s": PATIENCE_S, "hold_incident_s": PATIENCE_S}
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Who is believed to be the primary of a shard, and who is believed to be dead."""
 
+import pytest
+
 from pyproxy.control import lineage
 from pyproxy.control.happenings import (
     Known,
@@ -127,10 +129,10 @@ def test_a_primary_with_misconf_is_replaced_although_its_replicas_hear_of_it() -
     shard.change(P1, misconf="-MISCONF Redis is configured to save RDB snapshots")
     shard.until(Phase.WAITING, 6.0)
     assert shard.now >= 2005.0
-    shard.write(1)
-    shard.look(LOOK_S)
-    shard.write(1)
-    fail_over(shard, P2)
+    for _ in range(4):
+        shard.write(1)
+        shard.look(LOOK_S)
+    assert shard.of(Promote) == [Promote(P2)]
 
 
 def test_one_that_has_slept_looks_anew_before_it_judges() -> None:
@@ -438,3 +440,42 @@ def test_the_history_of_most_replicas_is_guessed() -> None:
     shard = DrawnShard(nodes=[P1, P2, P3, ELSEWHERE])
     shard.change(P2, replid="b")
     assert lineage.guessed(shard.looks) == "a"
+
+
+def test_while_one_replica_follows_the_primary_they_have_not_gone_over() -> None:
+    shard = DrawnShard(nodes=[P1, P2, P3, ELSEWHERE])
+    shard.make_master(P2)
+    shard.make_replica(P3, P2)
+    assert not lineage.have_gone_over(shard.looks, P1, P2)
+    shard.change(ELSEWHERE, link="down")
+    assert lineage.have_gone_over(shard.looks, P1, P2)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("reachable", False), ("role", "slave"), ("loading", True), ("lost_keys", 5)]
+)
+def test_one_that_cannot_be_used_is_not_the_primary(field: str, value: object) -> None:
+    shard = DrawnShard()
+    assert lineage.is_primary(shard.looks[P1], "")
+    shard.change(P1, **{field: value})
+    assert not lineage.is_primary(shard.looks[P1], "")
+
+
+def test_one_without_its_keys_is_the_primary_where_an_operator_took_it_as_it_is() -> None:
+    shard = DrawnShard()
+    shard.change(P1, lost_keys=5)
+    assert lineage.is_primary(shard.looks[P1], "r1")
+    assert not lineage.is_primary(shard.looks[P1], "r2")
+
+
+def test_signs_of_life_are_complete_when_each_replica_was_looked_at_anew() -> None:
+    shard = DrawnShard(nodes=[P1, P2])
+    life = lineage.LifeSigns()
+    life.note(shard.looks, P1)
+    shard.look(1.0)
+    asked = shard.now + 1.0
+    assert life.are_complete(shard.looks, P1, shard.now - 1.0)
+    shard.change(P1, at=asked)
+    assert not life.are_complete(shard.looks, P1, asked)
+    shard.change(P2, answered_at=asked)
+    assert life.are_complete(shard.looks, P1, asked)
