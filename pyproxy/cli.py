@@ -112,10 +112,6 @@ def _load(path: Path) -> Config:
 
 def serve(args: argparse.Namespace) -> int:
     config = _load(args.config)
-    if config.undiscovered():
-        from pyproxy.control.replication_groups import discover  # boto3 takes a third of a second
-
-        config = config.with_nodes(discover(config))
     # Here, and not above: the other commands work at once, and where nothing is compiled.
     from pyproxy.control import main as parent
 
