@@ -16,7 +16,7 @@ import random
 import socket
 import time
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from protocol import errors, request
 from pyproxy.access import Access, Refused, admitted, why
@@ -24,9 +24,6 @@ from pyproxy.config import Timeouts
 from pyproxy.events import Event, emit
 from pyproxy.shardmap import Node
 from pyproxy.worker.lane import Backend, Lane, Wire
-
-if TYPE_CHECKING:
-    from pyproxy.worker.front import Front
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], None]
 
@@ -40,6 +37,17 @@ MOVED = "is not the primary any more, and its connections were closed"
 
 COMPLAIN_S = 1.0
 """How long after a complaint of a refusal the same refusal by the same shard is no news."""
+
+
+class Front(Protocol):
+    """What a link knows of its shard; see front.py."""
+
+    @property
+    def link(self) -> "Link": ...  # to the primary
+    @property
+    def guarded(self) -> bool: ...
+    def down(self, why: str) -> None: ...
+    def up(self) -> None: ...
 
 
 class Link:

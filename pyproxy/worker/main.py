@@ -187,7 +187,8 @@ class Worker:
         def link(node: Node) -> Link:
             return Link(lane, index, shard.name, node, config.timeouts, access, self._spawn, self._complain)
 
-        rules: ShardGate[Client] = ShardGate(shard.name, shard.primary, config.promotion, self._holds, gate, bool(shard.replicas))
+        rules: ShardGate[Client]
+        rules = ShardGate(shard.name, shard.primary, config.promotion, self._holds, gate, bool(shard.replicas))
         return Front(lane, link(shard.primary), rules, config, self._setup.index, link)
 
     def _still_busy(self) -> list[str]:

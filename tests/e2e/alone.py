@@ -22,7 +22,7 @@ from pyproxy.config import Config
 from pyproxy.fleet import HOST, Fleet, Process, Server, Table, wait_until
 from pyproxy.messages import Applied, FleetLook, Gate, Held, Holding, Message, NodeLook, Setup, ShardLook, Topology
 from pyproxy.metrics import Page
-from pyproxy.shardmap import Node, Shard
+from pyproxy.shardmap import Node
 
 Said = TypeVar("Said")
 
@@ -122,9 +122,8 @@ class Alone(Process):
         """Another primary for a shard, in another epoch; the gate stays as it is."""
         shard = self.shards[index]
         nodes = (shard.primary, *shard.replicas)
-        self.shards[index] = Shard(
-            shard.name, node(server), tuple(each for each in nodes if each != node(server)), shard.slots
-        )
+        others = tuple(each for each in nodes if each != node(server))
+        self.shards[index] = msgspec.structs.replace(shard, primary=node(server), replicas=others)
         gate = self.gates[index]
         self.gates[index] = msgspec.structs.replace(
             gate, epoch=gate.epoch + 1, closed="" if open_gate else gate.closed
@@ -134,7 +133,8 @@ class Alone(Process):
     def look(self, index: int, *, reachable: bool = True) -> None:
         """Say what a watcher would have seen of a shard's primary now."""
         shard, now = self.shards[index], time.monotonic()
-        seen = NodeLook(str(shard.primary), reachable, "", now, now if reachable else 0.0, role="master")
+        answered_at = now if reachable else 0.0
+        seen = NodeLook(str(shard.primary), reachable, "", at=now, answered_at=answered_at, role="master")
         self.send(
             FleetLook(1, now, [ShardLook(shard.name, seen.node, reachable, "", {}, {}, "", now, now, nodes=(seen,))])
         )

@@ -98,6 +98,13 @@ async def test_every_worker_is_told_the_setup_first_and_then_the_present_states(
         assert [json.loads(line)["what"] for line in told[1:4]] == ["Setup", "Topology", "FleetLook"]
 
 
+async def test_a_worker_that_slept_is_told_the_present_states_and_then_that_it_was(tmp_path: Path) -> None:
+    async with supervised("sleep", tmp_path) as run:
+        await run.reported("Confirmed")
+    told = [json.loads(line)["what"] for line in (tmp_path / "report").read_text().splitlines()]
+    assert told[-4:-1] == ["Topology", "FleetLook", "Confirmed"] or told[-3:] == ["Topology", "FleetLook", "Confirmed"]
+
+
 async def test_a_worker_inherits_the_listener_its_channel_and_no_other_socket(tmp_path: Path) -> None:
     async with supervised("serve", tmp_path, workers=2) as run:
         await run.supervisor.all_ready.wait()
