@@ -130,10 +130,19 @@ class Site:
     fleet: Fleet
     proxy: Proxy
     app: Listening
+    between: Hop  # HAProxy and the application
     http: Listening
 
     def key(self, shard: int) -> str:
         return Keys(self.proxy).one(shard)
+
+    def wait_for_checks(self, more: int) -> None:
+        """Until HAProxy has looked at the application so often; each of its checks is a connection of its own."""
+        seen = self.checks()
+        wait_until(f"{more} checks", lambda: self.checks() >= seen + more, lambda: f"{seen} before", PATIENCE_S)
+
+    def checks(self) -> int:
+        return self.between.requests.count(b"GET /__lbheartbeat__ ")
 
 
 @contextmanager
@@ -142,10 +151,11 @@ def running(shards: int, **promotion: str | float) -> Iterator[Site]:
         fleet = stack.enter_context(Fleet(shards=shards, replicas=1))
         proxy = stack.enter_context(Proxy(fleet, promotion=promotion))
         app = stack.enter_context(application(fleet.directory, proxy.port))
+        between = stack.enter_context(Hop(app.port))
         haproxy = ["haproxy", "-db", "-f", str(EXAMPLE / "haproxy.cfg")]
-        http = stack.enter_context(Listening(fleet.directory, "haproxy", haproxy, APP_PORT=app.port))
+        http = stack.enter_context(Listening(fleet.directory, "haproxy", haproxy, APP_PORT=between.port))
         http.wait_for("GET", "/__heartbeat__", 200)
-        yield Site(fleet, proxy, app, http)
+        yield Site(fleet, proxy, app, between, http)
 
 
 # Each test has a shard of its own to hurt; nobody hurts s2.
@@ -198,6 +208,7 @@ def test_a_shard_that_nobody_can_take_over_is_in_the_heartbeat_and_not_in_that_o
         unwell = site.http.wait_for("GET", "/__heartbeat__", 503)
         assert 1 <= unwell.backoff <= 30
         assert json.loads(unwell.body) == {"storage": False}
+        site.wait_for_checks(3)
         assert site.http.get("__lbheartbeat__").status == 200
         site.http.wait_for("GET", f"/{site.key(0)}", 503)
 
@@ -219,6 +230,16 @@ def test_without_an_application_haproxy_says_503_with_both_headers_itself(site: 
     assert (gone.backoff, gone.applied) == (DEFAULT_S, "no")
     site.app.start()
     site.http.wait_for("GET", "/__heartbeat__", 200)
+
+
+def test_a_body_that_is_left_out_is_an_empty_value(site: Site) -> None:
+    key = site.key(BYSTANDER)
+    connection = http.client.HTTPConnection(HOST, site.http.port, timeout=PATIENCE_S)
+    connection.putrequest("PUT", f"/{key}")  # request() would send a Content-Length
+    connection.endheaders()
+    assert connection.getresponse().status == 204
+    connection.close()
+    assert site.http.get(key) == Got(200, "")
 
 
 # --- what errors become, whoever says them ----------------------------------------------------------------------------
@@ -284,10 +305,11 @@ def test_a_reply_that_does_not_come_is_503_and_a_late_one_is_nobodys(hop: Hop, s
     with application(server.log.parent, hop.port, ANSWER_MS=200) as app:
         app.wait_for("PUT", "/key", 204)
         hop.stall(Way.REPLIES)
-        refused = app.put("key", "late")
-        assert (refused.backoff, refused.applied) == (DEFAULT_S, "unknown")
+        for refused in (app.put("key", "late"), app.get("key")):
+            assert (refused.backoff, refused.applied) == (DEFAULT_S, "unknown")
         hop.heal()
         wait_until("the next", lambda: app.get("key") == Got(200, "late"), app.tail, PATIENCE_S)
+        assert app.running
 
 
 def test_seconds_that_the_proxy_tells_in_its_info_are_in_the_heartbeat(hop: Hop, app: Listening) -> None:
