@@ -351,7 +351,7 @@ cdef class Backend:
         release(self)
 
     def refuse_kept(self, double before, bytes line not None):
-        """Refuses what has been kept since before then, with all else that is kept of the same clients."""
+        """Refuses the writes of clients of whom something has been kept since before then; their reads go on."""
         refuse_kept(self, before, line)
 
 

@@ -65,7 +65,8 @@ class Front:
 
     def tell(self, said: messages.Gate, shard: Shard) -> None:
         """The parent's word. The primary may be another, or the epoch: then no connection of the old one is left."""
-        moved = shard.primary != self.link.node or said.epoch != self.gate.said.epoch
+        known = self.gate.said.epoch  # 0: of the same server only the number is new
+        moved = shard.primary != self.link.node or (said.epoch != known and known > 0)
         for node in self._sides.keys() - {said.refuge, *said.readers}:
             self._retired.append(self._sides.pop(node))
         self.gate.tell(said, shard.primary, bool(shard.replicas), time.monotonic())

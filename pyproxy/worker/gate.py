@@ -29,6 +29,9 @@ from pyproxy.shardmap import Node
 CONFIRM_S = 1.0
 """How long a write waits for the parent's word after this worker has slept."""
 
+QUIET_S = 1.0
+"""Longer than this and `usual_s` without a refusal, and an incident of refusals is over."""
+
 JITTER = 0.2
 """Of retry_after_ms, or all who were refused would come back at once."""
 
@@ -65,6 +68,7 @@ class Closed:
     expected_at: float
     hold: bool  # they may be held, within the bounds
     brief: bool = False  # held in any mode: nothing but the parent's word is waited for
+    by_parent: bool = False  # who has looked at the mode: where it is reject, `hold` is true for hand-overs alone
 
 
 @dataclass(slots=True)
@@ -102,15 +106,17 @@ class Gate(Generic[Client]):
     _parked_bytes: int = 0
     _began: float = 0.0  # the incident; 0: the gate was open when it was asked last
     _promoted_at: float = 0.0
+    _refused_at: float = 0.0  # when the server refused a write last
     _waited: set[int] = field(default_factory=set)
 
     # --- what is known ---
 
     def tell(self, said: messages.Gate, node: Node, replicated: bool, now: float) -> None:
         """The parent's word: it knows of the refusals by now."""
-        if said.epoch != self.said.epoch:
+        if node != self.node:
             self._promoted_at = now
             self.own.stalled_at = 0.0
+            self._refused_at = 0.0
         self.said = said
         self.node = node
         self.replicated = replicated
@@ -128,6 +134,7 @@ class Gate(Generic[Client]):
 
     def refused(self, code: str, now: float) -> None:
         """The server refused a write for a reason that a promotion would end."""
+        self._refused_at = now
         if not self.own.refused_at:
             self.own.refused_at = now
             self.own.refusal = code
@@ -145,8 +152,10 @@ class Gate(Generic[Client]):
         """Why writes may not pass; None: they may."""
         closed = self._closed(now)
         if closed is None:
-            self._began = 0.0
-            self._waited.clear()
+            # while writes are only tried again, to see whether the server takes them, the incident is the same
+            if now >= self._refused_at + self.said.usual_s + QUIET_S:
+                self._began = 0.0
+                self._waited.clear()
         elif not self._began:
             self._began = min(now, closed.since)
         return closed
@@ -154,7 +163,7 @@ class Gate(Generic[Client]):
     def _closed(self, now: float) -> Closed | None:
         said, own = self.said, self.own
         if said.closed:
-            return Closed(said.closed, said.since, said.expected_at, said.hold)
+            return Closed(said.closed, said.since, said.expected_at, said.hold, by_parent=True)
         if not self.replicated:
             return None
         if own.slept_at:
@@ -166,7 +175,8 @@ class Gate(Generic[Client]):
         if own.stalled_at:
             return Closed("does not answer", own.stalled_at, own.stalled_at + until_down, hold=False)
         if own.refused_at and now < own.refused_at + said.usual_s:
-            return Closed(f"answered -{own.refusal}", own.refused_at, own.refused_at + said.usual_s, hold)
+            began = self._began or own.refused_at
+            return Closed(f"answered -{own.refusal}", began, began + said.usual_s, hold)
         own.refused_at = 0.0
         if own.lost_at:
             return Closed(f"is down: {own.lost}", own.lost_at, own.lost_at + until_down, hold)
@@ -190,7 +200,7 @@ class Gate(Generic[Client]):
         if not closed.hold or client in self._waited or start <= self.overdue(closed, now):
             return False
         if not closed.brief:
-            if bounds.on_promotion == "reject":
+            if bounds.on_promotion == "reject" and not closed.by_parent:
                 return False
             near = now < closed.expected_at <= now + bounds.auto_hold_s
             if bounds.on_promotion == "auto" and not again and not near:
@@ -205,7 +215,7 @@ class Gate(Generic[Client]):
     def overdue(self, closed: Closed, now: float) -> float:
         """What has been held since this time, or longer, must not be held any more."""
         bounds = self.promotion
-        if not closed.hold or (not closed.brief and bounds.on_promotion == "reject"):
+        if not closed.hold or (bounds.on_promotion == "reject" and not closed.brief and not closed.by_parent):
             return now
         if now >= min(self._began or now, closed.since or now) + bounds.hold_incident_s:
             return now

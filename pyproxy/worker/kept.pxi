@@ -40,7 +40,7 @@ cdef int keep_unsent(Backend backend) except -1:
             size = item.size if item.request is not None else <Py_ssize_t>1 << 62
             line = backend.refusal
             if backend.front is not None:
-                line = backend.front.keep(backend, owner, size, item.sent_at, 1)
+                line = backend.front.keep(backend, owner, size, item.kept_since or item.sent_at, 1)
             if line is None:
                 keep(backend, item, owner)
                 keeping.add(owner)
@@ -66,8 +66,8 @@ cdef int send_elsewhere(Backend backend, list reads) except -1:
             backend._refuse(item, other.refusal, True)
             continue
         if other is not backend:
-            item.sent_at = backend.lane.now
             (<Client>backend._owner(item)).reads_at(other)
+        item.sent_at = backend.lane.now
         put_again(other, item)
     if other.count and other.door == Door.IDLE:
         other.link.connect(other)
@@ -117,6 +117,7 @@ cdef int put_again(Backend backend, Pending item) except -1:
 cdef int keep(Backend backend, Pending item, Client owner) except -1:
     """What its client sends behind it waits too: nothing may overtake it."""
     backend.kept.append(item)
+    item.kept_since = item.kept_since or item.sent_at   # its time does not begin anew when it is kept again
     owner.parked |= Park.SWITCH
     if item.write:
         backend.front.gate.keep(item.size)
@@ -150,6 +151,7 @@ cdef int release(Backend backend) except -1:
         if going[owner] is not None:
             backend.front.ended(item.write, "dropped_client_gone")
             backend._refuse(item, going[owner], True)
+            (<Client>owner).finish()    # what it sent behind that is not done either
         elif backend.door == Door.SHUT:
             backend.front.ended(item.write, "refused_held")
             backend._refuse(item, backend.refusal, True)
@@ -163,15 +165,15 @@ cdef int release(Backend backend) except -1:
 
 
 cdef int refuse_kept(Backend backend, double before, bytes line) except -1:
-    """Refuses what has been kept since before then, with all else that is kept of the same clients."""
+    """Refuses the writes of clients of whom something has been kept since before then; their reads go on."""
     cdef Pending item
-    cdef list kept = backend.kept
+    cdef list kept = backend.kept, reads = []
     cdef set due = set()
     if not kept:
         return 0
     for held in kept:
         item = <Pending>held
-        if item.sent_at <= before:
+        if item.kept_since <= before:
             due.add(backend._owner(item))
     if not due:
         return 0
@@ -185,10 +187,14 @@ cdef int refuse_kept(Backend backend, double before, bytes line) except -1:
         unkeep(backend, item)
         if owner is None:
             backend.front.ended(item.write, "dropped_client_gone")
-        else:
+        elif item.write:
             backend.front.gate.give_up(owner.id)
-            backend.front.ended(item.write, "refused_held")
+            backend.front.ended(True, "refused_held")
             backend._refuse(item, line, True)
+        else:
+            reads.append(item)
+    if reads:
+        send_elsewhere(backend, reads)
     return 0
 
 
@@ -212,6 +218,7 @@ cdef int forget(Backend backend, Client client, bytes line) except -1:
         backend.front.ended(item.write, "dropped_client_gone")
         if line is not None:
             backend._refuse(item, line, True)
+            client.finish()
     return 0
 
 
@@ -288,7 +295,7 @@ cdef int decide(Backend backend, Client owner) except -1:
             if item.write:
                 writes += 1
                 size += item.size
-                since = since or item.sent_at
+                since = since or item.kept_since or item.sent_at
         line = backend.front.keep(backend, owner, size, since, writes)
         backend.front.gate.holds.taken_back += writes
     for held, frame in taking.items:

@@ -53,6 +53,7 @@ cdef class Pending:
     cdef bint mute
     cdef bint retried
     cdef readonly double sent_at
+    cdef double kept_since          # when it was begun; 0: it was never kept
     cdef Py_ssize_t size
 
 

@@ -40,16 +40,14 @@ class Alone(Process):
         self.config = fleet.directory / f"{name}.toml"
         self.config.write_text(f"{top}\n{fleet.config(f'{HOST}:0', 1, **tables)}")
         self._config = Config.load(self.config)
-        self.shards = [
+        self.shards: list[Shard] = [
             msgspec.structs.replace(shard, primary=(primaries or {}).get(index, shard.primary))
-            for index, shard in enumerate(self._config.shards)
+            for index, shard in enumerate(self._config.shard_map().shards)
         ]
         self.gates = [Gate(shard.name, 0) for shard in self.shards]
         self.version = 0
         self.said: list[Message] = []
         """All that the worker said."""
-        self.answers = True
-        """Whether an Awake is answered at once."""
         self.page = Page.create(1)
         self._listener = socket.create_server((HOST, 0), backlog=512)
         self.port: int = self._listener.getsockname()[1]

@@ -57,7 +57,10 @@ def talk(alone: Alone) -> Iterator[Talk]:
 def hopped(fleet: Fleet, old: Server) -> Iterator[tuple[Alone, Hop]]:
     """A worker that reaches the old primary through a hop."""
     hop = Hop(old.port, of_a_worker)
-    with hop, Alone(fleet, {LOST: Node("127.0.0.1", hop.port)}, promotion=PATIENT) as alone:
+    timeouts = {"reply_s": PATIENCE_S, "silence_s": PATIENCE_S}
+    with hop, Alone(fleet, {LOST: Node("127.0.0.1", hop.port)}, promotion=PATIENT, timeouts=timeouts) as alone:
+        with Talk(alone.port) as talk:
+            assert talk.ask("DBSIZE") == 0, "it is connected"
         yield alone, hop
 
 
@@ -96,6 +99,7 @@ def test_connections_of_another_epoch_are_closed_though_the_server_is_the_same(
         return {line.split()[0] for line in listed.splitlines() if b"cmd=client|list" not in line}
 
     assert talk.ask("SET", keys.one(LOST), "v") == b"OK"
+    alone.point_at(LOST, old)
     before = ids()
     alone.point_at(LOST, old)
     assert talk.ask("SET", keys.one(LOST), "w") == b"OK"
@@ -319,6 +323,7 @@ def test_where_the_gate_refuses_a_refused_write_is_not_applied(
         talk.send(("SET", key, "v"), ("SET", key, "w"), ("GET", key))
         replies = talk.reads(3)
         assert [error(reply).split()[0] for reply in replies[:2]] == ["TRYAGAIN", "TRYAGAIN"]
+        assert replies[2] is None, "a read goes on"
         assert "applied=no retry_after_ms=" in error(replies[0])
         assert new.ask("EXISTS", key) == 0
 
@@ -344,6 +349,22 @@ def test_what_was_taken_back_of_a_client_that_left_is_never_sent(
     alone.wait_for("all to be dropped", lambda: alone.count("held_requests") == 0)
     alone.point_at(LOST, new, open_gate=True)
     assert talk.ask("EXISTS", *names) == 0
+
+
+def test_a_client_that_left_while_it_was_not_read_is_found_out_when_the_gate_opens(
+    alone: Alone, keys: Keys, old: Server, new: Server
+) -> None:
+    key = keys.one(LOST, "unread")
+    promote(old, new)
+    with Talk(alone.port) as going:
+        going.send(("SET", key, "v"))
+        alone.wait_for("it to be taken back", lambda: alone.count("taken_back") > 0)
+        going.send(*[("SET", key, "x" * 1000)] * 200)  # more than is read of a client that waits
+    alone.close(LOST)
+    alone.wait_for("it to be held", lambda: alone.holding(LOST).requests == 1)
+    alone.point_at(LOST, new, open_gate=True)
+    alone.wait_count("dropped_client_gone", 1)
+    assert new.ask("EXISTS", key) == 0
 
 
 # --- a worker that slept ----------------------------------------------------------------------------------------------

@@ -99,8 +99,29 @@ def test_a_refusal_closes_it_for_as_long_as_a_promotion_takes_unless_the_parent_
     it.look(answered(NOW + 0.1))
     assert why(it) is None
     it.refused("READONLY", NOW)
-    it.tell(messages.Gate("s1", 1), PRIMARY, True, NOW)
+    it.tell(messages.Gate("s1", 1), Node("127.0.0.1", 7002), True, NOW)
     assert why(it) is None
+
+
+def test_while_refused_writes_are_tried_again_the_incident_is_the_same() -> None:
+    it = gate(on_promotion="auto")
+    it.refused("NOREPLICAS", NOW)
+    assert holds(it)
+    it.give_up(1)
+    assert why(it, NOW + 1) is None
+    it.refused("NOREPLICAS", NOW + 1)
+    assert not holds(it, NOW + 1), "it has waited"
+    assert not holds(it, NOW + 1, client=2), "it is overdue"
+    assert why(it, NOW + 4) is None
+    it.refused("NOREPLICAS", NOW + 5)
+    assert holds(it, NOW + 5)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("hold", True), ("auto", False), ("reject", False)])
+def test_a_gate_that_is_closed_by_its_own_eyes_follows_the_mode(mode: str, expected: bool) -> None:
+    it = gate(on_promotion=mode, down_after_s=3.0)
+    it.own.lost_at = NOW
+    assert holds(it) is expected
 
 
 def test_a_worker_that_slept_holds_briefly_whatever_the_mode() -> None:
@@ -133,7 +154,7 @@ def test_misconf_is_taken_back_only_where_it_is_a_reason_to_promote(
         ("auto", -0.1, False),  # overdue
         ("hold", 60.0, True),
         ("hold", -60.0, True),
-        ("reject", 0.1, False),
+        ("reject", 60.0, True),  # the parent says so of hand-overs only
     ],
 )
 def test_what_is_held_in_each_mode(mode: str, in_s: float, expected: bool) -> None:
@@ -174,7 +195,7 @@ def test_who_has_waited_is_not_held_again_before_it_has_been_open() -> None:
 
 def test_after_a_promotion_nothing_is_held_by_its_own_eyes_for_a_while() -> None:
     it = gate(hold_again_s=60.0)
-    it.tell(messages.Gate("s1", 1), PRIMARY, True, NOW)
+    it.tell(messages.Gate("s1", 1), Node("127.0.0.1", 7002), True, NOW)
     it.own.lost_at = NOW
     assert not holds(it, NOW + 59)
     it.own.lost_at = 0.0
