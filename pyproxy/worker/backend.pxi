@@ -42,10 +42,11 @@ cdef class Backend:
         self.door = door
         self.plain = door == Door.OPEN and not self._guarded
 
-    def guard(self, front, bint guarded):
-        """Whether the front of the shard must be asked before anything is begun here."""
+    def guard(self, front, bint guarded, bint keeps):
+        """Whether the front of the shard must be asked before anything is begun here; whether writes may be kept."""
         self.front = front
         self._guarded = guarded
+        self.keeps = keeps
         self._set_door(self.door)
 
     cdef int admit(self, Client client) except -2:

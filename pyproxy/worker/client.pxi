@@ -237,7 +237,7 @@ cdef class Client:
             item.size = size
             item.write = route.write
             item.shard = backend.shard
-            if not route.write or (route.again and size <= KEPT_BYTES):
+            if not route.write or (backend.keeps and route.again and size <= KEPT_BYTES):
                 item.request = argv
             self.inflight += 1
             self.inflight_bytes += size
@@ -322,7 +322,7 @@ cdef class Client:
         item.size = PyBytes_GET_SIZE(frame)
         item.write = write
         item.shard = shard
-        if not write or (again and item.size <= KEPT_BYTES):
+        if not write or (backend.keeps and again and item.size <= KEPT_BYTES):
             item.request = frame
         self.inflight += 1
         self.inflight_bytes += item.size

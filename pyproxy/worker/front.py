@@ -140,10 +140,15 @@ class Front:
         elsewhere = self._config.reads != "primary" or self._sides or self._retired
         return self._closed is not None or bool(elsewhere)
 
+    @property
+    def replicated(self) -> bool:
+        """Whether there is anybody who could take over."""
+        return self.gate.replicated
+
     def _guard(self) -> None:
         guarded = self.guarded
         for backend in self.link.backends.values():
-            backend.guard(self, guarded)
+            backend.guard(self, guarded, self.replicated)
 
     def _open(self) -> None:
         """In the order of coming: first what was begun, then the clients that are held; but nothing of who has gone."""
@@ -241,11 +246,12 @@ class Front:
                 self._wrote[client.id] = now
             return None
         line = self.ask(client, size)
+        start = client.held_since(now)
         if line is not None:
-            self.gate.give_up(client.id)
+            if start != now:  # it has waited; who was refused at once may be held when the end is near
+                self.gate.give_up(client.id)
             self.gate.holds.refused_at_once += 1
             return line
-        start = client.held_since(now)
         self.gate.park(client, size, start)
         client.hold(self, start)
         return NOT_NOW
@@ -262,7 +268,8 @@ class Front:
             return backend.refusal if backend.is_shut else None
         if self.gate.may_be_held(closed, client.id, size, start, now, requests=requests):
             return None
-        self.gate.give_up(client.id)
+        if start <= self.gate.overdue(closed, now):
+            self.gate.give_up(client.id)
         self.gate.holds.refused_at_once += requests
         return self.gate.line(closed, now)
 

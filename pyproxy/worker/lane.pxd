@@ -225,6 +225,7 @@ cdef class Backend:
     cdef readonly object front      # of the shard, once it is known
     cdef bint plain                 # open, and all is as usual
     cdef bint _guarded
+    cdef bint keeps                 # writes may have to be sent again: the shard has replicas
     cdef int door
     cdef readonly bytes refusal
     cdef Pending head

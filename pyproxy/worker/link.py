@@ -46,6 +46,8 @@ class Front(Protocol):
     def link(self) -> "Link": ...  # to the primary
     @property
     def guarded(self) -> bool: ...
+    @property
+    def replicated(self) -> bool: ...
     def down(self, why: str) -> None: ...
     def up(self) -> None: ...
 
@@ -96,7 +98,7 @@ class Link:
             if self._down:
                 backend.shut(self.refusal)
             if self.front is not None:
-                backend.guard(self.front, self.front.guarded)
+                backend.guard(self.front, self.front.guarded, self.front.replicated)
         return backend
 
     def connect(self, backend: Backend) -> None:

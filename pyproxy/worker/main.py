@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
+import msgspec
 import uvloop
 
 from protocol import errors, table
@@ -188,7 +189,8 @@ class Worker:
             return Link(lane, index, shard.name, node, config.timeouts, access, self._spawn, self._complain)
 
         rules: ShardGate[Client]
-        rules = ShardGate(shard.name, shard.primary, config.promotion, self._holds, gate, bool(shard.replicas))
+        promotion = msgspec.structs.replace(config.promotion, promoter=config.promoter_of(shard))
+        rules = ShardGate(shard.name, shard.primary, promotion, self._holds, gate, bool(shard.replicas))
         return Front(lane, link(shard.primary), rules, config, self._setup.index, link)
 
     def _still_busy(self) -> list[str]:

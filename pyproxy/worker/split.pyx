@@ -116,7 +116,7 @@ cdef int _whole(Client client, Route route, int shard, const char *frame, Py_ssi
     place = _place(client, size)
     place.write = route.write
     place.shard = shard
-    if not route.write or (route.again and size <= KEPT_BYTES):
+    if not route.write or (backend.keeps and route.again and size <= KEPT_BYTES):
         place.request = PyBytes_FromStringAndSize(frame, size)
     backend.put(place, frame, size)
     return 1
@@ -206,7 +206,7 @@ cdef int _send(Backend backend, Split split, bytes frame) except -1:
     part.shard = backend.shard
     part.size = PyBytes_GET_SIZE(frame)
     part.write = split.route.write
-    if not part.write or (split.route.again and part.size <= KEPT_BYTES):
+    if not part.write or (backend.keeps and split.route.again and part.size <= KEPT_BYTES):
         part.request = frame
     return backend.put(part, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
 

@@ -22,7 +22,7 @@ from pyproxy.config import Config
 from pyproxy.fleet import HOST, Fleet, Process, Server, Table, wait_until
 from pyproxy.messages import Applied, FleetLook, Gate, Held, Holding, Message, NodeLook, Setup, ShardLook, Topology
 from pyproxy.metrics import Page
-from pyproxy.shardmap import Node
+from pyproxy.shardmap import Node, Shard
 
 Said = TypeVar("Said")
 
