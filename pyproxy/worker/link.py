@@ -322,7 +322,7 @@ class Link:
             raise ConnectionError(reason) from None
         finally:
             self._opening.discard(wire)
-            if done.done():
+            if done.done() and not done.cancelled():
                 done.exception()  # looked at: whoever gave the attempt up knows
 
     def __repr__(self) -> str:
