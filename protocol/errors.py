@@ -106,6 +106,23 @@ def too_many_patterns(name: Words, limit: int) -> bytes:
     return _line("ERR too many patterns for '", _raw(name).lower(), f"' command: expected at most {limit}")
 
 
+def config_set_failed(name: Words, why: Words) -> bytes:
+    return _line("ERR CONFIG SET failed (possibly related to argument '", _printed(name), "') - ", why)
+
+
+def setting_fixed(name: str, shard: str, value: str) -> bytes:
+    """Where servers do not let themselves be told: AWS' parameter groups."""
+    return _line(
+        f"ERR {name} of shard {shard} is '{value}' by its parameter group, and cannot be set by CONFIG SET; ",
+        "change it in the parameter group",
+    )
+
+
+def setting_unknown(name: str, shard: str) -> bytes:
+    """The same, before it is known what it is set to."""
+    return _line(f"TRYAGAIN {name} of shard {shard}: its parameter group was not read yet, applied=no; retry later")
+
+
 def not_run() -> bytes:
     """Behind a refused MULTI."""
     return _line("ERR not run: it belongs to a transaction (MULTI), and the proxy does not serve transactions")
