@@ -24,7 +24,7 @@ _LOCAL = """
     client client|id client|info client|list client|getname client|setname client|setinfo client|no-evict
     client|no-touch client|reply client|help
     command command|count command|docs command|getkeys command|getkeysandflags command|help command|info command|list
-    config config|get
+    config config|get config|set
     object|help xgroup|help xinfo|help
 """
 LOCAL = frozenset(_LOCAL.split())
@@ -35,6 +35,8 @@ FANOUT = {"dbsize": "sum", "flushdb": "all_ok", "flushall": "all_ok", "keys": "c
 
 # Containers with subcommands that name a key; and commands that wait only if they are asked to, which `keys` refuses.
 KEYED = frozenset(["object", "xgroup", "xinfo", "memory", "xread", "xreadgroup"])
+
+CONFIGURED_ELSEWHERE = "the proxy is configured by its own file, and each server at that server"
 
 # Why -> what. A container stands for its subcommands, except those named in the lists above or on their own.
 _REFUSALS: dict[str, str] = {
@@ -53,8 +55,7 @@ _REFUSALS: dict[str, str] = {
     "it is about one connection to one server, and clients share those here; connect to the server directly": """
         client|caching client|capa client|getredir client|import-source client|kill client|pause client|tracking
         client|trackinginfo client|unblock client|unpause""",
-    "the proxy is configured by its own file, and each server at that server": """
-        config|help config|resetstat config|rewrite config|set""",
+    CONFIGURED_ELSEWHERE: "config|help config|resetstat config|rewrite",
     "the proxy is one endpoint, not a node of a cluster; use it as a single server": "cluster asking",
     "servers speak it among themselves; replicate from a server directly": "sync psync replconf",
     "it moves keys past the proxy; run it at one server directly": "migrate restore-asking",

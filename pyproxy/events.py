@@ -60,6 +60,9 @@ class Event(enum.Enum):
     PAUSED = "+paused", logging.WARNING  # writes of a shard are held, by an operator
     PAUSED_END = "-paused", logging.WARNING
     STATE_FILE = "+state-file", logging.ERROR  # it could not be read, or written
+    CONFIG_SET = "+config-set", logging.INFO  # a client has set something, on all servers
+    CONFIG_SET_FAILED = "+config-set-failed", logging.ERROR  # a server does not have it
+    CONFIG_SET_DONE = "-config-set-failed", logging.INFO
     COMPLAINT = "+complaint", logging.WARNING  # a worker has trouble with a node
 
     PROMOTED = "+promoted-slave", logging.WARNING  # a replica was made primary, by REPLICAOF NO ONE

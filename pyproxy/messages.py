@@ -3,8 +3,8 @@
 Every message that carries state carries the whole state and its version, never an edit: it may be sent twice
 without harm, and the newest of a kind makes the older ones needless. How they travel is channel.py's.
 
-    parent -> worker    Setup (once, first), Topology, FleetLook, Confirmed, Drain
-    worker -> parent    Ready, Applied, Awake, Holding, Complaint
+    parent -> worker    Setup (once, first), Settings, Topology, FleetLook, Confirmed, Drain
+    worker -> parent    Ready, Applied, Awake, Holding, Configured, Complaint
 """
 
 from typing import Any
@@ -47,6 +47,22 @@ class Topology(msgspec.Struct, frozen=True, tag=True):
     shards: list[Shard]
     learned: list[Any]  # rows of protocol.table.learn()
     gates: list[Gate] = []
+
+
+class FixedSetting(msgspec.Struct, frozen=True):
+    """A setting that the servers of a shard do not let themselves be told."""
+
+    shard: str
+    name: str
+    value: str | None  # None: not known yet
+
+
+class Settings(msgspec.Struct, frozen=True, tag=True):
+    """What clients have set on all servers by CONFIG SET, and may set."""
+
+    version: int
+    told: dict[str, str] = {}  # name -> value, in the one spelling that is compared
+    fixed: list[FixedSetting] = []
 
 
 class NodeLook(msgspec.Struct, frozen=True):
@@ -159,6 +175,13 @@ class Holding(msgspec.Struct, frozen=True, tag=True):
     held: dict[str, Held]
 
 
+class Configured(msgspec.Struct, frozen=True, tag=True):
+    """A client was told that this is set; the parent has it set on the servers. The last one of a name counts."""
+
+    name: str
+    value: str
+
+
 class Complaint(msgspec.Struct, frozen=True, tag=True):
     """What a worker holds against a node. The parent decides what it means."""
 
@@ -167,4 +190,7 @@ class Complaint(msgspec.Struct, frozen=True, tag=True):
     what: str
 
 
-Message = Setup | Topology | FleetLook | Confirmed | Drain | Ready | Applied | Awake | Holding | Complaint
+Message = (
+    Setup | Settings | Topology | FleetLook | Confirmed | Drain
+    | Ready | Applied | Awake | Holding | Configured | Complaint
+)  # fmt: skip

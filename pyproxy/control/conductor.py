@@ -50,11 +50,12 @@ from pyproxy.control.happenings import (
 )
 from pyproxy.control.promoters import Announcement, Case, PromotionFailed
 from pyproxy.control.promotion import Machine, Phase
-from pyproxy.control.statefile import StateFile
+from pyproxy.control.settings import Keeper
+from pyproxy.control.statefile import Kept, StateFile
 from pyproxy.control.supervisor import Supervisor
 from pyproxy.control.watcher import Watcher
 from pyproxy.events import emit
-from pyproxy.messages import Gate, NodeLook, ShardLook, Topology
+from pyproxy.messages import Gate, NodeLook, Settings, ShardLook, Topology
 from pyproxy.shardmap import Node, Shard
 
 TICK_S = 0.05
@@ -126,7 +127,7 @@ class Care:
 
 
 class Conductor:
-    """All shards. `topology` is the state that a new worker needs.
+    """All shards. `topology` and `settings.state` are states that a new worker needs.
 
     `tell` sends a state to all workers; `supervisor` is None until there are any.
     """
@@ -136,7 +137,7 @@ class Conductor:
         config: Config,
         access: Access,
         watcher: Watcher,
-        tell: Callable[[Topology], None],
+        tell: Callable[[Topology | Settings], None],
         supervisor: Callable[[], Supervisor | None],
     ) -> None:
         self._config = config
@@ -146,9 +147,11 @@ class Conductor:
         self._file = StateFile(config.promotion.state_file)
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
-        known = self._file.load()
+        kept = self._file.load()
         shards = config.shard_map().shards
-        self._shards = {shard.name: self._care(shard, access, known.get(shard.name)) for shard in shards}
+        self._shards = {shard.name: self._care(shard, access, kept.shards.get(shard.name)) for shard in shards}
+        fixed_by = {name: care.promoter.setting for name, care in self._shards.items()}
+        self.settings = Keeper(access, fixed_by, watcher.nodes, kept.settings, self._settings_changed, self._start)
         self.topology = Topology(0, [], [])
 
     def _care(self, shard: Shard, access: Access, known: Known | None) -> Care:
@@ -174,6 +177,7 @@ class Conductor:
             self._spawn = group.create_task
             for care in self._shards.values():
                 self._start(care.promoter.run(), f"follow {care.shard.name}")
+            self.settings.begin()
             await self._first_words()
             self._begun = True
             for name in self._shards:
@@ -218,6 +222,7 @@ class Conductor:
         """The watcher has looked at one of its servers."""
         if self._begun:
             self._step(shard, Looked(self._watcher.nodes(shard)))
+            self.settings.on_seen(shard)
 
     def on_learned(self) -> None:
         """The primaries know other commands than before."""
@@ -236,7 +241,7 @@ class Conductor:
             closed=shut.why if shut else "",
             expected_at=shut.expected_at if shut else 0.0,
             held=supervisor.held(look.name) if supervisor else 0,
-            alarms=tuple(machine.alarms.values()),
+            alarms=(*machine.alarms.values(), *self.settings.alarms(look.name)),
         )
 
     @property
@@ -377,7 +382,11 @@ class Conductor:
             # whole seconds, or the clocks' drift would be a change
             promoted_at = float(round(wall - now + at)) if at else 0.0
             known[name] = msgspec.structs.replace(care.machine.known, promoted_at=promoted_at)
-        self._file.save(known)
+        self._file.save(Kept(known, dict(self.settings.state.told)))
+
+    def _settings_changed(self) -> None:
+        self._tell(self.settings.state)
+        self._save()
 
     def __repr__(self) -> str:
         return f"<Conductor {list(self._shards.values())}>"

@@ -145,8 +145,9 @@ class Parent:
             self._listener,
             page,
             lambda index: Setup(index, self._workers, self._config, listen, __version__, self._started),
-            lambda: (self._conductor.topology, self._watcher.fleet_look),
+            lambda: (self._conductor.settings.state, self._conductor.topology, self._watcher.fleet_look),
             lambda complaint: self._watcher.complain(complaint.shard),
+            lambda configured: self._conductor.settings.configure(configured.name, configured.value),
         )
         many = _count(self._workers, "worker"), _count(len(self._config.shards), "shard")
         print(f"pyproxy {__version__} listening on {listen}, {', '.join(many)}", file=sys.stderr, flush=True)

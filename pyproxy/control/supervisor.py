@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 from pyproxy.channel import Channel
 from pyproxy.events import Event, emit
-from pyproxy.messages import Applied, Awake, Complaint, Confirmed, Drain, Holding, Message, Ready, Setup
+from pyproxy.messages import Applied, Awake, Complaint, Configured, Confirmed, Drain, Holding, Message, Ready, Setup
 from pyproxy.metrics import Page
 
 RESTART_MIN_S = 0.1
@@ -61,7 +61,7 @@ class Supervisor:
     """All workers. `command` starts one, and gets --index and the three file descriptors as arguments.
 
     `setup` makes the first message for a worker of this index, `states` the messages that follow it. `on_complaint`
-    gets what the workers have to say of the servers.
+    gets what the workers have to say of the servers, `on_configured` what their clients have set.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class Supervisor:
         setup: Callable[[int], Setup],
         states: Callable[[], Sequence[Message]],
         on_complaint: Callable[[Complaint], None],
+        on_configured: Callable[[Configured], None],
     ) -> None:
         self.all_ready = asyncio.Event()
         self._command = command
@@ -80,6 +81,7 @@ class Supervisor:
         self._setup = setup
         self._states = states
         self._on_complaint = on_complaint
+        self._on_configured = on_configured
         self._waiting: set[asyncio.Event] = set()  # for an Applied, or the end of a worker
         self._workers: dict[int, Worker] = {}
         self._were_ready: set[int] = set()
@@ -260,6 +262,8 @@ class Supervisor:
                 for state in self._states():
                     worker.channel.send(state)
                 worker.channel.send(Confirmed(at))
+            case Configured():
+                self._on_configured(message)
             case Complaint(shard=shard, node=node, what=what):
                 emit(Event.COMPLAINT, index=worker.index, shard=shard, node=node, what=what)
                 self._on_complaint(message)

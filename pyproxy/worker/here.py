@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from protocol.commands import Command
-from pyproxy.messages import FleetLook, Setup, ShardLook, Topology
+from pyproxy.messages import Configured, FleetLook, Settings, Setup, ShardLook, Topology
 from pyproxy.metrics import Page
 
 REPLY_ON, REPLY_OFF, REPLY_SKIP = 0, 1, 2
@@ -57,8 +59,15 @@ class Here:
     look: FleetLook | None  # None until the parent has looked once
     table: Mapping[bytes, Command]
     clients: Callable[[], Iterable[Client]]  # of this worker
+    tell: Callable[[Configured], None]  # the parent
     now: Callable[[], float] = time.monotonic
+    settings: Settings = field(default_factory=lambda: Settings(0))
 
     def looks(self) -> list[ShardLook]:
         """The last look at each shard, in no order that matters; empty before the first."""
         return list(self.look.shards) if self.look else []
+
+    def configure(self, name: str, value: str) -> None:
+        """Have this set on all servers. Clients of this worker see it at once, those of others when the parent says."""
+        self.settings = msgspec.structs.replace(self.settings, told={**self.settings.told, name: value})
+        self.tell(Configured(name, value))

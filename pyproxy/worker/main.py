@@ -1,7 +1,7 @@
 """A worker process: the listening socket, the channel to the parent and the page come in; clients are served.
 
-    parent ── Setup, Topology, FleetLook, Confirmed, Drain ──▶ worker
-    parent ◀── Ready, Applied, Awake, Holding, Complaint ── worker
+    parent ── Setup, Settings, Topology, FleetLook, Confirmed, Drain ──▶ worker
+    parent ◀── Ready, Applied, Awake, Holding, Configured, Complaint ── worker
 
 The parent's messages are whole states.  A worker whose parent is gone begins nothing more, flushes, closes and exits:
 an orphan with an old map could write to a server that has been replaced. For the same reason a worker that did not run
@@ -38,6 +38,7 @@ from pyproxy.messages import (
     Holding,
     Message,
     Ready,
+    Settings,
     Setup,
     Topology,
 )
@@ -113,6 +114,8 @@ class Worker:
         match message:
             case Setup():
                 self._begin(message)
+            case Settings():
+                self._set(message)
             case Topology():
                 self._apply(message)
             case FleetLook():
@@ -127,7 +130,13 @@ class Worker:
         self._setup = setup
         self._access = Access(setup.config.backend)
         self._here = Here(
-            setup, self._page, Topology(0, [], []), None, table.TABLE, lambda: self._lane.clients if self._lane else ()
+            setup,
+            self._page,
+            Topology(0, [], []),
+            None,
+            table.TABLE,
+            lambda: self._lane.clients if self._lane else (),
+            self._tell,
         )
         session = Session(self._here)
         self._lane = Lane(loop, session.take, split.merged, self._row, setup.config, setup.index, setup.workers)
@@ -138,6 +147,11 @@ class Worker:
         self._lane.publish()  # a beat, or the others would take this worker for one that hangs
         self._row[INDEX["pid"]] = os.getpid()
         self._spawn(self._tick(self._lane), "tick")
+
+    def _set(self, settings: Settings) -> None:
+        assert self._here
+        if settings.version > self._here.settings.version:
+            self._here.settings = settings
 
     def _apply(self, topology: Topology) -> None:
         assert self._here and self._lane and self._setup and self._channel
@@ -222,8 +236,11 @@ class Worker:
                 front.confirmed()
 
     def _complain(self, shard: str, node: str, what: str) -> None:
+        self._tell(Complaint(shard, node, what))
+
+    def _tell(self, message: Message) -> None:
         if self._channel is not None:
-            self._channel.send(Complaint(shard, node, what))
+            self._channel.send(message)
 
     # --- clients ---
 

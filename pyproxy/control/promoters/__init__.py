@@ -78,6 +78,13 @@ class Promoter:
         """The same with both alive and no write out: nothing may be lost. Undone if it fails: PromotionFailed."""
         raise PromotionFailed("nobody promotes here", again=False)
 
+    async def setting(self, name: str) -> str | None:
+        """What this setting is on its servers where they do not let themselves be told; None: they do, by CONFIG SET.
+
+        Asked again now and then. Raises PromotionFailed if that cannot be known now.
+        """
+        return None
+
     async def tidy(self, primary: NodeLook, strays: Sequence[NodeLook]) -> None:
         """Make replicas of the primary of these. Raises nothing: what fails is tried again at the next look."""
 

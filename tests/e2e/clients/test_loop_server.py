@@ -159,7 +159,7 @@ def test_flushdb_empties_its_database_and_no_other(storage: NodeClient, proxy10:
         ["scan", 0],
         ["publish", "callId", "alerting"],
         ["eval", "return #redis.pcall('keys', 'userid.*')", 0],
-        ["config", "set", "notify-keyspace-events", "Ex"],
+        ["config", "resetstat"],
     ],
     ids=lambda call: call[0],
 )
@@ -171,6 +171,11 @@ def test_what_is_not_served_is_an_error_that_names_it_and_the_connection_stays(
         storage.do("call", *call)
     assert storage.do("set", "after", "x") == "OK"
     assert storage.do("events") == before
+
+
+def test_it_is_told_that_expiry_events_are_on(storage: NodeClient) -> None:
+    assert storage.do("call", "config", "set", "notify-keyspace-events", "Ex") == "OK"
+    assert storage.do("call", "config", "get", "notify-keyspace-events") == ["notify-keyspace-events", "xE"]
 
 
 def test_a_transaction_is_refused_as_a_whole(storage: NodeClient) -> None:

@@ -15,9 +15,10 @@ from pyproxy.access import Access
 from pyproxy.config import Config
 from pyproxy.control.admin import Refused
 from pyproxy.control.conductor import Conductor
+from pyproxy.control.statefile import StateFile
 from pyproxy.control.watcher import Watcher
 from pyproxy.fleet import HOST, Fleet, Server
-from pyproxy.messages import Topology
+from pyproxy.messages import Settings, Topology
 from pyproxy.shardmap import Node
 from tests.waiting import until
 
@@ -54,7 +55,12 @@ async def conducting(fleet: Fleet, **promotion: object) -> AsyncIterator[Run]:
         config.shard_map(), access, lambda _replies: [], lambda _topology: None, lambda _look: None,
         on_seen=lambda shard: conductor.on_seen(shard),
     )  # fmt: skip
-    conductor = Conductor(config, access, watcher, told.append, lambda: None)
+
+    def tell(state: Topology | Settings) -> None:
+        if isinstance(state, Topology):
+            told.append(state)
+
+    conductor = Conductor(config, access, watcher, tell, lambda: None)
     await watcher.look()
     async with conductor.conducting():
         watching = asyncio.create_task(watcher.run())
@@ -164,6 +170,13 @@ async def test_a_restarted_proxy_goes_on_with_the_primary_of_its_state_file(flee
     async with conducting(fleet, state_file=state) as run:
         assert run.told[0].shards[0].primary == node(wanted)
         assert is_open(run.told[0], 1)
+
+
+async def test_what_a_client_has_set_is_in_the_state_file_at_once(fleet: Fleet, tmp_path: Path) -> None:
+    state = str(tmp_path / "state.json")
+    async with conducting(fleet, state_file=state) as run:
+        run.conductor.settings.configure("notify-keyspace-events", "xE")
+        assert StateFile(state).load().settings == {"notify-keyspace-events": "xE"}
 
 
 async def test_a_restarted_proxy_finishes_what_its_predecessor_began(fleet: Fleet) -> None:

@@ -17,7 +17,7 @@ from pyproxy.config import Config, ShardTable
 from pyproxy.control import supervisor as under_test
 from pyproxy.control.main import bind
 from pyproxy.control.supervisor import Supervisor
-from pyproxy.messages import Complaint, FleetLook, Message, Setup, Topology
+from pyproxy.messages import Complaint, Configured, FleetLook, Message, Setup, Topology
 from pyproxy.metrics import Page
 from pyproxy.shardmap import Node
 from tests.processes import alive, family
@@ -40,6 +40,7 @@ class Run:
         self._report = directory / "report"
         self._report.touch()
         self.complaints: list[Complaint] = []
+        self.configured: list[Configured] = []
         self.supervisor = Supervisor(
             (*STAND_IN, str(self._report), mode),
             self.listener,
@@ -47,6 +48,7 @@ class Run:
             lambda index: Setup(index, workers, Config(shards=(SHARD,)), "127.0.0.1:1", "0", 0.0),
             lambda: STATES,
             self.complaints.append,
+            self.configured.append,
         )
 
     def reports(self, what: str, index: int | None = None) -> list[dict[str, Any]]:
@@ -311,3 +313,9 @@ async def test_a_cancelled_supervisor_leaves_no_process(tmp_path: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not any(alive(worker) for worker in workers)
+
+
+async def test_what_clients_have_set_is_handed_on(tmp_path: Path) -> None:
+    async with supervised("complain", tmp_path) as run:
+        await until("the setting", lambda: bool(run.configured), lambda: run.supervisor)
+    assert run.configured == [Configured("notify-keyspace-events", "xE")]

@@ -64,7 +64,8 @@ def worker(*looks: ShardLook, shards: int = 3, workers: int = 2) -> Iterator[Her
     page = Page.create(workers)
     try:
         seen = FleetLook(1, 105.0, list(looks)) if looks else None
-        yield Here(setup, page, Topology(4, list(placed), []), seen, TABLE, lambda: (), lambda: 110.0)
+        topology = Topology(4, list(placed), [])
+        yield Here(setup, page, topology, seen, TABLE, lambda: (), lambda message: None, lambda: 110.0)
     finally:
         page.close()
 
