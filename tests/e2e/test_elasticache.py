@@ -10,8 +10,8 @@ import pytest
 
 from pyproxy.fleet import Fleet, FleetError, Proxy, Table, wait_until
 from pyproxy.hashing import slot
-from tests.e2e.rig import Talk
-from tests.elasticache import FakeElastiCache, Group, options, pretend_credentials
+from tests.e2e.rig import Talk, error
+from tests.elasticache import FakeElastiCache, Fault, Group, Refusal, options, pretend_credentials
 
 MODIFY = "ModifyReplicationGroup"
 GROUPS = ("rg-s0", "rg-s1")
@@ -118,3 +118,26 @@ def test_a_group_that_is_not_there_is_a_problem_of_the_configuration(cloud: Clou
     expected = 'shards.1..replication_group: expected a group of this account and region, got "rg-x", which is none'
     with pytest.raises(FleetError, match=f"(?s)status 78.*{expected}"), cloud.proxy(("rg-s0", "rg-x")):
         pass
+
+
+SETTING = "notify-keyspace-events"
+
+
+def test_a_client_may_set_what_the_parameter_groups_say_and_nothing_else(cloud: Cloud) -> None:
+    for group in cloud.aws.groups.values():
+        group.parameters[SETTING] = "Ex"
+    with cloud.proxy() as proxy, Talk(proxy.port) as talk:
+        says = [SETTING.encode(), b"xE"]
+        wait_until("the groups to be read", lambda: talk.ask("CONFIG", "GET", SETTING) == says, proxy.tail)
+        wait_until("both", lambda: talk.ask("CONFIG", "SET", SETTING, "Ex") == b"OK", proxy.tail)
+        refused = error(talk.ask("CONFIG", "SET", SETTING, "KEA"))
+        assert refused.startswith(f"ERR {SETTING} of shard s0 is 'xE' by its parameter group, and cannot be set by")
+        assert talk.ask("CONFIG", "GET", SETTING) == says
+
+
+def test_while_a_parameter_group_cannot_be_read_clients_shall_come_again(cloud: Cloud) -> None:
+    cloud.aws.fail("DescribeCacheParameters", Fault(Refusal("AccessDenied", "not authorized", 403)), times=1000)
+    with cloud.proxy() as proxy, Talk(proxy.port) as talk:
+        said = "+config-set-failed shard=s0 setting=notify-keyspace-events why="
+        wait_until("the failure in the log", lambda: said in proxy.log.read_text(), proxy.tail)
+        assert error(talk.ask("CONFIG", "SET", SETTING, "Ex")).startswith(f"TRYAGAIN {SETTING} of shard s0: ")

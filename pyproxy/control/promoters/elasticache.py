@@ -81,6 +81,10 @@ class Groups:
         """See Api.promote."""
         await self._in_thread(lambda: self._api.promote(group, cluster))
 
+    async def parameter(self, group: str, name: str) -> str:
+        """See Api.parameter."""
+        return await self._in_thread(lambda: self._api.parameter(group, name))
+
     async def _in_thread(self, ask: Callable[[], Answer]) -> Answer:
         return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
 
@@ -138,6 +142,13 @@ class ElastiCachePromoter(Promoter):
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow_api(), name=f"{self._name}-api")
             group.create_task(self._follow_servers(), name=f"{self._name}-servers")
+
+    async def setting(self, name: str) -> str:
+        """As the parameter group has it: the servers do not know CONFIG."""
+        try:
+            return await self._groups.parameter(self._name, name)
+        except ApiError as exc:
+            raise PromotionFailed(str(exc)) from None
 
     # --- following ----------------------------------------------------------------------------------------------------
 

@@ -136,6 +136,15 @@ async def test_what_aws_names_at_first_is_announced_without_an_epoch(aws: FakeEl
         assert proxy.announced == [Announcement(node(aws, FIRST), 0, "elasticache")]
 
 
+async def test_a_setting_is_what_the_parameter_group_says(aws: FakeElastiCache) -> None:
+    aws.group.parameters = {"notify-keyspace-events": "Ex"}
+    async with following(aws) as proxy:
+        assert await proxy.promoter.setting("notify-keyspace-events") == "Ex"
+        aws.fail("DescribeCacheParameters", Fault(THROTTLED))
+        with pytest.raises(PromotionFailed, match="Rate exceeded"):
+            await proxy.promoter.setting("notify-keyspace-events")
+
+
 async def test_a_primary_that_somebody_else_had_promoted_is_announced(aws: FakeElastiCache) -> None:
     async with following(aws) as proxy:
         await proxy.sees(node(aws, FIRST))
