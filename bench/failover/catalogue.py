@@ -73,6 +73,23 @@ FAULTS = [
     Fault("flap", "kill -9 of the primary, and 5 s later of the next one", faults.flap),
 ]
 
+AWS = {"promoter": "elasticache"}
+TWENTIETH = [
+    Fault("aws-kill", "kill -9 of the primary, AWS promotes when asked", aws.kill, Needs(AWS)),
+    Fault("aws-lost", "the same, and the answer of AWS is lost", aws.answer_lost, Needs(AWS)),
+    Fault("aws-throttled", "the same, and AWS refuses five calls (Throttling)", aws.throttled, Needs(AWS)),
+    Fault("aws-modifying", "the same, while the group is being modified for 40 s", aws.modifying, Needs(AWS)),
+    Fault("aws-automatic", "the same, with automatic failover: AWS promotes by itself", aws.automatic, Needs(AWS)),
+    Fault("aws-other", "the same, and somebody else has another replica promoted", aws.other_asks, Needs(AWS)),
+    Fault(
+        "aws-closes",
+        "AWS makes a replica of the primary, which closes the connection at a write",
+        aws.closes,
+        Needs(AWS, hops="primary"),
+    ),
+    Fault("aws-late", "kill -9, and AWS names the old primary for 20 s more", aws.named_late, Needs(AWS)),
+]
+
 BESIDE = [
     Fault("control", "nothing", faults.peace, expect=Expect(promoted=False, planned=True)),
     Fault(
@@ -99,23 +116,6 @@ BESIDE = [
         Needs({"promoter": "sentinel"}, proxies=3, hops="primary"),
         SILENT,
     ),
-]
-
-AWS = {"promoter": "elasticache"}
-TWENTIETH = [
-    Fault("aws-kill", "kill -9 of the primary, AWS promotes when asked", aws.kill, Needs(AWS)),
-    Fault("aws-lost", "the same, and the answer of AWS is lost", aws.answer_lost, Needs(AWS)),
-    Fault("aws-throttled", "the same, and AWS refuses five calls (Throttling)", aws.throttled, Needs(AWS)),
-    Fault("aws-modifying", "the same, while the group is being modified for 40 s", aws.modifying, Needs(AWS)),
-    Fault("aws-automatic", "the same, with automatic failover: AWS promotes by itself", aws.automatic, Needs(AWS)),
-    Fault("aws-other", "the same, and somebody else has another replica promoted", aws.other_asks, Needs(AWS)),
-    Fault(
-        "aws-closes",
-        "AWS makes a replica of the primary, which closes the connection at a write",
-        aws.closes,
-        Needs(AWS, hops="primary"),
-    ),
-    Fault("aws-late", "kill -9, and AWS names the old primary for 20 s more", aws.named_late, Needs(AWS)),
     Fault("aws-kill-x3", "kill -9 of the primary, three proxies", aws.kill_of_three, Needs(AWS, proxies=3)),
     Fault(
         "aws-cut-x3",
@@ -126,4 +126,4 @@ TWENTIETH = [
     ),
 ]
 
-ALL = [*FAULTS, *BESIDE, *TWENTIETH]
+ALL = [*FAULTS, *TWENTIETH, *BESIDE]

@@ -15,7 +15,8 @@ from bench.failover.load import Record
 HELD_S = 0.05
 """An acknowledged write that took longer was held; in peace they take a few milliseconds at most."""
 
-BIN_S = 0.1
+BIN_S = 0.25
+"""As often as the client with the pipeline sends, so that each has one batch of it."""
 
 
 class Figures(msgspec.Struct):

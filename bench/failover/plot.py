@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from bench.failover.figures import Moment
 from bench.failover.trial import Result
 
+SHOWN_S = (-3.0, 9.0)  # since the fault
 SERVED, FAILED = "#2a78b8", "#c0392b"
 
 
@@ -19,8 +20,9 @@ def draw(incidents: dict[str, Result], path: Path) -> None:
     grid = figure.subplots(2, len(incidents), sharex="col", squeeze=False)
     for column, (name, result) in enumerate(incidents.items()):
         dead, others = grid[0][column], grid[1][column]
-        _lines(dead, result.moments, [(m.served, m.failed) for m in result.moments])
-        _lines(others, result.moments, [(m.others_served, m.others_failed) for m in result.moments])
+        moments = [moment for moment in result.moments if SHOWN_S[0] <= moment.at <= SHOWN_S[1]]
+        _lines(dead, moments, [(m.served, m.failed) for m in moments])
+        _lines(others, moments, [(m.others_served, m.others_failed) for m in moments])
         dead.set_title(f"{name}: kill -9 of a primary at 0 s", fontsize=9)
         dead.set_ylabel("its shard, requests/s")
         others.set_ylabel("the others, requests/s")
