@@ -114,7 +114,7 @@ BESIDE = [
         "silent cut of the primary, Sentinels, three proxies",
         faults.cut_off,
         Needs({"promoter": "sentinel"}, proxies=3, hops="primary"),
-        SILENT,
+        Expect(silent=True),
     ),
     Fault("aws-kill-x3", "kill -9 of the primary, three proxies", aws.kill_of_three, Needs(AWS, proxies=3)),
     Fault(
@@ -122,7 +122,7 @@ BESIDE = [
         "silent cut of the primary, three proxies",
         faults.cut_off,
         Needs(AWS, proxies=3, hops="primary"),
-        SILENT,
+        Expect(silent=True),
     ),
 ]
 
