@@ -201,7 +201,7 @@ class Conductor:
         while True:
             await asyncio.sleep(TICK_S)
             for name, care in self._shards.items():
-                if care.machine.phase in HASTY:
+                if care.machine.phase in HASTY and not care.machine.watches_only:
                     self._watcher.complain(name)
                 if care.machine.phase is not Phase.HEALTHY:
                     self._step(name, Ticked())

@@ -143,6 +143,11 @@ class Machine:
         return statistics.median(self._durations) if self._durations else self._powers.usual_s
 
     @property
+    def watches_only(self) -> bool:
+        """Whether nobody is expected to promote."""
+        return self._powers.watches_only
+
+    @property
     def known(self) -> Known:
         return Known(self.epoch, self.primary, self.lineage)
 
