@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 def _proxy(fleet: Fleet, sentinels: Sentinels | None, keeper: socket, workers: int, http: str) -> Proxy:
     tables: dict[str, Table] = {
         "timeouts": {"drain_s": DRAIN_S},
-        "http": {"listen": http},
+        "http": {"listen": http, "admin": str(fleet.directory / "admin.sock")},
         "promotion": {
             "promoter": "sentinel" if sentinels else "replicaof",
             "down_after_s": DOWN_AFTER_S,
