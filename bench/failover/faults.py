@@ -133,8 +133,8 @@ def parent_dies(rig: Rig) -> None:
 
 
 def deciders_away(rig: Rig) -> None:
-    for each in rig.decider.sentinels:
-        each.pause()
+    for each in rig.decider.sentinels:  # stopped ones wake to 30 s of TILT, and to replicas too old
+        each.kill()
     rig.trouble()
     rig.shard.primary.kill()
     rig.wait("writes to be refused", lambda: rig.try_write() == "TRYAGAIN")
@@ -142,7 +142,7 @@ def deciders_away(rig: Rig) -> None:
     if rig.primaries():
         rig.problems.append(f"{rig.primaries()[0].name} was made primary by nobody")
     for each in rig.decider.sentinels:
-        each.resume()
+        each.launch()
     rig.until_written()
     rig.over()
 

@@ -42,7 +42,7 @@ from tests.faults import Hop
 TARGET = 1
 """The index of the shard that suffers."""
 
-PATIENCE_S = 60.0  # for what must come in the end; a Sentinel that was stopped does nothing for 30 s (TILT)
+PATIENCE_S = 40.0  # for what must come in the end
 SCALED = ("down_after_s", "misconf_after_s", "hold_again_s", "min_between_s")
 """Options that are times of a fault. How long a promotion takes, and may be waited for, does not scale."""
 
