@@ -42,6 +42,9 @@ from tests.faults import Hop
 TARGET = 1
 """The index of the shard that suffers."""
 
+NEVER = ("+bug", "+worker-death", "+worker-kill")
+"""Events that no fault excuses."""
+
 PATIENCE_S = 40.0  # for what must come in the end
 SCALED = ("down_after_s", "misconf_after_s", "hold_again_s", "min_between_s")
 """Options that are times of a fault. How long a promotion takes, and may be waited for, does not scale."""
@@ -336,6 +339,8 @@ class Rig:
             raise FleetError(f"the clients left no record: {self._load.tail()}")
         self.record = msgspec.msgpack.decode(self._out.read_bytes(), type=Record)
         self.record.ops += self.beside
+        for proxy in self.proxies:
+            self.problems += [line for line in proxy.tail(10_000).splitlines() if line.startswith(NEVER)]
         for server in self.servers:
             if server.running:
                 server.resume()

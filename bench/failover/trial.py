@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
 from bench.failover.figures import Figures, Moment, figures, timeline
-from bench.failover.history import WRITES, Incident, Verdict, check
+from bench.failover.history import WRITES, Incident, Op, Verdict, check
 from bench.failover.rig import Needs, Rig
 
 REPLY_S = 1.5
@@ -98,14 +98,15 @@ def _problems(expect: Expect, rig: Rig, verdict: Verdict, seen: Figures, promote
         yield "not one write was confirmed: the fences did not work"
     if (seen.others_failed or seen.elsewhere_failed) and not expect.proxy_dies:
         failed = [op for op in rig.record.ops if op.shard not in (rig.shard.name, "") and not op.acknowledged]
-        yield f"{seen.others_failed} and {seen.elsewhere_failed} requests to other shards failed: {failed[:3]}"
+        told = _told(failed, rig.since)
+        yield f"{seen.others_failed} and {seen.elsewhere_failed} requests to other shards failed: {told}"
     if expect.promoted is not None and promoted != expect.promoted:
         yield f"expected {'another' if expect.promoted else 'the same'} primary, got the opposite"
     unserved = [op for op in rig.record.ops if op.shard == rig.shard.name and op.verb == "GET" and op.error]
     if expect.silent:
         unserved = [op for op in unserved if op.sent_at > rig.since + REPLY_S]
     if expect.reads and not expect.proxy_dies and len(unserved) > 0.01 * seen.reads:
-        yield f"{len(unserved)} of {seen.reads} reads were not served: {unserved[:3]}"
+        yield f"{len(unserved)} of {seen.reads} reads were not served: {_told(unserved, rig.since)}"
     if expect.loses and not verdict.lost:
         yield "no write was lost, where some must be"
     if expect.planned:
@@ -113,3 +114,8 @@ def _problems(expect: Expect, rig: Rig, verdict: Verdict, seen: Figures, promote
         bad = seen.rejected + seen.uncertain + sum(seen.errors.values()) + seen.disconnects + lost
         if bad:
             yield f"expected no error, loss or lost connection, got {seen}"
+
+
+def _told(ops: Sequence[Op], since: float) -> str:
+    """The first of them, and when, since the trouble began."""
+    return "; ".join(f"{op} at {op.sent_at - since:.3f} s: {op.error}" for op in ops[:3])
