@@ -313,8 +313,9 @@ class Link:
                 transport, _ = await loop.create_connection(
                     lambda: wire, self.node.host, self.node.port, ssl=tls
                 )
-                transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                wire.send(greeting.first())
+                if not done.done():  # else it was given up meanwhile, and has no socket any more
+                    transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    wire.send(greeting.first())
                 await done
         except TimeoutError:
             reason = f"no {'tls ' if tls else ''}connection within {self._timeouts.connect_s:g} s"
