@@ -15,6 +15,10 @@ REPLY_S = 1.5
 """More than the proxy waits for a server's answer."""
 
 
+IN_FLIGHT = "closed the connection before it answered"
+"""Of a read that was out when a server died, and is not tried elsewhere as its client had sent a write behind it."""
+
+
 @dataclass(frozen=True)
 class Expect:
     """What must be so afterwards, beside that nothing at all excuses a fault of the checker's (history.py)."""
@@ -105,6 +109,7 @@ def _problems(expect: Expect, rig: Rig, verdict: Verdict, seen: Figures, promote
     unserved = [op for op in rig.record.ops if op.shard == rig.shard.name and op.verb == "GET" and op.error]
     if expect.silent:
         unserved = [op for op in unserved if op.sent_at > rig.since + REPLY_S]
+    unserved = [op for op in unserved if IN_FLIGHT not in op.error]
     if expect.reads and not expect.proxy_dies and len(unserved) > 0.01 * seen.reads:
         yield f"{len(unserved)} of {seen.reads} reads were not served: {_told(unserved, rig.since)}"
     if expect.loses and not verdict.lost:
