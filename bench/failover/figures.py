@@ -40,6 +40,7 @@ class Figures(msgspec.Struct):
     others_p99: float
     others_max: float
     elsewhere_failed: int  # requests to other shards by clients that ask all
+    longest: float = 0.0  # that a client of the shard waited for any answer
 
 
 class Moment(msgspec.Struct):
@@ -84,6 +85,7 @@ def figures(record: Record, shard: str, since: float, until: float) -> Figures:
         others_p99=percentile(answered, 0.99),
         others_max=max(answered, default=0.0),
         elsewhere_failed=sum(not op.acknowledged for op in elsewhere if _overlaps(op, since, until)),
+        longest=max((_took(op) for op in during if op.answered_at), default=0.0),
     )
 
 

@@ -10,10 +10,14 @@ import msgspec
 from bench.failover.figures import Figures, Moment, figures, timeline
 from bench.failover.history import WRITES, Incident, Op, Verdict, check
 from bench.failover.rig import Needs, Rig
+from pyproxy.config import Promotion
 
 REPLY_S = 1.5
 """More than the proxy waits for a server's answer."""
 
+
+SLOW_S = 3.0
+"""Beside the hold: a deadline before it and one behind it, and a machine that is busy."""
 
 IN_FLIGHT = "closed the connection before it answered"
 """Of a read that was out when a server died, and is not tried elsewhere as its client had sent a write behind it."""
@@ -112,6 +116,10 @@ def _problems(expect: Expect, rig: Rig, verdict: Verdict, seen: Figures, promote
     unserved = [op for op in unserved if IN_FLIGHT not in op.error]
     if expect.reads and not expect.proxy_dies and len(unserved) > 0.01 * seen.reads:
         yield f"{len(unserved)} of {seen.reads} reads were not served: {_told(unserved, rig.since)}"
+    options = Promotion()
+    hold_s = options.hold_s if rig.needs.promotion.get("on_promotion") == "hold" else options.auto_hold_s
+    if rig.needs.peer == "pyproxy" and seen.longest > hold_s + SLOW_S:
+        yield f"an answer took {seen.longest:.2f} s, where a request is held for {hold_s:g} s at most"
     if expect.loses and not verdict.lost:
         yield "no write was lost, where some must be"
     if expect.planned:

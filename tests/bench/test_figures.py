@@ -56,6 +56,11 @@ def test_an_acknowledged_write_that_took_long_was_held() -> None:
     assert (seen.held, round(seen.hold_max, 3)) == (1, 0.8)
 
 
+def test_the_longest_wait_is_for_any_answer_of_the_shard() -> None:
+    seen = figures(record(op("SET", 4.5, 0.8), op("SET", 4.1, 1.2, "TRYAGAIN ..."), op("GET", 5.0)), SHARD, 4.0, 6.0)
+    assert round(seen.longest, 3) == 1.2
+
+
 def test_a_client_that_asks_the_shard_that_suffers_says_nothing_of_the_others() -> None:
     both = [op("SET", 5.0, 0.9, client="mixed"), op("SET", 5.0, 0.9, shard="s2", client="mixed")]
     seen = figures(record(*both, op("GET", 5.0, 0.002, shard="s2", client="other")), SHARD, 4.0, 6.0)
