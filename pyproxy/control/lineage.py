@@ -87,8 +87,11 @@ class LifeSigns:
         return None
 
     def are_complete(self, looks: Looks, primary: Node, since: float) -> bool:
-        """Whether all were looked at after `since`, and each replica long enough for a growing offset to be seen."""
-        return looks[primary].at >= since and all(
+        """Whether all were looked at after `since`, and each replica long enough for a growing offset to be seen.
+
+        A primary that is silent is not waited for once more: a look at it lasts until its deadline.
+        """
+        return (looks[primary].silent or looks[primary].at >= since) and all(
             look.answered_at >= since
             and node in self._offsets
             and look.answered_at - self._offsets[node][1] >= STEADY_S
