@@ -2,7 +2,7 @@
 #
 # The gate is closed, or no connection can be made: writes that are in the queue and were never given to a connection
 # leave it for `kept`, and wait there for the gate, or for the end of their time.  A write that the server refused for a
-# reason of its own joins them (DESIGN: it is taken back) if every later write of its client on this connection was
+# reason of its own is taken back, and joins them, if every later write of its client on this connection was
 # refused too; else all get the answers that came.
 
 
