@@ -123,13 +123,53 @@ def setting_unknown(name: str, shard: str) -> bytes:
     return _line(f"TRYAGAIN {name} of shard {shard}: its parameter group was not read yet, applied=no; retry later")
 
 
-def not_run() -> bytes:
-    """Behind a refused MULTI."""
-    return _line("ERR not run: it belongs to a transaction (MULTI), and the proxy does not serve transactions")
+# --- transactions ----------------------------------------------------------------------------------------------------
+
+
+def multi_in_multi() -> bytes:
+    return _line("ERR MULTI calls can not be nested")
+
+
+def watch_in_multi() -> bytes:
+    return _line("ERR WATCH inside MULTI is not allowed")
+
+
+def without_multi(name: Words) -> bytes:
+    """``name``: EXEC or DISCARD."""
+    return _line("ERR ", name, " without MULTI")
+
+
+def exec_wrong_arity() -> bytes:
+    return _line("EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command")
 
 
 def exec_aborted() -> bytes:
+    """One of its commands was not queued."""
     return _line("EXECABORT Transaction discarded because of previous errors.")
+
+
+def not_in_transaction(name: Words) -> bytes:
+    return _line("ERR command '", _raw(name).lower(), "' is not served in a transaction: ", _ONLY_KEYS)
+
+
+_ONLY_KEYS = "only commands on keys that they name are; send it before MULTI or after EXEC"
+
+
+def transaction_over_shards(names: Iterable[str]) -> bytes:
+    """The keys of a transaction are on these shards, and the configuration says that they must be on one."""
+    return _line(
+        "CROSSSLOT Keys in transaction don't hash to the same slot (they are on different shards: ",
+        ", ".join(names),
+        '; give them one {hash tag}, or have the proxy run a block on each shard: transactions = "split")',
+    )
+
+
+def transaction_discarded(line: bytes) -> bytes:
+    """What EXEC answers where the proxy has ``line`` for it: -TRYAGAIN means that nothing of it was applied."""
+    said = line[1:].rstrip(b"\r\n")
+    if said.startswith(b"TRYAGAIN "):
+        said = b"EXECABORT Transaction discarded because of: " + said.removeprefix(b"TRYAGAIN ")
+    return _line(said)
 
 
 # --- connections -----------------------------------------------------------------------------------------------------
@@ -267,6 +307,7 @@ def uncertain(shard: str, node: object, why: str) -> bytes:
 LOST = "closed the connection before it answered"
 CLOSED = "closed the connection"
 UNAUTHENTICATED = "asks for a password again"
+NO_TRANSACTION = "refused MULTI, and may have run the commands behind it one by one"
 
 
 def no_reply(deadline_s: float) -> str:

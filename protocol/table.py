@@ -20,7 +20,7 @@ from protocol.rows import ROWS
 # --- what the proxy does ---------------------------------------------------------------------------------------------
 
 _LOCAL = """
-    ping echo quit reset time hello auth select info lolwut readonly readwrite
+    ping echo quit reset time hello auth select info lolwut readonly readwrite unwatch
     client client|id client|info client|list client|getname client|setname client|setinfo client|no-evict
     client|no-touch client|reply client|help
     command command|count command|docs command|getkeys command|getkeysandflags command|help command|info command|list
@@ -33,6 +33,8 @@ LOCAL = frozenset(_LOCAL.split())
 SPLIT = {"mget": "gather", "mset": "all_ok", "del": "sum", "unlink": "sum", "exists": "sum", "touch": "sum"}
 FANOUT = {"dbsize": "sum", "flushdb": "all_ok", "flushall": "all_ok", "keys": "concat"}
 
+TRANSACTION = frozenset(["multi", "exec", "discard"])
+
 # Containers with subcommands that name a key; and commands that wait only if they are asked to, which `keys` refuses.
 KEYED = frozenset(["object", "xgroup", "xinfo", "memory", "xread", "xreadgroup"])
 
@@ -40,7 +42,7 @@ CONFIGURED_ELSEWHERE = "the proxy is configured by its own file, and each server
 
 # Why -> what. A container stands for its subcommands, except those named in the lists above or on their own.
 _REFUSALS: dict[str, str] = {
-    "a transaction needs a connection of its own; send its commands one by one": "multi exec discard watch unwatch",
+    "what it watches would need a connection of its own; use MULTI without it, or SET with NX": "watch",
     "one cursor cannot walk all shards; use KEYS, or HSCAN, SSCAN or ZSCAN on one key": "scan clusterscan",
     "it would have to choose among the keys of all shards; ask one server directly": "randomkey",
     "messages are not relayed between shards; publish and subscribe at one server directly": """
@@ -96,6 +98,8 @@ def _command(row: Row, subcommands: Mapping[bytes, Command]) -> Command:
     refusal = REFUSED.get(row.name) or REFUSED.get(row.name.partition("|")[0])
     if row.name in LOCAL:
         kind = Kind.LOCAL
+    elif row.name in TRANSACTION:
+        kind = Kind.TRANSACTION
     elif row.name in FANOUT:
         kind, merge = Kind.FANOUT, FANOUT[row.name]
     elif row.name in SPLIT:

@@ -133,6 +133,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     timeouts: Timeouts = Timeouts()
     reads: Literal["primary", "prefer-replica", "replica"] = "primary"
     reads_max_lag_s: Seconds = 2.0  # of a replica that is read from; and a client reads its own writes for so long
+    transactions: Literal["shard", "split"] = "shard"  # keys on several shards: refused at EXEC, or a block on each
     http: Http = Http()
     backend: BackendAccess = BackendAccess()
     promotion: Promotion = Promotion()

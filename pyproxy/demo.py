@@ -24,7 +24,7 @@ from pyproxy.config import Config
 from pyproxy.fleet import FENCED, HOST, Fleet, FleetError, LiveShard, Proxy, Sentinels, Server, Table, reserve_port
 
 HOT_PATH = ("protocol.scan", "pyproxy.worker.lane", "pyproxy.worker.split")
-LEFT_OUT = "MULTI, SCAN, pub/sub, scripts, blocking commands, TLS for clients: not built yet, and refused"
+LEFT_OUT = "WATCH, SCAN, pub/sub, scripts, blocking commands, TLS for clients: not built yet, and refused"
 DRAIN_S = 1.0  # after Ctrl-C; the servers end as well, so there is little to wait for
 DOWN_AFTER_S = 2.0  # of silence, until a primary is replaced; Sentinels, which ping once a second, need up to one more
 MIN_BETWEEN_S = 10.0  # between two promotions of a shard, for those who kill the new primary as well
@@ -38,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", type=_number(1, 1024), default=10, help="primaries (10)")
     parser.add_argument("--replicas", type=_number(0, 16), default=1, help="replicas of each primary (1)")
     parser.add_argument("--workers", type=_number(0, 256), default=0, help="workers; 0: one per core (0)")
+    parser.add_argument(
+        "--transactions",
+        choices=("shard", "split"),
+        default="shard",
+        help="whose keys are on several shards: refused, or a block to each (shard)",
+    )
     parser.add_argument("--sentinel", action="store_true", help="three Sentinels promote, instead of the proxy")
 
 
@@ -54,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             reserve_port() as http,
             Fleet(args.shards, args.replicas, options=options, directory=directory) as fleet,
             Sentinels(fleet, DOWN_AFTER_S) if args.sentinel else contextlib.nullcontext() as sentinels,
-            _proxy(fleet, sentinels, keeper, args.workers, f"{HOST}:{http.getsockname()[1]}") as proxy,
+            _proxy(fleet, sentinels, keeper, args, f"{HOST}:{http.getsockname()[1]}") as proxy,
         ):
             print("\n".join(describe(fleet, sentinels, proxy, args.workers)), flush=True)
             _bring_back_until_end(fleet, proxy)
@@ -71,8 +77,11 @@ def run(args: argparse.Namespace) -> int:
         return 1
 
 
-def _proxy(fleet: Fleet, sentinels: Sentinels | None, keeper: socket, workers: int, http: str) -> Proxy:
-    tables: dict[str, Table] = {
+def _proxy(
+    fleet: Fleet, sentinels: Sentinels | None, keeper: socket, args: argparse.Namespace, http: str
+) -> Proxy:
+    tables: dict[str, Table | str] = {
+        "transactions": args.transactions,
         "timeouts": {"drain_s": DRAIN_S},
         "http": {"listen": http, "admin": str(fleet.directory / "admin.sock")},
         "promotion": {
@@ -84,7 +93,7 @@ def _proxy(fleet: Fleet, sentinels: Sentinels | None, keeper: socket, workers: i
     }
     if sentinels:
         tables["sentinel"] = {"nodes": sentinels.addresses}
-    return Proxy(fleet, keeper, workers, **tables)
+    return Proxy(fleet, keeper, args.workers, **tables)
 
 
 def describe(fleet: Fleet, sentinels: Sentinels | None, proxy: Proxy, workers: int) -> list[str]:

@@ -426,10 +426,13 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def config(self, listen: str = f"{HOST}:0", workers: int = 1, **tables: Table) -> str:
-        """The proxy's configuration for this fleet, as TOML; `tables` are its tables: timeouts={"reply_s": 0.2}."""
+    def config(self, listen: str = f"{HOST}:0", workers: int = 1, **tables: Table | str) -> str:
+        """The proxy's configuration for this fleet, as TOML: timeouts={"reply_s": 0.2}, transactions="split"."""
         lines = [f'listen = "{listen}"', f"workers = {workers}"]
+        lines += [f"{name} = {json.dumps(value)}" for name, value in tables.items() if isinstance(value, str)]
         for name, table in tables.items():
+            if isinstance(table, str):
+                continue
             lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
         for shard in self.shards:
             replicas = ", ".join(f'"{each.address}"' for each in shard.replicas)
@@ -565,7 +568,7 @@ class Proxy(Process):
     """
 
     def __init__(
-        self, fleet: Fleet, keeper: socket.socket | None = None, workers: int = 1, **tables: Table
+        self, fleet: Fleet, keeper: socket.socket | None = None, workers: int = 1, **tables: Table | str
     ) -> None:
         self._keeper = keeper or reserve_port()
         self.port: int = self._keeper.getsockname()[1]

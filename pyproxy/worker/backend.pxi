@@ -259,6 +259,8 @@ cdef class Backend:
         self.lane.errors += 1
         if whole is not None:
             return whole.fail(item, line, unsent)
+        if item.queued:
+            line = errors.transaction_discarded(line)
         return self.lane.settle(item, line)
 
     def lost(self, str why):
@@ -320,6 +322,7 @@ cdef class Backend:
         for held in retries:
             item = <Pending>held
             item.retried = True
+            item.ahead = item.queued + 1 if item.queued else 0
             frames.append(item.request if type(item.request) is bytes else request.encode(item.request))
             if self.tail is None:
                 self.head = item
@@ -457,8 +460,11 @@ cdef class Wire:
         """Gives a reply to the request whose turn it is; `frame` if there are bytes of it already."""
         cdef Backend backend = self.backend
         cdef Lane lane = backend.lane
-        cdef Pending item = backend._pop()
+        cdef Pending item = backend.head
         backend.last_frame = lane.now
+        if item.ahead:
+            return self._swallow(item, p, n)
+        backend._pop()
         if backend.taking is not None and belongs_to_taking(backend, item, p, n):
             return 0
         if item.client is None and item.whole is None:
@@ -472,11 +478,29 @@ cdef class Wire:
                 backend._fail(item, errors.UNAUTHENTICATED, True)
                 self.drop(errors.UNAUTHENTICATED)
                 return 0
-            if self._tell_of(p, n) and item.write and not item.done and take_back(backend, item, p, n):
+            if (self._tell_of(p, n) and item.write and not item.done and not item.queued
+                    and take_back(backend, item, p, n)):
                 return 0
         if frame is None:
             frame = OK if n == 5 and memcmp(p, b"+OK\r\n", 5) == 0 else PyBytes_FromStringAndSize(p, n)
         return lane.settle(item, frame)
+
+    cdef int _swallow(self, Pending item, const char *p, Py_ssize_t n) except -1:
+        """The answer to a MULTI, or to a command behind it: nobody's, but an error tells something."""
+        cdef Backend backend = self.backend
+        item.ahead -= 1
+        if p[0] != c'-':
+            return 0
+        self._tell_of(p, n)
+        if n > 8 and p[1:8] == b"NOAUTH ":
+            backend._pop()
+            if item.client is not None or item.whole is not None:
+                backend._fail(item, errors.UNAUTHENTICATED, True)
+            self.drop(errors.UNAUTHENTICATED)
+        elif item.ahead == item.queued and (item.client is not None or item.whole is not None):
+            # to MULTI itself: so the server runs what is behind it one by one
+            backend._fail(item, errors.NO_TRANSACTION, False)
+        return 0
 
     cdef bint _begin_large(self, const char *p, Py_ssize_t n) except -1:
         """A large bulk of which a part is here: the rest is received where it will stay."""

@@ -100,8 +100,9 @@ cdef class Client:
             item.next_placed = None
             item.client = None
             item = following
-        lane.held -= self.held + self.in_counted
-        self.held = self.in_transport = self.in_counted = 0
+        lane.held -= self.held + self.in_counted + self.queued_bytes
+        self.held = self.in_transport = self.in_counted = self.queued_bytes = 0
+        self.transaction = None
         lane.inflight -= self.inflight
         self.inflight = 0
         self.inflight_bytes = 0
@@ -222,7 +223,7 @@ cdef class Client:
         cdef object reply
         if route is not None:
             self.last_name = route.name
-        if (route is not None and route.plain_key and not self.aborting
+        if (route is not None and route.plain_key and self.transaction is None
                 and (argc == route.arity or (route.arity < 0 and argc >= -route.arity))):
             backend = lane.backend_of(self, <bytes>argv[route.plain_key])
             if not backend.plain:
@@ -243,7 +244,7 @@ cdef class Client:
             self.inflight_bytes += size
             lane.inflight += 1
             backend.put(item, frame, size)
-        elif route is not None and route.merge and not self.aborting and argc >= -route.arity:
+        elif route is not None and route.merge and self.transaction is None and argc >= -route.arity:
             if lane.splitter(self, route, argv, frame, size) < 0:
                 return False
         else:
@@ -309,9 +310,10 @@ cdef class Client:
 
     # --- what Python may ask of a client ---
 
-    def send(self, int shard, bytes frame not None, bint write, bint again):
+    def send(self, int shard, bytes frame not None, bint write, bint again, int queued=0):
         """Sends a whole command to a shard and takes its place in the order of replies.  `again`: see Route.
 
+        `queued`: how many commands stand between the MULTI and the EXEC of this frame; only EXEC's answer is the client's.
         -> None; NOT_NOW where the client was parked; the refusal to answer where the shard is down.
         """
         cdef Backend backend = self._seek(<Backend>self.pool[shard], write, PyBytes_GET_SIZE(frame))
@@ -324,11 +326,26 @@ cdef class Client:
         item.shard = shard
         if not write or (backend.keeps and again and item.size <= KEPT_BYTES):
             item.request = frame
+        if queued:
+            item.queued = queued
+            item.ahead = queued + 1
         self.inflight += 1
         self.inflight_bytes += item.size
         self.lane.inflight += 1
         backend.put(item, PyBytes_AS_STRING(frame), item.size)
         return None
+
+    def queued(self, Py_ssize_t size):
+        """So many bytes more wait for EXEC."""
+        self.queued_bytes += size
+        self.lane.held += size
+        if self.lane.held > self.lane.memory_limit:
+            self.lane.wake()
+
+    def end_transaction(self):
+        self.lane.held -= self.queued_bytes
+        self.queued_bytes = 0
+        self.transaction = None
 
     def switch(self, int proto, int db):
         """From the next command on: another protocol or database, once all earlier requests are answered."""
@@ -363,8 +380,8 @@ cdef class Client:
 
     @property
     def buffered(self):
-        """Bytes this client costs: answers it has not read, and requests that are not finished."""
-        return self.held + self.in_counted
+        """Bytes this client costs: answers it has not read, and requests that are not finished or wait for EXEC."""
+        return self.held + self.in_counted + self.queued_bytes
 
     @property
     def buffered_in(self):
@@ -481,7 +498,7 @@ cdef class Client:
         """It has closed its half while it was held: what it sent is not done."""
         self.front = None
         self.parked &= ~Park.HOLD
-        self.say(line)
+        self.say(line if self.transaction is None else errors.transaction_discarded(line))
         self.finish()
 
     # --- going on, and writing ---

@@ -7,7 +7,7 @@ reads, and changes nothing but the attributes of that one client.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,6 +18,13 @@ from pyproxy.messages import Configured, FleetLook, Settings, Setup, ShardLook, 
 from pyproxy.metrics import Page
 
 REPLY_ON, REPLY_OFF, REPLY_SKIP = 0, 1, 2
+
+
+class HasCommands(Protocol):
+    """A transaction, as far as it is shown."""
+
+    @property
+    def commands(self) -> Sequence[object]: ...
 
 
 class Client(Protocol):
@@ -37,13 +44,17 @@ class Client(Protocol):
     commands: int
     last_command: bytes  # as in the table: b"client|info"
     reply_mode: int  # REPLY_ON, REPLY_OFF or REPLY_SKIP (the next command only)
-    aborting: bool  # in a transaction that was refused: nothing is run before its end
+    transaction: HasCommands | None  # begun by MULTI
+    queued_bytes: int  # what it costs
     closing: bool
     buffered_in: int  # bytes
     buffered_out: int
 
     def switch(self, proto: int, db: int) -> None:
         """Every later command is served in this protocol and database."""
+
+    def end_transaction(self) -> None:
+        """Forget what was queued, if anything was."""
 
     def finish(self) -> None:
         """Close the connection once this command and those before it are answered."""

@@ -109,6 +109,7 @@ cdef int put_again(Backend backend, Pending item) except -1:
     """At the end of the queue, from the request that was kept; its deadline is as it was."""
     cdef double sent_at = item.sent_at
     cdef bytes frame = item.request if type(item.request) is bytes else request.encode(item.request)
+    item.ahead = item.queued + 1 if item.queued else 0
     backend.put(item, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
     item.sent_at = sent_at
     return 0
@@ -263,7 +264,7 @@ cdef bint belongs_to_taking(Backend backend, Pending item, const char *p, Py_ssi
         return False
     taking.items.append((item, PyBytes_FromStringAndSize(p, n)))
     taking.left -= 1
-    if item.write and (_refusal_code(p, n) is None or item.request is None):
+    if item.write and (item.queued or _refusal_code(p, n) is None or item.request is None):
         taking.applied = True
     if taking.left == 0:
         decide(backend, owner)

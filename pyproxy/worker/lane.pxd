@@ -52,6 +52,8 @@ cdef class Pending:
     cdef bint done
     cdef bint mute
     cdef bint retried
+    cdef int queued                 # commands of its transaction; 0: it is none
+    cdef int ahead                  # answers that come before its own: to MULTI, and to each that was queued
     cdef readonly double sent_at
     cdef double kept_since          # when it was begun; 0: it was never kept
     cdef Py_ssize_t size
@@ -69,8 +71,10 @@ cdef class Split:
     cdef Lane lane
     cdef Pending place
     cdef Route route
+    cdef bint write
     cdef int left
     cdef bytes order                # shard index of each key, as native uint16
+    cdef list commands              # of a transaction: the shard index of each, or its Spread; else None
     cdef list frames                # of each shard: its reply, or None
     cdef dict failed                # shard index -> (error line, whether it surely was not applied); None: none failed
     cdef Py_ssize_t held            # bytes of the frames
@@ -184,7 +188,8 @@ cdef class Client:
     cdef public bytes lib_name
     cdef public bytes lib_ver
     cdef public int reply_mode
-    cdef public bint aborting       # in a transaction that was refused
+    cdef public object transaction  # begun by MULTI; None: in none
+    cdef readonly Py_ssize_t queued_bytes   # of it
     cpdef touch(self)
     cpdef unpark(self, int reasons)
     cpdef go_on(self)
@@ -283,5 +288,6 @@ cdef class Wire:
     cdef int put(self, const char *data, Py_ssize_t size) except -1
     cdef bint _owes(self) except -1
     cdef int _deliver(self, const char *p, Py_ssize_t n, bytes frame) except -1
+    cdef int _swallow(self, Pending item, const char *p, Py_ssize_t n) except -1
     cdef bint _begin_large(self, const char *p, Py_ssize_t n) except -1
     cdef Py_ssize_t _fill(self, bytes data) except -1

@@ -66,7 +66,7 @@ def _reset(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     client.switch(2, 0)
     client.name = b""
     client.reply_mode = REPLY_ON
-    client.aborting = False
+    client.end_transaction()
     return b"+RESET\r\n"
 
 
@@ -184,17 +184,17 @@ def _line(client: Client, now: float) -> bytes:
         "name": client.name.decode("latin-1"),
         "age": max(0, int(now - client.created)),
         "idle": max(0, int(now - client.last_active)),
-        "flags": "N",
+        "flags": "N" if client.transaction is None else "x",
         "db": client.db,
         "sub": 0,
         "psub": 0,
         "ssub": 0,
-        "multi": -1,
+        "multi": -1 if client.transaction is None else len(client.transaction.commands),
         "watch": 0,
         "qbuf": client.buffered_in,
         "qbuf-free": 0,
         "argv-mem": 0,
-        "multi-mem": 0,
+        "multi-mem": client.queued_bytes,
         "rbs": 0,
         "rbp": 0,
         "obl": 0,
@@ -395,6 +395,7 @@ LOCAL: dict[bytes, Handler] = {
     b"reset": _reset,
     b"select": _select,
     b"time": _time,
+    b"unwatch": _ok,
     b"xgroup|help": _help,
     b"xinfo|help": _help,
 }

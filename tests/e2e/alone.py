@@ -34,7 +34,9 @@ def node(server: Server) -> Node:
 class Alone(Process):
     """A context manager; `port` is where the worker listens. `primaries`: in place of the fleet's, by index."""
 
-    def __init__(self, fleet: Fleet, primaries: dict[int, Node] | None = None, top: str = "", **tables: Table) -> None:
+    def __init__(
+        self, fleet: Fleet, primaries: dict[int, Node] | None = None, top: str = "", **tables: Table | str
+    ) -> None:
         name = f"worker-{time.monotonic_ns()}"
         super().__init__("worker", fleet.directory / f"{name}.log")
         self.config = fleet.directory / f"{name}.toml"

@@ -225,6 +225,7 @@ def test_all_problems_are_said_at_once_and_in_the_order_of_the_options() -> None
             "http.admin: expected a path of at most 107 bytes, as of every socket, got 108",
         ),
         ('reads = "nearest"', 'reads: expected one of prefer-replica, primary, replica, got "nearest"'),
+        ('transactions = "all"', 'transactions: expected one of shard, split, got "all"'),
         ('reads = "replica"', "reads: expected primary, as no shard has replicas, got replica"),
         (
             'promotion.promoter = "me"',

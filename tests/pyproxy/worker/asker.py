@@ -10,7 +10,7 @@ from pyproxy.config import Config, ShardTable
 from pyproxy.messages import FleetLook, Setup, ShardLook, Topology
 from pyproxy.metrics import INDEX, Page
 from pyproxy.shardmap import Node, split_slots
-from pyproxy.worker.here import Here
+from pyproxy.worker.here import HasCommands, Here
 
 
 @dataclass
@@ -31,7 +31,8 @@ class Asker:
     commands: int = 3
     last_command: bytes = b""
     reply_mode: int = 0
-    aborting: bool = False
+    transaction: HasCommands | None = None
+    queued_bytes: int = 0
     closing: bool = False
     buffered_in: int = 0
     buffered_out: int = 0
@@ -40,6 +41,9 @@ class Asker:
     def switch(self, proto: int, db: int) -> None:
         self.switches.append((proto, db))
         self.proto, self.db = proto, db
+
+    def end_transaction(self) -> None:
+        self.transaction = None
 
     def finish(self) -> None:
         self.closing = True
