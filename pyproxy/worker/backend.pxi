@@ -487,19 +487,14 @@ cdef class Wire:
 
     cdef int _swallow(self, Pending item, const char *p, Py_ssize_t n) except -1:
         """The answer to a MULTI, or to a command behind it: nobody's, but an error tells something."""
-        cdef Backend backend = self.backend
         item.ahead -= 1
         if p[0] != c'-':
             return 0
         self._tell_of(p, n)
-        if n > 8 and p[1:8] == b"NOAUTH ":
-            backend._pop()
-            if item.client is not None or item.whole is not None:
-                backend._fail(item, errors.UNAUTHENTICATED, True)
-            self.drop(errors.UNAUTHENTICATED)
-        elif item.ahead == item.queued and (item.client is not None or item.whole is not None):
-            # to MULTI itself: so the server runs what is behind it one by one
-            backend._fail(item, errors.NO_TRANSACTION, False)
+        # MULTI itself: the server runs what is behind it one by one, unless it will say NOAUTH to all of it
+        if (item.ahead == item.queued and not (n > 8 and p[1:8] == b"NOAUTH ")
+                and (item.client is not None or item.whole is not None)):
+            self.backend._fail(item, errors.NO_TRANSACTION, False)
         return 0
 
     cdef bint _begin_large(self, const char *p, Py_ssize_t n) except -1:

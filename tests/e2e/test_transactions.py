@@ -4,13 +4,15 @@ Configured `transactions = "split"`, keys may be on several shards: a block on e
 commands. What cannot be done is one error in the place of the whole answer, never one inside it, never a nil.
 """
 
+import contextlib
 import socket
 from collections.abc import Iterator
 
 import hiredis
 import pytest
 
-from pyproxy.fleet import Fleet, Proxy, wait_until
+from pyproxy.fleet import HOST, Fleet, Proxy, Table, wait_until
+from pyproxy.shardmap import Node
 from tests.e2e.alone import Alone
 from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, behind, error, of_a_worker, packed, wait_for_info
 from tests.faults import End, Hop, Way
@@ -19,6 +21,8 @@ SLOW = 1
 """The index of the shard that the faults are made to."""
 
 REPLY_S = 0.4
+
+PROMOTION: Table = {"promoter": "replicaof", "on_promotion": "hold", "hold_s": 15.0}
 
 ABORTED = "EXECABORT Transaction discarded because of previous errors."
 
@@ -178,6 +182,7 @@ def test_a_client_that_leaves_inside_a_transaction_applies_nothing(talk: Talk, p
     with Talk(proxy.port) as leaving:
         leaving.send(["MULTI"], ["SET", keys.one(0), "x" * 100_000])
         assert leaving.reads(2) == [b"OK", b"QUEUED"]
+        wait_for_info(talk, "it to be counted", lambda info: int(info["held_bytes"]) > 100_000)
     wait_for_info(talk, "nothing to be held", lambda info: info["held_bytes"] == "0")
     assert talk.ask("GET", keys.one(0)) is None
 
@@ -381,6 +386,19 @@ def test_late_answers_to_a_transaction_go_to_nobody(
         assert talk.ask("GET", key) == b"mine"
 
 
+@pytest.mark.parametrize("shards", [[SLOW], [SLOW, 0]])
+def test_a_transaction_that_only_reads_is_not_applied_where_an_answer_is_late(
+    hop: Hop, hasty: Proxy, keys: Keys, shards: list[int]
+) -> None:
+    with Talk(hasty.port) as talk:
+        assert talk.ask("EXISTS", keys.one(SLOW)) == 0
+        hop.stall(Way.REPLIES)
+        talk.send(*block(*[f"GET {keys.one(shard)}" for shard in shards]))
+        said = error(talk.reads(2 + len(shards))[-1])
+        assert said.startswith(f"EXECABORT Transaction discarded because of: shard s{SLOW}")
+        assert f"did not answer within {REPLY_S:g} s, applied=no" in said
+
+
 def test_a_client_that_leaves_with_a_transaction_out_takes_no_answer_of_others_along(
     hop: Hop, hasty: Proxy, keys: Keys, transaction: list[list[str]]
 ) -> None:
@@ -469,6 +487,18 @@ def test_a_server_that_refuses_multi_is_not_believed_to_have_run_a_block(
         server.ask("ACL", "SETUSER", "default", "+multi")
 
 
+def test_a_server_that_asks_for_a_password_has_run_nothing(hop: Hop, hasty: Proxy, keys: Keys) -> None:
+    key = keys.one(SLOW)
+    with Talk(hasty.port) as talk:
+        assert talk.ask("EXISTS", key) == 0
+        hop.answer(b"EXEC", b"-NOAUTH Authentication required.\r\n" * 3)
+        talk.send(*block(f"SET {key} x"))
+        said = error(talk.reads(3)[-1])
+        assert said.startswith(f"EXECABORT Transaction discarded because of: shard s{SLOW}")
+        assert "asks for a password again, applied=no" in said
+        wait_until("the shard to be served", lambda: talk.ask("EXISTS", key) == 0, lambda: "", PATIENCE_S)
+
+
 # --- a closed gate ----------------------------------------------------------------------------------------------------
 
 
@@ -482,8 +512,7 @@ def replicated() -> Iterator[Fleet]:
 def alone(replicated: Fleet) -> Iterator[Alone]:
     for shard in replicated.shards:
         shard.primary.ask("FLUSHALL")
-    promotion: dict[str, int | float | str] = {"promoter": "replicaof", "on_promotion": "hold", "hold_s": 15.0}
-    with Alone(replicated, promotion=promotion, transactions="split") as alone:
+    with Alone(replicated, promotion=PROMOTION, transactions="split") as alone:
         yield alone
 
 
@@ -499,6 +528,43 @@ def test_a_transaction_that_writes_waits_at_a_closed_gate_and_is_run_once(
         executed, behind_it = talk.reads(2)
         assert executed in ([1, 2, 3], [1, 1, 2])
         assert behind_it == b"behind"
+
+
+def test_a_block_that_was_begun_and_not_sent_when_the_gate_closed_is_sent_when_it_opens(
+    replicated: Fleet, keys: Keys, transaction: list[list[str]]
+) -> None:
+    for shard in replicated.shards:
+        shard.primary.ask("FLUSHALL")
+    with contextlib.ExitStack() as stack:
+        hop = stack.enter_context(Hop(replicated.shards[SLOW].primary.port, of_a_worker))
+        primaries = {SLOW: Node(HOST, hop.port)}
+        alone = Alone(replicated, primaries, promotion=PROMOTION, timeouts=PATIENT, transactions="split")
+        stack.enter_context(alone)
+        talk, other = (stack.enter_context(Talk(alone.port)) for _ in range(2))
+        assert isinstance(talk.ask("DEL", keys.one(SLOW)), int)
+        hop.stall()
+        talk.send(["SELECT", "3"], *transaction, ["GET", keys.one(SLOW)])  # of which it has no connection yet
+        assert talk.reads(5) == [b"OK", b"OK", *[b"QUEUED"] * 3]
+        wait_for_info(other, "it to be begun", lambda info: info["inflight"] == "2")
+        alone.close(SLOW)
+        alone.wait_held(SLOW, 1)
+        hop.heal()
+        alone.open(SLOW)
+        executed, got = talk.reads(2)
+        assert executed in ([1, 2, 3], [1, 1, 2])
+        assert got is None
+
+
+def test_a_client_that_closes_its_half_is_told_that_its_held_transaction_is_discarded(
+    alone: Alone, transaction: list[list[str]]
+) -> None:
+    alone.close(SLOW)
+    with Talk(alone.port) as talk:
+        talk.send(*transaction)
+        assert talk.reads(4) == [b"OK", *[b"QUEUED"] * 3]
+        alone.wait_held(SLOW, 1)
+        talk.socket.shutdown(socket.SHUT_WR)
+        assert talk.until_end().startswith(b"-EXECABORT Transaction discarded because of: shard s%d" % SLOW)
 
 
 def test_a_held_transaction_of_a_client_that_leaves_is_never_sent(
@@ -535,7 +601,7 @@ def test_where_nothing_may_wait_a_transaction_is_refused_whole(
 
 
 def test_a_transaction_that_the_server_refuses_is_not_taken_back(alone: Alone, replicated: Fleet, keys: Keys) -> None:
-    """A write would be held, and sent again."""
+    """A write alone would be held, and sent again."""
     server, key = replicated.shards[SLOW].primary, keys.one(SLOW)
     server.ask("CONFIG", "SET", "min-replicas-to-write", 5)
     try:
@@ -551,3 +617,17 @@ def test_a_transaction_that_the_server_refuses_is_not_taken_back(alone: Alone, r
             assert talk.ask("GET", key) == b"y"
     finally:
         server.ask("CONFIG", "SET", "min-replicas-to-write", 0)
+
+
+def test_what_a_server_says_to_exec_is_the_answer_whatever_it_would_mean_for_a_write(
+    replicated: Fleet, keys: Keys
+) -> None:
+    refusal = b"-READONLY You can't write against a read only replica.\r\n"
+    with Hop(replicated.shards[SLOW].primary.port, of_a_worker) as hop:
+        primaries = {SLOW: Node(HOST, hop.port)}
+        with Alone(replicated, primaries, promotion=PROMOTION) as alone, Talk(alone.port) as talk:
+            assert isinstance(talk.ask("DEL", keys.one(SLOW)), int)
+            hop.answer(b"EXEC", b"+OK\r\n+QUEUED\r\n" + refusal)
+            talk.send(*block(f"SET {keys.one(SLOW)} x"), ["ECHO", "behind"])
+            *_, executed, behind_it = talk.reads(4)
+            assert (error(executed), behind_it) == (refusal[1:-2].decode(), b"behind")
