@@ -174,6 +174,16 @@ def test_with_sentinels_they_choose_the_successor() -> None:
     shutil.rmtree(started.logs())
 
 
+def test_asked_to_split_transactions_it_runs_them_over_all_shards() -> None:
+    with demo("--transactions", "split") as started:
+        with redis.Redis(port=started.port) as client, client.pipeline(transaction=True) as pipeline:
+            for number in range(30):
+                pipeline.set(f"key{number}", number, ex=60)
+            assert pipeline.execute() == [True] * 30
+        os.killpg(started.process.pid, signal.SIGINT)
+        assert started.process.wait(20) == 0
+
+
 def test_ctrl_c_leaves_no_process_and_no_file_behind() -> None:
     with demo() as started:
         os.kill(started.pid_of_the_first_primary(), signal.SIGSTOP)
