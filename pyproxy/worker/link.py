@@ -30,6 +30,10 @@ Spawn = Callable[[Coroutine[Any, Any, None], str], None]
 STEADY_S = 1.0
 """A connection that was lost before it lived this long is not replaced at once: that would be a loop."""
 
+SIDE_LOSSES = 5
+"""So many such in a row are replaced at once all the same if the server is a replica that is read from: whoever
+promotes kills its connections, perhaps more than once, and there is nobody else to read from then."""
+
 REFUSED_S = 1.0
 """How long a backend whose set-up the server refused (a database it does not have) is not tried again."""
 
@@ -79,6 +83,7 @@ class Link:
         self._complain = complain
         self._pause_s = timeouts.reconnect_min_s
         self._down = ""  # why nothing can be sent; empty while the shard is up
+        self._short_lived = 0  # connections in a row
         self._barred = ""
         self._closed = False
         self._moving = False
@@ -252,6 +257,7 @@ class Link:
         self.lost_at = self.lost_at or time.monotonic()
         emit(Event.LINK_LOST, shard=self.name, node=self.node, why=reason, requests=backend.waiting_requests)
         self._complain(self.name, str(self.node), reason)
+        self._short_lived = self._short_lived + 1 if lived_s < STEADY_S else 0
         if lived_s >= STEADY_S:
             self._pause_s = self._timeouts.reconnect_min_s  # not before: a server may let in and close at once
         wanted = backend.lost(reason) or backend.is_base
@@ -259,7 +265,7 @@ class Link:
             return
         if self._down:
             self._shut(self._down)
-        elif lived_s < STEADY_S:
+        elif self._short_lived > (0 if self.front is None or self.front.link is self else SIDE_LOSSES):
             self._went_down(errors.CLOSED if reason == errors.LOST else reason)
         elif wanted:
             self.connect(backend)

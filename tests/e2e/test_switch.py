@@ -180,6 +180,22 @@ def test_reads_that_were_out_when_the_primary_died_are_answered_by_the_replica(
     assert talk.reads(51) == [*[name.encode() for name in names], [None, names[0].encode()]]
 
 
+def test_reads_wait_while_the_connections_of_the_replica_that_answers_them_are_killed(
+    alone: Alone, keys: Keys, talk: Talk, old: Server, new: Server
+) -> None:
+    """As whoever promotes does it, and at once again: there is nobody else to ask then."""
+    key = keys.one(LOST)
+    assert talk.ask("SET", key, "v") == b"OK"
+    wait_replicated(old, new, key)
+    alone.refuge(LOST, new)
+    old.kill()
+    assert talk.ask("GET", key) == b"v"
+    for _ in range(4):
+        killed = new.ask("CLIENT", "KILL", "TYPE", "normal")
+        assert isinstance(killed, int) and killed >= 1
+        assert [talk.ask("GET", key) for _ in range(10)] == [b"v"] * 10
+
+
 def test_without_a_promoter_or_a_replica_a_dead_primary_is_down_as_ever(fleet: Fleet, old: Server) -> None:
     with Alone(fleet) as alone, Talk(alone.port) as talk:
         key = Keys(alone).one(LOST)
