@@ -188,21 +188,29 @@ def perf(options: argparse.Namespace, behind: Backends) -> int:
 
 def machine(behind: Backends) -> list[tuple[str, str]]:
     """What the figures depend on: processor, system, versions, commit, how busy the machine was before."""
+    return [
+        *here_and_now(),
+        ("servers", f"{SHARDS} for each sharding proxy and one alone, {behind.fleet.backend.version}"),
+        ("load", f"{said(['redis-benchmark', '--version'])}, on the same machine as servers and proxies"),
+    ]
+
+
+def here_and_now() -> list[tuple[str, str]]:
+    """The part that has nothing to do with what is measured."""
     models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     processor = f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}"
     return [
         ("date", datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")),
         ("commit", commit()),
         ("machine", f"{processor}; load average of the minute before: {os.getloadavg()[0]:.2f}"),
-        ("servers", f"{SHARDS} for each sharding proxy and one alone, {behind.fleet.backend.version}"),
-        ("load", f"{said(['redis-benchmark', '--version'])}, on the same machine as servers and proxies"),
     ]
 
 
 def commit() -> str:
     """The commit of the tree measured, and whether files differed from it."""
     revision = said(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"])
-    results = [":(exclude)bench/RESULTS.md", ":(exclude)bench/results.png"]
+    made = ("RESULTS.md", "results.png", "FAILOVER.md", "failover.png")
+    results = [f":(exclude)bench/{name}" for name in made]
     changed = said(["git", "-C", str(HERE), "status", "--porcelain", "--untracked-files=no", "--", ":/", *results])
     return (revision or "none") + (" with uncommitted changes" if changed else "")
 

@@ -53,7 +53,7 @@ class Peer:
     configuration: str
 
 
-class _Program(Process):
+class Program(Process):
     """A peer that is neither ours nor a server: `argv` as it is run in the directory of its files."""
 
     def __init__(self, name: str, argv: Sequence[str], directory: Path) -> None:
@@ -109,15 +109,19 @@ def _pyproxy(stack: ExitStack, behind: Backends) -> Peer:
 
 def _nutcracker(stack: ExitStack, behind: Backends) -> Peer:
     port, statistics = _port(stack), _port(stack)
-    lines = ["bench:", f"  listen: {HOST}:{port}", "  hash: murmur", "  distribution: ketama", "  redis: true"]
-    lines += ["  preconnect: true", "  auto_eject_hosts: false", "  timeout: 5000", "  backlog: 1024"]
-    lines += ["  servers:", *(f"   - {shard.primary.address}:1" for shard in behind.nutcracker_fleet.shards)]
-    file = _file(behind, "nutcracker.yml", lines)
+    file = _file(behind, "nutcracker.yml", nutcracker_lines(port, behind.nutcracker_fleet))
     options = ["-a", HOST, "-s", str(statistics)]
     process = _run(stack, behind, ["nutcracker", "-c", str(file), *options], port)
     version = _first_line(["nutcracker", "-V"]).removeprefix("This is nutcracker-")
     command = f"nutcracker -c CONFIG {' '.join(options)}"
     return Peer("nutcracker", port, process.pid, None, version, command, file.read_text())
+
+
+def nutcracker_lines(port: int, fleet: Fleet) -> list[str]:
+    """Its configuration in front of the primaries of this fleet."""
+    lines = ["bench:", f"  listen: {HOST}:{port}", "  hash: murmur", "  distribution: ketama", "  redis: true"]
+    lines += ["  preconnect: true", "  auto_eject_hosts: false", "  timeout: 5000", "  backlog: 1024"]
+    return [*lines, "  servers:", *(f"   - {shard.primary.address}:1" for shard in fleet.shards)]
 
 
 def _haproxy(stack: ExitStack, behind: Backends) -> Peer:
@@ -143,7 +147,7 @@ def _file(behind: Backends, name: str, lines: Sequence[str]) -> Path:
 
 
 def _run(stack: ExitStack, behind: Backends, argv: Sequence[str], port: int) -> Process:
-    process = _Program(argv[0], argv, behind.fleet.directory)
+    process = Program(argv[0], argv, behind.fleet.directory)
     process.launch()
     stack.callback(process.stop)
     _wait_for_get(process, port)

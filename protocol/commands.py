@@ -28,6 +28,7 @@ class Kind(enum.IntEnum):
     FANOUT = 4  # to all shards, the answers merged
     LOCAL = 5  # answered by the proxy
     REFUSED = 6  # answered with a refusal that says why
+    TRANSACTION = 7  # MULTI, and what ends it
 
 
 class Row(NamedTuple):

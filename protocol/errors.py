@@ -106,13 +106,70 @@ def too_many_patterns(name: Words, limit: int) -> bytes:
     return _line("ERR too many patterns for '", _raw(name).lower(), f"' command: expected at most {limit}")
 
 
-def not_run() -> bytes:
-    """Behind a refused MULTI."""
-    return _line("ERR not run: it belongs to a transaction (MULTI), and the proxy does not serve transactions")
+def config_set_failed(name: Words, why: Words) -> bytes:
+    return _line("ERR CONFIG SET failed (possibly related to argument '", _printed(name), "') - ", why)
+
+
+def setting_fixed(name: str, shard: str, value: str) -> bytes:
+    """Where servers do not let themselves be told: AWS' parameter groups."""
+    return _line(
+        f"ERR {name} of shard {shard} is '{value}' by its parameter group, and cannot be set by CONFIG SET; ",
+        "change it in the parameter group",
+    )
+
+
+def setting_unknown(name: str, shard: str) -> bytes:
+    """The same, before it is known what it is set to."""
+    return _line(f"TRYAGAIN {name} of shard {shard}: its parameter group was not read yet, applied=no; retry later")
+
+
+# --- transactions ----------------------------------------------------------------------------------------------------
+
+
+def multi_in_multi() -> bytes:
+    return _line("ERR MULTI calls can not be nested")
+
+
+def watch_in_multi() -> bytes:
+    return _line("ERR WATCH inside MULTI is not allowed")
+
+
+def without_multi(name: Words) -> bytes:
+    """``name``: EXEC or DISCARD."""
+    return _line("ERR ", name, " without MULTI")
+
+
+def exec_wrong_arity() -> bytes:
+    return _line("EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command")
 
 
 def exec_aborted() -> bytes:
+    """One of its commands was not queued."""
     return _line("EXECABORT Transaction discarded because of previous errors.")
+
+
+def not_in_transaction(name: Words) -> bytes:
+    return _line("ERR command '", _raw(name).lower(), "' is not served in a transaction: ", _ONLY_KEYS)
+
+
+_ONLY_KEYS = "only commands on keys that they name are; send it before MULTI or after EXEC"
+
+
+def transaction_over_shards(names: Iterable[str]) -> bytes:
+    """The keys of a transaction are on these shards, and the configuration says that they must be on one."""
+    return _line(
+        "CROSSSLOT Keys in transaction don't hash to the same slot (they are on different shards: ",
+        ", ".join(names),
+        '; give them one {hash tag}, or have the proxy run a block on each shard: transactions = "split")',
+    )
+
+
+def transaction_discarded(line: bytes) -> bytes:
+    """What EXEC answers where the proxy has ``line`` for it: -TRYAGAIN means that nothing of it was applied."""
+    said = line[1:].rstrip(b"\r\n")
+    if said.startswith(b"TRYAGAIN "):
+        said = b"EXECABORT Transaction discarded because of: " + said.removeprefix(b"TRYAGAIN ")
+    return _line(said)
 
 
 # --- connections -----------------------------------------------------------------------------------------------------
@@ -229,6 +286,16 @@ def not_applied(shard: str, node: object, why: str) -> bytes:
     return _line(f"TRYAGAIN shard {shard} ({node}) {why}, applied=no; retry later")
 
 
+def gate_closed(shard: str, node: object, why: str, retry_after_ms: int) -> bytes:
+    """Its writes may not pass now, and this one was not sent. ``why``: ``is being promoted``, ``is down: ...``."""
+    return _line(f"TRYAGAIN shard {shard} ({node}) {why}, applied=no retry_after_ms={retry_after_ms}; retry later")
+
+
+def client_gone(shard: str, node: object) -> bytes:
+    """The client closed its half while its request was held."""
+    return not_applied(shard, node, "is being waited for, and the client has closed its connection")
+
+
 # --- shards: perhaps applied -----------------------------------------------------------------------------------------
 
 
@@ -240,6 +307,7 @@ def uncertain(shard: str, node: object, why: str) -> bytes:
 LOST = "closed the connection before it answered"
 CLOSED = "closed the connection"
 UNAUTHENTICATED = "asks for a password again"
+NO_TRANSACTION = "refused MULTI, and may have run the commands behind it one by one"
 
 
 def no_reply(deadline_s: float) -> str:
@@ -252,8 +320,11 @@ def garbled(what: str) -> str:
 
 # --- one part of a split command failed ------------------------------------------------------------------------------
 
-# What `not_applied` and `uncertain` put around the cause, which is said again in the line of the whole.
-_OWN_LINE = re.compile(rb"-(TRYAGAIN|UNCERTAIN) shard \S+ \((\S+)\) (.*), applied=(?:no|unknown); [^;]*\r\n", re.DOTALL)
+# What `not_applied`, `gate_closed` and `uncertain` put around the cause, which is said again in the line of the whole.
+_OWN_LINE = re.compile(
+    rb"-(TRYAGAIN|UNCERTAIN) shard \S+ \((\S+)\) (.*)(, applied=(?:no|unknown)(?: retry_after_ms=\d+)?; [^;]*)\r\n",
+    re.DOTALL,
+)
 # A redirection names a node that clients of the proxy must not go to.
 _REDIRECTIONS = (b"MOVED", b"ASK")
 
@@ -278,7 +349,7 @@ def part_failed(shard: str, line: bytes, applied_by: Iterable[str] = ()) -> byte
         return _line(f"UNCERTAIN shard {shard}: ", said, f"; other shards may have applied their part: {others}")
     if code == b"UNCERTAIN":
         return _line(f"UNCERTAIN shard {shard}: ", cause, "; it may have applied its part, no other shard did")
-    way_out = ", applied=no; retry later" if own else ""
+    way_out = own[4] if own else b""
     return _line(code, f" shard {shard}: ", cause, way_out)
 
 

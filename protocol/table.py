@@ -20,11 +20,11 @@ from protocol.rows import ROWS
 # --- what the proxy does ---------------------------------------------------------------------------------------------
 
 _LOCAL = """
-    ping echo quit reset time hello auth select info lolwut readonly readwrite
+    ping echo quit reset time hello auth select info lolwut readonly readwrite unwatch
     client client|id client|info client|list client|getname client|setname client|setinfo client|no-evict
     client|no-touch client|reply client|help
     command command|count command|docs command|getkeys command|getkeysandflags command|help command|info command|list
-    config config|get
+    config config|get config|set
     object|help xgroup|help xinfo|help
 """
 LOCAL = frozenset(_LOCAL.split())
@@ -33,12 +33,16 @@ LOCAL = frozenset(_LOCAL.split())
 SPLIT = {"mget": "gather", "mset": "all_ok", "del": "sum", "unlink": "sum", "exists": "sum", "touch": "sum"}
 FANOUT = {"dbsize": "sum", "flushdb": "all_ok", "flushall": "all_ok", "keys": "concat"}
 
+TRANSACTION = frozenset(["multi", "exec", "discard"])
+
 # Containers with subcommands that name a key; and commands that wait only if they are asked to, which `keys` refuses.
 KEYED = frozenset(["object", "xgroup", "xinfo", "memory", "xread", "xreadgroup"])
 
+CONFIGURED_ELSEWHERE = "the proxy is configured by its own file, and each server at that server"
+
 # Why -> what. A container stands for its subcommands, except those named in the lists above or on their own.
 _REFUSALS: dict[str, str] = {
-    "a transaction needs a connection of its own; send its commands one by one": "multi exec discard watch unwatch",
+    "what it watches would need a connection of its own; use MULTI without it, or SET with NX": "watch",
     "one cursor cannot walk all shards; use KEYS, or HSCAN, SSCAN or ZSCAN on one key": "scan clusterscan",
     "it would have to choose among the keys of all shards; ask one server directly": "randomkey",
     "messages are not relayed between shards; publish and subscribe at one server directly": """
@@ -53,8 +57,7 @@ _REFUSALS: dict[str, str] = {
     "it is about one connection to one server, and clients share those here; connect to the server directly": """
         client|caching client|capa client|getredir client|import-source client|kill client|pause client|tracking
         client|trackinginfo client|unblock client|unpause""",
-    "the proxy is configured by its own file, and each server at that server": """
-        config|help config|resetstat config|rewrite config|set""",
+    CONFIGURED_ELSEWHERE: "config|help config|resetstat config|rewrite",
     "the proxy is one endpoint, not a node of a cluster; use it as a single server": "cluster asking",
     "servers speak it among themselves; replicate from a server directly": "sync psync replconf",
     "it moves keys past the proxy; run it at one server directly": "migrate restore-asking",
@@ -95,6 +98,8 @@ def _command(row: Row, subcommands: Mapping[bytes, Command]) -> Command:
     refusal = REFUSED.get(row.name) or REFUSED.get(row.name.partition("|")[0])
     if row.name in LOCAL:
         kind = Kind.LOCAL
+    elif row.name in TRANSACTION:
+        kind = Kind.TRANSACTION
     elif row.name in FANOUT:
         kind, merge = Kind.FANOUT, FANOUT[row.name]
     elif row.name in SPLIT:

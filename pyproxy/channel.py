@@ -13,7 +13,7 @@ from typing import Self, cast
 
 import msgspec
 
-from pyproxy.messages import Complaint, Message
+from pyproxy.messages import Complaint, Configured, Message
 
 FRAME_LIMIT = 16 << 20
 """Bytes of one message. A topology with every command of a server learned is below 1 MiB; more is a broken peer."""
@@ -53,7 +53,7 @@ class Channel(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return
         if self._congested:
-            self._waiting[type(message), message.shard if isinstance(message, Complaint) else ""] = message
+            self._waiting[type(message), _about(message)] = message
             return
         body = _encoder.encode(message)
         self._transport.write(len(body).to_bytes(4) + body)
@@ -108,3 +108,11 @@ class Channel(asyncio.Protocol):
     def __repr__(self) -> str:
         state = "closed" if self.closed else "congested" if self._congested else "open"
         return f"<Channel {state}, {len(self._waiting)} waiting>"
+
+
+def _about(message: Message) -> str:
+    """Messages of one kind about different things do not make each other needless."""
+    match message:
+        case Complaint(shard=about) | Configured(name=about):
+            return about
+    return ""

@@ -5,10 +5,13 @@
     pyproxy where KEY... --config CONFIG  where keys live
     pyproxy slots --shards N              an equal split, ready to paste
     pyproxy status --config CONFIG        the shards of the proxy that runs with it, as a table
+    pyproxy promote SHARD --config CONFIG have that proxy make a replica the primary, with both alive
+    pyproxy pause SHARD --config CONFIG   have it hold the writes of a shard
+    pyproxy resume SHARD --config CONFIG  and let them go
     pyproxy demo                          a whole fleet of servers, and the proxy in front
 
 What was asked for goes to stdout, what is wrong to stderr: 78 for a configuration, 69 for an address that cannot be
-had or does not answer. `status` exits with 1 where it shows an alarm.
+had or does not answer. `status` exits with 1 where it shows an alarm, and the commands where the proxy refuses.
 """
 
 import argparse
@@ -18,20 +21,22 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pyproxy import __version__, demo
-from pyproxy.access import Access
-from pyproxy.config import Config, ConfigErrors
+from pyproxy.access import Access, why
+from pyproxy.config import UNDISCOVERED, Config, ConfigErrors
+from pyproxy.control.admin import Command, Pause, Promote, Resume, ask
 from pyproxy.control.status import table
 from pyproxy.hashing import SLOTS, hash_tag, slot
-from pyproxy.shardmap import format_slots, split_slots
+from pyproxy.shardmap import Node, ShardMap, format_slots, split_slots
 
 EX_UNAVAILABLE = 69  # <sysexits.h>
 EX_CONFIG = 78
 
-STATUS_S = 5.0  # for the answer of a proxy
+ANSWER_S = 5.0  # for the answer of a proxy that is there
 
 FIRST_PORT = 7000  # of the addresses that `slots` makes up
 
@@ -76,6 +81,18 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--url", metavar="URL", help="such as http://127.0.0.1:6381")
     watching.set_defaults(run=status)
 
+    for name, run, does in (
+        ("promote", promote, "have a running proxy make a replica the primary, with both alive"),
+        ("pause", pause, "have a running proxy hold the writes of a shard"),
+        ("resume", resume, "have a running proxy let the writes of a shard go"),
+    ):
+        telling = commands.add_parser(name, help=does)
+        telling.add_argument("shard", type=_text, metavar="SHARD")
+        telling.add_argument("--config", type=Path, required=True, metavar="CONFIG", help="its own, with [http] admin")
+        if run is promote:
+            telling.add_argument("--to", type=_node, metavar="HOST:PORT", help="else the fittest replica")
+        telling.set_defaults(run=run)
+
     showing = commands.add_parser("demo", help="start servers and the proxy in front of them; Ctrl-C ends all")
     demo.add_arguments(showing)
     showing.set_defaults(run=demo.run)
@@ -85,7 +102,10 @@ def _parser() -> argparse.ArgumentParser:
 def _load(path: Path) -> Config:
     """A configuration that can be served: the files it names can be used too. Raises ConfigErrors."""
     config = Config.load(path)
-    if problems := Access(config.backend).problems():
+    problems = Access(config.backend).problems()
+    if "elasticache" in map(config.promoter_of, config.shards) and find_spec("boto3") is None:
+        problems.append("promotion.promoter: expected boto3 for elasticache (it is in pyproxy[elasticache]), got none")
+    if problems:
         raise ConfigErrors(problems)
     return config
 
@@ -105,19 +125,23 @@ def serve(args: argparse.Namespace) -> int:
 def check(args: argparse.Namespace) -> int:
     config = _load(args.config)
     replicas = sum(len(shard.replicas) for shard in config.shards)
+    promoters = sorted({config.promoter_of(shard) for shard in config.shards})
+    promoter = f"promoter{'s' if len(promoters) > 1 else ''} {' and '.join(promoters)}"
     workers = f"{config.workers} workers" if config.workers else "a worker per core"
-    print(f"{args.config}: ok: {len(config.shards)} shards, {replicas} replicas, {workers}, listens on {config.listen}")
+    counts = f"{len(config.shards)} shards, {replicas} replicas"
+    print(f"{args.config}: ok: {counts}, {promoter}, {workers}, listens on {config.listen}")
     return 0
 
 
 def where(args: argparse.Namespace) -> int:
-    shard_map = Config.load(args.config).shard_map()
+    shard_map = ShardMap(1, Config.load(args.config).shards)
     for text in args.keys:
         key = os.fsencode(text)
         shard = shard_map.shard_of(key)
         tag = hash_tag(key)
         of_tag = "" if tag == key else f" (of hash tag {_printable(tag)})"
-        print(f"{_printable(key)}: slot {slot(key)}{of_tag}, shard {shard.name}, primary {shard.primary}")
+        primary = "not asked for yet" if shard.primary == UNDISCOVERED else shard.primary
+        print(f"{_printable(key)}: slot {slot(key)}{of_tag}, shard {shard.name}, primary {primary}")
     return 0
 
 
@@ -144,6 +168,40 @@ def status(args: argparse.Namespace) -> int:
     return 1 if any(shard["alarms"] for shard in body["shards"]) else 0
 
 
+def promote(args: argparse.Namespace) -> int:
+    config = Config.load(args.config)
+    longest = config.promotion.deadline_s + config.promotion.verify_s + ANSWER_S
+    return _tell(config, Promote(args.shard, args.to or ""), longest)
+
+
+def pause(args: argparse.Namespace) -> int:
+    return _tell(Config.load(args.config), Pause(args.shard), ANSWER_S)
+
+
+def resume(args: argparse.Namespace) -> int:
+    return _tell(Config.load(args.config), Resume(args.shard), ANSWER_S)
+
+
+def _tell(config: Config, command: Command, timeout_s: float) -> int:
+    path = config.http.admin
+    if not path:
+        raise ConfigErrors(['http.admin: expected the path of the socket for commands, got ""'])
+    try:
+        answer = ask(path, command, timeout_s)
+    except TimeoutError:
+        line = f"expected an answer within {timeout_s:g} s, got none; `pyproxy status` tells what became of it"
+        print(f"pyproxy: {path}: {line}", file=sys.stderr)
+        return EX_UNAVAILABLE
+    except OSError as exc:
+        print(f"pyproxy: {path}: expected a pyproxy with [http] admin, got: {why(exc)}", file=sys.stderr)
+        return EX_UNAVAILABLE
+    except ValueError:
+        print(f"pyproxy: {path}: expected the answer of a pyproxy, got something else", file=sys.stderr)
+        return EX_UNAVAILABLE
+    print(answer.line if answer.done else f"pyproxy: {answer.line}", file=sys.stdout if answer.done else sys.stderr)
+    return 0 if answer.done else 1
+
+
 def _status_url(config: Config) -> str:
     if config.http.listen is None:
         raise ConfigErrors(['http.listen: expected the address of the status, got ""'])
@@ -153,7 +211,7 @@ def _status_url(config: Config) -> str:
 def _fetch(url: str) -> Any:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is near, whatever http_proxy says
     try:
-        with opener.open(url, timeout=STATUS_S) as answer:
+        with opener.open(url, timeout=ANSWER_S) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as answer:
         if answer.code != 503:  # 503 is an answer: some shard is down
@@ -166,6 +224,18 @@ def _shards(text: str) -> int:
     if text.isdecimal() and 1 <= int(text) <= SLOTS:
         return int(text)
     raise argparse.ArgumentTypeError(f"expected 1 to {SLOTS}, got {text}")
+
+
+def _node(text: str) -> str:
+    try:
+        return str(Node.parse(text))
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+
+
+def _text(argument: str) -> str:
+    """What was typed as text, whatever its bytes."""
+    return _printable(os.fsencode(argument))
 
 
 def _printable(key: bytes) -> str:

@@ -4,28 +4,34 @@ A TOML file comes in; a checked `Config` goes out, or a ConfigErrors with every 
 `path: expected ..., got ...`. The options, their types, bounds and defaults are the Structs below and stand nowhere
 else. Here nothing is connected and no name is looked up.
 
-msgspec stops at its first error, so the parsed TOML is walked along msgspec's own description of the Structs, field
-by field. What was read well is then looked at as a whole: slots, names and nodes must fit together.
+config_reading.py reads it field by field. What was read well is looked at as a whole at the end of this file: slots,
+names, nodes, promoters, timers and bounds must fit together.
 """
 
-import difflib
-import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 from msgspec import Meta
 from msgspec import inspect as shape
 
+from pyproxy.config_reading import BAD, Tree, lower_first, read_struct, shown
 from pyproxy.hashing import SLOTS
-from pyproxy.shardmap import Node, Shard, ShardMap, SlotRange, format_slots, join_slots, parse_slots
+from pyproxy.shardmap import Node, Shard, ShardMap, SlotRange, format_slots, join_slots
 
 KIB = 1024
 MIB = 1024 * KIB
 
 Seconds = Annotated[float, Meta(ge=0.001, le=3600.0)]
+PromoterName = Literal["none", "replicaof", "sentinel", "elasticache"]
+
+SENTINELS = 3  # fewer cannot outvote one that is wrong
+SOCKET_PATH_BYTES = 107  # of a unix socket: sun_path of <sys/un.h>, less its end
+
+UNDISCOVERED = Node("", 0)
+"""The primary of a shard that is only known by its replication group, until that was asked for."""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,9 +58,10 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Http(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The status over HTTP, for probes and operators."""
+    """What the parent says and is told: the status over HTTP, commands of operators over a unix socket."""
 
     listen: Node | None = None  # written ""; nobody listens
+    admin: str = ""  # an absolute path, for `promote`, `pause` and `resume`; empty: no commands
 
 
 class BackendAccess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,13 +73,57 @@ class BackendAccess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     password_file: str = ""  # one password, or two on two lines: the second is tried where the first is refused
 
 
-class ShardTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[[shards]]` as written: a Shard whose replicas may be left out."""
+class Promotion(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[promotion]`: what happens when a primary fails, and to the writes of its shard meanwhile."""
+
+    promoter: PromoterName = "none"  # of shards that name none themselves; `none`: follow, never act
+    promote: bool = True  # false: this proxy follows what another promoter does (replicaof, elasticache)
+    on_promotion: Literal["auto", "hold", "reject"] = "auto"  # auto: hold only what is expected to be over in time
+    down_after_s: Seconds = 3.0  # of silence, until a primary counts as down
+    misconf_after_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 5.0  # of -MISCONF; 0: that alone is no reason
+    loading_s: Seconds = 30.0  # that a primary may load its data, until it counts as down
+    auto_hold_s: Seconds = 1.0  # how long one request is held in auto, and
+    hold_s: Seconds = 4.0  # in hold
+    hold_incident_s: Seconds = 15.0  # after so long nothing more is held
+    hold_again_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 60.0  # after a promotion, until anything is held again
+    hold_requests: Annotated[int, Meta(ge=1, le=1_000_000)] = 2000  # per shard and worker
+    hold_bytes: Annotated[int, Meta(ge=1, le=1 << 40)] = 8 * MIB  # per shard and worker
+    hold_client_bytes: Annotated[int, Meta(ge=1, le=1 << 40)] = 256 * KIB  # per client
+    hold_process_bytes: Annotated[int, Meta(ge=1, le=1 << 40)] = 32 * MIB  # per worker
+    deadline_s: Seconds = 10.0  # for one attempt to promote
+    verify_s: Seconds = 5.0  # for the new primary to be seen as such
+    min_between_s: Annotated[float, Meta(ge=0.0, le=86400.0)] = 60.0  # between promotions of one shard by this proxy
+    state_file: str = ""  # where epochs and primaries are kept over a restart; empty: nowhere
+
+
+class Sentinel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[sentinel]`: who decides where promoter is sentinel."""
+
+    nodes: tuple[Node, ...] = ()  # three or more
+    name: str = "{shard}"  # of a shard's master, as the sentinels know it
+    username: str = ""
+    password_file: str = ""  # of the sentinels; of the servers it is backend.password_file
+
+
+class ElastiCache(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[elasticache]`: how the API is reached where promoter is elasticache. Credentials are boto3's business."""
+
+    region: str = ""  # empty: as boto3 finds it
+    endpoint_url: str = ""  # empty: of the region
+    poll_s: Seconds = 30.0  # between Describe calls in peace
+    trouble_poll_s: Seconds = 5.0  # and for a shard in trouble
+    delay_s: Annotated[float, Meta(ge=0.0, le=60.0)] = 3.0  # at most, at random, before a promotion is asked for
+
+
+class ShardTable(Shard, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[[shards]]`: a Shard, and what is said of it alone."""
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]  # it stands in error lines, logs and metrics
-    primary: Node
-    slots: tuple[SlotRange, ...]
+    primary: Node = UNDISCOVERED  # only with a replication group
     replicas: tuple[Node, ...] = ()
+    slots: tuple[SlotRange, ...]
+    promoter: Literal["", PromoterName] = ""  # empty: promotion.promoter
+    replication_group: str = ""  # the id that ElastiCache knows; its nodes are asked for at the start
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -80,9 +131,15 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     workers: Annotated[int, Meta(ge=0, le=256)] = 0  # 0: one per core
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
+    reads: Literal["primary", "prefer-replica", "replica"] = "primary"
+    reads_max_lag_s: Seconds = 2.0  # of a replica that is read from; and a client reads its own writes for so long
+    transactions: Literal["shard", "split"] = "shard"  # keys on several shards: refused at EXEC, or a block on each
     http: Http = Http()
     backend: BackendAccess = BackendAccess()
-    shards: tuple[Shard, ...]
+    promotion: Promotion = Promotion()
+    sentinel: Sentinel = Sentinel()
+    elasticache: ElastiCache = ElastiCache()
+    shards: tuple[ShardTable, ...]
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -103,16 +160,46 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             line = raw.count(b"\n", 0, exc.start) + 1
             raise ConfigErrors([f"line {line}: expected UTF-8, got byte 0x{raw[exc.start]:02x}"]) from None
         except msgspec.DecodeError as exc:  # tomllib's text, which ends in "(at line 3, column 5)"
-            raise ConfigErrors([f"syntax: expected TOML, got: {_lower_first(str(exc))}"]) from None
+            raise ConfigErrors([f"syntax: expected TOML, got: {lower_first(str(exc))}"]) from None
         problems: list[str] = []
-        tree = _read_struct(_SHAPE, document, "", problems)
+        tree = read_struct(shape.type_info(cls), document, "", problems)
         problems += _cross_checks(tree)
         if problems:
             raise ConfigErrors(problems)
         return msgspec.convert(tree, cls)
 
     def shard_map(self, version: int = 1) -> ShardMap:
-        return ShardMap(version, self.shards)
+        """The shards as they are to be served; ValueError while one is undiscovered."""
+        if missing := [table.name for table in self.undiscovered()]:
+            raise ValueError(f"expected the primary of every shard, got none of {', '.join(missing)}")
+        plain = (Shard(each.name, each.primary, each.replicas, each.slots) for each in self.shards)
+        return ShardMap(version, tuple(plain))
+
+    def undiscovered(self) -> tuple[ShardTable, ...]:
+        """The shards of which only the replication group is known."""
+        return tuple(table for table in self.shards if table.primary == UNDISCOVERED)
+
+    def with_nodes(self, found: Iterable[Shard]) -> Self:
+        """The same with the primary and the replicas of these shards, by their names."""
+        by_name = {shard.name: shard for shard in found}
+        tables = tuple(
+            msgspec.structs.replace(table, primary=shard.primary, replicas=shard.replicas)
+            if (shard := by_name.get(table.name))
+            else table
+            for table in self.shards
+        )
+        return msgspec.structs.replace(self, shards=tables)
+
+    def promoter_of(self, shard: Shard) -> PromoterName:
+        """Who promotes in this shard."""
+        return self._table(shard).promoter or self.promotion.promoter
+
+    def replication_group_of(self, shard: Shard) -> str:
+        """The id by which ElastiCache knows this shard; empty: none."""
+        return self._table(shard).replication_group
+
+    def _table(self, shard: Shard) -> ShardTable:
+        return next(table for table in self.shards if table.name == shard.name)
 
 
 class ConfigErrors(Exception):
@@ -123,159 +210,64 @@ class ConfigErrors(Exception):
         self.problems = problems
 
 
-# --- field by field ------------------------------------------------------------------------------------------
-
-Tree = dict[str, Any]
-"""A Struct's fields that were read well or left out, by name; those with a problem are missing."""
-
-_SHAPE = shape.type_info(Config)
-_SHARD_SHAPE = shape.type_info(ShardTable)
-
-_BAD = object()
-
-
-def _read(kind: shape.Type, value: object, path: str, problems: list[str]) -> Any:
-    """The value as this type; _BAD, and a line in `problems`, where it is not of it."""
-    match kind:
-        case shape.StructType(cls=cls) if cls is Node:
-            return _parsed(Node.parse, "host:port", value, path, problems)
-        case shape.UnionType():  # the one address that may be left empty
-            return _parsed(lambda text: Node.parse(text) if text else None, 'host:port, or ""', value, path, problems)
-        case shape.StructType(cls=cls) if cls is Shard:
-            return _read_struct(_SHARD_SHAPE, value, path, problems)
-        case shape.StructType():
-            return _read_struct(kind, value, path, problems)
-        case shape.TupleType():
-            return _parsed(parse_slots, f'slots such as "0-1638" or "5", at most {SLOTS - 1}', value, path, problems)
-        case shape.VarTupleType(item_type=item):
-            if isinstance(value, list):
-                return tuple(_read(item, each, f"{path}[{i}]", problems) for i, each in enumerate(value))
-            tables = isinstance(item, shape.StructType) and item.cls is Shard
-            expected = "tables, as [[shards]]" if tables else "an array"
-        case shape.IntType() | shape.FloatType():
-            whole = isinstance(kind, shape.IntType)
-            if _is_number(value, whole) and kind.ge <= value <= kind.le:  # type: ignore[operator]
-                return value if whole else float(value)  # type: ignore[arg-type]
-            expected = f"a {'whole ' if whole else ''}number from {kind.ge} to {kind.le}"
-        case shape.BoolType():
-            if isinstance(value, bool):
-                return value
-            expected = "true or false"
-        case shape.StrType(pattern=None):
-            if isinstance(value, str) and value.isprintable():
-                return value
-            expected = "a text on one line"
-        case shape.StrType():  # only names have a pattern
-            try:
-                return msgspec.convert(value, Annotated[str, Meta(pattern=kind.pattern)])
-            except msgspec.ValidationError:
-                expected = "a name of 1 to 64 letters, digits and _ . -"
-        case _:
-            raise TypeError(f"no rule to read {kind} at {path}")
-    problems.append(f"{path}: expected {expected}, got {_shown(value)}")
-    return _BAD
-
-
-def _read_struct(kind: shape.Type, value: object, path: str, problems: list[str]) -> Any:
-    assert isinstance(kind, shape.StructType)
-    if not isinstance(value, dict):
-        problems.append(f"{path}: expected a table, got {_shown(value)}")
-        return _BAD
-    fields = {field.encode_name: field for field in kind.fields}
-    here = f"{path}." if path else ""
-    for name in (name for name in value if name not in fields):
-        near = difflib.get_close_matches(name, fields, 1)
-        known = f"{near[0]}?" if near else f"one of {', '.join(fields)}"
-        problems.append(f"{here}{name}: expected a known option ({known}), got an unknown one")
-    tree: Tree = {}
-    for name, field in fields.items():
-        if name in value:
-            read = _read(field.type, value[name], here + name, problems)
-            if read is not _BAD:
-                tree[name] = read
-        elif field.required:
-            problems.append(f"{here}{name}: expected {_wanted(field.type)}, got nothing")
-        else:
-            nested = isinstance(field.default, msgspec.Struct) and not isinstance(field.default, Node)
-            tree[name] = msgspec.structs.asdict(field.default) if nested else field.default
-    return tree
-
-
-def _wanted(kind: shape.Type) -> str:
-    """What a required field wants, as said by its own rule when it is given something of no type."""
-    problems: list[str] = []
-    _read(kind, None, "", problems)
-    return problems[0].removeprefix(": expected ").removesuffix(f", got {_shown(None)}")
-
-
-def _parsed(parse: Any, expected: str, value: object, path: str, problems: list[str]) -> Any:
-    try:
-        if isinstance(value, str):
-            return parse(value)
-    except ValueError:
-        pass
-    problems.append(f"{path}: expected {expected}, got {_shown(value)}")
-    return _BAD
-
-
-def _is_number(value: object, whole: bool) -> bool:
-    return isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-
-
-def _shown(value: object) -> str:
-    """A value of the file, short, as one would write it in TOML."""
-    match value:
-        case dict():
-            return "a table"
-        case list():
-            return f"an array of {len(value)}"
-        case str():
-            return json.dumps(value if len(value) <= 60 else value[:60] + "...")
-        case bool():
-            return str(value).lower()
-        case _:
-            return str(value)
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
-
-
 # --- as a whole ----------------------------------------------------------------------------------------------
 
 
 def _cross_checks(tree: Any) -> Iterator[str]:
     """What is wrong between fields that are each right. Fields that were not read well are not asked about."""
-    if tree is _BAD:
+    if tree is BAD:
         return
-    yield from _check_order(tree, "limits", "bulk_bytes", "memory_bytes")
-    yield from _check_order(tree, "timeouts", "reply_s", "silence_s")
-    yield from _check_order(tree, "timeouts", "reconnect_min_s", "reconnect_max_s")
+    for smaller, larger in ORDER:
+        yield from _check_order(tree, smaller, larger)
     ours = {path: node for path, node in (("listen", tree.get("listen")), ("http.listen", _http_listen(tree))) if node}
     if len(ours) > 1 and len(set(ours.values())) == 1 and ours["listen"].port:
         yield f'http.listen: expected an address of its own, got "{ours["listen"]}" of listen'
-    yield from _check_backend(tree.get("backend", {}))
+    yield from _check_admin(tree.get("http", {}))
+    yield from _check_login("backend", tree.get("backend", {}))
+    yield from _check_login("sentinel", tree.get("sentinel", {}))
     if "shards" in tree:
         shards = tree["shards"]
         if not shards:
             yield "shards: expected at least one, got none"
             return
         yield from _check_names(shards)
-        yield from _check_nodes(shards, set(ours.values()))
+        yield from _check_nodes(shards, tree.get("sentinel", {}), set(ours.values()))
         yield from _check_slots(shards)
+        yield from _check_promoters(tree, shards)
 
 
-def _check_order(tree: Tree, table: str, smaller: str, larger: str) -> Iterator[str]:
-    options: Tree = tree.get(table, {})
-    if smaller in options and larger in options and options[larger] < options[smaller]:
-        yield f"{table}.{larger}: expected at least {table}.{smaller} ({options[smaller]}), got {options[larger]}"
+ORDER = (
+    ("limits.bulk_bytes", "limits.memory_bytes"),
+    ("timeouts.reply_s", "timeouts.silence_s"),
+    ("timeouts.reconnect_min_s", "timeouts.reconnect_max_s"),
+    ("promotion.auto_hold_s", "promotion.hold_incident_s"),
+    ("promotion.hold_s", "promotion.hold_incident_s"),
+    ("promotion.hold_client_bytes", "promotion.hold_bytes"),
+    ("promotion.hold_bytes", "promotion.hold_process_bytes"),
+    ("elasticache.trouble_poll_s", "elasticache.poll_s"),
+)
+"""What may not be larger than what."""
 
 
-def _check_backend(backend: Tree) -> Iterator[str]:
-    if backend.get("tls_ca") and backend.get("tls") is False:
-        yield "backend.tls: expected true, as backend.tls_ca is given, got false"
-    if backend.get("username") and backend.get("password_file") == "":
-        yield "backend.password_file: expected a file, as backend.username is given, got nothing"
+def _check_order(tree: Tree, smaller: str, larger: str) -> Iterator[str]:
+    least, most = (tree.get(table, {}).get(option) for table, option in (smaller.split("."), larger.split(".")))
+    if least is not None and most is not None and most < least:
+        yield f"{larger}: expected at least {smaller} ({least}), got {most}"
+
+
+def _check_admin(http: Tree) -> Iterator[str]:
+    path = http.get("admin", "")
+    if path and not path.startswith("/"):
+        yield f'http.admin: expected an absolute path, got "{path}"'
+    elif (length := len(path.encode())) > SOCKET_PATH_BYTES:
+        yield f"http.admin: expected a path of at most {SOCKET_PATH_BYTES} bytes, as of every socket, got {length}"
+
+
+def _check_login(table: str, options: Tree) -> Iterator[str]:
+    if options.get("tls_ca") and options.get("tls") is False:
+        yield f"{table}.tls: expected true, as {table}.tls_ca is given, got false"
+    if options.get("username") and options.get("password_file") == "":
+        yield f"{table}.password_file: expected a file, as {table}.username is given, got nothing"
 
 
 def _check_names(shards: tuple[Any, ...]) -> Iterator[str]:
@@ -292,20 +284,23 @@ def _http_listen(tree: Tree) -> Node | None:
     return http.get("listen")
 
 
-def _check_nodes(shards: tuple[Any, ...], ours: set[Node]) -> Iterator[str]:
-    first: dict[Node, str] = {}
+def _check_nodes(shards: tuple[Any, ...], sentinel: Tree, ours: set[Node]) -> Iterator[str]:
+    """Every server has an address of its own, in the order of the shards; sentinels are servers too."""
+    named: list[tuple[str, Any]] = []
     for index, shard in _trees(shards):
-        named = [(f"shards[{index}].primary", shard.get("primary", _BAD))]
+        named.append((f"shards[{index}].primary", shard.get("primary", BAD)))
         named += [(f"shards[{index}].replicas[{i}]", node) for i, node in enumerate(shard.get("replicas", ()))]
-        for path, node in named:
-            if node is _BAD:
-                continue
-            if node.port == 0:
-                yield f"{path}: expected a port from 1 to 65535, got 0"
-            elif node in ours:
-                yield f'{path}: expected a redis server, got "{node}", where pyproxy itself listens'
-            elif first.setdefault(node, path) != path:
-                yield f'{path}: expected a node of its own, got "{node}" of {first[node]}'
+    named += [(f"sentinel.nodes[{i}]", node) for i, node in enumerate(sentinel.get("nodes", ()))]
+    first: dict[Node, str] = {}
+    for path, node in named:
+        if node is BAD or node == UNDISCOVERED:
+            continue
+        if node.port == 0:
+            yield f"{path}: expected a port from 1 to 65535, got 0"
+        elif node in ours:
+            yield f'{path}: expected a redis server, got "{node}", where pyproxy itself listens'
+        elif first.setdefault(node, path) != path:
+            yield f'{path}: expected a node of its own, got "{node}" of {first[node]}'
 
 
 def _check_slots(shards: tuple[Any, ...]) -> Iterator[str]:
@@ -313,10 +308,10 @@ def _check_slots(shards: tuple[Any, ...]) -> Iterator[str]:
     owners: list[list[int]] = [[] for _ in range(SLOTS)]
     all_read = True
     for index, shard in enumerate(shards):
-        ranges = shard.get("slots", _BAD) if shard is not _BAD else _BAD
-        if ranges is _BAD or _BAD in ranges:
+        ranges = shard.get("slots", BAD) if shard is not BAD else BAD
+        if ranges is BAD or BAD in ranges:
             all_read = False
-        for first, last in (each for each in (() if ranges is _BAD else ranges) if each is not _BAD):
+        for first, last in (each for each in (() if ranges is BAD else ranges) if each is not BAD):
             for number in range(first, last + 1):
                 owners[number].append(index)
     shared: dict[tuple[int, ...], list[int]] = {}
@@ -339,4 +334,66 @@ def _ranges(slots: list[int]) -> str:
 
 
 def _trees(shards: tuple[Any, ...]) -> Iterator[tuple[int, Tree]]:
-    return ((index, shard) for index, shard in enumerate(shards) if shard is not _BAD)
+    return ((index, shard) for index, shard in enumerate(shards) if shard is not BAD)
+
+
+# --- promoters -----------------------------------------------------------------------------------------------
+
+
+def _check_promoters(tree: Tree, shards: tuple[Any, ...]) -> Iterator[str]:
+    """Each shard has what its promoter needs, and nobody is told anything who is not asked."""
+    promoters: dict[int, str] = {}
+    groups: dict[str, int] = {}
+    for index, shard in _trees(shards):
+        promoter = shard.get("promoter", BAD) or tree.get("promotion", {}).get("promoter", BAD)
+        if promoter is not BAD:
+            promoters[index] = promoter
+        yield from _check_shard(f"shards[{index}]", shard, promoter)
+        group = shard.get("replication_group")
+        if group and groups.setdefault(group, index) != index:
+            path = f"shards[{index}].replication_group"
+            yield f'{path}: expected a group of its own, got "{group}" of shards[{groups[group]}]'
+    if len(promoters) < len(shards):
+        return  # who promotes the others may be what could not be read
+    if set(promoters.values()) != {"none"}:
+        yield from _check_order(tree, "promotion.hold_process_bytes", "limits.memory_bytes")
+    if "sentinel" in promoters.values():
+        yield from _check_sentinel(tree.get("sentinel", {}), list(promoters.values()).count("sentinel"))
+    for table, defaults in (("sentinel", Sentinel()), ("elasticache", ElastiCache())):
+        if table not in promoters.values():
+            for option, value in tree.get(table, {}).items():
+                if value != getattr(defaults, option):
+                    yield f"{table}.{option}: expected nothing, as no shard has promoter {table}, got {shown(value)}"
+    if tree.get("reads", "primary") != "primary" and not any(_may_have_replicas(shard) for _, shard in _trees(shards)):
+        yield f"reads: expected primary, as no shard has replicas, got {tree['reads']}"
+
+
+def _check_shard(path: str, shard: Tree, promoter: Any) -> Iterator[str]:
+    group = shard.get("replication_group", BAD)
+    if promoter == "elasticache" and group == "":
+        yield f"{path}.replication_group: expected an id, as the shard's promoter is elasticache, got nothing"
+    if promoter not in ("elasticache", BAD) and group not in ("", BAD):
+        yield f'{path}.replication_group: expected nothing, as the shard\'s promoter is {promoter}, got "{group}"'
+    if shard.get("primary") == UNDISCOVERED:
+        if group == "":
+            yield f"{path}.primary: expected host:port, got nothing"
+        elif shard.get("replicas"):
+            yield f"{path}.primary: expected host:port, as replicas are given, got nothing"
+    if promoter in ("replicaof", "sentinel") and not _may_have_replicas(shard):
+        yield f"{path}.replicas: expected one or more, as the shard's promoter is {promoter}, got none"
+
+
+def _may_have_replicas(shard: Tree) -> bool:
+    return shard.get("replicas") != () or shard.get("replication_group") != ""
+
+
+def _check_sentinel(sentinel: Tree, shards: int) -> Iterator[str]:
+    nodes, name = sentinel.get("nodes", BAD), sentinel.get("name", BAD)
+    if nodes is not BAD and len(nodes) < SENTINELS:
+        yield f"sentinel.nodes: expected {SENTINELS} or more, as promoter is sentinel, got {len(nodes)}"
+    if name is BAD:
+        return
+    if not name or set("{}") & set(name.replace("{shard}", "")):
+        yield f'sentinel.name: expected a name, with no braces but of {{shard}}, got "{name}"'
+    elif shards > 1 and "{shard}" not in name:
+        yield f'sentinel.name: expected {{shard}} in it, as {shards} shards have promoter sentinel, got "{name}"'

@@ -1,14 +1,17 @@
 """The demo: a whole fleet of real servers and the proxy in front of it, from one command.
 
 The options of the command line come in; at most ten lines about what runs go out, and processes that live exactly as
-long as this one. Never configured by a file, and never for production: its servers keep nothing.
+long as this one. A server that is killed comes back after some seconds, as a replica of whoever is the primary then,
+and a line says so. Never configured by a file, and never for production: its servers keep nothing.
 """
 
 import argparse
+import contextlib
 import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec
@@ -18,11 +21,15 @@ from types import FrameType
 
 import pyproxy
 from pyproxy.config import Config
-from pyproxy.fleet import HOST, Fleet, FleetError, Proxy, reserve_port
+from pyproxy.fleet import FENCED, HOST, Fleet, FleetError, LiveShard, Proxy, Sentinels, Server, Table, reserve_port
 
 HOT_PATH = ("protocol.scan", "pyproxy.worker.lane", "pyproxy.worker.split")
-LEFT_OUT = "MULTI, SCAN, pub/sub, scripts, blocking commands, failover, TLS for clients: not built yet, and refused"
+LEFT_OUT = "WATCH, SCAN, pub/sub, scripts, blocking commands, TLS for clients: not built yet, and refused"
 DRAIN_S = 1.0  # after Ctrl-C; the servers end as well, so there is little to wait for
+DOWN_AFTER_S = 2.0  # of silence, until a primary is replaced; Sentinels, which ping once a second, need up to one more
+MIN_BETWEEN_S = 10.0  # between two promotions of a shard, for those who kill the new primary as well
+BACK_AFTER_S = 5.0  # from the end of a server to its return
+LOOK_S = 0.2  # how often it is seen to who has ended
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", type=_number(1, 1024), default=10, help="primaries (10)")
     parser.add_argument("--replicas", type=_number(0, 16), default=1, help="replicas of each primary (1)")
     parser.add_argument("--workers", type=_number(0, 256), default=0, help="workers; 0: one per core (0)")
+    parser.add_argument(
+        "--transactions",
+        choices=("shard", "split"),
+        default="shard",
+        help="whose keys are on several shards: refused, or a block to each (shard)",
+    )
+    parser.add_argument("--sentinel", action="store_true", help="three Sentinels promote, instead of the proxy")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,14 +55,16 @@ def run(args: argparse.Namespace) -> int:
             signal.signal(number, _interrupt)
         _need_hot_path()
         keeper = _keep(args.port)
+        options = FENCED if args.replicas > 1 else ()
         with (
             reserve_port() as http,
-            Fleet(args.shards, args.replicas, directory=directory) as fleet,
-            _proxy(fleet, keeper, args.workers, f"{HOST}:{http.getsockname()[1]}") as proxy,
+            Fleet(args.shards, args.replicas, options=options, directory=directory) as fleet,
+            Sentinels(fleet, DOWN_AFTER_S) if args.sentinel else contextlib.nullcontext() as sentinels,
+            _proxy(fleet, sentinels, keeper, args, f"{HOST}:{http.getsockname()[1]}") as proxy,
         ):
-            print("\n".join(describe(fleet, proxy, args.workers)), flush=True)
-            status = proxy.wait()
-            raise FleetError(f"the proxy ended by itself, with status {status}:\n{proxy.tail()}")
+            print("\n".join(describe(fleet, sentinels, proxy, args.workers)), flush=True)
+            _bring_back_until_end(fleet, proxy)
+            raise FleetError(f"the proxy ended by itself, with status {proxy.wait()}:\n{proxy.tail()}")
     except KeyboardInterrupt:
         shutil.rmtree(directory, ignore_errors=True)
         return 0
@@ -61,29 +77,87 @@ def run(args: argparse.Namespace) -> int:
         return 1
 
 
-def _proxy(fleet: Fleet, keeper: socket, workers: int, http: str) -> Proxy:
-    return Proxy(fleet, keeper, workers, timeouts={"drain_s": DRAIN_S}, http={"listen": http})
+def _proxy(
+    fleet: Fleet, sentinels: Sentinels | None, keeper: socket, args: argparse.Namespace, http: str
+) -> Proxy:
+    tables: dict[str, Table | str] = {
+        "transactions": args.transactions,
+        "timeouts": {"drain_s": DRAIN_S},
+        "http": {"listen": http, "admin": str(fleet.directory / "admin.sock")},
+        "promotion": {
+            "promoter": "sentinel" if sentinels else "replicaof",
+            "down_after_s": DOWN_AFTER_S,
+            "min_between_s": MIN_BETWEEN_S,
+            "state_file": str(fleet.directory / "promotion.state"),
+        },
+    }
+    if sentinels:
+        tables["sentinel"] = {"nodes": sentinels.addresses}
+    return Proxy(fleet, keeper, args.workers, **tables)
 
 
-def describe(fleet: Fleet, proxy: Proxy, workers: int) -> list[str]:
+def describe(fleet: Fleet, sentinels: Sentinels | None, proxy: Proxy, workers: int) -> list[str]:
     """What runs and how to talk to it, in at most ten lines."""
     backend = fleet.backend
     here = f"{Path.cwd()}/"
     spread = f"workers: {workers}" if workers else "one worker per core"
     http = Config.load(proxy.config).http.listen
     missing = "" if shutil.which("redis-cli") else "   (apt-get install redis-tools)"
+    servers = f"{len(fleet.shards)} primaries, {len(fleet.servers) - len(fleet.shards)} replicas"
+    servers += f", {len(sentinels.all)} sentinels" if sentinels else ""
     return [
-        f"pyproxy {pyproxy.__version__}",
-        f"  backends   {len(fleet.shards)} primaries, {len(fleet.servers) - len(fleet.shards)} replicas",
+        f"pyproxy {pyproxy.__version__}, compiled: {', '.join(HOT_PATH)}",
+        f"  backends   {servers}",
         f"  binary     {backend.version} from {backend.source}, {backend.path.removeprefix(here)}",
-        f"  hot path   compiled: {', '.join(HOT_PATH)}",
         f"  listening  {HOST}:{proxy.port}, {spread}; status: http://{http}/shards",
         f"  talk       redis-cli -p {proxy.port} SET a 1{missing}",
         f"  or, bash   exec 3<>/dev/tcp/{HOST}/{proxy.port}; printf 'SET a 1\\r\\nGET a\\r\\n' >&3; head -n 3 <&3",
+        f"  try        {_what_to_try(fleet.shards[0], sentinels)}",
         f"  logs       {fleet.directory}, removed at the end; the proxy's is {proxy.log.name}",
         f"  left out   {LEFT_OUT}",
         "Ctrl-C ends all of it.",
     ]
+
+
+def _what_to_try(shard: LiveShard, sentinels: Sentinels | None) -> str:
+    kill = f"kill -9 {shard.primary.pid}, the primary of {shard.name}"
+    if not shard.replicas:
+        return f"{kill}: the other shards go on"
+    promoters = "the sentinels promote" if sentinels else "the proxy promotes"
+    return f"{kill}: {promoters} a replica, and it is back as one after {BACK_AFTER_S:g} s"
+
+
+# --- who was killed comes back ----------------------------------------------------------------------------------------
+
+
+def _bring_back_until_end(fleet: Fleet, proxy: Proxy) -> None:
+    """Returns when the proxy has ended."""
+    ended: dict[Server, float] = {}  # and when that was seen; infinitely late: it stays away
+    while proxy.running:
+        time.sleep(LOOK_S)
+        for shard in fleet.shards:
+            for server in shard.servers:
+                if server.running:
+                    ended.pop(server, None)
+                elif time.monotonic() - ended.setdefault(server, time.monotonic()) >= BACK_AFTER_S:
+                    said = _bring_back(shard, server)
+                    if said:
+                        print(f"{shard.name}: {server.address} was killed; {said}", flush=True)
+                        ended[server] = float("inf")
+
+
+def _bring_back(shard: LiveShard, server: Server) -> str:
+    """Start it as a replica, and say of whom; empty: nobody is the primary yet."""
+    if not any(each.running for each in shard.servers):
+        return "it stays away, as no server of its shard is left to copy"
+    primary = shard.present_primary()
+    if primary is None:
+        return ""
+    try:
+        server.revive(primary)
+    except FleetError as error:  # its primary may have been killed just now
+        return f"as a replica of {primary.address} it failed: {error}"
+    return f"back as a replica of {primary.address}"
 
 
 def _keep(port: int) -> socket:

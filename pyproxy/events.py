@@ -45,7 +45,37 @@ class Event(enum.Enum):
     MISCONF = "+misconf", logging.ERROR  # a server cannot write to its disk, and refuses writes
     MISCONF_END = "-misconf", logging.INFO
     UNFENCED = "+unfenced", logging.WARNING  # at the start: servers without min-replicas-to-write
+    SUSPECT = "+suspect", logging.WARNING  # a primary is in trouble; this and the next: promotion.py
+    SUSPECT_END = "-suspect", logging.INFO
+    ODOWN = "+odown", logging.WARNING  # it counts as down
+    TRY_FAILOVER = "+try-failover", logging.WARNING  # a replica is being promoted
+    TRY_FAILED = "-try-failover", logging.WARNING
+    FAILOVER_ABORT = "-failover-abort", logging.ERROR  # given up, for now: the shard takes no writes
+    SHARD_DOWN = "+shard-down", logging.ERROR  # no server of it answers
+    VERIFYING = "+verifying", logging.WARNING  # another server says that it is the primary
+    SWITCH_MASTER = "+switch-master", logging.WARNING  # the workers are taken to it
+    FAILOVER_END = "+failover-end", logging.WARNING  # and are there
+    HAND_OVER = "+hand-over", logging.WARNING  # a planned promotion
+    HAND_OVER_FAILED = "-hand-over", logging.WARNING  # everything is as before
+    PAUSED = "+paused", logging.WARNING  # writes of a shard are held, by an operator
+    PAUSED_END = "-paused", logging.WARNING
+    STATE_FILE = "+state-file", logging.ERROR  # it could not be read, or written
+    CONFIG_SET = "+config-set", logging.INFO  # a client has set something, on all servers
+    CONFIG_SET_FAILED = "+config-set-failed", logging.ERROR  # a server does not have it
+    CONFIG_SET_DONE = "-config-set-failed", logging.INFO
     COMPLAINT = "+complaint", logging.WARNING  # a worker has trouble with a node
+
+    PROMOTED = "+promoted-slave", logging.WARNING  # a replica was made primary, by REPLICAOF NO ONE
+    RECONF_SENT = "+slave-reconf-sent", logging.INFO  # another replica was told to follow it
+    CONVERT_TO_SLAVE = "+convert-to-slave", logging.WARNING  # a former primary was told to follow the present one
+    FIX_SLAVE_CONFIG = "+fix-slave-config", logging.WARNING  # so was a replica that followed somebody else
+    ELASTICACHE_LOST = "+elasticache-lost", logging.WARNING  # the API of AWS does not answer as it should
+    ELASTICACHE_BACK = "-elasticache-lost", logging.INFO
+    ELASTICACHE_ASKED = "+elasticache-asked", logging.WARNING  # AWS was asked to promote a member
+    STEP_FAILED = "+step-failed", logging.WARNING  # a server did not do its part; the promotion stands or falls without
+    SENTINEL_LOST = "+sentinel-lost", logging.WARNING  # a Sentinel does not answer
+    SENTINEL_BACK = "-sentinel-lost", logging.INFO
+    SENTINEL_DISREGARDED = "+sentinel-disregarded", logging.ERROR  # it answers, and what it says cannot be followed
 
     LINK_LOST = "+link-lost", logging.WARNING  # a worker's connection to a node ended
     LINK_DOWN = "+link-down", logging.WARNING  # and could not be made again: the shard is refused by that worker

@@ -1,4 +1,4 @@
-"""Real servers on free ports: primaries with their replicas, and the proxy in front of them.
+"""Real servers on free ports: primaries with their replicas, their Sentinels, and the proxy in front of them.
 
 What comes in: how many shards, how many replicas each. What goes out: running processes with a port, a pid and a log
 file, and the configuration that tells a proxy about them. The demo, the tests and the benchmarks all use this room, so
@@ -16,6 +16,7 @@ It never serves a request, and nothing that serves one imports it. Linux only.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -42,8 +43,12 @@ START_S = 15.0  # a server that does not answer by then never will; a loaded mac
 STOP_S = 5.0  # from SIGTERM to SIGKILL
 POLL_S = 0.005
 
-Table = Mapping[str, int | float | str]
-"""A table of the proxy's configuration. JSON writes a number, a truth or a plain text as TOML does."""
+FENCED = ("--min-replicas-to-write", "1", "--min-replicas-max-lag", "2")
+"""Options by which a server whose replicas have left takes no writes. With one replica each it refuses all of them
+after a promotion, until the old primary is a replica: that takes two."""
+
+Table = Mapping[str, int | float | str | Sequence[str]]
+"""A table of the proxy's configuration. JSON writes a number, a truth, a plain text or a list as TOML does."""
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -117,22 +122,27 @@ def reserve_port(port: int = 0) -> socket.socket:
     return keeper
 
 
-def ask(port: int, *argv: str | bytes | int, timeout: float = 5.0) -> object:
+def ask(port: int, *argv: str | bytes | int, timeout: float = 5.0, password: str = "") -> object:
     """Send one command on a connection of its own and return the parsed reply (RESP2, bytes).
 
     Raises hiredis.ReplyError for an error reply, OSError if nobody answers within `timeout` seconds.
     """
+    commands = [("AUTH", password), argv] if password else [argv]
     reader = hiredis.Reader()
+    replies: list[object] = []
     with socket.create_connection((HOST, port), timeout=timeout) as connection:
-        connection.sendall(hiredis.pack_command(argv))  # type: ignore[arg-type]  # its stub knows tuples of one only
-        while (reply := reader.gets()) is False:
+        connection.sendall(b"".join(map(hiredis.pack_command, commands)))  # type: ignore[arg-type]  # its stub: no str
+        while len(replies) < len(commands):
             received = connection.recv(65536)
             if not received:
                 raise ConnectionError(f"{HOST}:{port} closed the connection without an answer")
             reader.feed(received)
-    if isinstance(reply, hiredis.ReplyError):
-        raise reply
-    return reply
+            while (reply := reader.gets()) is not False:
+                replies.append(reply)
+    for reply in replies:
+        if isinstance(reply, hiredis.ReplyError):
+            raise reply
+    return replies[-1]
 
 
 def wait_until(what: str, done: Callable[[], bool], seen: Callable[[], str], timeout: float = START_S) -> None:
@@ -227,7 +237,7 @@ class Process:
         """Let a paused process go on (SIGCONT)."""
         self._signal(signal.SIGCONT)
 
-    def wait_for_pong(self, port: int) -> None:
+    def wait_for_pong(self, port: int, password: str = "") -> None:
         """Wait until somebody answers PING at `port`; FleetError if this process ends, or after a deadline."""
         saw = "nothing was tried"
 
@@ -236,7 +246,7 @@ class Process:
             if not self.running:
                 raise FleetError(f"{self.name} ended with status {self._started().returncode}:\n{self.tail()}")
             try:
-                saw = f"the answer was {ask(port, 'PING', timeout=1.0)!r}"
+                saw = f"the answer was {ask(port, 'PING', timeout=1.0, password=password)!r}"
             except (OSError, hiredis.HiredisError) as error:
                 saw = f"the error was: {error}"
             return saw == "the answer was b'PONG'"
@@ -294,6 +304,19 @@ class Server(Process):
         self.launch()
         self.wait_ready()
 
+    def revive(self, primary: Server) -> None:
+        """Start a server that has ended, whatever it was before, as a replica of `primary`; returns as `start` does."""
+        self.primary = primary
+        self.start()
+
+    def says_master(self) -> bool:
+        """Whether it answers, and holds itself for a primary. One that was replaced may do so for a while."""
+        try:
+            role = ask(self.port, "ROLE", timeout=1.0)
+        except (OSError, hiredis.HiredisError):
+            return False
+        return isinstance(role, list) and role[0] == b"master"
+
     def wait_ready(self) -> None:
         """Wait until the server answers, and a replica until it is linked; FleetError after a deadline."""
         self.wait_for_pong(self.port)
@@ -321,12 +344,22 @@ class Server(Process):
 
 @dataclass(frozen=True, slots=True)
 class LiveShard:
-    """One primary, its replicas, and its slots as the configuration writes them ("0-1638")."""
+    """One primary and its replicas, as they were at first, and their slots as written in a configuration ("0-1638")."""
 
     name: str
     primary: Server
     replicas: tuple[Server, ...]
     slots: tuple[str, ...]
+
+    @property
+    def servers(self) -> tuple[Server, ...]:
+        """All of them, the first primary first."""
+        return (self.primary, *self.replicas)
+
+    def present_primary(self) -> Server | None:
+        """The one server that says it is a primary; None while none does, or more than one."""
+        masters = [each for each in self.servers if each.says_master()]
+        return masters[0] if len(masters) == 1 else None
 
 
 class Fleet:
@@ -393,10 +426,13 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def config(self, listen: str = f"{HOST}:0", workers: int = 1, **tables: Table) -> str:
-        """The proxy's configuration for this fleet, as TOML; `tables` are its tables: timeouts={"reply_s": 0.2}."""
+    def config(self, listen: str = f"{HOST}:0", workers: int = 1, **tables: Table | str) -> str:
+        """The proxy's configuration for this fleet, as TOML: timeouts={"reply_s": 0.2}, transactions="split"."""
         lines = [f'listen = "{listen}"', f"workers = {workers}"]
+        lines += [f"{name} = {json.dumps(value)}" for name, value in tables.items() if isinstance(value, str)]
         for name, table in tables.items():
+            if isinstance(table, str):
+                continue
             lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
         for shard in self.shards:
             replicas = ", ".join(f'"{each.address}"' for each in shard.replicas)
@@ -406,6 +442,125 @@ class Fleet:
         return "\n".join(lines) + "\n"
 
 
+class Sentinel(Process):
+    """One Sentinel, of the same binary as the servers. It writes what it knows into its file, and finds it again."""
+
+    def __init__(self, name: str, binary: str, directory: Path) -> None:
+        super().__init__(name, directory / f"{name}.log")
+        self.id = hashlib.sha1(name.encode(), usedforsecurity=False).hexdigest()
+        self.file = directory / f"{name}.conf"
+        self._binary = binary
+        self._keeper = reserve_port()
+        self.port: int = self._keeper.getsockname()[1]
+
+    @property
+    def address(self) -> str:
+        """"127.0.0.1:PORT"."""
+        return f"{HOST}:{self.port}"
+
+    def command(self) -> list[str]:
+        return [self._binary, str(self.file), "--sentinel"]
+
+    def release(self) -> None:
+        """Give the port back, at the end of its life."""
+        self._keeper.close()
+
+
+class Sentinels:
+    """Sentinels that watch all shards of a fleet that runs; a context manager that leaves nothing behind.
+
+    `down_after_s` is what they wait before they call a server down: they ping once a second, so with 1 s they promote
+    again and again. With `password` they ask everybody for it (requirepass).
+    """
+
+    def __init__(self, fleet: Fleet, down_after_s: float = 2.0, count: int = 3, password: str = "") -> None:
+        self._fleet = fleet
+        self._down_after_s = down_after_s
+        self._password = password
+        names = [f"sentinel{number}" for number in range(1, count + 1)]
+        self.all = [Sentinel(name, fleet.backend.path, fleet.directory) for name in names]
+
+    @property
+    def addresses(self) -> list[str]:
+        """For the proxy's configuration: sentinel={"nodes": sentinels.addresses}."""
+        return [each.address for each in self.all]
+
+    def start(self) -> None:
+        """Start all of them at once; return when each answers and knows all replicas to be in step.
+
+        It could replace a primary then, but for the second after which they look whether they are connected.
+        """
+        for each in self.all:
+            each.file.write_text("\n".join(self._lines(each)) + "\n")
+            each.file.chmod(0o600)
+            each.launch()
+        for each in self.all:
+            each.wait_for_pong(each.port, self._password)
+            for shard in self._fleet.shards:
+                in_step = {b"flags": b"slave", b"master-link-status": b"ok"}
+                self._wait_until_known(each, "REPLICAS", shard.name, len(shard.replicas), in_step)
+
+    def wait_connected(self) -> None:
+        """Wait until they are connected with each other, as an election wants them to be: up to a second from start."""
+        for each in self.all:
+            for shard in self._fleet.shards:
+                self._wait_until_known(each, "SENTINELS", shard.name, len(self.all) - 1, {b"flags": b"sentinel"})
+
+    def ask(self, sentinel: Sentinel, *argv: str | bytes | int) -> object:
+        """Ask it one command, as `fleet.ask` does, with the password."""
+        return ask(sentinel.port, *argv, password=self._password)
+
+    def stop(self) -> None:
+        """End all of them, paused ones too."""
+        for each in self.all:
+            if each.running:
+                each.terminate()
+        for each in self.all:
+            each.join(STOP_S)
+            each.release()
+
+    def _wait_until_known(self, by: Sentinel, what: str, shard: str, count: int, state: dict[bytes, bytes]) -> None:
+        """Wait until this one knows so many of a shard's REPLICAS or SENTINELS, all of them in this state."""
+        states: list[dict[bytes, bytes]] = []
+
+        def known() -> bool:
+            said = self.ask(by, "SENTINEL", what, shard)
+            assert isinstance(said, list)
+            states[:] = [dict(zip(each[::2], each[1::2], strict=True)) for each in said]
+            return len(states) >= count and all(state.items() <= each.items() for each in states)
+
+        wait_until(f"{by.name} to know the {what} of {shard}", known, lambda: f"it says {states}\n{by.tail()}")
+
+    def _lines(self, sentinel: Sentinel) -> list[str]:
+        """Its file. It tells them of each other: by themselves they learn of each other in 2 s."""
+        lines = [f"port {sentinel.port}", f"bind {HOST}", f'dir "{self._fleet.directory}"']
+        lines += [f"sentinel myid {sentinel.id}"]
+        if self._password:
+            lines += [f"requirepass {self._password}", f"sentinel sentinel-pass {self._password}"]
+        for shard in self._fleet.shards:
+            lines += [
+                f"sentinel monitor {shard.name} {HOST} {shard.primary.port} {len(self.all) // 2 + 1}",
+                f"sentinel down-after-milliseconds {shard.name} {round(self._down_after_s * 1000)}",
+                f"sentinel failover-timeout {shard.name} 30000",
+                f"sentinel parallel-syncs {shard.name} 1",
+            ]
+            lines += [f"sentinel known-replica {shard.name} {HOST} {each.port}" for each in shard.replicas]
+            others = [each for each in self.all if each is not sentinel]
+            lines += [f"sentinel known-sentinel {shard.name} {HOST} {each.port} {each.id}" for each in others]
+        return lines
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
 class Proxy(Process):
     """`pyproxy serve` in front of a fleet, as a process; a context manager.
 
@@ -413,7 +568,7 @@ class Proxy(Process):
     """
 
     def __init__(
-        self, fleet: Fleet, keeper: socket.socket | None = None, workers: int = 1, **tables: Table
+        self, fleet: Fleet, keeper: socket.socket | None = None, workers: int = 1, **tables: Table | str
     ) -> None:
         self._keeper = keeper or reserve_port()
         self.port: int = self._keeper.getsockname()[1]

@@ -13,14 +13,18 @@ LEAST_BACKOFF_S = 1
 
 MOST_BACKOFF_S = 30
 
+LEAST_RETRY_S = 0.25
+
 
 def state(look: ShardLook) -> str:
     """What its primary is, at worst.
 
-    ``down``: it cannot be reached; ``misplaced``: it holds keys of another shard; ``demoted``: it is a replica by now;
-    ``restarted-empty``: it came back without its keys; ``misconf``: it cannot write its disk, and refuses writes;
-    else ``up``.
+    While the gate is closed, the phase of its promotion (promotion.py); else ``down``: it cannot be reached;
+    ``misplaced``: it holds keys of another shard; ``demoted``: it is a replica by now; ``restarted-empty``: it came
+    back without its keys; ``misconf``: it cannot write its disk, and refuses writes; else ``up``.
     """
+    if look.closed and not look.misplaced:
+        return look.phase
     if not look.reachable:
         return "down"
     if look.misplaced:
@@ -37,6 +41,8 @@ def state(look: ShardLook) -> str:
 
 def problem(look: ShardLook) -> str:
     """Why it is not up, for operators; empty while it is."""
+    if look.closed and not look.misplaced:
+        return f"it {look.closed}"
     primary = look.nodes[0] if look.nodes else None
     match state(look):
         case "down":
@@ -54,6 +60,8 @@ def problem(look: ShardLook) -> str:
 
 def usable(look: ShardLook) -> bool:
     """Whether it serves anything, if only reads."""
+    if look.closed and not look.misplaced:
+        return any(node.reachable for node in look.nodes)
     return state(look) not in ("down", "misplaced")
 
 
@@ -81,11 +89,19 @@ def unfenced(look: ShardLook) -> list[str]:
 def backoff_s(looks: Iterable[ShardLook], now: float) -> int:
     """Whole seconds for which a client had better not come again; 0 while all of these shards are writable.
 
-    An outage is expected to last as long again as it has lasted. The longest one counts: nobody knows which shard the
-    next request needs. `now` is CLOCK_MONOTONIC, s.
+    The longest outage counts: nobody knows which shard the next request needs. `now` is CLOCK_MONOTONIC, s.
     """
-    outages = [now - look.since for look in looks if not writable(look)]
-    return min(max(LEAST_BACKOFF_S, math.ceil(max(outages))), MOST_BACKOFF_S) if outages else 0
+    outages = [remaining_s(look.since, look.expected_at, now) for look in looks if not writable(look)]
+    return max(LEAST_BACKOFF_S, math.ceil(max(outages))) if outages else 0
+
+
+def remaining_s(since: float, expected_at: float, now: float) -> float:
+    """How long an incident will last yet, as clients are told: the same number in errors, INFO and over HTTP.
+
+    One that is overdue is expected to last as long again as it has lasted. All three are CLOCK_MONOTONIC, s.
+    """
+    left = expected_at - now if expected_at > now else now - since
+    return min(max(LEAST_RETRY_S, left), MOST_BACKOFF_S)
 
 
 def key_count(look: ShardLook) -> int:

@@ -3,8 +3,8 @@
 Every message that carries state carries the whole state and its version, never an edit: it may be sent twice
 without harm, and the newest of a kind makes the older ones needless. How they travel is channel.py's.
 
-    parent -> worker    Setup (once, first), Topology, FleetLook, Drain
-    worker -> parent    Ready, Applied, Complaint
+    parent -> worker    Setup (once, first), Settings, Topology, FleetLook, Confirmed, Drain
+    worker -> parent    Ready, Applied, Awake, Holding, Configured, Complaint
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from pyproxy.config import Config
-from pyproxy.shardmap import Shard
+from pyproxy.shardmap import Node, Shard
 
 
 class Setup(msgspec.Struct, frozen=True, tag=True):
@@ -26,22 +26,56 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
     parent_started: float  # wall clock, s
 
 
+class Gate(msgspec.Struct, frozen=True):
+    """Whether the writes of a shard may pass, and where its reads may go. Times are CLOCK_MONOTONIC, s."""
+
+    shard: str
+    epoch: int  # of the primary; a connection belongs to the epoch it was opened in
+    closed: str = ""  # why its writes may not pass, as clients are told ("is being promoted"); empty: they may
+    hold: bool = False  # closed: they may be held, within the bounds; else they are refused at once
+    since: float = 0.0  # when the incident began
+    expected_at: float = 0.0  # when it is expected to be over; retry_after_ms is what is left of it
+    usual_s: float = 1.0  # what a promotion of this shard takes, from the decision to the end of it
+    refuge: Node | None = None  # the replica that all workers read from while the primary cannot be used
+    readers: tuple[Node, ...] = ()  # replicas that may be read from in peace; empty unless `reads` says so
+
+
 class Topology(msgspec.Struct, frozen=True, tag=True):
+    """Who serves what, with the roles of now, and the gates: one for each shard, in the same order."""
+
     version: int
     shards: list[Shard]
     learned: list[Any]  # rows of protocol.table.learn()
+    gates: list[Gate] = []
+
+
+class FixedSetting(msgspec.Struct, frozen=True):
+    """A setting that the servers of a shard do not let themselves be told."""
+
+    shard: str
+    name: str
+    value: str | None  # None: not known yet
+
+
+class Settings(msgspec.Struct, frozen=True, tag=True):
+    """What clients have set on all servers by CONFIG SET, and may set."""
+
+    version: int
+    told: dict[str, str] = {}  # name -> value, in the one spelling that is compared
+    fixed: list[FixedSetting] = []
 
 
 class NodeLook(msgspec.Struct, frozen=True):
     """What the watcher saw of one server, in the words of INFO; of the last look that was answered.
 
-    Only `reachable`, `error`, `at` and `loading` are of the last look whatever came of it. -1 stands for a number that
-    nobody has said.
+    Only `reachable`, `error`, `silent`, `at` and `loading` are of the last look whatever came of it. -1 stands for a
+    number that nobody has said.
     """
 
     node: str
     reachable: bool = False  # it answered PING with PONG (or -MISCONF), and INFO
     error: str = "not looked at yet"  # why it is not reachable; else empty
+    silent: bool = False  # the error is that nothing came in time: it may be slow, or stand still
     at: float = 0.0  # of this look, CLOCK_MONOTONIC, s; 0: there was none
     answered_at: float = 0.0  # of the last one that found it reachable
     role: str = ""  # master, slave
@@ -54,6 +88,7 @@ class NodeLook(msgspec.Struct, frozen=True):
     lag_s: int = -1  # of a slave: since its last acknowledgement as its master says, else since it heard of its master
     priority: int = -1  # of a slave; 0: must not be promoted
     good_replicas: int = -1  # min_slaves_good_slaves; -1: min-replicas-to-write is not in force, so it is unfenced
+    master: str = ""  # of a slave: who it copies, host:port as it says it
     loading: bool = False
     syncing: bool = False
     keys: int = 0
@@ -78,7 +113,13 @@ class ShardLook(msgspec.Struct, frozen=True):
     misplaced: str  # not empty: it holds keys of another shard (which, and whose), and must not be used
     at: float = 0.0  # when the answer was there, or known not to come: CLOCK_MONOTONIC, s
     since: float = 0.0  # when it became writable (looks.py), or ceased to be; the same clock
-    nodes: tuple[NodeLook, ...] = ()  # the primary, then the replicas, as they are configured
+    nodes: tuple[NodeLook, ...] = ()  # the primary of now, then the replicas
+    epoch: int = 0
+    phase: str = ""  # of its promotion, see control/promotion.py
+    closed: str = ""  # why writes may not pass; empty: the gate is open
+    expected_at: float = 0.0  # closed: when that is expected to be over
+    held: int = 0  # requests, of all workers
+    alarms: tuple[str, ...] = ()  # what an operator must know of it, beside what follows from the nodes
 
 
 class FleetLook(msgspec.Struct, frozen=True, tag=True):
@@ -100,9 +141,45 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
 
 class Applied(msgspec.Struct, frozen=True, tag=True):
-    """The topology of this version is in use; none before it is."""
+    """The topology of this version is in use, none before it is, and no connection to a primary of an older epoch is.
+
+    `busy` names the shards whose gate is closed and which still owe this worker the answer to a write. Sent once at
+    once, and again, with the same version, when there are fewer.
+    """
 
     version: int
+    busy: list[str] = []
+
+
+class Awake(msgspec.Struct, frozen=True, tag=True):
+    """The worker did not run for a while (stopped, or its machine was), and writes nothing before it hears what is true
+    now: the states, then `Confirmed` with the same `at`."""
+
+    at: float  # CLOCK_MONOTONIC, s
+
+
+class Confirmed(msgspec.Struct, frozen=True, tag=True):
+    """The states that were sent before this are those of now."""
+
+    at: float  # of the Awake that is answered
+
+
+class Held(msgspec.Struct, frozen=True):
+    requests: int
+    bytes: int
+
+
+class Holding(msgspec.Struct, frozen=True, tag=True):
+    """What this worker holds: shard -> requests and bytes; shards without any are left out. Sent when it changes."""
+
+    held: dict[str, Held]
+
+
+class Configured(msgspec.Struct, frozen=True, tag=True):
+    """A client was told that this is set; the parent has it set on the servers. The last one of a name counts."""
+
+    name: str
+    value: str
 
 
 class Complaint(msgspec.Struct, frozen=True, tag=True):
@@ -113,4 +190,7 @@ class Complaint(msgspec.Struct, frozen=True, tag=True):
     what: str
 
 
-Message = Setup | Topology | FleetLook | Drain | Ready | Applied | Complaint
+Message = (
+    Setup | Settings | Topology | FleetLook | Confirmed | Drain
+    | Ready | Applied | Awake | Holding | Configured | Complaint
+)  # fmt: skip

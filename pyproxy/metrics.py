@@ -25,6 +25,7 @@ GAUGES = (
     "backend_connections",
     "inflight",
     "held_bytes",
+    "held_requests",  # writes that wait for a gate to open
 )
 COUNTERS = (
     "accepted",
@@ -38,6 +39,12 @@ COUNTERS = (
     "uncertain",
     "protocol_errors",
     "splits",
+    "held",  # all that ever waited: drained + refused_held + dropped_client_gone + held_requests
+    "drained",
+    "refused_held",
+    "dropped_client_gone",
+    "refused_at_once",  # at a closed gate
+    "taken_back",  # refused by the server, and held or refused by the gate instead
 )
 FIELDS = GAUGES + COUNTERS
 INDEX = {name: position for position, name in enumerate(FIELDS)}

@@ -1,7 +1,7 @@
 """A TCP hop in front of a server, which does on command what networks and broken servers do.
 
     client ──▶ Hop.port ──▶ the server's port
-           ◀── stall, swallow, delay, drip; cut (FIN or RST); say something else than the server ──
+           ◀── stall, part, swallow, delay, drip; cut (FIN or RST); say something else than the server ──
 
 Real sockets on both sides, so what is tested runs unchanged.  A hop starts as a plain wire; a fault holds for all
 affected connections, the present and the future ones, until `heal()`.  `affects` sees the first bytes of a connection
@@ -49,7 +49,7 @@ class End(enum.Enum):
 class Rule:
     """What happens to the bytes of one way."""
 
-    kind: str = "pass"  # pass, stall, swallow, delay, drip
+    kind: str = "pass"  # pass, stall, part, swallow, delay, drip
     pause_s: float = 0.0
 
 
@@ -118,6 +118,10 @@ class Hop:
     def stall(self, *ways: Way) -> None:
         """Bytes wait in the hop until `heal()`; of both ways if none is named."""
         self._rule(ways, Rule("stall"))
+
+    def part(self, *ways: Way) -> None:
+        """As a network that is cut silently: bytes wait until `heal()`, ends too, and nobody is refused."""
+        self._rule(ways, Rule("part"))
 
     def swallow(self, *ways: Way) -> None:
         """Bytes disappear, and nobody is told."""
@@ -226,6 +230,7 @@ class Hop:
         try:
             from_server, to_server = await asyncio.open_connection(HOST, self._server_port)
         except OSError:
+            await self._as_pumps([self._healed(way) for way in Way])
             writer.transport.abort()
             return
         connection = Connection(writer, to_server)
@@ -234,13 +239,15 @@ class Hop:
         self._affect(connection, b"")
         if self._greeting is not None:
             self._say(connection, *self._greeting)
-        pumps = [self._requests(connection, reader), self._replies(connection, from_server)]
+        await self._as_pumps([self._requests(connection, reader), self._replies(connection, from_server)])
+        self._open.discard(connection)
+        connection.close(reset=False)
+
+    async def _as_pumps(self, pumps: list[Coroutine[Any, Any, None]]) -> None:
         tasks = [self._loop.create_task(pump) for pump in pumps]
         self._pumps.update(tasks)
         await asyncio.gather(*tasks, return_exceptions=True)
         self._pumps.difference_update(tasks)
-        self._open.discard(connection)
-        connection.close(reset=False)
 
     def _affect(self, connection: Connection, first: bytes) -> None:
         if not connection.affected and self._affects(first):
@@ -256,19 +263,27 @@ class Hop:
                 if connection.affected and self._scripted(connection, data):
                     continue
                 await self._pass(Way.REQUESTS, connection, data, connection.server)
+        if connection.affected:
+            await self._healed(Way.REQUESTS)
         connection.server.close()
 
     async def _replies(self, connection: Connection, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
                 await self._pass(Way.REPLIES, connection, data, connection.client)
+        if connection.affected:
+            await self._healed(Way.REPLIES)
         connection.client.close()
+
+    async def _healed(self, way: Way) -> None:
+        while self._rules[way].kind == "part":
+            await self._changed.wait()
 
     async def _pass(self, way: Way, connection: Connection, data: bytes, to: asyncio.StreamWriter) -> None:
         while data and connection.affected and (rule := self._rules[way]).kind != "pass":
             if rule.kind == "swallow":
                 return
-            if rule.kind == "stall":
+            if rule.kind in ("stall", "part"):
                 await self._changed.wait()
                 continue
             await asyncio.sleep(rule.pause_s)

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyproxy.fleet import HOST, Server
+from pyproxy.fleet import HOST, Server, reserve_port
 from tests.faults import End, Hop, Way
 
 PING, PONG = b"PING\r\n", b"+PONG\r\n"
@@ -115,3 +115,34 @@ def test_connections_that_are_not_meant_pass_unharmed(server: Server) -> None:
 
 def test_it_tells_what_was_asked_and_how_many_are_open(hop: Hop, wire: socket.socket) -> None:
     assert (hop.requests, hop.open, hop.accepted) == (PING, 1, 1)
+
+
+@pytest.mark.parametrize("way", Way)
+def test_in_a_network_that_is_cut_bytes_wait_until_it_is_healed(hop: Hop, wire: socket.socket, way: Way) -> None:
+    hop.part(way)
+    wire.sendall(PING)
+    assert silent(wire)
+    hop.heal()
+    assert wire.recv(100) == PONG
+
+
+def test_in_a_network_that_is_cut_nobody_hears_of_an_end(hop: Hop, wire: socket.socket, server: Server) -> None:
+    hop.part()
+    server.ask("CLIENT", "KILL", "TYPE", "normal")
+    wire.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        wire.recv(1)
+    hop.heal()
+    wire.settimeout(10)
+    assert wire.recv(1) == b""
+
+
+def test_in_a_network_that_is_cut_nobody_is_refused() -> None:
+    with reserve_port() as nobody, Hop(nobody.getsockname()[1]) as hop:
+        hop.part()
+        with socket.create_connection((HOST, hop.port), timeout=0.1) as wire:
+            with pytest.raises(TimeoutError):
+                wire.recv(1)
+            hop.heal()
+            wire.settimeout(10)
+            assert wire.recv(1) == b""

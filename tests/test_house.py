@@ -39,9 +39,13 @@ TESTED_ELSEWHERE = {
     "protocol/helps.py": "texts; tests/pyproxy/worker/test_local.py asks for them",
     "pyproxy/worker/here.py": "declarations only",
     "pyproxy/worker/lane.pyx": "tests/e2e: test_order, test_lost_connection, test_slow_shard, test_back_pressure ...",
+    "pyproxy/worker/front.py": "tests/e2e: test_hold, test_switch",
+    "pyproxy/worker/transaction.py": "tests/e2e/test_transactions.py",
     "pyproxy/worker/link.py": "tests/e2e: test_down_shard, test_lost_connection, test_hostile_backend",
     "pyproxy/worker/main.py": "tests/e2e/test_processes.py",
+    "pyproxy/control/happenings.py": "declarations only",
     "pyproxy/control/http.py": "tests/e2e/test_status.py",
+    "pyproxy/config_reading.py": "tests/pyproxy/test_config.py reads files; nobody else uses it",
 }
 
 

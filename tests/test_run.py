@@ -73,4 +73,4 @@ def test_when_pip_fails_its_words_are_shown(checkout: Path) -> None:
 
 
 def test_an_unknown_task_is_answered_with_the_known_ones(checkout: Path) -> None:
-    assert run(checkout, "dmeo") == (1, "run: unknown task 'dmeo': demo, test, check, bench or pyproxy\n")
+    assert run(checkout, "dmeo") == (1, "run: unknown task 'dmeo': demo, test, check, bench, faults or pyproxy\n")

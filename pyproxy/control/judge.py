@@ -56,6 +56,7 @@ def answered(before: NodeLook, at: float, fields: Mapping[str, str], keyspace: K
         offset=_number(fields.get("slave_repl_offset" if is_slave else "master_repl_offset")),
         link=link,
         lag_s=_number(fields.get(silence)) if is_slave else -1,
+        master=address(fields.get("master_host", ""), fields.get("master_port", "")) if is_slave else "",
         priority=_number(fields.get("slave_priority")),
         good_replicas=_number(fields.get("min_slaves_good_slaves")),
         loading=any(fields.get(name, "0") != "0" for name in ("loading", "async_loading")),
@@ -65,9 +66,10 @@ def answered(before: NodeLook, at: float, fields: Mapping[str, str], keyspace: K
     )
 
 
-def failed(before: NodeLook, at: float, error: str) -> NodeLook:
+def failed(before: NodeLook, at: float, error: str, silent: bool = False) -> NodeLook:
     """The look at a server that did not answer, or refused to; what it said before stays."""
-    return msgspec.structs.replace(before, reachable=False, error=error, at=at, loading=error.startswith("LOADING "))
+    loading = error.startswith("LOADING ")
+    return msgspec.structs.replace(before, reachable=False, error=error, silent=silent, at=at, loading=loading)
 
 
 def lost_keys(before: NodeLook, now: NodeLook, replicas: Iterable[NodeLook]) -> int:
@@ -131,11 +133,13 @@ def acknowledged(fields: Mapping[str, str]) -> dict[str, int]:
             continue
         said = dict(pair.partition("=")[::2] for pair in value.split(","))
         if said.get("state") == "online":
-            host = said.get("ip", "")
-            lags[f"[{host}]:{said.get('port')}" if ":" in host else f"{host}:{said.get('port')}"] = _number(
-                said.get("lag")
-            )
+            lags[address(said.get("ip", ""), said.get("port", ""))] = _number(said.get("lag"))
     return lags
+
+
+def address(host: str, port: str) -> str:
+    """A server as another one names it, in our form: `host:port`, or `[host]:port` for IPv6."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _age(name: str, before: NodeLook, now: NodeLook) -> dict[str, object]:

@@ -21,6 +21,8 @@ from protocol import table
 from pyproxy import __version__, events
 from pyproxy.access import Access
 from pyproxy.config import Config
+from pyproxy.control import admin
+from pyproxy.control.conductor import Conductor
 from pyproxy.control.status import Phase, State
 from pyproxy.control.supervisor import Supervisor
 from pyproxy.control.watcher import Watcher
@@ -49,8 +51,16 @@ class StartError(Exception):
 
 
 def serve(config: Config) -> int:
-    """Serve until a signal says otherwise: 0 if drained, 143 or 130 after a second signal. Raises StartError."""
+    """Serve until a signal says otherwise: 0 if drained, 143 or 130 after a second signal.
+
+    Raises StartError, and ConfigErrors where AWS knows better than the configuration.
+    """
     events.configure()
+    if config.undiscovered():
+        # Here, and not above: boto3 takes half a second, and is only there where it is asked for.
+        from pyproxy.control.replication_groups import discover
+
+        config = config.with_nodes(discover(config))
     raise_file_limit(config)
     return uvloop.run(Parent(config).run())
 
@@ -65,9 +75,18 @@ class Parent:
         self._supervisor: Supervisor | None = None  # until the shards were looked at
         self._listener = bind(config.listen, "listen")
         self._http_listener = bind(config.http.listen, "http.listen") if config.http.listen else None
+        self._admin_listener = _bind_admin(config.http.admin) if config.http.admin else None
+        access = Access(config.backend)
         self._watcher = Watcher(
-            config.shard_map(), Access(config.backend), table.learn, self._tell, self._tell
+            config.shard_map(),
+            access,
+            table.learn,
+            lambda _learned: self._conductor.on_learned(),
+            self._tell,
+            on_seen=lambda shard: self._conductor.on_seen(shard),
+            complete=lambda look: self._conductor.complete(look),
         )
+        self._conductor = Conductor(config, access, self._watcher, self._tell, lambda: self._supervisor)
         self._signals: list[int] = []
 
     async def run(self) -> int:
@@ -87,7 +106,8 @@ class Parent:
                     nodes, expected = sum(map(len, unfenced.values())), "min-replicas-to-write of 1 or more"
                     emit(Event.UNFENCED, shards=",".join(unfenced), nodes=nodes, expected=expected)
                 with self._listener, contextlib.closing(Page.create(self._workers)) as page:
-                    await self._serve(page)
+                    async with self._conductor.conducting(), self._admin():
+                        await self._serve(page)
         except asyncio.CancelledError:
             if not self._signals:
                 raise
@@ -107,10 +127,16 @@ class Parent:
         emit(Event.LISTEN, http=_address(self._http_listener))
         return http.serving(self._http_listener, self._state)
 
+    def _admin(self) -> contextlib.AbstractAsyncContextManager[None]:
+        if self._admin_listener is None:
+            return contextlib.nullcontext()
+        emit(Event.LISTEN, admin=self._config.http.admin)
+        return admin.serving(self._admin_listener, self._conductor.handlers)
+
     def _state(self) -> State:
         ready = self._supervisor is not None and self._supervisor.all_ready.is_set()
         phase = Phase.DRAINING if self._signals else Phase.SERVING if ready else Phase.STARTING
-        return State(phase, self._config.shards, self._watcher.fleet_look.shards, time.monotonic())
+        return State(phase, self._conductor.shards, self._watcher.fleet_look.shards, time.monotonic())
 
     async def _serve(self, page: Page) -> None:
         listen = _address(self._listener)
@@ -119,8 +145,9 @@ class Parent:
             self._listener,
             page,
             lambda index: Setup(index, self._workers, self._config, listen, __version__, self._started),
-            lambda: (self._watcher.topology, self._watcher.fleet_look),
+            lambda: (self._conductor.settings.state, self._conductor.topology, self._watcher.fleet_look),
             lambda complaint: self._watcher.complain(complaint.shard),
+            lambda configured: self._conductor.settings.configure(configured.name, configured.value),
         )
         many = _count(self._workers, "worker"), _count(len(self._config.shards), "shard")
         print(f"pyproxy {__version__} listening on {listen}, {', '.join(many)}", file=sys.stderr, flush=True)
@@ -189,6 +216,14 @@ def bind(listen: Node, option: str) -> socket.socket:
         return listener
     except OSError as exc:
         line = f"{option}: expected a free address of this machine, got {listen}: {(exc.strerror or str(exc)).lower()}"
+        raise StartError(line, EX_UNAVAILABLE) from None
+
+
+def _bind_admin(path: str) -> socket.socket:
+    try:
+        return admin.bind(path)
+    except OSError as exc:
+        line = f"http.admin: expected a path where a socket can be, got {path}: {(exc.strerror or str(exc)).lower()}"
         raise StartError(line, EX_UNAVAILABLE) from None
 
 

@@ -23,7 +23,14 @@ READ_BYTES = 256 * 1024
 
 
 class NodeError(Exception):
-    """What happened instead of a reply; said to operators and, when the shard is down, to clients."""
+    """What happened instead of a reply; said to operators and, when the shard is down, to clients.
+
+    `silent`: nothing came within the deadline, so the server may be alive.
+    """
+
+    def __init__(self, why: str, silent: bool = False) -> None:
+        super().__init__(why)
+        self.silent = silent
 
 
 class NodeConnection:
@@ -43,7 +50,8 @@ class NodeConnection:
             async with asyncio.timeout(deadline_s):
                 reader, writer = await asyncio.open_connection(node.host, node.port, ssl=tls)
         except TimeoutError:
-            raise NodeError(f"not connected{' over tls' if tls else ''} within {deadline_s:g} s") from None
+            why_not = f"not connected{' over tls' if tls else ''} within {deadline_s:g} s"
+            raise NodeError(why_not, silent=True) from None
         except OSError as exc:  # ConnectionRefusedError, gaierror, SSLError ...
             raise NodeError(why(exc)) from None
         connection = cls(node, reader, writer)
@@ -85,11 +93,27 @@ class NodeConnection:
                 raise NodeError("reply that nobody asked for")
             return [decode(frame) for frame in frames]
         except TimeoutError:
-            raise NodeError(f"no reply within {deadline_s:g} s") from None
+            raise NodeError(f"no reply within {deadline_s:g} s", silent=True) from None
         except OSError as exc:
             raise NodeError(why(exc)) from None
         except (scan.ProtocolError, BadFrame):
             raise NodeError("not a redis server: it answered what is no reply") from None
+
+    async def hears(self, within_s: float) -> bool:
+        """Whether a server that was subscribed to says anything within so many seconds; what it says is dropped.
+
+        Raises NodeError.
+        """
+        try:
+            async with asyncio.timeout(within_s):
+                data = await self._reader.read(READ_BYTES)
+        except TimeoutError:
+            return False
+        except OSError as exc:
+            raise NodeError(why(exc)) from None
+        if not data:
+            raise NodeError("connection closed by the server")
+        return True
 
     def close(self) -> None:
         self._writer.transport.abort()  # at once: a goodbye, as TLS has one, may wait for a server that hangs

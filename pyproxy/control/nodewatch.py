@@ -50,17 +50,28 @@ class NodeWatch:
 
         `replicas` are the last looks at those that copy it: they may hold what it has lost.
         """
+        kept = self._connection is not None
         try:
-            if self._connection is None:
-                self._connection = await NodeConnection.open(self.node, self._access, DEADLINE_S)
-                self._connected()
-            now = await self._ask(self._connection, list(replicas))
+            try:
+                now = await self._try(replicas)
+            except NodeError as exc:
+                self.close()
+                if not kept or exc.silent:
+                    raise
+                # It may have closed this connection for reasons of its own: CLIENT KILL, its `timeout`.
+                now = await self._try(replicas)
         except NodeError as exc:
             self.close()
-            now = judge.failed(self.look, time.monotonic(), str(exc))
+            now = judge.failed(self.look, time.monotonic(), str(exc), exc.silent)
         before, self.look = self.look, now
         for event, fields in judge.changes(before, now, self._configured):
             emit(event, shard=self._shard, node=self.node, **fields)
+
+    async def _try(self, replicas: Iterable[NodeLook]) -> NodeLook:
+        if self._connection is None:
+            self._connection = await NodeConnection.open(self.node, self._access, DEADLINE_S)
+            self._connected()
+        return await self._ask(self._connection, list(replicas))
 
     async def _ask(self, connection: NodeConnection, replicas: list[NodeLook]) -> NodeLook:
         pong, info = await connection.ask(*self._question, deadline_s=DEADLINE_S)
@@ -76,6 +87,11 @@ class NodeWatch:
         await self._settle(connection)
         now = judge.answered(self.look, at, self.info, self.keyspace, misconf)
         return msgspec.structs.replace(now, lost_keys=judge.lost_keys(self.look, now, replicas))
+
+    def take_over(self, other: "NodeWatch") -> None:
+        """Go on from what the other one has seen of the same server."""
+        self.look = other.look
+        other.close()
 
     def _connected(self) -> None:
         """The connection is new."""
@@ -93,7 +109,7 @@ class NodeWatch:
 
 
 class PrimaryWatch(NodeWatch):
-    """The configured primary of a shard."""
+    """The primary of a shard."""
 
     def __init__(self, shard: Shard, shard_map: ShardMap, access: Access, on_commands: Callable[[], None]) -> None:
         # With every section: what the primaries say is what the proxy's own INFO is made of.
@@ -135,7 +151,7 @@ class PrimaryWatch(NodeWatch):
                         if isinstance(key, bytes) and not self._of.owns(slot(key)):
                             return database, key
         except TimeoutError:
-            raise NodeError(f"no sample of its keys within {SAMPLE_S:g} s") from None
+            raise NodeError(f"no sample of its keys within {SAMPLE_S:g} s", silent=True) from None
         return None
 
     async def _still_there(self, connection: NodeConnection, database: int, key: bytes) -> bool:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyproxy import __version__
-from pyproxy.looks import backoff_s, integer, key_count, problem, state, usable, writable
-from pyproxy.messages import ShardLook
+from pyproxy.looks import backoff_s, integer, key_count, problem, replica_state, state, unfenced, usable, writable
+from pyproxy.messages import NodeLook, ShardLook
 from pyproxy.shardmap import Shard, format_slots
 
 ALARM_SHARE = 0.8
@@ -97,14 +97,20 @@ ANSWERS: dict[str, Callable[[State], Answer]] = {
 
 def table(body: Mapping[str, Any]) -> list[str]:
     """The body of /shards as lines for a terminal: a row for each shard, then a line for each alarm."""
-    head = ("SHARD", "NODE", "STATE", "ROLE", "REPLICAS", "KEYS", "MEMORY", "OF MAX", "EVICTED", "OPS/S", "AGE S")
+    head = (
+        "SHARD", "NODE", "STATE", "ROLE", "EPOCH", "REPLICAS", "LAG S", "HELD", "KEYS", "MEMORY", "OF MAX", "EVICTED",
+        "OPS/S", "AGE S",
+    )  # fmt: skip
     rows = [
         (
             shard["name"],
             shard["node"],
             shard["state"],
             shard["role"] or "-",
+            str(shard["epoch"]),
             f"{shard['connected_replicas']}/{len(shard['replicas'])}",
+            "/".join(str(each["lag_s"]) if each["lag_s"] >= 0 else "-" for each in shard["nodes"][1:]) or "-",
+            f"{shard['held']:,}",
             f"{shard['keys']:,}",
             f"{shard['used_memory'] / (1 << 20):,.1f}M",
             f"{shard['used_memory'] / shard['maxmemory']:.0%}" if shard["maxmemory"] else "no limit",
@@ -120,7 +126,9 @@ def table(body: Mapping[str, Any]) -> list[str]:
         for pairs in (list(zip(row, widths, strict=True)) for row in (head, *rows))
     ]
     alarms = [f"ALARM {shard['name']}: {alarm}" for shard in body["shards"] for alarm in shard["alarms"]]
-    return [*lines, *alarms]
+    bare = [shard["name"] for shard in body["shards"] if shard["unfenced"]]
+    notes = [f"unfenced, as min-replicas-to-write is not in force: {', '.join(bare)}"] if bare else []
+    return [*lines, *alarms, *notes]
 
 
 def _unless_well(seen: State, body: dict[str, Any]) -> Answer:
@@ -141,6 +149,9 @@ def _shard(shard: Shard, look: ShardLook, now: float) -> dict[str, Any]:
         "error": problem(look),
         "backoff_s": backoff_s([look], now),
         "look_age_s": round(max(0.0, now - look.at), 1),
+        "epoch": look.epoch,
+        "phase": look.phase,
+        "held": look.held,
         "role": look.info.get("role", ""),
         "connected_replicas": integer(look.info.get("connected_slaves")),
         "keys": key_count(look),
@@ -148,13 +159,28 @@ def _shard(shard: Shard, look: ShardLook, now: float) -> dict[str, Any]:
         "maxmemory": integer(look.info.get("maxmemory")),
         "evicted_keys": integer(look.info.get("evicted_keys")),
         "ops_per_sec": integer(look.info.get("instantaneous_ops_per_sec")),
+        "nodes": [_node(node, index == 0) for index, node in enumerate(look.nodes)],
+        "unfenced": unfenced(look),
         "alarms": _alarms(look),
+    }
+
+
+def _node(look: NodeLook, is_primary: bool) -> dict[str, Any]:
+    """One server of a shard, in the words of INFO."""
+    return {
+        "node": look.node,
+        "state": ("up" if look.reachable else "down") if is_primary else replica_state(look),
+        "role": look.role,
+        "offset": look.offset,
+        "lag_s": look.lag_s,
+        "error": look.error,
     }
 
 
 def _alarms(look: ShardLook) -> list[str]:
     """What an operator should look at: a line each."""
     found = [] if state(look) == "up" else [f"{state(look)}: {problem(look)}"]
+    found += look.alarms
     used, limit = integer(look.info.get("used_memory")), integer(look.info.get("maxmemory"))
     if limit > 0 and used > ALARM_SHARE * limit:
         found.append(f"memory: {used:,} bytes are {used / limit:.0%} of maxmemory ({limit:,})")

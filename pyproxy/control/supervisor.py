@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 from pyproxy.channel import Channel
 from pyproxy.events import Event, emit
-from pyproxy.messages import Complaint, Drain, Message, Ready, Setup
+from pyproxy.messages import Applied, Awake, Complaint, Configured, Confirmed, Drain, Holding, Message, Ready, Setup
 from pyproxy.metrics import Page
 
 RESTART_MIN_S = 0.1
@@ -39,6 +39,8 @@ class Worker:
         self.process = process
         self.channel: Channel | None = None
         self.ready = asyncio.Event()
+        self.applied = Applied(0)
+        self.holding = Holding({})
         self.closed = asyncio.Event()  # the channel's end; `ready` is then set too, to wake who waits for it
 
     def on_closed(self) -> None:
@@ -59,7 +61,7 @@ class Supervisor:
     """All workers. `command` starts one, and gets --index and the three file descriptors as arguments.
 
     `setup` makes the first message for a worker of this index, `states` the messages that follow it. `on_complaint`
-    gets what the workers have to say of the servers.
+    gets what the workers have to say of the servers, `on_configured` what their clients have set.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Supervisor:
         setup: Callable[[int], Setup],
         states: Callable[[], Sequence[Message]],
         on_complaint: Callable[[Complaint], None],
+        on_configured: Callable[[Configured], None],
     ) -> None:
         self.all_ready = asyncio.Event()
         self._command = command
@@ -78,6 +81,8 @@ class Supervisor:
         self._setup = setup
         self._states = states
         self._on_complaint = on_complaint
+        self._on_configured = on_configured
+        self._waiting: set[asyncio.Event] = set()  # for an Applied, or the end of a worker
         self._workers: dict[int, Worker] = {}
         self._were_ready: set[int] = set()
         self._stopping = asyncio.Event()
@@ -97,6 +102,46 @@ class Supervisor:
         for worker in self._workers.values():
             if worker.channel is not None:
                 worker.channel.send(message)
+
+    async def all_applied(self, version: int, deadline_s: float, shard: str = "") -> list[int]:
+        """Wait until every worker has applied this version -> those that have not in time, by index.
+
+        With a shard: and owes no answer to a write of it. A worker that ends is not waited for: its successor begins
+        with the present states.
+        """
+        heard = asyncio.Event()
+        self._waiting.add(heard)
+        try:
+            async with asyncio.timeout(deadline_s):
+                while self._laggards(version, shard):
+                    await heard.wait()
+                    heard.clear()
+        except TimeoutError:
+            pass
+        finally:
+            self._waiting.discard(heard)
+        return self._laggards(version, shard)
+
+    def _laggards(self, version: int, shard: str) -> list[int]:
+        return [
+            index
+            for index, worker in self._workers.items()
+            if worker.channel is not None and (worker.applied.version < version or shard in worker.applied.busy)
+        ]
+
+    def _heard(self) -> None:
+        for waiting in self._waiting:
+            waiting.set()
+
+    def kill_worker(self, index: int, reason: str) -> None:
+        """End one at once; it is started again."""
+        if index in self._workers:
+            self._workers[index].kill(reason)
+
+    def held(self, shard: str) -> int:
+        """How many requests of this shard the workers hold."""
+        held = (worker.holding.held.get(shard) for worker in self._workers.values())
+        return sum(each.requests for each in held if each is not None)
 
     def drain(self, deadline_s: float) -> None:
         """Have all workers end in order, and whoever has not by then be killed."""
@@ -128,6 +173,7 @@ class Supervisor:
             finally:
                 self._workers.pop(index, None)
                 self._page.retire(index)
+                self._heard()
             if self._stopping.is_set():
                 return
             if time.monotonic() - started >= STEADY_S:
@@ -206,6 +252,18 @@ class Supervisor:
                 self._were_ready.add(worker.index)
                 if len(self._were_ready) == self._page.workers:
                     self.all_ready.set()
+            case Applied():
+                worker.applied = message
+                self._heard()
+            case Holding():
+                worker.holding = message
+            case Awake(at=at):
+                assert worker.channel is not None  # it came through it
+                for state in self._states():
+                    worker.channel.send(state)
+                worker.channel.send(Confirmed(at))
+            case Configured():
+                self._on_configured(message)
             case Complaint(shard=shard, node=node, what=what):
                 emit(Event.COMPLAINT, index=worker.index, shard=shard, node=node, what=what)
                 self._on_complaint(message)

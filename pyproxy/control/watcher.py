@@ -27,10 +27,10 @@ from pyproxy.control.nodewatch import NodeWatch, PrimaryWatch
 from pyproxy.events import Event, emit
 from pyproxy.looks import unfenced, writable
 from pyproxy.messages import FleetLook, NodeLook, ShardLook, Topology
-from pyproxy.shardmap import Shard, ShardMap
+from pyproxy.shardmap import Node, Shard, ShardMap
 
 LOOK_EVERY_S = 1.0
-LOOK_GAP_S = 0.2  # between the beginnings of two looks at one server, whoever complains
+LOOK_GAP_S = 0.1  # between the beginnings of two looks at one server, whoever complains
 SEND_AFTER_S = 0.3  # from the tick: by then those that answer have answered
 
 Learn = Callable[[list[Any]], list[Any]]
@@ -44,13 +44,28 @@ class ShardWatch:
         self.name = shard.name
         self.primary = PrimaryWatch(shard, shard_map, access, on_commands)
         self.replicas = [NodeWatch(shard.name, node, access, "slave", b"") for node in shard.replicas]
-        self.complaints = {watch: asyncio.Event() for watch in self.nodes}
+        self.complaints = {watch.node: asyncio.Event() for watch in self.nodes}
+        self._shard_map = shard_map
+        self._access = access
+        self._on_commands = on_commands
         self._since = self._began = time.monotonic()
 
     @property
     def nodes(self) -> list[NodeWatch]:
-        """The configured primary first."""
+        """The primary first."""
         return [self.primary, *self.replicas]
+
+    def watch(self, node: Node) -> NodeWatch:
+        """The one of this server: another one after a promotion."""
+        return next(watch for watch in self.nodes if watch.node == node)
+
+    def promoted(self, shard: Shard) -> None:
+        """Another of its servers is the primary now; what was seen of each is kept."""
+        before = {watch.node: watch for watch in self.nodes}
+        self.primary = PrimaryWatch(shard, self._shard_map, self._access, self._on_commands)
+        self.replicas = [NodeWatch(shard.name, node, self._access, "slave", b"") for node in shard.replicas]
+        for watch in self.nodes:
+            watch.take_over(before[watch.node])
 
     @property
     def look(self) -> ShardLook:
@@ -83,6 +98,8 @@ class ShardWatch:
         """Look at one of its servers."""
         before = writable(self.look)
         await watch.look_once([each.look for each in self.replicas] if watch is self.primary else ())
+        if watch not in self.nodes:
+            watch.close()  # a promotion has replaced it meanwhile
         if writable(self.look) != before:
             self._since = self.primary.look.at
 
@@ -106,18 +123,36 @@ class Watcher:
         on_topology: Callable[[Topology], None],
         on_look: Callable[[FleetLook], None],
         every_s: float = LOOK_EVERY_S,
+        *,
+        on_seen: Callable[[str], None] = lambda _shard: None,
+        complete: Callable[[ShardLook], ShardLook] = lambda look: look,
     ) -> None:
+        """`on_seen` is called with the shard's name after each look at one of its servers. `complete` adds to the look
+        at a shard what is known of its promotion."""
         self.topology = Topology(shard_map.version, list(shard_map.shards), [])
         self._learn = learn
         self._on_topology = on_topology
         self._on_look = on_look
+        self._on_seen = on_seen
+        self._complete = complete
         self._every_s = every_s
         self._looks = 0
         self._watches = {shard.name: ShardWatch(shard, shard_map, access, self._relearn) for shard in shard_map.shards}
 
     @property
     def fleet_look(self) -> FleetLook:
-        return FleetLook(self._looks, time.monotonic(), [watch.look for watch in self._watches.values()])
+        looks = [self._complete(watch.look) for watch in self._watches.values()]
+        return FleetLook(self._looks, time.monotonic(), looks)
+
+    def nodes(self, shard: str) -> dict[Node, NodeLook]:
+        """The last looks at the servers of this shard, the primary first."""
+        watch = self._watches[shard]
+        looks = watch.look.nodes  # with their lags as the primary knows them
+        return {each.node: look for each, look in zip(watch.nodes, looks, strict=True)}
+
+    def promoted(self, shard: Shard) -> None:
+        """The primary of this shard is another one now."""
+        self._watches[shard.name].promoted(shard)
 
     @property
     def misplaced(self) -> list[str]:
@@ -135,7 +170,7 @@ class Watcher:
         async with asyncio.TaskGroup() as group:
             for shard in self._watches.values():
                 for watch in shard.nodes:
-                    group.create_task(shard.look_at(watch), name=f"look at {watch.node}")
+                    group.create_task(self._look_at(shard, watch.node), name=f"look at {watch.node}")
 
     async def run(self) -> None:
         """Look and tell, until cancelled. A server that keeps us waiting delays no other's look, nor the telling."""
@@ -143,7 +178,7 @@ class Watcher:
             async with asyncio.TaskGroup() as group:
                 for shard in self._watches.values():
                     for watch in shard.nodes:
-                        group.create_task(self._keep_looking(shard, watch), name=f"watch {watch.node}")
+                        group.create_task(self._keep_looking(shard, watch.node), name=f"watch {watch.node}")
                 while True:
                     await asyncio.sleep(self._until_tick(SEND_AFTER_S))
                     self._looks += 1
@@ -156,9 +191,9 @@ class Watcher:
         if shard in self._watches:
             self._watches[shard].complain()
 
-    async def _keep_looking(self, shard: ShardWatch, watch: NodeWatch) -> None:
+    async def _keep_looking(self, shard: ShardWatch, node: Node) -> None:
         loop = asyncio.get_running_loop()
-        complaint = shard.complaints[watch]
+        complaint = shard.complaints[node]
         began = -math.inf
         while True:
             with contextlib.suppress(TimeoutError):
@@ -167,7 +202,11 @@ class Watcher:
             await asyncio.sleep(max(0.0, began + LOOK_GAP_S - loop.time()))
             complaint.clear()
             began = loop.time()
-            await shard.look_at(watch)
+            await self._look_at(shard, node)
+
+    async def _look_at(self, shard: ShardWatch, node: Node) -> None:
+        await shard.look_at(shard.watch(node))
+        self._on_seen(shard.name)
 
     def _until_tick(self, after_s: float = 0.0) -> float:
         """Seconds until the next tick of the loop's clock, and `after_s`: all that wait by it are in step."""

@@ -3,6 +3,16 @@
 cdef frozenset REFUSALS = frozenset({b"READONLY", b"MISCONF", b"LOADING", b"MASTERDOWN", b"NOREPLICAS"})
 
 
+cdef str _refusal_code(const char *p, Py_ssize_t n):
+    """The code of a reply that says more of the server than of the request; None for any other."""
+    cdef bytes code
+    if p[0] == c'-' and p[1] in (c'R', c'M', c'L', c'N'):
+        code = p[1:min(n, 16)].split(b" ", 1)[0]
+        if code in REFUSALS:
+            return code.decode()
+    return None
+
+
 @cython.final
 cdef class Backend:
     """One shard for one protocol and database: the requests that are out, and the door to them."""
@@ -13,8 +23,10 @@ cdef class Backend:
         self.shard = shard
         self.proto = proto
         self.db = db
+        self.front = None
         self.door = Door.IDLE
         self.refusal = b""
+        self.kept = []
         self.chunks = []
         self.waiting = []
 
@@ -25,6 +37,17 @@ cdef class Backend:
         return f"<Backend {self.link.name} resp{self.proto} db{self.db} door={self.door} out={self.count}>"
 
     # --- the door ---
+
+    cdef void _set_door(self, int door):
+        self.door = door
+        self.plain = door == Door.OPEN and not self._guarded
+
+    def guard(self, front, bint guarded, bint keeps):
+        """Whether the front of the shard must be asked before anything is begun here; whether writes may be kept."""
+        self.front = front
+        self._guarded = guarded
+        self.keeps = keeps
+        self._set_door(self.door)
 
     cdef int admit(self, Client client) except -2:
         """1: may be put; 0: refused, see `refusal`; -1: not now, the client was parked."""
@@ -40,26 +63,31 @@ cdef class Backend:
         return 1
 
     def shut(self, bytes refusal not None):
-        """Down: whatever waits was not sent and is refused, whatever comes is refused at once."""
-        self.door = Door.SHUT
+        """Down: whatever waits was not sent and is refused, unless it can wait on; whatever comes is refused at once."""
+        self._set_door(Door.SHUT)
         self.refusal = refusal
-        self._fail_unsent()
+        keep_unsent(self)
         self._release()
 
     def queue(self):
         """Being connected: commands wait."""
-        self.door = Door.QUEUE
+        self._set_door(Door.QUEUE)
 
     def reset(self):
-        """No connection, and no reason not to have one: the next command opens it."""
+        """No reason not to have a connection: the next command opens it."""
         if self.door == Door.SHUT:
-            self.door = Door.IDLE
-            self.refusal = b""
+            self.idle()
+
+    def idle(self):
+        """There is no connection, and none is being made."""
+        self._set_door(Door.IDLE)
+        self.refusal = b""
 
     def open(self, Wire wire not None):
         """The connection is set up: what waited is sent."""
         self.wire = wire
-        self.door = Door.OPEN
+        self._set_door(Door.OPEN)
+        self.unanswered = 0
         self.last_frame = self.lane.now
         self._mark()
 
@@ -155,7 +183,7 @@ cdef class Backend:
         self.dirty = False
         if self.wire is None or self.wire.choked or self.wire.lost:
             if self.door == Door.OPEN and self.out_bytes > OUT_LIMIT:
-                self.door = Door.CONGESTED
+                self._set_door(Door.CONGESTED)
             return
         if self.chunks:
             self._pack()
@@ -172,7 +200,7 @@ cdef class Backend:
         self.unflushed = 0
         self.out_bytes = 0
         if self.door == Door.CONGESTED:
-            self.door = Door.OPEN
+            self._set_door(Door.OPEN)
         if self.waiting:
             self._release()
 
@@ -195,11 +223,17 @@ cdef class Backend:
         cdef Lane lane = self.lane
         cdef Wire wire = self.wire
         cdef double oldest = now - lane.reply_s
+        if self.unanswered and self.last_frame > self.unanswered_at:
+            self.unanswered = 0
         while self.aging is not None and self.aging.sent_at < oldest:
             item = self.aging
             self.aging = item.next_out
             if item.client is not None or item.whole is not None:
                 lane.timeouts += 1
+                self.unanswered += 1
+                self.unanswered_at = now
+                if self.taking is not None:
+                    give_up(self, self._owner(item))
                 self._fail(item, errors.no_reply(lane.reply_s), False)
         if wire is not None and self.head is not None and not wire.lost:
             oldest = max(self.last_frame, self.head.sent_at)
@@ -225,6 +259,8 @@ cdef class Backend:
         self.lane.errors += 1
         if whole is not None:
             return whole.fail(item, line, unsent)
+        if item.queued:
+            line = errors.transaction_discarded(line)
         return self.lane.settle(item, line)
 
     def lost(self, str why):
@@ -251,15 +287,23 @@ cdef class Backend:
             item = <Pending>held
             if (item.client is None or item.done) and item.whole is None:
                 continue
+            taking = self.taking.get(self._owner(item)) if self.taking is not None else None
             if item.write:
+                if taking is not None:
+                    (<Taking>taking).applied = True     # perhaps
                 self._fail(item, why, False)
+            elif taking is not None:
+                (<Taking>taking).items.append((item, None))
             elif item.retried or item.request is None or last_write.get(self._owner(item), -1) > i:
                 self._fail(item, why, True)
             else:
                 retries.append(item)
         if retries:
             self._put_first(retries)
-        self.door = Door.QUEUE if self.count else Door.IDLE
+        self._set_door(Door.QUEUE if self.count else Door.IDLE)
+        if self.taking is not None:
+            for owner in list(self.taking):
+                decide(self, owner)
         return self.count > 0
 
     cdef object _owner(self, Pending item):
@@ -278,6 +322,7 @@ cdef class Backend:
         for held in retries:
             item = <Pending>held
             item.retried = True
+            item.ahead = item.queued + 1 if item.queued else 0
             frames.append(item.request if type(item.request) is bytes else request.encode(item.request))
             if self.tail is None:
                 self.head = item
@@ -294,17 +339,24 @@ cdef class Backend:
         self.aging = self.head
         return 0
 
-    cdef int _fail_unsent(self) except -1:
-        cdef Pending item
-        self.out_len = 0
-        self.chunks = []
-        self.out_bytes = 0
-        self.unflushed = 0
-        while self.head is not None:
-            item = self._pop()
-            if item.client is not None or item.whole is not None:
-                self._refuse(item, self.refusal, True)
-        return 0
+    # --- what may not be sent now; see kept.pxi ---
+
+    @property
+    def owes_write(self):
+        """Whether a write was given to a connection and is not answered, whoever waits for it or has gone."""
+        return owes_write(self)
+
+    def keep_unsent(self):
+        """Nothing can or may be sent: writes that were not are kept or refused, and reads sent elsewhere if they can be."""
+        keep_unsent(self)
+
+    def release(self):
+        """The gate is open: what was kept is sent in its order, but nothing of a client that has gone."""
+        release(self)
+
+    def refuse_kept(self, double before, bytes line not None):
+        """Refuses the writes of clients of whom something has been kept since before then; their reads go on."""
+        refuse_kept(self, before, line)
 
 
 @cython.final
@@ -321,6 +373,8 @@ cdef class Wire:
         self.transport = transport
         self.fd = transport.get_extra_info("socket").fileno()
         self.tls = transport.get_extra_info("ssl_object") is not None
+        if self.lost:
+            transport.abort()   # given up while it was being made
 
     cdef int put(self, const char *data, Py_ssize_t size) except -1:
         """Writes requests; what the socket does not take at once waits in the transport, and nothing overtakes it."""
@@ -406,8 +460,13 @@ cdef class Wire:
         """Gives a reply to the request whose turn it is; `frame` if there are bytes of it already."""
         cdef Backend backend = self.backend
         cdef Lane lane = backend.lane
-        cdef Pending item = backend._pop()
+        cdef Pending item = backend.head
         backend.last_frame = lane.now
+        if item.ahead:
+            return self._swallow(item, p, n)
+        backend._pop()
+        if backend.taking is not None and belongs_to_taking(backend, item, p, n):
+            return 0
         if item.client is None and item.whole is None:
             return 0
         if p[0] == c'-':
@@ -419,10 +478,24 @@ cdef class Wire:
                 backend._fail(item, errors.UNAUTHENTICATED, True)
                 self.drop(errors.UNAUTHENTICATED)
                 return 0
-            self._tell_of(p, n)
+            if (self._tell_of(p, n) and item.write and not item.done and not item.queued
+                    and take_back(backend, item, p, n)):
+                return 0
         if frame is None:
             frame = OK if n == 5 and memcmp(p, b"+OK\r\n", 5) == 0 else PyBytes_FromStringAndSize(p, n)
         return lane.settle(item, frame)
+
+    cdef int _swallow(self, Pending item, const char *p, Py_ssize_t n) except -1:
+        """The answer to a MULTI, or to a command behind it: nobody's, but an error tells something."""
+        item.ahead -= 1
+        if p[0] != c'-':
+            return 0
+        self._tell_of(p, n)
+        # MULTI itself: the server runs what is behind it one by one, unless it will say NOAUTH to all of it
+        if (item.ahead == item.queued and not (n > 8 and p[1:8] == b"NOAUTH ")
+                and (item.client is not None or item.whole is not None)):
+            self.backend._fail(item, errors.NO_TRANSACTION, False)
+        return 0
 
     cdef bint _begin_large(self, const char *p, Py_ssize_t n) except -1:
         """A large bulk of which a part is here: the rest is received where it will stay."""
@@ -462,14 +535,13 @@ cdef class Wire:
         """-MOVED and -ASK would send clients past the proxy."""
         return n > 7 and (p[1:7] == b"MOVED " or p[1:5] == b"ASK ")
 
-    cdef int _tell_of(self, const char *p, Py_ssize_t n) except -1:
+    cdef bint _tell_of(self, const char *p, Py_ssize_t n) except -1:
         """A refusal that says more of the server than of the request is told to the link."""
-        cdef bytes code
-        if p[1] in (c'R', c'M', c'L', c'N'):
-            code = p[1:min(n, 16)].split(b" ", 1)[0]
-            if code in REFUSALS:
-                self.backend.link.refused(code.decode())
-        return 0
+        cdef str code = _refusal_code(p, n)
+        if code is None:
+            return False
+        self.backend.link.refused(code)
+        return True
 
     def send(self, bytes data not None):
         """For the set-up, before any request."""

@@ -41,6 +41,8 @@ cdef class Client:
         lane.bytes_in += PyBytes_GET_SIZE(data)
         if self.finishing:
             return
+        if lane.now - lane.ticked > SLEPT_S:
+            lane.wake_up()
         try:
             if self.inbuf is not None:
                 self.inbuf += data
@@ -59,6 +61,11 @@ cdef class Client:
 
     def eof_received(self):
         self.eof = True
+        if self.parked & Park.HOLD:
+            self.front.half_closed(self)
+        elif self.parked & Park.SWITCH:
+            for backend in self.pool:
+                forget(<Backend>backend, self, errors.client_gone(backend.link.name, backend.link.node))
         self.touch()
         return True
 
@@ -82,14 +89,20 @@ cdef class Client:
         self.transport = None
         self.write = None
         self.finishing = True
+        if self.parked & Park.HOLD:
+            self.front.left(self)
+        if self.parked & Park.SWITCH:
+            for backend in self.pool:
+                forget(<Backend>backend, self, None)
         self.head = self.tail = None
         while item is not None:
             following = item.next_placed
             item.next_placed = None
             item.client = None
             item = following
-        lane.held -= self.held + self.in_counted
-        self.held = self.in_transport = self.in_counted = 0
+        lane.held -= self.held + self.in_counted + self.queued_bytes
+        self.held = self.in_transport = self.in_counted = self.queued_bytes = 0
+        self.transaction = None
         lane.inflight -= self.inflight
         self.inflight = 0
         self.inflight_bytes = 0
@@ -207,32 +220,31 @@ cdef class Client:
         cdef Route route = lane.route(<bytes>argv[0])
         cdef Backend backend
         cdef Pending item
-        cdef int verdict
         cdef object reply
         if route is not None:
             self.last_name = route.name
-        if (route is not None and route.plain_key and not self.aborting
+        if (route is not None and route.plain_key and self.transaction is None
                 and (argc == route.arity or (route.arity < 0 and argc >= -route.arity))):
             backend = lane.backend_of(self, <bytes>argv[route.plain_key])
-            if backend.door != Door.OPEN:
-                verdict = backend.admit(self)
-                if verdict < 0:
-                    return False
-                if verdict == 0:
+            if not backend.plain:
+                backend = self._seek(backend, route.write, size)
+                if backend is None:
+                    if lane.refusal is None:
+                        return False
                     self._counted()
-                    self.say(backend.refusal)
+                    self.say(lane.refusal)
                     return True
             item = self.place()
             item.size = size
             item.write = route.write
             item.shard = backend.shard
-            if not route.write:
+            if not route.write or (backend.keeps and route.again and size <= KEPT_BYTES):
                 item.request = argv
             self.inflight += 1
             self.inflight_bytes += size
             lane.inflight += 1
             backend.put(item, frame, size)
-        elif route is not None and route.merge and not self.aborting and argc >= -route.arity:
+        elif route is not None and route.merge and self.transaction is None and argc >= -route.arity:
             if lane.splitter(self, route, argv, frame, size) < 0:
                 return False
         else:
@@ -298,29 +310,42 @@ cdef class Client:
 
     # --- what Python may ask of a client ---
 
-    def send(self, int shard, bytes frame not None, bint write):
-        """Sends a whole command to a shard and takes its place in the order of replies.
+    def send(self, int shard, bytes frame not None, bint write, bint again, int queued=0):
+        """Sends a whole command to a shard and takes its place in the order of replies.  `again`: see Route.
 
+        `queued`: how many commands stand between the MULTI and the EXEC of this frame; only EXEC's answer is the client's.
         -> None; NOT_NOW where the client was parked; the refusal to answer where the shard is down.
         """
-        cdef Backend backend = <Backend>self.pool[shard]
+        cdef Backend backend = self._seek(<Backend>self.pool[shard], write, PyBytes_GET_SIZE(frame))
         cdef Pending item
-        cdef int verdict = backend.admit(self)
-        if verdict < 0:
-            return NOT_NOW
-        if verdict == 0:
-            return backend.refusal
+        if backend is None:
+            return NOT_NOW if self.lane.refusal is None else self.lane.refusal
         item = self.place()
         item.size = PyBytes_GET_SIZE(frame)
         item.write = write
         item.shard = shard
-        if not write:
+        if not write or (backend.keeps and again and item.size <= KEPT_BYTES):
             item.request = frame
+        if queued:
+            item.queued = queued
+            item.ahead = queued + 1
         self.inflight += 1
         self.inflight_bytes += item.size
         self.lane.inflight += 1
         backend.put(item, PyBytes_AS_STRING(frame), item.size)
         return None
+
+    def queued(self, Py_ssize_t size):
+        """So many bytes more wait for EXEC."""
+        self.queued_bytes += size
+        self.lane.held += size
+        if self.lane.held > self.lane.memory_limit:
+            self.lane.wake()
+
+    def end_transaction(self):
+        self.lane.held -= self.queued_bytes
+        self.queued_bytes = 0
+        self.transaction = None
 
     def switch(self, int proto, int db):
         """From the next command on: another protocol or database, once all earlier requests are answered."""
@@ -355,8 +380,8 @@ cdef class Client:
 
     @property
     def buffered(self):
-        """Bytes this client costs: answers it has not read, and requests that are not finished."""
-        return self.held + self.in_counted
+        """Bytes this client costs: answers it has not read, and requests that are not finished or wait for EXEC."""
+        return self.held + self.in_counted + self.queued_bytes
 
     @property
     def buffered_in(self):
@@ -382,6 +407,99 @@ cdef class Client:
     def __repr__(self):
         return (f"<Client {self.id} {self.addr} resp{self.proto} db{self.db} out={self.inflight} held={self.held} "
                 f"parked={self.parked}>")
+
+    # What the lane asks where something is not as usual, and the wait at a closed gate.  Included in the class Client.
+
+    cdef Backend _seek(self, Backend backend, bint write, Py_ssize_t size):
+        """Which backend a command goes to whose shard has this one.
+
+        None: not now, or refused: `lane.refusal` says which.
+        """
+        cdef Lane lane = self.lane
+        cdef object said
+        cdef int verdict
+        lane.refusal = None
+        if backend._guarded:
+            if write:
+                said = backend.front.write(self, size)
+                if said is not None:
+                    if said is not NOT_NOW:
+                        lane.refusal = <bytes?>said
+                    return None
+            else:
+                said = backend.front.read(self, backend)
+                if type(said) is bytes:
+                    lane.refusal = said
+                    return None
+                backend = <Backend?>said
+            if not self._turns_to(backend):
+                return None
+        verdict = backend.admit(self)
+        if verdict > 0:
+            return backend
+        if verdict == 0:
+            lane.refusal = backend.refusal
+        return None
+
+    def _turns_to(self, Backend backend not None):
+        """Whether it may use this backend now: only one of a shard at a time, or its commands could overtake each other."""
+        cdef Backend primary = <Backend>self.pool[backend.shard]
+        cdef object current = self.at.get(backend.shard, primary) if self.at is not None else primary
+        if current is backend:
+            return True
+        if self._out_to(backend.shard):
+            self.parked |= Park.SWITCH
+            self.touch()
+            return False
+        self.reads_at(backend)
+        return True
+
+    cdef int reads_at(self, Backend backend) except -1:
+        """From now on its commands to this shard go to this backend."""
+        if backend is self.pool[backend.shard]:
+            if self.at is not None:
+                self.at.pop(backend.shard, None)
+            return 0
+        if self.at is None:
+            self.at = {}
+        self.at[backend.shard] = backend
+        return 0
+
+    cdef bint _out_to(self, int shard):
+        """Whether anything of it is out to this shard."""
+        cdef Pending item = self.head
+        while item is not None:
+            if not item.done and (item.shard == shard or item.shard < 0):
+                return True
+            item = item.next_placed
+        return False
+
+    cdef bytes _refused_at(self, Backend backend, Py_ssize_t size):
+        """The line if a write would be refused at the gate; None: it may pass or wait."""
+        return backend.front.ask(self, size) if backend._guarded else None
+
+    def held_since(self, double now):
+        """Since when the command that is offered now has been held; `now` if it has not been."""
+        return self.hold_from if self.hold_from and self.hold_command == self.commands else now
+
+    def hold(self, front, double since):
+        """Wait, from before the command that is being offered, until `let_go`; `front` is told if the client leaves."""
+        self.front = front
+        self.hold_from = since
+        self.hold_command = self.commands
+        self.parked |= Park.HOLD
+
+    def let_go(self):
+        """The command is offered again."""
+        self.front = None
+        self.unpark(Park.HOLD)
+
+    def leave(self, bytes line not None):
+        """It has closed its half while it was held: what it sent is not done."""
+        self.front = None
+        self.parked &= ~Park.HOLD
+        self.say(line if self.transaction is None else errors.transaction_discarded(line))
+        self.finish()
 
     # --- going on, and writing ---
 
@@ -428,10 +546,12 @@ cdef class Client:
         self.in_counted = size
         if self.transport is None:
             return 0
-        if not self.reading_paused and self.parked and size > READ_AHEAD:
+        if self.parked & Park.HOLD:
+            self.front.grew(self, size)
+        if not self.reading_paused and self.parked & ~Park.HOLD and size > READ_AHEAD:
             self.reading_paused = True
             self.transport.pause_reading()
-        elif self.reading_paused and (not self.parked or self.finishing):
+        elif self.reading_paused and (not self.parked & ~Park.HOLD or self.finishing):
             self.reading_paused = False
             self.transport.resume_reading()
         if self.lane.held > self.lane.memory_limit:

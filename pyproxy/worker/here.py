@@ -7,15 +7,24 @@ reads, and changes nothing but the attributes of that one client.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from protocol.commands import Command
-from pyproxy.messages import FleetLook, Setup, ShardLook, Topology
+from pyproxy.messages import Configured, FleetLook, Settings, Setup, ShardLook, Topology
 from pyproxy.metrics import Page
 
 REPLY_ON, REPLY_OFF, REPLY_SKIP = 0, 1, 2
+
+
+class HasCommands(Protocol):
+    """A transaction, as far as it is shown."""
+
+    @property
+    def commands(self) -> Sequence[object]: ...
 
 
 class Client(Protocol):
@@ -35,13 +44,17 @@ class Client(Protocol):
     commands: int
     last_command: bytes  # as in the table: b"client|info"
     reply_mode: int  # REPLY_ON, REPLY_OFF or REPLY_SKIP (the next command only)
-    aborting: bool  # in a transaction that was refused: nothing is run before its end
+    transaction: HasCommands | None  # begun by MULTI
+    queued_bytes: int  # what it costs
     closing: bool
     buffered_in: int  # bytes
     buffered_out: int
 
     def switch(self, proto: int, db: int) -> None:
         """Every later command is served in this protocol and database."""
+
+    def end_transaction(self) -> None:
+        """Forget what was queued, if anything was."""
 
     def finish(self) -> None:
         """Close the connection once this command and those before it are answered."""
@@ -57,8 +70,15 @@ class Here:
     look: FleetLook | None  # None until the parent has looked once
     table: Mapping[bytes, Command]
     clients: Callable[[], Iterable[Client]]  # of this worker
+    tell: Callable[[Configured], None]  # the parent
     now: Callable[[], float] = time.monotonic
+    settings: Settings = field(default_factory=lambda: Settings(0))
 
     def looks(self) -> list[ShardLook]:
         """The last look at each shard, in no order that matters; empty before the first."""
         return list(self.look.shards) if self.look else []
+
+    def configure(self, name: str, value: str) -> None:
+        """Have this set on all servers. Clients of this worker see it at once, those of others when the parent says."""
+        self.settings = msgspec.structs.replace(self.settings, told={**self.settings.told, name: value})
+        self.tell(Configured(name, value))

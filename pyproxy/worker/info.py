@@ -123,6 +123,10 @@ def _proxy(here: Here) -> Iterator[str]:
     for name in ("backend_connections", "inflight", "held_bytes", "shed", "timeouts", "uncertain", "splits"):
         yield f"{name}:{page.total(name)}"
     yield f"protocol_errors:{page.total('protocol_errors')}"
+    yield f"held_requests:{page.total('held_requests')}"
+    yield f"held_total:{page.total('held')}"
+    for name in ("drained", "refused_held", "dropped_client_gone", "refused_at_once", "taken_back"):
+        yield f"{name}:{page.total(name)}"
     for shard in here.topology.shards:
         look = looks.get(shard.name)
         yield f"shard_{shard.name}:{_shard(look, str(shard.primary))}"

@@ -19,6 +19,7 @@ cdef enum Park:
     TURN = 4        # had its share of this loop turn
     DOOR = 8        # a backend is congested
     DRAIN = 16      # the worker is going: nothing new is begun
+    HOLD = 32       # a gate is closed; unlike for the others, reading goes on
 
 
 # begins a split command: 1 done, -1 not now (the client was parked)
@@ -35,6 +36,7 @@ cdef class Route:
     cdef readonly int step
     cdef readonly str merge         # how the parts of a split are merged; "" if it is not split
     cdef readonly bint write
+    cdef readonly bint again        # what a server says that it refused was not done: it may be sent again
 
 
 @cython.final
@@ -43,15 +45,25 @@ cdef class Pending:
     cdef Pending next_placed
     cdef Pending next_out
     cdef bytes reply
-    cdef object request
+    cdef object request             # argv or the whole frame, where it may have to be sent again; else None
     cdef Split whole
-    cdef int shard
+    cdef int shard                  # -1: several
     cdef bint write
     cdef bint done
     cdef bint mute
     cdef bint retried
-    cdef double sent_at
+    cdef int queued                 # commands of its transaction; 0: it is none
+    cdef int ahead                  # answers that come before its own: to MULTI, and to each that was queued
+    cdef readonly double sent_at
+    cdef double kept_since          # when it was begun; 0: it was never kept
     cdef Py_ssize_t size
+
+
+@cython.final
+cdef class Taking:
+    cdef list items                 # from the first refused write of a client on, with the frames that came
+    cdef int left                   # of its later requests on the connection, not answered yet
+    cdef bint applied               # one of the later writes was not refused
 
 
 @cython.final
@@ -59,8 +71,10 @@ cdef class Split:
     cdef Lane lane
     cdef Pending place
     cdef Route route
+    cdef bint write
     cdef int left
     cdef bytes order                # shard index of each key, as native uint16
+    cdef list commands              # of a transaction: the shard index of each, or its Spread; else None
     cdef list frames                # of each shard: its reply, or None
     cdef dict failed                # shard index -> (error line, whether it surely was not applied); None: none failed
     cdef Py_ssize_t held            # bytes of the frames
@@ -83,7 +97,11 @@ cdef class Lane:
     cdef Splitter splitter
     cdef dict routes
     cdef dict pools
-    cdef readonly list links
+    cdef readonly list links        # to the primaries
+    cdef readonly list sides        # links to other servers of the shards
+    cdef bytes refusal              # why `Client._seek` gave no backend; None: the client was parked
+    cdef double ticked
+    cdef public object on_slept
     cdef unsigned short owner[16384]
     cdef bytearray donated          # the buffer a large request came in, if it came alone
     cdef list dirty_clients
@@ -116,6 +134,7 @@ cdef class Lane:
     cdef Route route(self, bytes name)
     cdef int slot(self, bytes key) except -1
     cdef void wake(self)
+    cdef int wake_up(self) except -1
     cpdef count_coming(self, int change)
     cdef int settle(self, Pending item, bytes frame) except -1
     cdef Backend backend_of(self, Client client, bytes key)
@@ -151,6 +170,10 @@ cdef class Client:
     cdef int inflight
     cdef Py_ssize_t typical         # size of its answers lately; decides how many may be out
     cdef bytes last_name
+    cdef dict at                    # shard -> the backend of a replica that it reads from; None: of none
+    cdef object front               # where it is held
+    cdef double hold_from
+    cdef long long hold_command     # which one that was for
     cdef readonly long long id
     cdef readonly int proto
     cdef readonly int db
@@ -165,7 +188,8 @@ cdef class Client:
     cdef public bytes lib_name
     cdef public bytes lib_ver
     cdef public int reply_mode
-    cdef public bint aborting       # in a transaction that was refused
+    cdef public object transaction  # begun by MULTI; None: in none
+    cdef readonly Py_ssize_t queued_bytes   # of it
     cpdef touch(self)
     cpdef unpark(self, int reasons)
     cpdef go_on(self)
@@ -174,6 +198,10 @@ cdef class Client:
     cdef Pending place(self)
     cdef int say(self, bytes reply) except -1
     cdef int park_at(self, Backend backend) except -1
+    cdef Backend _seek(self, Backend backend, bint write, Py_ssize_t size)
+    cdef bytes _refused_at(self, Backend backend, Py_ssize_t size)
+    cdef bint _out_to(self, int shard)
+    cdef int reads_at(self, Backend backend) except -1
     cdef int _from_buffer(self) except -1
     cdef Py_ssize_t _consume(self, object owner, const char *p, Py_ssize_t n) except -1
     cdef int _unread(self, int count) except -1
@@ -199,8 +227,12 @@ cdef class Backend:
     cdef readonly int proto
     cdef readonly int db
     cdef readonly Wire wire
+    cdef readonly object front      # of the shard, once it is known
+    cdef bint plain                 # open, and all is as usual
+    cdef bint _guarded
+    cdef bint keeps                 # writes may have to be sent again: the shard has replicas
     cdef int door
-    cdef bytes refusal
+    cdef readonly bytes refusal
     cdef Pending head
     cdef Pending tail
     cdef Pending aging              # the oldest request whose deadline has not passed
@@ -213,7 +245,12 @@ cdef class Backend:
     cdef Py_ssize_t out_bytes
     cdef bint dirty
     cdef double last_frame
+    cdef public int unanswered      # requests in a row whose deadline passed, and nothing came since
+    cdef double unanswered_at
+    cdef list kept                  # begun, to be sent when the gate opens; in no queue
+    cdef dict taking                # client -> Taking; None: there is none
     cdef list waiting
+    cdef void _set_door(self, int door)
     cdef int put(self, Pending item, const char *frame, Py_ssize_t size) except -1
     cdef int admit(self, Client client) except -2
     cpdef flush(self)
@@ -227,7 +264,6 @@ cdef class Backend:
     cdef int _refuse(self, Pending item, bytes line, bint unsent) except -1
     cdef object _owner(self, Pending item)
     cdef int _put_first(self, list retries) except -1
-    cdef int _fail_unsent(self) except -1
 
 
 @cython.final
@@ -248,9 +284,10 @@ cdef class Wire:
     cdef readonly double last_bytes
     cdef Py_ssize_t _cut(self, const char *p, Py_ssize_t n) except -2
     cdef bint _distrusted(self, const char *p, Py_ssize_t n)
-    cdef int _tell_of(self, const char *p, Py_ssize_t n) except -1
+    cdef bint _tell_of(self, const char *p, Py_ssize_t n) except -1
     cdef int put(self, const char *data, Py_ssize_t size) except -1
     cdef bint _owes(self) except -1
     cdef int _deliver(self, const char *p, Py_ssize_t n, bytes frame) except -1
+    cdef int _swallow(self, Pending item, const char *p, Py_ssize_t n) except -1
     cdef bint _begin_large(self, const char *p, Py_ssize_t n) except -1
     cdef Py_ssize_t _fill(self, bytes data) except -1

@@ -16,7 +16,7 @@ tombstone, which swallows exactly its reply.
 Commands that are not plain (one key at a fixed position) leave through one call, `take`, into Python.
 
 *Parking.*  A client may have to wait: it has too much out, it changed its protocol or database, it had its share of the
-turn, a backend is congested.  It is then parked *before* its next command: the bytes stay in its buffer (bounded: reading
+turn, a backend is congested, a gate is closed.  It is then parked *before* its next command: the bytes stay in its buffer (bounded: reading
 stops), and are looked at again when the reason is gone.  So whatever waits has not been sent, and a client that leaves
 takes it along.
 
@@ -26,6 +26,7 @@ write per socket, at the start of the next turn (`Lane.turn`).
 
 import os
 import traceback
+from operator import attrgetter
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -64,6 +65,9 @@ cdef enum:
     LARGEST = 67108864          # a server's header is believed up to here; more is kept as it comes
     OUT_ROOM = 16384
     OUT_LIMIT = 8388608         # bytes waiting for one backend before it counts as congested
+    KEPT_BYTES = 262144         # a larger write cannot be held or sent again once it was begun
+
+cdef double SLEPT_S = 1.0       # a worker that did not run for so long asks before it writes
 
 cdef double LINGER_S = 2.0      # how long a closing client may send, or not read, before it is cut off
 cdef object STARVED = object()  # hiredis' "not enough data": its default, False, is also RESP3's #f
@@ -102,6 +106,8 @@ cdef class Route:
         self.step = command.step
         self.merge = command.merge if command.kind == 3 else ""
         self.write = not command.is_read
+        # a script can write, and then return what looks like a refusal
+        self.again = "@scripting" not in command.row.categories.split()
 
 
 @cython.final
@@ -109,6 +115,11 @@ cdef class Route:
 @cython.freelist(4096)
 cdef class Pending:
     """A request that waits for its reply: a client's place, a backend's turn, or (part of a split) only the latter."""
+
+
+@cython.final
+cdef class Taking:
+    """A write that the server refused, while it is not known yet whether it may be taken back."""
 
 
 @cython.final
@@ -177,6 +188,7 @@ cdef class Lane:
         self.routes = {}
         self.pools = {}
         self.links = []
+        self.sides = []
         self.dirty_clients = []
         self.dirty_backends = []
         self.backlog = []
@@ -192,7 +204,7 @@ cdef class Lane:
         self.hash32 = mmh3.mmh3_32_uintdigest
         self.next_client_id = index + 1
         self.id_step = workers
-        self.now = _clock()
+        self.now = self.ticked = _clock()
         memset(self.owner, 0, sizeof(self.owner))
         self._new_reader()
 
@@ -253,6 +265,20 @@ cdef class Lane:
     cdef Backend backend_of(self, Client client, bytes key):
         return <Backend>client.pool[self.owner[self.slot(key)]]
 
+    def forget_sides(self, int shard):
+        """Nobody has anything out to a replica of this shard any more."""
+        for client in self.clients:
+            if (<Client>client).at is not None:
+                (<Client>client).at.pop(shard, None)
+
+    cdef int wake_up(self) except -1:
+        """This process did not run for a while: the world may be another."""
+        if self.now - self.ticked > SLEPT_S:
+            self.ticked = self.now
+            if self.on_slept is not None:
+                self.on_slept(self.now)
+        return 0
+
     cdef void wake(self):
         if not self.awake:
             self.awake = True
@@ -265,6 +291,8 @@ cdef class Lane:
         cdef Backend backend
         self.awake = False
         self.now = _clock()
+        if self.now - self.ticked > SLEPT_S:
+            self.wake_up()
         if self.backlog:
             work = self.backlog
             self.backlog = []
@@ -339,7 +367,9 @@ cdef class Lane:
         cdef Backend backend
         cdef Client client
         self.now = _clock()
-        for link in self.links:
+        self.wake_up()
+        self.ticked = self.now
+        for link in self.links + self.sides:
             for backend in list(link.backends.values()):
                 backend.expire(self.now)
         if self.lingering:
@@ -394,6 +424,10 @@ cdef int _TIMEOUTS = INDEX["timeouts"], _UNCERTAIN = INDEX["uncertain"]
 cdef int _PROTOCOL_ERRORS = INDEX["protocol_errors"], _SPLITS = INDEX["splits"]
 
 
+cdef object _by_age = attrgetter("sent_at")
+
+
 # One compiled module, as its classes know each other; a file for each side.
 include "client.pxi"
 include "backend.pxi"
+include "kept.pxi"

@@ -14,14 +14,15 @@ import asyncio
 import os
 import random
 import socket
+import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Protocol
 
 from protocol import errors, request
 from pyproxy.access import Access, Refused, admitted, why
 from pyproxy.config import Timeouts
 from pyproxy.events import Event, emit
-from pyproxy.shardmap import Node, Shard
+from pyproxy.shardmap import Node
 from pyproxy.worker.lane import Backend, Lane, Wire
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], None]
@@ -29,29 +30,49 @@ Spawn = Callable[[Coroutine[Any, Any, None], str], None]
 STEADY_S = 1.0
 """A connection that was lost before it lived this long is not replaced at once: that would be a loop."""
 
+SIDE_LOSSES = 5
+"""So many such in a row are replaced at once all the same if the server is a replica that is read from: whoever
+promotes kills its connections, perhaps more than once, and there is nobody else to read from then."""
+
 REFUSED_S = 1.0
 """How long a backend whose set-up the server refused (a database it does not have) is not tried again."""
+
+MOVED = "is not the primary any more, and its connections were closed"
 
 COMPLAIN_S = 1.0
 """How long after a complaint of a refusal the same refusal by the same shard is no news."""
 
 
+class Front(Protocol):
+    """What a link knows of its shard; see front.py."""
+
+    @property
+    def link(self) -> "Link": ...  # to the primary
+    @property
+    def guarded(self) -> bool: ...
+    @property
+    def replicated(self) -> bool: ...
+    def down(self, why: str) -> None: ...
+    def up(self) -> None: ...
+
+
 class Link:
-    """The connections of one worker to one shard; `index` is the shard's place in the map."""
+    """The connections of one worker to one server of a shard; `index` is the shard's place in the map."""
 
     def __init__(
         self,
         lane: Lane,
         index: int,
-        shard: Shard,
+        name: str,
+        node: Node,
         timeouts: Timeouts,
         access: Access,
         spawn: Spawn,
         complain: Callable[[str, str, str], None],
     ) -> None:
-        self.name = shard.name
-        self.shard = shard
-        self.node: Node = shard.primary
+        self.name = name
+        self.node = node
+        self.front: Front | None = None  # of its shard, once that is known
         self.backends: dict[tuple[int, int], Backend] = {}
         self.connections = 0
         self._lane = lane
@@ -62,8 +83,13 @@ class Link:
         self._complain = complain
         self._pause_s = timeouts.reconnect_min_s
         self._down = ""  # why nothing can be sent; empty while the shard is up
+        self._short_lived = 0  # connections in a row
         self._barred = ""
         self._closed = False
+        self._moving = False
+        self._turn = 0  # grows with each `point_at`: what was begun for an earlier one comes to nothing
+        self._opening: set[Wire] = set()
+        self.lost_at = 0.0  # CLOCK_MONOTONIC; of the first connection that was lost since one was made
         self._complained: dict[str, float] = {}  # code of a refusal -> when, on the loop's clock
 
     @property
@@ -75,7 +101,9 @@ class Link:
         if backend is None:
             backend = self.backends[proto, db] = Backend(self._lane, self, self.index, proto, db)
             if self._down:
-                backend.shut(self._refusal())
+                backend.shut(self.refusal)
+            if self.front is not None:
+                backend.guard(self.front, self.front.guarded, self.front.replicated)
         return backend
 
     def connect(self, backend: Backend) -> None:
@@ -84,13 +112,45 @@ class Link:
         self._spawn(self._connect(backend), f"connect {self.name}")
 
     def close(self) -> None:
-        """Give all connections up; for a shard that has another primary now, and for the end."""
+        """Give all connections up; for a server that is needed no more, and for the end."""
         self._closed = True
         self._down = "is no longer served from here"
+        self._give_up()
+        for backend in self.backends.values():
+            backend.shut(self.refusal)
+
+    def point_at(self, node: Node) -> None:
+        """Another server, or the same in another epoch: of the connections of before none is left, nor being made."""
+        self._turn += 1
+        self._moving = True
+        self._give_up()
+        self._moving = False
+        self.node = node
+        self._down = self._barred = ""
+        self._pause_s = self._timeouts.reconnect_min_s
+        self.lost_at = 0.0
+        self.unanswered = 0
+        for backend in list(self.backends.values()):
+            backend.idle()
+            if backend.is_base or backend.waiting_requests:
+                self.connect(backend)
+
+    def _give_up(self) -> None:
+        for wire in list(self._opening):
+            wire.drop(MOVED)
         for backend in self.backends.values():
             if backend.wire is not None:
-                backend.wire.drop(errors.LOST)
-            backend.shut(self._refusal())
+                backend.wire.drop(MOVED if self._moving else errors.LOST)
+
+    @property
+    def unanswered(self) -> int:
+        """How many requests in a row got no answer before their deadline, and none came since."""
+        return max((backend.unanswered for backend in self.backends.values()), default=0)
+
+    @unanswered.setter
+    def unanswered(self, count: int) -> None:
+        for backend in self.backends.values():
+            backend.unanswered = count
 
     def misplaced(self, what: str) -> None:
         """The node holds keys of another shard (`what`), so nothing may be sent to it; empty: it does not."""
@@ -108,21 +168,26 @@ class Link:
             self._complained[code] = now
             self._complain(self.name, str(self.node), f"answered -{code}")
 
-    def _refusal(self) -> bytes:
+    @property
+    def refusal(self) -> bytes:
+        """The line for what comes while it is down."""
         return errors.shard_down(self.name, self.node, self._down)
 
     # --- up and down ---
 
     async def _connect(self, backend: Backend) -> None:
+        turn = self._turn
         try:
             await self._open(backend)
         except OSError as exc:
+            if turn != self._turn:
+                return
             if isinstance(exc, Refused) and not backend.is_base:
                 await self._bar(backend, why(exc))
                 return
             self._went_down(why(exc))
             if not backend.is_open:
-                backend.shut(self._refusal())
+                backend.shut(self.refusal)
 
     async def _bar(self, backend: Backend, reason: str) -> None:
         """The others of this shard may be well: only this protocol and database are refused, and only for a while."""
@@ -141,45 +206,66 @@ class Link:
         self._down = reason
         emit(Event.LINK_DOWN, shard=self.name, node=self.node, why=reason)
         self._complain(self.name, str(self.node), reason)
-        for backend in self.backends.values():
-            if not backend.is_open:
-                backend.shut(self._refusal())
+        self._shut(reason)
         self._spawn(self._recover(), f"recover {self.name}")
 
+    def _shut(self, reason: str) -> None:
+        self._down = reason
+        self._tell_front(reason)
+        for backend in list(self.backends.values()):
+            if not backend.is_open:
+                backend.shut(self.refusal)
+
+    def _tell_front(self, reason: str) -> None:
+        """Of a shard's primary its gate is told that nothing can be sent to it, and why; empty: that it can."""
+        if self.front is None or self.front.link is not self:
+            return
+        if not reason:
+            self.front.up()
+        else:
+            self.front.down(reason)
+
     async def _recover(self) -> None:
-        while not self._closed:
+        turn = self._turn
+        while not self._closed and turn == self._turn:
             await asyncio.sleep(self._pause_s * random.uniform(0.5, 1.0))
             self._pause_s = min(self._pause_s * 2, self._timeouts.reconnect_max_s)
-            if self._barred:
+            if self._barred or turn != self._turn:
                 continue
             base = self.backend(2, 0)
             try:
                 if not base.is_open:
                     await self._open(base)
             except OSError as exc:
-                self._down = why(exc)
-                for backend in self.backends.values():
-                    if not backend.is_open:
-                        backend.shut(self._refusal())
+                if turn == self._turn:
+                    self._shut(why(exc))
                 continue
+            if turn != self._turn:
+                return
             self._down = ""
             emit(Event.LINK_UP, shard=self.name, node=self.node)
             for backend in self.backends.values():
                 backend.reset()
+            self._tell_front("")
             return
 
     def _lost(self, backend: Backend, reason: str, lived_s: float) -> None:
         self.connections -= 1
+        if self._moving:
+            backend.lost(reason)
+            return
+        self.lost_at = self.lost_at or time.monotonic()
         emit(Event.LINK_LOST, shard=self.name, node=self.node, why=reason, requests=backend.waiting_requests)
         self._complain(self.name, str(self.node), reason)
+        self._short_lived = self._short_lived + 1 if lived_s < STEADY_S else 0
         if lived_s >= STEADY_S:
             self._pause_s = self._timeouts.reconnect_min_s  # not before: a server may let in and close at once
         wanted = backend.lost(reason) or backend.is_base
         if self._closed:
             return
         if self._down:
-            backend.shut(self._refusal())
-        elif lived_s < STEADY_S:
+            self._shut(self._down)
+        elif self._short_lived > (0 if self.front is None or self.front.link is self else SIDE_LOSSES):
             self._went_down(errors.CLOSED if reason == errors.LOST else reason)
         elif wanted:
             self.connect(backend)
@@ -212,28 +298,39 @@ class Link:
             elif greeting.is_over:
                 opened = loop.time()
                 self.connections += 1
+                self._opening.discard(wire)
+                self.lost_at = 0.0
                 wire.ready()
                 done.set_result(None)
+                if not self._down:
+                    self._tell_front("")
 
         def on_lost(reason: str) -> None:
+            self._opening.discard(wire)
             if opened:
                 self._lost(backend, reason, loop.time() - opened)
             elif not done.done():
                 done.set_exception(ConnectionError(reason))
 
         wire = Wire(backend, on_setup, on_lost)
+        self._opening.add(wire)
         try:
             async with asyncio.timeout(self._timeouts.connect_s):
                 transport, _ = await loop.create_connection(
                     lambda: wire, self.node.host, self.node.port, ssl=tls
                 )
-                transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                wire.send(greeting.first())
+                if not done.done():  # else it was given up meanwhile, and has no socket any more
+                    transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    wire.send(greeting.first())
                 await done
         except TimeoutError:
             reason = f"no {'tls ' if tls else ''}connection within {self._timeouts.connect_s:g} s"
             wire.drop(reason)
             raise ConnectionError(reason) from None
+        finally:
+            self._opening.discard(wire)
+            if done.done() and not done.cancelled():
+                done.exception()  # looked at: whoever gave the attempt up knows
 
     def __repr__(self) -> str:
         return f"<Link {self.name} {self.node} {self._down or 'up'} {list(self.backends.values())}>"

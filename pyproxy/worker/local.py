@@ -13,8 +13,9 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from protocol import errors, glob, helps, introspect
+from protocol import errors, glob, helps, introspect, notifications
 from protocol.reply import OK, Value, Verbatim, encode
+from protocol.table import CONFIGURED_ELSEWHERE
 from pyproxy.shardmap import Node
 from pyproxy.worker import info
 from pyproxy.worker.here import REPLY_OFF, REPLY_ON, REPLY_SKIP, Client, Here
@@ -65,7 +66,7 @@ def _reset(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     client.switch(2, 0)
     client.name = b""
     client.reply_mode = REPLY_ON
-    client.aborting = False
+    client.end_transaction()
     return b"+RESET\r\n"
 
 
@@ -183,17 +184,17 @@ def _line(client: Client, now: float) -> bytes:
         "name": client.name.decode("latin-1"),
         "age": max(0, int(now - client.created)),
         "idle": max(0, int(now - client.last_active)),
-        "flags": "N",
+        "flags": "N" if client.transaction is None else "x",
         "db": client.db,
         "sub": 0,
         "psub": 0,
         "ssub": 0,
-        "multi": -1,
+        "multi": -1 if client.transaction is None else len(client.transaction.commands),
         "watch": 0,
         "qbuf": client.buffered_in,
         "qbuf-free": 0,
         "argv-mem": 0,
-        "multi-mem": 0,
+        "multi-mem": client.queued_bytes,
         "rbs": 0,
         "rbp": 0,
         "obl": 0,
@@ -313,7 +314,7 @@ def _settings(here: Here) -> Mapping[bytes, str]:
         b"maxclients": str(limits.max_clients),
         b"maxmemory": str(info.maxmemory(looks)),
         b"maxmemory-policy": info.maxmemory_policy(looks),
-        b"notify-keyspace-events": "",
+        notifications.SETTING.encode(): _notifications(here),
         b"port": str(listen.port),
         b"proto-max-bulk-len": str(limits.bulk_bytes),
         b"replica-read-only": "yes",
@@ -321,6 +322,35 @@ def _settings(here: Here) -> Mapping[bytes, str]:
         b"slave-read-only": "yes",
         b"timeout": "0",
     }
+
+
+def _config_set(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    """One setting is taken, for all servers: they are told by the parent, whose word a client does not wait for."""
+    name = notifications.SETTING
+    if len(argv) % 2:
+        return errors.syntax_error()
+    if any(each.lower() != name.encode() for each in argv[2::2]):
+        return errors.refused("config|set", CONFIGURED_ELSEWHERE)
+    if len(argv) > 4:
+        return errors.config_set_failed(argv[4], "duplicate parameter")
+    flags = notifications.parse(argv[3])
+    if flags is None:
+        return errors.config_set_failed(name, notifications.INVALID)
+    for fixed in here.settings.fixed:
+        if fixed.name == name and fixed.value is None:
+            return errors.setting_unknown(name, fixed.shard)
+        if fixed.name == name and fixed.value != flags:
+            return errors.setting_fixed(name, fixed.shard, fixed.value or "")
+    here.configure(name, flags)
+    return OK
+
+
+def _notifications(here: Here) -> str:
+    """As a client has set it, else as it is fixed."""
+    name = notifications.SETTING
+    fixed = {each.value for each in here.settings.fixed if each.name == name and each.value is not None}
+    known = here.settings.told.get(name, fixed.pop() if len(fixed) == 1 else "")
+    return notifications.shown(known)
 
 
 def _integer(text: bytes) -> int | None:
@@ -352,6 +382,7 @@ LOCAL: dict[bytes, Handler] = {
     b"command|info": _command,
     b"command|list": _command,
     b"config|get": _config_get,
+    b"config|set": _config_set,
     b"echo": _echo,
     b"hello": _hello,
     b"info": _info,
@@ -364,6 +395,7 @@ LOCAL: dict[bytes, Handler] = {
     b"reset": _reset,
     b"select": _select,
     b"time": _time,
+    b"unwatch": _ok,
     b"xgroup|help": _help,
     b"xinfo|help": _help,
 }

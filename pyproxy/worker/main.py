@@ -1,9 +1,11 @@
 """A worker process: the listening socket, the channel to the parent and the page come in; clients are served.
 
-    parent ── Setup, Topology, FleetLook, Drain ──▶ worker ── Ready, Applied, Complaint ──▶ parent
+    parent ── Setup, Settings, Topology, FleetLook, Confirmed, Drain ──▶ worker
+    parent ◀── Ready, Applied, Awake, Holding, Configured, Complaint ── worker
 
 The parent's messages are whole states.  A worker whose parent is gone begins nothing more, flushes, closes and exits:
-an orphan with an old map could write to a server that has been replaced.
+an orphan with an old map could write to a server that has been replaced. For the same reason a worker that did not run
+for a second writes nothing before the parent has said what is true now.
 """
 
 import asyncio
@@ -16,6 +18,7 @@ import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
+import msgspec
 import uvloop
 
 from protocol import errors, table
@@ -23,16 +26,35 @@ from pyproxy import events
 from pyproxy.access import Access
 from pyproxy.channel import Channel
 from pyproxy.events import Event, emit
-from pyproxy.messages import Applied, Complaint, Drain, FleetLook, Message, Ready, Setup, Topology
+from pyproxy.messages import (
+    Applied,
+    Awake,
+    Complaint,
+    Confirmed,
+    Drain,
+    FleetLook,
+    Gate,
+    Held,
+    Holding,
+    Message,
+    Ready,
+    Settings,
+    Setup,
+    Topology,
+)
 from pyproxy.metrics import INDEX, Page
-from pyproxy.shardmap import ShardMap
+from pyproxy.shardmap import Node, Shard, ShardMap
 from pyproxy.worker import split
+from pyproxy.worker.front import Front
+from pyproxy.worker.gate import Gate as ShardGate
+from pyproxy.worker.gate import Holds
 from pyproxy.worker.here import Here
 from pyproxy.worker.lane import Client, Lane
 from pyproxy.worker.link import Link
 from pyproxy.worker.session import Session
 
 TICK_S = 0.02  # how exactly deadlines are kept
+HOLDING_S = 0.1  # how often at most the parent is told what is held
 SELDOM_S = 1.0  # unfinished requests, memory
 TRIM_BYTES = 32 << 20  # so much must have been freed before the heap is asked to give it back: that takes milliseconds
 ACCEPT_AGAIN_S = 0.002  # a worker with more clients than another one looks again after this
@@ -64,7 +86,11 @@ class Worker:
         self._row = page.row(index)
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._links: list[Link] = []
+        self._fronts: list[Front] = []
+        self._holds = Holds()
+        self._busy: list[str] = []  # as the parent was told last
+        self._holding: dict[str, Held] = {}
+        self._awake_at = 0.0  # since when the parent's word is waited for; 0: it is not
         self._accepting = False
         self._turning_away = False
         self._channel: Channel | None = None
@@ -77,8 +103,9 @@ class Worker:
         """Serve until drained, or until the parent is gone."""
         self._channel = await Channel.open(self._channel_socket, self._on_message, self._on_parent_gone)
         await self._ended.wait()
-        for link in self._links:
-            link.close()
+        for front in self._fronts:
+            front.close()
+            front.link.close()
         self._channel.close()
 
     # --- the parent's messages ---
@@ -87,10 +114,14 @@ class Worker:
         match message:
             case Setup():
                 self._begin(message)
+            case Settings():
+                self._set(message)
             case Topology():
                 self._apply(message)
             case FleetLook():
                 self._look(message)
+            case Confirmed(at=at):
+                self._confirmed(at)
             case Drain(deadline_s=deadline_s):
                 self._drain(deadline_s)
 
@@ -99,10 +130,17 @@ class Worker:
         self._setup = setup
         self._access = Access(setup.config.backend)
         self._here = Here(
-            setup, self._page, Topology(0, [], []), None, table.TABLE, lambda: self._lane.clients if self._lane else ()
+            setup,
+            self._page,
+            Topology(0, [], []),
+            None,
+            table.TABLE,
+            lambda: self._lane.clients if self._lane else (),
+            self._tell,
         )
         session = Session(self._here)
         self._lane = Lane(loop, session.take, split.merged, self._row, setup.config, setup.index, setup.workers)
+        self._lane.on_slept = self._slept
         split.install(self._lane)
         self._lane.set_table(table.TABLE)
         self._row[INDEX["started_us"]] = int(time.time() * 1e6)
@@ -110,51 +148,99 @@ class Worker:
         self._row[INDEX["pid"]] = os.getpid()
         self._spawn(self._tick(self._lane), "tick")
 
+    def _set(self, settings: Settings) -> None:
+        assert self._here
+        if settings.version > self._here.settings.version:
+            self._here.settings = settings
+
     def _apply(self, topology: Topology) -> None:
         assert self._here and self._lane and self._setup and self._channel
         if topology.version <= self._here.topology.version:
             return
         learned = table.extend(table.TABLE, topology.learned)
-        if topology.shards != self._here.topology.shards:
-            self._relink(topology)
+        if (topology.shards, topology.gates) != (self._here.topology.shards, self._here.topology.gates):
+            self._face(topology)
         self._lane.set_table(learned)
         self._here.table = learned
         self._here.topology = topology
-        self._channel.send(Applied(topology.version))
+        self._busy = self._still_busy()
+        self._channel.send(Applied(topology.version, self._busy))
         if not self._accepting:
             self._accepting = True
             self._accept_on_ready()
             self._channel.send(Ready(os.getpid()))
 
-    def _relink(self, topology: Topology) -> None:
-        """A link for each shard; those whose shard is as it was stay."""
+    def _face(self, topology: Topology) -> None:
+        """A front for each shard; one whose slots are as they were stays, and is told what is new."""
+        assert self._lane and self._here
+        gates = topology.gates or [Gate(shard.name, 0) for shard in topology.shards]
+        before = zip(self._fronts, self._here.topology.shards, strict=True)
+        old = {shard.name: (front, shard) for front, shard in before}
+        fronts = []
+        for index, (shard, gate) in enumerate(zip(topology.shards, gates, strict=True)):
+            front, was = old.get(shard.name, (None, None))
+            if front is None or was is None or front.link.index != index or was.slots != shard.slots:
+                front = self._front(index, shard, gate)
+            fronts.append(front)
+        gone, self._fronts = [front for front in self._fronts if front not in fronts], fronts
+        for front, shard, gate in zip(fronts, topology.shards, gates, strict=True):
+            front.tell(gate, shard)
+        if gone or self._lane.links != [front.link for front in fronts]:
+            owners = ShardMap(topology.version, tuple(topology.shards)).owners()
+            self._lane.set_shards([front.link for front in fronts], owners)
+        for front in gone:
+            front.close()
+            front.link.close()
+        for front in fronts:
+            if not front.link.backends:
+                front.link.connect(front.link.backend(2, 0))
+
+    def _front(self, index: int, shard: Shard, gate: Gate) -> Front:
         assert self._lane and self._setup and self._access
-        timeouts = self._setup.config.timeouts
-        kept = {link.shard: link for link in self._links}
-        links = []
-        for index, shard in enumerate(topology.shards):
-            link = kept.pop(shard, None)
-            if link is None or link.index != index:
-                link = Link(self._lane, index, shard, timeouts, self._access, self._spawn, self._complain)
-            links.append(link)
-        gone, self._links = [link for link in self._links if link not in links], links
-        self._lane.set_shards(links, ShardMap(topology.version, tuple(topology.shards)).owners())
-        for link in gone:
-            link.close()
-        for link in links:
-            link.connect(link.backend(2, 0))
+        lane, config, access = self._lane, self._setup.config, self._access
+
+        def link(node: Node) -> Link:
+            return Link(lane, index, shard.name, node, config.timeouts, access, self._spawn, self._complain)
+
+        rules: ShardGate[Client]
+        promotion = msgspec.structs.replace(config.promotion, promoter=config.promoter_of(shard))
+        rules = ShardGate(shard.name, shard.primary, promotion, self._holds, gate, bool(shard.replicas))
+        return Front(lane, link(shard.primary), rules, config, self._setup.index, link)
+
+    def _still_busy(self) -> list[str]:
+        return [front.link.name for front in self._fronts if front.busy]
 
     def _look(self, look: FleetLook) -> None:
         assert self._here
         self._here.look = look
-        by_name = {link.name: link for link in self._links}
+        by_name = {front.link.name: front for front in self._fronts}
         for shard in look.shards:
-            if shard.name in by_name:
-                by_name[shard.name].misplaced(shard.misplaced)
+            front = by_name.get(shard.name)
+            if front is not None:
+                front.look(shard)
+                if shard.node == str(front.link.node):
+                    front.link.misplaced(shard.misplaced)
+
+    def _slept(self, now: float) -> None:
+        """The parent may have given shards other primaries meanwhile, without waiting for this worker."""
+        assert self._channel
+        self._awake_at = now
+        for front in self._fronts:
+            front.slept(now)
+        self._channel.send(Awake(now))
+
+    def _confirmed(self, at: float) -> None:
+        if at == self._awake_at:
+            self._awake_at = 0.0
+            for front in self._fronts:
+                front.confirmed()
 
     def _complain(self, shard: str, node: str, what: str) -> None:
+        self._tell(Complaint(shard, node, what))
+
+    def _tell(self, message: Message) -> None:
         if self._channel is not None:
-            self._channel.send(Complaint(shard, node, what))
+            self._channel.send(message)
 
     # --- clients ---
 
@@ -210,24 +296,49 @@ class Worker:
     async def _tick(self, lane: Lane) -> None:
         assert self._setup
         unfinished_s = self._setup.config.timeouts.unfinished_s
-        check_at = 0.0
+        check_at = tell_at = 0.0
         peak = 0
         while True:
             await asyncio.sleep(TICK_S)
             lane.tick()
-            self._row[INDEX["backend_connections"]] = sum(link.connections for link in self._links)
             now = time.monotonic()
+            for front in self._fronts:
+                front.tick(now)
+            self._report()
+            if now >= tell_at:
+                tell_at = now + HOLDING_S
+                self._tell_holding()
             if now >= check_at:
                 check_at = now + SELDOM_S
                 lane.check_unfinished(unfinished_s)
                 peak = give_back(lane.held, peak)
 
+    def _report(self) -> None:
+        assert self._lane and self._here and self._channel
+        links: list[Link] = self._lane.links + self._lane.sides
+        self._row[INDEX["backend_connections"]] = sum(link.connections for link in links)
+        self._row[INDEX["held_requests"]] = self._holds.requests
+        for name in ("held", "drained", "refused_held", "dropped_client_gone", "refused_at_once", "taken_back"):
+            self._row[INDEX[name]] = getattr(self._holds, name)
+        if self._busy and (busy := self._still_busy()) != self._busy:
+            self._busy = busy
+            self._channel.send(Applied(self._here.topology.version, busy))
+
+    def _tell_holding(self) -> None:
+        assert self._channel
+        holding = {front.link.name: held for front in self._fronts if (held := front.gate.held).requests}
+        if holding != self._holding:
+            self._holding = holding
+            self._channel.send(Holding(holding))
+
     # --- the end ---
 
-    def _drain(self, deadline_s: float) -> None:
+    def _drain(self, deadline_s: float, orphan: bool = False) -> None:
         if self._lane is None:
             self._ended.set()
         elif not self._lane.draining:
+            for front in self._fronts:
+                front.drain(orphan)
             self._lane.drain()
             self._stop_accepting()
             self._spawn(self._until_drained(self._lane, deadline_s), "drain")
@@ -236,7 +347,7 @@ class Worker:
         if self._ended.is_set() or (self._lane is not None and self._lane.draining):
             return  # this end was closed by ourselves, or the parent has gone first at the end of both
         emit(Event.WORKER_ORPHAN, index=self._index)
-        self._drain(ORPHAN_FLUSH_S)
+        self._drain(ORPHAN_FLUSH_S, orphan=True)
 
     async def _until_drained(self, lane: Lane, deadline_s: float) -> None:
         loop = asyncio.get_running_loop()

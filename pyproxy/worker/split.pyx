@@ -5,6 +5,8 @@
                        s4: MGET b       *1 B   ──┼──▶  *4 A B C D
                        s7: MGET c       *1 C   ──┘
 
+A transaction over several shards is a block for each of them, and the answers of all in the order of its commands.
+
 The keys of a part keep their order, duplicates included, so the answer is put together by walking the original order once
 and taking each shard's next element.  All doors are asked before any part is sent: a refusal means that nothing was applied.
 """
@@ -23,6 +25,10 @@ from pyproxy.worker.lane import NOT_NOW
 def install(Lane lane not None):
     """Has the lane call this module for commands whose table row says how their parts are merged."""
     lane.splitter = begin
+
+
+cdef enum:
+    KEPT_BYTES = 262144     # a larger write cannot be held or sent again once it was begun
 
 
 cdef inline Py_ssize_t _digits(Py_ssize_t value) noexcept nogil:
@@ -68,52 +74,99 @@ cdef struct Share:
 cdef int begin(Client client, Route route, list argv, const char *frame, Py_ssize_t size) except -2:
     """Splits a command by the shards of its keys and sends the parts.  1: begun or answered; -1: the client was parked."""
     cdef Lane lane = client.lane
-    cdef Py_ssize_t argc = len(argv), i, keys
-    cdef int shards = <int>len(client.pool), shard, involved = 0, only = 0, step = route.step, first = route.first_key
-    cdef unsigned short *order
+    cdef int shards = <int>len(client.pool), involved
     cdef Share *shares
     cdef bytes owners
-    if (argc - first) % step:
+    if (len(argv) - route.first_key) % route.step:
         client.say(errors.wrong_arity(route.name))
         return 1
-    keys = (argc - first) // step
-    owners = PyBytes_FromStringAndSize(NULL, keys * 2)
-    order = <unsigned short *>PyBytes_AS_STRING(owners)
+    owners = _room_for_owners(route, argv)
     shares = <Share *>calloc(shards, sizeof(Share))
     if shares == NULL:
         raise MemoryError
     try:
-        for i in range(keys):
-            shard = lane.owner[lane.slot(<bytes>argv[first + i * step])]
-            order[i] = <unsigned short>shard
-            if shares[shard].keys == 0:
-                involved += 1
-                only = shard
-            shares[shard].keys += 1
-            shares[shard].bytes += _bulk_size(<bytes>argv[first + i * step])
-            if step == 2:
-                shares[shard].bytes += _bulk_size(<bytes>argv[first + i * step + 1])
+        involved = _share_out(lane, route, argv, owners, shares)
         if involved == 1:
-            return _whole(client, route, only, frame, size)
+            return _whole(client, route, (<unsigned short *>PyBytes_AS_STRING(owners))[0], frame, size)
         return _parts(client, route, argv, owners, shares, shards, involved, size)
     finally:
         free(shares)
 
 
+def cut(Lane lane not None, Route route not None, list argv not None):
+    """A command of a transaction -> the shard of each of its keys (as `Split.order`), and each shard's part of it."""
+    cdef int shards = <int>len(lane.links), shard
+    cdef bytes owners = _room_for_owners(route, argv)
+    cdef Share *shares = <Share *>calloc(shards, sizeof(Share))
+    cdef list frames
+    if shares == NULL:
+        raise MemoryError
+    try:
+        _share_out(lane, route, argv, owners, shares)
+        frames = _cut(route, argv, owners, shares, shards)
+    finally:
+        free(shares)
+    return owners, {shard: frames[shard] for shard in range(shards) if frames[shard] is not None}
+
+
+cdef bytes _room_for_owners(Route route, list argv):
+    return PyBytes_FromStringAndSize(NULL, (len(argv) - route.first_key) // route.step * 2)
+
+
+cdef int _share_out(Lane lane, Route route, list argv, bytes owners, Share *shares) except -1:
+    """Finds the shard of each key -> how many shards there are."""
+    cdef unsigned short *order = <unsigned short *>PyBytes_AS_STRING(owners)
+    cdef Py_ssize_t i, keys = PyBytes_GET_SIZE(owners) // 2
+    cdef int shard, involved = 0, step = route.step, first = route.first_key
+    for i in range(keys):
+        shard = lane.owner[lane.slot(<bytes>argv[first + i * step])]
+        order[i] = <unsigned short>shard
+        if shares[shard].keys == 0:
+            involved += 1
+        shares[shard].keys += 1
+        shares[shard].bytes += _bulk_size(<bytes>argv[first + i * step])
+        if step == 2:
+            shares[shard].bytes += _bulk_size(<bytes>argv[first + i * step + 1])
+    return involved
+
+
+cdef list _cut(Route route, list argv, bytes owners, Share *shares, int shards):
+    """The frame for each shard, None for those that have no key of it."""
+    cdef const unsigned short *order = <const unsigned short *>PyBytes_AS_STRING(owners)
+    cdef Py_ssize_t i, keys = PyBytes_GET_SIZE(owners) // 2
+    cdef int shard, step = route.step, first = route.first_key
+    cdef list frames = [None] * shards
+    cdef bytes part, name = route.name.upper()
+    cdef char *out
+    for shard in range(shards):
+        if shares[shard].keys:
+            i = 1 + shares[shard].keys * step
+            part = PyBytes_FromStringAndSize(NULL, _digits(i) + 3 + _bulk_size(name) + shares[shard].bytes)
+            out = _number(PyBytes_AS_STRING(part), c'*', i)
+            shares[shard].cursor = _bulk(out, name)
+            frames[shard] = part
+    for i in range(keys):
+        shard = order[i]
+        out = _bulk(shares[shard].cursor, <bytes>argv[first + i * step])
+        if step == 2:
+            out = _bulk(out, <bytes>argv[first + i * step + 1])
+        shares[shard].cursor = out
+    return frames
+
+
 cdef int _whole(Client client, Route route, int shard, const char *frame, Py_ssize_t size) except -2:
     """All keys on one shard: the command goes as it is."""
-    cdef Backend backend = <Backend>client.pool[shard]
+    cdef Backend backend = client._seek(<Backend>client.pool[shard], route.write, size)
     cdef Pending place
-    cdef int verdict = backend.admit(client)
-    if verdict < 0:
-        return -1
-    if verdict == 0:
-        client.say(backend.refusal)
+    if backend is None:
+        if client.lane.refusal is None:
+            return -1
+        client.say(client.lane.refusal)
         return 1
     place = _place(client, size)
     place.write = route.write
     place.shard = shard
-    if not route.write:
+    if not route.write or (backend.keeps and route.again and size <= KEPT_BYTES):
         place.request = PyBytes_FromStringAndSize(frame, size)
     backend.put(place, frame, size)
     return 1
@@ -130,81 +183,110 @@ cdef Pending _place(Client client, Py_ssize_t size):
 
 cdef int _parts(Client client, Route route, list argv, bytes owners, Share *shares, int shards, int involved,
                 Py_ssize_t size) except -2:
-    cdef const unsigned short *order = <const unsigned short *>PyBytes_AS_STRING(owners)
-    cdef Py_ssize_t i, keys = PyBytes_GET_SIZE(owners) // 2
-    cdef int shard, verdict, step = route.step, first = route.first_key
+    cdef int shard, verdict
     cdef Split split
-    cdef list frames = [None] * shards
-    cdef bytes part, name = route.name.upper()
-    cdef char *out
-    for shard in range(shards):
-        if shares[shard].keys:
-            verdict = _admitted(client, shard)
-            if verdict <= 0:
-                return verdict - 1 if verdict < 0 else 1
-    for shard in range(shards):
-        if shares[shard].keys:
-            i = 1 + shares[shard].keys * step
-            part = PyBytes_FromStringAndSize(NULL, _digits(i) + 3 + _bulk_size(name) + shares[shard].bytes)
-            out = _number(PyBytes_AS_STRING(part), c'*', i)
-            shares[shard].cursor = _bulk(out, name)
-            frames[shard] = part
-    for i in range(keys):
-        shard = order[i]
-        out = _bulk(shares[shard].cursor, <bytes>argv[first + i * step])
-        if step == 2:
-            out = _bulk(out, <bytes>argv[first + i * step + 1])
-        shares[shard].cursor = out
+    cdef list frames, asked = [shard for shard in range(shards) if shares[shard].keys]
+    cdef dict backends = {}
+    verdict = _admitted(client, route.write, asked, size, backends)
+    if verdict < 0:
+        return -1
+    if verdict == 0:
+        client.say(client.lane.refusal)
+        return 1
+    frames = _cut(route, argv, owners, shares, shards)
     split = _split(client, route, owners, involved, size)
     for shard in range(shards):
         if frames[shard] is not None:
-            _send(client, split, shard, <bytes>frames[shard])
+            _send(<Backend>backends[shard], split, <bytes>frames[shard], 0)
     return 1
 
 
-cdef int _admitted(Client client, int shard) except -2:
-    """1: may be sent; 0: the shard is down and the client was told so; -1: the client was parked."""
-    cdef Backend backend = <Backend>client.pool[shard]
-    cdef int verdict = backend.admit(client)
-    if verdict == 0:
-        client.say(errors.part_failed(backend.link.name, backend.refusal))
-    return verdict
+cdef int _admitted(Client client, bint write, shards, Py_ssize_t size, dict backends) except -2:
+    """1: may be sent, to these backends; 0: a shard refuses, see `lane.refusal`; -1: the client was parked."""
+    cdef Lane lane = client.lane
+    cdef Backend backend
+    cdef bytes line = None
+    if write:
+        for shard in shards:    # first who refuses, so that nobody waits in vain
+            backend = <Backend>client.pool[shard]
+            line = client._refused_at(backend, size)
+            if line is not None:
+                lane.refusal = errors.part_failed(backend.link.name, line)
+                return 0
+    for shard in shards:
+        backend = client._seek(<Backend>client.pool[shard], write, size)
+        if backend is None:
+            line = lane.refusal
+            if line is None:
+                return -1
+            lane.refusal = errors.part_failed((<Backend>client.pool[shard]).link.name, line)
+            return 0
+        backends[shard] = backend
+    return 1
 
 
 cdef Split _split(Client client, Route route, bytes owners, int parts, Py_ssize_t size):
     cdef Split split = Split.__new__(Split)
     split.lane = client.lane
     split.route = route
+    split.write = route.write
     split.order = owners
     split.left = parts
     split.frames = [None] * len(client.pool)
     split.place = _place(client, size)
+    split.place.shard = -1
     client.lane.splits += 1
     return split
 
 
-cdef int _send(Client client, Split split, int shard, bytes frame) except -1:
-    cdef Backend backend = <Backend>client.pool[shard]
+cdef int _send(Backend backend, Split split, bytes frame, int queued) except -1:
     cdef Pending part = Pending.__new__(Pending)
     part.whole = split
-    part.shard = shard
-    part.write = split.route.write
-    if not part.write:
+    part.shard = backend.shard
+    part.size = PyBytes_GET_SIZE(frame)
+    part.write = split.write
+    if queued:
+        part.queued = queued
+        part.ahead = queued + 1
+    if not part.write or (backend.keeps and split.route.again and part.size <= KEPT_BYTES):
         part.request = frame
     return backend.put(part, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
 
 
 def fan_out(Client client not None, Route route not None, bytes frame not None):
-    """Asks every shard the same.  -> None (a place was taken, or the client told why not), or NOT_NOW."""
-    cdef int shard, verdict, shards = <int>len(client.pool)
+    """Asks every shard the same.  -> None (a place was taken), NOT_NOW, or the refusal to answer."""
+    cdef int shard, shards = <int>len(client.pool)
     cdef Split split
-    for shard in range(shards):
-        verdict = _admitted(client, shard)
-        if verdict <= 0:
-            return NOT_NOW if verdict < 0 else None
+    cdef dict backends = {}
+    cdef int verdict = _admitted(client, route.write, range(shards), PyBytes_GET_SIZE(frame), backends)
+    if verdict <= 0:
+        return NOT_NOW if verdict < 0 else client.lane.refusal
     split = _split(client, route, b"", shards, PyBytes_GET_SIZE(frame))
     for shard in range(shards):
-        _send(client, split, shard, frame)
+        _send(<Backend>backends[shard], split, frame, 0)
+    return None
+
+
+def execute(Client client not None, Route route not None, dict blocks not None, list commands not None, bint write):
+    """Sends a transaction: shard index -> (its block from MULTI to EXEC, how many commands are in it).
+
+    `commands`: of each command the index of its shard, or, if it is cut, (its route, the shard of each key, its shards).
+    -> as `fan_out`.
+    """
+    cdef Split split
+    cdef dict backends = {}
+    cdef Py_ssize_t size = 0
+    cdef int verdict
+    for frame, _ in blocks.values():
+        size += len(frame)
+    verdict = _admitted(client, write, list(blocks), size, backends)
+    if verdict <= 0:
+        return NOT_NOW if verdict < 0 else client.lane.refusal
+    split = _split(client, route, b"", <int>len(blocks), size)
+    split.write = write
+    split.commands = commands
+    for shard, (frame, queued) in blocks.items():
+        _send(<Backend>backends[shard], split, frame, queued)
     return None
 
 
@@ -215,8 +297,10 @@ def merged(Split split not None):
     """The one answer to a split request whose parts have all been answered, as a reply frame."""
     cdef str how = split.route.command.merge
     if split.failed:
-        return _failure(split)
+        return _failure(split) if split.commands is None else errors.transaction_discarded(_failure(split))
     try:
+        if split.commands is not None:
+            return _executed(split)
         if how == "gather":
             return _gather(split)
         if how == "sum":
@@ -241,7 +325,7 @@ def _failure(Split split not None):
     names = [link.name for link in split.lane.links]
     shard = min(split.failed)
     applied = []
-    if split.route.write:
+    if split.write:
         applied = [names[other] for other in asked
                    if other != shard and not split.failed.get(other, (b"", False))[1]]
         if applied:
@@ -285,6 +369,54 @@ cdef bytes _concat(Split split):
         count += _elements(<bytes>frame, &body)
         bodies.append((<bytes>frame)[body:])
     return b"*%d\r\n" % count + b"".join(bodies)
+
+
+cdef list _cut_elements(bytes frame):
+    """The elements of an array, each as it came, the last one first."""
+    cdef Py_ssize_t body = 0, length = 0, at, size = PyBytes_GET_SIZE(frame)
+    cdef Py_ssize_t count = _elements(frame, &body), i
+    cdef ReplyScan state
+    cdef list found = []
+    at = body
+    for i in range(count):
+        state.left = 0
+        state.pos = 0
+        if at >= size or scan_reply(PyBytes_AS_STRING(frame) + at, size - at, &state, True, &length) != FRAME:
+            raise ValueError
+        found.append(frame[at:at + length])
+        at += length
+    found.reverse()
+    return found
+
+
+cdef bytes _executed(Split split):
+    """The answers to the commands of a transaction in their order."""
+    cdef list answers = [_cut_elements(<bytes>frame) if frame is not None else [] for frame in split.frames]
+    cdef list out = [b"*%d\r\n" % len(split.commands)]
+    cdef Split whole
+    try:
+        for command in split.commands:
+            if type(command) is int:
+                out.append((<list>answers[<int>command]).pop())
+                continue
+            route, owners, shards = command
+            whole = Split.__new__(Split)
+            whole.lane = split.lane
+            whole.route = route
+            whole.write = whole.route.write
+            whole.order = owners
+            whole.frames = [None] * len(answers)
+            for shard in shards:
+                frame = (<list>answers[<int>shard]).pop()
+                whole.frames[<int>shard] = frame
+                if frame.startswith(b"-"):
+                    whole._failed(<int>shard, frame, True)
+            out.append(merged(whole))
+    except IndexError:
+        raise ValueError from None
+    if any(answers):
+        raise ValueError
+    return b"".join(out)
 
 
 cdef bytes _gather(Split split):

@@ -6,7 +6,8 @@ Nothing is asserted here but that what must come does come: `Talk` waits up to P
 import contextlib
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Self
+from pathlib import Path
+from typing import Protocol, Self
 
 import hiredis
 
@@ -93,7 +94,7 @@ def error(reply: object) -> str:
 
 @contextlib.contextmanager
 def behind(
-    fleet: Fleet, hops: Mapping[int, Hop], workers: int = 1, **tables: Table
+    fleet: Fleet, hops: Mapping[int, Hop], workers: int = 1, **tables: Table | str
 ) -> Iterator[Proxy]:
     """A proxy that reaches the primaries of the shards with these indexes through hops."""
     proxy = Proxy(fleet, None, workers, **tables)
@@ -110,10 +111,14 @@ def of_a_worker(first: bytes) -> bool:
     return b"ECHO" in first
 
 
+class Configured(Protocol):
+    config: Path
+
+
 class Keys:
     """Keys by the shard they live on."""
 
-    def __init__(self, proxy: Proxy) -> None:
+    def __init__(self, proxy: Configured) -> None:
         self._map = Config.load(proxy.config).shard_map()
         self._names = {shard.name: index for index, shard in enumerate(self._map.shards)}
 

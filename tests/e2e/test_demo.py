@@ -16,10 +16,11 @@ import pytest
 import redis
 
 from pyproxy.config import Config
-from pyproxy.fleet import HOST, find_backend
+from pyproxy.fleet import HOST, ask, find_backend
+from pyproxy.shardmap import Node
 from tests.processes import Identity, command_line, family, wait_until_gone
 
-SHARDS, REPLICAS, WORKERS = 3, 1, 2
+SHARDS, REPLICAS, WORKERS, SENTINELS = 3, 1, 2, 3
 
 
 @dataclass
@@ -36,10 +37,15 @@ class Demo:
         (found,) = [pid for pid, _ in self.processes if is_it(command_line(pid))]
         return found
 
-    def pid_of_the_first_primary(self) -> int:
-        primary = Config.load(self.logs() / f"proxy-{self.port}.toml").shards[0].primary
+    def config(self) -> Config:
+        return Config.load(self.logs() / f"proxy-{self.port}.toml")
+
+    def pid_of_server(self, node: Node) -> int:
         # a server shows its address in place of its arguments
-        return self.pid_of(lambda command: str(primary) in " ".join(command))
+        return self.pid_of(lambda command: str(node) in " ".join(command))
+
+    def pid_of_the_first_primary(self) -> int:
+        return self.pid_of_server(self.config().shards[0].primary)
 
     def pid_of_the_proxys_parent(self) -> int:
         return self.pid_of(lambda command: "serve" in command)
@@ -47,6 +53,11 @@ class Demo:
     def line(self, begin: str) -> str:
         """What stands behind those words at the beginning of a line."""
         return next(each.strip()[len(begin) :].strip() for each in self.lines if each.strip().startswith(begin))
+
+    def says_next(self) -> str:
+        """The line that it says after all those that came before."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().rstrip("\n")
 
     def logs(self) -> Path:
         return Path(self.line("logs").split(",")[0])
@@ -57,8 +68,9 @@ def command(*options: str) -> list[str]:
 
 
 @contextmanager
-def demo() -> Iterator[Demo]:
-    options = ("--port", "0", "--shards", str(SHARDS), "--replicas", str(REPLICAS), "--workers", str(WORKERS))
+def demo(*more: str) -> Iterator[Demo]:
+    options = ["--port", "0", "--shards", str(SHARDS), "--replicas", str(REPLICAS), "--workers", str(WORKERS)]
+    options += more
     with subprocess.Popen(command(*options), stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         try:
             assert process.stdout is not None
@@ -85,7 +97,7 @@ def running() -> Iterator[Demo]:
 def test_it_says_what_runs_in_at_most_ten_lines(running: Demo) -> None:
     assert len(running.lines) <= 10
     begins = [each.split()[0] for each in running.lines]
-    assert begins == ["pyproxy", "backends", "binary", "hot", "listening", "talk", "or,", "logs", "left", "Ctrl-C"]
+    assert begins == ["pyproxy", "backends", "binary", "listening", "talk", "or,", "try", "logs", "left", "Ctrl-C"]
     assert running.line("backends") == f"{SHARDS} primaries, {SHARDS * REPLICAS} replicas"
     assert find_backend().version in running.line("binary")
 
@@ -117,6 +129,59 @@ def test_the_logs_are_where_it_says(running: Demo) -> None:
     logs = {each.name for each in running.logs().glob("*.log")}
     assert f"proxy-{running.port}.log" in logs
     assert {f"s{index}-primary.log" for index in range(SHARDS)} <= logs
+
+
+@pytest.fixture(scope="module")
+def after_kills() -> Iterator[tuple[Config, set[str]]]:
+    """The servers of a demo where a primary was replaced, and where all of a shard were killed; what it said then."""
+    with demo() as started:
+        config = started.config()
+        replaced, dead = config.shards[:2]
+        kill = re.search(r"kill -9 (\d+), the primary of s0:", started.line("try"))
+        assert kill
+        os.kill(int(kill[1]), signal.SIGKILL)
+        for node in (dead.primary, *dead.replicas):
+            os.kill(started.pid_of_server(node), signal.SIGKILL)
+        ask(replaced.replicas[0].port, "REPLICAOF", "NO", "ONE")
+        yield config, {started.says_next() for _ in range(3)}
+    wait_until_gone(started.processes)
+    shutil.rmtree(started.logs())
+
+
+def test_a_killed_primary_comes_back_as_a_replica_of_its_successor(after_kills: tuple[Config, set[str]]) -> None:
+    config, lines = after_kills
+    old, new = config.shards[0].primary, config.shards[0].replicas[0]
+    assert f"s0: {old} was killed; back as a replica of {new}" in lines
+    assert ask(old.port, "ROLE")[:3] == [b"slave", new.host.encode(), new.port]  # type: ignore[index]
+
+
+def test_where_no_server_of_a_shard_is_left_nobody_comes_back(after_kills: tuple[Config, set[str]]) -> None:
+    config, lines = after_kills
+    away = "it stays away, as no server of its shard is left to copy"
+    killed = (config.shards[1].primary, *config.shards[1].replicas)
+    assert {f"s1: {node} was killed; {away}" for node in killed} < lines
+
+
+def test_with_sentinels_they_choose_the_successor() -> None:
+    with demo("--sentinel") as started:
+        assert started.line("backends").endswith(f", {SENTINELS} sentinels")
+        assert len(started.processes) == 1 + SHARDS * (1 + REPLICAS) + SENTINELS + 1 + WORKERS
+        assert len(started.config().sentinel.nodes) == SENTINELS
+        shard = started.config().shards[0]
+        os.kill(started.pid_of_server(shard.primary), signal.SIGKILL)
+        assert started.says_next() == f"s0: {shard.primary} was killed; back as a replica of {shard.replicas[0]}"
+    wait_until_gone(started.processes)
+    shutil.rmtree(started.logs())
+
+
+def test_asked_to_split_transactions_it_runs_them_over_all_shards() -> None:
+    with demo("--transactions", "split") as started:
+        with redis.Redis(port=started.port) as client, client.pipeline(transaction=True) as pipeline:
+            for number in range(30):
+                pipeline.set(f"key{number}", number, ex=60)
+            assert pipeline.execute() == [True] * 30
+        os.killpg(started.process.pid, signal.SIGINT)
+        assert started.process.wait(20) == 0
 
 
 def test_ctrl_c_leaves_no_process_and_no_file_behind() -> None:

@@ -32,20 +32,27 @@ def wait_for_line(proxy: Proxy, pattern: str) -> None:
     wait_until(f"the log to say {pattern!r}", lambda: bool(re.search(pattern, proxy.log.read_text())), proxy.tail)
 
 
-def demote(primary: Server, replica: Server) -> None:
-    """As somebody else's promotion would leave it."""
-    replica.ask("REPLICAOF", "NO", "ONE")
-    primary.ask("REPLICAOF", HOST, replica.port)
+def demote(primary: Server, to: Server) -> None:
+    """To a replica of a server that is none of its shard, so there is nobody to go on with."""
+    primary.ask("REPLICAOF", HOST, to.port)
 
 
 def test_a_primary_that_became_a_replica_is_said_to_be_demoted(fleet: Fleet, proxy: Proxy, talk: Talk) -> None:
     live = fleet.shards[0]
-    demote(live.primary, live.replicas[0])
+    demote(live.primary, fleet.shards[1].primary)
     wait_for_line(proxy, rf"\+role-change shard=s0 node={live.primary.address} was=master now=slave configured=master")
-    wait_for_line(proxy, rf"\+role-change shard=s0 node={live.replicas[0].address} was=slave now=master")
     wait_for_info(talk, "the state", lambda info: ",state=demoted," in info["shard_s0"])
-    assert ",state=master," in proxy_info(talk)["shard_s0_replica0"]
     assert ",state=up," in proxy_info(talk)["shard_s1"]
+
+
+def test_a_primary_that_others_have_replaced_is_followed(fleet: Fleet, proxy: Proxy, talk: Talk) -> None:
+    live, key = fleet.shards[0], Keys(proxy).one(0)
+    live.replicas[0].ask("REPLICAOF", "NO", "ONE")
+    live.primary.ask("REPLICAOF", HOST, live.replicas[0].port)
+    wait_for_line(proxy, rf"\+switch-master shard=s0 .*new={live.replicas[0].address} new_epoch=1")
+    wait_until("a write to pass", lambda: talk.ask("SET", key, "new") == b"OK", proxy.tail)
+    assert live.replicas[0].ask("GET", key) == b"new"
+    wait_for_info(talk, "the node", lambda info: f"node={live.replicas[0].address},state=up," in info["shard_s0"])
 
 
 @pytest.mark.parametrize("code", ["READONLY", "NOREPLICAS", "MASTERDOWN"])
@@ -55,7 +62,7 @@ def test_a_refusal_of_the_server_goes_to_the_client_as_it_came_and_to_the_parent
     live, key = fleet.shards[0], Keys(proxy).one(0)
     match code:
         case "READONLY":
-            demote(live.primary, live.replicas[0])
+            demote(live.primary, fleet.shards[1].primary)
         case "NOREPLICAS":
             live.primary.ask("CONFIG", "SET", "min-replicas-to-write", "2")
         case "MASTERDOWN":

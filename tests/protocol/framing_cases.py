@@ -407,10 +407,8 @@ COMMANDS = [
         _case(
             f"{name.decode()} without MULTI",
             encode([name]),
-            kept(b"-ERR %b without MULTI\r\n" % name),
+            kept(errors.without_multi(name)),
             "f",
-            proxy=kept(_refused(name.lower())),
-            why=NOT_SERVED,
         )
         for name in (b"EXEC", b"DISCARD")
     ),

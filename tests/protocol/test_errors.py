@@ -175,6 +175,10 @@ def test_a_split_write_that_failed_in_part_names_the_shards_that_may_have_applie
     ("part", "whole"),
     [
         (DOWN, b"-TRYAGAIN shard s3: 127.0.0.1:7003 is down: connection refused, applied=no; retry later\r\n"),
+        (
+            errors.gate_closed("s3", "127.0.0.1:7003", "is being promoted", 800),
+            b"-TRYAGAIN shard s3: 127.0.0.1:7003 is being promoted, applied=no retry_after_ms=800; retry later\r\n",
+        ),
         (b"-LOADING Redis is loading\r\n", b"-LOADING shard s3: Redis is loading\r\n"),
         (b"-ERR odd\r\n", b"-ERR shard s3: odd\r\n"),
         (b"-ASK 3 10.0.0.9:6379\r\n", b"-ERR shard s3: answered with a redirection (ASK)\r\n"),

@@ -218,9 +218,10 @@ LINES = {
     Kind.KEYED: ["SORT k", "Object ENCODING k", "memory usage k", "xread", "xgroup CREATE k g $", "copy a b"],
     Kind.SPLIT: ["mget a", "MSET a 1", "touch a"],
     Kind.FANOUT: ["keys *", "dbsize", "FlushAll"],
-    Kind.LOCAL: ["client id", "CLIENT", "command docs", "config get x", "object help"],
-    Kind.REFUSED: ["client kill", "config set", "memory stats", "multi", "scan 0", "clusterscan 0", "eval s 0"],
+    Kind.LOCAL: ["client id", "CLIENT", "command docs", "config get x", "config set a b", "object help"],
+    Kind.REFUSED: ["client kill", "config rewrite", "memory stats", "scan 0", "clusterscan 0", "eval s 0"],
 }
+LINES[Kind.TRANSACTION] = ["multi", "EXEC", "discard"]
 LINES[Kind.REFUSED] += ["script load x", "cluster slots", "shutdown", "module list", "acl cat", "blpop k 0", "watch k"]
 
 

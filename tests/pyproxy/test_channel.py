@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from pyproxy.channel import FRAME_LIMIT, Channel
-from pyproxy.messages import Applied, Complaint, FleetLook, Message, Ready, ShardLook
+from pyproxy.messages import Applied, Complaint, Configured, FleetLook, Message, Ready, ShardLook
 from tests.waiting import until
 
 
@@ -103,11 +103,14 @@ async def test_a_peer_that_does_not_read_gets_the_newest_state_of_each_kind_when
         channel.send(Applied(version))
     for shard in ("s0", "s1"):
         channel.send(Complaint(shard, "n:1", "late"))
+    for name in ("a", "b"):
+        channel.send(Configured(name, "old"))
+        channel.send(Configured(name, "new"))
     reader = Peer()
     other = await reader.open(bare.dup())
 
     def complete() -> bool:
-        return any(isinstance(message, Complaint) and message.shard == "s1" for message in reader.messages)
+        return any(isinstance(message, Configured) and message.name == "b" for message in reader.messages)
 
     await until("the last message", complete, lambda: reader)
     looks = [message.version for message in reader.messages if isinstance(message, FleetLook)]
@@ -116,4 +119,6 @@ async def test_a_peer_that_does_not_read_gets_the_newest_state_of_each_kind_when
     assert len(looks) < 500  # the others never waited in memory
     assert [message for message in reader.messages if isinstance(message, Applied)][-1] == Applied(999)
     assert {message.shard for message in reader.messages if isinstance(message, Complaint)} == {"s0", "s1"}
+    configured = [message for message in reader.messages if isinstance(message, Configured)]
+    assert configured == [Configured("a", "new"), Configured("b", "new")]
     other.close()

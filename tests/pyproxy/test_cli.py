@@ -37,8 +37,52 @@ def test_check_says_in_one_line_what_is_right(capsys: Output) -> None:
     said = capsys.readouterr()
     assert said.err == ""
     assert said.out == (
-        f"{EXAMPLE}: ok: 10 shards, 10 replicas, a worker per core, listens on 127.0.0.1:6380\n"
+        f"{EXAMPLE}: ok: 10 shards, 10 replicas, promoter none, a worker per core, listens on 127.0.0.1:6380\n"
     )
+
+
+@pytest.fixture
+def undiscovered(tmp_path: Path) -> Path:
+    path = tmp_path / "aws.toml"
+    path.write_text('[promotion]\npromoter = "elasticache"\n[[shards]]\nname = "s0"\nreplication_group = "loop-0"\n'
+        'slots = ["0-9"]\n[[shards]]\nname = "s1"\nprimary = "127.0.0.1:1"\nslots = ["10-16383"]\n'
+        'promoter = "none"\n')  # fmt: skip
+    return path
+
+
+def test_check_names_every_promoter(undiscovered: Path, capsys: Output) -> None:
+    assert main(["check", str(undiscovered)]) == 0
+    assert ": ok: 2 shards, 0 replicas, promoters elasticache and none, " in capsys.readouterr().out
+
+
+def test_the_example_of_elasticache_is_right_once_its_token_is_there(tmp_path: Path, capsys: Output) -> None:
+    token = tmp_path / "auth-token"
+    token.touch(mode=0o600)
+    token.write_text("the-token-of-an-example\n")
+    path = tmp_path / "elasticache.toml"
+    path.write_text((EXAMPLE.parent / "elasticache.toml").read_text().replace("/etc/pyproxy/auth-token", str(token)))
+    assert main(["check", str(path)]) == 0
+    assert ": ok: 2 shards, 0 replicas, promoter elasticache, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_a_missing_boto3_is_a_problem_where_it_is_needed(
+    command: str, undiscovered: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    assert main([command, str(undiscovered)]) == 78
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "promotion.promoter: expected boto3 for elasticache (it is in pyproxy[elasticache]), got none"
+    ]
+    assert main(["check", str(EXAMPLE)]) == 0
+
+
+def test_where_names_the_shard_also_while_its_nodes_are_not_known(undiscovered: Path, capsys: Output) -> None:
+    assert main(["where", "", "foo", "--config", str(undiscovered)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        ": slot 0, shard s0, primary not asked for yet",
+        "foo: slot 1056, shard s1, primary 127.0.0.1:1",
+    ]
 
 
 def test_check_shows_five_problems_of_a_file_that_has_five(five_errors: Path, capsys: Output) -> None:

@@ -3,7 +3,20 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pyproxy.config import MIB, BackendAccess, Config, ConfigErrors, Http, Limits, Timeouts
+from pyproxy.config import (
+    MIB,
+    UNDISCOVERED,
+    BackendAccess,
+    Config,
+    ConfigErrors,
+    ElastiCache,
+    Http,
+    Limits,
+    Promotion,
+    Sentinel,
+    ShardTable,
+    Timeouts,
+)
 from pyproxy.shardmap import Node, Shard
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pyproxy.toml"
@@ -32,9 +45,11 @@ def shard(index: int, slots: str, **options: str) -> str:
 def test_only_the_shards_must_be_there() -> None:
     config = Config.parse(SHARD.encode())
     assert config.listen == Node("127.0.0.1", 6380)
-    assert config.shards == (Shard("s0", Node("127.0.0.1", 7000), (), ((0, 16383),)),)
+    assert config.shard_map().shards == (Shard("s0", Node("127.0.0.1", 7000), (), ((0, 16383),)),)
     assert (config.workers, config.limits, config.timeouts) == (0, Limits(), Timeouts())
-    assert config.http.listen is None
+    assert config.http == Http(None, "")
+    assert (config.promotion, config.sentinel, config.elasticache) == (Promotion(), Sentinel(), ElastiCache())
+    assert (config.reads, config.promoter_of(config.shards[0])) == ("primary", "none")
 
 
 def test_what_is_written_is_what_is_read() -> None:
@@ -48,6 +63,7 @@ def test_what_is_written_is_what_is_read() -> None:
         reply_s = 2
         [http]
         listen = "127.0.0.1:6381"
+        admin = "/run/pyproxy.sock"
         [backend]
         tls = true
         tls_ca = "/etc/ca.pem"
@@ -58,18 +74,21 @@ def test_what_is_written_is_what_is_read() -> None:
         primary = "redis.example.org:1"
         replicas = ["127.0.0.1:2", "127.0.0.1:3"]
         slots = ["5", "0-4", "6-16383"]
+        promoter = "replicaof"
         """
     )
     assert config.listen == Node("::1", 0)
     assert config.workers == 3
     assert (config.limits.max_clients, config.limits.bulk_bytes) == (7, 64 * MIB)
     assert (config.timeouts.reply_s, config.timeouts.silence_s) == (2.0, 3.0)
-    assert config.http.listen == Node("127.0.0.1", 6381)
+    assert config.http == Http(Node("127.0.0.1", 6381), "/run/pyproxy.sock")
     assert config.backend == BackendAccess(True, "/etc/ca.pem", "app", "/etc/password")
     replicas = (Node("127.0.0.1", 2), Node("127.0.0.1", 3))
+    named, primary, slots = "b.1_x-y", Node("redis.example.org", 1), ((5, 5), (0, 4), (6, 16383))
     assert config.shards == (
-        Shard("b.1_x-y", Node("redis.example.org", 1), replicas, ((5, 5), (0, 4), (6, 16383))),
+        ShardTable(name=named, primary=primary, replicas=replicas, slots=slots, promoter="replicaof"),
     )
+    assert config.shard_map().shards == (Shard(named, primary, replicas, slots),)
 
 
 def test_the_example_is_right_and_names_every_option_with_its_default() -> None:
@@ -81,13 +100,59 @@ def test_the_example_is_right_and_names_every_option_with_its_default() -> None:
     assert written["http"].keys() == set(Http.__struct_fields__)
     assert written["timeouts"].keys() == set(Timeouts.__struct_fields__)
     assert written["backend"].keys() == set(BackendAccess.__struct_fields__)
-    assert written["shards"][0].keys() == set(Shard.__struct_fields__)
+    assert written["promotion"].keys() == set(Promotion.__struct_fields__)
+    assert written["sentinel"].keys() == set(Sentinel.__struct_fields__)
+    assert written["elasticache"].keys() == set(ElastiCache.__struct_fields__)
+    assert written["shards"][0].keys() == set(ShardTable.__struct_fields__)
+    assert config.shards[0].promoter == config.shards[0].replication_group == ""
 
 
-def test_the_shard_map_has_the_shards_as_written() -> None:
+def test_the_shard_map_has_plain_shards_as_written() -> None:
     config = Config.load(EXAMPLE)
-    assert config.shard_map(version=4).shards == config.shards
     assert config.shard_map(version=4).version == 4
+    for shard, table in zip(config.shard_map(version=4).shards, config.shards, strict=True):
+        assert shard == Shard(table.name, table.primary, table.replicas, table.slots)
+
+
+@pytest.fixture
+def two_groups() -> Config:
+    """A shard that says nothing but its group, and one that says its primary, and that nobody promotes in it."""
+    return Config.parse(
+        b"""
+        promotion.promoter = "elasticache"
+        [[shards]]
+        name = "s0"
+        slots = ["0-99"]
+        replication_group = "loop-0"
+        [[shards]]
+        name = "s1"
+        primary = "10.0.0.1:6379"
+        slots = ["100-16383"]
+        promoter = "none"
+        """
+    )
+
+
+def test_the_promoter_of_a_shard_is_its_own_or_else_that_of_all(two_groups: Config) -> None:
+    assert [two_groups.promoter_of(shard) for shard in two_groups.shards] == ["elasticache", "none"]
+    assert [two_groups.replication_group_of(shard) for shard in two_groups.shards] == ["loop-0", ""]
+
+
+def test_a_shard_with_a_replication_group_needs_no_nodes_until_it_is_served(two_groups: Config) -> None:
+    assert [table.name for table in two_groups.undiscovered()] == ["s0"]
+    assert two_groups.shards[0].primary == UNDISCOVERED
+    with pytest.raises(ValueError, match="expected the primary of every shard, got none of s0"):
+        two_groups.shard_map()
+
+
+def test_what_was_found_takes_the_place_of_what_was_not_written(two_groups: Config) -> None:
+    found = Shard("s0", Node("10.0.0.2", 6379), (Node("10.0.0.3", 6379),), ())
+    discovered = two_groups.with_nodes([found])
+    assert discovered.undiscovered() == ()
+    first, second = discovered.shard_map().shards
+    assert first == Shard("s0", Node("10.0.0.2", 6379), (Node("10.0.0.3", 6379),), ((0, 99),))
+    assert second == Shard("s1", Node("10.0.0.1", 6379), (), ((100, 16383),))
+    assert discovered.replication_group_of(first) == "loop-0"
 
 
 # --- what is wrong ----------------------------------------------------------------------------------------------------
@@ -154,6 +219,39 @@ def test_all_problems_are_said_at_once_and_in_the_order_of_the_options() -> None
             'http.listen = "127.0.0.1:7000"',
             'shards[0].primary: expected a redis server, got "127.0.0.1:7000", where pyproxy itself listens',
         ),
+        ('http.admin = "pyproxy.sock"', 'http.admin: expected an absolute path, got "pyproxy.sock"'),
+        (
+            f'http.admin = "/{"ü" * 53}x"',
+            "http.admin: expected a path of at most 107 bytes, as of every socket, got 108",
+        ),
+        ('reads = "nearest"', 'reads: expected one of prefer-replica, primary, replica, got "nearest"'),
+        ('transactions = "all"', 'transactions: expected one of shard, split, got "all"'),
+        ('reads = "replica"', "reads: expected primary, as no shard has replicas, got replica"),
+        (
+            'promotion.promoter = "me"',
+            'promotion.promoter: expected one of elasticache, none, replicaof, sentinel, got "me"',
+        ),
+        (
+            "promotion.auto_hold_s = 16",
+            "promotion.hold_incident_s: expected at least promotion.auto_hold_s (16.0), got 15.0",
+        ),
+        ("promotion.hold_s = 16", "promotion.hold_incident_s: expected at least promotion.hold_s (16.0), got 15.0"),
+        (
+            "promotion.hold_client_bytes = 9_000_000",
+            "promotion.hold_bytes: expected at least promotion.hold_client_bytes (9000000), got 8388608",
+        ),
+        (
+            "promotion.hold_bytes = 40_000_000",
+            "promotion.hold_process_bytes: expected at least promotion.hold_bytes (40000000), got 33554432",
+        ),
+        (
+            'sentinel.name = "mine"',
+            'sentinel.name: expected nothing, as no shard has promoter sentinel, got "mine"',
+        ),
+        (
+            'elasticache.region = "eu-west-1"',
+            'elasticache.region: expected nothing, as no shard has promoter elasticache, got "eu-west-1"',
+        ),
         ("backend.tls = 1", "backend.tls: expected true or false, got 1"),
         ("backend.username = 5", "backend.username: expected a text on one line, got 5"),
         ('backend.tls_ca = "a\\nb"', 'backend.tls_ca: expected a text on one line, got "a\\nb"'),
@@ -185,8 +283,8 @@ def test_an_option_that_is_wrong_is_named_with_what_it_may_be(options: str, prob
             "[[shards]]",
             [
                 "shards[0].name: expected a name of 1 to 64 letters, digits and _ . -, got nothing",
-                "shards[0].primary: expected host:port, got nothing",
                 "shards[0].slots: expected an array, got nothing",
+                "shards[0].primary: expected host:port, got nothing",
             ],
         ),
         (shards(shard(0, '"0-16383"')), ['shards[0].slots: expected an array, got "0-16383"']),
@@ -209,6 +307,108 @@ def test_an_option_that_is_wrong_is_named_with_what_it_may_be(options: str, prob
     ],
 )
 def test_shards_that_are_wrong_are_named(toml: str, found: list[str]) -> None:
+    assert problems(toml) == found
+
+
+GROUP = '[[shards]]\nname = "s0"\nslots = ["0-16383"]\nreplication_group = "g"\n'
+COPIED = SHARD + 'replicas = ["127.0.0.1:7100"]\n'
+TWO_COPIED = shards(
+    shard(0, '["0-5"]', replicas='["127.0.0.1:7100"]'), shard(1, '["6-16383"]', replicas='["127.0.0.1:7101"]')
+)
+SENTINELS = '["127.0.0.1:26379", "127.0.0.1:26380", "127.0.0.1:26381"]'
+LESS_MEMORY = "limits = { memory_bytes = 30_000_000, bulk_bytes = 1_000_000 }\n"
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        'promotion.promoter = "replicaof"\nreads = "replica"\n' + COPIED,
+        LESS_MEMORY + COPIED,  # than hold_process_bytes, where nothing is held
+        f'promotion.promoter = "sentinel"\nsentinel.nodes = {SENTINELS}\n' + TWO_COPIED,
+        f'promotion.promoter = "sentinel"\nsentinel = {{ nodes = {SENTINELS}, name = "mymaster" }}\n' + COPIED,
+        'promotion.promoter = "elasticache"\nelasticache.region = "eu-west-1"\nreads = "prefer-replica"\n' + GROUP,
+        'promotion.promoter = "elasticache"\n' + SHARD + 'replication_group = "g"\n',
+        GROUP + 'promoter = "elasticache"\n',
+    ],
+)
+def test_promoters_that_have_what_they_need_are_right(toml: str) -> None:
+    Config.parse(toml.encode())
+
+
+@pytest.mark.parametrize(
+    ("toml", "found"),
+    [
+        (
+            COPIED + 'promoter = "me"\n',
+            ['shards[0].promoter: expected one of "", elasticache, none, replicaof, sentinel, got "me"'],
+        ),
+        (
+            'promotion.promoter = "replicaof"\n' + SHARD,
+            ["shards[0].replicas: expected one or more, as the shard's promoter is replicaof, got none"],
+        ),
+        (
+            'promotion.promoter = "replicaof"\n' + LESS_MEMORY + COPIED,
+            ["limits.memory_bytes: expected at least promotion.hold_process_bytes (33554432), got 30000000"],
+        ),
+        (
+            'promotion.promoter = "sentinel"\n' + COPIED,
+            ["sentinel.nodes: expected 3 or more, as promoter is sentinel, got 0"],
+        ),
+        (
+            'promotion.promoter = "sentinel"\n'
+            'sentinel.nodes = ["127.0.0.1:7100", "127.0.0.1:2", "127.0.0.1:2", "127.0.0.1:6380", "127.0.0.1:0"]\n'
+            + COPIED,
+            [
+                'sentinel.nodes[0]: expected a node of its own, got "127.0.0.1:7100" of shards[0].replicas[0]',
+                'sentinel.nodes[2]: expected a node of its own, got "127.0.0.1:2" of sentinel.nodes[1]',
+                'sentinel.nodes[3]: expected a redis server, got "127.0.0.1:6380", where pyproxy itself listens',
+                "sentinel.nodes[4]: expected a port from 1 to 65535, got 0",
+            ],
+        ),
+        (
+            f'promotion.promoter = "sentinel"\nsentinel = {{ nodes = {SENTINELS}, name = "m" }}\n' + TWO_COPIED,
+            ['sentinel.name: expected {shard} in it, as 2 shards have promoter sentinel, got "m"'],
+        ),
+        (
+            f'promotion.promoter = "sentinel"\nsentinel = {{ nodes = {SENTINELS}, name = "{{name}}" }}\n' + COPIED,
+            ['sentinel.name: expected a name, with no braces but of {shard}, got "{name}"'],
+        ),
+        (
+            f'promotion.promoter = "sentinel"\nsentinel = {{ nodes = {SENTINELS}, username = "app" }}\n' + COPIED,
+            ["sentinel.password_file: expected a file, as sentinel.username is given, got nothing"],
+        ),
+        (
+            f"sentinel.nodes = {SENTINELS}\n" + COPIED,
+            ["sentinel.nodes: expected nothing, as no shard has promoter sentinel, got an array of 3"],
+        ),
+        (
+            'promotion.promoter = "elasticache"\n' + COPIED,
+            ["shards[0].replication_group: expected an id, as the shard's promoter is elasticache, got nothing"],
+        ),
+        (
+            COPIED + 'replication_group = "g"\n',
+            ['shards[0].replication_group: expected nothing, as the shard\'s promoter is none, got "g"'],
+        ),
+        (
+            'promotion.promoter = "elasticache"\n' + GROUP + 'replicas = ["127.0.0.1:7100"]\n',
+            ["shards[0].primary: expected host:port, as replicas are given, got nothing"],
+        ),
+        (
+            'promotion.promoter = "elasticache"\nelasticache.trouble_poll_s = 31\n' + GROUP,
+            ["elasticache.poll_s: expected at least elasticache.trouble_poll_s (31.0), got 30.0"],
+        ),
+        (
+            'promotion.promoter = "elasticache"\n'
+            + GROUP.replace("16383", "5") + GROUP.replace("0-", "6-").replace("s0", "s1"),
+            ['shards[1].replication_group: expected a group of its own, got "g" of shards[0]'],
+        ),
+        (
+            'promotion.promoter = "sentinal"\nsentinel.nodes = ["h:1"]\n' + SHARD + 'replication_group = "g"\n',
+            ['promotion.promoter: expected one of elasticache, none, replicaof, sentinel, got "sentinal"'],
+        ),
+    ],
+)  # fmt: skip
+def test_promoters_that_lack_what_they_need_are_named(toml: str, found: list[str]) -> None:
     assert problems(toml) == found
 
 

@@ -7,15 +7,18 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import hiredis
 import pytest
 
 from pyproxy.config import Config
 from pyproxy.fleet import (
+    FENCED,
     HOST,
     VARIABLE,
     Fleet,
     FleetError,
     LiveShard,
+    Sentinels,
     Server,
     ask,
     find_backend,
@@ -129,9 +132,80 @@ def test_a_fleet_dies_with_its_launcher_even_where_a_server_is_stopped(tmp_path:
         assert launcher.stdout is not None
         assert launcher.stdout.readline() == b"up\n"
         processes = family(launcher.pid)
-        assert len(processes) == 5
+        assert len(processes) >= 5, "and perhaps one that sends a replica its data"
         launcher.send_signal(signal.SIGKILL)
     wait_until_gone(processes)
+
+
+def test_a_killed_primary_comes_back_as_a_replica_of_its_successor() -> None:
+    with Fleet(shards=1, replicas=1) as fleet:
+        shard = fleet.shards[0]
+        old, new = shard.servers
+        old.ask("SET", "before", 1)
+        wait_until("the write to arrive", lambda: new.ask("GET", "before") == b"1", lambda: "it has not")
+        old.kill()
+        assert shard.present_primary() is None
+        new.ask("REPLICAOF", "NO", "ONE")
+        new.ask("SET", "since", 2)
+        old.revive(new)
+        assert [old.ask("GET", key) for key in ("before", "since")] == [b"1", b"2"]
+        assert shard.present_primary() is new
+
+
+def test_while_two_servers_say_they_are_the_primary_nobody_is() -> None:
+    with Fleet(shards=1, replicas=1) as fleet:
+        shard = fleet.shards[0]
+        assert shard.present_primary() is shard.primary
+        shard.replicas[0].ask("REPLICAOF", "NO", "ONE")
+        assert shard.present_primary() is None
+
+
+def test_a_fenced_primary_takes_no_write_once_its_replicas_have_left() -> None:
+    with Fleet(shards=1, replicas=2, options=FENCED) as fleet:
+        old, new, other = fleet.shards[0].servers
+        wait_until("the replicas to count", lambda: takes_writes(old), lambda: "they do not")
+        new.ask("REPLICAOF", "NO", "ONE")
+        other.ask("REPLICAOF", HOST, new.port)
+        wait_until("the old primary to refuse", lambda: not takes_writes(old), lambda: "it does not")
+
+
+def takes_writes(server: Server) -> bool:
+    try:
+        return server.ask("SET", "a", 1) == b"OK"
+    except hiredis.ReplyError as error:
+        assert "NOREPLICAS" in str(error)
+        return False
+
+
+# --- sentinels --------------------------------------------------------------------------------------------------------
+
+
+def test_sentinels_are_ready_to_replace_the_primary_of_every_shard() -> None:
+    with Fleet(shards=3, replicas=1) as fleet, Sentinels(fleet) as sentinels:
+        for sentinel in sentinels.all:
+            for shard in fleet.shards:
+                usable = sentinels.ask(sentinel, "SENTINEL", "CKQUORUM", shard.name)
+                assert isinstance(usable, bytes)
+                assert usable.startswith(b"OK 3 usable Sentinels")
+                where = sentinels.ask(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", shard.name)
+                assert where == [HOST.encode(), str(shard.primary.port).encode()]
+
+
+def test_sentinels_with_a_password_answer_nobody_without_it() -> None:
+    with Fleet(shards=1, replicas=0) as fleet, Sentinels(fleet, password="secret") as sentinels:
+        with pytest.raises(hiredis.ReplyError, match="NOAUTH"):
+            ask(sentinels.all[0].port, "SENTINEL", "MASTERS")
+        assert sentinels.ask(sentinels.all[0], "PING") == b"PONG"
+
+
+def test_sentinels_leave_no_process_or_port_behind_even_where_one_is_stopped() -> None:
+    with Fleet(shards=1, replicas=0) as fleet:
+        with Sentinels(fleet) as sentinels:
+            processes = set.union(*(family(each.pid) for each in sentinels.all))
+            sentinels.all[0].pause()
+        wait_until_gone(processes)
+        for each in sentinels.all:
+            socket.create_server((HOST, each.port)).close()
 
 
 # --- one server -------------------------------------------------------------------------------------------------------

@@ -5,11 +5,13 @@ from msgspec.structs import replace
 
 from pyproxy.looks import (
     LEAST_BACKOFF_S,
+    LEAST_RETRY_S,
     MOST_BACKOFF_S,
     backoff_s,
     integer,
     key_count,
     problem,
+    remaining_s,
     state,
     usable,
     writable,
@@ -92,3 +94,17 @@ def test_keys_are_those_of_all_databases() -> None:
 )
 def test_a_number_that_no_server_could_mean_is_zero(text: str | None, said: int) -> None:
     assert integer(text) == said
+
+
+@pytest.mark.parametrize(
+    ("since", "expected_at", "left"),
+    [
+        (NOW - 1, NOW + 4, 4.0),
+        (NOW - 5, NOW - 1, 5.0),  # overdue: as long again
+        (NOW - 1, NOW + 0.01, LEAST_RETRY_S),
+        (NOW - 500, NOW - 400, MOST_BACKOFF_S),
+        (NOW, NOW + 500, MOST_BACKOFF_S),
+    ],
+)
+def test_what_is_left_of_an_incident(since: float, expected_at: float, left: float) -> None:
+    assert remaining_s(since, expected_at, NOW) == left

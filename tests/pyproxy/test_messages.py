@@ -1,15 +1,22 @@
 import msgspec
 import pytest
 
-from pyproxy.config import Config
+from pyproxy.config import Config, ShardTable
 from pyproxy.messages import (
     Applied,
+    Awake,
     Complaint,
+    Configured,
+    Confirmed,
     Drain,
+    FixedSetting,
     FleetLook,
+    Held,
+    Holding,
     Message,
     NodeLook,
     Ready,
+    Settings,
     Setup,
     ShardLook,
     Topology,
@@ -18,18 +25,24 @@ from pyproxy.shardmap import Node, Shard
 
 SHARD = Shard("s0", Node("127.0.0.1", 7000), (Node("::1", 7100),), ((0, 5), (6, 16383)))
 NODE = NodeLook("127.0.0.1:7000", True, "", at=1.5, role="master", offset=2**40, lost_keys=3)
+TABLE = ShardTable(name="s0", primary=SHARD.primary, slots=SHARD.slots, promoter="elasticache", replication_group="g")
 LOOK = ShardLook("s0", "127.0.0.1:7000", True, "", {"used_memory": "1"}, {0: {"keys": 3}}, "", 1.0, 0.5, (NODE,))
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        Setup(1, 2, Config(shards=(SHARD,)), "127.0.0.1:6380", "0.1.0", 1.5),
+        Setup(1, 2, Config(shards=(TABLE,)), "127.0.0.1:6380", "0.1.0", 1.5),
         Topology(3, [SHARD], [["get", 2, ["readonly"]]]),
+        Settings(2, {"a": "b"}, [FixedSetting("s0", "a", None)]),
         FleetLook(4, 12.25, [LOOK]),
         Drain(10.0),
         Ready(4711),
-        Applied(3),
+        Applied(3, ["s0"]),
+        Awake(1.5),
+        Confirmed(1.5),
+        Holding({"s0": Held(3, 100)}),
+        Configured("a", "b"),
         Complaint("s0", "127.0.0.1:7000", "connection refused"),
     ],
     ids=lambda message: type(message).__name__,

@@ -51,14 +51,14 @@ class NodeError(Exception):
     """What the client threw; the text is its message."""
 
 
-def install() -> None:
-    """Put the libraries of js/package.json under build/, unless they are there; pytest.skip with the reason if that
-    cannot be done here. Test processes that run side by side wait for the one that installs."""
+def install(manifest: Path = DRIVERS / "package.json", modules: Path = MODULES) -> None:
+    """Put the libraries that this package.json names there, under build/, unless they are; pytest.skip with the reason
+    if that cannot be done here. Test processes that run side by side wait for the one that installs."""
     for program in ("node", "npm"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
-    wanted = (DRIVERS / "package.json").read_text()
-    place = MODULES.parent
+    wanted = manifest.read_text()
+    place = modules.parent
     place.mkdir(parents=True, exist_ok=True)
     with (place / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

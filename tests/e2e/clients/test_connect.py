@@ -87,7 +87,7 @@ OPENINGS: dict[str, Opening] = {
     ],
     "redis-py 5, and 8 in RESP2": [[each] for each in LIBRARY],
     "node_redis 0.12.1": [[("info", info)], [("select 5", OK)]],
-    "loop-server": [[("info", info)], [("config set notify-keyspace-events Ex", refusal)]],
+    "loop-server": [[("info", info)], [("config set notify-keyspace-events Ex", OK)]],
     "node-redis 4.7": [
         [("CLIENT SETINFO LIB-NAME node-redis", OK), ("CLIENT SETINFO LIB-VER 1.6.0", OK), ("SELECT 5", OK)]
     ],

@@ -1,8 +1,8 @@
 """Mozilla's loop-server, which knows one host and one port and talks through node_redis 0.12.1: what it sends, with the
 arguments it sends, and what its code relies on in the answers.
 
-With `sharding: true` it sends no MULTI. Transactions, publish/subscribe and SCAN are refused, and its connection lives
-on.
+Its transactions need `transactions = "split"`, as their keys are on several shards. Publish/subscribe and SCAN are
+refused, and its connection lives on.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pyproxy.fleet import Proxy
+from pyproxy.fleet import Fleet, Proxy
 from tests.e2e.clients.node import NODE_REDIS_0, NodeClient, NodeError
 
 pytestmark = [pytest.mark.usefixtures("node_modules"), pytest.mark.timeout(180)]  # the first one installs
@@ -159,7 +159,7 @@ def test_flushdb_empties_its_database_and_no_other(storage: NodeClient, proxy10:
         ["scan", 0],
         ["publish", "callId", "alerting"],
         ["eval", "return #redis.pcall('keys', 'userid.*')", 0],
-        ["config", "set", "notify-keyspace-events", "Ex"],
+        ["config", "resetstat"],
     ],
     ids=lambda call: call[0],
 )
@@ -173,12 +173,85 @@ def test_what_is_not_served_is_an_error_that_names_it_and_the_connection_stays(
     assert storage.do("events") == before
 
 
-def test_a_transaction_is_refused_as_a_whole(storage: NodeClient) -> None:
-    block = [["MULTI"], ["setex", "room.T", 60, "{}"], ["sadd", "userRooms.U", "room.T"], ["EXEC"]]
-    multi, *queued, executed = [reply["error"] for reply in storage.do("pipeline", block)]
-    assert multi.removeprefix("Error: ").startswith("ERR command 'multi' is not served by this proxy: ")
-    assert executed.removeprefix("Error: ").startswith("EXECABORT ")
-    assert len(queued) == 2
+def test_it_is_told_that_expiry_events_are_on(storage: NodeClient) -> None:
+    assert storage.do("call", "config", "set", "notify-keyspace-events", "Ex") == "OK"
+    assert storage.do("call", "config", "get", "notify-keyspace-events") == ["notify-keyspace-events", "xE"]
+
+
+# --- transactions, through the library's own multi() ------------------------------------------------------------------
+
+USER = ["userid.H", "hawk.H", "hawkuser.H", "spurls.U", "spurls.U.H", "userUrls.U", "userCalls.U", "userRooms.U"]
+
+# what a transaction is of, and its answers
+TRANSACTIONS: dict[str, tuple[list[list[Any]], list[Any]]] = {
+    "a session is touched": ([["expire", key, 2592000] for key in USER], [0] * 8),
+    "a call and its state": ([["get", "call.I"], ["scard", "callstate.I"]], [None, 0]),
+    "a user's urls": (
+        [
+            ["hmset", "spurls.U.H", "calls", "https://c", "rooms", "https://r"],
+            ["expire", "spurls.U.H", 60],
+            ["sadd", "spurls.U", "spurls.U.H"],
+            ["expire", "spurls.U", 60],
+        ],
+        ["OK", 1, 1, 1],
+    ),
+    "a call of a user": (
+        [["setex", "call.I", 60, "{}"], ["sadd", "userCalls.U", "call.I"], ["expire", "userCalls.U", 60]],
+        ["OK", 1, 1],
+    ),
+    "a participant": (
+        [
+            ["psetex", "roomparticipant.T.H", 60000, ""],
+            ["sadd", "roomparticipants.T", "roomparticipant.T.H"],
+            ["pexpire", "roomparticipants.T", 60000],
+        ],
+        ["OK", 1, 1],
+    ),
+    "rooms are deleted": (
+        [[name, key] for room in "ABC" for name, key in (("get", f"room.{room}"), ("del", f"roomparticipants.{room}"))],
+        [None, 0] * 3,
+    ),
+    "one key": ([["incr", "call.devices.I.web"], ["expire", "call.devices.I.web", 60]], [1, 1]),
+    "states of calls": ([["scard", f"callstate.{number}"] for number in range(600)], [0] * 600),
+    "nothing": ([], []),
+}
+
+
+@pytest.fixture(scope="module")
+def over_shards(node_modules: None, fleet10: Fleet) -> Iterator[Proxy]:
+    with Proxy(fleet10, transactions="split") as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def transacting(over_shards: Proxy) -> Iterator[NodeClient]:
+    with NodeClient(NODE_REDIS_0, over_shards.port, db=NEW_DB) as client:
+        client.do("call", "flushdb")
+        yield client
+
+
+@pytest.mark.parametrize(("calls", "answers"), TRANSACTIONS.values(), ids=TRANSACTIONS)
+def test_each_transaction_is_answered_in_the_order_of_its_commands(
+    transacting: NodeClient, calls: list[list[Any]], answers: list[Any]
+) -> None:
+    assert transacting.do("multi", calls) == answers
+
+
+def test_del_of_no_key_aborts_its_transaction(transacting: NodeClient) -> None:
+    with pytest.raises(NodeError, match="EXECABORT"):
+        transacting.do("multi", [["setex", "call.I", 60, "{}"], ["del"]])
+    assert transacting.do("get", "call.I") is None
+
+
+def test_a_script_aborts_its_transaction(transacting: NodeClient) -> None:
+    with pytest.raises(NodeError, match="EXECABORT"):
+        transacting.do("multi", [["set", "userid.H", "x"], ["eval", "return #redis.pcall('keys', 'userid.*')", 0]])
+    assert transacting.do("get", "userid.H") is None
+
+
+def test_by_default_keys_on_several_shards_are_an_error_and_nothing_is_applied(storage: NodeClient) -> None:
+    with pytest.raises(NodeError, match="CROSSSLOT"):
+        storage.do("multi", [["set", key, "x"] for key in USER])
     assert storage.do("call", "dbsize") == 0
 
 

@@ -162,11 +162,10 @@ def test_an_error_reply_is_thrown_with_its_text_and_the_connection_stays(
     assert client.do("events") == ["ready"]
 
 
-def test_a_transaction_is_refused_and_none_of_it_applied(client: NodeClient) -> None:
+def test_a_transaction_is_queued_and_run_as_a_whole(client: NodeClient) -> None:
     client.do("del", ["in-multi"])
-    replies = client.do("pipeline", [["multi"], ["set", "in-multi", "x"], ["exec"], ["get", "in-multi"]])
-    assert ["error" in reply for reply in replies[:3]] == [True, True, True]
-    assert replies[3] is None
+    calls = [["multi"], ["set", "in-multi", "x"], ["append", "in-multi", "y"], ["exec"], ["get", "in-multi"]]
+    assert client.do("pipeline", calls) == ["OK", "QUEUED", "QUEUED", ["OK", 2], "xy"]
 
 
 def test_info_is_text_with_the_sections_of_redis(client: NodeClient) -> None:

@@ -158,10 +158,20 @@ def test_a_database_asked_for_at_connect_is_apart_from_the_others(client: redis.
         assert in5.get("where") == b"five"
 
 
-def test_a_transaction_is_refused_and_none_of_it_applied(client: redis.Redis) -> None:
+def test_a_transaction_on_one_shard_is_run(client: redis.Redis) -> None:
+    with client.pipeline(transaction=True) as pipeline:
+        pipeline.set("{t}k", "1")
+        pipeline.incr("{t}k")
+        pipeline.hset("{t}h", mapping={"f": "v"})
+        pipeline.hgetall("{t}h")
+        assert pipeline.execute() == [True, 2, 1, {b"f": b"v"}]
+
+
+def test_a_transaction_with_a_command_that_is_not_served_is_not_run(client: redis.Redis) -> None:
     with client.pipeline(transaction=True) as pipeline:
         pipeline.set("k", "v")
-        with pytest.raises(redis.ResponseError, match="transaction"):
+        pipeline.publish("channel", "message")
+        with pytest.raises(redis.ResponseError, match="is not served by this proxy"):
             pipeline.execute()
     assert client.get("k") is None
 

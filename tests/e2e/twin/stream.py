@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from protocol.commands import BadKeys
 from protocol.request import encode
 from protocol.table import lookup
 from tests.e2e.twin import vocabulary
@@ -49,12 +50,14 @@ ALL_KEYS = {key for names in (KEYS | ALONE).values() for key in names}
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request as it is sent. `answered`: whether a reply belongs to it; `last`: whether the server then closes."""
+    """One request as it is sent. `answered`: whether a reply belongs to it; `last`: whether the server then closes;
+    `runs`: what an EXEC runs."""
 
     argv: list[bytes]
     raw: bytes
     answered: bool = True
     last: bool = False
+    runs: tuple[Request, ...] = ()
 
     @property
     def name(self) -> bytes:
@@ -182,7 +185,13 @@ class Requests:
         depth = rng.choice((1, 1, rng.randint(2, 10), rng.randint(10, 60), rng.randint(60, 400)))
         requests: list[Request] = []
         while len(requests) < depth:
-            requests += self._silence() if rng.random() < 0.01 else [self._one(self._all)]
+            dice = rng.random()
+            if dice < 0.01:
+                requests += self._silence()
+            elif dice < 0.03:
+                requests += self._transaction()
+            else:
+                requests.append(self._one(self._all))
         if rng.random() < 1 / 40:
             requests.append(Request([b"QUIT"], encode([b"QUIT"]), last=True))
         raw = b"".join(request.raw for request in requests)
@@ -197,6 +206,15 @@ class Requests:
         inline = rng.random() < 0.04 and sum(map(len, argv)) < 1000
         return Request(argv, as_line(rng, argv) if inline else encode(argv), answered)
 
+    def _transaction(self) -> list[Request]:
+        """From MULTI to EXEC, or DISCARD; in between only what a server and the proxy both queue."""
+        rng = self._rng
+        drawn = [self._one(self._data) for _ in range(rng.choice((0, 1, 2, 3, rng.randint(4, 40))))]
+        queued = [request for request in drawn if _has_keys(request.argv)]
+        begin, run, drop = [b"MULTI"], [b"EXEC"], [b"DISCARD"]
+        end = Request(run, encode(run), runs=tuple(queued)) if rng.random() < 0.9 else Request(drop, encode(drop))
+        return [Request(begin, encode(begin)), *queued, end]
+
     def _silence(self) -> list[Request]:
         """Requests that are carried out and not answered; or nothing, which is not answered either."""
         rng = self._rng
@@ -210,6 +228,15 @@ class Requests:
                 return [Request(off, encode(off), answered=False), *muted, Request(on, encode(on))]
             case _:
                 return [Request([], rng.choice((b"\r\n", b"*0\r\n", b"\n")), answered=False)]
+
+
+def _has_keys(argv: Sequence[bytes]) -> bool:
+    """Whether it is certain where this command's keys are."""
+    command = lookup(argv)
+    try:
+        return command is not None and command.arity_ok(len(argv)) and bool(command.keys(argv))
+    except BadKeys:
+        return False
 
 
 def as_line(rng: random.Random, argv: Sequence[bytes]) -> bytes:

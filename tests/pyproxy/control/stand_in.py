@@ -4,7 +4,9 @@
 
 REPORT gets a line of JSON for each thing it sees. MODE: `serve` gets ready and drains when told; `crash` exits with 3
 at once; `stubborn` gets ready and ignores Drain; `mute` leaves its channel and stays; `late` never gets ready;
-`complain` does, and complains of a server.
+`complain` does, complains of a server, and has a client that sets something; `sleep` does, and says that it has slept.
+All that get ready apply each topology at once; `slow` applies only the first, and `busy` owes an answer to a write of
+s0, and holds two others, until it is told version 3.
 """
 
 import argparse
@@ -17,7 +19,19 @@ import sys
 from pathlib import Path
 
 from pyproxy.channel import Channel
-from pyproxy.messages import Complaint, Drain, Message, Ready, Setup, Topology
+from pyproxy.messages import (
+    Applied,
+    Awake,
+    Complaint,
+    Configured,
+    Drain,
+    Held,
+    Holding,
+    Message,
+    Ready,
+    Setup,
+    Topology,
+)
 from pyproxy.metrics import INDEX, Page
 
 
@@ -49,8 +63,15 @@ class StandIn:
                 self._channel.close()
             case Topology() if self._args.mode != "late":
                 self._channel.send(Ready(os.getpid()))
+                busy = ["s0"] if self._args.mode == "busy" and message.version < 3 else []
+                if self._args.mode != "slow" or message.version == 1:
+                    self._channel.send(Applied(message.version, busy))
+                self._channel.send(Holding({"s0": Held(2, 100)} if busy else {}))
                 if self._args.mode == "complain":
                     self._channel.send(Complaint("s0", "127.0.0.1:7000", "answered -READONLY"))
+                    self._channel.send(Configured("notify-keyspace-events", "xE"))
+                if self._args.mode == "sleep":
+                    self._channel.send(Awake(1.5))
             case Drain() if self._args.mode != "stubborn":
                 self._ended.set()
 

@@ -1,6 +1,7 @@
 """Every path in every state, without a server: what is said follows from the state alone."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -134,6 +135,9 @@ def test_shards_are_told_with_all_that_is_known_of_them() -> None:
         "error": "",
         "backoff_s": 0,
         "look_age_s": 0.5,
+        "epoch": 0,
+        "phase": "",
+        "held": 0,
         "role": "master",
         "connected_replicas": 1,
         "keys": 7,
@@ -141,10 +145,27 @@ def test_shards_are_told_with_all_that_is_known_of_them() -> None:
         "maxmemory": 1000,
         "evicted_keys": 3,
         "ops_per_sec": 42,
+        "nodes": [],
+        "unfenced": [],
         "alarms": [],
     }
     assert (down["state"], down["error"], down["backoff_s"]) == ("down", "connection refused", 7)
     assert down["alarms"] == ["down: connection refused"]
+
+
+def test_a_closed_gate_is_told_with_its_phase_and_the_seconds_until_it_is_expected_to_open() -> None:
+    shut = "is being promoted: refused"
+    promoting = look(0, closed=shut, phase="waiting", since=NOW - 9, expected_at=NOW + 4, epoch=3, held=12)
+    answer = ANSWERS["/shards"](state((promoting, look(1))))
+    assert (answer.status, answer.headers["Retry-After"], answer.headers["Backoff"]) == (503, "4", "4")
+    said = answer.body["shards"][0]
+    assert (said["state"], said["epoch"], said["held"]) == ("waiting", 3, 12)
+    assert said["alarms"] == ["waiting: it is being promoted: refused"]
+
+
+def test_what_the_machine_of_a_shard_must_be_known_of_is_an_alarm() -> None:
+    alarmed = look(0, alarms=("no replica has its keys",))
+    assert ANSWERS["/shards"](state((alarmed, look(1)))).body["shards"][0]["alarms"] == ["no replica has its keys"]
 
 
 def test_a_misplaced_shard_says_whose_keys_it_holds() -> None:
@@ -178,10 +199,14 @@ def test_whatever_a_server_said_is_told_as_json(path: str, odd: str) -> None:
 
 def test_the_table_has_a_row_for_each_shard_and_the_alarms_below() -> None:
     full = look(0, info=INFO | {"used_memory": str(900 << 20), "maxmemory": str(1000 << 20)})
-    assert table(ANSWERS["/shards"](state((full, DOWN))).body) == [
-        "SHARD  NODE            STATE  ROLE    REPLICAS  KEYS  MEMORY  OF MAX  EVICTED  OPS/S  AGE S",
-        "s0     127.0.0.1:7000  up     master       1/1     7  900.0M     90%        3     42    0.5",
-        "s1     127.0.0.1:7001  down   master       1/1     7    0.0M     70%        3     42    0.5",
+    lines = table(ANSWERS["/shards"](state((full, DOWN))).body)
+    assert [re.sub(" +", " ", line) for line in lines[:3]] == [
+        "SHARD NODE STATE ROLE EPOCH REPLICAS LAG S HELD KEYS MEMORY OF MAX EVICTED OPS/S AGE S",
+        "s0 127.0.0.1:7000 up master 0 1/1 - 0 7 900.0M 90% 3 42 0.5",
+        "s1 127.0.0.1:7001 down master 0 1/1 - 0 7 0.0M 70% 3 42 0.5",
+    ]
+    assert len({line.rindex(" ") for line in lines[1:3]}) == 1, "columns are in line"
+    assert lines[3:] == [
         "ALARM s0: memory: 943,718,400 bytes are 90% of maxmemory (1,048,576,000)",
         "ALARM s1: down: connection refused",
     ]
@@ -189,4 +214,6 @@ def test_the_table_has_a_row_for_each_shard_and_the_alarms_below() -> None:
 
 def test_the_table_of_shards_of_which_nothing_was_seen_has_its_columns() -> None:
     lines = table(ANSWERS["/shards"](state((look(0, info={}, keyspace={}), look(1, info={}, keyspace={})))).body)
-    assert lines[1].split() == ["s0", "127.0.0.1:7000", "up", "-", "0/1", "0", "0.0M", "no", "limit", "0", "0", "0.5"]
+    assert lines[1].split() == [
+        *("s0", "127.0.0.1:7000", "up", "-", "0", "0/1", "-", "0", "0", "0.0M", "no", "limit", "0", "0", "0.5")
+    ]

@@ -13,19 +13,21 @@ from typing import Any
 import pytest
 
 from pyproxy import events
-from pyproxy.config import Config
+from pyproxy.config import Config, ShardTable
 from pyproxy.control import supervisor as under_test
 from pyproxy.control.main import bind
 from pyproxy.control.supervisor import Supervisor
-from pyproxy.messages import Complaint, FleetLook, Message, Setup, Topology
+from pyproxy.messages import Complaint, Configured, FleetLook, Message, Setup, Topology
 from pyproxy.metrics import Page
-from pyproxy.shardmap import Node, Shard
+from pyproxy.shardmap import Node
 from tests.processes import alive, family
 from tests.waiting import until
 
+PATIENCE_S = 20.0
+
 STAND_IN = (sys.executable, "-m", "tests.pyproxy.control.stand_in")
 
-SHARD = Shard("s0", Node("127.0.0.1", 7000), (), ((0, 16383),))
+SHARD = ShardTable(name="s0", primary=Node("127.0.0.1", 7000), slots=((0, 16383),))
 STATES: Sequence[Message] = (Topology(1, [SHARD], []), FleetLook(7, 0.0, []))
 
 
@@ -38,6 +40,7 @@ class Run:
         self._report = directory / "report"
         self._report.touch()
         self.complaints: list[Complaint] = []
+        self.configured: list[Configured] = []
         self.supervisor = Supervisor(
             (*STAND_IN, str(self._report), mode),
             self.listener,
@@ -45,6 +48,7 @@ class Run:
             lambda index: Setup(index, workers, Config(shards=(SHARD,)), "127.0.0.1:1", "0", 0.0),
             lambda: STATES,
             self.complaints.append,
+            self.configured.append,
         )
 
     def reports(self, what: str, index: int | None = None) -> list[dict[str, Any]]:
@@ -96,6 +100,13 @@ async def test_every_worker_is_told_the_setup_first_and_then_the_present_states(
         assert [json.loads(line)["what"] for line in told[1:4]] == ["Setup", "Topology", "FleetLook"]
 
 
+async def test_a_worker_that_slept_is_told_the_present_states_and_then_that_it_was(tmp_path: Path) -> None:
+    async with supervised("sleep", tmp_path) as run:
+        await run.reported("Confirmed")
+    told = [json.loads(line)["what"] for line in (tmp_path / "report").read_text().splitlines()]
+    assert told[-4:-1] == ["Topology", "FleetLook", "Confirmed"] or told[-3:] == ["Topology", "FleetLook", "Confirmed"]
+
+
 async def test_a_worker_inherits_the_listener_its_channel_and_no_other_socket(tmp_path: Path) -> None:
     async with supervised("serve", tmp_path, workers=2) as run:
         await run.supervisor.all_ready.wait()
@@ -123,12 +134,53 @@ async def test_a_broadcast_reaches_every_worker(tmp_path: Path) -> None:
         )
 
 
+# --- the barrier ------------------------------------------------------------------------------------------------------
+
+
+async def test_the_barrier_is_passed_when_every_worker_has_applied_the_version(tmp_path: Path) -> None:
+    async with supervised("serve", tmp_path, workers=2) as run:
+        await run.supervisor.all_ready.wait()
+        run.supervisor.broadcast(Topology(2, [SHARD], []))
+        assert await run.supervisor.all_applied(2, PATIENCE_S) == []
+        assert await run.supervisor.all_applied(3, 0.05) == [0, 1], "which nobody was told of"
+
+
+async def test_a_worker_that_owes_an_answer_to_a_write_holds_up_those_who_wait_for_its_shard(tmp_path: Path) -> None:
+    async with supervised("busy", tmp_path) as run:
+        await run.supervisor.all_ready.wait()
+        assert await run.supervisor.all_applied(1, PATIENCE_S) == []
+        assert await run.supervisor.all_applied(1, 0.05, "s0") == [0]
+        await until("what it holds", lambda: run.supervisor.held("s0") == 2, lambda: run.supervisor.held("s0"))
+        waiting = asyncio.create_task(run.supervisor.all_applied(3, PATIENCE_S, "s0"))
+        await asyncio.sleep(0)
+        run.supervisor.broadcast(Topology(3, [SHARD], []))
+        assert await waiting == []
+        await until("it to hold nothing", lambda: run.supervisor.held("s0") == 0, lambda: run.supervisor.held("s0"))
+
+
+async def test_a_worker_that_is_ended_holds_up_nobody_once_it_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(under_test, "RESTART_MIN_S", 3600.0)
+    async with supervised("slow", tmp_path, workers=2) as run:
+        await run.supervisor.all_ready.wait()
+        run.supervisor.broadcast(Topology(2, [SHARD], []))
+        late = await run.supervisor.all_applied(2, 0.05)
+        assert late == [0, 1]
+        ended = family(run.reports("started", 0)[0]["pid"]) | family(run.reports("started", 1)[0]["pid"])
+        for index in late:
+            run.supervisor.kill_worker(index, "it is late")
+        assert await run.supervisor.all_applied(2, PATIENCE_S) == []
+        assert not any(map(alive, ended))
+
+
 # --- death ------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_dead_worker_is_replaced_and_the_others_stay(tmp_path: Path) -> None:
     async with supervised("serve", tmp_path, workers=2) as run:
         await run.supervisor.all_ready.wait()
+        await run.reported("FleetLook", index=0)
         dead, stays = (run.reports("started", index=index)[0]["pid"] for index in (0, 1))
         os.kill(dead, signal.SIGKILL)
         await run.reported("FleetLook", times=2, index=0)
@@ -261,3 +313,9 @@ async def test_a_cancelled_supervisor_leaves_no_process(tmp_path: Path) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not any(alive(worker) for worker in workers)
+
+
+async def test_what_clients_have_set_is_handed_on(tmp_path: Path) -> None:
+    async with supervised("complain", tmp_path) as run:
+        await until("the setting", lambda: bool(run.configured), lambda: run.supervisor)
+    assert run.configured == [Configured("notify-keyspace-events", "xE")]

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from protocol.table import TABLE
-from pyproxy.config import Config
+from pyproxy.config import Config, ShardTable
 from pyproxy.messages import FleetLook, Setup, ShardLook, Topology
 from pyproxy.metrics import INDEX, Page
-from pyproxy.shardmap import Node, Shard, split_slots
-from pyproxy.worker.here import Here
+from pyproxy.shardmap import Node, split_slots
+from pyproxy.worker.here import HasCommands, Here
 
 
 @dataclass
@@ -31,7 +31,8 @@ class Asker:
     commands: int = 3
     last_command: bytes = b""
     reply_mode: int = 0
-    aborting: bool = False
+    transaction: HasCommands | None = None
+    queued_bytes: int = 0
     closing: bool = False
     buffered_in: int = 0
     buffered_out: int = 0
@@ -40,6 +41,9 @@ class Asker:
     def switch(self, proto: int, db: int) -> None:
         self.switches.append((proto, db))
         self.proto, self.db = proto, db
+
+    def end_transaction(self) -> None:
+        self.transaction = None
 
     def finish(self) -> None:
         self.closing = True
@@ -57,14 +61,15 @@ def look(name: str, info: Mapping[str, object] | None = None, *, reachable: bool
 def worker(*looks: ShardLook, shards: int = 3, workers: int = 2) -> Iterator[Here]:
     """The first of some workers, whose parent has seen this much (nothing: it has not looked yet)."""
     placed = tuple(
-        Shard(f"s{index}", Node("127.0.0.1", 7001 + index), (), (slots,))
+        ShardTable(name=f"s{index}", primary=Node("127.0.0.1", 7001 + index), slots=(slots,))
         for index, slots in enumerate(split_slots(shards))
     )
     setup = Setup(0, workers, Config(shards=placed), "127.0.0.1:6380", "1.2.3", time.time() - 90000)
     page = Page.create(workers)
     try:
         seen = FleetLook(1, 105.0, list(looks)) if looks else None
-        yield Here(setup, page, Topology(4, list(placed), []), seen, TABLE, lambda: (), lambda: 110.0)
+        topology = Topology(4, list(placed), [])
+        yield Here(setup, page, topology, seen, TABLE, lambda: (), lambda message: None, lambda: 110.0)
     finally:
         page.close()
 

@@ -12,6 +12,7 @@ from protocol.reply import decode
 from protocol.request import encode, split_inline
 from protocol.table import TABLE, lookup
 from pyproxy.fleet import Server
+from pyproxy.messages import Configured, FixedSetting, Settings
 from pyproxy.worker import local
 from pyproxy.worker.here import Here
 from tests.pyproxy.worker.asker import Asker, look, worker
@@ -50,6 +51,8 @@ def test_every_local_command_of_the_table_has_an_answer_and_no_other_has_one() -
     containers = {b"client", b"config"}  # without a subcommand their arity is wrong
     assert local_commands(TABLE) - containers == set(local.LOCAL)
 
+
+FLAGS_OFF = b'CONFIG SET notify-keyspace-events ""'
 
 LIKE_REDIS = [
     [b"PING"],
@@ -112,6 +115,14 @@ LIKE_REDIS = [
     [b"CONFIG GET sav\\\\e"],
     [b"CONFIG GET [^t]imeout"],
     [b"CONFIG GET [s-t]im?ou*"],
+    [b"CONFIG SET notify-keyspace-events KEA", b"CONFIG GET notify-keyspace-events", FLAGS_OFF],
+    [b"CONFIG SET Notify-Keyspace-EVENTS ngnE", b"CONFIG GET notify-*", FLAGS_OFF],
+    [b'CONFIG SET notify-keyspace-events "xE\\0q"', b"CONFIG GET notify-keyspace-events", FLAGS_OFF],
+    [b"CONFIG SET notify-keyspace-events E", b"CONFIG SET notify-keyspace-events q", b"CONFIG GET notify-*", FLAGS_OFF],
+    [b'CONFIG SET notify-keyspace-events "E\\r\\n"'],
+    [b"CONFIG SET notify-keyspace-events"],
+    [b"CONFIG SET notify-keyspace-events E x"],
+    [b"CONFIG SET notify-keyspace-events q notify-KEYSPACE-events E"],
     [b"TIME x"],
     [b"QUIT"],
 ]
@@ -330,6 +341,55 @@ def test_config_get_of_everything_names_only_settings_that_redis_has(server: Ser
     theirs = decode(exchange(server.port, b"CONFIG GET *\r\n"))
     assert isinstance(theirs, list)
     assert set(config(here, "*")) <= set(theirs[::2])
+
+
+@pytest.mark.parametrize(
+    "line", [b"maxmemory 1", b"notify-keyspace-events E save x", b"save x notify-keyspace-events E"]
+)
+def test_config_set_of_anything_else_is_refused_with_the_reason_and_sets_nothing(here: Here, line: bytes) -> None:
+    said = b"-ERR command 'config|set' is not served by this proxy: the proxy is configured by its own file, and each"
+    assert say(Asker(), here, b"CONFIG SET " + line) == said + b" server at that server\r\n"
+    assert here.settings.told == {}
+
+
+def test_what_was_set_is_told_to_the_parent_in_one_spelling(here: Here) -> None:
+    told: list[Configured] = []
+    here.tell = told.append
+    say(Asker(), here, b"CONFIG SET notify-keyspace-events xxE", b"CONFIG SET notify-keyspace-events y")
+    assert told == [Configured("notify-keyspace-events", "xE")]
+
+
+FIXED = FixedSetting("s1", "notify-keyspace-events", "xE")
+
+
+@pytest.mark.parametrize("flags", [b"Ex", b"xxE"])
+def test_what_is_fixed_may_be_set_to_the_same(here: Here, flags: bytes) -> None:
+    here.settings = Settings(1, {}, [FIXED])
+    assert say(Asker(), here, b"CONFIG SET notify-keyspace-events " + flags) == b"+OK\r\n"
+
+
+def test_what_is_fixed_cannot_be_set_to_anything_else(here: Here) -> None:
+    here.settings = Settings(1, {}, [FIXED])
+    assert say(Asker(), here, b"CONFIG SET notify-keyspace-events KEA") == (
+        b"-ERR notify-keyspace-events of shard s1 is 'xE' by its parameter group, and cannot be set by CONFIG SET; "
+        b"change it in the parameter group\r\n"
+    )
+    assert here.settings.told == {}
+
+
+def test_while_it_is_not_known_whether_it_is_fixed_clients_shall_come_again(here: Here) -> None:
+    here.settings = Settings(1, {}, [FixedSetting("s1", "notify-keyspace-events", None)])
+    said = say(Asker(), here, b"CONFIG SET notify-keyspace-events Ex")
+    assert said.startswith(b"-TRYAGAIN notify-keyspace-events of shard s1: ")
+    assert said.endswith(b", applied=no; retry later\r\n")
+    assert here.settings.told == {}
+
+
+def test_config_get_says_what_is_fixed_until_somebody_has_set_it(here: Here) -> None:
+    here.settings = Settings(1, {}, [FIXED])
+    assert config(here, "notify-keyspace-events") == {b"notify-keyspace-events": b"xE"}
+    here.settings = Settings(2, {"notify-keyspace-events": "AnKE"}, [FIXED])
+    assert config(here, "notify-keyspace-events") == {b"notify-keyspace-events": b"AKE"}
 
 
 def test_config_get_is_bounded(here: Here) -> None:

@@ -33,6 +33,7 @@ exports.open = (redis, port, db, emitted) =>
         new Promise((done, fail) => client.hgetall(key, (error, reply) => (error ? fail(error) : done(reply)))),
       // several in one go, without waiting: what it has in place of a pipeline
       pipeline: (calls) => Promise.all(calls.map(([name, ...args]) => settled(call(name, ...args)))),
+      multi: (calls) => new Promise((done, fail) => client.multi(calls).exec((error, replies) => (error ? fail(error) : done(replies)))),
       select: (number) => new Promise((done, fail) => client.select(number, (error) => (error ? fail(error) : done('OK')))),
       info: () => call('info'),
       infoAtConnect: async () => client.server_info,

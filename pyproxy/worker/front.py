@@ -1,0 +1,368 @@
+"""One shard as this worker serves it: the gate for its writes, and the server for its reads.
+
+The lane asks here only while something is not as usual (`Backend.guarded`): the gate is closed, the link is in trouble,
+reads may go to replicas. What the gate decides is carried out here: clients are parked and let go, what was begun and
+not sent is kept or refused, and sent when the gate opens.
+
+Reads go to the primary; where that cannot be used, to the one replica that the parent names for all workers (`refuge`);
+in peace to one of `readers`, if the configuration says so. A connection to another server of the shard is a Link like
+that to the primary, made when it is first needed.
+"""
+
+import select
+import time
+from collections.abc import Callable
+
+from protocol import errors
+from pyproxy import messages
+from pyproxy.config import Config
+from pyproxy.messages import ShardLook
+from pyproxy.shardmap import Node, Shard
+from pyproxy.worker.gate import Closed, Gate
+from pyproxy.worker.lane import NOT_NOW, Backend, Client, Lane
+from pyproxy.worker.link import Link
+
+UNSTEADY_S = 0.2
+"""A connection that was lost is made again in less, or its shard counts as down until it is."""
+
+STALLED = 3
+"""So many requests in a row get no answer before their deadline, then nobody waits for it any more."""
+
+FORGET_S = 1.0  # how often is looked which writes are too old to matter
+
+POLLRDHUP = 0x2000  # <poll.h>; select has no name for it before Python 3.15
+
+
+def gone(client: Client) -> bool:
+    """Whether a client has closed, if only its half. The loop does not tell while the client is not read."""
+    poll = select.poll()
+    poll.register(client.fd, POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+class Front:
+    """`open_link(node)` makes a link to another server of the shard; `index` is the worker's, for who reads where."""
+
+    def __init__(
+        self, lane: Lane, link: Link, gate: Gate[Client], config: Config, index: int, open_link: Callable[[Node], Link]
+    ) -> None:
+        self.link = link
+        self.gate = gate
+        self._lane = lane
+        self._config = config
+        self._index = index
+        self._open_link = open_link
+        self._closed: Closed | None = None
+        self._reachable = True  # the primary, as the watcher saw it last
+        self._sides: dict[Node, Link] = {}
+        self._retired: list[Link] = []
+        self._wrote: dict[int, float] = {}  # client -> its last write here
+        self._forget_at = 0.0
+        link.front = self
+        self.review()
+
+    # --- what is known ---
+
+    def tell(self, said: messages.Gate, shard: Shard) -> None:
+        """The parent's word. The primary may be another, or the epoch: then no connection of the old one is left."""
+        known = self.gate.said.epoch  # 0: of the same server only the number is new
+        moved = shard.primary != self.link.node or (said.epoch != known and known > 0)
+        for node in self._sides.keys() - {said.refuge, *said.readers}:
+            self._retired.append(self._sides.pop(node))
+        self.gate.tell(said, shard.primary, bool(shard.replicas), time.monotonic())
+        if moved:
+            self._reachable = True
+            self.gate.own.lost_at = 0.0
+            self.link.point_at(shard.primary)
+        self.review()
+
+    def look(self, look: ShardLook) -> None:
+        if look.node == str(self.link.node):
+            self._reachable = look.reachable
+        stalled = self.gate.own.stalled_at
+        self.gate.look(look)
+        if stalled and not self.gate.own.stalled_at:
+            self.link.unanswered = 0
+        self.review()
+
+    def slept(self, now: float) -> None:
+        """Nothing is written before `confirmed`."""
+        self.gate.own.slept_at = now
+        self.review()
+
+    def confirmed(self) -> None:
+        self.gate.own.slept_at = 0.0
+        self.review()
+
+    def refused(self, code: str) -> None:
+        self.gate.refused(code, time.monotonic())
+        self.review()
+
+    def down(self, why: str) -> None:
+        """No connection to the primary can be made; called again when the reason is another."""
+        if any(backend.is_open for backend in self.link.backends.values()):
+            return
+        own = self.gate.own
+        own.lost_at = own.lost_at or self.link.lost_at or time.monotonic()
+        own.lost = why
+        self.review()
+
+    def up(self) -> None:
+        self.gate.own.lost_at = 0.0
+        self.review()
+
+    @property
+    def busy(self) -> bool:
+        """Whether the gate is closed, and the answer to a write that was sent is still to come."""
+        return bool(self.gate.said.closed) and any(backend.owes_write for backend in self.link.backends.values())
+
+    # --- what follows ---
+
+    def review(self) -> None:
+        """Take what is known by now into effect."""
+        was, closed = self._closed, self.gate.closed(time.monotonic())
+        self._closed = closed
+        self._guard()
+        if closed is None:
+            if was is not None:
+                self._open()
+        elif was is None:
+            for backend in list(self.link.backends.values()):
+                if closed.hold and self.gate.said.closed and self._reachable:
+                    backend.flush()  # planned: what was begun is sent, if the server reads
+                backend.keep_unsent()
+        elif was.hold and not closed.hold:
+            self._expire()
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the lane must ask here before it begins anything."""
+        elsewhere = self._config.reads != "primary" or self._sides or self._retired
+        return self._closed is not None or bool(elsewhere)
+
+    @property
+    def replicated(self) -> bool:
+        """Whether there is anybody who could take over."""
+        return self.gate.replicated
+
+    def _guard(self) -> None:
+        guarded = self.guarded
+        for backend in self.link.backends.values():
+            backend.guard(self, guarded, self.replicated)
+
+    def _open(self) -> None:
+        """In the order of coming: first what was begun, then the clients that are held; but nothing of who has gone."""
+        for backend in list(self.link.backends.values()):
+            backend.release()
+        for client in list(self.gate.parked):
+            if gone(client):
+                self.left(client)
+                client.leave(self._gone_line())
+            else:
+                self._let_go(client, "drained")
+
+    def _let_go(self, client: Client, became: str) -> None:
+        """It offers its command again."""
+        holds = self.gate.holds
+        self.gate.unpark(client)
+        setattr(holds, became, getattr(holds, became) + 1)
+        client.let_go()
+
+    def _expire(self) -> None:
+        """Nobody is held longer than the bounds say."""
+        now = time.monotonic()
+        for client in self.gate.due(now):
+            self.gate.give_up(client.id)
+            self._let_go(client, "refused_held")
+        if self._closed is not None:
+            before = self.gate.overdue(self._closed, now)
+            for backend in self.link.backends.values():
+                backend.refuse_kept(before, self.gate.line(self._closed, now))
+
+    def tick(self, now: float) -> None:
+        """Every few milliseconds."""
+        link, own = self.link, self.gate.own
+        if own.lost_at == 0.0 and link.lost_at and now - link.lost_at > UNSTEADY_S:
+            self.down("the connection was lost")
+        if not own.stalled_at and self.gate.promotable and link.unanswered >= STALLED:
+            own.stalled_at = now
+        elif own.stalled_at and not link.unanswered:
+            own.stalled_at = 0.0
+        if self._closed is not None or own.stalled_at:
+            self.review()
+            self._expire()
+        if self._retired:
+            self._retire()
+        if self._sides and self._closed is None and self._config.reads == "primary":
+            self._leave_sides()
+        if self._wrote and now >= self._forget_at:
+            self._forget_at = now + FORGET_S
+            oldest = now - self._config.reads_max_lag_s
+            self._wrote = {client: at for client, at in self._wrote.items() if at > oldest}
+
+    def drain(self, orphan: bool) -> None:
+        """The worker is going: who is held is answered. An orphan writes nothing any more."""
+        now = time.monotonic()
+        for client in list(self.gate.parked):
+            self.gate.unpark(client)
+            self.gate.holds.refused_held += 1
+            client.leave(self.gate.line(self._closed or Closed("is being left", now, now, hold=False), now))
+        if orphan:
+            line = errors.not_applied(self.link.name, self.link.node, "is not served by this process any more")
+            for backend in self.link.backends.values():
+                backend.refuse_kept(float("inf"), line)
+
+    def close(self) -> None:
+        """The shard is another's: whatever waits is refused or offered anew."""
+        for backend in self.link.backends.values():
+            backend.refuse_kept(float("inf"), errors.shard_down(self.link.name, self.link.node, "is no longer served"))
+        for client in list(self.gate.parked):
+            self._let_go(client, "drained")
+        for link in (*self._sides.values(), *self._retired):
+            self._lane.sides.remove(link)
+            link.close()
+        self._sides.clear()
+        self._retired.clear()
+
+    # --- writes; called by the lane ---
+
+    def ask(self, client: Client, size: int) -> bytes | None:
+        """The line to refuse a write with; None: it may pass or be held."""
+        now = time.monotonic()
+        closed = self.gate.closed(now)
+        if closed is None:
+            return None
+        start = client.held_since(now)
+        if self.gate.may_be_held(closed, client.id, size, start, now, again=start != now):
+            return None
+        return self.gate.line(closed, now)
+
+    def write(self, client: Client, size: int) -> object:
+        """None: it may pass; NOT_NOW: the client was parked; else the line to refuse it with."""
+        now = time.monotonic()
+        closed = self.gate.closed(now)
+        if closed is None:
+            if self._config.reads != "primary":
+                self._wrote[client.id] = now
+            return None
+        line = self.ask(client, size)
+        start = client.held_since(now)
+        if line is not None:
+            if start != now:  # it has waited; who was refused at once may be held when the end is near
+                self.gate.give_up(client.id)
+            self.gate.holds.refused_at_once += 1
+            return line
+        self.gate.park(client, size, start)
+        client.hold(self, start)
+        return NOT_NOW
+
+    @property
+    def closed(self) -> bool:
+        return self._closed is not None
+
+    def keep(self, backend: Backend, client: Client, size: int, start: float, requests: int) -> bytes | None:
+        """None: writes that were begun and are not sent may wait in this backend; else the line to refuse them with."""
+        now = time.monotonic()
+        closed = self.gate.closed(now)
+        if closed is None:
+            return backend.refusal if backend.is_shut else None
+        if self.gate.may_be_held(closed, client.id, size, start, now, requests=requests):
+            return None
+        if start <= self.gate.overdue(closed, now):
+            self.gate.give_up(client.id)
+        self.gate.holds.refused_at_once += requests
+        return self.gate.line(closed, now)
+
+    def ended(self, write: bool, became: str) -> None:
+        """A request is not kept any more; only writes are counted."""
+        if write:
+            setattr(self.gate.holds, became, getattr(self.gate.holds, became) + 1)
+
+    def grew(self, client: Client, size: int) -> None:
+        """A held client has sent more."""
+        if client in self.gate.parked and not self.gate.grew(client, size):
+            self.gate.give_up(client.id)
+            self._let_go(client, "refused_held")
+
+    def left(self, client: Client) -> None:
+        """A held client has gone: what it wanted is not done."""
+        if client in self.gate.parked:
+            self.gate.unpark(client)
+            self.gate.holds.dropped_client_gone += 1
+
+    def half_closed(self, client: Client) -> None:
+        self.left(client)
+        client.leave(self._gone_line())
+
+    def has_gone(self, client: Client) -> bytes | None:
+        """What is said to a client that has closed its half, if it has."""
+        return self._gone_line() if gone(client) else None
+
+    def _gone_line(self) -> bytes:
+        return errors.client_gone(self.link.name, self.link.node)
+
+    # --- reads; called by the lane ---
+
+    def read(self, client: Client, primary: Backend) -> Backend | bytes:
+        """The backend to read from, or the line to refuse a read with."""
+        policy = self._config.reads
+        lag_s = self._config.reads_max_lag_s
+        if policy != "primary" and time.monotonic() - self._wrote.get(client.id, -lag_s) >= lag_s:
+            reader = self._reader(primary)
+            if reader is not None:
+                return reader
+            if policy == "replica" and self._usable(primary):
+                return errors.not_applied(self.link.name, self.link.node, "has no replica to read from")
+        return primary if self._usable(primary) else self._refuge(primary) or primary
+
+    def elsewhere(self, backend: Backend) -> Backend | None:
+        """Where reads go that cannot be sent on this backend."""
+        other = self._refuge(backend)
+        if other is None or other is backend:
+            other = self.link.backend(backend.proto, backend.db)
+        return other if other is not backend and not other.is_shut else None
+
+    def _usable(self, primary: Backend) -> bool:
+        own = self.gate.own
+        if self._closed is not None and (own.lost_at or own.stalled_at or own.refused_at or not self._reachable):
+            return False
+        return not primary.is_shut and (primary.is_open or self._closed is None)
+
+    def _reader(self, primary: Backend) -> Backend | None:
+        readers = self.gate.said.readers
+        if not readers:
+            return None
+        reader = self._side(readers[self._index % len(readers)]).backend(primary.proto, primary.db)
+        return None if reader.is_shut else reader
+
+    def _refuge(self, primary: Backend) -> Backend | None:
+        node = self.gate.said.refuge
+        if node is None or node == self.link.node:
+            return None
+        refuge = self._side(node).backend(primary.proto, primary.db)
+        return None if refuge.is_shut else refuge
+
+    def _side(self, node: Node) -> Link:
+        link = self._sides.get(node)
+        if link is None:
+            link = self._sides[node] = self._open_link(node)
+            link.front = self
+            self._lane.sides.append(link)
+            self._guard()
+        return link
+
+    def _leave_sides(self) -> None:
+        """In peace all reads are the primary's again, once nobody has one out elsewhere."""
+        if not any(backend.waiting_requests for link in self._sides.values() for backend in link.backends.values()):
+            self._retired += self._sides.values()
+            self._sides.clear()
+
+    def _retire(self) -> None:
+        for link in list(self._retired):
+            if not any(backend.waiting_requests for backend in link.backends.values()):
+                self._retired.remove(link)
+                self._lane.sides.remove(link)
+                link.close()
+        if not self._sides and not self._retired:
+            self._lane.forget_sides(self.link.index)
+            self._guard()

@@ -1,0 +1,135 @@
+"""A transaction of one client, from its MULTI to EXEC or DISCARD.
+
+Its commands wait here, checked as far as can be without a server. At EXEC they go out in one piece to the shard of
+their keys; where they have several, to none, or, with `transactions = "split"`, in a piece to each. A piece is atomic,
+the whole is not.
+
+Only commands on keys that they name can be in one: connections are shared, and SELECT or CLIENT REPLY inside a block
+would change one for good.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from protocol import errors, request
+from protocol.commands import BadKeys, Command, Kind
+from pyproxy.worker.lane import NOT_NOW, Client, Route
+from pyproxy.worker.split import cut, execute
+
+QUEUED = b"+QUEUED\r\n"
+MULTI, EXEC = request.encode([b"MULTI"]), request.encode([b"EXEC"])
+OVERHEAD = 64  # bytes that a queued command, and each of its words, costs beside its own
+
+
+@dataclass(slots=True)
+class Queued:
+    """A command that waits for EXEC."""
+
+    route: Route
+    argv: list[bytes]
+    keys: Sequence[int]  # where in argv they stand
+
+
+class Transaction:
+    """Between MULTI and EXEC."""
+
+    def __init__(self) -> None:
+        self.commands: list[Queued] = []
+        self.refused = False  # one of its commands was, so EXEC runs none
+        self._write = False
+
+    def take(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> bytes:
+        """+QUEUED, or why it is not."""
+        line = self._queue(client, route, command, argv)
+        if line:
+            self.refused = True
+        return line or QUEUED
+
+    def _queue(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> bytes:
+        match command.kind:
+            case Kind.PLAIN:
+                keys: Sequence[int] = (command.first_key,)
+            case Kind.SPLIT:
+                keys = range(command.first_key, len(argv), command.step)
+            case Kind.KEYED:
+                try:
+                    keys = command.keys(argv)
+                except BadKeys as bad:
+                    return bad.line
+                if len({client.lane.shard_of(argv[position]) for position in keys}) != 1:
+                    return errors.crossslot()
+            case Kind.REFUSED:
+                return errors.refused(command.name, command.reason)
+            case _:
+                return errors.not_in_transaction(command.name)
+        self.commands.append(Queued(route, list(argv), keys))
+        self._write = self._write or not command.is_read
+        client.queued(sum(map(len, argv)) + OVERHEAD * (len(argv) + 1))
+        return b""
+
+    def execute(self, client: Client, route: Route, over_shards: bool) -> object:
+        """EXEC, whose route this is: its answer, None (a place was taken), or NOT_NOW."""
+        if self.refused:
+            return errors.exec_aborted()
+        if not self.commands:
+            return b"*0\r\n"
+        lane = client.lane
+        shards = [{lane.shard_of(each.argv[position]) for position in each.keys} for each in self.commands]
+        involved = sorted(set().union(*shards))
+        if len(involved) == 1:
+            block = _block([request.encode(each.argv) for each in self.commands])
+            reply = client.send(involved[0], block, self._write, True, len(self.commands))
+        elif over_shards:
+            reply = self._over_shards(client, route, shards)
+        else:
+            return errors.transaction_over_shards([lane.links[shard].name for shard in involved])
+        return errors.transaction_discarded(reply) if isinstance(reply, bytes) else reply
+
+    def _over_shards(self, client: Client, route: Route, shards: Sequence[set[int]]) -> object:
+        """A block to each shard; a command whose keys are on several is cut, as it is outside of a transaction."""
+        frames: dict[int, list[bytes]] = {}
+        commands: list[Any] = []
+        for each, asked in zip(self.commands, shards, strict=True):
+            if len(asked) == 1:
+                (shard,) = asked
+                frames.setdefault(shard, []).append(request.encode(each.argv))
+                commands.append(shard)
+            elif each.route.merge:
+                owners, parts = cut(client.lane, each.route, each.argv)
+                for shard, part in parts.items():
+                    frames.setdefault(shard, []).append(part)
+                commands.append((each.route, owners, tuple(parts)))
+            else:  # the slots were moved since it was queued
+                return errors.crossslot()
+        blocks = {shard: (_block(of_shard), len(of_shard)) for shard, of_shard in frames.items()}
+        return execute(client, route, blocks, commands, self._write)
+
+
+def _block(frames: Sequence[bytes]) -> bytes:
+    return b"".join((MULTI, *frames, EXEC))
+
+
+def begin(client: Client) -> bytes:
+    """MULTI."""
+    if client.transaction is not None:
+        return errors.multi_in_multi()
+    client.transaction = Transaction()
+    return b"+OK\r\n"
+
+
+def discard(client: Client) -> bytes:
+    if client.transaction is None:
+        return errors.without_multi("DISCARD")
+    client.end_transaction()
+    return b"+OK\r\n"
+
+
+def run(client: Client, route: Route, over_shards: bool) -> object:
+    """EXEC. A client that is parked keeps its transaction, and comes again."""
+    if client.transaction is None:
+        return errors.without_multi("EXEC")
+    reply: object = client.transaction.execute(client, route, over_shards)
+    if reply is not NOT_NOW:
+        client.end_transaction()
+    return reply
