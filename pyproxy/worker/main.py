@@ -16,7 +16,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable, Coroutine
-from typing import Any, cast
+from typing import Any, NoReturn, ParamSpec, cast
 
 import msgspec
 import uvloop
@@ -101,7 +101,8 @@ class Worker:
 
     async def run(self) -> None:
         """Serve until drained, or until the parent is gone."""
-        self._channel = await Channel.open(self._channel_socket, self._on_message, self._on_parent_gone)
+        heard, gone = or_end(self._on_message), or_end(self._on_parent_gone)
+        self._channel = await Channel.open(self._channel_socket, heard, gone)
         await self._ended.wait()
         for front in self._fronts:
             front.close()
@@ -385,9 +386,29 @@ class Worker:
 
     def _on_task_done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            emit(Event.BUG, task=task.get_name(), trace="".join(traceback.format_exception(task.exception())))
-            os._exit(70)  # EX_SOFTWARE; the parent starts another one
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            end(task.get_name(), exc)
+
+
+Heard = ParamSpec("Heard")
+
+
+def or_end(callback: Callable[Heard, None]) -> Callable[Heard, None]:
+    """The callback; where it fails the worker ends, as one that missed a state of its parent's would serve wrongly."""
+
+    def called(*args: Heard.args, **kwargs: Heard.kwargs) -> None:
+        try:
+            callback(*args, **kwargs)
+        except Exception as exc:
+            end(callback.__name__, exc)
+
+    return called
+
+
+def end(what: str, exc: BaseException) -> NoReturn:
+    """Nobody expected this, so nothing here is sure any more. The parent starts another worker."""
+    emit(Event.BUG, task=what, trace="".join(traceback.format_exception(exc)))
+    os._exit(70)  # EX_SOFTWARE
 
 
 def give_back(held: int, peak: int) -> int:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from pyproxy.fleet import Fleet, Server, Table, wait_until
-from pyproxy.messages import Awake, Confirmed
+from pyproxy.messages import Awake, Confirmed, Topology
 from pyproxy.shardmap import Node
 from tests.e2e.alone import Alone, node, promote
 from tests.e2e.rig import PATIENCE_S, Keys, Talk, error, of_a_worker, wait_for_info
@@ -434,3 +434,10 @@ def reads_of(server: Server) -> int:
     said = server.ask("INFO", "commandstats")
     assert isinstance(said, bytes)
     return next((int(line.split(b"calls=")[1].split(b",")[0]) for line in said.splitlines() if b"_get:" in line), 0)
+
+
+def test_a_worker_that_cannot_take_a_state_of_its_parent_ends_itself(alone: Alone, keys: Keys, talk: Talk) -> None:
+    assert talk.ask("SET", keys.one(0), "v") == b"OK"
+    alone.send(Topology(99, list(alone.shards), [], alone.gates[:1]))
+    assert alone.wait() == 70
+    assert "+bug task=_on_message" in alone.log.read_text()
