@@ -358,6 +358,10 @@ cdef class Backend:
         """Refuses the writes of clients of whom something has been kept since before then; their reads go on."""
         refuse_kept(self, before, line)
 
+    def try_kept_reads(self):
+        """There is somebody to read from: what waits for that is sent."""
+        try_kept_reads(self)
+
 
 @cython.final
 cdef class Wire:

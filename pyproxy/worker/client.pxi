@@ -428,8 +428,9 @@ cdef class Client:
                     return None
             else:
                 said = backend.front.read(self, backend)
-                if type(said) is bytes:
-                    lane.refusal = said
+                if type(said) is not Backend:
+                    if said is not NOT_NOW:
+                        lane.refusal = <bytes?>said
                     return None
                 backend = <Backend?>said
             if not self._turns_to(backend):

@@ -28,6 +28,9 @@ UNSTEADY_S = 0.2
 STALLED = 3
 """So many requests in a row get no answer before their deadline, then nobody waits for it any more."""
 
+READ_BYTES = 64
+"""What a waiting read counts for: its bytes stay where they are."""
+
 FORGET_S = 1.0  # how often is looked which writes are too old to matter
 
 POLLRDHUP = 0x2000  # <poll.h>; select has no name for it before Python 3.15
@@ -54,6 +57,8 @@ class Front:
         self._open_link = open_link
         self._closed: Closed | None = None
         self._reachable = True  # the primary, as the watcher saw it last
+        self._readers: list[Client] = []  # wait for somebody to read from; some may have gone
+        self._keeps_reads = False  # some that were begun wait for that too
         self._sides: dict[Node, Link] = {}
         self._retired: list[Link] = []
         self._wrote: dict[int, float] = {}  # client -> its last write here
@@ -191,6 +196,8 @@ class Front:
         if self._closed is not None or own.stalled_at:
             self.review()
             self._expire()
+        if self._readers or self._keeps_reads:
+            self._try_reads()
         if self._retired:
             self._retire()
         if self._sides and self._closed is None and self._config.reads == "primary":
@@ -303,8 +310,8 @@ class Front:
 
     # --- reads; called by the lane ---
 
-    def read(self, client: Client, primary: Backend) -> Backend | bytes:
-        """The backend to read from, or the line to refuse a read with."""
+    def read(self, client: Client, primary: Backend) -> object:
+        """The backend to read from; NOT_NOW: the client was parked; else the line to refuse a read with."""
         policy = self._config.reads
         lag_s = self._config.reads_max_lag_s
         if policy != "primary" and time.monotonic() - self._wrote.get(client.id, -lag_s) >= lag_s:
@@ -313,7 +320,42 @@ class Front:
                 return reader
             if policy == "replica" and self._usable(primary):
                 return errors.not_applied(self.link.name, self.link.node, "has no replica to read from")
-        return primary if self._usable(primary) else self._refuge(primary) or primary
+        if self._usable(primary):
+            return primary
+        backend = self._refuge(primary) or primary
+        now = time.monotonic()
+        start = client.held_since(now)
+        if backend.is_shut and self._read_may_wait(client, READ_BYTES, start, now):
+            self.gate.park(client, READ_BYTES, start)
+            client.hold(self, start)
+            self._readers.append(client)
+            return NOT_NOW
+        return backend
+
+    def _read_may_wait(self, client: Client, size: int, start: float, now: float) -> bool:
+        """Nobody can answer it now; in an incident that may soon be otherwise."""
+        closed = self.gate.closed(now)
+        return closed is not None and self.gate.may_be_held(closed, client.id, size, start, now, again=True)
+
+    def read_waits(self, client: Client, size: int, start: float) -> bool:
+        """Whether a read that was begun may wait for somebody who can answer it."""
+        if not self._read_may_wait(client, size, start, time.monotonic()):
+            return False
+        self._keeps_reads = True
+        return True
+
+    def _try_reads(self) -> None:
+        """Those who wait for somebody to read from offer their commands again."""
+        primaries = self.link.backends.values()
+        if not any(not (self._refuge(primary) or primary).is_shut for primary in primaries):
+            return
+        self._keeps_reads = False
+        for backend in list(primaries):
+            backend.try_kept_reads()
+        readers, self._readers = self._readers, []
+        for client in readers:
+            if client in self.gate.parked:
+                self._let_go(client, "drained")
 
     def elsewhere(self, backend: Backend) -> Backend | None:
         """Where reads go that cannot be sent on this backend."""

@@ -56,22 +56,40 @@ cdef int keep_unsent(Backend backend) except -1:
 
 
 cdef int send_elsewhere(Backend backend, list reads) except -1:
-    """Reads that were not sent go to another server of the shard, or stay, or are refused."""
+    """Reads that were not sent go to another server of the shard, or stay, or wait for one, or are refused."""
     cdef object found = backend.front.elsewhere(backend) if backend.front is not None and backend.wire is None else None
     cdef Backend other = found if found is not None else backend
     cdef Pending item
     for held in reads:
         item = <Pending>held
+        owner = <Client>backend._owner(item)
         if other.door == Door.SHUT:
-            backend._refuse(item, other.refusal, True)
+            since = item.kept_since or item.sent_at
+            if item.request is not None and backend.front is not None and backend.front.read_waits(owner, item.size, since):
+                keep(backend, item, owner)
+            else:
+                backend._refuse(item, other.refusal, True)
             continue
         if other is not backend:
-            (<Client>backend._owner(item)).reads_at(other)
+            owner.reads_at(other)
         item.sent_at = backend.lane.now
         put_again(other, item)
     if other.count and other.door == Door.IDLE:
         other.link.connect(other)
     return 0
+
+
+cdef int try_kept_reads(Backend backend) except -1:
+    """There is somebody to read from: the reads that wait for that, and for no write of their client, are sent there."""
+    cdef list kept = backend.kept, reads = []
+    cdef set writing = {backend._owner(<Pending>held) for held in kept if (<Pending>held).write}
+    backend.kept = []
+    for held in kept:
+        if backend._owner(<Pending>held) in writing:
+            backend.kept.append(held)
+        elif backend._owner(<Pending>held) is not None:
+            reads.append(held)
+    return send_elsewhere(backend, reads) if reads else 0
 
 
 cdef list take_unsent(Backend backend):

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from pyproxy.fleet import Fleet, Server, Table, wait_until
-from pyproxy.messages import Awake, Confirmed, Topology
+from pyproxy.messages import Awake, Complaint, Confirmed, Topology
 from pyproxy.shardmap import Node
 from tests.e2e.alone import Alone, node, promote
 from tests.e2e.rig import PATIENCE_S, Keys, Talk, error, of_a_worker, wait_for_info
@@ -194,6 +194,40 @@ def test_reads_wait_while_the_connections_of_the_replica_that_answers_them_are_k
         killed = new.ask("CLIENT", "KILL", "TYPE", "normal")
         assert isinstance(killed, int) and killed >= 1
         assert [talk.ask("GET", key) for _ in range(10)] == [b"v"] * 10
+
+
+def test_reads_wait_while_there_is_nobody_to_read_from(
+    alone: Alone, keys: Keys, talk: Talk, old: Server, new: Server
+) -> None:
+    """As long as the replicas copy from one another, none of them may be named."""
+    key = keys.one(LOST)
+    assert talk.ask("SET", key, "v") == b"OK"
+    wait_replicated(old, new, key)
+    with Talk(alone.port) as second, Talk(alone.port) as third:
+        assert second.ask("GET", key) == b"v"
+        old.pause()
+        second.send(("GET", key))  # out when it is lost
+        alone.wait_for("it to be out", lambda: alone.count("commands") >= 3)
+        alone.close(LOST)
+        old.kill()
+        down = "closed the connection"
+        alone.wait_for("it to be down", lambda: any(said.what == down for said in alone.of(Complaint)))
+        talk.send(("GET", key))  # begun when there is nobody
+        third.send(("MGET", keys.one(0), key))
+        alone.wait_held(LOST, 2)
+        alone.refuge(LOST, new)
+        assert [talk.read(), second.read(), third.read()] == [b"v", b"v", [None, b"v"]]
+
+
+def test_reads_wait_no_longer_than_a_hold_may_last(fleet: Fleet, old: Server) -> None:
+    promotion: Table = {**PATIENT, "on_promotion": "auto", "auto_hold_s": 0.3}
+    with Alone(fleet, promotion=promotion) as alone, Talk(alone.port) as talk:
+        key = Keys(alone).one(LOST)
+        assert talk.ask("GET", key) is None
+        old.kill()
+        assert error(talk.ask("GET", key)).startswith("TRYAGAIN ")
+        assert error(talk.ask("GET", key)).startswith("TRYAGAIN "), "at once, as it has waited"
+        assert alone.count("held") <= 1
 
 
 def test_without_a_promoter_or_a_replica_a_dead_primary_is_down_as_ever(fleet: Fleet, old: Server) -> None:
