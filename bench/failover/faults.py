@@ -74,12 +74,12 @@ def cut_and_kill(rig: Rig) -> None:
 
 
 def demote(rig: Rig) -> None:
-    """By an operator, by hand."""
+    """By an operator, by hand: FAILOVER waits until the new one has everything, or what was confirmed could be lost."""
     old, new, other = rig.servers
     rig.trouble()
-    new.ask("REPLICAOF", "NO", "ONE")
-    for each in (old, other):
-        each.ask("REPLICAOF", HOST, new.port)
+    old.ask("FAILOVER", "TO", HOST, new.port)
+    rig.wait("the new primary", new.says_master)
+    other.ask("REPLICAOF", HOST, new.port)
     rig.until_written()
     rig.over()
 
