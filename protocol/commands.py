@@ -29,6 +29,7 @@ class Kind(enum.IntEnum):
     LOCAL = 5  # answered by the proxy
     REFUSED = 6  # answered with a refusal that says why
     TRANSACTION = 7  # MULTI, and what ends it
+    CONVERSATION = 8  # more than one question, or a connection of its own
 
 
 class Row(NamedTuple):

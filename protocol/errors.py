@@ -291,6 +291,16 @@ def gate_closed(shard: str, node: object, why: str, retry_after_ms: int) -> byte
     return _line(f"TRYAGAIN shard {shard} ({node}) {why}, applied=no retry_after_ms={retry_after_ms}; retry later")
 
 
+def none_to_lend(shard: str, node: object, limit: int) -> bytes:
+    """A command needs a connection of its own, and all that may be lent are."""
+    return not_applied(shard, node, f"has all {limit} connections lent to commands that wait (limits.borrowed)")
+
+
+def unblocked() -> bytes:
+    """A command that waits is ended from outside, and has done nothing. The code is Redis' own."""
+    return _line("UNBLOCKED the proxy has stopped waiting for this command; nothing was done")
+
+
 def client_gone(shard: str, node: object) -> bytes:
     """The client closed its half while its request was held."""
     return not_applied(shard, node, "is being waited for, and the client has closed its connection")

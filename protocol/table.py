@@ -35,6 +35,9 @@ FANOUT = {"dbsize": "sum", "flushdb": "all_ok", "flushall": "all_ok", "keys": "c
 
 TRANSACTION = frozenset(["multi", "exec", "discard"])
 
+# More than one question to the shards, or a connection that is not shared; see pyproxy/worker/conversations/.
+CONVERSATION = frozenset(["randomkey"])
+
 # Containers with subcommands that name a key; and commands that wait only if they are asked to, which `keys` refuses.
 KEYED = frozenset(["object", "xgroup", "xinfo", "memory", "xread", "xreadgroup"])
 
@@ -44,7 +47,6 @@ CONFIGURED_ELSEWHERE = "the proxy is configured by its own file, and each server
 _REFUSALS: dict[str, str] = {
     "what it watches would need a connection of its own; use MULTI without it, or SET with NX": "watch",
     "one cursor cannot walk all shards; use KEYS, or HSCAN, SSCAN or ZSCAN on one key": "scan clusterscan",
-    "it would have to choose among the keys of all shards; ask one server directly": "randomkey",
     "messages are not relayed between shards; publish and subscribe at one server directly": """
         publish subscribe unsubscribe psubscribe punsubscribe spublish ssubscribe sunsubscribe pubsub""",
     "a script or function may touch keys of any shard; send its commands one by one, or run it at a server": """
@@ -100,6 +102,8 @@ def _command(row: Row, subcommands: Mapping[bytes, Command]) -> Command:
         kind = Kind.LOCAL
     elif row.name in TRANSACTION:
         kind = Kind.TRANSACTION
+    elif row.name in CONVERSATION:
+        kind = Kind.CONVERSATION
     elif row.name in FANOUT:
         kind, merge = Kind.FANOUT, FANOUT[row.name]
     elif row.name in SPLIT:

@@ -294,7 +294,7 @@ cdef class Backend:
                 self._fail(item, why, False)
             elif taking is not None:
                 (<Taking>taking).items.append((item, None))
-            elif item.retried or item.request is None or last_write.get(self._owner(item), -1) > i:
+            elif item.retried or item.stays or item.request is None or last_write.get(self._owner(item), -1) > i:
                 self._fail(item, why, True)
             else:
                 retries.append(item)

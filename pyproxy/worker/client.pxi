@@ -66,6 +66,8 @@ cdef class Client:
         elif self.parked & Park.SWITCH:
             for backend in self.pool:
                 forget(<Backend>backend, self, errors.client_gone(backend.link.name, backend.link.node))
+        if self.talk is not None:
+            self.talk.half_closed()
         self.touch()
         return True
 
@@ -94,6 +96,9 @@ cdef class Client:
         if self.parked & Park.SWITCH:
             for backend in self.pool:
                 forget(<Backend>backend, self, None)
+        if self.talk is not None:
+            self.talk.left()
+            self.talk = None
         self.head = self.tail = None
         while item is not None:
             following = item.next_placed
@@ -335,6 +340,43 @@ cdef class Client:
         backend.put(item, PyBytes_AS_STRING(frame), item.size)
         return None
 
+    def converse(self, talk):
+        """Takes a place for a conversation: nothing more of this client is begun until it is over.
+
+        `talk` is told `go_on()` where it was asked to wait and may ask again, `half_closed()`, `left()`, and `drain()`.
+        -> None; NOT_NOW while earlier requests are out: offer the command again.
+        """
+        cdef Pending item
+        if self.head is not None:
+            self.parked |= Park.SWITCH
+            self.touch()
+            return NOT_NOW
+        item = self.place()
+        item.shard = -2
+        self.inflight += 1
+        self.lane.inflight += 1
+        self.talk = talk
+        self.parked |= Park.TALK
+        return None
+
+    def answer(self, bytes reply not None):
+        """The end of a conversation."""
+        if self.talk is None:
+            return
+        self.talk = None
+        if reply[0] == c'-':
+            self.lane.errors += 1
+        self.lane.settle(self.head, reply)
+        self.unpark(Park.TALK)
+
+    def may_write(self, int shard, Py_ssize_t size):
+        """Whether a write to this shard may be sent on a connection of its own.
+
+        -> None: it may; NOT_NOW: the client was parked; else the line to refuse it with.
+        """
+        cdef Backend backend = <Backend>self.pool[shard]
+        return backend.front.write(self, size) if backend._guarded else None
+
     def queued(self, Py_ssize_t size):
         """So many bytes more wait for EXEC."""
         self.queued_bytes += size
@@ -470,7 +512,7 @@ cdef class Client:
         """Whether anything of it is out to this shard."""
         cdef Pending item = self.head
         while item is not None:
-            if not item.done and (item.shard == shard or item.shard < 0):
+            if not item.done and (item.shard == shard or item.shard == -1):
                 return True
             item = item.next_placed
         return False
@@ -499,7 +541,10 @@ cdef class Client:
         """It has closed its half while it was held: what it sent is not done."""
         self.front = None
         self.parked &= ~Park.HOLD
-        self.say(line if self.transaction is None else errors.transaction_discarded(line))
+        if self.talk is not None:
+            self.talk.refuse(line)
+        else:
+            self.say(line if self.transaction is None else errors.transaction_discarded(line))
         self.finish()
 
     # --- going on, and writing ---
@@ -515,6 +560,8 @@ cdef class Client:
             self.parked &= ~reasons
             if not self.parked:
                 self._next_turn()
+            elif self.talk is not None:
+                self.talk.go_on()
 
     cdef int _next_turn(self) except -1:
         self.parked |= Park.TURN     # until then it is neither read nor closed

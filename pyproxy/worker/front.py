@@ -119,7 +119,9 @@ class Front:
     @property
     def busy(self) -> bool:
         """Whether the gate is closed, and the answer to a write that was sent is still to come."""
-        return bool(self.gate.said.closed) and any(backend.owes_write for backend in self.link.backends.values())
+        lent = (loan.backend for loan in self.link.lent)
+        shared = self.link.backends.values()
+        return bool(self.gate.said.closed) and any(backend.owes_write for backend in (*shared, *lent))
 
     # --- what follows ---
 

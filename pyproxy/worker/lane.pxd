@@ -20,6 +20,7 @@ cdef enum Park:
     DOOR = 8        # a backend is congested
     DRAIN = 16      # the worker is going: nothing new is begun
     HOLD = 32       # a gate is closed; unlike for the others, reading goes on
+    TALK = 64       # a conversation is going on; see conversation.py
 
 
 # begins a split command: 1 done, -1 not now (the client was parked)
@@ -47,11 +48,12 @@ cdef class Pending:
     cdef bytes reply
     cdef object request             # argv or the whole frame, where it may have to be sent again; else None
     cdef Split whole
-    cdef int shard                  # -1: several
+    cdef int shard                  # -1: several; -2: a conversation, which asks shards in its own time
     cdef bint write
     cdef bint done
     cdef bint mute
     cdef bint retried
+    cdef bint stays                 # a read that only the primary may answer
     cdef int queued                 # commands of its transaction; 0: it is none
     cdef int ahead                  # answers that come before its own: to MULTI, and to each that was queued
     cdef readonly double sent_at
@@ -78,6 +80,7 @@ cdef class Split:
     cdef list frames                # of each shard: its reply, or None
     cdef dict failed                # shard index -> (error line, whether it surely was not applied); None: none failed
     cdef Py_ssize_t held            # bytes of the frames
+    cdef object asked               # of a conversation: takes the answers; None: they are merged and are the client's
     cdef int answered(self, Pending part, bytes frame) except -1
     cdef int fail(self, Pending part, bytes line, bint unsent) except -1
     cdef int _hold(self, Py_ssize_t size) except -1
@@ -189,6 +192,7 @@ cdef class Client:
     cdef public bytes lib_ver
     cdef public int reply_mode
     cdef public object transaction  # begun by MULTI; None: in none
+    cdef public object talk         # the conversation that is going on; None: none
     cdef readonly Py_ssize_t queued_bytes   # of it
     cpdef touch(self)
     cpdef unpark(self, int reasons)

@@ -167,7 +167,9 @@ cdef class Split:
         cdef Pending place = self.place
         self._hold(-self.held)
         self.place = None
-        if place is not None and place.client is not None:
+        if self.asked is not None:
+            self.asked(self.frames, self.failed)
+        elif place is not None and place.client is not None:
             self.lane.settle(place, self.lane.merge(self))
         return 0
 
@@ -415,6 +417,8 @@ cdef class Lane:
         for client in list(self.clients):
             client.parked |= Park.DRAIN
             client.touch()
+            if client.talk is not None:
+                client.talk.drain()
 
 
 cdef int _CLIENTS = INDEX["clients"], _BEAT = INDEX["beat_us"], _COMMANDS = INDEX["commands"]

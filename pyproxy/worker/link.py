@@ -43,6 +43,14 @@ COMPLAIN_S = 1.0
 """How long after a complaint of a refusal the same refusal by the same shard is no news."""
 
 
+class Loan(Protocol):
+    """A connection of which the link knows only that it is one; see lending.py."""
+
+    @property
+    def backend(self) -> Backend: ...
+    def drop(self, why: str) -> None: ...
+
+
 class Front(Protocol):
     """What a link knows of its shard; see front.py."""
 
@@ -89,6 +97,7 @@ class Link:
         self._moving = False
         self._turn = 0  # grows with each `point_at`: what was begun for an earlier one comes to nothing
         self._opening: set[Wire] = set()
+        self.lent: set[Loan] = set()  # connections that one conversation each has to itself
         self.lost_at = 0.0  # CLOCK_MONOTONIC; of the first connection that was lost since one was made
         self._complained: dict[str, float] = {}  # code of a refusal -> when, on the loop's clock
 
@@ -136,6 +145,8 @@ class Link:
                 self.connect(backend)
 
     def _give_up(self) -> None:
+        for loan in list(self.lent):
+            loan.drop(MOVED if self._moving else errors.LOST)
         for wire in list(self._opening):
             wire.drop(MOVED)
         for backend in self.backends.values():
@@ -272,8 +283,20 @@ class Link:
 
     # --- one connection ---
 
-    async def _open(self, backend: Backend) -> None:
-        """Connect and set up; the backend is open then. Raises OSError, see `access.why`."""
+    async def open_lent(self, backend: Backend, on_lost: Callable[[str], None]) -> None:
+        """Connect and set up a backend that is not one of `backends`. Raises OSError, see `access.why`."""
+        turn = self._turn
+
+        def lost(_: Backend, reason: str, lived_s: float) -> None:
+            self.connections -= 1
+            on_lost(reason)
+
+        await self._open(backend, lost)
+        if turn != self._turn or self._closed:
+            raise ConnectionError(MOVED)
+
+    async def _open(self, backend: Backend, lost: Callable[[Backend, str, float], None] | None = None) -> None:
+        """Connect and set up; the backend is open then. Raises OSError, see `access.why`. `lost`: told, if lent."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         tls = self._access.tls()
@@ -299,16 +322,18 @@ class Link:
                 opened = loop.time()
                 self.connections += 1
                 self._opening.discard(wire)
-                self.lost_at = 0.0
                 wire.ready()
                 done.set_result(None)
+                if lost is not None:
+                    return
+                self.lost_at = 0.0
                 if not self._down:
                     self._tell_front("")
 
         def on_lost(reason: str) -> None:
             self._opening.discard(wire)
             if opened:
-                self._lost(backend, reason, loop.time() - opened)
+                (lost or self._lost)(backend, reason, loop.time() - opened)
             elif not done.done():
                 done.set_exception(ConnectionError(reason))
 

@@ -15,7 +15,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn, ParamSpec, cast
 
 import msgspec
@@ -49,7 +49,8 @@ from pyproxy.worker.front import Front
 from pyproxy.worker.gate import Gate as ShardGate
 from pyproxy.worker.gate import Holds
 from pyproxy.worker.here import Here
-from pyproxy.worker.lane import Client, Lane
+from pyproxy.worker.lane import Client, Lane, Route
+from pyproxy.worker.lending import Lender
 from pyproxy.worker.link import Link
 from pyproxy.worker.session import Session
 
@@ -98,6 +99,8 @@ class Worker:
         self._access: Access | None = None
         self._lane: Lane | None = None
         self._here: Here | None = None
+        self._lender: Lender | None = None
+        self._session: Session | None = None
 
     async def run(self) -> None:
         """Serve until drained, or until the parent is gone."""
@@ -139,8 +142,10 @@ class Worker:
             lambda: self._lane.clients if self._lane else (),
             self._tell,
         )
-        session = Session(self._here)
-        self._lane = Lane(loop, session.take, split.merged, self._row, setup.config, setup.index, setup.workers)
+        # the session needs the lane, and the lane what takes the commands that it leaves
+        self._lane = Lane(loop, self._take, split.merged, self._row, setup.config, setup.index, setup.workers)
+        self._lender = Lender(self._lane, setup.config.limits.borrowed)
+        self._session = Session(self._here, self._lender)
         self._lane.on_slept = self._slept
         split.install(self._lane)
         self._lane.set_table(table.TABLE)
@@ -148,6 +153,10 @@ class Worker:
         self._lane.publish()  # a beat, or the others would take this worker for one that hangs
         self._row[INDEX["pid"]] = os.getpid()
         self._spawn(self._tick(self._lane), "tick")
+
+    def _take(self, client: Client, route: Route | None, argv: Sequence[bytes]) -> object:
+        assert self._session
+        return self._session.take(client, route, argv)
 
     def _set(self, settings: Settings) -> None:
         assert self._here
@@ -312,6 +321,8 @@ class Worker:
             if now >= check_at:
                 check_at = now + SELDOM_S
                 lane.check_unfinished(unfinished_s)
+                if self._lender:
+                    self._lender.tick(now)
                 peak = give_back(lane.held, peak)
 
     def _report(self) -> None:

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from protocol import errors, request
 from protocol.commands import BadKeys, Command, Kind
 from pyproxy.events import Event, emit
-from pyproxy.worker import local, transaction
+from pyproxy.worker import conversation, local, transaction
+from pyproxy.worker.conversations import HANDLERS
 from pyproxy.worker.here import Here
 from pyproxy.worker.lane import Client, Route
+from pyproxy.worker.lending import Lender
 from pyproxy.worker.split import fan_out
 
 # A web browser can be made to send these to any port (CVE-2016-10517): like Redis, close without a word.
@@ -23,8 +25,9 @@ NOT_QUEUED = (b"multi", b"exec", b"discard", b"watch", b"reset", b"quit")
 class Session:
     """The worker's answer to commands that leave the hot path."""
 
-    def __init__(self, here: Here) -> None:
+    def __init__(self, here: Here, lender: Lender) -> None:
         self._here = here
+        self._lender = lender
 
     def take(self, client: Client, route: Route | None, argv: Sequence[bytes]) -> object:
         """The reply; b"" for none; None where the client's place was taken; NOT_NOW where the client was parked."""
@@ -51,6 +54,9 @@ class Session:
                 return local.answer(command.name, client, argv, self._here)
             case Kind.REFUSED:
                 return self._refused(client, command)
+            case Kind.CONVERSATION:
+                handler = HANDLERS[command.name]
+                return conversation.begin(client, route, command, argv, self._here, self._lender, handler)
             case Kind.FANOUT:
                 return fan_out(client, route, request.encode(argv))
         return self._keyed(client, route, command, argv)

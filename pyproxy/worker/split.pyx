@@ -290,6 +290,68 @@ def execute(Client client not None, Route route not None, dict blocks not None, 
     return None
 
 
+# --- conversations ----------------------------------------------------------------------------------------------------
+
+
+def ask(Client client not None, Route route not None, dict parts not None, bint write, bint primary, asked):
+    """Sends what a conversation asks: shard index -> frame.  `primary`: a read that no replica may answer.
+
+    `asked(frames, failed)` is called when all have answered: by shard the frames that came, or None; and a dict by shard
+    of (error line, whether it surely was not applied), or None where there was no error, neither ours nor a server's.
+    -> None; NOT_NOW where the client was parked, and its conversation will be told to go on; the refusal.
+    """
+    cdef Lane lane = client.lane
+    cdef Split split
+    cdef Backend backend
+    cdef dict backends = {}
+    cdef Py_ssize_t size = 0
+    cdef int verdict
+    for frame in parts.values():
+        size += len(frame)
+    if primary and not write:
+        for shard in parts:
+            backend = <Backend>client.pool[shard]
+            verdict = backend.admit(client)
+            if verdict <= 0:
+                return NOT_NOW if verdict < 0 else backend.refusal
+            backends[shard] = backend
+    elif len(parts) == 1:
+        for shard in parts:
+            backend = client._seek(<Backend>client.pool[shard], write, size)
+            if backend is None:
+                return NOT_NOW if lane.refusal is None else lane.refusal
+            backends[shard] = backend
+    else:
+        verdict = _admitted(client, write, list(parts), size, backends)
+        if verdict <= 0:
+            return NOT_NOW if verdict < 0 else lane.refusal
+    split = _asking(client, route, <int>len(parts), asked)
+    split.write = write
+    for shard, frame in parts.items():
+        _send(<Backend>backends[shard], split, <bytes>frame, 0)
+        (<Backend>backends[shard]).tail.stays = primary
+    return None
+
+
+def ask_on(Client client not None, Route route not None, Backend backend not None, bytes frame not None, bint write,
+           int queued, asked):
+    """Sends one request on a connection that only this conversation uses; `queued` and `asked` as for `send` and `ask`."""
+    cdef Split split = _asking(client, route, 1, asked)
+    split.write = write
+    _send(backend, split, frame, queued)
+
+
+cdef Split _asking(Client client, Route route, int parts, asked):
+    cdef Split split = Split.__new__(Split)
+    split.lane = client.lane
+    split.route = route
+    split.left = parts
+    split.frames = [None] * len(client.pool)
+    split.place = client.head       # that of the conversation: it is the only one
+    split.asked = asked
+    return split
+
+
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,12 @@
+"""The commands that are conversations: a file for each subject, each with its HANDLERS.
+
+    keyspace    what is asked of the keys of all shards
+"""
+
+from collections.abc import Mapping
+
+from pyproxy.worker.conversation import Handler
+from pyproxy.worker.conversations import keyspace
+
+HANDLERS: Mapping[bytes, Handler] = {**keyspace.HANDLERS}
+"""The table's name of each command of the kind CONVERSATION -> what serves it."""

@@ -1,0 +1,120 @@
+"""Connections that one conversation has to itself, for as long as it needs one.
+
+A command that waits (BLPOP), whose effect stays with the connection (WATCH) or that runs code (EVAL) would stall or
+change a connection that clients share. It borrows one: made when no idle one is there, given back afterwards if nothing
+is left of the conversation on it, else closed. They belong to an epoch like all others: when the shard gets another
+primary none is left.
+"""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from protocol import errors
+from pyproxy.access import why
+from pyproxy.worker.lane import Backend, Lane
+from pyproxy.worker.link import Link
+
+IDLE_S = 30.0
+"""How long a connection that nobody borrows is kept."""
+
+IDLE_MOST = 8
+"""And how many of one server, protocol and database."""
+
+
+class Loan:
+    """A connection. `keep` is set where nothing of the conversation is left on it, so that the next may have it."""
+
+    def __init__(self, lane: Lane, link: Link, proto: int, db: int) -> None:
+        self.link = link
+        self.backend = Backend(lane, link, link.index, proto, db)
+        self.keep = False
+        self.lost = ""  # why it is not connected any more
+        self.idle_since = 0.0
+
+    async def open(self) -> None:
+        """Raises OSError, see `access.why`."""
+        self.backend.queue()
+        self.link.lent.add(self)
+        try:
+            await self.link.open_lent(self.backend, self._on_lost)
+        except BaseException:
+            self.drop(errors.LOST)
+            raise
+
+    def drop(self, reason: str) -> None:
+        """Close it: what was sent gets its verdict."""
+        if self.backend.wire is not None:
+            self.backend.wire.drop(reason)
+        else:
+            self._on_lost(reason)
+
+    def _on_lost(self, reason: str) -> None:
+        if not self.lost:
+            self.lost = reason
+            self.link.lent.discard(self)
+            self.backend.lost(reason)
+            self.backend.shut(errors.not_applied(self.link.name, self.link.node, reason))
+
+
+class Lender:
+    """All that is lent in this worker; `most`: of one shard."""
+
+    def __init__(self, lane: Lane, most: int) -> None:
+        self._lane = lane
+        self._most = most
+        self._idle: dict[tuple[Link, int, int], list[Loan]] = {}
+
+    @asynccontextmanager
+    async def lend(self, shard: int, proto: int, db: int) -> AsyncIterator[Loan]:
+        """A connection to the primary of a shard. Raises Unlendable with the line to refuse the command with."""
+        link: Link = self._lane.links[shard]
+        loan = self._idle_one(link, proto, db) or await self._new(link, proto, db)
+        try:
+            yield loan
+        finally:
+            if loan.keep and not loan.lost and not loan.backend.waiting_requests:
+                loan.keep = False
+                loan.idle_since = time.monotonic()
+                self._idle.setdefault((link, proto, db), []).append(loan)
+            else:
+                loan.drop(errors.LOST)
+
+    def _idle_one(self, link: Link, proto: int, db: int) -> Loan | None:
+        idle = self._idle.get((link, proto, db), [])
+        while idle:
+            loan = idle.pop()
+            if not loan.lost:
+                return loan
+        return None
+
+    async def _new(self, link: Link, proto: int, db: int) -> Loan:
+        if link.is_down:
+            raise Unlendable(link.refusal)
+        if len(link.lent) >= self._most:
+            raise Unlendable(errors.none_to_lend(link.name, link.node, self._most))
+        loan = Loan(self._lane, link, proto, db)
+        try:
+            await loan.open()
+        except OSError as exc:
+            raise Unlendable(errors.shard_down(link.name, link.node, why(exc))) from None
+        return loan
+
+    def tick(self, now: float) -> None:
+        """Close what has been idle for long, or is too many."""
+        for key, idle in list(self._idle.items()):
+            for loan in idle[:-IDLE_MOST] + [loan for loan in idle[-IDLE_MOST:] if now - loan.idle_since > IDLE_S]:
+                loan.drop(errors.LOST)
+            left = [loan for loan in idle if not loan.lost]
+            if left:
+                self._idle[key] = left
+            else:
+                del self._idle[key]
+
+
+class Unlendable(Exception):
+    """There is no connection to be had; the argument is the line that says why."""
+
+    @property
+    def line(self) -> bytes:
+        return bytes(self.args[0])
