@@ -130,6 +130,15 @@ def multi_in_multi() -> bytes:
     return _line("ERR MULTI calls can not be nested")
 
 
+def watch_over_shards(shards: Iterable[str]) -> bytes:
+    """Keys that are watched can be checked together only where they are together."""
+    return _line(
+        "CROSSSLOT the keys that are watched are on different shards (",
+        ", ".join(shards),
+        "), and they cannot be checked at one moment; give them one {hash tag}",
+    )
+
+
 def watch_in_multi() -> bytes:
     return _line("ERR WATCH inside MULTI is not allowed")
 

@@ -36,7 +36,7 @@ FANOUT = {"dbsize": "sum", "flushdb": "all_ok", "flushall": "all_ok", "keys": "c
 TRANSACTION = frozenset(["multi", "exec", "discard"])
 
 # More than one question to the shards, or a connection that is not shared; see pyproxy/worker/conversations/.
-CONVERSATION = frozenset(["randomkey"])
+CONVERSATION = frozenset(["randomkey", "watch"])
 
 # Containers with subcommands that name a key; and commands that wait only if they are asked to, which `keys` refuses.
 KEYED = frozenset(["object", "xgroup", "xinfo", "memory", "xread", "xreadgroup"])
@@ -45,7 +45,6 @@ CONFIGURED_ELSEWHERE = "the proxy is configured by its own file, and each server
 
 # Why -> what. A container stands for its subcommands, except those named in the lists above or on their own.
 _REFUSALS: dict[str, str] = {
-    "what it watches would need a connection of its own; use MULTI without it, or SET with NX": "watch",
     "one cursor cannot walk all shards; use KEYS, or HSCAN, SSCAN or ZSCAN on one key": "scan clusterscan",
     "messages are not relayed between shards; publish and subscribe at one server directly": """
         publish subscribe unsubscribe psubscribe punsubscribe spublish ssubscribe sunsubscribe pubsub""",

@@ -99,6 +99,7 @@ cdef class Client:
         if self.talk is not None:
             self.talk.left()
             self.talk = None
+        self.end_watch()
         self.head = self.tail = None
         while item is not None:
             following = item.next_placed
@@ -388,6 +389,12 @@ cdef class Client:
         self.lane.held -= self.queued_bytes
         self.queued_bytes = 0
         self.transaction = None
+
+    def end_watch(self):
+        """Nothing is watched any more."""
+        if self.watched is not None:
+            self.watched.end()
+            self.watched = None
 
     def switch(self, int proto, int db):
         """From the next command on: another protocol or database, once all earlier requests are answered."""

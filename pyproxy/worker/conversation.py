@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from protocol import errors, request
 from protocol.commands import BadKeys, Command
@@ -51,7 +50,7 @@ class Conversation:
         self.command = command
         self.argv = list(argv)
         self.here = here
-        self._lender = lender
+        self.lender = lender
         self._asked_again = asyncio.Event()
         self._waits = False
         self._end = b""  # the line it is ended with from outside
@@ -127,11 +126,20 @@ class Conversation:
     def name(self, shard: int) -> str:
         return str(self.lane.links[shard].name)
 
-    def shard_of_keys(self) -> int:
-        """The one shard of all keys of the command. Raises BadKeys, or Refusal where there are several."""
+    @property
+    def reply_s(self) -> float:
+        """How long a server may take to answer."""
+        return self.here.setup.config.timeouts.reply_s
+
+    def shard_of_keys(self, several: Callable[[Sequence[str]], bytes] | None = None) -> int:
+        """The one shard of all keys of the command. Raises BadKeys, or Refusal where there are several.
+
+        `several`: the line for that, from the names of the shards.
+        """
         shards = {self.shard_of(self.argv[position]) for position in self.command.keys(self.argv)}
         if len(shards) != 1:
-            raise Refusal(errors.crossslot())
+            names = [self.name(shard) for shard in sorted(shards)]
+            raise Refusal(several(names) if several else errors.crossslot())
         return shards.pop()
 
     async def ask(self, shard: int, *argv: bytes, write: bool = False, primary: bool = False) -> bytes:
@@ -196,10 +204,14 @@ class Conversation:
 
     # --- on a connection of its own ---
 
+    async def pass_gate(self, shard: int, size: int) -> None:
+        """Wait until a write of so many bytes may be sent to this shard. Raises Refusal where it may not."""
+        await self._until_now(lambda: self.client.may_write(shard, size))
+
     @contextlib.asynccontextmanager
     async def lend(self, shard: int) -> AsyncIterator[Loan]:
         """A connection to the primary of a shard, of the client's protocol and database. Raises Unlendable."""
-        async with self._lender.lend(shard, self.client.proto, self.client.db) as loan:
+        async with self.lender.lend(shard, self.client.proto, self.client.db) as loan:
             yield loan
 
     async def ask_on(
@@ -212,7 +224,9 @@ class Conversation:
         """
         shard = loan.link.index
         if write:
-            await self._until_now(lambda: self.client.may_write(shard, len(frame)))
+            await self.pass_gate(shard, len(frame))
+        if loan.lost:
+            raise Refusal(errors.not_applied(loan.link.name, loan.link.node, loan.lost))
         answered: asyncio.Future[bytes] = self.lane.loop.create_future()
 
         def on_answer(frames: list[bytes | None], failed: Failed | None) -> None:
@@ -236,10 +250,3 @@ class Conversation:
 
     def __repr__(self) -> str:
         return f"<Conversation {self.command.name.decode()} of {self.client!r}>"
-
-
-def begin(
-    client: Client, route: Route, command: Command, argv: Sequence[Any], here: Here, lender: Lender, handler: Handler
-) -> object:
-    """Serve a command with this handler -> None, or NOT_NOW."""
-    return Conversation(client, route, command, argv, here, lender).begin(handler)

@@ -27,6 +27,12 @@ class HasCommands(Protocol):
     def commands(self) -> Sequence[object]: ...
 
 
+class HasKeys(Protocol):
+    """What a client watches, as far as it is shown."""
+
+    keys: int
+
+
 class Client(Protocol):
     """One client connection; in the worker it is a compiled class."""
 
@@ -46,6 +52,7 @@ class Client(Protocol):
     reply_mode: int  # REPLY_ON, REPLY_OFF or REPLY_SKIP (the next command only)
     transaction: HasCommands | None  # begun by MULTI
     queued_bytes: int  # what it costs
+    watched: HasKeys | None
     closing: bool
     buffered_in: int  # bytes
     buffered_out: int
@@ -55,6 +62,9 @@ class Client(Protocol):
 
     def end_transaction(self) -> None:
         """Forget what was queued, if anything was."""
+
+    def end_watch(self) -> None:
+        """Nothing is watched any more."""
 
     def finish(self) -> None:
         """Close the connection once this command and those before it are answered."""

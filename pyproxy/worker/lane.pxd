@@ -193,6 +193,7 @@ cdef class Client:
     cdef public int reply_mode
     cdef public object transaction  # begun by MULTI; None: in none
     cdef public object talk         # the conversation that is going on; None: none
+    cdef public object watched      # the keys of a WATCH, and the connection that watches them; None: none
     cdef readonly Py_ssize_t queued_bytes   # of it
     cpdef touch(self)
     cpdef unpark(self, int reasons)

@@ -67,18 +67,25 @@ class Lender:
 
     @asynccontextmanager
     async def lend(self, shard: int, proto: int, db: int) -> AsyncIterator[Loan]:
-        """A connection to the primary of a shard. Raises Unlendable with the line to refuse the command with."""
-        link: Link = self._lane.links[shard]
-        loan = self._idle_one(link, proto, db) or await self._new(link, proto, db)
+        """As `borrow`, and given back at the end of the block."""
+        loan = await self.borrow(shard, proto, db)
         try:
             yield loan
         finally:
-            if loan.keep and not loan.lost and not loan.backend.waiting_requests:
-                loan.keep = False
-                loan.idle_since = time.monotonic()
-                self._idle.setdefault((link, proto, db), []).append(loan)
-            else:
-                loan.drop(errors.LOST)
+            self.take_back(loan)
+
+    async def borrow(self, shard: int, proto: int, db: int) -> Loan:
+        """A connection to the primary of a shard. Raises Unlendable with the line to refuse the command with."""
+        link: Link = self._lane.links[shard]
+        return self._idle_one(link, proto, db) or await self._new(link, proto, db)
+
+    def take_back(self, loan: Loan) -> None:
+        if loan.keep and not loan.lost and not loan.backend.waiting_requests:
+            loan.keep = False
+            loan.idle_since = time.monotonic()
+            self._idle.setdefault((loan.link, loan.backend.proto, loan.backend.db), []).append(loan)
+        else:
+            loan.drop(errors.LOST)
 
     def _idle_one(self, link: Link, proto: int, db: int) -> Loan | None:
         idle = self._idle.get((link, proto, db), [])

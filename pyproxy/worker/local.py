@@ -67,6 +67,7 @@ def _reset(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     client.name = b""
     client.reply_mode = REPLY_ON
     client.end_transaction()
+    client.end_watch()
     return b"+RESET\r\n"
 
 
@@ -133,6 +134,11 @@ def _select(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     return OK
 
 
+def _unwatch(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    client.end_watch()
+    return OK
+
+
 def _ok(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     return OK
 
@@ -190,7 +196,7 @@ def _line(client: Client, now: float) -> bytes:
         "psub": 0,
         "ssub": 0,
         "multi": -1 if client.transaction is None else len(client.transaction.commands),
-        "watch": 0,
+        "watch": client.watched.keys if client.watched is not None else 0,
         "qbuf": client.buffered_in,
         "qbuf-free": 0,
         "argv-mem": 0,
@@ -395,7 +401,7 @@ LOCAL: dict[bytes, Handler] = {
     b"reset": _reset,
     b"select": _select,
     b"time": _time,
-    b"unwatch": _ok,
+    b"unwatch": _unwatch,
     b"xgroup|help": _help,
     b"xinfo|help": _help,
 }

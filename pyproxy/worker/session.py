@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from protocol import errors, request
 from protocol.commands import BadKeys, Command, Kind
 from pyproxy.events import Event, emit
-from pyproxy.worker import conversation, local, transaction
-from pyproxy.worker.conversations import HANDLERS
+from pyproxy.worker import local, transaction
+from pyproxy.worker.conversation import Conversation, Handler
+from pyproxy.worker.conversations import HANDLERS, watching
 from pyproxy.worker.here import Here
 from pyproxy.worker.lane import Client, Route
 from pyproxy.worker.lending import Lender
@@ -49,14 +50,13 @@ class Session:
             return client.transaction.take(client, route, command, argv)
         match command.kind:
             case Kind.TRANSACTION:
-                return self._transaction(client, route)
+                return self._transaction(client, route, command, argv)
             case Kind.LOCAL:
                 return local.answer(command.name, client, argv, self._here)
             case Kind.REFUSED:
-                return self._refused(client, command)
+                return errors.refused(command.name, command.reason)
             case Kind.CONVERSATION:
-                handler = HANDLERS[command.name]
-                return conversation.begin(client, route, command, argv, self._here, self._lender, handler)
+                return self._converse(client, route, command, argv, HANDLERS[command.name])
             case Kind.FANOUT:
                 return fan_out(client, route, request.encode(argv))
         return self._keyed(client, route, command, argv)
@@ -74,18 +74,22 @@ class Session:
             client.transaction.refused = True
         return line
 
-    def _transaction(self, client: Client, route: Route) -> object:
+    def _transaction(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> object:
         match route.name:
             case b"multi":
                 return transaction.begin(client)
             case b"discard":
                 return transaction.discard(client)
+        if client.watched is not None and client.transaction is not None:
+            return self._converse(client, route, command, argv, watching.execute)
         return transaction.run(client, route, self._here.setup.config.transactions == "split")
 
-    def _refused(self, client: Client, command: Command) -> bytes:
+    def _converse(
+        self, client: Client, route: Route, command: Command, argv: Sequence[bytes], handler: Handler
+    ) -> object:
         if client.transaction is not None and command.name == b"watch":
             return errors.watch_in_multi()
-        return errors.refused(command.name, command.reason)
+        return Conversation(client, route, command, argv, self._here, self._lender).begin(handler)
 
     def _keyed(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> object:
         """To the shard of its keys, if it is one."""

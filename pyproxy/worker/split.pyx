@@ -352,6 +352,19 @@ cdef Split _asking(Client client, Route route, int parts, asked):
     return split
 
 
+def together(Lane lane not None, list commands not None, list frames not None):
+    """The answer to an EXEC whose blocks were answered by these arrays, by shard; `commands` as for `execute`."""
+    cdef Split split = Split.__new__(Split)
+    split.lane = lane
+    split.commands = commands
+    split.frames = frames
+    try:
+        return _executed(split)
+    except ValueError:
+        lane.errors += 1
+        return errors.unexpected_part(b"exec")
+
+
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 

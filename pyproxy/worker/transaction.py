@@ -14,7 +14,7 @@ from typing import Any
 
 from protocol import errors, request
 from protocol.commands import BadKeys, Command, Kind
-from pyproxy.worker.lane import NOT_NOW, Client, Route
+from pyproxy.worker.lane import NOT_NOW, Client, Lane, Route
 from pyproxy.worker.split import cut, execute
 
 QUEUED = b"+QUEUED\r\n"
@@ -37,7 +37,7 @@ class Transaction:
     def __init__(self) -> None:
         self.commands: list[Queued] = []
         self.refused = False  # one of its commands was, so EXEC runs none
-        self._write = False
+        self.write = False
 
     def take(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> bytes:
         """+QUEUED, or why it is not."""
@@ -64,7 +64,7 @@ class Transaction:
             case _:
                 return errors.not_in_transaction(command.name)
         self.commands.append(Queued(route, list(argv), keys))
-        self._write = self._write or not command.is_read
+        self.write = self.write or not command.is_read
         client.queued(sum(map(len, argv)) + OVERHEAD * (len(argv) + 1))
         return b""
 
@@ -75,35 +75,35 @@ class Transaction:
         if not self.commands:
             return b"*0\r\n"
         lane = client.lane
-        shards = [{lane.shard_of(each.argv[position]) for position in each.keys} for each in self.commands]
-        involved = sorted(set().union(*shards))
-        if len(involved) == 1:
-            block = _block([request.encode(each.argv) for each in self.commands])
-            reply = client.send(involved[0], block, self._write, True, len(self.commands))
+        blocks, commands = self.blocks(lane)
+        if len(blocks) == 1:
+            ((shard, (block, queued)),) = blocks.items()
+            reply = client.send(shard, block, self.write, True, queued)
         elif over_shards:
-            reply = self._over_shards(client, route, shards)
+            reply = execute(client, route, blocks, commands, self.write)
         else:
-            return errors.transaction_over_shards([lane.links[shard].name for shard in involved])
+            return errors.transaction_over_shards([lane.links[shard].name for shard in sorted(blocks)])
         return errors.transaction_discarded(reply) if isinstance(reply, bytes) else reply
 
-    def _over_shards(self, client: Client, route: Route, shards: Sequence[set[int]]) -> object:
-        """A block to each shard; a command whose keys are on several is cut, as it is outside of a transaction."""
+    def blocks(self, lane: Lane) -> tuple[dict[int, tuple[bytes, int]], list[Any]]:
+        """For each shard its block and how many commands are in it; and how the answers are found: see `split.execute`.
+
+        A command whose keys are on several shards is cut, as it is outside of a transaction.
+        """
         frames: dict[int, list[bytes]] = {}
         commands: list[Any] = []
-        for each, asked in zip(self.commands, shards, strict=True):
+        for each in self.commands:
+            asked = {lane.shard_of(each.argv[position]) for position in each.keys}
             if len(asked) == 1:
                 (shard,) = asked
                 frames.setdefault(shard, []).append(request.encode(each.argv))
                 commands.append(shard)
-            elif each.route.merge:
-                owners, parts = cut(client.lane, each.route, each.argv)
+            else:
+                owners, parts = cut(lane, each.route, each.argv)
                 for shard, part in parts.items():
                     frames.setdefault(shard, []).append(part)
                 commands.append((each.route, owners, tuple(parts)))
-            else:  # the slots were moved since it was queued
-                return errors.crossslot()
-        blocks = {shard: (_block(of_shard), len(of_shard)) for shard, of_shard in frames.items()}
-        return execute(client, route, blocks, commands, self._write)
+        return {shard: (_block(of_shard), len(of_shard)) for shard, of_shard in frames.items()}, commands
 
 
 def _block(frames: Sequence[bytes]) -> bytes:
@@ -122,6 +122,7 @@ def discard(client: Client) -> bytes:
     if client.transaction is None:
         return errors.without_multi("DISCARD")
     client.end_transaction()
+    client.end_watch()
     return b"+OK\r\n"
 
 

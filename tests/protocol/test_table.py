@@ -222,7 +222,8 @@ LINES = {
     Kind.REFUSED: ["client kill", "config rewrite", "memory stats", "scan 0", "clusterscan 0", "eval s 0"],
 }
 LINES[Kind.TRANSACTION] = ["multi", "EXEC", "discard"]
-LINES[Kind.REFUSED] += ["script load x", "cluster slots", "shutdown", "module list", "acl cat", "blpop k 0", "watch k"]
+LINES[Kind.REFUSED] += ["script load x", "cluster slots", "shutdown", "module list", "acl cat", "blpop k 0"]
+LINES[Kind.CONVERSATION] = ["watch k", "RandomKey"]
 
 
 @pytest.mark.parametrize(("kind", "line"), [(kind, line) for kind, lines in LINES.items() for line in lines])

@@ -1,12 +1,13 @@
 """The commands that are conversations: a file for each subject, each with its HANDLERS.
 
     keyspace    what is asked of the keys of all shards
+    watching    WATCH, and the EXEC after it
 """
 
 from collections.abc import Mapping
 
 from pyproxy.worker.conversation import Handler
-from pyproxy.worker.conversations import keyspace
+from pyproxy.worker.conversations import keyspace, watching
 
-HANDLERS: Mapping[bytes, Handler] = {**keyspace.HANDLERS}
+HANDLERS: Mapping[bytes, Handler] = {**keyspace.HANDLERS, **watching.HANDLERS}
 """The table's name of each command of the kind CONVERSATION -> what serves it."""

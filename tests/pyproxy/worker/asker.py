@@ -10,7 +10,7 @@ from pyproxy.config import Config, ShardTable
 from pyproxy.messages import FleetLook, Setup, ShardLook, Topology
 from pyproxy.metrics import INDEX, Page
 from pyproxy.shardmap import Node, split_slots
-from pyproxy.worker.here import HasCommands, Here
+from pyproxy.worker.here import HasCommands, HasKeys, Here
 
 
 @dataclass
@@ -33,6 +33,7 @@ class Asker:
     reply_mode: int = 0
     transaction: HasCommands | None = None
     queued_bytes: int = 0
+    watched: HasKeys | None = None
     closing: bool = False
     buffered_in: int = 0
     buffered_out: int = 0
@@ -44,6 +45,9 @@ class Asker:
 
     def end_transaction(self) -> None:
         self.transaction = None
+
+    def end_watch(self) -> None:
+        self.watched = None
 
     def finish(self) -> None:
         self.closing = True
