@@ -121,7 +121,8 @@ def all_rounds(
     Fresh, because a proxy keeps the memory an earlier load stretched, and a scenario chosen alone must give the same.
     """
     with ExitStack() as stack:
-        up = [stack.enter_context(peers.started(name, behind)) for name in taking_part]
+        able = [name for name in taking_part if scenario.may_be_asked_of(name)]
+        up = [stack.enter_context(peers.started(name, behind)) for name in able]
         for peer in up:
             used.setdefault(peer.name, peer)
         fill(behind, up, scenario.keys, scenario.value)
@@ -230,6 +231,9 @@ def commands(options: argparse.Namespace) -> list[str]:
     lines = [" ".join(again), ""]
     for scenario in SCENARIOS:
         if scenario.name in options.scenarios:
+            if scenario.is_block:
+                lines.append(f"python -m bench.blocks PORT {scenario.name} REQUESTS")
+                continue
             run = measure.benchmark_command(0, scenario, 0)
             run[run.index("-p") + 1], run[run.index("-n") + 1] = "PORT", "REQUESTS"
             lines.append(" ".join(run))

@@ -97,7 +97,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def describe(scenario: Scenario) -> str:
     """`GET, 32 B, pipeline 64`."""
-    what = {"MGET": "MGET of 10 keys"}.get(scenario.command, scenario.command)
+    what = f"{scenario.command} of {scenario.each} keys" if scenario.each > 1 else scenario.command
     size = f"{scenario.value} B" if scenario.value < 1024 else f"{scenario.value // 1024} KB"
     return f"{what}, {size}, " + (f"pipeline {scenario.pipeline}" if scenario.pipeline > 1 else "no pipeline")
 
