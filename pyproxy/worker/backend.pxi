@@ -234,7 +234,8 @@ cdef class Backend:
                 self.unanswered_at = now
                 if self.taking is not None:
                     give_up(self, self._owner(item))
-                self._fail(item, errors.no_reply(lane.reply_s), False)
+                if item.write or not read_elsewhere(self, item):
+                    self._fail(item, errors.no_reply(lane.reply_s), False)
         if wire is not None and self.head is not None and not wire.lost:
             oldest = max(self.last_frame, self.head.sent_at)
             # a long reply may take its time as long as bytes come

@@ -324,7 +324,7 @@ class Front:
                 return errors.not_applied(self.link.name, self.link.node, "has no replica to read from")
         if self._usable(primary):
             return primary
-        backend = self._refuge(primary) or primary
+        backend = self.refuge(primary) or primary
         now = time.monotonic()
         start = client.held_since(now)
         if backend.is_shut and self._read_may_wait(client, READ_BYTES, start, now):
@@ -349,7 +349,7 @@ class Front:
     def _try_reads(self) -> None:
         """Those who wait for somebody to read from offer their commands again."""
         primaries = self.link.backends.values()
-        if not any(not (self._refuge(primary) or primary).is_shut for primary in primaries):
+        if not any(not (self.refuge(primary) or primary).is_shut for primary in primaries):
             return
         self._keeps_reads = False
         for backend in list(primaries):
@@ -361,7 +361,7 @@ class Front:
 
     def elsewhere(self, backend: Backend) -> Backend | None:
         """Where reads go that cannot be sent on this backend."""
-        other = self._refuge(backend)
+        other = self.refuge(backend)
         if other is None or other is backend:
             other = self.link.backend(backend.proto, backend.db)
         return other if other is not backend and not other.is_shut else None
@@ -379,7 +379,8 @@ class Front:
         reader = self._side(readers[self._index % len(readers)]).backend(primary.proto, primary.db)
         return None if reader.is_shut else reader
 
-    def _refuge(self, primary: Backend) -> Backend | None:
+    def refuge(self, primary: Backend) -> Backend | None:
+        """The replica that all read from where the primary cannot be, if one is named and can be asked."""
         node = self.gate.said.refuge
         if node is None or node == self.link.node:
             return None

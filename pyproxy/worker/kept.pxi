@@ -81,6 +81,48 @@ cdef int send_elsewhere(Backend backend, list reads) except -1:
     return 0
 
 
+cdef bint read_elsewhere(Backend backend, Pending item) except -1:
+    """A read that the primary did not answer in time, nor anything since, is asked once of the refuge -> whether it is.
+
+    Not where its client has a later write on this connection: the read would see the future.
+    """
+    cdef object owner = backend._owner(item)
+    cdef Backend other
+    cdef Pending ghost, before = None, each = item.next_out
+    if (owner is None or item.done or item.retried or item.stays or item.request is None or backend.front is None
+            or backend.front.link is not backend.link or backend.last_frame >= item.sent_at):
+        return False
+    while each is not None:
+        if each.write and backend._owner(each) is owner:
+            return False
+        each = each.next_out
+    found = backend.front.refuge(backend)
+    if found is None:
+        return False
+    other = found
+    ghost = Pending.__new__(Pending)    # in its turn, for the reply that may still come
+    ghost.sent_at = item.sent_at
+    ghost.queued = item.queued
+    ghost.ahead = item.ahead
+    ghost.next_out = item.next_out
+    if backend.head is item:
+        backend.head = ghost
+    else:
+        before = backend.head
+        while before.next_out is not item:
+            before = before.next_out
+        before.next_out = ghost
+    if backend.tail is item:
+        backend.tail = ghost
+    item.next_out = None
+    item.retried = True
+    item.sent_at = backend.lane.now
+    put_again(other, item)
+    if other.door == Door.IDLE:
+        other.link.connect(other)
+    return True
+
+
 cdef int try_kept_reads(Backend backend) except -1:
     """There is somebody to read from: the reads that wait for that, and for no write of their client, are sent there."""
     cdef list kept = backend.kept, reads = []

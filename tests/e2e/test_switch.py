@@ -260,6 +260,41 @@ def test_a_primary_that_stands_still_costs_three_deadlines_and_no_more(
         wait_until("a late answer to open it", lambda: talk.ask("SET", key, "y") == b"OK", lambda: "")
 
 
+@pytest.mark.parametrize("proto", [2, 3])
+def test_a_read_that_a_silent_primary_does_not_answer_is_asked_of_the_replica(
+    fleet: Fleet, old: Server, new: Server, proto: int
+) -> None:
+    timeouts = {"reply_s": 0.3, "silence_s": PATIENCE_S, "connect_s": PATIENCE_S}
+    with Alone(fleet, promotion=PATIENT, timeouts=timeouts) as alone, Talk(alone.port) as talk:
+        keys = Keys(alone)
+        first, second = keys.on(LOST, 2)
+        talk.ask("HELLO", proto)
+        talk.send(("SET", first, "v"), ("SET", second, "w"))
+        talk.reads(2)
+        wait_replicated(old, new, first, second)
+        alone.refuge(LOST, new)
+        old.pause()
+        talk.send(("GET", first), ("MGET", keys.one(0), second), ("GET", second))
+        assert talk.reads(3) == [b"v", [None, b"w"], b"w"]
+        old.resume()
+        wait_until("it to be as before", lambda: talk.ask("SET", first, "x") == b"OK", lambda: "")
+        assert [talk.ask("GET", each) for each in (first, second)] == [b"x", b"w"], "no late reply is taken for these"
+
+
+def test_a_read_before_a_write_of_the_same_client_is_not_asked_elsewhere(
+    fleet: Fleet, old: Server, new: Server
+) -> None:
+    timeouts = {"reply_s": 0.3, "silence_s": PATIENCE_S, "connect_s": PATIENCE_S}
+    with Alone(fleet, promotion=PATIENT, timeouts=timeouts) as alone, Talk(alone.port) as talk:
+        key = Keys(alone).one(LOST)
+        assert talk.ask("SET", key, "v") == b"OK"
+        wait_replicated(old, new, key)
+        alone.refuge(LOST, new)
+        old.pause()
+        talk.send(("GET", key), ("SET", key, "w"))
+        assert [error(reply).split()[0] for reply in talk.reads(2)] == ["TRYAGAIN", "UNCERTAIN"]
+
+
 def test_a_probe_that_is_answered_opens_a_gate_that_stood_still(fleet: Fleet, old: Server) -> None:
     timeouts = {"reply_s": 0.2, "silence_s": PATIENCE_S, "connect_s": PATIENCE_S}
     with Hop(old.port, of_a_worker) as hop:
