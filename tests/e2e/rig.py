@@ -129,9 +129,13 @@ class Keys:
         while len(found) < count:
             key = f"{prefix}{number}"
             number += 1
-            if self._names[self._map.shard_of(key.encode()).name] == shard:
+            if self.shard_of(key) == shard:
                 found.append(key)
         return found
+
+    def shard_of(self, key: str) -> int:
+        """The index of the shard where this key lives."""
+        return self._names[self._map.shard_of(key.encode()).name]
 
     def one(self, shard: int, prefix: str = "k") -> str:
         return self.on(shard, 1, prefix)[0]
