@@ -45,6 +45,7 @@ TESTED_ELSEWHERE = {
     "pyproxy/worker/lending.py": "tests/e2e/test_watch.py",
     "pyproxy/worker/conversations/keyspace.py": "tests/e2e/test_keyspace.py",
     "pyproxy/worker/conversations/watching.py": "tests/e2e/test_watch.py",
+    "pyproxy/worker/conversations/settings.py": "tests/e2e/test_settings.py",
     "pyproxy/worker/link.py": "tests/e2e: test_down_shard, test_lost_connection, test_hostile_backend",
     "pyproxy/worker/main.py": "tests/e2e/test_processes.py",
     "pyproxy/control/happenings.py": "declarations only",

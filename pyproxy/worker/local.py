@@ -312,7 +312,8 @@ def _settings(here: Here) -> Mapping[bytes, str]:
     """What clients, exporters and redis-benchmark ask for, as it is for a client of the proxy."""
     limits, looks = here.setup.config.limits, here.looks()
     listen = Node.parse(here.setup.listen)
-    return {
+    told = {name.encode(): value for name, value in here.settings.told.items()}
+    return told | {
         b"appendonly": "no",
         b"bind": listen.host,
         b"cluster-enabled": "no",

@@ -11,7 +11,7 @@ from protocol.commands import BadKeys, Command, Kind
 from pyproxy.events import Event, emit
 from pyproxy.worker import local, transaction
 from pyproxy.worker.conversation import Conversation, Handler
-from pyproxy.worker.conversations import HANDLERS, watching
+from pyproxy.worker.conversations import HANDLERS, settings, watching
 from pyproxy.worker.here import Here
 from pyproxy.worker.lane import Client, Route
 from pyproxy.worker.lending import Lender
@@ -51,6 +51,8 @@ class Session:
         match command.kind:
             case Kind.TRANSACTION:
                 return self._transaction(client, route, command, argv)
+            case Kind.LOCAL if settings.is_for_servers(argv, self._here):
+                return self._converse(client, route, command, argv, settings.configure)
             case Kind.LOCAL:
                 return local.answer(command.name, client, argv, self._here)
             case Kind.REFUSED:

@@ -1,6 +1,7 @@
 """The commands that are conversations: a file for each subject, each with its HANDLERS.
 
     keyspace    what is asked of the keys of all shards
+    settings    CONFIG SET of a setting that the servers know best
     watching    WATCH, and the EXEC after it
 """
 
