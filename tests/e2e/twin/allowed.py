@@ -86,6 +86,24 @@ def scanned(argv: Argv, ours: bytes, theirs: bytes) -> bool:
     return header(ours) == header(theirs) and one[0] == other[0] and set(read(one[1])) == set(read(other[1]))
 
 
+def paged(argv: Argv, ours: bytes, theirs: bytes) -> bool:
+    """A cursor and some elements; none that is not there, where the other gives all."""
+    one, other = children(ours), children(theirs)
+    alike = [frame[:1] for frame in one] == [frame[:1] for frame in other] == [b"$", b"*"]
+    return alike and (decode(other[0]) != b"0" or set(children(one[1])) <= set(children(other[1])))
+
+
+def titled(argv: Argv, ours: bytes, theirs: bytes) -> bool:
+    """Lines of text of which the first is the same."""
+    one, other = children(ours), children(theirs)
+    return one[0] == other[0] and {line[:1] for line in one} == {line[:1] for line in other} == {b"+"}
+
+
+def same_kind(argv: Argv, ours: bytes, theirs: bytes) -> bool:
+    """Whatever is in them."""
+    return ours[:1] == theirs[:1]
+
+
 def drawn(argv: Argv, ours: bytes, theirs: bytes) -> bool:
     """All of it, in any order, where all was asked for (a count beyond any size here); else of the same shape."""
     if len(argv) > 2 and int(argv[2]) >= 1000:
@@ -179,6 +197,7 @@ def _each(names: str, reason: str, same: Same) -> dict[bytes, Allowance]:
 
 _SEEDED = "a hash table is walked in the order of its seed, which each process draws"
 _CLOCK = "time goes on between the two servers' answers"
+_OWN = "the proxy speaks of itself: of its clients, its shards, its version"
 
 ALLOWED: dict[bytes, Allowance] = {
     **_each("smembers sinter sunion sdiff hkeys hvals", _SEEDED, unordered),
@@ -195,6 +214,12 @@ ALLOWED: dict[bytes, Allowance] = {
     **_each("dump", "sets and hashes are written in a hash table's order, streams with times of deliveries", dumped),
     **_each("memory|usage", "counts the allocator's blocks and samples a hash table", shaped),
     **_each("hello", "names the server, its version and the connection's number", greeted),
+    **_each("scan", "one shard after the other, and each in the order of its own hash table", paged),
+    **_each("client|id client|info client|list info lolwut", _OWN, shaped),
+    **_each("command command|count command|list", "all that is served here, which is not all that there is", same_kind),
+    **_each("command|info command|docs", "as Valkey 9.1 describes it, whatever the servers are", same_kind),
+    **_each("client|help", "says what CLIENT can do here", titled),
+    **_each("command|help object|help xgroup|help xinfo|help", "Valkey 9.1's words, whatever the servers are", titled),
 }
 
 
