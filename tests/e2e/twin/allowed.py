@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from protocol import scan
 from protocol.reply import decode
+from protocol.table import TABLE
 
 Argv = Sequence[bytes]
 Same = Callable[[Argv, bytes, bytes], bool]
@@ -64,6 +65,11 @@ def are_close(ours: bytes, theirs: bytes, tolerance: int) -> bool:
 def unordered(argv: Argv, ours: bytes, theirs: bytes) -> bool:
     """The same elements, each as often, in any order."""
     return header(ours) == header(theirs) and Counter(children(ours)) == Counter(children(theirs))
+
+
+def jumbled(argv: Argv, ours: bytes, theirs: bytes) -> bool:
+    """The same in all depths, each as often, in any order."""
+    return Counter(flat(ours)) == Counter(flat(theirs))
 
 
 def unordered_pairs(argv: Argv, ours: bytes, theirs: bytes) -> bool:
@@ -197,6 +203,7 @@ def _each(names: str, reason: str, same: Same) -> dict[bytes, Allowance]:
 
 _SEEDED = "a hash table is walked in the order of its seed, which each process draws"
 _CLOCK = "time goes on between the two servers' answers"
+_HELPS = " ".join(f"{name.decode()}|help" for name, command in TABLE.items() if b"help" in command.subcommands)
 _OWN = "the proxy speaks of itself: of its clients, its shards, its version"
 
 ALLOWED: dict[bytes, Allowance] = {
@@ -218,8 +225,8 @@ ALLOWED: dict[bytes, Allowance] = {
     **_each("client|id client|info client|list info lolwut", _OWN, shaped),
     **_each("command command|count command|list", "all that is served here, which is not all that there is", same_kind),
     **_each("command|info command|docs", "as Valkey 9.1 describes it, whatever the servers are", same_kind),
-    **_each("client|help", "says what CLIENT can do here", titled),
-    **_each("command|help object|help xgroup|help xinfo|help", "Valkey 9.1's words, whatever the servers are", titled),
+    **_each("function|list", _SEEDED, jumbled),
+    **_each(_HELPS, "lines for people: as Valkey 9.1 says them, or of what can be done here", titled),
 }
 
 
