@@ -18,5 +18,5 @@ def node_modules() -> None:
 @pytest.fixture(scope="session")
 def loop_proxy() -> Iterator[LoopProxy]:
     """What loop-server's configuration names, over ten shards with a replica each, all of them well."""
-    with Fleet(shards=10, replicas=1) as fleet, LoopProxy(fleet) as proxy:
+    with Fleet(shards=10, replicas=1) as fleet, LoopProxy(fleet, patient=True) as proxy:
         yield proxy
