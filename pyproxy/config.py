@@ -43,6 +43,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     args: Annotated[int, Meta(ge=1, le=1_048_576)] = 1_048_576  # of one command
     inline_bytes: Annotated[int, Meta(ge=64, le=64 * KIB)] = 64 * KIB  # a command without RESP framing
     inflight: Annotated[int, Meta(ge=1, le=1_000_000)] = 1024  # commands per client, then it is not read
+    scripts_bytes: Annotated[int, Meta(ge=64 * KIB, le=8 * MIB)] = 8 * MIB  # texts of scripts; per worker
     borrowed: Annotated[int, Meta(ge=1, le=100_000)] = 500  # connections per shard and worker that one client has alone
 
 

@@ -3,8 +3,10 @@
 Every message that carries state carries the whole state and its version, never an edit: it may be sent twice
 without harm, and the newest of a kind makes the older ones needless. How they travel is channel.py's.
 
-    parent -> worker    Setup (once, first), Settings, Topology, FleetLook, Confirmed, Drain
-    worker -> parent    Ready, Applied, Awake, Holding, Configured, Complaint
+    parent -> worker    Setup (once, first), Settings, Scripts, Script, Topology, FleetLook, Confirmed, Drain
+    worker -> parent    Ready, Applied, Awake, Holding, Configured, Script, ScriptsFlushed, Complaint
+
+A Script is no state, and one may be lost: whoever lacks a text has the client load it again.
 """
 
 from typing import Any
@@ -63,6 +65,24 @@ class Settings(msgspec.Struct, frozen=True, tag=True):
     version: int
     told: dict[str, str] = {}  # name -> value, in the one spelling that is compared
     fixed: list[FixedSetting] = []
+
+
+class Script(msgspec.Struct, frozen=True, tag=True):
+    """A text that a client has loaded, after so many flushes."""
+
+    flushes: int
+    text: bytes
+
+
+class Scripts(msgspec.Struct, frozen=True, tag=True):
+    """All texts that the parent keeps; see scripts.py."""
+
+    flushes: int
+    texts: list[bytes] = []
+
+
+class ScriptsFlushed(msgspec.Struct, frozen=True, tag=True):
+    """A client has flushed the scripts of all shards."""
 
 
 class NodeLook(msgspec.Struct, frozen=True):
@@ -191,6 +211,6 @@ class Complaint(msgspec.Struct, frozen=True, tag=True):
 
 
 Message = (
-    Setup | Settings | Topology | FleetLook | Confirmed | Drain
-    | Ready | Applied | Awake | Holding | Configured | Complaint
+    Setup | Settings | Scripts | Script | Topology | FleetLook | Confirmed | Drain
+    | Ready | Applied | Awake | Holding | Configured | ScriptsFlushed | Complaint
 )  # fmt: skip

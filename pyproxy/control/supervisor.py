@@ -20,7 +20,20 @@ from collections.abc import Callable, Sequence
 
 from pyproxy.channel import Channel
 from pyproxy.events import Event, emit
-from pyproxy.messages import Applied, Awake, Complaint, Configured, Confirmed, Drain, Holding, Message, Ready, Setup
+from pyproxy.messages import (
+    Applied,
+    Awake,
+    Complaint,
+    Configured,
+    Confirmed,
+    Drain,
+    Holding,
+    Message,
+    Ready,
+    Script,
+    ScriptsFlushed,
+    Setup,
+)
 from pyproxy.metrics import Page
 
 RESTART_MIN_S = 0.1
@@ -61,7 +74,8 @@ class Supervisor:
     """All workers. `command` starts one, and gets --index and the three file descriptors as arguments.
 
     `setup` makes the first message for a worker of this index, `states` the messages that follow it. `on_complaint`
-    gets what the workers have to say of the servers, `on_configured` what their clients have set.
+    gets what the workers have to say of the servers, `on_configured` what their clients have set, `on_script` what
+    scripts they have loaded or flushed.
     """
 
     def __init__(
@@ -73,6 +87,7 @@ class Supervisor:
         states: Callable[[], Sequence[Message]],
         on_complaint: Callable[[Complaint], None],
         on_configured: Callable[[Configured], None],
+        on_script: Callable[[Script | ScriptsFlushed], None],
     ) -> None:
         self.all_ready = asyncio.Event()
         self._command = command
@@ -82,6 +97,7 @@ class Supervisor:
         self._states = states
         self._on_complaint = on_complaint
         self._on_configured = on_configured
+        self._on_script = on_script
         self._waiting: set[asyncio.Event] = set()  # for an Applied, or the end of a worker
         self._workers: dict[int, Worker] = {}
         self._were_ready: set[int] = set()
@@ -264,6 +280,8 @@ class Supervisor:
                 worker.channel.send(Confirmed(at))
             case Configured():
                 self._on_configured(message)
+            case Script() | ScriptsFlushed():
+                self._on_script(message)
             case Complaint(shard=shard, node=node, what=what):
                 emit(Event.COMPLAINT, index=worker.index, shard=shard, node=node, what=what)
                 self._on_complaint(message)

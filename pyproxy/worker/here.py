@@ -14,8 +14,9 @@ from typing import Protocol
 import msgspec
 
 from protocol.commands import Command
-from pyproxy.messages import Configured, FleetLook, Settings, Setup, ShardLook, Topology
+from pyproxy.messages import Configured, FleetLook, Script, ScriptsFlushed, Settings, Setup, ShardLook, Topology
 from pyproxy.metrics import Page
+from pyproxy.scripts import Scripts
 
 REPLY_ON, REPLY_OFF, REPLY_SKIP = 0, 1, 2
 
@@ -80,9 +81,13 @@ class Here:
     look: FleetLook | None  # None until the parent has looked once
     table: Mapping[bytes, Command]
     clients: Callable[[], Iterable[Client]]  # of this worker
-    tell: Callable[[Configured], None]  # the parent
+    tell: Callable[[Configured | Script | ScriptsFlushed], None]  # the parent
     now: Callable[[], float] = time.monotonic
     settings: Settings = field(default_factory=lambda: Settings(0))
+    scripts: Scripts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scripts = Scripts(self.setup.config.limits.scripts_bytes)
 
     def looks(self) -> list[ShardLook]:
         """The last look at each shard, in no order that matters; empty before the first."""
@@ -92,3 +97,13 @@ class Here:
         """Have this set on all servers. Clients of this worker see it at once, those of others when the parent says."""
         self.settings = msgspec.structs.replace(self.settings, told={**self.settings.told, name: value})
         self.tell(Configured(name, value))
+
+    def learn_script(self, text: bytes) -> None:
+        """Keep a text that a server has taken, and have all workers know it."""
+        if self.scripts.learn(text):
+            self.tell(Script(self.scripts.flushes, text))
+
+    def flush_scripts(self) -> None:
+        """Forget all texts, and have all workers do so."""
+        self.scripts.flush()
+        self.tell(ScriptsFlushed())

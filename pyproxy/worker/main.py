@@ -1,7 +1,7 @@
 """A worker process: the listening socket, the channel to the parent and the page come in; clients are served.
 
-    parent ── Setup, Settings, Topology, FleetLook, Confirmed, Drain ──▶ worker
-    parent ◀── Ready, Applied, Awake, Holding, Configured, Complaint ── worker
+    parent ── Setup, Settings, Scripts, Script, Topology, FleetLook, Confirmed, Drain ──▶ worker
+    parent ◀── Ready, Applied, Awake, Holding, Configured, Script, ScriptsFlushed, Complaint ── worker
 
 The parent's messages are whole states.  A worker whose parent is gone begins nothing more, flushes, closes and exits:
 an orphan with an old map could write to a server that has been replaced. For the same reason a worker that did not run
@@ -38,6 +38,8 @@ from pyproxy.messages import (
     Holding,
     Message,
     Ready,
+    Script,
+    Scripts,
     Settings,
     Setup,
     Topology,
@@ -120,6 +122,8 @@ class Worker:
                 self._begin(message)
             case Settings():
                 self._set(message)
+            case Scripts() | Script():
+                self._learn(message)
             case Topology():
                 self._apply(message)
             case FleetLook():
@@ -162,6 +166,10 @@ class Worker:
         assert self._here
         if settings.version > self._here.settings.version:
             self._here.settings = settings
+
+    def _learn(self, told: Scripts | Script) -> None:
+        assert self._here
+        self._here.scripts.take(told.flushes, told.texts if isinstance(told, Scripts) else [told.text])
 
     def _apply(self, topology: Topology) -> None:
         assert self._here and self._lane and self._setup and self._channel
