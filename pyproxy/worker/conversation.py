@@ -23,6 +23,8 @@ from pyproxy.worker.lane import NOT_NOW, Client, Lane, Route
 from pyproxy.worker.lending import Lender, Loan, Unlendable
 from pyproxy.worker.split import ask, ask_on
 
+AGAIN_S = 0.02  # until a connection that could not be made for a write is tried again, or its gate has closed
+
 Handler = Callable[["Conversation"], Awaitable[bytes]]
 Failed = dict[int, tuple[bytes, bool]]
 
@@ -33,6 +35,10 @@ class Refusal(Exception):
     @property
     def line(self) -> bytes:
         return bytes(self.args[0])
+
+
+class NotSent(Refusal):
+    """The connection was lost before anything was sent on it."""
 
 
 class Conversation:
@@ -209,9 +215,25 @@ class Conversation:
         await self._until_now(lambda: self.client.may_write(shard, size))
 
     @contextlib.asynccontextmanager
-    async def lend(self, shard: int) -> AsyncIterator[Loan]:
-        """A connection to the primary of a shard, of the client's protocol and database. Raises Unlendable."""
-        async with self.lender.lend(shard, self.client.proto, self.client.db) as loan:
+    async def lend(self, shard: int, write_bytes: int = 0) -> AsyncIterator[Loan]:
+        """A connection to the primary of a shard, of the client's protocol and database. Raises Unlendable.
+
+        `write_bytes`: of the write that it is borrowed for. It waits at the gate of the shard first, as another primary
+        ends all connections that are lent. Raises Refusal where the gate does.
+        """
+        async with contextlib.AsyncExitStack() as borrowed:
+            give_up_at = self.lane.loop.time() + self.here.setup.config.timeouts.connect_s
+            while True:
+                if write_bytes:
+                    await self.pass_gate(shard, write_bytes)
+                try:
+                    lent = self.lender.lend(shard, self.client.proto, self.client.db)
+                    loan = await borrowed.enter_async_context(lent)
+                    break
+                except Unlendable as exc:
+                    if not write_bytes or not exc.news or self.lane.loop.time() >= give_up_at:
+                        raise
+                    await asyncio.sleep(AGAIN_S)
             yield loan
 
     async def ask_on(
@@ -220,13 +242,14 @@ class Conversation:
         """The reply to one request (or to the EXEC of a block of `queued` commands) on a lent connection.
 
         A write passes the gate of its shard first. Errors of the server are replies. Raises Refusal where none comes:
-        the connection is lost, or, with `deadline_s`, nothing came in time; then the connection is closed.
+        the connection is lost, or, with `deadline_s`, nothing came in time; then the connection is closed. Raises
+        NotSent where it was lost before anything was sent.
         """
         shard = loan.link.index
         if write:
             await self.pass_gate(shard, len(frame))
         if loan.lost:
-            raise Refusal(errors.not_applied(loan.link.name, loan.link.node, loan.lost))
+            raise NotSent(errors.not_applied(loan.link.name, loan.link.node, loan.lost))
         answered: asyncio.Future[bytes] = self.lane.loop.create_future()
 
         def on_answer(frames: list[bytes | None], failed: Failed | None) -> None:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from protocol import errors
-from pyproxy.access import why
+from pyproxy.access import Refused, why
 from pyproxy.worker.lane import Backend, Lane
 from pyproxy.worker.link import Link
 
@@ -104,7 +104,8 @@ class Lender:
         try:
             await loan.open()
         except OSError as exc:
-            raise Unlendable(errors.shard_down(link.name, link.node, why(exc))) from None
+            news = not link.is_down and not isinstance(exc, Refused)
+            raise Unlendable(errors.shard_down(link.name, link.node, why(exc)), news) from None
         return loan
 
     def tick(self, now: float) -> None:
@@ -120,8 +121,12 @@ class Lender:
 
 
 class Unlendable(Exception):
-    """There is no connection to be had; the argument is the line that says why."""
+    """There is no connection to be had, and nothing was sent; `line` says why.
 
-    @property
-    def line(self) -> bytes:
-        return bytes(self.args[0])
+    `news`: the worker does not count the server as down yet, so in a moment its gate may say that one should wait.
+    """
+
+    def __init__(self, line: bytes, news: bool = False) -> None:
+        super().__init__(line)
+        self.line = line
+        self.news = news
