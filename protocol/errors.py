@@ -268,8 +268,18 @@ def numkeys_not_positive() -> bytes:
 
 
 def numkeys_beyond_arguments() -> bytes:
-    """SINTERCARD."""
+    """SINTERCARD, scripts and functions."""
     return _line("ERR Number of keys can't be greater than number of args")
+
+
+def numkeys_negative() -> bytes:
+    """Scripts and functions."""
+    return _line("ERR Number of keys can't be negative")
+
+
+def numkeys_bad() -> bytes:
+    """FCALL."""
+    return _line("ERR Bad number of keys provided")
 
 
 def numkeys_invalid() -> bytes:

@@ -150,6 +150,9 @@ def number(text: bytes) -> int | None:
     return value if -(2**63) <= value < 2**63 else None
 
 
+_SCRIPTS = ("eval", "eval_ro", "evalsha", "evalsha_ro", "fcall", "fcall_ro")
+
+
 def why_not(name: str, spec: KeySpec, argv: Sequence[bytes]) -> bytes:
     """What the server answers to a wrong number of keys, found by asking Redis 7.0.15 and Valkey 9.1.2."""
     if not isinstance(spec.find, KeyNum) or not isinstance(spec.begin, Index):
@@ -162,6 +165,10 @@ def why_not(name: str, spec: KeySpec, argv: Sequence[bytes]) -> bytes:
         return errors.numkeys_beyond_arguments() if name == "sintercard" else errors.syntax_error()
     if name == "msetex":
         return errors.numkeys_invalid() if count is None or count < 1 else errors.syntax_error()
+    if name in _SCRIPTS:
+        if count is None:
+            return errors.numkeys_bad() if name.startswith("fcall") else errors.not_an_integer()
+        return errors.numkeys_negative() if count < 0 else errors.numkeys_beyond_arguments()
     if count is None:
         return errors.not_an_integer()
     return errors.no_input_key(name) if count < 1 else errors.syntax_error()

@@ -26,6 +26,7 @@ _LOCAL = """
     command command|count command|docs command|getkeys command|getkeysandflags command|help command|info command|list
     config config|get config|set
     object|help xgroup|help xinfo|help
+    script script|help function function|help
 """
 LOCAL = frozenset(_LOCAL.split())
 
@@ -36,7 +37,14 @@ FANOUT = {"dbsize": "sum", "flushdb": "all_ok", "flushall": "all_ok", "keys": "c
 TRANSACTION = frozenset(["multi", "exec", "discard"])
 
 # More than one question to the shards, or a connection that is not shared; see pyproxy/worker/conversations/.
-CONVERSATION = frozenset(["randomkey", "watch"])
+_CONVERSATION = """
+    randomkey watch
+    eval eval_ro evalsha evalsha_ro fcall fcall_ro
+    script|exists script|flush script|kill script|load script|show
+    function|delete function|dump function|flush function|kill function|list function|load function|restore
+    function|stats
+"""
+CONVERSATION = frozenset(_CONVERSATION.split())
 
 # Containers with subcommands that name a key; and commands that wait only if they are asked to, which `keys` refuses.
 KEYED = frozenset(["object", "xgroup", "xinfo", "memory", "xread", "xreadgroup"])
@@ -48,8 +56,7 @@ _REFUSALS: dict[str, str] = {
     "one cursor cannot walk all shards; use KEYS, or HSCAN, SSCAN or ZSCAN on one key": "scan clusterscan",
     "messages are not relayed between shards; publish and subscribe at one server directly": """
         publish subscribe unsubscribe psubscribe punsubscribe spublish ssubscribe sunsubscribe pubsub""",
-    "a script or function may touch keys of any shard; send its commands one by one, or run it at a server": """
-        eval eval_ro evalsha evalsha_ro fcall fcall_ro script function""",
+    "a script is debugged on a connection of one's own; connect to a server directly": "script|debug",
     "a command that waits would stall a connection that clients share; poll with its variant that does not wait": """
         blpop brpop blmove brpoplpush blmpop bzpopmin bzpopmax bzmpop""",
     "clients share connections here, so there is no last write of this one to wait for; ask the server directly": """

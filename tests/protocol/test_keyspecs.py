@@ -105,6 +105,7 @@ def test_keys_are_where_the_server_will_look_for_them(line: str, positions: list
         *("ZUNIONSTORE d 0 x", "ZINTERSTORE d u x", "ZDIFFSTORE d 3 x", "ZINTERCARD 0 x", "ZINTERCARD 4 x"),
         *("SINTERCARD 0 x", "SINTERCARD 3 x", "SINTERCARD u x", "LMPOP 0 x LEFT", "LMPOP 5 x LEFT", "LMPOP u x LEFT"),
         *("ZMPOP 0 x MIN", "ZMPOP 5 x MIN", "ZMPOP u x MIN", "XREAD COUNT 1 STREAMS", "XREAD FOO STREAMS a 0"),
+        *("EVAL x 2 a", "EVAL_RO x -1 a", "EVAL x x a", "EVAL x 9223372036854775808 a"),
         *("SORT k FOO", "SORT k LIMIT 0", "SORT k STORE", "SORT_RO k STORE d", "GEORADIUS k 1 1 1 m FOO x"),
     ],
 )

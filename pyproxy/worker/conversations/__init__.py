@@ -1,6 +1,7 @@
 """The commands that are conversations: a file for each subject, each with its HANDLERS.
 
     keyspace    what is asked of the keys of all shards
+    scripting   scripts and functions
     settings    CONFIG SET of a setting that the servers know best
     watching    WATCH, and the EXEC after it
 """
@@ -8,7 +9,7 @@
 from collections.abc import Mapping
 
 from pyproxy.worker.conversation import Handler
-from pyproxy.worker.conversations import keyspace, watching
+from pyproxy.worker.conversations import keyspace, scripting, watching
 
-HANDLERS: Mapping[bytes, Handler] = {**keyspace.HANDLERS, **watching.HANDLERS}
+HANDLERS: Mapping[bytes, Handler] = {**keyspace.HANDLERS, **scripting.HANDLERS, **watching.HANDLERS}
 """The table's name of each command of the kind CONVERSATION -> what serves it."""

@@ -168,6 +168,14 @@ def test_a_transaction_is_queued_and_run_as_a_whole(client: NodeClient) -> None:
     assert client.do("pipeline", calls) == ["OK", "QUEUED", "QUEUED", ["OK", 2], "xy"]
 
 
+def test_a_script_runs_wherever_its_key_is(client: NodeClient) -> None:
+    """node_redis 0.12 asks by its digest first, and sends the text where that is not known."""
+    count = "return redis.call('incrby', KEYS[1], ARGV[1])"
+    keys = [f"script:{key}" for key in spread(client.library, 50)]
+    client.do("del", keys)
+    assert [client.do("eval", count, [key], ["2"]) for key in keys] == [2] * 50
+
+
 def test_info_is_text_with_the_sections_of_redis(client: NodeClient) -> None:
     text: str = client.do("info")
     assert {"# Server", "# Clients", "# Memory", "# Stats", "# Replication", "# Keyspace"} <= set(text.split("\r\n"))
