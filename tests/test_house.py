@@ -44,6 +44,7 @@ TESTED_ELSEWHERE = {
     "pyproxy/worker/conversation.py": "tests/e2e: test_keyspace, test_watch",
     "pyproxy/worker/lending.py": "tests/e2e/test_watch.py",
     "pyproxy/worker/conversations/keyspace.py": "tests/e2e/test_keyspace.py",
+    "pyproxy/worker/conversations/executing.py": "tests/e2e/test_scripting.py",
     "pyproxy/worker/conversations/scripting.py": "tests/e2e/test_scripting.py",
     "pyproxy/worker/conversations/watching.py": "tests/e2e/test_watch.py",
     "pyproxy/worker/conversations/settings.py": "tests/e2e/test_settings.py",

@@ -11,7 +11,7 @@ from protocol.commands import BadKeys, Command, Kind
 from pyproxy.events import Event, emit
 from pyproxy.worker import local, transaction
 from pyproxy.worker.conversation import Conversation, Handler
-from pyproxy.worker.conversations import HANDLERS, settings, watching
+from pyproxy.worker.conversations import HANDLERS, executing, settings, watching
 from pyproxy.worker.here import Here
 from pyproxy.worker.lane import Client, Route
 from pyproxy.worker.lending import Lender
@@ -84,6 +84,8 @@ class Session:
                 return transaction.discard(client)
         if client.watched is not None and client.transaction is not None:
             return self._converse(client, route, command, argv, watching.execute)
+        if client.transaction is not None and client.transaction.scripts:
+            return self._converse(client, route, command, argv, executing.execute)
         return transaction.run(client, route, self._here.setup.config.transactions == "split")
 
     def _converse(

@@ -4,8 +4,8 @@ Its commands wait here, checked as far as can be without a server. At EXEC they 
 their keys; where they have several, to none, or, with `transactions = "split"`, in a piece to each. A piece is atomic,
 the whole is not.
 
-Only commands on keys that they name can be in one: connections are shared, and SELECT or CLIENT REPLY inside a block
-would change one for good.
+Only commands on keys that they name, and scripts, can be in one: connections are shared, and SELECT or CLIENT REPLY
+inside a block would change one for good. A block with a script goes out on a connection of its own.
 """
 
 from collections.abc import Sequence
@@ -38,6 +38,7 @@ class Transaction:
         self.commands: list[Queued] = []
         self.refused = False  # one of its commands was, so EXEC runs none
         self.write = False
+        self.scripts: list[list[bytes]] = []  # those of its commands that run one, functions too
 
     def take(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> bytes:
         """+QUEUED, or why it is not."""
@@ -52,13 +53,15 @@ class Transaction:
                 keys: Sequence[int] = (command.first_key,)
             case Kind.SPLIT:
                 keys = range(command.first_key, len(argv), command.step)
-            case Kind.KEYED:
+            case Kind.KEYED | Kind.CONVERSATION if command.kind is Kind.KEYED or runs_code(command):
                 try:
                     keys = command.keys(argv)
                 except BadKeys as bad:
                     return bad.line
-                if len({client.lane.shard_of(argv[position]) for position in keys}) != 1:
+                if len(_shards(client.lane, argv, keys)) != 1:
                     return errors.crossslot()
+                if command.kind is Kind.CONVERSATION:
+                    self.scripts.append(list(argv))
             case Kind.REFUSED:
                 return errors.refused(command.name, command.reason)
             case _:
@@ -93,7 +96,7 @@ class Transaction:
         frames: dict[int, list[bytes]] = {}
         commands: list[Any] = []
         for each in self.commands:
-            asked = {lane.shard_of(each.argv[position]) for position in each.keys}
+            asked = _shards(lane, each.argv, each.keys)
             if len(asked) == 1:
                 (shard,) = asked
                 frames.setdefault(shard, []).append(request.encode(each.argv))
@@ -104,6 +107,16 @@ class Transaction:
                     frames.setdefault(shard, []).append(part)
                 commands.append((each.route, owners, tuple(parts)))
         return {shard: (_block(of_shard), len(of_shard)) for shard, of_shard in frames.items()}, commands
+
+
+def runs_code(command: Command) -> bool:
+    """A script or a function."""
+    return "@scripting" in command.categories and command.has_keys
+
+
+def _shards(lane: Lane, argv: Sequence[bytes], keys: Sequence[int]) -> set[int]:
+    """Of a command; a script without keys is run on the shard of the empty key."""
+    return {lane.shard_of(argv[position]) for position in keys} or {lane.shard_of(b"")}
 
 
 def _block(frames: Sequence[bytes]) -> bytes:

@@ -413,3 +413,82 @@ def test_where_shards_differ_the_error_names_those_that_did_their_part(talk: Tal
 def test_a_debugger_is_refused(talk: Talk) -> None:
     said_of_it = error(talk.ask("SCRIPT", "DEBUG", "YES"))
     assert said_of_it.startswith("ERR command 'script|debug' is not served by this proxy: ")
+
+
+# --- in transactions --------------------------------------------------------------------------------------------------
+
+
+def block(*commands: tuple[str | int, ...]) -> list[tuple[str | int, ...]]:
+    return [("MULTI",), *commands, ("EXEC",)]
+
+
+def executed(talk: Talk, *commands: tuple[str | int, ...]) -> object:
+    talk.send(*block(*commands))
+    return talk.reads(len(commands) + 2)[-1]
+
+
+IN_A_BLOCK = [
+    [["SET", "k", "1"], ["EVAL", COUNT, "1", "k"], ["EVALSHA", sha(COUNT), "1", "k"], ["GET", "k"]],
+    [["EVALSHA", "0" * 40, "1", "k"], ["EVAL", "return x x", "1", "k"], ["INCR", "k"]],
+    [["EVAL", "return redis.error_reply('READONLY no')", "1", "k"], ["EVAL_RO", SET, "1", "k", "v"]],
+    [["EVAL", "return 7", "0"], ["EVAL", "return {1, 'a', false}", "0"]],
+    [["FCALL", "nosuch", "1", "k"]],
+    [["EVAL", "return 1"], ["INCR", "k"]],
+]
+
+
+@pytest.mark.parametrize("proto", [2, 3])
+@pytest.mark.parametrize("commands", IN_A_BLOCK)
+def test_a_block_with_scripts_is_answered_as_by_one_server(
+    proxy: Proxy, server: Server, commands: list[list[str]], proto: int
+) -> None:
+    lines = [["DEL", "k"], ["MULTI"], *commands, ["EXEC"], ["GET", "k"]]
+    assert said(proxy.port, *lines, proto=proto) == said(server.port, *lines, proto=proto)
+
+
+def test_a_block_finds_the_texts_that_its_server_lacks(talk: Talk, keys: Keys, fleet: Fleet) -> None:
+    assert executed(talk, ("EVAL", COUNT, 1, keys.one(0))) == [1]
+    lose(fleet)
+    for shard in range(3):
+        key = keys.one(shard, "b")
+        assert executed(talk, ("SET", key, 5), ("EVALSHA", sha(COUNT), 1, key)) == [b"OK", 6]
+
+
+def test_a_block_that_watches_does_so_too(talk: Talk, keys: Keys, fleet: Fleet) -> None:
+    key = keys.one(1)
+    assert talk.ask("SCRIPT", "LOAD", COUNT) == sha(COUNT).encode()
+    lose(fleet)
+    assert talk.ask("WATCH", key) == b"OK"
+    assert executed(talk, ("EVALSHA", sha(COUNT), 1, key)) == [1]
+    assert talk.ask("WATCH", key) == b"OK"
+    fleet.shards[1].primary.ask("INCR", key)
+    assert executed(talk, ("EVALSHA", sha(COUNT), 1, key)) is None
+
+
+def test_a_block_with_scripts_over_shards_is_refused_and_nothing_is_run(talk: Talk, keys: Keys) -> None:
+    one, other = keys.one(0), keys.one(1)
+    assert error(executed(talk, ("EVAL", COUNT, 1, one), ("INCR", other))).startswith("CROSSSLOT ")
+    assert talk.ask("EXISTS", one, other) == 0
+    talk.send(("MULTI",), ("EVAL", COUNT, 2, one, other), ("EXEC",))
+    begun, refused, aborted = talk.reads(3)
+    assert (begun, error(refused)[:9], error(aborted)[:9]) == (b"OK", "CROSSSLOT", "EXECABORT")
+
+
+def test_where_blocks_are_split_each_script_runs_on_its_shard(fleet: Fleet) -> None:
+    with Proxy(fleet, transactions="split") as proxy, Talk(proxy.port) as talk:
+        keys = Keys(proxy)
+        commands = [("EVAL", COUNT, 1, keys.one(shard)) for shard in (2, 0, 1)]
+        answer = executed(talk, ("MSET", keys.one(0), 10, keys.one(1), 20), *commands, ("EVAL", "return 'none'", 0))
+        assert answer == [b"OK", 1, 11, 21, b"none"]
+
+
+def test_a_block_with_scripts_on_a_lost_shard_is_discarded(fleet: Fleet) -> None:
+    with Proxy(fleet) as proxy, Talk(proxy.port) as talk:
+        key, lost = Keys(proxy).one(1), fleet.shards[1].primary
+        lost.kill()
+        try:
+            answer = error(executed(talk, ("EVAL", COUNT, 1, key)))
+            assert answer.startswith("EXECABORT ") and "applied=no" in answer
+        finally:
+            lost.start()
+        wait_until("the shard", lambda: executed(talk, ("EVAL", COUNT, 1, key)) == [1], proxy.tail, PATIENCE_S)

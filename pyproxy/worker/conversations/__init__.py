@@ -1,5 +1,6 @@
 """The commands that are conversations: a file for each subject, each with its HANDLERS.
 
+    executing   EXEC of a transaction with scripts
     keyspace    what is asked of the keys of all shards
     scripting   scripts and functions
     settings    CONFIG SET of a setting that the servers know best

@@ -9,7 +9,7 @@ Scripts and functions never run on a connection that clients share. To load a te
 stopped by the server after half a second, so both go over the shared ones.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from protocol import errors, request
 from protocol.reply import decode, encode
@@ -112,6 +112,39 @@ async def _has(talk: Conversation, loan: Loan, reply: bytes, digest: bytes) -> b
         return None
     loan.keep = said in (HAS_IT, LACKS_IT)
     return said == HAS_IT if loan.keep else None
+
+
+# --- in a transaction -------------------------------------------------------------------------------------------------
+
+
+async def bring(talk: Conversation, loan: Loan, scripts: Sequence[Sequence[bytes]]) -> None:
+    """Give the server the texts that it lacks, of those that these calls name by their digests and that are known."""
+    named = {argv[1].lower() for argv in scripts if argv[0].lower().startswith(b"evalsha")}
+    known = [digest for digest in named if digest in talk.here.scripts]
+    has = await _which(talk, loan, known)
+    for digest in known:
+        text = talk.here.scripts.text(digest)
+        if digest not in has and text is not None:
+            await _ask(talk, loan, b"SCRIPT", b"LOAD", text)
+
+
+async def learn(talk: Conversation, loan: Loan, scripts: Sequence[Sequence[bytes]]) -> None:
+    """These were run there: their texts are known now, if the server took them."""
+    texts = {digest_of(argv[1]): argv[1] for argv in scripts if argv[0].lower() in (b"eval", b"eval_ro")}
+    unknown = [digest for digest in texts if digest not in talk.here.scripts]
+    for digest in await _which(talk, loan, unknown):
+        talk.here.learn_script(texts[digest])
+
+
+async def _which(talk: Conversation, loan: Loan, digests: Sequence[bytes]) -> list[bytes]:
+    """Those that the server has; none where it does not say."""
+    if not digests:
+        return []
+    try:
+        said = decode(await _ask(talk, loan, b"SCRIPT", b"EXISTS", *digests))
+    except Refusal:
+        return []
+    return [digest for digest, has in zip(digests, said, strict=True) if has == 1] if isinstance(said, list) else []
 
 
 # --- asked of all shards ----------------------------------------------------------------------------------------------

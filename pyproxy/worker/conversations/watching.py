@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 
 from protocol import errors, request
 from pyproxy.worker.conversation import Conversation, Handler, Refusal
+from pyproxy.worker.conversations.scripting import bring
 from pyproxy.worker.lending import Lender, Loan
 from pyproxy.worker.split import together
 
@@ -77,6 +78,8 @@ async def _execute(talk: Conversation, watched: Watched) -> bytes:
                 await talk.pass_gate(shard, len(block))
         if _broken(talk, watched):
             return NIL[talk.client.proto]
+        for loan in (watched.loan, *loans.values()):
+            await bring(talk, loan, transaction.scripts)
         checked = await _checked(talk, watched, *blocks.get(own, (b"", 0)))
         if not checked.startswith(b"*") or checked == NIL[2] or not others:
             return checked
