@@ -4,13 +4,17 @@
     keyspace    what is asked of the keys of all shards
     scripting   scripts and functions
     settings    CONFIG SET of a setting that the servers know best
+    streams     streams of several shards at once
     watching    WATCH, and the EXEC after it
 """
 
 from collections.abc import Mapping
 
 from pyproxy.worker.conversation import Handler
-from pyproxy.worker.conversations import keyspace, scripting, watching
+from pyproxy.worker.conversations import keyspace, scripting, streams, watching
 
 HANDLERS: Mapping[bytes, Handler] = {**keyspace.HANDLERS, **scripting.HANDLERS, **watching.HANDLERS}
 """The table's name of each command of the kind CONVERSATION -> what serves it."""
+
+ACROSS: Mapping[bytes, Handler] = {**streams.ACROSS}
+"""Commands of the kind KEYED that are served where their keys are on several shards, too -> what serves them there."""
