@@ -88,6 +88,16 @@ def not_a_c_int() -> bytes:
     return _line("ERR value is out of range, value must between -2147483648 and 2147483647")
 
 
+def invalid_cursor() -> bytes:
+    """SCAN."""
+    return _line("ERR invalid cursor")
+
+
+def cursor_too_large(shard: str, cursor: int) -> bytes:
+    """Clients are given cursors below 2^53, and the server's own must fit in."""
+    return _line(f"ERR shard {shard}: its cursor {cursor} is too large to be passed on; scan that server directly")
+
+
 def crossslot() -> bytes:
     """Keys of one command on different shards, where the command cannot be split."""
     return _line(
@@ -336,6 +346,7 @@ def uncertain(shard: str, node: object, why: str) -> bytes:
 LOST = "closed the connection before it answered"
 CLOSED = "closed the connection"
 UNAUTHENTICATED = "asks for a password again"
+OUT_OF_SIGHT = "lost its connection, or was replaced, after this client wrote to it"
 NO_TRANSACTION = "refused MULTI, and may have run the commands behind it one by one"
 
 

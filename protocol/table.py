@@ -38,7 +38,7 @@ TRANSACTION = frozenset(["multi", "exec", "discard"])
 
 # More than one question to the shards, or a connection that is not shared; see pyproxy/worker/conversations/.
 _CONVERSATION = """
-    randomkey watch
+    randomkey scan wait waitaof watch
     eval eval_ro evalsha evalsha_ro fcall fcall_ro
     script|exists script|flush script|kill script|load script|show
     function|delete function|dump function|flush function|kill function|list function|load function|restore
@@ -53,14 +53,12 @@ CONFIGURED_ELSEWHERE = "the proxy is configured by its own file, and each server
 
 # Why -> what. A container stands for its subcommands, except those named in the lists above or on their own.
 _REFUSALS: dict[str, str] = {
-    "one cursor cannot walk all shards; use KEYS, or HSCAN, SSCAN or ZSCAN on one key": "scan clusterscan",
+    "its cursors are about slots of a cluster; use SCAN": "clusterscan",
     "messages are not relayed between shards; publish and subscribe at one server directly": """
         publish subscribe unsubscribe psubscribe punsubscribe spublish ssubscribe sunsubscribe pubsub""",
     "a script is debugged on a connection of one's own; connect to a server directly": "script|debug",
     "a command that waits would stall a connection that clients share; poll with its variant that does not wait": """
         blpop brpop blmove brpoplpush blmpop bzpopmin bzpopmax bzmpop""",
-    "clients share connections here, so there is no last write of this one to wait for; ask the server directly": """
-        wait waitaof""",
     "clients share connections here, and this changes or controls one; connect to the server directly": "monitor",
     "it is about one connection to one server, and clients share those here; connect to the server directly": """
         client|caching client|capa client|getredir client|import-source client|kill client|pause client|tracking

@@ -46,6 +46,8 @@ TESTED_ELSEWHERE = {
     "pyproxy/worker/conversations/keyspace.py": "tests/e2e/test_keyspace.py",
     "pyproxy/worker/conversations/executing.py": "tests/e2e/test_scripting.py",
     "pyproxy/worker/conversations/scripting.py": "tests/e2e/test_scripting.py",
+    "pyproxy/worker/conversations/keyspace.py": "tests/e2e: test_keyspace, test_scan_completeness",
+    "pyproxy/worker/conversations/replicas.py": "tests/e2e/test_wait.py",
     "pyproxy/worker/conversations/streams.py": "tests/e2e/test_streams.py",
     "pyproxy/worker/conversations/watching.py": "tests/e2e/test_watch.py",
     "pyproxy/worker/conversations/settings.py": "tests/e2e/test_settings.py",

@@ -139,6 +139,7 @@ cdef class Lane:
     cdef void wake(self)
     cdef int wake_up(self) except -1
     cpdef count_coming(self, int change)
+    cdef int lost_sight(self, int shard) except -1
     cdef int settle(self, Pending item, bytes frame) except -1
     cdef Backend backend_of(self, Client client, bytes key)
 
@@ -194,6 +195,9 @@ cdef class Client:
     cdef public object transaction  # begun by MULTI; None: in none
     cdef public object talk         # the conversation that is going on; None: none
     cdef public object watched      # the keys of a WATCH, and the connection that watches them; None: none
+    cdef public unsigned long long wrote    # the shards it has written to since WAIT last forgot them; bit shard % 64
+    cdef public unsigned long long unsure   # those of them whose connection was lost since
+    cdef public object waited       # by WAIT: shard -> how many replicas had all of its writes; None: it never waited
     cdef readonly Py_ssize_t queued_bytes   # of it
     cpdef touch(self)
     cpdef unpark(self, int reasons)
@@ -229,6 +233,7 @@ cdef class Backend:
     cdef readonly Lane lane
     cdef readonly object link
     cdef readonly int shard
+    cdef unsigned long long bit     # of the shard, in `Client.wrote`
     cdef readonly int proto
     cdef readonly int db
     cdef readonly Wire wire
@@ -287,6 +292,7 @@ cdef class Wire:
     cdef bint choked
     cdef bint lost
     cdef readonly double last_bytes
+    cdef public object run_id       # of the server, once somebody has asked it; None: not known
     cdef Py_ssize_t _cut(self, const char *p, Py_ssize_t n) except -2
     cdef bint _distrusted(self, const char *p, Py_ssize_t n)
     cdef bint _tell_of(self, const char *p, Py_ssize_t n) except -1

@@ -69,6 +69,9 @@ class Client(Protocol):
     transaction: Any
     talk: Any
     watched: Any
+    wrote: int
+    unsure: int
+    waited: dict[int, int] | None
     queued_bytes: int
     closing: bool
     buffered: int
@@ -119,6 +122,7 @@ class Backend:
 
 class Wire(Protocol):
     backend: Backend
+    run_id: bytes | None
     def __init__(self, backend: Backend, on_setup: Callable[[bytes], None], on_lost: Callable[[str], None]) -> None: ...
     def send(self, data: bytes) -> None: ...
     def ready(self) -> None: ...

@@ -389,6 +389,13 @@ cdef class Lane:
                 client.finish()
                 client.flush()
 
+    cdef int lost_sight(self, int shard) except -1:
+        """Its primary's connection is gone: whether the replicas have what was written on it cannot be found out."""
+        cdef unsigned long long bit = <unsigned long long>1 << (shard & 63)
+        for client in self.clients:
+            (<Client>client).unsure |= (<Client>client).wrote & bit
+        return 0
+
     cpdef count_coming(self, int change):
         """Clients that were accepted and are not among the clients yet count like those that are."""
         self.coming += change

@@ -261,11 +261,12 @@ LINES = {
     Kind.SPLIT: ["mget a", "MSET a 1", "touch a"],
     Kind.FANOUT: ["keys *", "dbsize", "FlushAll"],
     Kind.LOCAL: ["client id", "CLIENT", "command docs", "config get x", "config set a b", "object help"],
-    Kind.REFUSED: ["client kill", "config rewrite", "memory stats", "scan 0", "clusterscan 0", "script debug yes"],
+    Kind.REFUSED: ["client kill", "config rewrite", "memory stats", "clusterscan 0", "script debug yes"],
 }
 LINES[Kind.TRANSACTION] = ["multi", "EXEC", "discard"]
 LINES[Kind.REFUSED] += ["cluster slots", "shutdown", "module list", "acl cat", "blpop k 0"]
-LINES[Kind.CONVERSATION] = ["watch k", "RandomKey", "eval s 0", "Script LOAD x", "FCALL f 1 k", "function stats"]
+LINES[Kind.CONVERSATION] = ["watch k", "RandomKey", "scan 0", "WAIT 1 0", "waitaof 1 0 0"]
+LINES[Kind.CONVERSATION] += ["eval s 0", "Script LOAD x", "FCALL f 1 k", "function stats"]
 
 
 @pytest.mark.parametrize(("kind", "line"), [(kind, line) for kind, lines in LINES.items() for line in lines])

@@ -2,6 +2,7 @@
 
     executing   EXEC of a transaction with scripts
     keyspace    what is asked of the keys of all shards
+    replicas    how many have what the client wrote
     scripting   scripts and functions
     settings    CONFIG SET of a setting that the servers know best
     streams     streams of several shards at once
@@ -11,9 +12,14 @@
 from collections.abc import Mapping
 
 from pyproxy.worker.conversation import Handler
-from pyproxy.worker.conversations import keyspace, scripting, streams, watching
+from pyproxy.worker.conversations import keyspace, replicas, scripting, streams, watching
 
-HANDLERS: Mapping[bytes, Handler] = {**keyspace.HANDLERS, **scripting.HANDLERS, **watching.HANDLERS}
+HANDLERS: Mapping[bytes, Handler] = {
+    **keyspace.HANDLERS,
+    **replicas.HANDLERS,
+    **scripting.HANDLERS,
+    **watching.HANDLERS,
+}
 """The table's name of each command of the kind CONVERSATION -> what serves it."""
 
 ACROSS: Mapping[bytes, Handler] = {**streams.ACROSS}

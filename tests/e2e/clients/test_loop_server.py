@@ -181,6 +181,17 @@ def test_keys_finds_them_on_all_shards(storage: NodeClient, prefix: str) -> None
     assert set(storage.do("call", "keys", f"{prefix}*")) == rooms
 
 
+def test_scan_walks_all_keys_with_cursors_that_are_numbers_of_javascript(storage: NodeClient) -> None:
+    keys = {f"scanned{number}" for number in range(100)}
+    storage.do("mset", dict.fromkeys(keys, "x"))
+    cursor, found = storage.do("call", "scan", 0)
+    while cursor != "0":
+        assert int(cursor) == int(float(cursor))
+        cursor, more = storage.do("call", "scan", int(cursor))
+        found += more
+    assert keys <= set(found)
+
+
 def test_info_is_asked_with_and_without_a_section(storage: NodeClient) -> None:
     storage.do("mset", {f"key{number}": "x" for number in range(30)})
     assert "redis_version:" in storage.do("call", "info")
