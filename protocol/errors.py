@@ -75,6 +75,11 @@ def internal_error() -> bytes:
     return _line("ERR internal error of the proxy, see its log; the connection is closed")
 
 
+def no_such_key() -> bytes:
+    """RENAME."""
+    return _line("ERR no such key")
+
+
 def syntax_error() -> bytes:
     return _line("ERR syntax error")
 
@@ -391,6 +396,70 @@ def part_failed(shard: str, line: bytes, applied_by: Iterable[str] = ()) -> byte
         return _line(f"UNCERTAIN shard {shard}: ", cause, "; it may have applied its part, no other shard did")
     way_out = own[4] if own else b""
     return _line(code, f" shard {shard}: ", cause, way_out)
+
+
+def half_done(line: bytes, applied_by: Iterable[str]) -> bytes:
+    """The end of a command that goes from shard to shard: ``line`` stopped it, and these had done their part."""
+    shard = _NAMED.match(line)
+    if shard:
+        return part_failed(shard[1].decode(), line, applied_by)
+    said = line[1:].rstrip(b"\r\n").removeprefix(b"UNCERTAIN ")
+    return _line("UNCERTAIN ", said, "; these shards have applied their part: ", ", ".join(applied_by))
+
+
+_NAMED = re.compile(rb"-(?:TRYAGAIN|UNCERTAIN) shard (\S+) \(")
+
+
+def leaves_nothing(line: bytes) -> bytes:
+    """A line of this file for a request that leaves nothing behind, whether it was applied or not: as for a read."""
+    said = line[1:].rstrip(b"\r\n")
+    unknown = b", applied=unknown; read the key before writing again"
+    if said.startswith(b"UNCERTAIN ") and said.endswith(unknown):
+        said = b"TRYAGAIN " + said.removeprefix(b"UNCERTAIN ").removesuffix(unknown) + b", applied=no; retry later"
+    return _line(said)
+
+
+# --- commands whose keys are on several shards, emulated -------------------------------------------------------------
+
+
+def too_much_to_copy(name: Words, size: int, limit: int) -> bytes:
+    return _line(
+        "ERR command '", _raw(name).lower(), f"' would copy {size} bytes from shard to shard, more than {limit}",
+        " (limits.cross_shard_bytes); give its keys one {hash tag}",
+    )
+
+
+def not_restored(shard: str, line: bytes) -> bytes:
+    """A shard does not take the value of another, as it says in ``line``: it is older, for one. Nothing was applied."""
+    return _line(f"ERR shard {shard} does not take a value of another shard: ", line[1:].rstrip(b"\r\n"))
+
+
+INCOMPLETE = "has run it without all the values of other shards"
+COPIES_EXPIRED = b"-ERR they expired before they were read\r\n"
+
+
+def source_changed(source: str, destination: str) -> bytes:
+    """RENAME and its like: the source could not be removed as it was copied."""
+    return _line(
+        f"UNCERTAIN shard {source} still has the source, which others keep changing, ",
+        f"and shard {destination} a copy of it; read both keys before writing again",
+    )
+
+
+def source_taken(source: str, destination: str) -> bytes:
+    """What was to be moved is on the destination, and somebody else has removed it from the source meanwhile."""
+    return _line(
+        f"UNCERTAIN shard {destination} has what was to be moved, ",
+        f"but somebody else has taken it from shard {source} too; read both keys before writing again",
+    )
+
+
+def condition_lost(shard: str, applied_by: Iterable[str]) -> bytes:
+    """MSETNX and its like: its condition held on all shards when they were asked, and then not any more on this one."""
+    return _line(
+        f"UNCERTAIN shard {shard}: somebody else has changed its keys meanwhile, so nothing was set there; ",
+        "these shards have applied their part: ", ", ".join(applied_by),
+    )
 
 
 def unexpected_part(name: Words) -> bytes:

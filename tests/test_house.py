@@ -43,7 +43,6 @@ TESTED_ELSEWHERE = {
     "pyproxy/worker/transaction.py": "tests/e2e/test_transactions.py",
     "pyproxy/worker/conversation.py": "tests/e2e: test_keyspace, test_watch",
     "pyproxy/worker/lending.py": "tests/e2e/test_watch.py",
-    "pyproxy/worker/conversations/keyspace.py": "tests/e2e/test_keyspace.py",
     "pyproxy/worker/conversations/executing.py": "tests/e2e/test_scripting.py",
     "pyproxy/worker/conversations/scripting.py": "tests/e2e/test_scripting.py",
     "pyproxy/worker/conversations/keyspace.py": "tests/e2e: test_keyspace, test_scan_completeness",

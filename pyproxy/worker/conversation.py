@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 
 from protocol import errors, request
 from protocol.commands import BadKeys, Command
+from protocol.scan import ProtocolError, elements
 from pyproxy.events import Event, emit
 from pyproxy.worker.here import Here
 from pyproxy.worker.lane import NOT_NOW, Client, Lane, Route
@@ -59,6 +60,7 @@ class Conversation:
         self.lender = lender
         self._asked_again = asyncio.Event()
         self._waits = False
+        self._applied: list[int] = []  # shards that have done a part of it
         self._end = b""  # the line it is ended with from outside
         self._task: asyncio.Task[None] | None = None
 
@@ -73,15 +75,26 @@ class Conversation:
         try:
             reply = await handler(self)
         except (Refusal, Unlendable, BadKeys) as refusal:
-            reply = refusal.line
+            reply = self._ended(refusal.line)
         except asyncio.CancelledError:
             if not self._end:
                 raise
-            reply = self._end
+            reply = self._ended(self._end)
         except Exception:
             emit(Event.BUG, where=self, trace=traceback.format_exc())
-            reply = errors.internal_error()
+            reply = self._ended(errors.internal_error())
         self.client.answer(reply)
+
+    def _ended(self, line: bytes) -> bytes:
+        return errors.half_done(line, [self.name(shard) for shard in self._applied]) if self._applied else line
+
+    def applied(self, shard: int) -> None:
+        """A part of it is done there: an error that ends it from here on says so."""
+        if shard not in self._applied:
+            self._applied.append(shard)
+
+    def undone(self, shard: int) -> None:
+        self._applied.remove(shard)
 
     # --- what the client's connection says ---
 
@@ -153,7 +166,7 @@ class Conversation:
 
         `primary`: a read that no replica may answer.
         """
-        frames, failed = await self._asked({shard: request.encode(argv)}, write, primary)
+        frames, failed = await self._asked({shard: (request.encode(argv), 0)}, write, primary)
         frame = frames[shard]
         if frame is None:
             raise Refusal(failed[shard][0] if failed else errors.internal_error())
@@ -166,7 +179,7 @@ class Conversation:
 
         Raises Refusal where one did not answer: for writes it says which others may have applied their part.
         """
-        encoded = {shard: request.encode(argv) for shard, argv in parts.items()}
+        encoded = {shard: (request.encode(argv), 0) for shard, argv in parts.items()}
         frames, failed = await self._asked(encoded, write, primary)
         for shard, (line, _) in (failed or {}).items():
             if frames[shard] is None:
@@ -181,8 +194,41 @@ class Conversation:
         """The same of every shard."""
         return await self.ask_each(dict.fromkeys(self.shards, argv), write=write, primary=primary)
 
+    async def ask_blocks(
+        self, blocks: Mapping[int, Sequence[Sequence[bytes]]], *, write: bool = False, primary: bool = False,
+        leaves_nothing: bool = False,
+    ) -> dict[int, list[bytes]]:
+        """A transaction on each of these shards, shard -> its commands: shard -> the reply frame of each of them.
+
+        Raises Refusal where one was not run, as `ask_each`. `leaves_nothing`: it is a write only as long as it runs, so
+        nobody needs to know whether it was applied.
+        """
+        parts = {shard: (request.block(map(request.encode, each)), len(each)) for shard, each in blocks.items()}
+        frames, failed = await self._asked(parts, write, primary)
+        for shard, (line, _) in (failed or {}).items():
+            if leaves_nothing:
+                raise Refusal(errors.part_failed(self.name(shard), errors.leaves_nothing(line)))
+            raise Refusal(self._part_failed(shard, line, parts, failed or {}, write))
+        try:
+            answers = {shard: elements(frames[shard] or b"", True) for shard in parts}
+        except ProtocolError:
+            raise Refusal(errors.unexpected_part(self.command.name)) from None
+        if any(len(answers[shard]) != len(blocks[shard]) for shard in parts):
+            raise Refusal(errors.unexpected_part(self.command.name))
+        return answers
+
+    @contextlib.contextmanager
+    def charged(self, size: int) -> Iterator[None]:
+        """Within the block so many bytes count as the client's."""
+        self.client.queued(size)
+        try:
+            yield
+        finally:
+            if self.client.queued_bytes:  # else it has gone, and took them along
+                self.client.queued(-size)
+
     async def _asked(
-        self, parts: dict[int, bytes], write: bool, primary: bool
+        self, parts: dict[int, tuple[bytes, int]], write: bool, primary: bool
     ) -> tuple[list[bytes | None], Failed | None]:
         answered: asyncio.Future[tuple[list[bytes | None], Failed | None]] = self.lane.loop.create_future()
 
@@ -215,8 +261,8 @@ class Conversation:
         await self._until_now(lambda: self.client.may_write(shard, size))
 
     @contextlib.asynccontextmanager
-    async def lend(self, shard: int, write_bytes: int = 0) -> AsyncIterator[Loan]:
-        """A connection to the primary of a shard, of the client's protocol and database. Raises Unlendable.
+    async def lend(self, shard: int, write_bytes: int = 0, db: int | None = None) -> AsyncIterator[Loan]:
+        """A connection to the primary of a shard, of the client's protocol and database, or `db`. Raises Unlendable.
 
         `write_bytes`: of the write that it is borrowed for. It waits at the gate of the shard first, as another primary
         ends all connections that are lent. Raises Refusal where the gate does.
@@ -227,7 +273,7 @@ class Conversation:
                 if write_bytes:
                     await self.pass_gate(shard, write_bytes)
                 try:
-                    lent = self.lender.lend(shard, self.client.proto, self.client.db)
+                    lent = self.lender.lend(shard, self.client.proto, self.client.db if db is None else db)
                     loan = await borrowed.enter_async_context(lent)
                     break
                 except Unlendable as exc:

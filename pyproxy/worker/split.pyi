@@ -12,7 +12,7 @@ def execute(
 def ask(
     client: Client,
     route: Route,
-    parts: dict[int, bytes],
+    parts: dict[int, tuple[bytes, int]],
     write: bool,
     primary: bool,
     asked: Callable[[list[bytes | None], dict[int, tuple[bytes, bool]] | None], None],

@@ -294,7 +294,9 @@ def execute(Client client not None, Route route not None, dict blocks not None, 
 
 
 def ask(Client client not None, Route route not None, dict parts not None, bint write, bint primary, asked):
-    """Sends what a conversation asks: shard index -> frame.  `primary`: a read that no replica may answer.
+    """Sends what a conversation asks: shard index -> (frame, how many commands are in it if it is a block, else 0).
+
+    `primary`: a read that no replica may answer.
 
     `asked(frames, failed)` is called when all have answered: by shard the frames that came, or None; and a dict by shard
     of (error line, whether it surely was not applied), or None where there was no error, neither ours nor a server's.
@@ -306,7 +308,7 @@ def ask(Client client not None, Route route not None, dict parts not None, bint 
     cdef dict backends = {}
     cdef Py_ssize_t size = 0
     cdef int verdict
-    for frame in parts.values():
+    for frame, _ in parts.values():
         size += len(frame)
     if primary and not write:
         for shard in parts:
@@ -327,8 +329,8 @@ def ask(Client client not None, Route route not None, dict parts not None, bint 
             return NOT_NOW if verdict < 0 else lane.refusal
     split = _asking(client, route, <int>len(parts), asked)
     split.write = write
-    for shard, frame in parts.items():
-        _send(<Backend>backends[shard], split, <bytes>frame, 0)
+    for shard, (frame, queued) in parts.items():
+        _send(<Backend>backends[shard], split, <bytes>frame, queued)
         (<Backend>backends[shard]).tail.stays = primary
     return None
 

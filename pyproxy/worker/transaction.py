@@ -18,7 +18,6 @@ from pyproxy.worker.lane import NOT_NOW, Client, Lane, Route
 from pyproxy.worker.split import cut, execute
 
 QUEUED = b"+QUEUED\r\n"
-MULTI, EXEC = request.encode([b"MULTI"]), request.encode([b"EXEC"])
 OVERHEAD = 64  # bytes that a queued command, and each of its words, costs beside its own
 
 
@@ -106,7 +105,7 @@ class Transaction:
                 for shard, part in parts.items():
                     frames.setdefault(shard, []).append(part)
                 commands.append((each.route, owners, tuple(parts)))
-        return {shard: (_block(of_shard), len(of_shard)) for shard, of_shard in frames.items()}, commands
+        return {shard: (request.block(of_shard), len(of_shard)) for shard, of_shard in frames.items()}, commands
 
 
 def runs_code(command: Command) -> bool:
@@ -117,10 +116,6 @@ def runs_code(command: Command) -> bool:
 def _shards(lane: Lane, argv: Sequence[bytes], keys: Sequence[int]) -> set[int]:
     """Of a command; a script without keys is run on the shard of the empty key."""
     return {lane.shard_of(argv[position]) for position in keys} or {lane.shard_of(b"")}
-
-
-def _block(frames: Sequence[bytes]) -> bytes:
-    return b"".join((MULTI, *frames, EXEC))
 
 
 def begin(client: Client) -> bytes:
