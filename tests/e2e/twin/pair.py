@@ -7,6 +7,7 @@ first key that is not the same on both sides afterwards. Which replies may diffe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 from pyproxy.config import Config
@@ -114,8 +115,8 @@ def shard_map(config: str) -> ShardMap:
     return Config.parse(config.encode()).shard_map()
 
 
-def check_what_is_left(fleet: Fleet, server: Server) -> None:
-    """Each key lies where its slot says, and is what it is on the plain server."""
+def check_what_is_left(fleet: Fleet, server: Server, *, encodings: bool = True) -> None:
+    """Each key lies where its slot says, and is what it is on the plain server, and stored as there (`encodings`)."""
     shards = shard_map(fleet.config())
     theirs = state.read(server.port)
     ours: dict[tuple[int, bytes], state.Key] = {}
@@ -125,5 +126,7 @@ def check_what_is_left(fleet: Fleet, server: Server) -> None:
         assert set(owners.values()) <= {shard.name}, f"{shard.name} holds keys of other shards: {owners}"
         ours |= held
     assert ours.keys() == theirs.keys()
+    if not encodings:
+        ours = {name: replace(key, encoding=theirs[name].encoding) for name, key in ours.items()}
     different = {name: (ours[name], theirs[name]) for name in ours if not ours[name].same(theirs[name])}
     assert different == {}, f"left behind: {short(next(iter(different.items())))}"
