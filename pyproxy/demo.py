@@ -44,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="shard",
         help="whose keys are on several shards: refused, or a block to each (shard)",
     )
+    parser.add_argument(
+        "--cross-shard",
+        choices=("refuse", "emulate"),
+        default="refuse",
+        help="commands whose keys are on several shards: refused, or done in steps (refuse)",
+    )
     parser.add_argument("--sentinel", action="store_true", help="three Sentinels promote, instead of the proxy")
 
 
@@ -82,6 +88,7 @@ def _proxy(
 ) -> Proxy:
     tables: dict[str, Table | str] = {
         "transactions": args.transactions,
+        "cross_shard": args.cross_shard,
         "timeouts": {"drain_s": DRAIN_S},
         "http": {"listen": http, "admin": str(fleet.directory / "admin.sock")},
         "promotion": {

@@ -11,7 +11,7 @@ from protocol.commands import BadKeys, Command, Kind
 from pyproxy.events import Event, emit
 from pyproxy.worker import local, transaction
 from pyproxy.worker.conversation import Conversation, Handler
-from pyproxy.worker.conversations import ACROSS, HANDLERS, executing, settings, watching
+from pyproxy.worker.conversations import ACROSS, EMULATED, HANDLERS, executing, settings, watching
 from pyproxy.worker.here import Here
 from pyproxy.worker.lane import Client, Route
 from pyproxy.worker.lending import Lender
@@ -96,7 +96,7 @@ class Session:
         return Conversation(client, route, command, argv, self._here, self._lender).begin(handler)
 
     def _keyed(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> object:
-        """To the shard of its keys, if it is one; else some are taken apart."""
+        """To the shard of its keys; where they are on several, as the configuration says."""
         try:
             keys = command.keys(argv)
         except BadKeys as bad:
@@ -104,6 +104,8 @@ class Session:
         shards = {client.lane.shard_of(argv[position]) for position in keys}
         if len(shards) != 1:
             handler = ACROSS.get(command.name)
+            if handler is None and self._here.setup.config.cross_shard == "emulate":
+                handler = EMULATED.get(command.name)
             if handler is None:
                 return errors.crossslot()
             return self._converse(client, route, command, argv, handler)

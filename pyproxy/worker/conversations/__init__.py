@@ -7,12 +7,18 @@
     settings    CONFIG SET of a setting that the servers know best
     streams     streams of several shards at once
     watching    WATCH, and the EXEC after it
+
+And those that are only where their keys are on several shards, and the configuration says so:
+
+    operands    what reads several keys: the values are brought to one shard
+    moves       what takes something from one key to another
+    parts       what is done for each key, or for the first that will do
 """
 
 from collections.abc import Mapping
 
 from pyproxy.worker.conversation import Handler
-from pyproxy.worker.conversations import keyspace, replicas, scripting, streams, watching
+from pyproxy.worker.conversations import keyspace, moves, operands, parts, replicas, scripting, streams, watching
 
 HANDLERS: Mapping[bytes, Handler] = {
     **keyspace.HANDLERS,
@@ -24,3 +30,6 @@ HANDLERS: Mapping[bytes, Handler] = {
 
 ACROSS: Mapping[bytes, Handler] = {**streams.ACROSS}
 """Commands of the kind KEYED that are served where their keys are on several shards, too -> what serves them there."""
+
+EMULATED: Mapping[bytes, Handler] = {**operands.HANDLERS, **moves.HANDLERS, **parts.HANDLERS}
+"""And those of which that is so with `cross_shard = "emulate"` only."""

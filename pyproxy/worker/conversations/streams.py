@@ -1,67 +1,117 @@
 """XREAD and XREADGROUP of streams on several shards: each shard is asked for its own, and the answers become one.
 
-XREADGROUP writes: each shard does its part or does not, and the whole is not atomic. Where one fails, what others have
-handed out stays pending for the consumer, as after a reply that was lost.
+XREADGROUP writes: the groups are looked up first, then each shard does its part or does not, and the whole is not
+atomic. Where one fails, what others have handed out stays pending for the consumer, as after a reply that was lost.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 from protocol import errors
+from protocol.reply import RESP3, decode
 from protocol.scan import ProtocolError, elements
-from pyproxy.worker.conversation import Conversation, Handler
+from pyproxy.worker.conversation import Conversation, Handler, Refusal
 
-NIL = {2: b"*-1\r\n", 3: b"_\r\n"}
-
-
-async def _read(talk: Conversation) -> bytes:
-    """The streams that have something, in the order in which they were named; nil if none has."""
-    argv, names = talk.argv, talk.command.keys(talk.argv)
-    shards = [talk.shard_of(argv[name]) for name in names]
-    first, count = names[0], len(names)
-    if len(argv) - first != 2 * count:
-        return await talk.ask(shards[0], *argv)  # a stream without an id: it has no effect but the server's words
-    parts = {
-        shard: [
-            *argv[:first],
-            *(argv[name] for name, owner in zip(names, shards, strict=True) if owner == shard),
-            *(argv[name + count] for name, owner in zip(names, shards, strict=True) if owner == shard),
-        ]
-        for shard in dict.fromkeys(shards)
-    }
-    write = "write" in talk.command.flags
-    frames = await talk.ask_each(parts, write=write)
-    wrong = [shard for shard, frame in frames.items() if frame.startswith(b"-")]
-    if wrong:
-        applied = [talk.name(shard) for shard in frames if shard not in wrong] if write else []
-        return errors.part_failed(talk.name(wrong[0]), frames[wrong[0]], applied) if applied else frames[wrong[0]]
-    return _merged(talk, [(argv[name], shard) for name, shard in zip(names, shards, strict=True)], frames)
+NIL = (b"*-1\r\n", b"_\r\n")  # of an array, in RESP2 and RESP3
 
 
-def _merged(talk: Conversation, keys: Sequence[tuple[bytes, int]], frames: dict[int, bytes]) -> bytes:
-    """The streams of all parts; each part has its own in the order of the request."""
-    proto = talk.client.proto
+async def _xread(talk: Conversation) -> bytes:
+    """XREAD and XREADGROUP: of each stream that has something its name and its entries."""
+    positions = talk.command.keys(talk.argv)
+    head, keys = talk.argv[: positions[0]], [talk.argv[position] for position in positions]
+    ids = talk.argv[positions[-1] + 1 :]
+    shards = [talk.shard_of(key) for key in keys]
+    if len(ids) != len(keys):
+        return await talk.ask(shards[0], *talk.argv)  # the server says what is wrong
+    if talk.command.name == b"xread":
+        frames = await talk.ask_each(_of_shards(head, keys, ids, shards), primary=True)
+    elif (place := await _without_group(talk, head, keys, shards)) is not None:
+        return await talk.ask(shards[place], *head, keys[place], ids[place], write=True)  # again, the server says it
+    else:
+        frames = await _one_by_one(talk, _of_shards(head, keys, ids, shards))
+    for frame in frames.values():
+        if frame.startswith(b"-"):
+            raise Refusal(frame)
     try:
-        left = {shard: _streams(frame, proto) for shard, frame in frames.items()}
-        found = []
-        for key, shard in keys:
-            if left[shard] and left[shard][0][0] == b"$%d\r\n%b\r\n" % (len(key), key):
-                found.append(left[shard].pop(0)[1])
-        if any(left.values()):
-            raise ProtocolError("expected streams that were asked for")
+        return in_order(list(zip(keys, shards, strict=True)), frames, talk.client.proto)
     except ProtocolError:
-        return errors.unexpected_part(talk.command.name)
-    return b"%b%d\r\n" % (b"%" if proto == 3 else b"*", len(found)) + b"".join(found) if found else NIL[proto]
+        raise Refusal(errors.unexpected_part(talk.command.name)) from None
 
 
-def _streams(frame: bytes, proto: int) -> list[tuple[bytes, bytes]]:
-    """The key of each stream, and all that is said of it: in RESP2 an array of two, in RESP3 a pair of a map."""
-    if frame == NIL[proto]:
+def _of_shards(
+    head: Sequence[bytes], keys: Sequence[bytes], ids: Sequence[bytes], shards: Sequence[int]
+) -> dict[int, list[bytes]]:
+    """The command of each shard, in the order of their first keys."""
+    commands: dict[int, list[bytes]] = {}
+    for shard in dict.fromkeys(shards):
+        mine = [place for place, owner in enumerate(shards) if owner == shard]
+        commands[shard] = [*head, *(keys[place] for place in mine), *(ids[place] for place in mine)]
+    return commands
+
+
+async def _without_group(
+    talk: Conversation, head: Sequence[bytes], keys: Sequence[bytes], shards: Sequence[int]
+) -> int | None:
+    """The place of the first key that is no stream with the group: XREADGROUP then reads from none."""
+    options = [word.lower() for word in head]
+    if b"group" not in options:
+        return 0
+    group = head[options.index(b"group") + 1]
+    blocks: dict[int, list[list[bytes]]] = {}
+    for key, shard in zip(keys, shards, strict=True):
+        blocks.setdefault(shard, []).append([b"XINFO", b"GROUPS", key])
+    answers = await talk.ask_blocks(blocks, primary=True)
+    for place, shard in enumerate(shards):
+        if not _has_group(answers[shard].pop(0), group):
+            return place
+    return None
+
+
+def _has_group(frame: bytes, group: bytes) -> bool:
+    """`frame`: the answer to XINFO GROUPS, of maps or flat lists that begin with the name."""
+    said = decode(frame)
+    names = [each[b"name"] if isinstance(each, dict) else each[1] for each in said] if isinstance(said, list) else []
+    return group in names
+
+
+async def _one_by_one(talk: Conversation, commands: Mapping[int, Sequence[bytes]]) -> dict[int, bytes]:
+    """Writes, until one is answered with an error."""
+    frames: dict[int, bytes] = {}
+    for shard, argv in commands.items():
+        frames[shard] = await talk.ask(shard, *argv, write=True)
+        if frames[shard].startswith(b"-"):
+            break
+        talk.applied(shard)
+    return frames
+
+
+def in_order(streams: Sequence[tuple[bytes, int]], frames: Mapping[int, bytes], proto: int) -> bytes:
+    """The answers of shards as one: (key, shard) of each stream, and what each shard said of its own."""
+    before = b"" if proto == RESP3 else b"*2\r\n"
+    left = {shard: _of_streams(frame, proto) for shard, frame in frames.items()}
+    found = []
+    for key, shard in streams:
+        if left[shard] and left[shard][0].startswith(b"%b$%d\r\n%b\r\n" % (before, len(key), key)):
+            found.append(left[shard].pop(0))
+    if any(left.values()):
+        raise ProtocolError("a stream that was not asked for")
+    if not found:
+        return NIL[proto == RESP3]
+    return b"%b%d\r\n%b" % (b"%" if proto == RESP3 else b"*", len(found), b"".join(found))
+
+
+def _of_streams(frame: bytes, proto: int) -> list[bytes]:
+    """Of each stream its name and its entries: an element of an array, or two of a map (RESP3)."""
+    if frame in NIL:
         return []
-    if proto == 2:
-        return [(elements(each)[0], each) for each in elements(frame)]
-    count, _, body = frame.removeprefix(b"%").partition(b"\r\n")
-    words = iter(elements(b"*%d\r\n%b" % (2 * int(count), body), True))
-    return [(key, key + entries) for key, entries in zip(words, words, strict=True)]
+    if proto != RESP3:
+        return elements(frame)
+    header, _, rest = frame.partition(b"\r\n")
+    if not header.startswith(b"%"):
+        raise ProtocolError("expected a map")
+    words = elements(b"*%d\r\n%b" % (2 * int(header[1:]), rest), True)
+    return [name + entries for name, entries in zip(words[::2], words[1::2], strict=True)]
 
 
-ACROSS: dict[bytes, Handler] = {b"xread": _read, b"xreadgroup": _read}
+ACROSS: dict[bytes, Handler] = {b"xread": _xread, b"xreadgroup": _xread}
