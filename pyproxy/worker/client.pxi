@@ -100,14 +100,16 @@ cdef class Client:
             self.talk.left()
             self.talk = None
         self.end_watch()
+        if self._subscriber is not None:
+            self._subscriber.left()
         self.head = self.tail = None
         while item is not None:
             following = item.next_placed
             item.next_placed = None
             item.client = None
             item = following
-        lane.held -= self.held + self.in_counted + self.queued_bytes
-        self.held = self.in_transport = self.in_counted = self.queued_bytes = 0
+        lane.held -= self.held + self.in_counted + self.queued_bytes + self.subscribed_bytes
+        self.held = self.in_transport = self.in_counted = self.queued_bytes = self.subscribed_bytes = 0
         self.transaction = None
         lane.inflight -= self.inflight
         self.inflight = 0
@@ -229,7 +231,7 @@ cdef class Client:
         cdef object reply
         if route is not None:
             self.last_name = route.name
-        if (route is not None and route.plain_key and self.transaction is None
+        if (route is not None and route.plain_key and self.transaction is None and not self.limited
                 and (argc == route.arity or (route.arity < 0 and argc >= -route.arity))):
             backend = lane.backend_of(self, <bytes>argv[route.plain_key])
             if not backend.plain:
@@ -250,7 +252,8 @@ cdef class Client:
             self.inflight_bytes += size
             lane.inflight += 1
             backend.put(item, frame, size)
-        elif route is not None and route.merge and self.transaction is None and argc >= -route.arity:
+        elif (route is not None and route.merge and self.transaction is None and not self.limited
+                and argc >= -route.arity):
             if lane.splitter(self, route, argv, frame, size) < 0:
                 return False
         else:
@@ -361,14 +364,48 @@ cdef class Client:
         return None
 
     def answer(self, bytes reply not None):
-        """The end of a conversation."""
+        """The end of a conversation; b"" says nothing."""
         if self.talk is None:
             return
         self.talk = None
-        if reply[0] == c'-':
+        if reply.startswith(b"-"):
             self.lane.errors += 1
         self.lane.settle(self.head, reply)
         self.unpark(Park.TALK)
+
+    def settled(self):
+        """Whether all that it asked before is answered; else it is parked, and offers its command again."""
+        if self.head is not None:
+            self.parked |= Park.SWITCH
+            self.touch()
+        return self.head is None
+
+    def push(self, bytes frame not None):
+        """Gives it what it did not ask for, ahead of the answers that are still to come -> bytes it has not taken."""
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(frame)
+        if self.finishing or self.transport is None:
+            return 0
+        self.held += size
+        self.lane.held += size
+        self.ready.append(frame)
+        self.touch()
+        return self.held
+
+    @property
+    def subscriber(self):
+        return self._subscriber
+
+    @subscriber.setter
+    def subscriber(self, value):
+        self._subscriber = value
+        self.limited = value is not None and self.proto == 2
+
+    def charge(self, Py_ssize_t size):
+        """Its subscriptions cost so many bytes more."""
+        self.subscribed_bytes += size
+        self.lane.held += size
+        if self.lane.held > self.lane.memory_limit:
+            self.lane.wake()
 
     def may_write(self, int shard, Py_ssize_t size):
         """Whether a write to this shard may be sent on a connection of its own.
@@ -403,6 +440,7 @@ cdef class Client:
         self.proto = proto
         self.db = db
         self.pool = self.lane.pool(proto, db)
+        self.limited = self._subscriber is not None and proto == 2
         if self.head is not None:
             self.parked |= Park.SWITCH
 
@@ -429,8 +467,8 @@ cdef class Client:
 
     @property
     def buffered(self):
-        """Bytes this client costs: answers it has not read, and requests that are not finished or wait for EXEC."""
-        return self.held + self.in_counted + self.queued_bytes
+        """Bytes it costs: answers it has not read, requests that are not finished or wait for EXEC, subscriptions."""
+        return self.held + self.in_counted + self.queued_bytes + self.subscribed_bytes
 
     @property
     def buffered_in(self):

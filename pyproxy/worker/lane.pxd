@@ -81,6 +81,7 @@ cdef class Split:
     cdef dict failed                # shard index -> (error line, whether it surely was not applied); None: none failed
     cdef Py_ssize_t held            # bytes of the frames
     cdef object asked               # of a conversation: takes the answers; None: they are merged and are the client's
+    cdef object answer              # makes the client's answer of the one that came; None: they are merged
     cdef int answered(self, Pending part, bytes frame) except -1
     cdef int fail(self, Pending part, bytes line, bint unsent) except -1
     cdef int _hold(self, Py_ssize_t size) except -1
@@ -199,6 +200,9 @@ cdef class Client:
     cdef public unsigned long long unsure   # those of them whose connection was lost since
     cdef public object waited       # by WAIT: shard -> how many replicas had all of its writes; None: it never waited
     cdef readonly Py_ssize_t queued_bytes   # of it
+    cdef object _subscriber         # what it is subscribed to, see pubsub.py; None: to nothing
+    cdef readonly bint limited      # subscribed, in RESP2: only few commands are taken
+    cdef Py_ssize_t subscribed_bytes    # what its subscriptions cost
     cpdef touch(self)
     cpdef unpark(self, int reasons)
     cpdef go_on(self)

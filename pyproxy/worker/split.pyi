@@ -9,6 +9,7 @@ def cut(lane: Lane, route: Route, argv: list[bytes]) -> tuple[bytes, dict[int, b
 def execute(
     client: Client, route: Route, blocks: dict[int, tuple[bytes, int]], commands: list[Any], write: bool
 ) -> object: ...
+def relay(client: Client, route: Route, shard: int, frame: bytes, answer: Callable[[bytes], bytes]) -> object: ...
 def ask(
     client: Client,
     route: Route,

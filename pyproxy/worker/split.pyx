@@ -270,7 +270,8 @@ def fan_out(Client client not None, Route route not None, bytes frame not None):
 def execute(Client client not None, Route route not None, dict blocks not None, list commands not None, bint write):
     """Sends a transaction: shard index -> (its block from MULTI to EXEC, how many commands are in it).
 
-    `commands`: of each command the index of its shard, or, if it is cut, (its route, the shard of each key, its shards).
+    `commands`: of each command the index of its shard, or, if it is cut, (its route, the shard of each key, its shards),
+    or, if the answer is made of the shard's, (its route, what makes it, its shard in a tuple).
     -> as `fan_out`.
     """
     cdef Split split
@@ -287,6 +288,26 @@ def execute(Client client not None, Route route not None, dict blocks not None, 
     split.commands = commands
     for shard, (frame, queued) in blocks.items():
         _send(<Backend>backends[shard], split, frame, queued)
+    return None
+
+
+def relay(Client client not None, Route route not None, int shard, bytes frame not None, answer not None):
+    """Sends a whole command to one shard; the client gets `answer(reply frame)`, or the error as it is.  -> as `fan_out`."""
+    cdef Backend backend = client._seek(<Backend>client.pool[shard], route.write, len(frame))
+    cdef Split split
+    if backend is None:
+        return NOT_NOW if client.lane.refusal is None else client.lane.refusal
+    split = Split.__new__(Split)
+    split.lane = client.lane
+    split.route = route
+    split.write = route.write
+    split.left = 1
+    split.frames = [None] * len(client.pool)
+    split.answer = answer
+    split.place = _place(client, len(frame))
+    split.place.write = route.write
+    split.place.shard = shard
+    _send(backend, split, frame, 0)
     return None
 
 
@@ -373,6 +394,8 @@ def together(Lane lane not None, list commands not None, list frames not None):
 def merged(Split split not None):
     """The one answer to a split request whose parts have all been answered, as a reply frame."""
     cdef str how = split.route.command.merge
+    if split.answer is not None:
+        return _answered(split)
     if split.failed:
         return _failure(split) if split.commands is None else errors.transaction_discarded(_failure(split))
     try:
@@ -408,6 +431,15 @@ def _failure(Split split not None):
         if applied:
             split.lane.uncertain += 1
     return errors.part_failed(names[shard], split.failed[shard][0], applied)
+
+
+cdef bytes _answered(Split split):
+    """The answer of the one shard, as it is to be said to the client."""
+    if split.failed:
+        ((line, _),) = split.failed.values()
+        return line
+    (frame,) = [frame for frame in split.frames if frame is not None]
+    return split.answer(frame)
 
 
 cdef bytes _sum(Split split):
@@ -481,7 +513,10 @@ cdef bytes _executed(Split split):
             whole.lane = split.lane
             whole.route = route
             whole.write = whole.route.write
-            whole.order = owners
+            if type(owners) is bytes:
+                whole.order = owners
+            else:
+                whole.answer = owners
             whole.frames = [None] * len(answers)
             for shard in shards:
                 frame = (<list>answers[<int>shard]).pop()
