@@ -30,6 +30,7 @@ class Kind(enum.IntEnum):
     REFUSED = 6  # answered with a refusal that says why
     TRANSACTION = 7  # MULTI, and what ends it
     CONVERSATION = 8  # more than one question, or a connection of its own
+    PUBSUB = 9  # publishes, or changes what the client is subscribed to
 
 
 class Row(NamedTuple):

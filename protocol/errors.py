@@ -80,6 +80,12 @@ def no_such_key() -> bytes:
     return _line("ERR no such key")
 
 
+def subcommand_syntax(name: Words, sub: Words) -> bytes:
+    """A subcommand that checks the number of its arguments itself; ``sub`` as the client wrote it."""
+    words = ("ERR unknown subcommand or wrong number of arguments for '", _printed(sub), "'. Try ")
+    return _line(*words, _raw(name).upper(), " HELP.")
+
+
 def syntax_error() -> bytes:
     return _line("ERR syntax error")
 
@@ -136,6 +142,17 @@ def setting_fixed(name: str, shard: str, value: str) -> bytes:
 def setting_unknown(name: str, shard: str) -> bytes:
     """The same, before it is known what it is set to."""
     return _line(f"TRYAGAIN {name} of shard {shard}: its parameter group was not read yet, applied=no; retry later")
+
+
+# --- publish/subscribe -----------------------------------------------------------------------------------------------
+
+
+def only_for_subscribers(name: Words) -> bytes:
+    """A client that is subscribed, in RESP2, said something else. ``name`` as in the table."""
+    return _line(
+        "ERR Can't execute '", _raw(name).lower(), "': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET ",
+        "are allowed in this context",
+    )  # fmt: skip
 
 
 # --- transactions ----------------------------------------------------------------------------------------------------

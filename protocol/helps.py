@@ -140,9 +140,26 @@ RESTORE <PAYLOAD> [FLUSH|APPEND|REPLACE]
 HELP
     Print this help."""
 
+_PUBSUB = """\
+PUBSUB <subcommand> [<arg> [value] [opt] ...]. Subcommands are:
+CHANNELS [<pattern>]
+    Return the currently active channels matching a <pattern> (default: '*').
+NUMPAT
+    Return number of subscriptions to patterns.
+NUMSUB [<channel> ...]
+    Return the number of subscribers for the specified channels, excluding
+    pattern subscriptions(default: no channels).
+SHARDCHANNELS [<pattern>]
+    Return the currently active shard level channels matching a <pattern> (default: '*').
+SHARDNUMSUB [<shardchannel> ...]
+    Return the number of subscribers for the specified shard level channel(s)
+HELP
+    Print this help."""
+
 _TEXTS = {
     b"client": _CLIENT,
     b"object": _OBJECT,
+    b"pubsub": _PUBSUB,
     b"xgroup": _XGROUP,
     b"xinfo": _XINFO,
     b"script": _SCRIPT,

@@ -27,6 +27,7 @@ _LOCAL = """
     config config|get config|set
     object|help xgroup|help xinfo|help
     script script|help function function|help
+    pubsub pubsub|channels pubsub|help pubsub|numpat pubsub|numsub pubsub|shardchannels pubsub|shardnumsub
 """
 LOCAL = frozenset(_LOCAL.split())
 
@@ -46,6 +47,9 @@ _CONVERSATION = """
 """
 CONVERSATION = frozenset(_CONVERSATION.split())
 
+_PUBSUB = "publish spublish subscribe psubscribe ssubscribe unsubscribe punsubscribe sunsubscribe"
+PUBSUB = frozenset(_PUBSUB.split())
+
 # Containers with subcommands that name a key; and commands that wait only if they are asked to, which `keys` refuses.
 KEYED = frozenset(["object", "xgroup", "xinfo", "memory", "xread", "xreadgroup"])
 
@@ -54,8 +58,6 @@ CONFIGURED_ELSEWHERE = "the proxy is configured by its own file, and each server
 # Why -> what. A container stands for its subcommands, except those named in the lists above or on their own.
 _REFUSALS: dict[str, str] = {
     "its cursors are about slots of a cluster; use SCAN": "clusterscan",
-    "messages are not relayed between shards; publish and subscribe at one server directly": """
-        publish subscribe unsubscribe psubscribe punsubscribe spublish ssubscribe sunsubscribe pubsub""",
     "a script is debugged on a connection of one's own; connect to a server directly": "script|debug",
     "a command that waits would stall a connection that clients share; poll with its variant that does not wait": """
         blpop brpop blmove brpoplpush blmpop bzpopmin bzpopmax bzmpop""",
@@ -108,6 +110,8 @@ def _command(row: Row, subcommands: Mapping[bytes, Command]) -> Command:
         kind = Kind.TRANSACTION
     elif row.name in CONVERSATION:
         kind = Kind.CONVERSATION
+    elif row.name in PUBSUB:
+        kind = Kind.PUBSUB
     elif row.name in FANOUT:
         kind, merge = Kind.FANOUT, FANOUT[row.name]
     elif row.name in SPLIT:

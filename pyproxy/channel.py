@@ -49,6 +49,11 @@ class Channel(asyncio.Protocol):
     def closed(self) -> bool:
         return self._transport is None or self._transport.is_closing()
 
+    @property
+    def congested(self) -> bool:
+        """The other end does not read at the moment."""
+        return self._congested
+
     def send(self, message: Message) -> None:
         """Send, or let it wait for a peer that does not read; to a closed channel nothing is sent."""
         if self._transport is None or self._transport.is_closing():

@@ -26,6 +26,7 @@ GAUGES = (
     "inflight",
     "held_bytes",
     "held_requests",  # writes that wait for a gate to open
+    "subscribers",  # clients that are subscribed to anything
 )
 COUNTERS = (
     "accepted",

@@ -40,6 +40,8 @@ TESTED_ELSEWHERE = {
     "pyproxy/worker/here.py": "declarations only",
     "pyproxy/worker/lane.pyx": "tests/e2e: test_order, test_lost_connection, test_slow_shard, test_back_pressure ...",
     "pyproxy/worker/front.py": "tests/e2e: test_hold, test_switch",
+    "pyproxy/worker/hub.py": "tests/e2e/test_pubsub.py",
+    "pyproxy/worker/upstream.py": "tests/e2e/test_pubsub.py",
     "pyproxy/worker/transaction.py": "tests/e2e/test_transactions.py",
     "pyproxy/worker/conversation.py": "tests/e2e: test_keyspace, test_watch",
     "pyproxy/worker/lending.py": "tests/e2e/test_watch.py",

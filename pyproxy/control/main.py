@@ -39,6 +39,7 @@ EX_CONFIG = 78
 
 DATABASES = 16
 PROTOCOLS = 2
+LISTENING = 1  # for what clients are subscribed to
 OTHER_FILES = 64  # of a worker: the loop's, the log, the channel, the page, libraries
 
 
@@ -203,11 +204,11 @@ def raise_file_limit(config: Config) -> None:
     """Raise the limit of open files as far as it goes; StartError where the clients would not fit.
 
     All of them may have to fit into one worker, while others are being restarted. A worker has a connection to each
-    shard for each database and protocol in use.
+    shard for each database and protocol in use, and one for publish/subscribe.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    room = hard - len(config.shards) * DATABASES * PROTOCOLS - OTHER_FILES
+    room = hard - len(config.shards) * (DATABASES * PROTOCOLS + LISTENING) - OTHER_FILES
     if hard != resource.RLIM_INFINITY and config.limits.max_clients > room:
         raise StartError(
             f"limits.max_clients: expected at most {max(room, 0)}, as {hard} files may be open (ulimit -Hn), "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -17,6 +17,7 @@ from protocol.commands import Command
 from pyproxy.messages import Configured, FleetLook, Script, ScriptsFlushed, Settings, Setup, ShardLook, Topology
 from pyproxy.metrics import Page
 from pyproxy.scripts import Scripts
+from pyproxy.worker.pubsub import Register, Subscriber
 
 REPLY_ON, REPLY_OFF, REPLY_SKIP = 0, 1, 2
 
@@ -54,6 +55,8 @@ class Client(Protocol):
     transaction: HasCommands | None  # begun by MULTI
     queued_bytes: int  # what it costs
     watched: HasKeys | None
+    subscriber: Subscriber | None  # what it is subscribed to
+    limited: bool  # it is, in RESP2
     closing: bool
     buffered_in: int  # bytes
     buffered_out: int
@@ -84,6 +87,7 @@ class Here:
     tell: Callable[[Configured | Script | ScriptsFlushed], None]  # the parent
     now: Callable[[], float] = time.monotonic
     settings: Settings = field(default_factory=lambda: Settings(0))
+    register: Register[Any] = field(default_factory=Register)  # who is subscribed to what
     scripts: Scripts = field(init=False)
 
     def __post_init__(self) -> None:

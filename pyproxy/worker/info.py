@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pyproxy.looks import backoff_s, integer, key_count, replica_state, state, unfenced
 from pyproxy.messages import NodeLook, ShardLook
 from pyproxy.worker.here import Here
+from pyproxy.worker.pubsub import Sort
 
 OLDEST_VERSION = "7.0.0"
 """What is said while no backend has been seen: the oldest Redis the built-in command table covers."""
@@ -80,6 +81,7 @@ def _clients(here: Here) -> Lines:
         f"maxclients:{here.setup.config.limits.max_clients}",
         "blocked_clients:0",
         "tracking_clients:0",
+        f"pubsub_clients:{here.page.total('subscribers')}",
     )
 
 
@@ -209,8 +211,9 @@ def _stats(here: Here) -> Iterator[str]:
     yield f"rejected_connections:{total('rejected')}"
     for name in _OF_THE_DATA:
         yield f"{name}:{_sum(looks, name)}"
-    yield "pubsub_channels:0"
-    yield "pubsub_patterns:0"
+    yield f"pubsub_channels:{here.register.total(Sort.CHANNEL)}"
+    yield f"pubsub_patterns:{here.register.total(Sort.PATTERN)}"
+    yield f"pubsubshard_channels:{here.register.total(Sort.SHARD)}"
     yield f"latest_fork_usec:{max((integer(look.info.get('latest_fork_usec')) for look in looks), default=0)}"
     for name in _OF_THE_SERVERS:
         yield f"{name}:{_sum(looks, name)}"

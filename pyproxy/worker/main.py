@@ -1,7 +1,7 @@
 """A worker process: the listening socket, the channel to the parent and the page come in; clients are served.
 
-    parent ── Setup, Settings, Scripts, Script, Topology, FleetLook, Confirmed, Drain ──▶ worker
-    parent ◀── Ready, Applied, Awake, Holding, Configured, Script, ScriptsFlushed, Complaint ── worker
+    parent ── Setup, Settings, Scripts, Script, Topology, FleetLook, Subscribers, Confirmed, Drain ──▶ worker
+    parent ◀── Ready, Applied, Awake, Holding, Configured, Script, ScriptsFlushed, Subscribers, Complaint ── worker
 
 The parent's messages are whole states.  A worker whose parent is gone begins nothing more, flushes, closes and exits:
 an orphan with an old map could write to a server that has been replaced. For the same reason a worker that did not run
@@ -42,6 +42,7 @@ from pyproxy.messages import (
     Scripts,
     Settings,
     Setup,
+    Subscribers,
     Topology,
 )
 from pyproxy.metrics import INDEX, Page
@@ -51,6 +52,7 @@ from pyproxy.worker.front import Front
 from pyproxy.worker.gate import Gate as ShardGate
 from pyproxy.worker.gate import Holds
 from pyproxy.worker.here import Here
+from pyproxy.worker.hub import Hub
 from pyproxy.worker.lane import Client, Lane, Route
 from pyproxy.worker.lending import Lender
 from pyproxy.worker.link import Link
@@ -102,6 +104,7 @@ class Worker:
         self._lane: Lane | None = None
         self._here: Here | None = None
         self._lender: Lender | None = None
+        self._hub: Hub | None = None
         self._session: Session | None = None
 
     async def run(self) -> None:
@@ -112,6 +115,8 @@ class Worker:
         for front in self._fronts:
             front.close()
             front.link.close()
+        if self._hub is not None:
+            self._hub.close()
         self._channel.close()
 
     # --- the parent's messages ---
@@ -128,6 +133,8 @@ class Worker:
                 self._apply(message)
             case FleetLook():
                 self._look(message)
+            case Subscribers() if self._here:
+                self._here.register.hear(message)
             case Confirmed(at=at):
                 self._confirmed(at)
             case Drain(deadline_s=deadline_s):
@@ -149,7 +156,9 @@ class Worker:
         # the session needs the lane, and the lane what takes the commands that it leaves
         self._lane = Lane(loop, self._take, split.merged, self._row, setup.config, setup.index, setup.workers)
         self._lender = Lender(self._lane, setup.config.limits.borrowed)
-        self._session = Session(self._here, self._lender)
+        register = self._here.register
+        self._hub = Hub(self._lane, setup.config, self._access, self._spawn, register, self._tell_subscribers)
+        self._session = Session(self._here, self._lender, self._hub)
         self._lane.on_slept = self._slept
         split.install(self._lane)
         self._lane.set_table(table.TABLE)
@@ -212,6 +221,8 @@ class Worker:
         for front in fronts:
             if not front.link.backends:
                 front.link.connect(front.link.backend(2, 0))
+        if self._hub is not None:
+            self._hub.face(topology.shards, gates)
 
     def _front(self, index: int, shard: Shard, gate: Gate) -> Front:
         assert self._lane and self._setup and self._access
@@ -322,6 +333,10 @@ class Worker:
             now = time.monotonic()
             for front in self._fronts:
                 front.tick(now)
+            if self._hub is not None:
+                self._hub.tick(now)
+                self._row[INDEX["subscribers"]] = self._hub.subscribers
+            self._tell_subscribers()
             self._report()
             if now >= tell_at:
                 tell_at = now + HOLDING_S
@@ -336,13 +351,20 @@ class Worker:
     def _report(self) -> None:
         assert self._lane and self._here and self._channel
         links: list[Link] = self._lane.links + self._lane.sides
-        self._row[INDEX["backend_connections"]] = sum(link.connections for link in links)
+        listening = self._hub.connections if self._hub is not None else 0
+        self._row[INDEX["backend_connections"]] = sum(link.connections for link in links) + listening
         self._row[INDEX["held_requests"]] = self._holds.requests
         for name in ("held", "drained", "refused_held", "dropped_client_gone", "refused_at_once", "taken_back"):
             self._row[INDEX[name]] = getattr(self._holds, name)
         if self._busy and (busy := self._still_busy()) != self._busy:
             self._busy = busy
             self._channel.send(Applied(self._here.topology.version, busy))
+
+    def _tell_subscribers(self) -> None:
+        """What changed, as soon as the parent can take it."""
+        assert self._here and self._channel
+        if self._here.register.has_news and not self._channel.congested:
+            self._channel.send(self._here.register.news())
 
     def _tell_holding(self) -> None:
         assert self._channel

@@ -13,8 +13,10 @@ from pyproxy.worker import local, transaction
 from pyproxy.worker.conversation import Conversation, Handler
 from pyproxy.worker.conversations import ACROSS, EMULATED, HANDLERS, executing, settings, watching
 from pyproxy.worker.here import Here
-from pyproxy.worker.lane import Client, Route
+from pyproxy.worker.hub import Hub
+from pyproxy.worker.lane import NOT_NOW, Client, Route
 from pyproxy.worker.lending import Lender
+from pyproxy.worker.pubsub import IN_RESP2
 from pyproxy.worker.split import fan_out
 
 # A web browser can be made to send these to any port (CVE-2016-10517): like Redis, close without a word.
@@ -26,9 +28,10 @@ NOT_QUEUED = (b"multi", b"exec", b"discard", b"watch", b"reset", b"quit")
 class Session:
     """The worker's answer to commands that leave the hot path."""
 
-    def __init__(self, here: Here, lender: Lender) -> None:
+    def __init__(self, here: Here, lender: Lender, hub: Hub) -> None:
         self._here = here
         self._lender = lender
+        self._hub = hub
 
     def take(self, client: Client, route: Route | None, argv: Sequence[bytes]) -> object:
         """The reply; b"" for none; None where the client's place was taken; NOT_NOW where the client was parked."""
@@ -46,6 +49,8 @@ class Session:
                 client.end_transaction()
                 return errors.exec_wrong_arity()
             return self._unfit(client, errors.wrong_arity(command.name))
+        if client.limited and command.name not in IN_RESP2:
+            return errors.only_for_subscribers(command.name)
         if client.transaction is not None and command.name not in NOT_QUEUED:
             return client.transaction.take(client, route, command, argv)
         match command.kind:
@@ -54,7 +59,11 @@ class Session:
             case Kind.LOCAL if settings.is_for_servers(argv, self._here):
                 return self._converse(client, route, command, argv, settings.configure)
             case Kind.LOCAL:
+                if command.name == b"hello" and client.subscriber is not None and not client.settled():
+                    return NOT_NOW  # a message in the new protocol would overtake answers in the old one
                 return local.answer(command.name, client, argv, self._here)
+            case Kind.PUBSUB:
+                return self._hub.take(client, route, command, argv)
             case Kind.REFUSED:
                 return errors.refused(command.name, command.reason)
             case Kind.CONVERSATION:
@@ -79,7 +88,7 @@ class Session:
     def _transaction(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> object:
         match route.name:
             case b"multi":
-                return transaction.begin(client)
+                return transaction.begin(client, self._hub.counted)
             case b"discard":
                 return transaction.discard(client)
         if client.watched is not None and client.transaction is not None:

@@ -5,19 +5,24 @@ their keys; where they have several, to none, or, with `transactions = "split"`,
 the whole is not.
 
 Only commands on keys that they name, and scripts, can be in one: connections are shared, and SELECT or CLIENT REPLY
-inside a block would change one for good. A block with a script goes out on a connection of its own.
+inside a block would change one for good. A block with a script goes out on a connection of its own. PUBLISH can be in
+one, too: its channel counts as a key.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from protocol import errors, request
 from protocol.commands import BadKeys, Command, Kind
 from pyproxy.worker.lane import NOT_NOW, Client, Lane, Route
+from pyproxy.worker.pubsub import PUBLISH, Sort
 from pyproxy.worker.split import cut, execute
 
 QUEUED = b"+QUEUED\r\n"
+Counted = Callable[[Sort, bytes], Callable[[bytes], bytes]]
+"""What makes the answer of a PUBLISH there; see Hub.counted."""
+
 OVERHEAD = 64  # bytes that a queued command, and each of its words, costs beside its own
 
 
@@ -28,12 +33,14 @@ class Queued:
     route: Route
     argv: list[bytes]
     keys: Sequence[int]  # where in argv they stand
+    answer: Callable[[bytes], bytes] | None = None  # makes its answer of the server's
 
 
 class Transaction:
     """Between MULTI and EXEC."""
 
-    def __init__(self) -> None:
+    def __init__(self, counted: Counted) -> None:
+        self._counted = counted
         self.commands: list[Queued] = []
         self.refused = False  # one of its commands was, so EXEC runs none
         self.write = False
@@ -47,6 +54,7 @@ class Transaction:
         return line or QUEUED
 
     def _queue(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> bytes:
+        answer = None
         match command.kind:
             case Kind.PLAIN:
                 keys: Sequence[int] = (command.first_key,)
@@ -61,11 +69,14 @@ class Transaction:
                     return errors.crossslot()
                 if command.kind is Kind.CONVERSATION:
                     self.scripts.append(list(argv))
+            case Kind.PUBSUB if command.name in PUBLISH:
+                keys = (1,)
+                answer = self._counted(PUBLISH[command.name], argv[1])
             case Kind.REFUSED:
                 return errors.refused(command.name, command.reason)
             case _:
                 return errors.not_in_transaction(command.name)
-        self.commands.append(Queued(route, list(argv), keys))
+        self.commands.append(Queued(route, list(argv), keys, answer))
         self.write = self.write or not command.is_read
         client.queued(sum(map(len, argv)) + OVERHEAD * (len(argv) + 1))
         return b""
@@ -78,14 +89,19 @@ class Transaction:
             return b"*0\r\n"
         lane = client.lane
         blocks, commands = self.blocks(lane)
-        if len(blocks) == 1:
+        if len(blocks) == 1 and not self.publishes:
             ((shard, (block, queued)),) = blocks.items()
             reply = client.send(shard, block, self.write, True, queued)
-        elif over_shards:
+        elif len(blocks) == 1 or over_shards:
             reply = execute(client, route, blocks, commands, self.write)
         else:
             return errors.transaction_over_shards([lane.links[shard].name for shard in sorted(blocks)])
         return errors.transaction_discarded(reply) if isinstance(reply, bytes) else reply
+
+    @property
+    def publishes(self) -> bool:
+        """Whether an answer in it is not the server's."""
+        return any(each.answer for each in self.commands)
 
     def blocks(self, lane: Lane) -> tuple[dict[int, tuple[bytes, int]], list[Any]]:
         """For each shard its block and how many commands are in it; and how the answers are found: see `split.execute`.
@@ -99,7 +115,7 @@ class Transaction:
             if len(asked) == 1:
                 (shard,) = asked
                 frames.setdefault(shard, []).append(request.encode(each.argv))
-                commands.append(shard)
+                commands.append((each.route, each.answer, (shard,)) if each.answer else shard)
             else:
                 owners, parts = cut(lane, each.route, each.argv)
                 for shard, part in parts.items():
@@ -118,11 +134,11 @@ def _shards(lane: Lane, argv: Sequence[bytes], keys: Sequence[int]) -> set[int]:
     return {lane.shard_of(argv[position]) for position in keys} or {lane.shard_of(b"")}
 
 
-def begin(client: Client) -> bytes:
+def begin(client: Client, counted: Counted) -> bytes:
     """MULTI."""
     if client.transaction is not None:
         return errors.multi_in_multi()
-    client.transaction = Transaction()
+    client.transaction = Transaction(counted)
     return b"+OK\r\n"
 
 

@@ -53,7 +53,7 @@ def pair(fleet10: Fleet, proxy: Proxy, server: Server) -> Iterator[Pair]:
 def commands_to_shards() -> dict[str, Command]:
     """Every command and subcommand that goes to shards, by its name."""
     rows = [row for top in TABLE.values() for row in (top.subcommands.values() if top.subcommands else [top])]
-    elsewhere = (Kind.LOCAL, Kind.REFUSED, Kind.TRANSACTION)
+    elsewhere = (Kind.LOCAL, Kind.REFUSED, Kind.TRANSACTION, Kind.PUBSUB)  # the last: test_pubsub.py
     return {row.name.decode(): row for row in rows if row.kind not in elsewhere}
 
 

@@ -267,6 +267,7 @@ LINES[Kind.TRANSACTION] = ["multi", "EXEC", "discard"]
 LINES[Kind.REFUSED] += ["cluster slots", "shutdown", "module list", "acl cat", "blpop k 0"]
 LINES[Kind.CONVERSATION] = ["watch k", "RandomKey", "scan 0", "WAIT 1 0", "waitaof 1 0 0"]
 LINES[Kind.CONVERSATION] += ["eval s 0", "Script LOAD x", "FCALL f 1 k", "function stats"]
+LINES[Kind.PUBSUB] = ["publish c m", "Subscribe c", "sunsubscribe"]
 
 
 @pytest.mark.parametrize(("kind", "line"), [(kind, line) for kind, lines in LINES.items() for line in lines])

@@ -11,6 +11,7 @@ from pyproxy.messages import FleetLook, Setup, ShardLook, Topology
 from pyproxy.metrics import INDEX, Page
 from pyproxy.shardmap import Node, split_slots
 from pyproxy.worker.here import HasCommands, HasKeys, Here
+from pyproxy.worker.pubsub import Subscriber
 
 
 @dataclass
@@ -34,6 +35,8 @@ class Asker:
     transaction: HasCommands | None = None
     queued_bytes: int = 0
     watched: HasKeys | None = None
+    subscriber: Subscriber | None = None
+    limited: bool = False
     closing: bool = False
     buffered_in: int = 0
     buffered_out: int = 0
