@@ -54,4 +54,4 @@ async def _execute(talk: Conversation) -> bytes:
             if transaction.write:
                 applied.append(talk.name(shard))
             await learn(talk, loan, transaction.scripts)
-        return reply if len(blocks) == 1 else together(talk.lane, commands, frames)
+        return reply if len(blocks) == 1 and not transaction.publishes else together(talk.lane, commands, frames)
