@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 CLIENTS = 50
 IDLE = "idle"
+FANOUT = "publish-1000"  # one PUBLISH to a thousand subscribers; see fanout.py
+FANOUT_PEERS = ("pyproxy", "direct")  # nutcracker knows no PUBLISH, and a relay has nothing to fan out
 IDLE_CLIENTS = 5000
 IDLE_BAR_KIB = 16.0
 BASELINE = "nutcracker"
@@ -85,7 +87,7 @@ SCENARIOS: tuple[Scenario, ...] = (
 
 def names() -> list[str]:
     """Every name `--only` accepts, in the order of measuring."""
-    return [scenario.name for scenario in SCENARIOS] + [IDLE]
+    return [scenario.name for scenario in SCENARIOS] + [FANOUT, IDLE]
 
 
 def choose(patterns: Sequence[str]) -> list[str]:
