@@ -413,7 +413,10 @@ cdef class Client:
         -> None: it may; NOT_NOW: the client was parked; else the line to refuse it with.
         """
         cdef Backend backend = <Backend>self.pool[shard]
-        return backend.front.write(self, size) if backend._guarded else None
+        cdef object said = backend.front.write(self, size) if backend._guarded else None
+        if said is None:
+            self.hold_from = 0      # the same command may meet a closed gate again, minutes later
+        return said
 
     def queued(self, Py_ssize_t size):
         """So many bytes more wait for EXEC."""

@@ -59,8 +59,10 @@ class Conversation:
         self.here = here
         self.lender = lender
         self._asked_again = asyncio.Event()
+        self.stopped = False  # the client has closed its half, or the worker goes: nothing more is waited for
         self._waits = False
         self._applied: list[int] = []  # shards that have done a part of it
+        self._let_go: Callable[[], None] | None = None
         self._end = b""  # the line it is ended with from outside
         self._task: asyncio.Task[None] | None = None
 
@@ -111,11 +113,14 @@ class Conversation:
         """The client has closed its half. What waits without an end is given up; the rest is answered."""
         if self._waits:
             self.client.finish()
-            self.refuse(errors.unblocked())
+        self.drain()
 
     def drain(self) -> None:
         """The worker is going."""
-        if self._waits:
+        self.stopped = True
+        if self._let_go is not None:
+            self._let_go()
+        elif self._waits:
             self.refuse(errors.unblocked())
 
     def refuse(self, line: bytes) -> None:
@@ -125,13 +130,25 @@ class Conversation:
             self._task.cancel()
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Within the block it waits for something that may never come: who leaves, or a worker that goes, ends it."""
-        self._waits = True
+    def waiting(self, let_go: Callable[[], None] | None = None) -> Iterator[None]:
+        """Within the block it waits for something that may never come: who leaves, or a worker that goes, ends it.
+
+        `let_go` is called instead where that must not be cut off, and the block has to end by itself then. Raises
+        Refusal where it must not begin any more.
+        """
+        if self.stopped:
+            raise Refusal(errors.unblocked())
+        self._waits, self._let_go = True, let_go
+        self.here.waiting.add(self)
         try:
             yield
         finally:
-            self._waits = False
+            self._waits, self._let_go = False, None
+            self.here.waiting.discard(self)
+
+    @property
+    def waits(self) -> bool:
+        return self._waits
 
     # --- what is asked ---
 

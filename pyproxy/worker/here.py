@@ -35,6 +35,16 @@ class HasKeys(Protocol):
     keys: int
 
 
+class Waits(Protocol):
+    """A conversation, as far as it is shown."""
+
+    @property
+    def client(self) -> Client: ...
+    @property
+    def stopped(self) -> bool: ...
+    def half_closed(self) -> None: ...
+
+
 class Client(Protocol):
     """One client connection; in the worker it is a compiled class."""
 
@@ -53,6 +63,7 @@ class Client(Protocol):
     last_command: bytes  # as in the table: b"client|info"
     reply_mode: int  # REPLY_ON, REPLY_OFF or REPLY_SKIP (the next command only)
     transaction: HasCommands | None  # begun by MULTI
+    talk: Any  # its command that takes more than one question
     queued_bytes: int  # what it costs
     watched: HasKeys | None
     subscriber: Subscriber | None  # what it is subscribed to
@@ -87,6 +98,7 @@ class Here:
     tell: Callable[[Configured | Script | ScriptsFlushed], None]  # the parent
     now: Callable[[], float] = time.monotonic
     settings: Settings = field(default_factory=lambda: Settings(0))
+    waiting: set[Waits] = field(default_factory=set)  # for something that may never come
     register: Register[Any] = field(default_factory=Register)  # who is subscribed to what
     scripts: Scripts = field(init=False)
 

@@ -79,7 +79,7 @@ def _clients(here: Here) -> Lines:
         f"connected_clients:{here.page.total('clients')}",
         "cluster_connections:0",
         f"maxclients:{here.setup.config.limits.max_clients}",
-        "blocked_clients:0",
+        f"blocked_clients:{here.page.total('blocked_clients')}",
         "tracking_clients:0",
         f"pubsub_clients:{here.page.total('subscribers')}",
     )
@@ -125,6 +125,7 @@ def _proxy(here: Here) -> Iterator[str]:
     for name in ("backend_connections", "inflight", "held_bytes", "shed", "timeouts", "uncertain", "splits"):
         yield f"{name}:{page.total(name)}"
     yield f"protocol_errors:{page.total('protocol_errors')}"
+    yield f"borrowed_connections:{page.total('borrowed_connections')}"
     yield f"held_requests:{page.total('held_requests')}"
     yield f"held_total:{page.total('held')}"
     for name in ("drained", "refused_held", "dropped_client_gone", "refused_at_once", "taken_back"):

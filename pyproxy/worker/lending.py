@@ -6,8 +6,9 @@ is left of the conversation on it, else closed. They belong to an epoch like all
 primary none is left.
 """
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from protocol import errors
@@ -29,6 +30,8 @@ class Loan:
         self.link = link
         self.backend = Backend(lane, link, link.index, proto, db)
         self.keep = False
+        self.id = b""  # by which the server knows it, once somebody has asked
+        self.let_go: Callable[[], None] | None = None  # has a command that waits there come back without loss
         self.lost = ""  # why it is not connected any more
         self.idle_since = 0.0
 
@@ -64,6 +67,7 @@ class Lender:
         self._lane = lane
         self._most = most
         self._idle: dict[tuple[Link, int, int], list[Loan]] = {}
+        self._aside: dict[Link, asyncio.Lock] = {}
 
     @asynccontextmanager
     async def lend(self, shard: int, proto: int, db: int) -> AsyncIterator[Loan]:
@@ -77,7 +81,7 @@ class Lender:
     async def borrow(self, shard: int, proto: int, db: int) -> Loan:
         """A connection to the primary of a shard. Raises Unlendable with the line to refuse the command with."""
         link: Link = self._lane.links[shard]
-        return self._idle_one(link, proto, db) or await self._new(link, proto, db)
+        return self._idle_one(link, proto, db) or await self._new(link, proto, db, self._most)
 
     def take_back(self, loan: Loan) -> None:
         if loan.keep and not loan.lost and not loan.backend.waiting_requests:
@@ -87,6 +91,17 @@ class Lender:
         else:
             loan.drop(errors.LOST)
 
+    @asynccontextmanager
+    async def aside(self, shard: int) -> AsyncIterator[Loan]:
+        """A connection for a word about another one: for one at a time of each server, and beyond the limit."""
+        link: Link = self._lane.links[shard]
+        async with self._aside.setdefault(link, asyncio.Lock()):
+            loan = self._idle_one(link, 2, 0) or await self._new(link, 2, 0, self._most + 1)
+            try:
+                yield loan
+            finally:
+                self.take_back(loan)
+
     def _idle_one(self, link: Link, proto: int, db: int) -> Loan | None:
         idle = self._idle.get((link, proto, db), [])
         while idle:
@@ -95,10 +110,10 @@ class Lender:
                 return loan
         return None
 
-    async def _new(self, link: Link, proto: int, db: int) -> Loan:
+    async def _new(self, link: Link, proto: int, db: int, most: int) -> Loan:
         if link.is_down:
             raise Unlendable(link.refusal)
-        if len(link.lent) >= self._most:
+        if len(link.lent) >= most and not self._drop_idle(link):
             raise Unlendable(errors.none_to_lend(link.name, link.node, self._most))
         loan = Loan(self._lane, link, proto, db)
         try:
@@ -107,6 +122,16 @@ class Lender:
             news = not link.is_down and not isinstance(exc, Refused)
             raise Unlendable(errors.shard_down(link.name, link.node, why(exc)), news) from None
         return loan
+
+    def _drop_idle(self, link: Link) -> bool:
+        """Close one that is idle, in another protocol or database -> whether there was one."""
+        for key, idle in self._idle.items():
+            while key[0] is link and idle:
+                loan = idle.pop()
+                if not loan.lost:
+                    loan.drop(errors.LOST)
+                    return True
+        return False
 
     def tick(self, now: float) -> None:
         """Close what has been idle for long, or is too many."""

@@ -46,6 +46,8 @@ COMPLAIN_S = 1.0
 class Loan(Protocol):
     """A connection of which the link knows only that it is one; see lending.py."""
 
+    let_go: Callable[[], None] | None
+
     @property
     def backend(self) -> Backend: ...
     def drop(self, why: str) -> None: ...
@@ -345,7 +347,10 @@ class Link:
                     lambda: wire, self.node.host, self.node.port, ssl=tls
                 )
                 if not done.done():  # else it was given up meanwhile, and has no socket any more
-                    transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    sock = transport.get_extra_info("socket")
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    if lost is not None:
+                        notice_death(sock, self._timeouts.silence_s)
                     wire.send(greeting.first())
                 await done
         except TimeoutError:
@@ -359,6 +364,19 @@ class Link:
 
     def __repr__(self) -> str:
         return f"<Link {self.name} {self.node} {self._down or 'up'} {list(self.backends.values())}>"
+
+
+def notice_death(sock: socket.socket, silence_s: float) -> None:
+    """Have the kernel close a connection whose other end is gone without a word (tcp(7)).
+
+    For those on which a command may wait for ever: of them silence says nothing, but a machine that lives acknowledges.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):  # Linux; macOS has another name for it, and its default is two hours
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(silence_s)))
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # also of what was sent and not acknowledged
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(2000 * silence_s))
 
 
 class Greeting:

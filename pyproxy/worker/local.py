@@ -192,7 +192,6 @@ def _line(client: Client, now: float) -> bytes:
     What only a server has (argument memory, the query buffer's spare part) is zero.
     """
     subscribed = client.subscriber.counts if client.subscriber else (0, 0, 0)
-    flags = "P" * (client.subscriber is not None) + "x" * (client.transaction is not None)
     fields: dict[str, object] = {
         "id": client.id,
         "addr": client.addr,
@@ -201,7 +200,7 @@ def _line(client: Client, now: float) -> bytes:
         "name": client.name.decode("latin-1"),
         "age": max(0, int(now - client.created)),
         "idle": max(0, int(now - client.last_active)),
-        "flags": flags or "N",
+        "flags": _flags(client),
         "db": client.db,
         **dict(zip(("sub", "psub", "ssub"), subscribed, strict=True)),
         "multi": -1 if client.transaction is None else len(client.transaction.commands),
@@ -226,6 +225,12 @@ def _line(client: Client, now: float) -> bytes:
         "tot-cmds": client.commands,
     }
     return " ".join(f"{name}={value}" for name, value in fields.items()).encode("latin-1") + b"\n"
+
+
+def _flags(client: Client) -> str:
+    """In the order in which Redis prints them."""
+    in_multi, waits = client.transaction is not None, client.talk is not None and client.talk.waits
+    return "P" * (client.subscriber is not None) + "x" * in_multi + "b" * waits or "N"
 
 
 def _client_getname(client: Client, argv: Sequence[bytes], here: Here) -> bytes:

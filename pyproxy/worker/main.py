@@ -48,7 +48,7 @@ from pyproxy.messages import (
 from pyproxy.metrics import INDEX, Page
 from pyproxy.shardmap import Node, Shard, ShardMap
 from pyproxy.worker import split
-from pyproxy.worker.front import Front
+from pyproxy.worker.front import Front, gone
 from pyproxy.worker.gate import Gate as ShardGate
 from pyproxy.worker.gate import Holds
 from pyproxy.worker.here import Here
@@ -344,6 +344,7 @@ class Worker:
             if now >= check_at:
                 check_at = now + SELDOM_S
                 lane.check_unfinished(unfinished_s)
+                self._look_for_gone()
                 if self._lender:
                     self._lender.tick(now)
                 peak = give_back(lane.held, peak)
@@ -353,6 +354,8 @@ class Worker:
         links: list[Link] = self._lane.links + self._lane.sides
         listening = self._hub.connections if self._hub is not None else 0
         self._row[INDEX["backend_connections"]] = sum(link.connections for link in links) + listening
+        self._row[INDEX["borrowed_connections"]] = sum(len(link.lent) for link in links)
+        self._row[INDEX["blocked_clients"]] = len(self._here.waiting)
         self._row[INDEX["held_requests"]] = self._holds.requests
         for name in ("held", "drained", "refused_held", "dropped_client_gone", "refused_at_once", "taken_back"):
             self._row[INDEX[name]] = getattr(self._holds, name)
@@ -365,6 +368,13 @@ class Worker:
         assert self._here and self._channel
         if self._here.register.has_news and not self._channel.congested:
             self._channel.send(self._here.register.news())
+
+    def _look_for_gone(self) -> None:
+        """Of a client that has sent so much that it is not read, the loop does not tell that it has closed."""
+        assert self._here
+        for talk in list(self._here.waiting):
+            if not talk.stopped and gone(talk.client):
+                talk.half_closed()
 
     def _tell_holding(self) -> None:
         assert self._channel

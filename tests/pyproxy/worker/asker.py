@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from protocol.table import TABLE
 from pyproxy.config import Config, ShardTable
@@ -33,6 +34,7 @@ class Asker:
     last_command: bytes = b""
     reply_mode: int = 0
     transaction: HasCommands | None = None
+    talk: Any = None
     queued_bytes: int = 0
     watched: HasKeys | None = None
     subscriber: Subscriber | None = None
