@@ -244,6 +244,23 @@ def wrong_password() -> bytes:
     return _line("WRONGPASS invalid username-password pair or user is disabled.")
 
 
+def timeout_not_a_float() -> bytes:
+    return _line("ERR timeout is not a float or out of range")
+
+
+def timeout_not_an_integer() -> bytes:
+    """Of XREAD and XREADGROUP, whose timeout is in milliseconds."""
+    return _line("ERR timeout is not an integer or out of range")
+
+
+def timeout_negative() -> bytes:
+    return _line("ERR timeout is negative")
+
+
+def timeout_out_of_range() -> bytes:
+    return _line("ERR timeout is out of range")
+
+
 def db_index_out_of_range() -> bytes:
     return _line("ERR DB index is out of range")
 
@@ -369,6 +386,7 @@ LOST = "closed the connection before it answered"
 CLOSED = "closed the connection"
 UNAUTHENTICATED = "asks for a password again"
 OUT_OF_SIGHT = "lost its connection, or was replaced, after this client wrote to it"
+NOT_UNBLOCKED = "did not give up a command that waits (CLIENT UNBLOCK)"
 NO_TRANSACTION = "refused MULTI, and may have run the commands behind it one by one"
 
 

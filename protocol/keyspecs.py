@@ -263,12 +263,17 @@ GRAMMARS: dict[bytes, Callable[[bytes, Sequence[bytes]], list[int]]] = {
 }
 
 
+# --- how long a command waits -----------------------------------------------------------------------------------------
+
+
+def timeout_place(name: bytes, argv: Sequence[bytes]) -> int:
+    """Where the timeout of a command stands that may wait; 0: it does not wait. Raises BadKeys as its grammar does."""
+    if name in (b"xread", b"xreadgroup"):  # in milliseconds, all others in seconds
+        return max((at + 1 for at in _stream_options(name, argv) if argv[at].lower() == b"block"), default=0)
+    return 1 if name in (b"blmpop", b"bzmpop") else len(argv) - 1
+
+
 # --- guards: arguments that may not be followed ----------------------------------------------------------------------
-
-
-def _refuse_block(name: bytes, argv: Sequence[bytes]) -> None:
-    if any(argv[option].lower() == b"block" for option in _stream_options(name, argv)):
-        raise BadKeys(errors.refused(name, "BLOCK would stall a connection that clients share; leave it out"))
 
 
 def _refuse_patterns(name: bytes, argv: Sequence[bytes]) -> None:
@@ -286,8 +291,6 @@ def _tag(key: bytes) -> bytes:
 
 
 GUARDS: dict[bytes, Callable[[bytes, Sequence[bytes]], None]] = {
-    b"xread": _refuse_block,
-    b"xreadgroup": _refuse_block,
     b"sort": _refuse_patterns,
     b"sort_ro": _refuse_patterns,
 }

@@ -40,6 +40,7 @@ TRANSACTION = frozenset(["multi", "exec", "discard"])
 # More than one question to the shards, or a connection that is not shared; see pyproxy/worker/conversations/.
 _CONVERSATION = """
     randomkey scan wait waitaof watch
+    blpop brpop blmove brpoplpush blmpop bzpopmin bzpopmax bzmpop
     eval eval_ro evalsha evalsha_ro fcall fcall_ro
     script|exists script|flush script|kill script|load script|show
     function|delete function|dump function|flush function|kill function|list function|load function|restore
@@ -50,7 +51,7 @@ CONVERSATION = frozenset(_CONVERSATION.split())
 _PUBSUB = "publish spublish subscribe psubscribe ssubscribe unsubscribe punsubscribe sunsubscribe"
 PUBSUB = frozenset(_PUBSUB.split())
 
-# Containers with subcommands that name a key; and commands that wait only if they are asked to, which `keys` refuses.
+# Containers with subcommands that name a key; and commands that wait only if they are asked to.
 KEYED = frozenset(["object", "xgroup", "xinfo", "memory", "xread", "xreadgroup"])
 
 CONFIGURED_ELSEWHERE = "the proxy is configured by its own file, and each server at that server"
@@ -59,8 +60,6 @@ CONFIGURED_ELSEWHERE = "the proxy is configured by its own file, and each server
 _REFUSALS: dict[str, str] = {
     "its cursors are about slots of a cluster; use SCAN": "clusterscan",
     "a script is debugged on a connection of one's own; connect to a server directly": "script|debug",
-    "a command that waits would stall a connection that clients share; poll with its variant that does not wait": """
-        blpop brpop blmove brpoplpush blmpop bzpopmin bzpopmax bzmpop""",
     "clients share connections here, and this changes or controls one; connect to the server directly": "monitor",
     "it is about one connection to one server, and clients share those here; connect to the server directly": """
         client|caching client|capa client|getredir client|import-source client|kill client|pause client|tracking

@@ -24,7 +24,7 @@ from pyproxy.config import Config
 from pyproxy.fleet import FENCED, HOST, Fleet, FleetError, LiveShard, Proxy, Sentinels, Server, Table, reserve_port
 
 HOT_PATH = ("protocol.scan", "pyproxy.worker.lane", "pyproxy.worker.split")
-LEFT_OUT = "blocking commands, TLS for clients: not built yet, and refused"
+LEFT_OUT = "TLS for clients: not built yet, and refused"
 DRAIN_S = 1.0  # after Ctrl-C; the servers end as well, so there is little to wait for
 DOWN_AFTER_S = 2.0  # of silence, until a primary is replaced; Sentinels, which ping once a second, need up to one more
 MIN_BETWEEN_S = 10.0  # between two promotions of a shard, for those who kill the new primary as well

@@ -42,6 +42,8 @@ TESTED_ELSEWHERE = {
     "pyproxy/worker/front.py": "tests/e2e: test_hold, test_switch",
     "pyproxy/worker/hub.py": "tests/e2e/test_pubsub.py",
     "pyproxy/worker/upstream.py": "tests/e2e/test_pubsub.py",
+    "pyproxy/worker/conversations/blocking.py": "tests/e2e: test_blocking, test_blocking_promotion",
+    "pyproxy/worker/conversations/polling.py": "tests/e2e/test_blocking_over_shards.py",
     "pyproxy/worker/transaction.py": "tests/e2e/test_transactions.py",
     "pyproxy/worker/conversation.py": "tests/e2e: test_keyspace, test_watch",
     "pyproxy/worker/lending.py": "tests/e2e/test_watch.py",

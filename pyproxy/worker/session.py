@@ -11,7 +11,7 @@ from protocol.commands import BadKeys, Command, Kind
 from pyproxy.events import Event, emit
 from pyproxy.worker import local, transaction
 from pyproxy.worker.conversation import Conversation, Handler
-from pyproxy.worker.conversations import ACROSS, EMULATED, HANDLERS, executing, settings, watching
+from pyproxy.worker.conversations import ACROSS, EMULATED, HANDLERS, blocking, executing, settings, watching
 from pyproxy.worker.here import Here
 from pyproxy.worker.hub import Hub
 from pyproxy.worker.lane import NOT_NOW, Client, Route
@@ -110,6 +110,8 @@ class Session:
             keys = command.keys(argv)
         except BadKeys as bad:
             return bad.line
+        if command.waits(argv):
+            return self._converse(client, route, command, argv, blocking.wait)
         shards = {client.lane.shard_of(argv[position]) for position in keys}
         if len(shards) != 1:
             handler = ACROSS.get(command.name)

@@ -60,14 +60,14 @@ class Transaction:
                 keys: Sequence[int] = (command.first_key,)
             case Kind.SPLIT:
                 keys = range(command.first_key, len(argv), command.step)
-            case Kind.KEYED | Kind.CONVERSATION if command.kind is Kind.KEYED or runs_code(command):
+            case Kind.KEYED | Kind.CONVERSATION if command.kind is Kind.KEYED or command.may_wait or runs_code(command):
                 try:
                     keys = command.keys(argv)
                 except BadKeys as bad:
                     return bad.line
                 if len(_shards(client.lane, argv, keys)) != 1:
                     return errors.crossslot()
-                if command.kind is Kind.CONVERSATION:
+                if runs_code(command):
                     self.scripts.append(list(argv))
             case Kind.PUBSUB if command.name in PUBLISH:
                 keys = (1,)

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from protocol import errors
 from protocol.commands import BadKeys, Command
-from protocol.keyspecs import KeySpec, number
+from protocol.keyspecs import KeySpec, number, timeout_place
 from protocol.request import encode
-from protocol.table import lookup
+from protocol.table import TABLE, lookup
 from pyproxy.fleet import Server
 from tests.wire import exchange
 
@@ -121,15 +121,25 @@ def test_where_keys_of_msetex_cannot_be_found_the_answer_is_the_servers(server: 
     assert refusal(line) == said
 
 
-@pytest.mark.parametrize("line", ["xread BLOCK 0 STREAMS a 0", "xreadgroup GROUP g c COUNT 1 block 5 STREAMS a >"])
-def test_a_read_of_streams_that_would_wait_is_refused(line: str) -> None:
-    assert refusal(line).startswith(b"-ERR command 'xread")
-    assert b"BLOCK" in refusal(line)
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        *(("blpop a b 0", 3), ("bzpopmin a 0", 2), ("blmove a b LEFT LEFT 0", 5), ("brpoplpush a b 0", 3)),
+        *(("blmpop 0 1 a LEFT", 1), ("bzmpop 0 1 a MIN", 1), ("xread BLOCK 0 STREAMS a 0", 2)),
+        *(("xreadgroup GROUP g c COUNT 1 block 5 STREAMS a >", 7), ("xread block 1 BLOCK 2 STREAMS a 0", 4)),
+        *(("xread STREAMS block 0", 0), ("xreadgroup GROUP block block STREAMS block >", 0)),
+    ],
+)
+def test_a_command_that_waits_has_a_timeout_in_its_place(line: str, place: int) -> None:
+    argv = line.encode().split()
+    assert timeout_place(argv[0], argv) == place
+    assert TABLE[argv[0]].waits(argv) == bool(place)
 
 
-def test_a_stream_or_a_group_named_block_is_no_reason_to_refuse() -> None:
-    assert keys("xread STREAMS block 0") == [2]
-    assert keys("xreadgroup GROUP block block STREAMS block >") == [5]
+@pytest.mark.parametrize("line", ["get k", "wait 0 0", "lpop k", "subscribe c"])
+def test_others_wait_for_no_key(line: str) -> None:
+    argv = line.encode().split()
+    assert not TABLE[argv[0]].waits(argv)
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,6 @@ LINES_PER_COMMAND = 12
 
 # Lines for which the server finds keys and we answer an error; each with the reason.
 WE_REFUSE = {
-    "xread": "with BLOCK it would stall a connection that clients share",
-    "xreadgroup": "with BLOCK it would stall a connection that clients share",
     "sort": "BY and GET with * read keys that lie on other shards",
     "sort_ro": "BY and GET with * read keys that lie on other shards",
 }
@@ -161,8 +159,7 @@ def test_the_oracle_notices_keys_that_differ() -> None:
 
 def test_each_listed_difference_is_one(server: Server) -> None:
     assert said_of_keys(server, [b"PFMERGE", b"d"]) == Error(b"ERR Invalid arguments specified for command")
-    streams = ["xread BLOCK 1 STREAMS a 0", "xreadgroup GROUP g c BLOCK 1 STREAMS a >"]
-    for line in [*streams, "sort k BY w:*", "sort_ro k GET *"]:
+    for line in ["sort k BY w:*", "sort_ro k GET *"]:
         argv = line.encode().split()
         assert argv[0].decode() in WE_REFUSE
         assert isinstance(said_of_keys(server, argv), list)
@@ -189,7 +186,7 @@ def test_our_reads_are_what_the_server_flags_readonly_and_not_blocking(said: Ans
 
 
 def test_nothing_the_server_flags_as_dangerous_to_others_is_passed_on(said: Answers) -> None:
-    """The proxy answers or refuses it. Two wait only if they are asked to, which their keys refuse."""
+    """The proxy answers or refuses it. Two wait only if they are asked to: `Command.waits`."""
     forbidden = {"admin", "blocking", "pubsub", "noscript"}
     passed_on = (Kind.PLAIN, Kind.KEYED, Kind.SPLIT, Kind.FANOUT)
     flagged = {name for name, row in said.rows.items() if forbidden & set(row.flags.split())}
@@ -264,9 +261,10 @@ LINES = {
     Kind.REFUSED: ["client kill", "config rewrite", "memory stats", "clusterscan 0", "script debug yes"],
 }
 LINES[Kind.TRANSACTION] = ["multi", "EXEC", "discard"]
-LINES[Kind.REFUSED] += ["cluster slots", "shutdown", "module list", "acl cat", "blpop k 0"]
+LINES[Kind.REFUSED] += ["cluster slots", "shutdown", "module list", "acl cat"]
 LINES[Kind.CONVERSATION] = ["watch k", "RandomKey", "scan 0", "WAIT 1 0", "waitaof 1 0 0"]
 LINES[Kind.CONVERSATION] += ["eval s 0", "Script LOAD x", "FCALL f 1 k", "function stats"]
+LINES[Kind.CONVERSATION] += ["blpop k 0", "BLMOVE a b LEFT LEFT 0", "bzmpop 0 1 k MIN"]
 LINES[Kind.PUBSUB] = ["publish c m", "Subscribe c", "sunsubscribe"]
 
 

@@ -1,5 +1,6 @@
 """The commands that are conversations: a file for each subject, each with its HANDLERS.
 
+    blocking    commands that wait for something to come to a key
     executing   EXEC of a transaction with scripts
     keyspace    what is asked of the keys of all shards
     replicas    how many have what the client wrote
@@ -18,9 +19,20 @@ And those that are only where their keys are on several shards, and the configur
 from collections.abc import Mapping
 
 from pyproxy.worker.conversation import Handler
-from pyproxy.worker.conversations import keyspace, moves, operands, parts, replicas, scripting, streams, watching
+from pyproxy.worker.conversations import (
+    blocking,
+    keyspace,
+    moves,
+    operands,
+    parts,
+    replicas,
+    scripting,
+    streams,
+    watching,
+)
 
 HANDLERS: Mapping[bytes, Handler] = {
+    **blocking.HANDLERS,
     **keyspace.HANDLERS,
     **replicas.HANDLERS,
     **scripting.HANDLERS,
