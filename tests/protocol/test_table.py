@@ -178,6 +178,14 @@ def test_every_command_of_the_server_is_in_the_table(said: Answers) -> None:
     assert said.rows.keys() - ALL.keys() == set()
 
 
+def test_the_commands_that_came_with_redis_7_2_and_7_4_are_in_the_table() -> None:
+    """No such server is asked, so by their release notes."""
+    of_72 = {"client|no-touch", "client|setinfo", "cluster|myshardid", "waitaof"}
+    of_74 = {f"h{name}" for name in ("expire", "expireat", "expiretime", "persist", "ttl")}
+    of_74 |= {f"h{name}" for name in ("pexpire", "pexpireat", "pexpiretime", "pttl")}
+    assert (of_72 | of_74) - ALL.keys() == set()
+
+
 def test_our_reads_are_what_the_server_flags_readonly_and_not_blocking(said: Answers) -> None:
     flags = {name: row.flags.split() for name, row in said.rows.items()}
     theirs = {name for name, each in flags.items() if "readonly" in each and "blocking" not in each}
