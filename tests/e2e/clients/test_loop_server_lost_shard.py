@@ -17,7 +17,7 @@ import pytest
 
 from pyproxy.control import admin
 from pyproxy.fleet import HOST, Fleet, LiveShard, Server, wait_until
-from tests.e2e.clients.loop_server import MONTH_S, NEW_DB, OLD_DB, LoopProxy
+from tests.e2e.clients.loop_server import MONTH_S, NEW_DB, OLD_DB, PATTERN, LoopProxy, expire, wait_received
 from tests.e2e.clients.node import NODE_REDIS_0, NodeClient, NodeError
 from tests.e2e.rig import PATIENCE_S, Keys
 
@@ -148,6 +148,9 @@ def test_2_a_process_can_start_whatever_the_servers_do(proxy: LoopProxy, lost: L
         assert client.do("select", NEW_DB) == "OK"
         assert client.do("call", "config", "set", "notify-keyspace-events", "Ex") == "OK"
         assert client.do("call", "set", lost.elsewhere("k"), "x") == "OK"
+        assert client.do("expired") == PATTERN
+        for channel in (lost.key("call"), lost.elsewhere("call")):
+            assert client.do("subscribe", channel) == channel
         assert client.do("events") == ["ready"]
 
 
@@ -210,7 +213,37 @@ def test_6_a_lost_shard_is_never_nil_empty_or_zero(storage: NodeClient, lost: Lo
     for call in EMPTY:
         with pytest.raises(NodeError, match=rf"shard s{lost.index} |shards? .*s{lost.index}"):
             storage.do("call", *(keys.get(each, each) for each in call))
+    with pytest.raises(NodeError, match=f"s{lost.index}"):
+        storage.do("scan", "")
     assert storage.do("call", "mget", keys["A"], keys["B"]) == [None, None]
+
+
+def test_7_events_go_on_after_a_promotion_and_none_comes_twice(
+    storage: NodeClient, proxy: LoopProxy, lost: Lost
+) -> None:
+    channel, keys = lost.key("call"), [lost.key("before"), lost.elsewhere("before")]
+    with NodeClient(NODE_REDIS_0, proxy.port) as events, NodeClient(NODE_REDIS_0, proxy.port) as calls:
+        events.do("expired")
+        expected = expire(storage, keys)
+        wait_received(events, expected)
+        wait_replicated(lost.shard)
+        lost.kill()
+        assert calls.do("subscribe", channel) == channel
+        until_done("a promotion", lambda: storage.do("call", "set", lost.key("k"), "x"))
+        wait_until("the call to be heard of", lambda: publish(storage, channel) == 1, proxy.tail, PATIENCE_S)
+        expected += expire(storage, [lost.key("after"), lost.elsewhere("after")])
+        wait_received(events, expected)
+        assert events.do("events") == calls.do("events") == ["ready"]
+    new = lost.shard.replicas[0].ask("CONFIG", "GET", "notify-keyspace-events")
+    assert new == [b"notify-keyspace-events", b"xE"]
+
+
+def publish(storage: NodeClient, channel: str) -> int:
+    """How many heard it; 0 while its shard does not answer."""
+    try:
+        return int(storage.do("publish", channel, "alerting"))
+    except NodeError:
+        return 0
 
 
 def test_8_all_users_without_a_key_there_notice_nothing(storage: NodeClient, lost: Lost) -> None:
