@@ -180,7 +180,7 @@ cdef class Client:
                         self._unread(count - i - 1)
                         return start
                 left -= count
-                if self.parked or self.finishing or found == FRAME:
+                if self.parked or self.finishing or found == FRAME or pos == n:
                     continue
             if found == NEED_MORE:
                 # the age of the unfinished request, not of its last byte

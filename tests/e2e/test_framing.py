@@ -227,10 +227,13 @@ def test_a_drip_of_bytes_does_not_make_a_request_younger(impatient: Proxy) -> No
         assert dripped > 5, "bytes came all the time"
 
 
-def test_an_idle_client_is_not_closed_whatever_the_age_of_its_last_request(impatient: Proxy) -> None:
+@pytest.mark.parametrize("last", [(b"PI", b"NG\r\n"), (b"*1\r\n$4\r\nPI", b"NG\r\n"), (b"*1\r\n$4\r\nPING\r\n",)])
+def test_an_idle_client_is_not_closed_whatever_the_age_of_its_last_request(
+    impatient: Proxy, last: tuple[bytes, ...]
+) -> None:
     with connect(impatient.port) as silent, connect(impatient.port) as served:
-        served.sendall(b"PI")
-        served.sendall(b"NG\r\n")
+        for part in last:
+            served.sendall(part)
         assert read_line(served) == b"+PONG\r\n"
         for _ in range(2):  # both were there before the second of these is closed for its age
             with connect(impatient.port) as unfinished:
