@@ -13,6 +13,7 @@ from pyproxy.fleet import Fleet, Proxy, wait_until
 from tests.e2e.rig import PATIENCE_S, Argument, Keys, Talk
 
 JAVASCRIPT = 1 << 53
+SLOW = {"reply_s": PATIENCE_S, "silence_s": PATIENCE_S}  # a busy machine is no lost shard
 PROMOTION: dict[str, str | float] = {
     "promoter": "replicaof",
     "down_after_s": 0.5,
@@ -51,7 +52,7 @@ def store(talk: Talk, names: Sequence[str]) -> None:
 @pytest.fixture(scope="module")
 def talks(fleet: Fleet) -> Iterator[list[Talk]]:
     """Clients of two proxies, which know nothing of each other, one of them with two workers."""
-    with Proxy(fleet) as one, Proxy(fleet, None, 2) as other:
+    with Proxy(fleet, timeouts=SLOW) as one, Proxy(fleet, None, 2, timeouts=SLOW) as other:
         talks = [Talk(proxy.port) for proxy in (one, other, other)]
         yield talks
         for talk in talks:
@@ -127,7 +128,8 @@ def test_a_shard_that_is_promoted_is_begun_again_and_no_key_is_missed(
     replicated: Fleet, loses: Callable[[Fleet], None]
 ) -> None:
     admin_at = {"admin": str(replicated.directory / "admin.sock")}
-    with Proxy(replicated, None, 1, promotion=PROMOTION, http=admin_at) as proxy, Talk(proxy.port) as talk:
+    proxy = Proxy(replicated, None, 1, promotion=PROMOTION, http=admin_at, timeouts=SLOW)
+    with proxy, Talk(proxy.port) as talk:
         names = [name for shard in range(2) for name in Keys(proxy).on(shard, 400)]
         store(talk, names)
         assert talk.ask("WAIT", 2, int(PATIENCE_S * 1000)) == 2
@@ -141,7 +143,7 @@ def test_a_shard_that_is_promoted_is_begun_again_and_no_key_is_missed(
 
 
 def test_a_promotion_of_a_shard_that_is_behind_repeats_nothing(replicated: Fleet) -> None:
-    with Proxy(replicated, None, 1, promotion=PROMOTION) as proxy, Talk(proxy.port) as talk:
+    with Proxy(replicated, None, 1, promotion=PROMOTION, timeouts=SLOW) as proxy, Talk(proxy.port) as talk:
         names = [name for shard in range(2) for name in Keys(proxy).on(shard, 100)]
         store(talk, names)
         assert talk.ask("WAIT", 2, int(PATIENCE_S * 1000)) == 2
