@@ -231,14 +231,15 @@ def run_at_once(*busy: Busy) -> None:
 
 @pytest.mark.parametrize("sides", [("RIGHT", "LEFT"), ("LEFT", "RIGHT"), ("LEFT", "LEFT")])
 def test_lmoves_at_once_with_pushes_lose_no_element_and_double_none(
-    proxy: Proxy, talk: Talk, keys: Keys, sides: tuple[str, str]
+    proxy: Proxy, keys: Keys, sides: tuple[str, str]
 ) -> None:
     source, destination = keys.one(0), keys.one(2)
     pushed = [b"e%d" % number for number in range(300)]
     pushes = Busy(proxy.port, [("LPUSH", source, each.decode()) for each in pushed])
     movers = [Busy(proxy.port, [("LMOVE", source, destination, *sides)] * 150) for _ in range(3)]
     run_at_once(pushes, *movers)
-    lists = [talk.ask("LRANGE", key, 0, -1) for key in (source, destination)]
+    with Talk(proxy.port) as talk:
+        lists = [talk.ask("LRANGE", key, 0, -1) for key in (source, destination)]
     assert sorted(lists[0] + lists[1]) == sorted(pushed)  # type: ignore[operator]
     answers = [answer for mover in movers for answer in mover.answers]
     assert [error(answer) for answer in answers if isinstance(answer, Exception)] == []
