@@ -88,7 +88,6 @@ SAME = [
     ["SCRIPT", "FLUSH", "ASYNC"],
     ["SCRIPT", "FLUSH"],
     ["SCRIPT", "EXISTS", sha("return 'loaded'")],
-    ["SCRIPT", "HELP"],
     ["FUNCTION"],
     ["FUNCTION", "LIST"],
     ["FUNCTION", "LOAD", "#!lua name=lib\nredis.register_function('f', function(k, a) return {k, a} end)"],
@@ -110,7 +109,6 @@ SAME = [
     ["FUNCTION", "DELETE", "lib"],
     ["FUNCTION", "RESTORE", "rubbish"],
     ["FUNCTION", "FLUSH", "SYNC"],
-    ["FUNCTION", "HELP"],
 ]  # fmt: skip
 
 
@@ -408,6 +406,15 @@ def test_where_shards_differ_the_error_names_those_that_did_their_part(talk: Tal
         "UNCERTAIN shard s1: Library 'lib' already exists; other shards may have applied their part: s0, s2"
     )
     assert talk.ask("FUNCTION", "LOAD", "REPLACE", LIBRARY) == b"lib"
+
+
+@pytest.mark.parametrize("name", ["SCRIPT", "FUNCTION"])
+def test_help_is_in_the_words_of_valkey_whatever_the_servers_are(talk: Talk, name: str) -> None:
+    lines = talk.ask(name, "HELP")
+    assert isinstance(lines, list)
+    assert (lines[0], lines[-1]) == (
+        f"{name} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:".encode(), b"    Print this help."
+    )
 
 
 def test_a_debugger_is_refused(talk: Talk) -> None:
