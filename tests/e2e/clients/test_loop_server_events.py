@@ -10,7 +10,7 @@ import pytest
 
 from pyproxy.fleet import wait_until
 from tests.e2e.clients.loop_server import NEW_DB, OLD_DB, PATTERN, LoopProxy, expire, wait_received
-from tests.e2e.clients.node import NODE_REDIS_0, NodeClient
+from tests.e2e.clients.node import NODE_REDIS_0, NodeClient, NodeError
 from tests.e2e.rig import PATIENCE_S, Keys
 from tests.processes import command_line, family
 
@@ -91,11 +91,19 @@ def test_after_a_reconnect_it_has_its_database_and_its_subscriptions_again(
                 os.kill(pid, signal.SIGKILL)
         for each in (storage, notifications, calls):
             wait_ready_again(each)
-        storage.do("set", "in5", "x")
+        wait_until("its worker to be confirmed", lambda: tried(storage, "set", "in5", "x") == "OK", loop_proxy.tail)
         wait_received(notifications, expire(storage, Keys(loop_proxy).on(3, 2, "call.")))
-        assert storage.do("publish", "lasting", "connected") == 1
+        wait_until("it to be heard", lambda: tried(storage, "publish", "lasting", "connected") == 1, loop_proxy.tail)
         wait_received(calls, [["lasting", "connected"]])
         assert storage.do("call", "client", "info").count(f" db={NEW_DB} ") == 1
+
+
+def tried(client: NodeClient, *step: str) -> object:
+    """None where it was refused, as by a worker that has not been told yet what is true now."""
+    try:
+        return client.do(*step)
+    except NodeError:
+        return None
 
 
 def wait_ready_again(client: NodeClient) -> None:
