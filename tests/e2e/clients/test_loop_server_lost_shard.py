@@ -27,6 +27,7 @@ HEARTBEAT = "heartbeat"
 """The one key by which loop-server asks whether its storage is well."""
 
 COUNTER = itertools.count()
+LOST = 8  # so many shards are lost in turn; the others are handed over by a test
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,8 @@ class Lost:
 
     def kill(self) -> None:
         """The primary ends; the replica will take over."""
-        self.shard.primary.kill()
+        primary = self.shard.primary
+        (primary if primary.running else self.shard.replicas[0]).kill()
 
     def pause(self) -> None:
         """Both accept connections and say nothing: nobody can take over."""
@@ -77,7 +79,7 @@ class Lost:
 
 @pytest.fixture
 def lost(fleet: Fleet, proxy: LoopProxy, storage: NodeClient, keys: Keys) -> Iterator[Lost]:
-    index = next(COUNTER)
+    index = next(COUNTER) % LOST
     lost = Lost(index, fleet.shards[index], keys)
     yield lost
     if lost.paused:
@@ -87,6 +89,9 @@ def lost(fleet: Fleet, proxy: LoopProxy, storage: NodeClient, keys: Keys) -> Ite
             if each.running:
                 each.resume()
     wait_until("all shards to be well", lambda: heartbeat(proxy) == 200, proxy.tail)
+    for each in lost.shard.servers:
+        if not each.running and (primary := lost.shard.present_primary()):
+            each.revive(primary)
     until_done("its worker to know", lambda: storage.do("call", "set", lost.key("well"), "x"))
 
 
