@@ -379,6 +379,7 @@ def test_a_client_that_leaves_takes_its_connection_along(fleet: Fleet) -> None:
             leaver.send(("EVAL", FOREVER, 1, key))
             wait_until("it to run", lambda: "BUSY" in str(talk.ask("EVAL", "return 1", 1, key)), proxy.tail)
         wait_until("it to end", lambda: talk.ask("SCRIPT", "KILL") == b"OK", proxy.tail)
+        wait_until("another to run", lambda: talk.ask("EVAL", "return 'x'", 1, key) == b"x", proxy.tail)
         assert [talk.ask("EVAL", f"return {number}", 1, key) for number in range(20)] == list(range(20))
 
 

@@ -408,12 +408,12 @@ COMMANDS = [
     ),
     _case(
         "a command after SUBSCRIBE",
-        encode([b"SUBSCRIBE", b"ch"]) + encode([b"GET", b"framing:none"]),
+        encode([b"SUBSCRIBE", b"ch"]) + encode([b"GET", b"framing:none"]) + encode([b"RESET"]),
         kept(
             b"*3\r\n$9\r\nsubscribe\r\n$2\r\nch\r\n:1\r\n-ERR Can't execute 'get': only (P|S)SUBSCRIBE / "
-            b"(P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context\r\n"
+            b"(P|S)UNSUBSCRIBE / PING / QUIT / RESET are allowed in this context\r\n+RESET\r\n"
         ),
-        "ff",
+        "fff",
     ),
 ]
 

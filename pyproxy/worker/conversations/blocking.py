@@ -29,6 +29,7 @@ from pyproxy.worker.conversations.polling import NIL, NOTHING, POLLED, poll
 from pyproxy.worker.lending import Loan, Unlendable
 from pyproxy.worker.link import MOVED
 
+UNBLOCKED = b"-UNBLOCKED "  # from a primary that became a replica, which then closes the connection
 UNBLOCK_AGAIN_S = 0.01
 
 
@@ -73,14 +74,14 @@ async def _at_server(talk: Conversation, shard: int, patience: Patience) -> byte
             async with talk.lend(shard) as loan:
                 turn = _Turn(talk, loan)
                 reply = await turn.ask(frame, takes, patience.left_s)
-                loan.keep = not turn.let_go
+                loan.keep = not turn.let_go and not reply.startswith(UNBLOCKED)
         except Unlendable:
             if not front.closed:
                 raise
             continue  # in an incident it waits for its end
         except NotSent:
             continue
-        if reply.startswith(b"-UNBLOCKED ") or (turn.let_go and reply in NOTHING):
+        if reply.startswith(UNBLOCKED) or (turn.let_go and reply in NOTHING):
             if talk.stopped:
                 raise Refusal(errors.unblocked())
             if patience.is_over:

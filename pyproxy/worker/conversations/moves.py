@@ -121,7 +121,7 @@ async def _copy(talk: Conversation) -> bytes:
     if db is None:
         written = await talk.ask(there, *command, write=True)
     else:
-        async with talk.lend(there, db) as loan:
+        async with talk.lend(there, db=db) as loan:
             written = await talk.ask_on(loan, request.encode(command), write=True, deadline_s=talk.reply_s)
             loan.keep = True
     if written.startswith(TAKEN):

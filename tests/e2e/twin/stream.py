@@ -43,6 +43,7 @@ KEYS = {
     + STRANGE.get(kind, [])
     for kind in TYPES
 }
+TOGETHER = (b"sort", b"blmove", b"brpoplpush")  # whose keys are never apart
 # Keys that no command for other types meets: values too long for LCS, and sorted sets whose scores are all the same.
 ALONE = {kind: [b"%b%d" % (kind.encode(), number) for number in range(5)] for kind in ("big", "lex")}
 ALL_KEYS = {key for names in (KEYS | ALONE).values() for key in names}
@@ -127,7 +128,7 @@ class Words:
     def argv(self, line: Line) -> list[bytes]:
         """A random command of this line."""
         self._tag, self._same = self._rng.choice(TAGS), self._rng.choice(TYPES)
-        return line.argv(self._rng, self._word if line.words[:1] != [b"sort"] else self._together)
+        return line.argv(self._rng, self._together if set(TOGETHER).intersection(line.words[:1]) else self._word)
 
     def _word(self, name: str, tagged: bool) -> bytes:
         return self._together(name, tagged and not self._apart)
@@ -167,7 +168,7 @@ class Words:
 def stream(seed: int, requests: int, dumps: Sequence[bytes], *, apart: bool = False) -> Iterator[Batch]:
     """Batches of together at least `requests` requests; the same for the same arguments.
 
-    `apart`: the keys of a command need have no hash tag in common, but those of SORT, and there are no transactions.
+    `apart`: the keys of a command need have no hash tag in common, but those of TOGETHER; there are no transactions.
     """
     made, talkers = 0, Requests(random.Random(seed), dumps, apart)
     while made < requests:
