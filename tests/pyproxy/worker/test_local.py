@@ -48,7 +48,7 @@ def local_commands(commands: Mapping[bytes, Command]) -> set[bytes]:
 
 
 def test_every_local_command_of_the_table_has_an_answer_and_no_other_has_one() -> None:
-    containers = {b"client", b"config", b"pubsub"}  # without a subcommand their arity is wrong
+    containers = {b"client", b"config", b"function", b"pubsub", b"script"}  # without a subcommand their arity is wrong
     assert local_commands(TABLE) - containers == set(local.LOCAL)
 
 
