@@ -229,7 +229,7 @@ def test_numbers_are_those_of_all_workers(proxy: Proxy) -> None:
         wait_until("the patterns", lambda: asker.ask("PUBSUB", "NUMPAT") == 2, proxy.tail)
         channels = asker.ask("PUBSUB", "CHANNELS", "sum:*")
         assert isinstance(channels, list) and sorted(channels) == [b"sum:a", b"sum:b"]
-        assert asker.ask("PUBLISH", "sum:a", "x") == 6
+        wait_until("all to be counted", lambda: asker.ask("PUBLISH", "sum:a", "x") == 6, proxy.tail)
         wait_for_info(
             asker, "INFO", lambda info: (info["pubsub_clients"], info["pubsub_patterns"]) == ("4", "2")
         )
