@@ -236,7 +236,8 @@ def test_numbers_are_those_of_all_workers(proxy: Proxy) -> None:
         lines = asker.ask("CLIENT", "LIST", "TYPE", "pubsub")
         assert isinstance(lines, bytes)
         assert lines and all(b" flags=P " in line for line in lines.splitlines())
-        assert b" sub=2 psub=2 ssub=0 " in lines or b" sub=1 psub=1 ssub=0 " in lines
+        if workers[0] == workers[4]:  # the list is that of the worker that answers
+            assert b" sub=2 psub=2 ssub=0 " in lines
 
 
 class Talks(list[Talk]):
