@@ -22,9 +22,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench import measure, peers, report
+from bench.fanout import Fanout, fanout
 from bench.measure import IdleCost, Sample
 from bench.peers import Backends, Peer
-from bench.scenarios import IDLE, IDLE_CLIENTS, SCENARIOS, Scenario, choose, names
+from bench.scenarios import FANOUT, FANOUT_PEERS, IDLE, IDLE_CLIENTS, SCENARIOS, Scenario, choose, names
 from pyproxy.fleet import FleetError
 
 HERE = Path(__file__).resolve().parent
@@ -96,16 +97,19 @@ def compare(options: argparse.Namespace, behind: Backends) -> report.Run:
         print(f"{what}: {value}", flush=True)
     samples: list[Sample] = []
     idle: list[IdleCost] = []
+    fanouts: list[Fanout] = []
     used: dict[str, Peer] = {}
     order = random.Random(options.seed)
     for name in options.scenarios:
         if name == IDLE:
             idle = idle_costs(taking_part, behind, used)
+        elif name == FANOUT:
+            fanouts = all_fanouts(options, behind, taking_part, order, used)
         else:
             (scenario,) = [each for each in SCENARIOS if each.name == name]
             samples += all_rounds(scenario, options, behind, taking_part, order, used)
     described = [report.PeerFacts(peer.name, peer.version, peer.command, peer.configuration) for peer in used.values()]
-    return report.Run(samples, idle, described, left_out, facts, commands(options))
+    return report.Run(samples, idle, described, left_out, facts, commands(options), fanouts)
 
 
 def all_rounds(
@@ -121,7 +125,8 @@ def all_rounds(
     Fresh, because a proxy keeps the memory an earlier load stretched, and a scenario chosen alone must give the same.
     """
     with ExitStack() as stack:
-        up = [stack.enter_context(peers.started(name, behind)) for name in taking_part]
+        able = [name for name in taking_part if scenario.may_be_asked_of(name)]
+        up = [stack.enter_context(peers.started(name, behind)) for name in able]
         for peer in up:
             used.setdefault(peer.name, peer)
         fill(behind, up, scenario.keys, scenario.value)
@@ -159,6 +164,28 @@ def one_run(behind: Backends, peer: Peer, number: int, scenario: Scenario, reque
     told = f"{got.rps:12,.0f}/s  p99 {got.p99_ms:7.2f} ms  {spent:>11}"
     print(f"  round {number} {scenario.name:11} {peer.name:11} {told}", flush=True)
     return got
+
+
+def all_fanouts(
+    options: argparse.Namespace,
+    behind: Backends,
+    taking_part: Sequence[str],
+    order: random.Random,
+    used: dict[str, Peer],
+) -> list[Fanout]:
+    """One PUBLISH to a thousand subscribers, in rounds; of the server itself the CPU is the server's."""
+    found = []
+    with ExitStack() as stack:
+        up = [stack.enter_context(peers.started(name, behind)) for name in taking_part if name in FANOUT_PEERS]
+        for peer in up:
+            used.setdefault(peer.name, peer)
+        for number in range(1, options.rounds + 1):
+            for peer in order.sample(up, len(up)):
+                got = fanout(peer.name, number, peer.port, peer.pid or behind.alone.pid)
+                told = f"{got.cpu_us:.2f} us  p50 {got.p50_ms:7.2f} ms"
+                print(f"  round {number} {FANOUT:11} {peer.name:11} {told}", flush=True)
+                found.append(got)
+    return found
 
 
 def idle_costs(taking_part: Sequence[str], behind: Backends, used: dict[str, Peer]) -> list[IdleCost]:
@@ -230,6 +257,9 @@ def commands(options: argparse.Namespace) -> list[str]:
     lines = [" ".join(again), ""]
     for scenario in SCENARIOS:
         if scenario.name in options.scenarios:
+            if scenario.is_block:
+                lines.append(f"python -m bench.blocks PORT {scenario.name} REQUESTS")
+                continue
             run = measure.benchmark_command(0, scenario, 0)
             run[run.index("-p") + 1], run[run.index("-n") + 1] = "PORT", "REQUESTS"
             lines.append(" ".join(run))

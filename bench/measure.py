@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench import blocks
 from bench.scenarios import Scenario
 from pyproxy.fleet import HOST, Server
 
@@ -112,7 +113,9 @@ def benchmark_command(port: int, scenario: Scenario, requests: int) -> list[str]
 
 
 def run_load(port: int, scenario: Scenario, requests: int) -> tuple[float, float, float]:
-    """Runs redis-benchmark to its end; see `parse_csv` for what comes back and what is raised."""
+    """Runs the load to its end; see `parse_csv` for what comes back and what is raised."""
+    if scenario.is_block:
+        return blocks.run(port, scenario, requests)
     done = subprocess.run(
         benchmark_command(port, scenario, requests), capture_output=True, text=True, timeout=RUN_DEADLINE_S, check=False
     )

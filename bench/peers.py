@@ -97,7 +97,7 @@ def started(name: str, behind: Backends) -> Iterator[Peer]:
 
 
 def _pyproxy(stack: ExitStack, behind: Backends) -> Peer:
-    proxy = stack.enter_context(Proxy(behind.fleet, workers=1))
+    proxy = stack.enter_context(Proxy(behind.fleet, workers=1, transactions="split"))
     _wait_for_get(proxy, proxy.port)
     (worker,) = _children(proxy.pid, b"pyproxy.worker")
     parts = [f"{package} {importlib.metadata.version(package)}" for package in ("uvloop", "hiredis", "mmh3", "Cython")]

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from bench.fanout import Fanout
 from bench.measure import IdleCost, Sample
 from bench.scenarios import BASELINE, IDLE_BAR_KIB, SCENARIOS, Scenario
 
@@ -49,6 +50,7 @@ class Run:
     left_out: Mapping[str, str]
     facts: Sequence[tuple[str, str]]
     commands: Sequence[str]
+    fanouts: Sequence[Fanout] = ()
 
 
 def spread(values: Iterable[float]) -> Spread | None:
@@ -97,7 +99,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def describe(scenario: Scenario) -> str:
     """`GET, 32 B, pipeline 64`."""
-    what = {"MGET": "MGET of 10 keys"}.get(scenario.command, scenario.command)
+    what = f"{scenario.command} of {scenario.each} keys" if scenario.each > 1 else scenario.command
     size = f"{scenario.value} B" if scenario.value < 1024 else f"{scenario.value // 1024} KB"
     return f"{what}, {size}, " + (f"pipeline {scenario.pipeline}" if scenario.pipeline > 1 else "no pipeline")
 
@@ -170,6 +172,19 @@ def idle_table(run: Run) -> list[str]:
     return table(["", "idle clients", "before, MiB PSS / RSS", "after, MiB PSS / RSS", "KiB PSS per client"], rows)
 
 
+def fanout_table(run: Run) -> list[str]:
+    """One PUBLISH to many subscribers."""
+    rows = []
+    for peer in dict.fromkeys(each.peer for each in run.fanouts):
+        found = [each for each in run.fanouts if each.peer == peer]
+        spent, p50 = spread(each.cpu_us for each in found), spread(each.p50_ms for each in found)
+        assert spent and p50
+        many = f"{found[0].messages:,} to {found[0].subscribers:,}"
+        rows.append([peer, many, spent.text(2), p50.text(2), f"{max(each.max_ms for each in found):.2f}"])
+    head = ["PUBLISH", "messages to subscribers", "CPU us per message received", "p50 ms, to the last one", "max ms"]
+    return table(head, rows)
+
+
 def parent_line(run: Run) -> list[str]:
     """What the process above the worker spent, where there is one: it is not part of the CPU per request."""
     spent = [s.parent_cpu_us / s.cpu_us for s in run.samples if s.parent_cpu_us is not None and s.cpu_us]
@@ -182,6 +197,7 @@ def parent_line(run: Run) -> list[str]:
 def summary(run: Run) -> str:
     """The tables alone, for the screen."""
     parts = [cpu_table(run), load_table(run)] if run.samples else []
+    parts += [fanout_table(run)] if run.fanouts else []
     parts += [idle_table(run)] if run.idle else []
     parts += [parent_line(run), bars(run, measured(run), bool(run.idle))]
     parts += [[f"{peer} left out: {why}" for peer, why in run.left_out.items()]]
@@ -200,6 +216,8 @@ def results(run: Run) -> str:
     if run.samples:
         lines += ["## CPU of the proxy process", "", *cpu_table(run), "", *parent_line(run), ""]
         lines += ["## Throughput and latency", "", *load_table(run), ""]
+    if run.fanouts:
+        lines += ["## Publish/subscribe", "", *fanout_table(run), ""]
     if run.idle:
         lines += ["## Idle clients", "", *idle_table(run), ""]
     lines += ["## What was run", "", "```", *run.commands, "```", ""]

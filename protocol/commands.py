@@ -14,7 +14,18 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from protocol import errors
-from protocol.keyspecs import ACTUAL_FLAGS, GRAMMARS, GUARDS, BadKeys, Index, KeyNum, KeySpec, number, why_not
+from protocol.keyspecs import (
+    ACTUAL_FLAGS,
+    GRAMMARS,
+    GUARDS,
+    BadKeys,
+    Index,
+    KeyNum,
+    KeySpec,
+    number,
+    timeout_place,
+    why_not,
+)
 
 __all__ = ["BadKeys", "Command", "Kind", "Row", "rows_of"]
 
@@ -29,6 +40,8 @@ class Kind(enum.IntEnum):
     LOCAL = 5  # answered by the proxy
     REFUSED = 6  # answered with a refusal that says why
     TRANSACTION = 7  # MULTI, and what ends it
+    CONVERSATION = 8  # more than one question, or a connection of its own
+    PUBSUB = 9  # publishes, or changes what the client is subscribed to
 
 
 class Row(NamedTuple):
@@ -91,13 +104,22 @@ class Command:
     def keys(self, argv: Sequence[bytes]) -> list[int]:
         """The argv positions of its keys, as COMMAND GETKEYS orders them; empty if it has none.
 
-        Expects a right arity. Raises BadKeys where they cannot be determined, where the command would wait (XREAD
-        BLOCK) or would read keys that it does not name and that may lie elsewhere (SORT BY, SORT GET).
+        Expects a right arity. Raises BadKeys where they cannot be determined, or where the command would read keys
+        that it does not name and that may lie elsewhere (SORT BY, SORT GET).
         """
         guard = GUARDS.get(self.name)
         if guard is not None:
             guard(self.name, argv)
         return self.positions(argv)
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether it can wait for something to come to a key; within MULTI no command does."""
+        return "blocking" in self.flags and self.has_keys
+
+    def waits(self, argv: Sequence[bytes]) -> bool:
+        """Whether it does, so that it needs a connection of its own. Raises BadKeys where `keys` does."""
+        return self.may_wait and timeout_place(self.name, argv) > 0
 
     def positions(self, argv: Sequence[bytes]) -> list[int]:
         """As `keys`, but it only looks where the keys are, and refuses nothing that has a right form."""

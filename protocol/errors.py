@@ -75,6 +75,17 @@ def internal_error() -> bytes:
     return _line("ERR internal error of the proxy, see its log; the connection is closed")
 
 
+def no_such_key() -> bytes:
+    """RENAME."""
+    return _line("ERR no such key")
+
+
+def subcommand_syntax(name: Words, sub: Words) -> bytes:
+    """A subcommand that checks the number of its arguments itself; ``sub`` as the client wrote it."""
+    words = ("ERR unknown subcommand or wrong number of arguments for '", _printed(sub), "'. Try ")
+    return _line(*words, _raw(name).upper(), " HELP.")
+
+
 def syntax_error() -> bytes:
     return _line("ERR syntax error")
 
@@ -86,6 +97,16 @@ def not_an_integer() -> bytes:
 def not_a_c_int() -> bytes:
     """A number that does not fit C's int (t_string/object.c, getIntFromObjectOrReply); the grammar is Redis' own."""
     return _line("ERR value is out of range, value must between -2147483648 and 2147483647")
+
+
+def invalid_cursor() -> bytes:
+    """SCAN."""
+    return _line("ERR invalid cursor")
+
+
+def cursor_too_large(shard: str, cursor: int) -> bytes:
+    """Clients are given cursors below 2^53, and the server's own must fit in."""
+    return _line(f"ERR shard {shard}: its cursor {cursor} is too large to be passed on; scan that server directly")
 
 
 def crossslot() -> bytes:
@@ -123,11 +144,31 @@ def setting_unknown(name: str, shard: str) -> bytes:
     return _line(f"TRYAGAIN {name} of shard {shard}: its parameter group was not read yet, applied=no; retry later")
 
 
+# --- publish/subscribe -----------------------------------------------------------------------------------------------
+
+
+def only_for_subscribers(name: Words) -> bytes:
+    """A client that is subscribed, in RESP2, said something else. ``name`` as in the table."""
+    return _line(
+        "ERR Can't execute '", _raw(name).lower(), "': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET ",
+        "are allowed in this context",
+    )  # fmt: skip
+
+
 # --- transactions ----------------------------------------------------------------------------------------------------
 
 
 def multi_in_multi() -> bytes:
     return _line("ERR MULTI calls can not be nested")
+
+
+def watch_over_shards(shards: Iterable[str]) -> bytes:
+    """Keys that are watched can be checked together only where they are together."""
+    return _line(
+        "CROSSSLOT the keys that are watched are on different shards (",
+        ", ".join(shards),
+        "), and they cannot be checked at one moment; give them one {hash tag}",
+    )
 
 
 def watch_in_multi() -> bytes:
@@ -203,6 +244,23 @@ def wrong_password() -> bytes:
     return _line("WRONGPASS invalid username-password pair or user is disabled.")
 
 
+def timeout_not_a_float() -> bytes:
+    return _line("ERR timeout is not a float or out of range")
+
+
+def timeout_not_an_integer() -> bytes:
+    """Of XREAD and XREADGROUP, whose timeout is in milliseconds."""
+    return _line("ERR timeout is not an integer or out of range")
+
+
+def timeout_negative() -> bytes:
+    return _line("ERR timeout is negative")
+
+
+def timeout_out_of_range() -> bytes:
+    return _line("ERR timeout is out of range")
+
+
 def db_index_out_of_range() -> bytes:
     return _line("ERR DB index is out of range")
 
@@ -259,8 +317,18 @@ def numkeys_not_positive() -> bytes:
 
 
 def numkeys_beyond_arguments() -> bytes:
-    """SINTERCARD."""
+    """SINTERCARD, scripts and functions."""
     return _line("ERR Number of keys can't be greater than number of args")
+
+
+def numkeys_negative() -> bytes:
+    """Scripts and functions."""
+    return _line("ERR Number of keys can't be negative")
+
+
+def numkeys_bad() -> bytes:
+    """FCALL."""
+    return _line("ERR Bad number of keys provided")
 
 
 def numkeys_invalid() -> bytes:
@@ -291,6 +359,16 @@ def gate_closed(shard: str, node: object, why: str, retry_after_ms: int) -> byte
     return _line(f"TRYAGAIN shard {shard} ({node}) {why}, applied=no retry_after_ms={retry_after_ms}; retry later")
 
 
+def none_to_lend(shard: str, node: object, limit: int) -> bytes:
+    """A command needs a connection of its own, and all that may be lent are."""
+    return not_applied(shard, node, f"has all {limit} connections lent to commands that wait (limits.borrowed)")
+
+
+def unblocked() -> bytes:
+    """A command that waits is ended from outside, and has done nothing. The code is Redis' own."""
+    return _line("UNBLOCKED the proxy has stopped waiting for this command; nothing was done")
+
+
 def client_gone(shard: str, node: object) -> bytes:
     """The client closed its half while its request was held."""
     return not_applied(shard, node, "is being waited for, and the client has closed its connection")
@@ -307,6 +385,8 @@ def uncertain(shard: str, node: object, why: str) -> bytes:
 LOST = "closed the connection before it answered"
 CLOSED = "closed the connection"
 UNAUTHENTICATED = "asks for a password again"
+OUT_OF_SIGHT = "lost its connection, or was replaced, after this client wrote to it"
+NOT_UNBLOCKED = "did not give up a command that waits (CLIENT UNBLOCK)"
 NO_TRANSACTION = "refused MULTI, and may have run the commands behind it one by one"
 
 
@@ -351,6 +431,70 @@ def part_failed(shard: str, line: bytes, applied_by: Iterable[str] = ()) -> byte
         return _line(f"UNCERTAIN shard {shard}: ", cause, "; it may have applied its part, no other shard did")
     way_out = own[4] if own else b""
     return _line(code, f" shard {shard}: ", cause, way_out)
+
+
+def half_done(line: bytes, applied_by: Iterable[str]) -> bytes:
+    """The end of a command that goes from shard to shard: ``line`` stopped it, and these had done their part."""
+    shard = _NAMED.match(line)
+    if shard:
+        return part_failed(shard[1].decode(), line, applied_by)
+    said = line[1:].rstrip(b"\r\n").removeprefix(b"UNCERTAIN ")
+    return _line("UNCERTAIN ", said, "; these shards have applied their part: ", ", ".join(applied_by))
+
+
+_NAMED = re.compile(rb"-(?:TRYAGAIN|UNCERTAIN) shard (\S+) \(")
+
+
+def leaves_nothing(line: bytes) -> bytes:
+    """A line of this file for a request that leaves nothing behind, whether it was applied or not: as for a read."""
+    said = line[1:].rstrip(b"\r\n")
+    unknown = b", applied=unknown; read the key before writing again"
+    if said.startswith(b"UNCERTAIN ") and said.endswith(unknown):
+        said = b"TRYAGAIN " + said.removeprefix(b"UNCERTAIN ").removesuffix(unknown) + b", applied=no; retry later"
+    return _line(said)
+
+
+# --- commands whose keys are on several shards, emulated -------------------------------------------------------------
+
+
+def too_much_to_copy(name: Words, size: int, limit: int) -> bytes:
+    return _line(
+        "ERR command '", _raw(name).lower(), f"' would copy {size} bytes from shard to shard, more than {limit}",
+        " (limits.cross_shard_bytes); give its keys one {hash tag}",
+    )
+
+
+def not_restored(shard: str, line: bytes) -> bytes:
+    """A shard does not take the value of another, as it says in ``line``: it is older, for one. Nothing was applied."""
+    return _line(f"ERR shard {shard} does not take a value of another shard: ", line[1:].rstrip(b"\r\n"))
+
+
+INCOMPLETE = "has run it without all the values of other shards"
+COPIES_EXPIRED = b"-ERR they expired before they were read\r\n"
+
+
+def source_changed(source: str, destination: str) -> bytes:
+    """RENAME and its like: the source could not be removed as it was copied."""
+    return _line(
+        f"UNCERTAIN shard {source} still has the source, which others keep changing, ",
+        f"and shard {destination} a copy of it; read both keys before writing again",
+    )
+
+
+def source_taken(source: str, destination: str) -> bytes:
+    """What was to be moved is on the destination, and somebody else has removed it from the source meanwhile."""
+    return _line(
+        f"UNCERTAIN shard {destination} has what was to be moved, ",
+        f"but somebody else has taken it from shard {source} too; read both keys before writing again",
+    )
+
+
+def condition_lost(shard: str, applied_by: Iterable[str]) -> bytes:
+    """MSETNX and its like: its condition held on all shards when they were asked, and then not any more on this one."""
+    return _line(
+        f"UNCERTAIN shard {shard}: somebody else has changed its keys meanwhile, so nothing was set there; ",
+        "these shards have applied their part: ", ", ".join(applied_by),
+    )
 
 
 def unexpected_part(name: Words) -> bytes:

@@ -150,6 +150,9 @@ def number(text: bytes) -> int | None:
     return value if -(2**63) <= value < 2**63 else None
 
 
+_SCRIPTS = ("eval", "eval_ro", "evalsha", "evalsha_ro", "fcall", "fcall_ro")
+
+
 def why_not(name: str, spec: KeySpec, argv: Sequence[bytes]) -> bytes:
     """What the server answers to a wrong number of keys, found by asking Redis 7.0.15 and Valkey 9.1.2."""
     if not isinstance(spec.find, KeyNum) or not isinstance(spec.begin, Index):
@@ -162,6 +165,10 @@ def why_not(name: str, spec: KeySpec, argv: Sequence[bytes]) -> bytes:
         return errors.numkeys_beyond_arguments() if name == "sintercard" else errors.syntax_error()
     if name == "msetex":
         return errors.numkeys_invalid() if count is None or count < 1 else errors.syntax_error()
+    if name in _SCRIPTS:
+        if count is None:
+            return errors.numkeys_bad() if name.startswith("fcall") else errors.not_an_integer()
+        return errors.numkeys_negative() if count < 0 else errors.numkeys_beyond_arguments()
     if count is None:
         return errors.not_an_integer()
     return errors.no_input_key(name) if count < 1 else errors.syntax_error()
@@ -256,12 +263,17 @@ GRAMMARS: dict[bytes, Callable[[bytes, Sequence[bytes]], list[int]]] = {
 }
 
 
+# --- how long a command waits -----------------------------------------------------------------------------------------
+
+
+def timeout_place(name: bytes, argv: Sequence[bytes]) -> int:
+    """Where the timeout of a command stands that may wait; 0: it does not wait. Raises BadKeys as its grammar does."""
+    if name in (b"xread", b"xreadgroup"):  # in milliseconds, all others in seconds
+        return max((at + 1 for at in _stream_options(name, argv) if argv[at].lower() == b"block"), default=0)
+    return 1 if name in (b"blmpop", b"bzmpop") else len(argv) - 1
+
+
 # --- guards: arguments that may not be followed ----------------------------------------------------------------------
-
-
-def _refuse_block(name: bytes, argv: Sequence[bytes]) -> None:
-    if any(argv[option].lower() == b"block" for option in _stream_options(name, argv)):
-        raise BadKeys(errors.refused(name, "BLOCK would stall a connection that clients share; leave it out"))
 
 
 def _refuse_patterns(name: bytes, argv: Sequence[bytes]) -> None:
@@ -279,8 +291,6 @@ def _tag(key: bytes) -> bytes:
 
 
 GUARDS: dict[bytes, Callable[[bytes, Sequence[bytes]], None]] = {
-    b"xread": _refuse_block,
-    b"xreadgroup": _refuse_block,
     b"sort": _refuse_patterns,
     b"sort_ro": _refuse_patterns,
 }

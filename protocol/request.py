@@ -7,7 +7,7 @@ Bytes come in, arguments go out, and the reverse. Where an inline line or a fram
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 # C's isspace() separates arguments, but only four of its six characters end one that was begun (sds.c, sdssplitargs).
 _BLANKS = re.compile(rb"[ \t\n\v\f\r]*")
@@ -45,6 +45,14 @@ def encode(argv: Sequence[bytes]) -> bytes:
     out = [b"*%d\r\n" % len(argv)]
     out += [b"$%d\r\n%b\r\n" % (len(argument), argument) for argument in argv]
     return b"".join(out)
+
+
+def block(frames: Iterable[bytes]) -> bytes:
+    """These requests as one transaction, from MULTI to EXEC."""
+    return b"".join((_MULTI, *frames, _EXEC))
+
+
+_MULTI, _EXEC = encode([b"MULTI"]), encode([b"EXEC"])
 
 
 def _past(pattern: re.Pattern[bytes], line: bytes, at: int) -> int:

@@ -26,6 +26,8 @@ _LOCAL = """
     command command|count command|docs command|getkeys command|getkeysandflags command|help command|info command|list
     config config|get config|set
     object|help xgroup|help xinfo|help
+    script script|help function function|help
+    pubsub pubsub|channels pubsub|help pubsub|numpat pubsub|numsub pubsub|shardchannels pubsub|shardnumsub
 """
 LOCAL = frozenset(_LOCAL.split())
 
@@ -35,24 +37,29 @@ FANOUT = {"dbsize": "sum", "flushdb": "all_ok", "flushall": "all_ok", "keys": "c
 
 TRANSACTION = frozenset(["multi", "exec", "discard"])
 
-# Containers with subcommands that name a key; and commands that wait only if they are asked to, which `keys` refuses.
+# More than one question to the shards, or a connection that is not shared; see pyproxy/worker/conversations/.
+_CONVERSATION = """
+    randomkey scan wait waitaof watch
+    blpop brpop blmove brpoplpush blmpop bzpopmin bzpopmax bzmpop
+    eval eval_ro evalsha evalsha_ro fcall fcall_ro
+    script|exists script|flush script|kill script|load script|show
+    function|delete function|dump function|flush function|kill function|list function|load function|restore
+    function|stats
+"""
+CONVERSATION = frozenset(_CONVERSATION.split())
+
+_PUBSUB = "publish spublish subscribe psubscribe ssubscribe unsubscribe punsubscribe sunsubscribe"
+PUBSUB = frozenset(_PUBSUB.split())
+
+# Containers with subcommands that name a key; and commands that wait only if they are asked to.
 KEYED = frozenset(["object", "xgroup", "xinfo", "memory", "xread", "xreadgroup"])
 
 CONFIGURED_ELSEWHERE = "the proxy is configured by its own file, and each server at that server"
 
 # Why -> what. A container stands for its subcommands, except those named in the lists above or on their own.
 _REFUSALS: dict[str, str] = {
-    "what it watches would need a connection of its own; use MULTI without it, or SET with NX": "watch",
-    "one cursor cannot walk all shards; use KEYS, or HSCAN, SSCAN or ZSCAN on one key": "scan clusterscan",
-    "it would have to choose among the keys of all shards; ask one server directly": "randomkey",
-    "messages are not relayed between shards; publish and subscribe at one server directly": """
-        publish subscribe unsubscribe psubscribe punsubscribe spublish ssubscribe sunsubscribe pubsub""",
-    "a script or function may touch keys of any shard; send its commands one by one, or run it at a server": """
-        eval eval_ro evalsha evalsha_ro fcall fcall_ro script function""",
-    "a command that waits would stall a connection that clients share; poll with its variant that does not wait": """
-        blpop brpop blmove brpoplpush blmpop bzpopmin bzpopmax bzmpop""",
-    "clients share connections here, so there is no last write of this one to wait for; ask the server directly": """
-        wait waitaof""",
+    "its cursors are about slots of a cluster; use SCAN": "clusterscan",
+    "a script is debugged on a connection of one's own; connect to a server directly": "script|debug",
     "clients share connections here, and this changes or controls one; connect to the server directly": "monitor",
     "it is about one connection to one server, and clients share those here; connect to the server directly": """
         client|caching client|capa client|getredir client|import-source client|kill client|pause client|tracking
@@ -100,6 +107,10 @@ def _command(row: Row, subcommands: Mapping[bytes, Command]) -> Command:
         kind = Kind.LOCAL
     elif row.name in TRANSACTION:
         kind = Kind.TRANSACTION
+    elif row.name in CONVERSATION:
+        kind = Kind.CONVERSATION
+    elif row.name in PUBSUB:
+        kind = Kind.PUBSUB
     elif row.name in FANOUT:
         kind, merge = Kind.FANOUT, FANOUT[row.name]
     elif row.name in SPLIT:

@@ -13,7 +13,8 @@ from typing import Self, cast
 
 import msgspec
 
-from pyproxy.messages import Complaint, Configured, Message
+from pyproxy.messages import Complaint, Configured, Message, Script
+from pyproxy.scripts import digest_of
 
 FRAME_LIMIT = 16 << 20
 """Bytes of one message. A topology with every command of a server learned is below 1 MiB; more is a broken peer."""
@@ -47,6 +48,11 @@ class Channel(asyncio.Protocol):
     @property
     def closed(self) -> bool:
         return self._transport is None or self._transport.is_closing()
+
+    @property
+    def congested(self) -> bool:
+        """The other end does not read at the moment."""
+        return self._congested
 
     def send(self, message: Message) -> None:
         """Send, or let it wait for a peer that does not read; to a closed channel nothing is sent."""
@@ -115,4 +121,6 @@ def _about(message: Message) -> str:
     match message:
         case Complaint(shard=about) | Configured(name=about):
             return about
+        case Script(text=text):
+            return digest_of(text)[:1].decode()  # so that no more than 16 wait; one that is lost is loaded again
     return ""

@@ -43,6 +43,10 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     args: Annotated[int, Meta(ge=1, le=1_048_576)] = 1_048_576  # of one command
     inline_bytes: Annotated[int, Meta(ge=64, le=64 * KIB)] = 64 * KIB  # a command without RESP framing
     inflight: Annotated[int, Meta(ge=1, le=1_000_000)] = 1024  # commands per client, then it is not read
+    scripts_bytes: Annotated[int, Meta(ge=64 * KIB, le=8 * MIB)] = 8 * MIB  # texts of scripts; per worker
+    pubsub_bytes: Annotated[int, Meta(ge=64 * KIB, le=1 << 40)] = 32 * MIB  # that a subscriber has not read
+    borrowed: Annotated[int, Meta(ge=1, le=100_000)] = 500  # connections per shard and worker that one client has alone
+    cross_shard_bytes: Annotated[int, Meta(ge=1, le=1 << 40)] = 64 * MIB  # copied from shard to shard by one command
 
 
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -134,6 +138,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     reads: Literal["primary", "prefer-replica", "replica"] = "primary"
     reads_max_lag_s: Seconds = 2.0  # of a replica that is read from; and a client reads its own writes for so long
     transactions: Literal["shard", "split"] = "shard"  # keys on several shards: refused at EXEC, or a block on each
+    cross_shard: Literal["refuse", "emulate"] = "refuse"  # commands whose keys are on several, SUNION for one
+    config_set: tuple[str, ...] = ()  # settings that clients may set on all servers, beside notify-keyspace-events
     http: Http = Http()
     backend: BackendAccess = BackendAccess()
     promotion: Promotion = Promotion()

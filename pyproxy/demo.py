@@ -24,7 +24,7 @@ from pyproxy.config import Config
 from pyproxy.fleet import FENCED, HOST, Fleet, FleetError, LiveShard, Proxy, Sentinels, Server, Table, reserve_port
 
 HOT_PATH = ("protocol.scan", "pyproxy.worker.lane", "pyproxy.worker.split")
-LEFT_OUT = "WATCH, SCAN, pub/sub, scripts, blocking commands, TLS for clients: not built yet, and refused"
+LEFT_OUT = "TLS for clients: not built yet, and refused"
 DRAIN_S = 1.0  # after Ctrl-C; the servers end as well, so there is little to wait for
 DOWN_AFTER_S = 2.0  # of silence, until a primary is replaced; Sentinels, which ping once a second, need up to one more
 MIN_BETWEEN_S = 10.0  # between two promotions of a shard, for those who kill the new primary as well
@@ -43,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("shard", "split"),
         default="shard",
         help="whose keys are on several shards: refused, or a block to each (shard)",
+    )
+    parser.add_argument(
+        "--cross-shard",
+        choices=("refuse", "emulate"),
+        default="refuse",
+        help="commands whose keys are on several shards: refused, or done in steps (refuse)",
     )
     parser.add_argument("--sentinel", action="store_true", help="three Sentinels promote, instead of the proxy")
 
@@ -82,6 +88,7 @@ def _proxy(
 ) -> Proxy:
     tables: dict[str, Table | str] = {
         "transactions": args.transactions,
+        "cross_shard": args.cross_shard,
         "timeouts": {"drain_s": DRAIN_S},
         "http": {"listen": http, "admin": str(fleet.directory / "admin.sock")},
         "promotion": {

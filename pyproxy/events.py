@@ -82,6 +82,11 @@ class Event(enum.Enum):
     LINK_UP = "-link-down", logging.INFO
     LINK_REFUSED = "+link-refused", logging.WARNING  # the node refused the set-up for one protocol and database
 
+    PUBSUB_LOST = "+pubsub-lost", logging.WARNING  # a worker does not hear the messages of a shard
+    PUBSUB_BACK = "-pubsub-lost", logging.INFO  # it is subscribed anew; what was published meanwhile is gone
+    PUBSUB_REFUSED = "+pubsub-refused", logging.WARNING  # a server refused a subscription
+    PUBSUB_SLOW = "+pubsub-slow", logging.WARNING  # a subscriber that did not read was closed
+
     CLIENT_HTTP = "+client-http", logging.WARNING  # a web browser was sent here; closed without a word
     CLIENT_UNFINISHED = "+client-unfinished", logging.INFO  # the end of its command did not come
     ACCEPT = "+accept-failed", logging.ERROR

@@ -47,7 +47,8 @@ FENCED = ("--min-replicas-to-write", "1", "--min-replicas-max-lag", "2")
 """Options by which a server whose replicas have left takes no writes. With one replica each it refuses all of them
 after a promotion, until the old primary is a replica: that takes two."""
 
-Table = Mapping[str, int | float | str | Sequence[str]]
+Value = int | float | str | Sequence[str]
+Table = Mapping[str, Value]
 """A table of the proxy's configuration. JSON writes a number, a truth, a plain text or a list as TOML does."""
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -426,12 +427,12 @@ class Fleet:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def config(self, listen: str = f"{HOST}:0", workers: int = 1, **tables: Table | str) -> str:
+    def config(self, listen: str = f"{HOST}:0", workers: int = 1, **tables: Table | Value) -> str:
         """The proxy's configuration for this fleet, as TOML: timeouts={"reply_s": 0.2}, transactions="split"."""
         lines = [f'listen = "{listen}"', f"workers = {workers}"]
-        lines += [f"{name} = {json.dumps(value)}" for name, value in tables.items() if isinstance(value, str)]
+        lines += [f"{name} = {json.dumps(value)}" for name, value in tables.items() if not isinstance(value, Mapping)]
         for name, table in tables.items():
-            if isinstance(table, str):
+            if not isinstance(table, Mapping):
                 continue
             lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
         for shard in self.shards:
@@ -568,7 +569,7 @@ class Proxy(Process):
     """
 
     def __init__(
-        self, fleet: Fleet, keeper: socket.socket | None = None, workers: int = 1, **tables: Table | str
+        self, fleet: Fleet, keeper: socket.socket | None = None, workers: int = 1, **tables: Table | Value
     ) -> None:
         self._keeper = keeper or reserve_port()
         self.port: int = self._keeper.getsockname()[1]

@@ -1,10 +1,14 @@
 """What the parent and a worker say to each other.
 
 Every message that carries state carries the whole state and its version, never an edit: it may be sent twice
-without harm, and the newest of a kind makes the older ones needless. How they travel is channel.py's.
+without harm, and the newest of a kind makes the older ones needless. How they travel is channel.py's. Subscribers alone
+is a part of a state, which may be large; it is only sent while the other end reads (`Channel.congested`).
 
-    parent -> worker    Setup (once, first), Settings, Topology, FleetLook, Confirmed, Drain
-    worker -> parent    Ready, Applied, Awake, Holding, Configured, Complaint
+    parent -> worker    Setup (once, first), Settings, Scripts, Script, Topology, FleetLook, Subscribers,
+                        Confirmed, Drain
+    worker -> parent    Ready, Applied, Awake, Holding, Configured, Script, ScriptsFlushed, Subscribers, Complaint
+
+A Script is no state, and one may be lost: whoever lacks a text has the client load it again.
 """
 
 from typing import Any
@@ -63,6 +67,24 @@ class Settings(msgspec.Struct, frozen=True, tag=True):
     version: int
     told: dict[str, str] = {}  # name -> value, in the one spelling that is compared
     fixed: list[FixedSetting] = []
+
+
+class Script(msgspec.Struct, frozen=True, tag=True):
+    """A text that a client has loaded, after so many flushes."""
+
+    flushes: int
+    text: bytes
+
+
+class Scripts(msgspec.Struct, frozen=True, tag=True):
+    """All texts that the parent keeps; see scripts.py."""
+
+    flushes: int
+    texts: list[bytes] = []
+
+
+class ScriptsFlushed(msgspec.Struct, frozen=True, tag=True):
+    """A client has flushed the scripts of all shards."""
 
 
 class NodeLook(msgspec.Struct, frozen=True):
@@ -182,6 +204,17 @@ class Configured(msgspec.Struct, frozen=True, tag=True):
     value: str
 
 
+class Subscribers(msgspec.Struct, frozen=True, tag=True):
+    """How many clients are subscribed to these names now; 0: none any more. It says nothing of other names.
+
+    From a worker: its own clients. To a worker: those of all others together.
+    """
+
+    channels: dict[bytes, int]
+    patterns: dict[bytes, int]
+    shard_channels: dict[bytes, int]
+
+
 class Complaint(msgspec.Struct, frozen=True, tag=True):
     """What a worker holds against a node. The parent decides what it means."""
 
@@ -191,6 +224,6 @@ class Complaint(msgspec.Struct, frozen=True, tag=True):
 
 
 Message = (
-    Setup | Settings | Topology | FleetLook | Confirmed | Drain
-    | Ready | Applied | Awake | Holding | Configured | Complaint
+    Setup | Settings | Scripts | Script | Topology | FleetLook | Confirmed | Drain
+    | Ready | Applied | Awake | Holding | Configured | ScriptsFlushed | Subscribers | Complaint
 )  # fmt: skip

@@ -26,6 +26,9 @@ GAUGES = (
     "inflight",
     "held_bytes",
     "held_requests",  # writes that wait for a gate to open
+    "subscribers",  # clients that are subscribed to anything
+    "blocked_clients",  # in a command that waits for something that may never come
+    "borrowed_connections",  # of the backend's, those that one client each has alone, and idle ones of that kind
 )
 COUNTERS = (
     "accepted",

@@ -7,13 +7,22 @@ Each function returns the whole page; tests/test_docs.py says when a committed p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from protocol import errors
+from protocol.commands import Command, Kind
+from protocol.rows import SOURCES
+from protocol.table import TABLE
 from pyproxy.config import Limits
+from pyproxy.worker.conversations import ACROSS, EMULATED
 from tests.protocol.framing_cases import CASES, GROUPS, Case, Outcome
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 
 GENERATED = "<!-- Written by tools/make_docs.py; do not edit. -->\n"
 SHOWN_BYTES = 60
@@ -74,6 +83,78 @@ def _bytes(raw: bytes) -> str:
     return f"`{repr(raw[:SHOWN_BYTES])[2:-1]}`... ({len(raw):,} bytes)"
 
 
+# --- commands.md -----------------------------------------------------------------------------------------------------
+
+
+COMMANDS = """What the proxy does with each of the {count} commands and subcommands of {sources}; Redis 7.2
+and 7.4 have no others. What is refused is shown with the whole line that a client gets. `COMMAND LIST` says what is
+served, too.
+
+A command that a server has and this page has not is learned when the proxy connects, if all primaries know it alike, it
+is plain work on data, and its keys can be found from what the servers say of it; else it is unknown here as well.
+
+In brackets stands how the answers of several shards become one. Where the keys of a command must lie on one shard and
+do not, the answer is
+
+    {crossslot}
+
+as it is to a SORT whose BY or GET names keys that may lie elsewhere. A `{{hash tag}}` keeps keys together. Commands
+marked "or emulated" are served all the same where the configuration says `cross_shard = "emulate"`, not atomic:
+[cross-shard.md](cross-shard.md).
+"""
+
+
+def commands() -> str:
+    """Each command, by Redis' groups, with what is done with it; from the table alone."""
+    groups: dict[str, list[Command]] = {}
+    docs = json.loads((ROOT / "protocol" / "docs.json").read_text())["docs"]
+    for top in TABLE.values():
+        groups.setdefault(docs[top.name.decode()]["group"], []).extend(_calls(top))
+    head = COMMANDS.format(
+        count=sum(map(len, groups.values())),
+        sources=" and ".join(source.capitalize() for source in SOURCES),
+        crossslot=_line(errors.crossslot()),
+    )
+    kinds = [(_kind(kind), what) for kind, what in kinds_explained().items()]
+    parts = ["# Commands\n", GENERATED, head, _table(("here", "that is"), kinds)]
+    for group, members in sorted(groups.items()):
+        rows = [_command_row(command) for command in sorted(members, key=lambda command: command.name.split(b"|"))]
+        parts += [f"## {group.capitalize().replace('-', ' ')}\n", _table(("command", "here"), rows)]
+    return "\n".join(parts)
+
+
+def kinds_explained() -> dict[Kind, str]:
+    """Each kind of command with what is done with it: the comment behind it in protocol/commands.py."""
+    comments = re.findall(r"^    ([A-Z]+) = \d+  # (.*)$", inspect.getsource(Kind), re.MULTILINE)
+    return {Kind[name]: comment for name, comment in comments}
+
+
+def _calls(top: Command) -> Iterator[Command]:
+    """What can be called: not a container without one of its subcommands."""
+    if not top.subcommands or top.arity_ok(1):
+        yield top
+    yield from top.subcommands.values()
+
+
+def _command_row(command: Command) -> tuple[str, str]:
+    here = _kind(command.kind) + (f" ({command.merge})" if command.merge else "")
+    if command.name in ACROSS:
+        here += ", of several shards too"
+    if command.name in EMULATED:
+        here += ", or emulated"
+    if command.kind is Kind.REFUSED:
+        here += f": `{_line(errors.refused(command.name, command.reason))}`"
+    return f"`{command.name.decode().replace('|', ' ')}`", here
+
+
+def _kind(kind: Kind) -> str:
+    return kind.name.lower()
+
+
+def _line(line: bytes) -> str:
+    return line.decode().rstrip("\r\n")
+
+
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -83,7 +164,7 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
-PAGES: dict[str, Callable[[], str]] = {"framing.md": framing}
+PAGES: dict[str, Callable[[], str]] = {"framing.md": framing, "commands.md": commands}
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import time
 import uvloop
 
 from protocol import table
-from pyproxy import __version__, events
+from pyproxy import __version__, events, scripts
 from pyproxy.access import Access
 from pyproxy.config import Config
 from pyproxy.control import admin
@@ -27,7 +27,7 @@ from pyproxy.control.status import Phase, State
 from pyproxy.control.supervisor import Supervisor
 from pyproxy.control.watcher import Watcher
 from pyproxy.events import Event, emit
-from pyproxy.messages import Message, Setup
+from pyproxy.messages import Message, Script, Scripts, ScriptsFlushed, Setup
 from pyproxy.metrics import Page
 from pyproxy.shardmap import Node
 
@@ -39,6 +39,7 @@ EX_CONFIG = 78
 
 DATABASES = 16
 PROTOCOLS = 2
+LISTENING = 1  # for what clients are subscribed to
 OTHER_FILES = 64  # of a worker: the loop's, the log, the channel, the page, libraries
 
 
@@ -87,6 +88,7 @@ class Parent:
             complete=lambda look: self._conductor.complete(look),
         )
         self._conductor = Conductor(config, access, self._watcher, self._tell, lambda: self._supervisor)
+        self._scripts = scripts.Scripts(config.limits.scripts_bytes)
         self._signals: list[int] = []
 
     async def run(self) -> int:
@@ -145,9 +147,10 @@ class Parent:
             self._listener,
             page,
             lambda index: Setup(index, self._workers, self._config, listen, __version__, self._started),
-            lambda: (self._conductor.settings.state, self._conductor.topology, self._watcher.fleet_look),
+            self._states,
             lambda complaint: self._watcher.complain(complaint.shard),
             lambda configured: self._conductor.settings.configure(configured.name, configured.value),
+            self._on_script,
         )
         many = _count(self._workers, "worker"), _count(len(self._config.shards), "shard")
         print(f"pyproxy {__version__} listening on {listen}, {', '.join(many)}", file=sys.stderr, flush=True)
@@ -163,6 +166,19 @@ class Parent:
     async def _say_ready(self, supervisor: Supervisor, listen: str) -> None:
         await supervisor.all_ready.wait()
         emit(Event.READY, listen=listen, workers=self._workers, shards=len(self._config.shards))
+
+    def _states(self) -> list[Message]:
+        """What a worker must know before it serves."""
+        known = Scripts(self._scripts.flushes, self._scripts.texts)
+        return [self._conductor.settings.state, known, self._conductor.topology, self._watcher.fleet_look]
+
+    def _on_script(self, said: Script | ScriptsFlushed) -> None:
+        """A client has loaded or flushed scripts: all workers are told."""
+        if isinstance(said, ScriptsFlushed):
+            self._scripts.flush()
+            self._tell(Scripts(self._scripts.flushes))
+        elif said.flushes == self._scripts.flushes and self._scripts.learn(said.text):
+            self._tell(said)
 
     def _tell(self, state: Message) -> None:
         if self._supervisor is not None:
@@ -188,11 +204,11 @@ def raise_file_limit(config: Config) -> None:
     """Raise the limit of open files as far as it goes; StartError where the clients would not fit.
 
     All of them may have to fit into one worker, while others are being restarted. A worker has a connection to each
-    shard for each database and protocol in use.
+    shard for each database and protocol in use, and one for publish/subscribe.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    room = hard - len(config.shards) * DATABASES * PROTOCOLS - OTHER_FILES
+    room = hard - len(config.shards) * (DATABASES * PROTOCOLS + LISTENING) - OTHER_FILES
     if hard != resource.RLIM_INFINITY and config.limits.max_clients > room:
         raise StartError(
             f"limits.max_clients: expected at most {max(room, 0)}, as {hard} files may be open (ulimit -Hn), "

@@ -12,7 +12,7 @@ Which settings, and what values, is not decided here, and nothing is ever read f
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from pyproxy.messages import FixedSetting, NodeLook, Settings
 from pyproxy.shardmap import Node
 
 NAME = notifications.SETTING
-"""The one there is."""
+"""The one that clients may set in any case, and that is compared with what it is fixed to."""
 
 DEADLINE_S = 1.0  # of a connect, and of the replies
 AGAIN_S = 5.0  # after a failure
@@ -42,13 +42,14 @@ class Sitting:
 
     run_id: str
     role: str
-    value: str
+    told: tuple[tuple[str, str], ...]  # name, value
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
     sitting: Sitting | None  # None: somebody may have changed it since
     failure: str = ""
+    setting: tuple[str, str] = ("", "")  # name and value of the one that failed
     at: float = 0.0  # CLOCK_MONOTONIC, s
 
 
@@ -85,9 +86,7 @@ class Keeper:
 
     def configure(self, name: str, value: str) -> None:
         """A client has set this. The last one wins."""
-        if name != NAME:
-            return
-        if self._value == value:
+        if self.state.told.get(name) == value:
             # Nothing new, but somebody may have changed it at a server: said again to each at its next look.
             self._attempts = {node: replace(attempt, sitting=None) for node, attempt in self._attempts.items()}
             return
@@ -98,20 +97,20 @@ class Keeper:
 
     def on_seen(self, shard: str) -> None:
         """A server of this shard was looked at: those that do not have what clients were told, are told."""
-        if self._value is None or shard in self._fixed:
+        if not self.state.told or shard in self._fixed:
             return
         for node, look in self._nodes(shard).items():
             if not look.reachable:
                 self._attempts.pop(node, None)
-            elif node not in self._busy and self._is_due(self._attempts.get(node), _sitting(look, self._value)):
+            elif node not in self._busy and self._is_due(self._attempts.get(node), self._sitting(look)):
                 self._busy.add(node)
-                self._start(self._set(shard, node, _sitting(look, self._value)), f"set {NAME} of {node}")
+                self._start(self._set(shard, node, self._sitting(look)), f"set the settings of {node}")
 
     def alarms(self, shard: str) -> list[str]:
         """What an operator must know of the settings of this shard."""
-        value, fixed = self._value, self._fixed.get(shard)
+        value, fixed = self.state.told.get(NAME), self._fixed.get(shard)
         found = [
-            f"{NAME} of {node} is not set to '{value}': {attempt.failure}"
+            f"{attempt.setting[0]} of {node} is not set to '{attempt.setting[1]}': {attempt.failure}"
             for node in self._nodes(shard)
             if (attempt := self._attempts.get(node)) and attempt.failure
         ]
@@ -119,9 +118,8 @@ class Keeper:
             found.append(f"{NAME} is '{fixed}' by its parameter group, and clients were told '{value}'")
         return found
 
-    @property
-    def _value(self) -> str | None:
-        return self.state.told.get(NAME)
+    def _sitting(self, look: NodeLook) -> Sitting:
+        return Sitting(look.run_id, look.role, tuple(sorted(self.state.told.items())))
 
     def _is_due(self, attempt: Attempt | None, wanted: Sitting) -> bool:
         if attempt is None or attempt.sitting != wanted:
@@ -131,31 +129,34 @@ class Keeper:
     async def _set(self, shard: str, node: Node, sitting: Sitting) -> None:
         """One attempt at a time: a server is never told two values in an order that nobody knows."""
         try:
-            failure = await self._ask(node, sitting.value)
-            self._note(shard, node, Attempt(sitting, failure, time.monotonic()))
+            setting, failure = await self._ask(node, sitting.told)
+            self._note(shard, node, Attempt(sitting, failure, setting, time.monotonic()))
         finally:
             self._busy.discard(node)
 
-    async def _ask(self, node: Node, value: str) -> str:
-        """Why it did not do it; empty: it did."""
+    async def _ask(self, node: Node, told: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], str]:
+        """What it did not do, and why; empty: it did all."""
+        commands = [(b"CONFIG", b"SET", name.encode(), value.encode()) for name, value in told]
         try:
             connection = await NodeConnection.open(node, self._access, DEADLINE_S)
             try:
-                command = (b"CONFIG", b"SET", NAME.encode(), value.encode())
-                (reply,) = await connection.ask(command, deadline_s=DEADLINE_S)
+                replies = await connection.ask(*commands, deadline_s=DEADLINE_S)
             finally:
                 connection.close()
         except NodeError as exc:
-            return str(exc)
-        return reply.line.decode(errors="replace") if isinstance(reply, Error) else ""
+            return told[0], str(exc)
+        for setting, reply in zip(told, replies, strict=True):
+            if isinstance(reply, Error):
+                return setting, reply.line.decode(errors="replace")
+        return ("", ""), ""
 
     def _note(self, shard: str, node: Node, attempt: Attempt) -> None:
         before = self._attempts.get(node)
         was = before.failure if before else ""
         if attempt.failure and attempt.failure != was:
-            emit(Event.CONFIG_SET_FAILED, shard=shard, node=node, setting=NAME, why=attempt.failure)
+            emit(Event.CONFIG_SET_FAILED, shard=shard, node=node, setting=attempt.setting[0], why=attempt.failure)
         if was and not attempt.failure:
-            emit(Event.CONFIG_SET_DONE, shard=shard, node=node, setting=NAME)
+            emit(Event.CONFIG_SET_DONE, shard=shard, node=node, setting=before.setting[0] if before else "")
         self._attempts[node] = attempt
 
     async def _follow(self, shard: str) -> None:
@@ -192,7 +193,3 @@ class Keeper:
 
     def __repr__(self) -> str:
         return f"<Keeper {self.state}>"
-
-
-def _sitting(look: NodeLook, value: str) -> Sitting:
-    return Sitting(look.run_id, look.role, value)

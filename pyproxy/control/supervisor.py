@@ -19,8 +19,23 @@ import time
 from collections.abc import Callable, Sequence
 
 from pyproxy.channel import Channel
+from pyproxy.control.subscriptions import Sums
 from pyproxy.events import Event, emit
-from pyproxy.messages import Applied, Awake, Complaint, Configured, Confirmed, Drain, Holding, Message, Ready, Setup
+from pyproxy.messages import (
+    Applied,
+    Awake,
+    Complaint,
+    Configured,
+    Confirmed,
+    Drain,
+    Holding,
+    Message,
+    Ready,
+    Script,
+    ScriptsFlushed,
+    Setup,
+    Subscribers,
+)
 from pyproxy.metrics import Page
 
 RESTART_MIN_S = 0.1
@@ -29,6 +44,7 @@ STEADY_S = 10.0  # a worker that lived so long did not fail at its start
 READY_S = 30.0  # from the start of the process; a loaded machine takes seconds to import
 CLOSED_S = 2.0  # from the end of its channel to the end of its process
 DRAIN_SLACK_S = 1.0
+SHARE_S = 0.02  # between two messages about subscribers to a worker that has more to hear
 
 
 class Worker:
@@ -61,7 +77,8 @@ class Supervisor:
     """All workers. `command` starts one, and gets --index and the three file descriptors as arguments.
 
     `setup` makes the first message for a worker of this index, `states` the messages that follow it. `on_complaint`
-    gets what the workers have to say of the servers, `on_configured` what their clients have set.
+    gets what the workers have to say of the servers, `on_configured` what their clients have set, `on_script` what
+    scripts they have loaded or flushed.
     """
 
     def __init__(
@@ -73,6 +90,7 @@ class Supervisor:
         states: Callable[[], Sequence[Message]],
         on_complaint: Callable[[Complaint], None],
         on_configured: Callable[[Configured], None],
+        on_script: Callable[[Script | ScriptsFlushed], None],
     ) -> None:
         self.all_ready = asyncio.Event()
         self._command = command
@@ -82,12 +100,15 @@ class Supervisor:
         self._states = states
         self._on_complaint = on_complaint
         self._on_configured = on_configured
+        self._on_script = on_script
         self._waiting: set[asyncio.Event] = set()  # for an Applied, or the end of a worker
         self._workers: dict[int, Worker] = {}
         self._were_ready: set[int] = set()
         self._stopping = asyncio.Event()
         self._killing = False
         self._drain_s = 0.0
+        self._sums = Sums()
+        self._sharing = False
 
     async def run(self) -> None:
         """Keep all workers alive until `drain` or `kill`; returns when none is left. Cancelled, it kills them."""
@@ -172,6 +193,8 @@ class Supervisor:
                 status = f"not started: {exc.strerror}"
             finally:
                 self._workers.pop(index, None)
+                self._sums.ended(index)
+                self._share_soon()
                 self._page.retire(index)
                 self._heard()
             if self._stopping.is_set():
@@ -219,6 +242,8 @@ class Supervisor:
         channel.send(self._setup(worker.index))
         for state in self._states():
             channel.send(state)
+        self._sums.began(worker.index)
+        self._share_soon()
         if self._killing:  # said while the process was being started
             worker.kill("told to stop at once")
         elif self._stopping.is_set():
@@ -264,9 +289,28 @@ class Supervisor:
                 worker.channel.send(Confirmed(at))
             case Configured():
                 self._on_configured(message)
+            case Script() | ScriptsFlushed():
+                self._on_script(message)
+            case Subscribers():
+                self._sums.hear(worker.index, message)
+                self._share_soon()
             case Complaint(shard=shard, node=node, what=what):
                 emit(Event.COMPLAINT, index=worker.index, shard=shard, node=node, what=what)
                 self._on_complaint(message)
+
+    def _share_soon(self, in_s: float = 0.0) -> None:
+        if not self._sharing:
+            self._sharing = True
+            asyncio.get_running_loop().call_later(in_s, self._share)
+
+    def _share(self) -> None:
+        """Tell each worker what has changed with the subscribers of the others; one that does not read, later."""
+        self._sharing = False
+        for index, worker in self._workers.items():
+            if worker.channel is not None and self._sums.has_news(index) and not worker.channel.congested:
+                worker.channel.send(self._sums.news(index))
+        if any(self._sums.has_news(index) for index in self._workers):
+            self._share_soon(SHARE_S)
 
     def __repr__(self) -> str:
         return f"<Supervisor of {list(self._workers.values())}{' stopping' if self._stopping.is_set() else ''}>"

@@ -21,6 +21,7 @@ cdef class Backend:
         self.lane = lane
         self.link = link
         self.shard = shard
+        self.bit = <unsigned long long>1 << (shard & 63)
         self.proto = proto
         self.db = db
         self.front = None
@@ -121,6 +122,11 @@ cdef class Backend:
 
     cdef int put(self, Pending item, const char *frame, Py_ssize_t size) except -1:
         """Appends a request; it leaves with the turn's other requests."""
+        cdef Client client
+        if item.write:
+            client = item.client if item.whole is None else item.whole.place.client
+            if client is not None:
+                client.wrote |= self.bit
         item.sent_at = self.lane.now
         if self.tail is None:
             self.head = item
@@ -275,6 +281,8 @@ cdef class Backend:
         cdef dict last_write = {}
         cdef list items = []
         self.wire = None
+        if self.front is not None and self.link is self.lane.links[self.shard]:     # not a lent one, nor a replica's
+            self.lane.lost_sight(self.shard)
         for i in range(sent):
             item = self._pop()
             items.append(item)
@@ -295,7 +303,7 @@ cdef class Backend:
                 self._fail(item, why, False)
             elif taking is not None:
                 (<Taking>taking).items.append((item, None))
-            elif item.retried or item.request is None or last_write.get(self._owner(item), -1) > i:
+            elif item.retried or item.stays or item.request is None or last_write.get(self._owner(item), -1) > i:
                 self._fail(item, why, True)
             else:
                 retries.append(item)

@@ -66,6 +66,8 @@ cdef class Client:
         elif self.parked & Park.SWITCH:
             for backend in self.pool:
                 forget(<Backend>backend, self, errors.client_gone(backend.link.name, backend.link.node))
+        if self.talk is not None:
+            self.talk.half_closed()
         self.touch()
         return True
 
@@ -94,14 +96,20 @@ cdef class Client:
         if self.parked & Park.SWITCH:
             for backend in self.pool:
                 forget(<Backend>backend, self, None)
+        if self.talk is not None:
+            self.talk.left()
+            self.talk = None
+        self.end_watch()
+        if self._subscriber is not None:
+            self._subscriber.left()
         self.head = self.tail = None
         while item is not None:
             following = item.next_placed
             item.next_placed = None
             item.client = None
             item = following
-        lane.held -= self.held + self.in_counted + self.queued_bytes
-        self.held = self.in_transport = self.in_counted = self.queued_bytes = 0
+        lane.held -= self.held + self.in_counted + self.queued_bytes + self.subscribed_bytes
+        self.held = self.in_transport = self.in_counted = self.queued_bytes = self.subscribed_bytes = 0
         self.transaction = None
         lane.inflight -= self.inflight
         self.inflight = 0
@@ -223,7 +231,7 @@ cdef class Client:
         cdef object reply
         if route is not None:
             self.last_name = route.name
-        if (route is not None and route.plain_key and self.transaction is None
+        if (route is not None and route.plain_key and self.transaction is None and not self.limited
                 and (argc == route.arity or (route.arity < 0 and argc >= -route.arity))):
             backend = lane.backend_of(self, <bytes>argv[route.plain_key])
             if not backend.plain:
@@ -244,7 +252,8 @@ cdef class Client:
             self.inflight_bytes += size
             lane.inflight += 1
             backend.put(item, frame, size)
-        elif route is not None and route.merge and self.transaction is None and argc >= -route.arity:
+        elif (route is not None and route.merge and self.transaction is None and not self.limited
+                and argc >= -route.arity):
             if lane.splitter(self, route, argv, frame, size) < 0:
                 return False
         else:
@@ -335,6 +344,80 @@ cdef class Client:
         backend.put(item, PyBytes_AS_STRING(frame), item.size)
         return None
 
+    def converse(self, talk):
+        """Takes a place for a conversation: nothing more of this client is begun until it is over.
+
+        `talk` is told `go_on()` where it was asked to wait and may ask again, `half_closed()`, `left()`, and `drain()`.
+        -> None; NOT_NOW while earlier requests are out: offer the command again.
+        """
+        cdef Pending item
+        if self.head is not None:
+            self.parked |= Park.SWITCH
+            self.touch()
+            return NOT_NOW
+        item = self.place()
+        item.shard = -2
+        self.inflight += 1
+        self.lane.inflight += 1
+        self.talk = talk
+        self.parked |= Park.TALK
+        return None
+
+    def answer(self, bytes reply not None):
+        """The end of a conversation; b"" says nothing."""
+        if self.talk is None:
+            return
+        self.talk = None
+        if reply.startswith(b"-"):
+            self.lane.errors += 1
+        self.lane.settle(self.head, reply)
+        self.unpark(Park.TALK)
+
+    def settled(self):
+        """Whether all that it asked before is answered; else it is parked, and offers its command again."""
+        if self.head is not None:
+            self.parked |= Park.SWITCH
+            self.touch()
+        return self.head is None
+
+    def push(self, bytes frame not None):
+        """Gives it what it did not ask for, ahead of the answers that are still to come -> bytes it has not taken."""
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(frame)
+        if self.finishing or self.transport is None:
+            return 0
+        self.held += size
+        self.lane.held += size
+        self.ready.append(frame)
+        self.touch()
+        return self.held
+
+    @property
+    def subscriber(self):
+        return self._subscriber
+
+    @subscriber.setter
+    def subscriber(self, value):
+        self._subscriber = value
+        self.limited = value is not None and self.proto == 2
+
+    def charge(self, Py_ssize_t size):
+        """Its subscriptions cost so many bytes more."""
+        self.subscribed_bytes += size
+        self.lane.held += size
+        if self.lane.held > self.lane.memory_limit:
+            self.lane.wake()
+
+    def may_write(self, int shard, Py_ssize_t size):
+        """Whether a write to this shard may be sent on a connection of its own.
+
+        -> None: it may; NOT_NOW: the client was parked; else the line to refuse it with.
+        """
+        cdef Backend backend = <Backend>self.pool[shard]
+        cdef object said = backend.front.write(self, size) if backend._guarded else None
+        if said is None:
+            self.hold_from = 0      # the same command may meet a closed gate again, minutes later
+        return said
+
     def queued(self, Py_ssize_t size):
         """So many bytes more wait for EXEC."""
         self.queued_bytes += size
@@ -347,6 +430,12 @@ cdef class Client:
         self.queued_bytes = 0
         self.transaction = None
 
+    def end_watch(self):
+        """Nothing is watched any more."""
+        if self.watched is not None:
+            self.watched.end()
+            self.watched = None
+
     def switch(self, int proto, int db):
         """From the next command on: another protocol or database, once all earlier requests are answered."""
         if proto == self.proto and db == self.db:
@@ -354,6 +443,7 @@ cdef class Client:
         self.proto = proto
         self.db = db
         self.pool = self.lane.pool(proto, db)
+        self.limited = self._subscriber is not None and proto == 2
         if self.head is not None:
             self.parked |= Park.SWITCH
 
@@ -380,8 +470,8 @@ cdef class Client:
 
     @property
     def buffered(self):
-        """Bytes this client costs: answers it has not read, and requests that are not finished or wait for EXEC."""
-        return self.held + self.in_counted + self.queued_bytes
+        """Bytes it costs: answers it has not read, requests that are not finished or wait for EXEC, subscriptions."""
+        return self.held + self.in_counted + self.queued_bytes + self.subscribed_bytes
 
     @property
     def buffered_in(self):
@@ -470,7 +560,7 @@ cdef class Client:
         """Whether anything of it is out to this shard."""
         cdef Pending item = self.head
         while item is not None:
-            if not item.done and (item.shard == shard or item.shard < 0):
+            if not item.done and (item.shard == shard or item.shard == -1):
                 return True
             item = item.next_placed
         return False
@@ -499,7 +589,10 @@ cdef class Client:
         """It has closed its half while it was held: what it sent is not done."""
         self.front = None
         self.parked &= ~Park.HOLD
-        self.say(line if self.transaction is None else errors.transaction_discarded(line))
+        if self.talk is not None:
+            self.talk.refuse(line)
+        else:
+            self.say(line if self.transaction is None else errors.transaction_discarded(line))
         self.finish()
 
     # --- going on, and writing ---
@@ -515,6 +608,8 @@ cdef class Client:
             self.parked &= ~reasons
             if not self.parked:
                 self._next_turn()
+            elif self.talk is not None:
+                self.talk.go_on()
 
     cdef int _next_turn(self) except -1:
         self.parked |= Park.TURN     # until then it is neither read nor closed

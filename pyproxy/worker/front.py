@@ -12,6 +12,7 @@ that to the primary, made when it is first needed.
 import select
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from protocol import errors
 from pyproxy import messages
@@ -33,10 +34,20 @@ READ_BYTES = 64
 
 FORGET_S = 1.0  # how often is looked which writes are too old to matter
 
+REFUSALS = frozenset({"READONLY", "MISCONF", "LOADING", "MASTERDOWN", "NOREPLICAS"})
+"""Codes of replies that say more of the server than of the request; those of backend.pxi."""
+
 POLLRDHUP = 0x2000  # <poll.h>; select has no name for it before Python 3.15
 
 
-def gone(client: Client) -> bool:
+class HasSocket(Protocol):
+    """A client; in the worker it is a compiled class."""
+
+    @property
+    def fd(self) -> int: ...
+
+
+def gone(client: HasSocket) -> bool:
     """Whether a client has closed, if only its half. The loop does not tell while the client is not read."""
     poll = select.poll()
     poll.register(client.fd, POLLRDHUP)
@@ -80,6 +91,8 @@ class Front:
             self.gate.own.lost_at = 0.0
             self.link.point_at(shard.primary)
         self.review()
+        if said.closed:
+            self._call_back()
 
     def look(self, look: ShardLook) -> None:
         if look.node == str(self.link.node):
@@ -119,9 +132,25 @@ class Front:
     @property
     def busy(self) -> bool:
         """Whether the gate is closed, and the answer to a write that was sent is still to come."""
-        return bool(self.gate.said.closed) and any(backend.owes_write for backend in self.link.backends.values())
+        lent = (loan.backend for loan in self.link.lent)
+        shared = self.link.backends.values()
+        return bool(self.gate.said.closed) and any(backend.owes_write for backend in (*shared, *lent))
+
+    def takes_back(self, reply: bytes) -> bool:
+        """Whether this reply to a write means that it was not done and may be tried again; then its gate is closed."""
+        code = reply[1:].split(b" ", 1)[0].decode("latin-1")
+        if not reply.startswith(b"-") or code not in REFUSALS or not self.gate.takes_back(code):
+            return False
+        self.refused(code)
+        return True
 
     # --- what follows ---
+
+    def _call_back(self) -> None:
+        """What waits at the server, for minutes perhaps, waits at the gate from now on."""
+        for loan in list(self.link.lent):
+            if loan.let_go is not None:
+                loan.let_go()
 
     def review(self) -> None:
         """Take what is known by now into effect."""

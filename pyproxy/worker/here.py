@@ -9,13 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from protocol.commands import Command
-from pyproxy.messages import Configured, FleetLook, Settings, Setup, ShardLook, Topology
+from pyproxy.messages import Configured, FleetLook, Script, ScriptsFlushed, Settings, Setup, ShardLook, Topology
 from pyproxy.metrics import Page
+from pyproxy.scripts import Scripts
+from pyproxy.worker.pubsub import Register, Subscriber
 
 REPLY_ON, REPLY_OFF, REPLY_SKIP = 0, 1, 2
 
@@ -25,6 +27,22 @@ class HasCommands(Protocol):
 
     @property
     def commands(self) -> Sequence[object]: ...
+
+
+class HasKeys(Protocol):
+    """What a client watches, as far as it is shown."""
+
+    keys: int
+
+
+class Waits(Protocol):
+    """A conversation, as far as it is shown."""
+
+    @property
+    def client(self) -> Client: ...
+    @property
+    def stopped(self) -> bool: ...
+    def half_closed(self) -> None: ...
 
 
 class Client(Protocol):
@@ -45,7 +63,11 @@ class Client(Protocol):
     last_command: bytes  # as in the table: b"client|info"
     reply_mode: int  # REPLY_ON, REPLY_OFF or REPLY_SKIP (the next command only)
     transaction: HasCommands | None  # begun by MULTI
+    talk: Any  # its command that takes more than one question
     queued_bytes: int  # what it costs
+    watched: HasKeys | None
+    subscriber: Subscriber | None  # what it is subscribed to
+    limited: bool  # it is, in RESP2
     closing: bool
     buffered_in: int  # bytes
     buffered_out: int
@@ -55,6 +77,9 @@ class Client(Protocol):
 
     def end_transaction(self) -> None:
         """Forget what was queued, if anything was."""
+
+    def end_watch(self) -> None:
+        """Nothing is watched any more."""
 
     def finish(self) -> None:
         """Close the connection once this command and those before it are answered."""
@@ -70,9 +95,15 @@ class Here:
     look: FleetLook | None  # None until the parent has looked once
     table: Mapping[bytes, Command]
     clients: Callable[[], Iterable[Client]]  # of this worker
-    tell: Callable[[Configured], None]  # the parent
+    tell: Callable[[Configured | Script | ScriptsFlushed], None]  # the parent
     now: Callable[[], float] = time.monotonic
     settings: Settings = field(default_factory=lambda: Settings(0))
+    waiting: set[Waits] = field(default_factory=set)  # for something that may never come
+    register: Register[Any] = field(default_factory=Register)  # who is subscribed to what
+    scripts: Scripts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scripts = Scripts(self.setup.config.limits.scripts_bytes)
 
     def looks(self) -> list[ShardLook]:
         """The last look at each shard, in no order that matters; empty before the first."""
@@ -82,3 +113,13 @@ class Here:
         """Have this set on all servers. Clients of this worker see it at once, those of others when the parent says."""
         self.settings = msgspec.structs.replace(self.settings, told={**self.settings.told, name: value})
         self.tell(Configured(name, value))
+
+    def learn_script(self, text: bytes) -> None:
+        """Keep a text that a server has taken, and have all workers know it."""
+        if self.scripts.learn(text):
+            self.tell(Script(self.scripts.flushes, text))
+
+    def flush_scripts(self) -> None:
+        """Forget all texts, and have all workers do so."""
+        self.scripts.flush()
+        self.tell(ScriptsFlushed())

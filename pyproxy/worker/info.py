@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pyproxy.looks import backoff_s, integer, key_count, replica_state, state, unfenced
 from pyproxy.messages import NodeLook, ShardLook
 from pyproxy.worker.here import Here
+from pyproxy.worker.pubsub import Sort
 
 OLDEST_VERSION = "7.0.0"
 """What is said while no backend has been seen: the oldest Redis the built-in command table covers."""
@@ -78,8 +79,9 @@ def _clients(here: Here) -> Lines:
         f"connected_clients:{here.page.total('clients')}",
         "cluster_connections:0",
         f"maxclients:{here.setup.config.limits.max_clients}",
-        "blocked_clients:0",
+        f"blocked_clients:{here.page.total('blocked_clients')}",
         "tracking_clients:0",
+        f"pubsub_clients:{here.page.total('subscribers')}",
     )
 
 
@@ -123,6 +125,7 @@ def _proxy(here: Here) -> Iterator[str]:
     for name in ("backend_connections", "inflight", "held_bytes", "shed", "timeouts", "uncertain", "splits"):
         yield f"{name}:{page.total(name)}"
     yield f"protocol_errors:{page.total('protocol_errors')}"
+    yield f"borrowed_connections:{page.total('borrowed_connections')}"
     yield f"held_requests:{page.total('held_requests')}"
     yield f"held_total:{page.total('held')}"
     for name in ("drained", "refused_held", "dropped_client_gone", "refused_at_once", "taken_back"):
@@ -199,24 +202,48 @@ def _persistence(here: Here) -> Lines:
     )
 
 
-def _stats(here: Here) -> Lines:
+def _stats(here: Here) -> Iterator[str]:
     looks, total = here.looks(), here.page.total
-    return (
-        f"total_connections_received:{total('accepted')}",
-        f"total_commands_processed:{total('commands')}",
-        f"instantaneous_ops_per_sec:{_sum(looks, 'instantaneous_ops_per_sec')}",
-        f"total_net_input_bytes:{total('bytes_in')}",
-        f"total_net_output_bytes:{total('bytes_out')}",
-        f"rejected_connections:{total('rejected')}",
-        f"expired_keys:{_sum(looks, 'expired_keys')}",
-        f"evicted_keys:{_sum(looks, 'evicted_keys')}",
-        f"keyspace_hits:{_sum(looks, 'keyspace_hits')}",
-        f"keyspace_misses:{_sum(looks, 'keyspace_misses')}",
-        "pubsub_channels:0",
-        "pubsub_patterns:0",
-        f"latest_fork_usec:{max((integer(look.info.get('latest_fork_usec')) for look in looks), default=0)}",
-        f"total_error_replies:{total('errors')}",
-    )
+    yield f"total_connections_received:{total('accepted')}"
+    yield f"total_commands_processed:{total('commands')}"
+    yield f"instantaneous_ops_per_sec:{_sum(looks, 'instantaneous_ops_per_sec')}"
+    yield f"total_net_input_bytes:{total('bytes_in')}"
+    yield f"total_net_output_bytes:{total('bytes_out')}"
+    yield f"rejected_connections:{total('rejected')}"
+    for name in _OF_THE_DATA:
+        yield f"{name}:{_sum(looks, name)}"
+    yield f"pubsub_channels:{here.register.total(Sort.CHANNEL)}"
+    yield f"pubsub_patterns:{here.register.total(Sort.PATTERN)}"
+    yield f"pubsubshard_channels:{here.register.total(Sort.SHARD)}"
+    yield f"latest_fork_usec:{max((integer(look.info.get('latest_fork_usec')) for look in looks), default=0)}"
+    for name in _OF_THE_SERVERS:
+        yield f"{name}:{_sum(looks, name)}"
+    yield f"total_error_replies:{total('errors')}"
+
+
+_OF_THE_DATA = (
+    "sync_full",
+    "sync_partial_ok",
+    "sync_partial_err",
+    "expired_keys",
+    "expired_time_cap_reached_count",
+    "expire_cycle_cpu_milliseconds",
+    "evicted_keys",
+    "total_eviction_exceeded_time",
+    "current_eviction_exceeded_time",
+    "keyspace_hits",
+    "keyspace_misses",
+)
+_OF_THE_SERVERS = (
+    "total_forks",
+    "active_defrag_hits",
+    "active_defrag_misses",
+    "active_defrag_key_hits",
+    "active_defrag_key_misses",
+    "total_active_defrag_time",
+    "current_active_defrag_time",
+    "dump_payload_sanitizations",
+)
 
 
 def _replication(here: Here) -> Lines:
@@ -234,8 +261,13 @@ def _keyspace(here: Here) -> Iterator[str]:
         keys = sum(count.get("keys", 0) for count in counts)
         expires = sum(count.get("expires", 0) for count in counts)
         lived = sum(count.get("avg_ttl", 0) * count.get("expires", 0) for count in counts)
+        more = "".join(
+            f",{word}={sum(count.get(word, 0) for count in counts)}"
+            for word in dict.fromkeys(word for count in counts for word in count)
+            if word not in ("keys", "expires", "avg_ttl")
+        )
         if keys:
-            yield f"db{db}:keys={keys},expires={expires},avg_ttl={lived // expires if expires else 0}"
+            yield f"db{db}:keys={keys},expires={expires},avg_ttl={lived // expires if expires else 0}{more}"
 
 
 def _commandstats(here: Here) -> Iterator[str]:

@@ -58,24 +58,26 @@ cdef int keep_unsent(Backend backend) except -1:
 cdef int send_elsewhere(Backend backend, list reads) except -1:
     """Reads that were not sent go to another server of the shard, or stay, or wait for one, or are refused."""
     cdef object found = backend.front.elsewhere(backend) if backend.front is not None and backend.wire is None else None
-    cdef Backend other = found if found is not None else backend
+    cdef Backend other = found if found is not None else backend, target
+    cdef Client owner
     cdef Pending item
     for held in reads:
         item = <Pending>held
         owner = <Client>backend._owner(item)
-        if other.door == Door.SHUT:
+        target = backend if item.stays else other
+        if target.door == Door.SHUT:
             since = item.kept_since or item.sent_at
             if item.request is not None and backend.front is not None and backend.front.read_waits(owner, item.size, since):
                 keep(backend, item, owner)
             else:
-                backend._refuse(item, other.refusal, True)
+                backend._refuse(item, target.refusal, True)
             continue
-        if other is not backend:
-            owner.reads_at(other)
+        if target is not backend:
+            owner.reads_at(target)
         item.sent_at = backend.lane.now
-        put_again(other, item)
-    if other.count and other.door == Door.IDLE:
-        other.link.connect(other)
+        put_again(target, item)
+        if target.door == Door.IDLE:
+            target.link.connect(target)
     return 0
 
 
@@ -87,7 +89,7 @@ cdef bint read_elsewhere(Backend backend, Pending item) except -1:
     cdef object owner = backend._owner(item)
     cdef Backend other
     cdef Pending ghost, before = None, each = item.next_out
-    if (owner is None or item.done or item.retried or item.request is None or backend.front is None
+    if (owner is None or item.done or item.retried or item.stays or item.request is None or backend.front is None
             or backend.front.link is not backend.link or backend.last_frame >= item.sent_at):
         return False
     while each is not None:

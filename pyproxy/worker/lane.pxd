@@ -20,6 +20,7 @@ cdef enum Park:
     DOOR = 8        # a backend is congested
     DRAIN = 16      # the worker is going: nothing new is begun
     HOLD = 32       # a gate is closed; unlike for the others, reading goes on
+    TALK = 64       # a conversation is going on; see conversation.py
 
 
 # begins a split command: 1 done, -1 not now (the client was parked)
@@ -47,11 +48,12 @@ cdef class Pending:
     cdef bytes reply
     cdef object request             # argv or the whole frame, where it may have to be sent again; else None
     cdef Split whole
-    cdef int shard                  # -1: several
+    cdef int shard                  # -1: several; -2: a conversation, which asks shards in its own time
     cdef bint write
     cdef bint done
     cdef bint mute
     cdef bint retried
+    cdef bint stays                 # a read that only the primary may answer
     cdef int queued                 # commands of its transaction; 0: it is none
     cdef int ahead                  # answers that come before its own: to MULTI, and to each that was queued
     cdef readonly double sent_at
@@ -78,6 +80,8 @@ cdef class Split:
     cdef list frames                # of each shard: its reply, or None
     cdef dict failed                # shard index -> (error line, whether it surely was not applied); None: none failed
     cdef Py_ssize_t held            # bytes of the frames
+    cdef object asked               # of a conversation: takes the answers; None: they are merged and are the client's
+    cdef object answer              # makes the client's answer of the one that came; None: they are merged
     cdef int answered(self, Pending part, bytes frame) except -1
     cdef int fail(self, Pending part, bytes line, bint unsent) except -1
     cdef int _hold(self, Py_ssize_t size) except -1
@@ -136,6 +140,7 @@ cdef class Lane:
     cdef void wake(self)
     cdef int wake_up(self) except -1
     cpdef count_coming(self, int change)
+    cdef int lost_sight(self, int shard) except -1
     cdef int settle(self, Pending item, bytes frame) except -1
     cdef Backend backend_of(self, Client client, bytes key)
 
@@ -189,7 +194,15 @@ cdef class Client:
     cdef public bytes lib_ver
     cdef public int reply_mode
     cdef public object transaction  # begun by MULTI; None: in none
+    cdef public object talk         # the conversation that is going on; None: none
+    cdef public object watched      # the keys of a WATCH, and the connection that watches them; None: none
+    cdef public unsigned long long wrote    # the shards it has written to since WAIT last forgot them; bit shard % 64
+    cdef public unsigned long long unsure   # those of them whose connection was lost since
+    cdef public object waited       # by WAIT: shard -> how many replicas had all of its writes; None: it never waited
     cdef readonly Py_ssize_t queued_bytes   # of it
+    cdef object _subscriber         # what it is subscribed to, see pubsub.py; None: to nothing
+    cdef readonly bint limited      # subscribed, in RESP2: only few commands are taken
+    cdef Py_ssize_t subscribed_bytes    # what its subscriptions cost
     cpdef touch(self)
     cpdef unpark(self, int reasons)
     cpdef go_on(self)
@@ -224,6 +237,7 @@ cdef class Backend:
     cdef readonly Lane lane
     cdef readonly object link
     cdef readonly int shard
+    cdef unsigned long long bit     # of the shard, in `Client.wrote`
     cdef readonly int proto
     cdef readonly int db
     cdef readonly Wire wire
@@ -282,6 +296,7 @@ cdef class Wire:
     cdef bint choked
     cdef bint lost
     cdef readonly double last_bytes
+    cdef public object run_id       # of the server, once somebody has asked it; None: not known
     cdef Py_ssize_t _cut(self, const char *p, Py_ssize_t n) except -2
     cdef bint _distrusted(self, const char *p, Py_ssize_t n)
     cdef bint _tell_of(self, const char *p, Py_ssize_t n) except -1

@@ -167,7 +167,9 @@ cdef class Split:
         cdef Pending place = self.place
         self._hold(-self.held)
         self.place = None
-        if place is not None and place.client is not None:
+        if self.asked is not None:
+            self.asked(self.frames, self.failed)
+        elif place is not None and place.client is not None:
             self.lane.settle(place, self.lane.merge(self))
         return 0
 
@@ -387,6 +389,13 @@ cdef class Lane:
                 client.finish()
                 client.flush()
 
+    cdef int lost_sight(self, int shard) except -1:
+        """Its primary's connection is gone: whether the replicas have what was written on it cannot be found out."""
+        cdef unsigned long long bit = <unsigned long long>1 << (shard & 63)
+        for client in self.clients:
+            (<Client>client).unsure |= (<Client>client).wrote & bit
+        return 0
+
     cpdef count_coming(self, int change):
         """Clients that were accepted and are not among the clients yet count like those that are."""
         self.coming += change
@@ -415,6 +424,8 @@ cdef class Lane:
         for client in list(self.clients):
             client.parked |= Park.DRAIN
             client.touch()
+            if client.talk is not None:
+                client.talk.drain()
 
 
 cdef int _CLIENTS = INDEX["clients"], _BEAT = INDEX["beat_us"], _COMMANDS = INDEX["commands"]

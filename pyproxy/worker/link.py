@@ -43,6 +43,16 @@ COMPLAIN_S = 1.0
 """How long after a complaint of a refusal the same refusal by the same shard is no news."""
 
 
+class Loan(Protocol):
+    """A connection of which the link knows only that it is one; see lending.py."""
+
+    let_go: Callable[[], None] | None
+
+    @property
+    def backend(self) -> Backend: ...
+    def drop(self, why: str) -> None: ...
+
+
 class Front(Protocol):
     """What a link knows of its shard; see front.py."""
 
@@ -89,6 +99,7 @@ class Link:
         self._moving = False
         self._turn = 0  # grows with each `point_at`: what was begun for an earlier one comes to nothing
         self._opening: set[Wire] = set()
+        self.lent: set[Loan] = set()  # connections that one conversation each has to itself
         self.lost_at = 0.0  # CLOCK_MONOTONIC; of the first connection that was lost since one was made
         self._complained: dict[str, float] = {}  # code of a refusal -> when, on the loop's clock
 
@@ -136,6 +147,8 @@ class Link:
                 self.connect(backend)
 
     def _give_up(self) -> None:
+        for loan in list(self.lent):
+            loan.drop(MOVED if self._moving else errors.LOST)
         for wire in list(self._opening):
             wire.drop(MOVED)
         for backend in self.backends.values():
@@ -272,8 +285,20 @@ class Link:
 
     # --- one connection ---
 
-    async def _open(self, backend: Backend) -> None:
-        """Connect and set up; the backend is open then. Raises OSError, see `access.why`."""
+    async def open_lent(self, backend: Backend, on_lost: Callable[[str], None]) -> None:
+        """Connect and set up a backend that is not one of `backends`. Raises OSError, see `access.why`."""
+        turn = self._turn
+
+        def lost(_: Backend, reason: str, lived_s: float) -> None:
+            self.connections -= 1
+            on_lost(reason)
+
+        await self._open(backend, lost)
+        if turn != self._turn or self._closed:
+            raise ConnectionError(MOVED)
+
+    async def _open(self, backend: Backend, lost: Callable[[Backend, str, float], None] | None = None) -> None:
+        """Connect and set up; the backend is open then. Raises OSError, see `access.why`. `lost`: told, if lent."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         tls = self._access.tls()
@@ -299,16 +324,18 @@ class Link:
                 opened = loop.time()
                 self.connections += 1
                 self._opening.discard(wire)
-                self.lost_at = 0.0
                 wire.ready()
                 done.set_result(None)
+                if lost is not None:
+                    return
+                self.lost_at = 0.0
                 if not self._down:
                     self._tell_front("")
 
         def on_lost(reason: str) -> None:
             self._opening.discard(wire)
             if opened:
-                self._lost(backend, reason, loop.time() - opened)
+                (lost or self._lost)(backend, reason, loop.time() - opened)
             elif not done.done():
                 done.set_exception(ConnectionError(reason))
 
@@ -320,7 +347,10 @@ class Link:
                     lambda: wire, self.node.host, self.node.port, ssl=tls
                 )
                 if not done.done():  # else it was given up meanwhile, and has no socket any more
-                    transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    sock = transport.get_extra_info("socket")
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    if lost is not None:
+                        notice_death(sock, self._timeouts.silence_s)
                     wire.send(greeting.first())
                 await done
         except TimeoutError:
@@ -334,6 +364,19 @@ class Link:
 
     def __repr__(self) -> str:
         return f"<Link {self.name} {self.node} {self._down or 'up'} {list(self.backends.values())}>"
+
+
+def notice_death(sock: socket.socket, silence_s: float) -> None:
+    """Have the kernel close a connection whose other end is gone without a word (tcp(7)).
+
+    For those on which a command may wait for ever: of them silence says nothing, but a machine that lives acknowledges.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):  # Linux; macOS has another name for it, and its default is two hours
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(silence_s)))
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # also of what was sent and not acknowledged
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(2000 * silence_s))
 
 
 class Greeting:

@@ -19,6 +19,7 @@ from protocol.table import CONFIGURED_ELSEWHERE
 from pyproxy.shardmap import Node
 from pyproxy.worker import info
 from pyproxy.worker.here import REPLY_OFF, REPLY_ON, REPLY_SKIP, Client, Here
+from pyproxy.worker.pubsub import Sort
 
 Handler = Callable[[Client, Sequence[bytes], Here], bytes]
 
@@ -49,6 +50,8 @@ def answer(name: bytes, client: Client, argv: Sequence[bytes], here: Here) -> by
 def _ping(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     if len(argv) > 2:
         return errors.wrong_arity("ping")
+    if client.limited:
+        return encode([b"pong", argv[1] if len(argv) == 2 else b""], client.proto)
     return encode(argv[1], client.proto) if len(argv) == 2 else b"+PONG\r\n"
 
 
@@ -63,10 +66,13 @@ def _quit(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
 
 def _reset(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     """The library's name and version stay: the library is the same."""
+    if client.subscriber is not None:
+        client.subscriber.left()
     client.switch(2, 0)
     client.name = b""
     client.reply_mode = REPLY_ON
     client.end_transaction()
+    client.end_watch()
     return b"+RESET\r\n"
 
 
@@ -133,6 +139,11 @@ def _select(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     return OK
 
 
+def _unwatch(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    client.end_watch()
+    return OK
+
+
 def _ok(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     return OK
 
@@ -149,14 +160,16 @@ def _client_info(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
 
 
 def _client_list(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
-    """The clients of this worker; every one of them is of the type ``normal``."""
+    """The clients of this worker; every one of them is of the type ``normal`` or ``pubsub``."""
     asked = argv[2].lower() if len(argv) > 2 else b""
     ids: set[int] | None = None
+    subscribed: bool | None = None  # either
     if asked == b"type" and len(argv) == 4:
         kind = argv[3].lower()
         if kind not in (b"normal", b"master", b"primary", b"replica", b"slave", b"pubsub"):
             return errors.unknown_client_type(argv[3])
-        ids = None if kind == b"normal" else set()
+        ids = None if kind in (b"normal", b"pubsub") else set()
+        subscribed = kind == b"pubsub"
     elif asked == b"id" and len(argv) > 3:
         ids = set()
         for word in argv[3:]:
@@ -167,8 +180,10 @@ def _client_list(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     elif asked:
         return errors.syntax_error()
     now = here.now()
-    lines = [_line(each, now) for each in here.clients() if ids is None or each.id in ids]
-    return encode(Verbatim(b"".join(lines)), client.proto)
+    shown = [each for each in here.clients() if ids is None or each.id in ids]
+    if subscribed is not None:
+        shown = [each for each in shown if (each.subscriber is not None) == subscribed]
+    return encode(Verbatim(b"".join(_line(each, now) for each in shown)), client.proto)
 
 
 def _line(client: Client, now: float) -> bytes:
@@ -176,6 +191,7 @@ def _line(client: Client, now: float) -> bytes:
 
     What only a server has (argument memory, the query buffer's spare part) is zero.
     """
+    subscribed = client.subscriber.counts if client.subscriber else (0, 0, 0)
     fields: dict[str, object] = {
         "id": client.id,
         "addr": client.addr,
@@ -184,13 +200,11 @@ def _line(client: Client, now: float) -> bytes:
         "name": client.name.decode("latin-1"),
         "age": max(0, int(now - client.created)),
         "idle": max(0, int(now - client.last_active)),
-        "flags": "N" if client.transaction is None else "x",
+        "flags": _flags(client),
         "db": client.db,
-        "sub": 0,
-        "psub": 0,
-        "ssub": 0,
+        **dict(zip(("sub", "psub", "ssub"), subscribed, strict=True)),
         "multi": -1 if client.transaction is None else len(client.transaction.commands),
-        "watch": 0,
+        "watch": client.watched.keys if client.watched is not None else 0,
         "qbuf": client.buffered_in,
         "qbuf-free": 0,
         "argv-mem": 0,
@@ -211,6 +225,12 @@ def _line(client: Client, now: float) -> bytes:
         "tot-cmds": client.commands,
     }
     return " ".join(f"{name}={value}" for name, value in fields.items()).encode("latin-1") + b"\n"
+
+
+def _flags(client: Client) -> str:
+    """In the order in which Redis prints them."""
+    in_multi, waits = client.transaction is not None, client.talk is not None and client.talk.waits
+    return "P" * (client.subscriber is not None) + "x" * in_multi + "b" * waits or "N"
 
 
 def _client_getname(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
@@ -306,7 +326,8 @@ def _settings(here: Here) -> Mapping[bytes, str]:
     """What clients, exporters and redis-benchmark ask for, as it is for a client of the proxy."""
     limits, looks = here.setup.config.limits, here.looks()
     listen = Node.parse(here.setup.listen)
-    return {
+    told = {name.encode(): value for name, value in here.settings.told.items()}
+    return told | {
         b"appendonly": "no",
         b"bind": listen.host,
         b"cluster-enabled": "no",
@@ -353,6 +374,25 @@ def _notifications(here: Here) -> str:
     return notifications.shown(known)
 
 
+# --- PUBSUB -----------------------------------------------------------------------------------------------------------
+
+
+def _pubsub_channels(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    if len(argv) > 3:
+        return errors.subcommand_syntax("pubsub", argv[1])
+    sort = Sort.SHARD if argv[1].lower() == b"shardchannels" else Sort.CHANNEL
+    return encode(here.register.names(sort, argv[2] if len(argv) == 3 else None), client.proto)
+
+
+def _pubsub_numsub(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    sort = Sort.SHARD if argv[1].lower() == b"shardnumsub" else Sort.CHANNEL
+    return encode([each for name in argv[2:] for each in (name, here.register.count(sort, name))], client.proto)
+
+
+def _pubsub_numpat(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    return encode(here.register.total(Sort.PATTERN), client.proto)
+
+
 def _integer(text: bytes) -> int | None:
     """The 64-bit integer, written as Redis demands it."""
     if not _INTEGER.fullmatch(text):
@@ -384,18 +424,26 @@ LOCAL: dict[bytes, Handler] = {
     b"config|get": _config_get,
     b"config|set": _config_set,
     b"echo": _echo,
+    b"function|help": _help,
     b"hello": _hello,
     b"info": _info,
     b"lolwut": _lolwut,
     b"object|help": _help,
     b"ping": _ping,
+    b"pubsub|channels": _pubsub_channels,
+    b"pubsub|help": _help,
+    b"pubsub|numpat": _pubsub_numpat,
+    b"pubsub|numsub": _pubsub_numsub,
+    b"pubsub|shardchannels": _pubsub_channels,
+    b"pubsub|shardnumsub": _pubsub_numsub,
     b"quit": _quit,
     b"readonly": _ok,
     b"readwrite": _ok,
     b"reset": _reset,
+    b"script|help": _help,
     b"select": _select,
     b"time": _time,
-    b"unwatch": _ok,
+    b"unwatch": _unwatch,
     b"xgroup|help": _help,
     b"xinfo|help": _help,
 }

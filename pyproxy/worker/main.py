@@ -1,7 +1,7 @@
 """A worker process: the listening socket, the channel to the parent and the page come in; clients are served.
 
-    parent ── Setup, Settings, Topology, FleetLook, Confirmed, Drain ──▶ worker
-    parent ◀── Ready, Applied, Awake, Holding, Configured, Complaint ── worker
+    parent ── Setup, Settings, Scripts, Script, Topology, FleetLook, Subscribers, Confirmed, Drain ──▶ worker
+    parent ◀── Ready, Applied, Awake, Holding, Configured, Script, ScriptsFlushed, Subscribers, Complaint ── worker
 
 The parent's messages are whole states.  A worker whose parent is gone begins nothing more, flushes, closes and exits:
 an orphan with an old map could write to a server that has been replaced. For the same reason a worker that did not run
@@ -15,7 +15,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn, ParamSpec, cast
 
 import msgspec
@@ -38,18 +38,23 @@ from pyproxy.messages import (
     Holding,
     Message,
     Ready,
+    Script,
+    Scripts,
     Settings,
     Setup,
+    Subscribers,
     Topology,
 )
 from pyproxy.metrics import INDEX, Page
 from pyproxy.shardmap import Node, Shard, ShardMap
 from pyproxy.worker import split
-from pyproxy.worker.front import Front
+from pyproxy.worker.front import Front, gone
 from pyproxy.worker.gate import Gate as ShardGate
 from pyproxy.worker.gate import Holds
 from pyproxy.worker.here import Here
-from pyproxy.worker.lane import Client, Lane
+from pyproxy.worker.hub import Hub
+from pyproxy.worker.lane import Client, Lane, Route
+from pyproxy.worker.lending import Lender
 from pyproxy.worker.link import Link
 from pyproxy.worker.session import Session
 
@@ -98,6 +103,9 @@ class Worker:
         self._access: Access | None = None
         self._lane: Lane | None = None
         self._here: Here | None = None
+        self._lender: Lender | None = None
+        self._hub: Hub | None = None
+        self._session: Session | None = None
 
     async def run(self) -> None:
         """Serve until drained, or until the parent is gone."""
@@ -107,6 +115,8 @@ class Worker:
         for front in self._fronts:
             front.close()
             front.link.close()
+        if self._hub is not None:
+            self._hub.close()
         self._channel.close()
 
     # --- the parent's messages ---
@@ -117,10 +127,14 @@ class Worker:
                 self._begin(message)
             case Settings():
                 self._set(message)
+            case Scripts() | Script():
+                self._learn(message)
             case Topology():
                 self._apply(message)
             case FleetLook():
                 self._look(message)
+            case Subscribers() if self._here:
+                self._here.register.hear(message)
             case Confirmed(at=at):
                 self._confirmed(at)
             case Drain(deadline_s=deadline_s):
@@ -139,8 +153,12 @@ class Worker:
             lambda: self._lane.clients if self._lane else (),
             self._tell,
         )
-        session = Session(self._here)
-        self._lane = Lane(loop, session.take, split.merged, self._row, setup.config, setup.index, setup.workers)
+        # the session needs the lane, and the lane what takes the commands that it leaves
+        self._lane = Lane(loop, self._take, split.merged, self._row, setup.config, setup.index, setup.workers)
+        self._lender = Lender(self._lane, setup.config.limits.borrowed)
+        register = self._here.register
+        self._hub = Hub(self._lane, setup.config, self._access, self._spawn, register, self._tell_subscribers)
+        self._session = Session(self._here, self._lender, self._hub)
         self._lane.on_slept = self._slept
         split.install(self._lane)
         self._lane.set_table(table.TABLE)
@@ -149,10 +167,18 @@ class Worker:
         self._row[INDEX["pid"]] = os.getpid()
         self._spawn(self._tick(self._lane), "tick")
 
+    def _take(self, client: Client, route: Route | None, argv: Sequence[bytes]) -> object:
+        assert self._session
+        return self._session.take(client, route, argv)
+
     def _set(self, settings: Settings) -> None:
         assert self._here
         if settings.version > self._here.settings.version:
             self._here.settings = settings
+
+    def _learn(self, told: Scripts | Script) -> None:
+        assert self._here
+        self._here.scripts.take(told.flushes, told.texts if isinstance(told, Scripts) else [told.text])
 
     def _apply(self, topology: Topology) -> None:
         assert self._here and self._lane and self._setup and self._channel
@@ -195,6 +221,8 @@ class Worker:
         for front in fronts:
             if not front.link.backends:
                 front.link.connect(front.link.backend(2, 0))
+        if self._hub is not None:
+            self._hub.face(topology.shards, gates)
 
     def _front(self, index: int, shard: Shard, gate: Gate) -> Front:
         assert self._lane and self._setup and self._access
@@ -305,6 +333,10 @@ class Worker:
             now = time.monotonic()
             for front in self._fronts:
                 front.tick(now)
+            if self._hub is not None:
+                self._hub.tick(now)
+                self._row[INDEX["subscribers"]] = self._hub.subscribers
+            self._tell_subscribers()
             self._report()
             if now >= tell_at:
                 tell_at = now + HOLDING_S
@@ -312,18 +344,37 @@ class Worker:
             if now >= check_at:
                 check_at = now + SELDOM_S
                 lane.check_unfinished(unfinished_s)
+                self._look_for_gone()
+                if self._lender:
+                    self._lender.tick(now)
                 peak = give_back(lane.held, peak)
 
     def _report(self) -> None:
         assert self._lane and self._here and self._channel
         links: list[Link] = self._lane.links + self._lane.sides
-        self._row[INDEX["backend_connections"]] = sum(link.connections for link in links)
+        listening = self._hub.connections if self._hub is not None else 0
+        self._row[INDEX["backend_connections"]] = sum(link.connections for link in links) + listening
+        self._row[INDEX["borrowed_connections"]] = sum(len(link.lent) for link in links)
+        self._row[INDEX["blocked_clients"]] = len(self._here.waiting)
         self._row[INDEX["held_requests"]] = self._holds.requests
         for name in ("held", "drained", "refused_held", "dropped_client_gone", "refused_at_once", "taken_back"):
             self._row[INDEX[name]] = getattr(self._holds, name)
         if self._busy and (busy := self._still_busy()) != self._busy:
             self._busy = busy
             self._channel.send(Applied(self._here.topology.version, busy))
+
+    def _tell_subscribers(self) -> None:
+        """What changed, as soon as the parent can take it."""
+        assert self._here and self._channel
+        if self._here.register.has_news and not self._channel.congested:
+            self._channel.send(self._here.register.news())
+
+    def _look_for_gone(self) -> None:
+        """Of a client that has sent so much that it is not read, the loop does not tell that it has closed."""
+        assert self._here
+        for talk in list(self._here.waiting):
+            if not talk.stopped and gone(talk.client):
+                talk.half_closed()
 
     def _tell_holding(self) -> None:
         assert self._channel

@@ -10,8 +10,13 @@ from protocol import errors, request
 from protocol.commands import BadKeys, Command, Kind
 from pyproxy.events import Event, emit
 from pyproxy.worker import local, transaction
+from pyproxy.worker.conversation import Conversation, Handler
+from pyproxy.worker.conversations import ACROSS, EMULATED, HANDLERS, blocking, executing, settings, watching
 from pyproxy.worker.here import Here
-from pyproxy.worker.lane import Client, Route
+from pyproxy.worker.hub import Hub
+from pyproxy.worker.lane import NOT_NOW, Client, Route
+from pyproxy.worker.lending import Lender
+from pyproxy.worker.pubsub import IN_RESP2
 from pyproxy.worker.split import fan_out
 
 # A web browser can be made to send these to any port (CVE-2016-10517): like Redis, close without a word.
@@ -23,8 +28,10 @@ NOT_QUEUED = (b"multi", b"exec", b"discard", b"watch", b"reset", b"quit")
 class Session:
     """The worker's answer to commands that leave the hot path."""
 
-    def __init__(self, here: Here) -> None:
+    def __init__(self, here: Here, lender: Lender, hub: Hub) -> None:
         self._here = here
+        self._lender = lender
+        self._hub = hub
 
     def take(self, client: Client, route: Route | None, argv: Sequence[bytes]) -> object:
         """The reply; b"" for none; None where the client's place was taken; NOT_NOW where the client was parked."""
@@ -42,15 +49,25 @@ class Session:
                 client.end_transaction()
                 return errors.exec_wrong_arity()
             return self._unfit(client, errors.wrong_arity(command.name))
+        if client.limited and command.name not in IN_RESP2:
+            return errors.only_for_subscribers(command.name)
         if client.transaction is not None and command.name not in NOT_QUEUED:
             return client.transaction.take(client, route, command, argv)
         match command.kind:
             case Kind.TRANSACTION:
-                return self._transaction(client, route)
+                return self._transaction(client, route, command, argv)
+            case Kind.LOCAL if settings.is_for_servers(argv, self._here):
+                return self._converse(client, route, command, argv, settings.configure)
             case Kind.LOCAL:
+                if command.name == b"hello" and client.subscriber is not None and not client.settled():
+                    return NOT_NOW  # a message in the new protocol would overtake answers in the old one
                 return local.answer(command.name, client, argv, self._here)
+            case Kind.PUBSUB:
+                return self._hub.take(client, route, command, argv)
             case Kind.REFUSED:
-                return self._refused(client, command)
+                return errors.refused(command.name, command.reason)
+            case Kind.CONVERSATION:
+                return self._converse(client, route, command, argv, HANDLERS[command.name])
             case Kind.FANOUT:
                 return fan_out(client, route, request.encode(argv))
         return self._keyed(client, route, command, argv)
@@ -68,26 +85,39 @@ class Session:
             client.transaction.refused = True
         return line
 
-    def _transaction(self, client: Client, route: Route) -> object:
+    def _transaction(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> object:
         match route.name:
             case b"multi":
-                return transaction.begin(client)
+                return transaction.begin(client, self._hub.counted)
             case b"discard":
                 return transaction.discard(client)
+        if client.watched is not None and client.transaction is not None:
+            return self._converse(client, route, command, argv, watching.execute)
+        if client.transaction is not None and client.transaction.scripts:
+            return self._converse(client, route, command, argv, executing.execute)
         return transaction.run(client, route, self._here.setup.config.transactions == "split")
 
-    def _refused(self, client: Client, command: Command) -> bytes:
+    def _converse(
+        self, client: Client, route: Route, command: Command, argv: Sequence[bytes], handler: Handler
+    ) -> object:
         if client.transaction is not None and command.name == b"watch":
             return errors.watch_in_multi()
-        return errors.refused(command.name, command.reason)
+        return Conversation(client, route, command, argv, self._here, self._lender).begin(handler)
 
     def _keyed(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> object:
-        """To the shard of its keys, if it is one."""
+        """To the shard of its keys; where they are on several, as the configuration says."""
         try:
             keys = command.keys(argv)
         except BadKeys as bad:
             return bad.line
+        if command.waits(argv):
+            return self._converse(client, route, command, argv, blocking.wait)
         shards = {client.lane.shard_of(argv[position]) for position in keys}
         if len(shards) != 1:
-            return errors.crossslot()
+            handler = ACROSS.get(command.name)
+            if handler is None and self._here.setup.config.cross_shard == "emulate":
+                handler = EMULATED.get(command.name)
+            if handler is None:
+                return errors.crossslot()
+            return self._converse(client, route, command, argv, handler)
         return client.send(shards.pop(), request.encode(argv), not command.is_read, route.again)

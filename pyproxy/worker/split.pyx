@@ -270,7 +270,8 @@ def fan_out(Client client not None, Route route not None, bytes frame not None):
 def execute(Client client not None, Route route not None, dict blocks not None, list commands not None, bint write):
     """Sends a transaction: shard index -> (its block from MULTI to EXEC, how many commands are in it).
 
-    `commands`: of each command the index of its shard, or, if it is cut, (its route, the shard of each key, its shards).
+    `commands`: of each command the index of its shard, or, if it is cut, (its route, the shard of each key, its shards),
+    or, if the answer is made of the shard's, (its route, what makes it, its shard in a tuple).
     -> as `fan_out`.
     """
     cdef Split split
@@ -290,12 +291,111 @@ def execute(Client client not None, Route route not None, dict blocks not None, 
     return None
 
 
+def relay(Client client not None, Route route not None, int shard, bytes frame not None, answer not None):
+    """Sends a whole command to one shard; the client gets `answer(reply frame)`, or the error as it is.  -> as `fan_out`."""
+    cdef Backend backend = client._seek(<Backend>client.pool[shard], route.write, len(frame))
+    cdef Split split
+    if backend is None:
+        return NOT_NOW if client.lane.refusal is None else client.lane.refusal
+    split = Split.__new__(Split)
+    split.lane = client.lane
+    split.route = route
+    split.write = route.write
+    split.left = 1
+    split.frames = [None] * len(client.pool)
+    split.answer = answer
+    split.place = _place(client, len(frame))
+    split.place.write = route.write
+    split.place.shard = shard
+    _send(backend, split, frame, 0)
+    return None
+
+
+# --- conversations ----------------------------------------------------------------------------------------------------
+
+
+def ask(Client client not None, Route route not None, dict parts not None, bint write, bint primary, asked):
+    """Sends what a conversation asks: shard index -> (frame, how many commands are in it if it is a block, else 0).
+
+    `primary`: a read that no replica may answer.
+
+    `asked(frames, failed)` is called when all have answered: by shard the frames that came, or None; and a dict by shard
+    of (error line, whether it surely was not applied), or None where there was no error, neither ours nor a server's.
+    -> None; NOT_NOW where the client was parked, and its conversation will be told to go on; the refusal.
+    """
+    cdef Lane lane = client.lane
+    cdef Split split
+    cdef Backend backend
+    cdef dict backends = {}
+    cdef Py_ssize_t size = 0
+    cdef int verdict
+    for frame, _ in parts.values():
+        size += len(frame)
+    if primary and not write:
+        for shard in parts:
+            backend = <Backend>client.pool[shard]
+            verdict = backend.admit(client)
+            if verdict <= 0:
+                return NOT_NOW if verdict < 0 else backend.refusal
+            backends[shard] = backend
+    elif len(parts) == 1:
+        for shard in parts:
+            backend = client._seek(<Backend>client.pool[shard], write, size)
+            if backend is None:
+                return NOT_NOW if lane.refusal is None else lane.refusal
+            backends[shard] = backend
+    else:
+        verdict = _admitted(client, write, list(parts), size, backends)
+        if verdict <= 0:
+            return NOT_NOW if verdict < 0 else lane.refusal
+    split = _asking(client, route, <int>len(parts), asked)
+    split.write = write
+    for shard, (frame, queued) in parts.items():
+        _send(<Backend>backends[shard], split, <bytes>frame, queued)
+        (<Backend>backends[shard]).tail.stays = primary
+    return None
+
+
+def ask_on(Client client not None, Route route not None, Backend backend not None, bytes frame not None, bint write,
+           int queued, asked):
+    """Sends one request on a connection that only this conversation uses; `queued` and `asked` as for `send` and `ask`."""
+    cdef Split split = _asking(client, route, 1, asked)
+    split.write = write
+    _send(backend, split, frame, queued)
+
+
+cdef Split _asking(Client client, Route route, int parts, asked):
+    cdef Split split = Split.__new__(Split)
+    split.lane = client.lane
+    split.route = route
+    split.left = parts
+    split.frames = [None] * len(client.pool)
+    split.place = client.head       # that of the conversation: it is the only one
+    split.asked = asked
+    return split
+
+
+def together(Lane lane not None, list commands not None, list frames not None):
+    """The answer to an EXEC whose blocks were answered by these arrays, by shard; `commands` as for `execute`."""
+    cdef Split split = Split.__new__(Split)
+    split.lane = lane
+    split.commands = commands
+    split.frames = frames
+    try:
+        return _executed(split)
+    except ValueError:
+        lane.errors += 1
+        return errors.unexpected_part(b"exec")
+
+
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
 def merged(Split split not None):
     """The one answer to a split request whose parts have all been answered, as a reply frame."""
     cdef str how = split.route.command.merge
+    if split.answer is not None:
+        return _answered(split)
     if split.failed:
         return _failure(split) if split.commands is None else errors.transaction_discarded(_failure(split))
     try:
@@ -331,6 +431,15 @@ def _failure(Split split not None):
         if applied:
             split.lane.uncertain += 1
     return errors.part_failed(names[shard], split.failed[shard][0], applied)
+
+
+cdef bytes _answered(Split split):
+    """The answer of the one shard, as it is to be said to the client."""
+    if split.failed:
+        ((line, _),) = split.failed.values()
+        return line
+    (frame,) = [frame for frame in split.frames if frame is not None]
+    return split.answer(frame)
 
 
 cdef bytes _sum(Split split):
@@ -404,7 +513,10 @@ cdef bytes _executed(Split split):
             whole.lane = split.lane
             whole.route = route
             whole.write = whole.route.write
-            whole.order = owners
+            if type(owners) is bytes:
+                whole.order = owners
+            else:
+                whole.answer = owners
             whole.frames = [None] * len(answers)
             for shard in shards:
                 frame = (<list>answers[<int>shard]).pop()

@@ -4,21 +4,25 @@ Its commands wait here, checked as far as can be without a server. At EXEC they 
 their keys; where they have several, to none, or, with `transactions = "split"`, in a piece to each. A piece is atomic,
 the whole is not.
 
-Only commands on keys that they name can be in one: connections are shared, and SELECT or CLIENT REPLY inside a block
-would change one for good.
+Only commands on keys that they name, and scripts, can be in one: connections are shared, and SELECT or CLIENT REPLY
+inside a block would change one for good. A block with a script goes out on a connection of its own. PUBLISH can be in
+one, too: its channel counts as a key.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from protocol import errors, request
 from protocol.commands import BadKeys, Command, Kind
-from pyproxy.worker.lane import NOT_NOW, Client, Route
+from pyproxy.worker.lane import NOT_NOW, Client, Lane, Route
+from pyproxy.worker.pubsub import PUBLISH, Sort
 from pyproxy.worker.split import cut, execute
 
 QUEUED = b"+QUEUED\r\n"
-MULTI, EXEC = request.encode([b"MULTI"]), request.encode([b"EXEC"])
+Counted = Callable[[Sort, bytes], Callable[[bytes], bytes]]
+"""What makes the answer of a PUBLISH there; see Hub.counted."""
+
 OVERHEAD = 64  # bytes that a queued command, and each of its words, costs beside its own
 
 
@@ -29,15 +33,18 @@ class Queued:
     route: Route
     argv: list[bytes]
     keys: Sequence[int]  # where in argv they stand
+    answer: Callable[[bytes], bytes] | None = None  # makes its answer of the server's
 
 
 class Transaction:
     """Between MULTI and EXEC."""
 
-    def __init__(self) -> None:
+    def __init__(self, counted: Counted) -> None:
+        self._counted = counted
         self.commands: list[Queued] = []
         self.refused = False  # one of its commands was, so EXEC runs none
-        self._write = False
+        self.write = False
+        self.scripts: list[list[bytes]] = []  # those of its commands that run one, functions too
 
     def take(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> bytes:
         """+QUEUED, or why it is not."""
@@ -47,24 +54,30 @@ class Transaction:
         return line or QUEUED
 
     def _queue(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> bytes:
+        answer = None
         match command.kind:
             case Kind.PLAIN:
                 keys: Sequence[int] = (command.first_key,)
             case Kind.SPLIT:
                 keys = range(command.first_key, len(argv), command.step)
-            case Kind.KEYED:
+            case Kind.KEYED | Kind.CONVERSATION if command.kind is Kind.KEYED or command.may_wait or runs_code(command):
                 try:
                     keys = command.keys(argv)
                 except BadKeys as bad:
                     return bad.line
-                if len({client.lane.shard_of(argv[position]) for position in keys}) != 1:
+                if len(_shards(client.lane, argv, keys)) != 1:
                     return errors.crossslot()
+                if runs_code(command):
+                    self.scripts.append(list(argv))
+            case Kind.PUBSUB if command.name in PUBLISH:
+                keys = (1,)
+                answer = self._counted(PUBLISH[command.name], argv[1])
             case Kind.REFUSED:
                 return errors.refused(command.name, command.reason)
             case _:
                 return errors.not_in_transaction(command.name)
-        self.commands.append(Queued(route, list(argv), keys))
-        self._write = self._write or not command.is_read
+        self.commands.append(Queued(route, list(argv), keys, answer))
+        self.write = self.write or not command.is_read
         client.queued(sum(map(len, argv)) + OVERHEAD * (len(argv) + 1))
         return b""
 
@@ -75,46 +88,57 @@ class Transaction:
         if not self.commands:
             return b"*0\r\n"
         lane = client.lane
-        shards = [{lane.shard_of(each.argv[position]) for position in each.keys} for each in self.commands]
-        involved = sorted(set().union(*shards))
-        if len(involved) == 1:
-            block = _block([request.encode(each.argv) for each in self.commands])
-            reply = client.send(involved[0], block, self._write, True, len(self.commands))
-        elif over_shards:
-            reply = self._over_shards(client, route, shards)
+        blocks, commands = self.blocks(lane)
+        if len(blocks) == 1 and not self.publishes:
+            ((shard, (block, queued)),) = blocks.items()
+            reply = client.send(shard, block, self.write, True, queued)
+        elif len(blocks) == 1 or over_shards:
+            reply = execute(client, route, blocks, commands, self.write)
         else:
-            return errors.transaction_over_shards([lane.links[shard].name for shard in involved])
+            return errors.transaction_over_shards([lane.links[shard].name for shard in sorted(blocks)])
         return errors.transaction_discarded(reply) if isinstance(reply, bytes) else reply
 
-    def _over_shards(self, client: Client, route: Route, shards: Sequence[set[int]]) -> object:
-        """A block to each shard; a command whose keys are on several is cut, as it is outside of a transaction."""
+    @property
+    def publishes(self) -> bool:
+        """Whether an answer in it is not the server's."""
+        return any(each.answer for each in self.commands)
+
+    def blocks(self, lane: Lane) -> tuple[dict[int, tuple[bytes, int]], list[Any]]:
+        """For each shard its block and how many commands are in it; and how the answers are found: see `split.execute`.
+
+        A command whose keys are on several shards is cut, as it is outside of a transaction.
+        """
         frames: dict[int, list[bytes]] = {}
         commands: list[Any] = []
-        for each, asked in zip(self.commands, shards, strict=True):
+        for each in self.commands:
+            asked = _shards(lane, each.argv, each.keys)
             if len(asked) == 1:
                 (shard,) = asked
                 frames.setdefault(shard, []).append(request.encode(each.argv))
-                commands.append(shard)
-            elif each.route.merge:
-                owners, parts = cut(client.lane, each.route, each.argv)
+                commands.append((each.route, each.answer, (shard,)) if each.answer else shard)
+            else:
+                owners, parts = cut(lane, each.route, each.argv)
                 for shard, part in parts.items():
                     frames.setdefault(shard, []).append(part)
                 commands.append((each.route, owners, tuple(parts)))
-            else:  # the slots were moved since it was queued
-                return errors.crossslot()
-        blocks = {shard: (_block(of_shard), len(of_shard)) for shard, of_shard in frames.items()}
-        return execute(client, route, blocks, commands, self._write)
+        return {shard: (request.block(of_shard), len(of_shard)) for shard, of_shard in frames.items()}, commands
 
 
-def _block(frames: Sequence[bytes]) -> bytes:
-    return b"".join((MULTI, *frames, EXEC))
+def runs_code(command: Command) -> bool:
+    """A script or a function."""
+    return "@scripting" in command.categories and command.has_keys
 
 
-def begin(client: Client) -> bytes:
+def _shards(lane: Lane, argv: Sequence[bytes], keys: Sequence[int]) -> set[int]:
+    """Of a command; a script without keys is run on the shard of the empty key."""
+    return {lane.shard_of(argv[position]) for position in keys} or {lane.shard_of(b"")}
+
+
+def begin(client: Client, counted: Counted) -> bytes:
     """MULTI."""
     if client.transaction is not None:
         return errors.multi_in_multi()
-    client.transaction = Transaction()
+    client.transaction = Transaction(counted)
     return b"+OK\r\n"
 
 
@@ -122,6 +146,7 @@ def discard(client: Client) -> bytes:
     if client.transaction is None:
         return errors.without_multi("DISCARD")
     client.end_transaction()
+    client.end_watch()
     return b"+OK\r\n"
 
 

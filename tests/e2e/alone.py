@@ -19,7 +19,7 @@ import msgspec
 
 from pyproxy.channel import Channel
 from pyproxy.config import Config
-from pyproxy.fleet import HOST, Fleet, Process, Server, Table, wait_until
+from pyproxy.fleet import HOST, Fleet, Process, Server, Table, Value, wait_until
 from pyproxy.messages import Applied, FleetLook, Gate, Held, Holding, Message, NodeLook, Setup, ShardLook, Topology
 from pyproxy.metrics import Page
 from pyproxy.shardmap import Node, Shard
@@ -35,7 +35,7 @@ class Alone(Process):
     """A context manager; `port` is where the worker listens. `primaries`: in place of the fleet's, by index."""
 
     def __init__(
-        self, fleet: Fleet, primaries: dict[int, Node] | None = None, top: str = "", **tables: Table | str
+        self, fleet: Fleet, primaries: dict[int, Node] | None = None, top: str = "", **tables: Table | Value
     ) -> None:
         name = f"worker-{time.monotonic_ns()}"
         super().__init__("worker", fleet.directory / f"{name}.log")

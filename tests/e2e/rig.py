@@ -13,7 +13,7 @@ import hiredis
 
 from protocol import request
 from pyproxy.config import Config
-from pyproxy.fleet import HOST, Fleet, Proxy, Table, wait_until
+from pyproxy.fleet import HOST, Fleet, Proxy, Table, Value, wait_until
 from tests.faults import Hop
 
 PATIENCE_S = 20.0
@@ -94,7 +94,7 @@ def error(reply: object) -> str:
 
 @contextlib.contextmanager
 def behind(
-    fleet: Fleet, hops: Mapping[int, Hop], workers: int = 1, **tables: Table | str
+    fleet: Fleet, hops: Mapping[int, Hop], workers: int = 1, **tables: Table | Value
 ) -> Iterator[Proxy]:
     """A proxy that reaches the primaries of the shards with these indexes through hops."""
     proxy = Proxy(fleet, None, workers, **tables)
@@ -129,9 +129,13 @@ class Keys:
         while len(found) < count:
             key = f"{prefix}{number}"
             number += 1
-            if self._names[self._map.shard_of(key.encode()).name] == shard:
+            if self.shard_of(key) == shard:
                 found.append(key)
         return found
+
+    def shard_of(self, key: str) -> int:
+        """The index of the shard where this key lives."""
+        return self._names[self._map.shard_of(key.encode()).name]
 
     def one(self, shard: int, prefix: str = "k") -> str:
         return self.on(shard, 1, prefix)[0]

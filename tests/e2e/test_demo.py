@@ -184,6 +184,16 @@ def test_asked_to_split_transactions_it_runs_them_over_all_shards() -> None:
         assert started.process.wait(20) == 0
 
 
+def test_asked_to_emulate_it_serves_commands_over_several_shards() -> None:
+    with demo("--cross-shard", "emulate") as started:
+        with redis.Redis(port=started.port) as client:
+            for number in range(30):
+                client.sadd(f"key{number}", number)
+            assert len(client.sunion([f"key{number}" for number in range(30)])) == 30
+        os.killpg(started.process.pid, signal.SIGINT)
+        assert started.process.wait(20) == 0
+
+
 def test_ctrl_c_leaves_no_process_and_no_file_behind() -> None:
     with demo() as started:
         os.kill(started.pid_of_the_first_primary(), signal.SIGSTOP)

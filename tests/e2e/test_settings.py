@@ -75,6 +75,34 @@ def test_invalid_flags_and_other_settings_are_refused_and_change_nothing(fleet: 
         assert talk.ask("CONFIG", "GET", NAME) == [NAME.encode(), b""]
 
 
+def test_a_setting_that_the_operator_allows_reaches_all_servers_and_those_that_come_back(fleet: Fleet) -> None:
+    name = "hash-max-listpack-entries"
+
+    def seen() -> list[object]:
+        return [server.ask("CONFIG", "GET", name) for server in fleet.servers]
+
+    with Proxy(fleet, config_set=[name]) as proxy, Talk(proxy.port) as talk:
+        assert talk.ask("CONFIG", "SET", name.upper(), "77") == b"OK"
+        assert talk.ask("CONFIG", "GET", name) == [name.encode(), b"77"]
+        all_have_it = [[name.encode(), b"77"]] * len(fleet.servers)
+        wait_until("all to have it", lambda: seen() == all_have_it, lambda: f"{seen()}\n{proxy.tail(20)}")
+        fleet.servers[0].kill()
+        fleet.servers[0].start()
+        wait_until("it to have it again", lambda: seen() == all_have_it, lambda: f"{seen()}\n{proxy.tail(20)}")
+
+
+def test_what_the_servers_say_of_a_value_is_the_answer_and_nothing_is_kept(fleet: Fleet) -> None:
+    name = "hash-max-listpack-entries"
+    with Proxy(fleet, config_set=[name]) as proxy, Talk(proxy.port) as talk:
+        with pytest.raises(hiredis.ReplyError) as refused:
+            fleet.servers[0].ask("CONFIG", "SET", name, "many")
+        plain = str(refused.value)
+        said = error(talk.ask("CONFIG", "SET", name, "many"))
+        assert said.startswith("ERR shard s0: CONFIG SET failed") and plain.partition(" ")[2] in said
+        assert talk.ask("CONFIG", "GET", name) == []
+        assert "is not served" in error(talk.ask("CONFIG", "SET", "maxmemory", "1mb"))
+
+
 def test_a_promoted_primary_has_it_and_publishes(fleet: Fleet) -> None:
     """Even where somebody had switched it off at the replicas."""
     live = fleet.shards[0]

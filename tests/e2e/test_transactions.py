@@ -158,7 +158,7 @@ def test_where_no_keys_can_be_found_the_error_comes_when_redis_would_queue_it(ta
 
 
 @pytest.mark.parametrize(
-    "line", ["EVAL return 0", "SUBSCRIBE a", "BLPOP {t}a 0", "SHUTDOWN", "XREAD BLOCK 0 STREAMS s 0"]
+    "line", ["MONITOR", "CLIENT PAUSE 1", "SHUTDOWN"]
 )
 def test_what_is_not_served_is_refused_in_a_transaction_and_nothing_of_it_is_run(talk: Talk, line: str) -> None:
     talk.send(*block("SET {t}a 1", line), ["GET", "{t}a"])

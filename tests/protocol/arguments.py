@@ -7,6 +7,9 @@ from typing import Any
 
 Doc = dict[str, Any]
 
+# Keys and values that a careless parser would take for something else: one word in eight.
+ODD = [*b"STORE storedist streams KEYS BY get COUNT BLOCK group LIMIT AUTH 0 2 # *".split(), b""]
+
 
 @dataclass
 class Writer:
@@ -54,6 +57,8 @@ class Writer:
                 self.write([self.random.choice(argument["arguments"])])
             case "block":
                 self.write(argument["arguments"])
+            case "key" | "string" if self.random.random() < 1 / 8:
+                self.words.append(self.random.choice(ODD))
             case "key":
                 self.words.append(b"key:%d" % self.random.randrange(10**6))
             case "integer" | "unix-time":

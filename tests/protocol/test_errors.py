@@ -35,6 +35,7 @@ SAID_BY_REDIS = [
     (b"COMMAND GETKEYS get x y", errors.getkeys_wrong_arity()),
     (b"COMMAND GETKEYS ping x", errors.getkeys_no_keys()),
     (b"COMMAND GETKEYS zunionstore x 9 a", errors.getkeys_bad_arguments()),
+    (b"RENAME nosuch x", errors.no_such_key()),
     (b'"', errors.unbalanced_quotes()),
 ]
 
@@ -193,3 +194,26 @@ def test_a_split_write_whose_only_doubt_is_one_shard_is_uncertain_all_the_same()
     whole = errors.part_failed("s3", SLOW_WRITE)
     assert whole.startswith(b"-UNCERTAIN shard s3: 127.0.0.1:7003 did not answer within 1 s;")
     assert b"applied=no" not in whole
+
+
+@pytest.mark.parametrize(
+    ("line", "whole"),
+    [
+        (
+            DOWN,
+            b"-UNCERTAIN shard s3: 127.0.0.1:7003 is down: connection refused; "
+            b"other shards may have applied their part: s1\r\n",
+        ),
+        (
+            b"-OOM command not allowed\r\n",
+            b"-UNCERTAIN OOM command not allowed; these shards have applied their part: s1\r\n",
+        ),
+    ],
+)
+def test_a_command_that_ends_half_done_is_uncertain_and_names_who_has_done_his_part(line: bytes, whole: bytes) -> None:
+    assert errors.half_done(line, ["s1"]) == whole
+
+
+def test_what_leaves_nothing_behind_may_be_asked_again_whatever_became_of_it() -> None:
+    assert errors.leaves_nothing(SLOW_WRITE) == errors.not_applied("s3", NODE, errors.no_reply(1.0))
+    assert errors.leaves_nothing(DOWN) == DOWN

@@ -43,7 +43,8 @@ def peer(server: Server) -> Server:
 @PROTOCOLS
 @pytest.mark.parametrize("what", ["INFO", "DOCS"])
 def test_a_served_command_is_described_as_the_server_describes_it(peer: Server, what: str, proto: int) -> None:
-    names = [name for name, command in ALL.items() if shown(command)]
+    # a server tells nine subcommands in the order of its hash table; each of them is among the names by itself
+    names = [name for name, command in ALL.items() if shown(command) and name != "function"]
     assert len(names) > 200
     line = f"COMMAND {what} {' '.join(names)}"
     assert ask(line, proto) == said_by(peer, line, proto)
@@ -100,8 +101,8 @@ def test_command_and_its_parts_show_the_same_commands(proto: int) -> None:
 
 @PROTOCOLS
 def test_what_is_refused_is_not_shown(proto: int) -> None:
-    assert decode(ask("COMMAND INFO watch client|kill", proto)) == [None, None]
-    assert ask("COMMAND DOCS watch client|kill", proto) == (b"*0\r\n" if proto == 2 else b"%0\r\n")
+    assert decode(ask("COMMAND INFO monitor client|kill", proto)) == [None, None]
+    assert ask("COMMAND DOCS monitor client|kill", proto) == (b"*0\r\n" if proto == 2 else b"%0\r\n")
     for line in ("COMMAND INFO client", "COMMAND DOCS client", "COMMAND LIST", "COMMAND LIST FILTERBY PATTERN client*"):
         assert b"client|id\r\n" in ask(line, proto)
         assert b"client|kill\r\n" not in ask(line, proto)

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from protocol import errors
 from protocol.commands import BadKeys, Command
-from protocol.keyspecs import KeySpec, number
+from protocol.keyspecs import KeySpec, number, timeout_place
 from protocol.request import encode
-from protocol.table import lookup
+from protocol.table import TABLE, lookup
 from pyproxy.fleet import Server
 from tests.wire import exchange
 
@@ -105,6 +105,7 @@ def test_keys_are_where_the_server_will_look_for_them(line: str, positions: list
         *("ZUNIONSTORE d 0 x", "ZINTERSTORE d u x", "ZDIFFSTORE d 3 x", "ZINTERCARD 0 x", "ZINTERCARD 4 x"),
         *("SINTERCARD 0 x", "SINTERCARD 3 x", "SINTERCARD u x", "LMPOP 0 x LEFT", "LMPOP 5 x LEFT", "LMPOP u x LEFT"),
         *("ZMPOP 0 x MIN", "ZMPOP 5 x MIN", "ZMPOP u x MIN", "XREAD COUNT 1 STREAMS", "XREAD FOO STREAMS a 0"),
+        *("EVAL x 2 a", "EVAL_RO x -1 a", "EVAL x x a", "EVAL x 9223372036854775808 a"),
         *("SORT k FOO", "SORT k LIMIT 0", "SORT k STORE", "SORT_RO k STORE d", "GEORADIUS k 1 1 1 m FOO x"),
     ],
 )
@@ -120,15 +121,25 @@ def test_where_keys_of_msetex_cannot_be_found_the_answer_is_the_servers(server: 
     assert refusal(line) == said
 
 
-@pytest.mark.parametrize("line", ["xread BLOCK 0 STREAMS a 0", "xreadgroup GROUP g c COUNT 1 block 5 STREAMS a >"])
-def test_a_read_of_streams_that_would_wait_is_refused(line: str) -> None:
-    assert refusal(line).startswith(b"-ERR command 'xread")
-    assert b"BLOCK" in refusal(line)
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        *(("blpop a b 0", 3), ("bzpopmin a 0", 2), ("blmove a b LEFT LEFT 0", 5), ("brpoplpush a b 0", 3)),
+        *(("blmpop 0 1 a LEFT", 1), ("bzmpop 0 1 a MIN", 1), ("xread BLOCK 0 STREAMS a 0", 2)),
+        *(("xreadgroup GROUP g c COUNT 1 block 5 STREAMS a >", 7), ("xread block 1 BLOCK 2 STREAMS a 0", 4)),
+        *(("xread STREAMS block 0", 0), ("xreadgroup GROUP block block STREAMS block >", 0)),
+    ],
+)
+def test_a_command_that_waits_has_a_timeout_in_its_place(line: str, place: int) -> None:
+    argv = line.encode().split()
+    assert timeout_place(argv[0], argv) == place
+    assert TABLE[argv[0]].waits(argv) == bool(place)
 
 
-def test_a_stream_or_a_group_named_block_is_no_reason_to_refuse() -> None:
-    assert keys("xread STREAMS block 0") == [2]
-    assert keys("xreadgroup GROUP block block STREAMS block >") == [5]
+@pytest.mark.parametrize("line", ["get k", "wait 0 0", "lpop k", "subscribe c"])
+def test_others_wait_for_no_key(line: str) -> None:
+    argv = line.encode().split()
+    assert not TABLE[argv[0]].waits(argv)
 
 
 @pytest.mark.parametrize(

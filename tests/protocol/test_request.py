@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.request import encode, split_inline
+from protocol.request import block, encode, split_inline
 from pyproxy.fleet import Server
 from tests.wire import exchange
 
@@ -123,3 +123,8 @@ def test_an_encoded_request_is_read_as_its_arguments(argv: list[bytes]) -> None:
     reader.feed(encode(argv))
     assert reader.gets() == argv
     assert not reader.has_data()
+
+
+def test_a_block_is_its_requests_between_multi_and_exec() -> None:
+    inside = [encode([b"GET", b"k"]), encode([b"DEL", b"k"])]
+    assert block(inside) == encode([b"MULTI"]) + b"".join(inside) + encode([b"EXEC"])

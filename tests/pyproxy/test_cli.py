@@ -41,6 +41,14 @@ def test_check_says_in_one_line_what_is_right(capsys: Output) -> None:
     )
 
 
+def test_the_profile_of_loop_server_is_right(capsys: Output) -> None:
+    profile = EXAMPLE.parent / "loop-server.toml"
+    assert main(["check", str(profile)]) == 0
+    assert capsys.readouterr().out == (
+        f"{profile}: ok: 10 shards, 10 replicas, promoter replicaof, a worker per core, listens on 127.0.0.1:6380\n"
+    )
+
+
 @pytest.fixture
 def undiscovered(tmp_path: Path) -> Path:
     path = tmp_path / "aws.toml"

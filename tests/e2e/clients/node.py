@@ -98,18 +98,23 @@ class NodeClient:
             bufsize=0,
         )
         try:
-            self._answer()
+            self.answer()
         except BaseException:
             self.__exit__()
             raise
 
     def do(self, name: str, *args: Any) -> Any:
         """One step of the driver, by its name; what it gave back. Raises NodeError for what the client threw."""
+        self.begin(name, *args)
+        return self.answer()
+
+    def begin(self, name: str, *args: Any) -> None:
+        """A step whose answer is asked for later."""
         assert self._node.stdin is not None
         self._node.stdin.write(json.dumps([name, *args], default=_base64).encode() + b"\n")
-        return self._answer()
 
-    def _answer(self) -> Any:
+    def answer(self) -> Any:
+        """What the first step without one gave back."""
         line = self._line()
         try:
             answer = json.loads(line, object_hook=_bytes)

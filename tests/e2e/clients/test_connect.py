@@ -58,6 +58,10 @@ def refusal(raw: bytes, said: Any) -> bool:
     return raw.startswith(b"-ERR command '") and b"' is not served by this proxy: " in raw
 
 
+def subscribed(raw: bytes, said: Any) -> bool:
+    return bool(said == [b"subscribe", b"__Booksleeve_MasterChanged", 1])
+
+
 def unknown(raw: bytes, said: Any) -> bool:
     return raw.startswith(b"-ERR unknown command '")
 
@@ -144,7 +148,7 @@ OPENINGS: dict[str, Opening] = {
             ("SENTINEL MASTERS", unknown),
             ("ECHO 0123456789abcdef", b"$16\r\n0123456789abcdef\r\n"),
         ],
-        [("SUBSCRIBE __Booksleeve_MasterChanged", refusal)],
+        [("SUBSCRIBE __Booksleeve_MasterChanged", subscribed)],
     ],
     "redis-cli on a terminal": [[("COMMAND DOCS", every_command)]],
     "redis-cli -3 -n 5": [[("SELECT 5", OK)], [("HELLO 3", hello)]],
@@ -218,21 +222,13 @@ def test_a_client_gets_what_it_needs_to_start(
                 fits = raw == expected if isinstance(expected, bytes) else expected(raw, said)
                 assert fits, f"{words} was answered by {raw[:200]!r}; expected {expected!r}"
         talk.say([encoded("PING")])
-        assert talk.reply()[0] == b"+PONG\r\n"
+        assert talk.reply()[0] in (b"+PONG\r\n", b"*2\r\n$4\r\npong\r\n$0\r\n\r\n")  # the latter once it is subscribed
 
 
 @pytest.mark.parametrize("request_line", [b"PING\r\n", b"PING\n", b"ping\r\n"])
 def test_an_inline_ping_is_answered_as_load_balancers_expect(proxy10: Proxy, request_line: bytes) -> None:
     with Talk(proxy10.port) as talk:
         talk.say([request_line])
-        assert talk.reply()[0] == b"+PONG\r\n"
-
-
-@pytest.mark.parametrize("words", ["psubscribe __keyevent*__:expired", "subscribe callId"])
-def test_a_subscription_is_refused_and_the_connection_serves_on(proxy10: Proxy, words: str) -> None:
-    with Talk(proxy10.port) as talk:
-        talk.say([encoded(words), encoded("PING")])
-        assert refusal(*talk.reply())
         assert talk.reply()[0] == b"+PONG\r\n"
 
 

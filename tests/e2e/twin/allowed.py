@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from protocol import scan
 from protocol.reply import decode
+from protocol.table import TABLE
 
 Argv = Sequence[bytes]
 Same = Callable[[Argv, bytes, bytes], bool]
@@ -66,6 +67,11 @@ def unordered(argv: Argv, ours: bytes, theirs: bytes) -> bool:
     return header(ours) == header(theirs) and Counter(children(ours)) == Counter(children(theirs))
 
 
+def jumbled(argv: Argv, ours: bytes, theirs: bytes) -> bool:
+    """The same in all depths, each as often, in any order."""
+    return Counter(flat(ours)) == Counter(flat(theirs))
+
+
 def unordered_pairs(argv: Argv, ours: bytes, theirs: bytes) -> bool:
     """The same pairs, each as often, in any order: of a map, a flat array, or an array of arrays of two."""
     return header(ours) == header(theirs) and Counter(_pairs(ours)) == Counter(_pairs(theirs))
@@ -84,6 +90,24 @@ def scanned(argv: Argv, ours: bytes, theirs: bytes) -> bool:
     alone = argv[0].lower() == b"sscan" or b"NOVALUES" in argv
     read = children if alone else _pairs
     return header(ours) == header(theirs) and one[0] == other[0] and set(read(one[1])) == set(read(other[1]))
+
+
+def paged(argv: Argv, ours: bytes, theirs: bytes) -> bool:
+    """A cursor and some elements; none that is not there, where the other gives all."""
+    one, other = children(ours), children(theirs)
+    alike = [frame[:1] for frame in one] == [frame[:1] for frame in other] == [b"$", b"*"]
+    return alike and (decode(other[0]) != b"0" or set(children(one[1])) <= set(children(other[1])))
+
+
+def titled(argv: Argv, ours: bytes, theirs: bytes) -> bool:
+    """Lines of text of which the first is the same."""
+    one, other = children(ours), children(theirs)
+    return one[0] == other[0] and {line[:1] for line in one} == {line[:1] for line in other} == {b"+"}
+
+
+def same_kind(argv: Argv, ours: bytes, theirs: bytes) -> bool:
+    """Whatever is in them."""
+    return ours[:1] == theirs[:1]
 
 
 def drawn(argv: Argv, ours: bytes, theirs: bytes) -> bool:
@@ -179,6 +203,8 @@ def _each(names: str, reason: str, same: Same) -> dict[bytes, Allowance]:
 
 _SEEDED = "a hash table is walked in the order of its seed, which each process draws"
 _CLOCK = "time goes on between the two servers' answers"
+_HELPS = " ".join(f"{name.decode()}|help" for name, command in TABLE.items() if b"help" in command.subcommands)
+_OWN = "the proxy speaks of itself: of its clients, its shards, its version"
 
 ALLOWED: dict[bytes, Allowance] = {
     **_each("smembers sinter sunion sdiff hkeys hvals", _SEEDED, unordered),
@@ -195,6 +221,12 @@ ALLOWED: dict[bytes, Allowance] = {
     **_each("dump", "sets and hashes are written in a hash table's order, streams with times of deliveries", dumped),
     **_each("memory|usage", "counts the allocator's blocks and samples a hash table", shaped),
     **_each("hello", "names the server, its version and the connection's number", greeted),
+    **_each("scan", "one shard after the other, and each in the order of its own hash table", paged),
+    **_each("client|id client|info client|list info lolwut", _OWN, shaped),
+    **_each("command command|count command|list", "all that is served here, which is not all that there is", same_kind),
+    **_each("command|info command|docs", "as Valkey 9.1 describes it, whatever the servers are", same_kind),
+    **_each("function|list", _SEEDED, jumbled),
+    **_each(_HELPS, "lines for people: as Valkey 9.1 says them, or of what can be done here", titled),
 }
 
 

@@ -6,14 +6,13 @@ and when it ends. What is in no order is sorted.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protocol.reply import Error, Value, decode
 from tests.e2e.twin.allowed import CLOCK_MS, SINCE_2001_MS
 from tests.e2e.twin.talk import Talk, ask_all
-
-DATABASES = 16
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,12 @@ def read(port: int) -> dict[tuple[int, bytes], Key]:
     """Every key of every database of one server."""
     found: dict[tuple[int, bytes], Key] = {}
     with Talk(port) as talk:
-        numbers = [b"%d" % db for db in range(DATABASES)]
-        listings = _ask(talk, [words for db in numbers for words in ([b"SELECT", db], [b"KEYS", b"*"])])
-        for db, names in enumerate(listings[1::2]):
+        (keyspace,) = _ask(talk, [[b"INFO", b"keyspace"]])
+        assert isinstance(keyspace, bytes)
+        for db in map(int, re.findall(rb"^db(\d+):", keyspace, re.MULTILINE)):
+            _, names = _ask(talk, [[b"SELECT", b"%d" % db], [b"KEYS", b"*"]])
             assert isinstance(names, list)
-            if names:
-                _ask(talk, [[b"SELECT", b"%d" % db]])
-                found |= {(db, name): key for name, key in zip(names, _keys(talk, names), strict=True)}
+            found |= {(db, name): key for name, key in zip(names, _keys(talk, names), strict=True)}
     return found
 
 

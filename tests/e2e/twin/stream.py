@@ -43,6 +43,7 @@ KEYS = {
     + STRANGE.get(kind, [])
     for kind in TYPES
 }
+TOGETHER = (b"sort", b"blmove", b"brpoplpush")  # whose keys are never apart
 # Keys that no command for other types meets: values too long for LCS, and sorted sets whose scores are all the same.
 ALONE = {kind: [b"%b%d" % (kind.encode(), number) for number in range(5)] for kind in ("big", "lex")}
 ALL_KEYS = {key for names in (KEYS | ALONE).values() for key in names}
@@ -78,9 +79,10 @@ class Batch:
 class Words:
     """Fills placeholders in: the words of random commands."""
 
-    def __init__(self, rng: random.Random, dumps: Sequence[bytes]) -> None:
+    def __init__(self, rng: random.Random, dumps: Sequence[bytes], apart: bool) -> None:
         self._rng = rng
         self._dumps = dumps
+        self._apart = apart
         self._tag = TAGS[0]  # of the command that is being made
         self._same = TYPES[0]  # the type that `<same>` stands for in it
         self._newest = 1  # of the ids given to streams
@@ -126,9 +128,12 @@ class Words:
     def argv(self, line: Line) -> list[bytes]:
         """A random command of this line."""
         self._tag, self._same = self._rng.choice(TAGS), self._rng.choice(TYPES)
-        return line.argv(self._rng, self._word)
+        return line.argv(self._rng, self._together if set(TOGETHER).intersection(line.words[:1]) else self._word)
 
     def _word(self, name: str, tagged: bool) -> bytes:
+        return self._together(name, tagged and not self._apart)
+
+    def _together(self, name: str, tagged: bool) -> bytes:
         if name in self._makers:
             return self._makers[name]()
         if name in ALONE:
@@ -160,9 +165,12 @@ class Words:
                 return b"value%d" % rng.randint(0, 20)
 
 
-def stream(seed: int, requests: int, dumps: Sequence[bytes]) -> Iterator[Batch]:
-    """Batches of together at least `requests` requests; the same for the same arguments."""
-    made, talkers = 0, Requests(random.Random(seed), dumps)
+def stream(seed: int, requests: int, dumps: Sequence[bytes], *, apart: bool = False) -> Iterator[Batch]:
+    """Batches of together at least `requests` requests; the same for the same arguments.
+
+    `apart`: the keys of a command need have no hash tag in common, but those of TOGETHER; there are no transactions.
+    """
+    made, talkers = 0, Requests(random.Random(seed), dumps, apart)
     while made < requests:
         batch = talkers.batch()
         made += len(batch.requests)
@@ -172,9 +180,10 @@ def stream(seed: int, requests: int, dumps: Sequence[bytes]) -> Iterator[Batch]:
 class Requests:
     """Random requests, for one seed."""
 
-    def __init__(self, rng: random.Random, dumps: Sequence[bytes]) -> None:
+    def __init__(self, rng: random.Random, dumps: Sequence[bytes], apart: bool) -> None:
         self._rng = rng
-        self._words = Words(rng, dumps)
+        self._apart = apart
+        self._words = Words(rng, dumps, apart)
         self._data = {text: lines(text) for text in vocabulary.DATA}
         self._all = self._data | {text: lines(text) for text in vocabulary.REST}
         self._weights = vocabulary.DATA | vocabulary.REST
@@ -188,7 +197,7 @@ class Requests:
             dice = rng.random()
             if dice < 0.01:
                 requests += self._silence()
-            elif dice < 0.03:
+            elif dice < 0.03 and not self._apart:
                 requests += self._transaction()
             else:
                 requests.append(self._one(self._all))

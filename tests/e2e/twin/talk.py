@@ -33,7 +33,7 @@ class Talk:
         self._socket = socket.create_connection((HOST, port), timeout=ANSWER_S)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setblocking(False)
-        self._replies = Replies(True)  # RESP2 is read by the same rules
+        self._rest = bytearray()  # of a reply that has not fully come
 
     def __enter__(self) -> Self:
         return self
@@ -76,10 +76,41 @@ class Talk:
             raise Unanswered("the connection was reset", frames) from None
         if not received:
             raise Unanswered("the connection was closed", frames)
+        self._rest += received
+        whole = []
         try:
-            return self._replies.feed(received)
-        except ProtocolError as problem:
-            raise Unanswered(f"no reply begins with {received[:60]!r} or goes on with it: {problem}", frames) from None
+            while end := frame_end(self._rest):
+                whole.append(checked(bytes(self._rest[:end])))
+                del self._rest[:end]
+        except (ProtocolError, ValueError) as problem:
+            raise Unanswered(f"no reply is {bytes(self._rest[:60])!r}: {problem}", [*frames, *whole]) from None
+        return whole
+
+
+def frame_end(data: bytes | bytearray, at: int = 0) -> int:
+    """Where the frame ends that begins at `at`, a push included; 0 if it is not whole. ValueError for what is none."""
+    line_end = data.find(b"\r\n", at)
+    kind, end = data[at : at + 1], line_end + 2
+    if kind and kind not in b"+-:$*_#,(!=%~|>":
+        raise ValueError(f"expected the beginning of a reply, got {bytes(kind)!r}")
+    if line_end < 0:
+        return 0
+    if kind in b"$!=":
+        size = int(data[at + 1 : line_end])
+        end += size + 2 if size >= 0 else 0
+        return end if end <= len(data) else 0
+    if kind in b"*~>%|":
+        for _ in range(int(data[at + 1 : line_end]) * (2 if kind in b"%|" else 1) + (kind == b"|")):
+            end = frame_end(data, end)
+            if not end:
+                return 0
+    return end
+
+
+def checked(frame: bytes) -> bytes:
+    """The frame, if it is canonical; else ProtocolError. RESP2 is read by the same rules, a push like an array."""
+    Replies(True).feed(b"*" + frame[1:] if frame[:1] == b">" else frame)
+    return frame
 
 
 def ask_all(talk: Talk, commands: Sequence[Sequence[bytes]]) -> list[bytes]:

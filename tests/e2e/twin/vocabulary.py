@@ -90,6 +90,11 @@ LISTS = """
 lindex <list> <index>
 linsert <list> ( BEFORE | AFTER ) <item> <item>
 llen <list>
+blmove <@list> <@list> ( LEFT | RIGHT ) ( LEFT | RIGHT ) 0.001
+blmpop 0.001 2 <@list> <@list> ( LEFT | RIGHT ) [ COUNT <count> ]
+blpop <@list> <@list> 0.001
+brpop <@list> <@list> 0.001
+brpoplpush <@list> <@list> 0.001
 2* lmove <@list> <@list> ( LEFT | RIGHT ) ( LEFT | RIGHT )
 2* lmpop 2 <@list> <@list> ( LEFT | RIGHT ) [ COUNT <count> ]
 lpop <list> [ <count> ]
@@ -140,6 +145,9 @@ zinter 2 <@zset> <@zset> [ WEIGHTS 2 3 ] [ AGGREGATE ( SUM | MIN | MAX ) ] [ WIT
 zintercard 2 <@zset> <@zset> [ LIMIT <count> ]
 zinterstore <@zset> 2 <@zset> <@set> [ WEIGHTS 2 3 ] [ AGGREGATE ( SUM | MIN | MAX ) ]
 zlexcount <lex> <low_word> <high_word>
+bzmpop 0.001 2 <@zset> <@zset> ( MIN | MAX ) [ COUNT <count> ]
+bzpopmin <@zset> <@zset> 0.001
+bzpopmax <@zset> <@zset> 0.001
 zmpop 2 <@zset> <@zset> ( MIN | MAX ) [ COUNT <count> ]
 zmscore <zset> <member> ...
 zpopmax <zset> [ <count> ]
@@ -187,6 +195,7 @@ xpending <stream> <group> [ - + 10 [ <consumer> ] ]
 2* xrange <stream> ( - | <old_id> ) ( + | <old_id> ) [ COUNT <count> ]
 xread [ COUNT <count> ] STREAMS <@stream> <@stream> 0 <old_id>
 xread [ COUNT <count> ] STREAMS <stream> ( 0 | $ )
+xread [ COUNT <count> ] BLOCK 1 STREAMS <@stream> <@stream> 0 ( 0 | $ )
 2* xreadgroup GROUP <group> <consumer> [ COUNT <count> ] [ NOACK ] STREAMS <@stream> <@stream> > >
 2* xreadgroup GROUP <group> <consumer> [ COUNT <count> ] STREAMS <stream> ( > | 0 )
 xrevrange <stream> ( + | <old_id> ) ( - | <old_id> ) [ COUNT <count> ]

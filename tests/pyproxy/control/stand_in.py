@@ -29,6 +29,7 @@ from pyproxy.messages import (
     Holding,
     Message,
     Ready,
+    Script,
     Setup,
     Topology,
 )
@@ -70,6 +71,7 @@ class StandIn:
                 if self._args.mode == "complain":
                     self._channel.send(Complaint("s0", "127.0.0.1:7000", "answered -READONLY"))
                     self._channel.send(Configured("notify-keyspace-events", "xE"))
+                    self._channel.send(Script(0, b"return 1"))
                 if self._args.mode == "sleep":
                     self._channel.send(Awake(1.5))
             case Drain() if self._args.mode != "stubborn":

@@ -138,7 +138,7 @@ def test_more_clients_than_files_may_be_open_are_refused(fleet: Fleet, tmp_path:
     with serving(fleet.config(), tmp_path, lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))) as run:
         assert ended(run) == 78
         assert run.said() == (
-            "pyproxy: limits.max_clients: expected at most 896, as 1024 files may be open (ulimit -Hn), got 10000\n"
+            "pyproxy: limits.max_clients: expected at most 894, as 1024 files may be open (ulimit -Hn), got 10000\n"
         )
 
 

@@ -17,7 +17,7 @@ from pyproxy.config import Config, ShardTable
 from pyproxy.control import supervisor as under_test
 from pyproxy.control.main import bind
 from pyproxy.control.supervisor import Supervisor
-from pyproxy.messages import Complaint, Configured, FleetLook, Message, Setup, Topology
+from pyproxy.messages import Complaint, Configured, FleetLook, Message, Script, ScriptsFlushed, Setup, Topology
 from pyproxy.metrics import Page
 from pyproxy.shardmap import Node
 from tests.processes import alive, family
@@ -41,6 +41,7 @@ class Run:
         self._report.touch()
         self.complaints: list[Complaint] = []
         self.configured: list[Configured] = []
+        self.scripts: list[Script | ScriptsFlushed] = []
         self.supervisor = Supervisor(
             (*STAND_IN, str(self._report), mode),
             self.listener,
@@ -49,6 +50,7 @@ class Run:
             lambda: STATES,
             self.complaints.append,
             self.configured.append,
+            self.scripts.append,
         )
 
     def reports(self, what: str, index: int | None = None) -> list[dict[str, Any]]:
@@ -319,3 +321,9 @@ async def test_what_clients_have_set_is_handed_on(tmp_path: Path) -> None:
     async with supervised("complain", tmp_path) as run:
         await until("the setting", lambda: bool(run.configured), lambda: run.supervisor)
     assert run.configured == [Configured("notify-keyspace-events", "xE")]
+
+
+async def test_what_scripts_clients_have_loaded_is_handed_on(tmp_path: Path) -> None:
+    async with supervised("complain", tmp_path) as run:
+        await until("the script", lambda: bool(run.scripts), lambda: run.supervisor)
+    assert run.scripts == [Script(0, b"return 1")]

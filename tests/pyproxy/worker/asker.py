@@ -4,13 +4,15 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from protocol.table import TABLE
 from pyproxy.config import Config, ShardTable
 from pyproxy.messages import FleetLook, Setup, ShardLook, Topology
 from pyproxy.metrics import INDEX, Page
 from pyproxy.shardmap import Node, split_slots
-from pyproxy.worker.here import HasCommands, Here
+from pyproxy.worker.here import HasCommands, HasKeys, Here
+from pyproxy.worker.pubsub import Subscriber
 
 
 @dataclass
@@ -32,7 +34,11 @@ class Asker:
     last_command: bytes = b""
     reply_mode: int = 0
     transaction: HasCommands | None = None
+    talk: Any = None
     queued_bytes: int = 0
+    watched: HasKeys | None = None
+    subscriber: Subscriber | None = None
+    limited: bool = False
     closing: bool = False
     buffered_in: int = 0
     buffered_out: int = 0
@@ -44,6 +50,9 @@ class Asker:
 
     def end_transaction(self) -> None:
         self.transaction = None
+
+    def end_watch(self) -> None:
+        self.watched = None
 
     def finish(self) -> None:
         self.closing = True

@@ -176,7 +176,7 @@ def test_clients_and_commands_are_those_of_all_workers() -> None:
 
 
 def test_memory_hits_and_evictions_are_added_up_over_the_shards() -> None:
-    names = ("used_memory", "used_memory_rss", "maxmemory", "evicted_keys", "expired_keys", "keyspace_hits")
+    names = ("used_memory", "used_memory_rss", "maxmemory", "evicted_keys", "sync_full", "keyspace_hits", "total_forks")
     with worker(look("s0", dict.fromkeys(names, 100)), look("s1", dict.fromkeys(names, 2000))) as here:
         fields = parsed(here)
     assert {name: fields[name] for name in names} == dict.fromkeys(names, 2100)
@@ -206,6 +206,16 @@ def test_keys_are_added_up_per_database_and_their_lifetime_is_weighted() -> None
         "db0": {"keys": 15, "expires": 4, "avg_ttl": 1750},
         "db3": {"keys": 1, "expires": 0, "avg_ttl": 0},
     }
+
+
+def test_what_newer_servers_say_of_a_database_is_added_up_too() -> None:
+    def keyspace(name: str, more: Mapping[str, int]) -> ShardLook:
+        counts = {0: {"keys": 2, "expires": 0, "avg_ttl": 0, **more}}
+        return ShardLook(name, "127.0.0.1:7001", True, "", {}, counts, "")
+
+    volatile = {"keys_with_volatile_items": 3}
+    with worker(keyspace("s0", {}), keyspace("s1", volatile), keyspace("s2", volatile)) as here:
+        assert b"db0:keys=6,expires=0,avg_ttl=0,keys_with_volatile_items=6\r\n" in info.render([b"keyspace"], here)
 
 
 def test_the_calls_of_a_command_are_added_up_over_the_shards() -> None:

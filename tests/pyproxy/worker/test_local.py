@@ -12,7 +12,7 @@ from protocol.reply import decode
 from protocol.request import encode, split_inline
 from protocol.table import TABLE, lookup
 from pyproxy.fleet import Server
-from pyproxy.messages import Configured, FixedSetting, Settings
+from pyproxy.messages import Configured, FixedSetting, Script, ScriptsFlushed, Settings
 from pyproxy.worker import local
 from pyproxy.worker.here import Here
 from tests.pyproxy.worker.asker import Asker, look, worker
@@ -48,7 +48,7 @@ def local_commands(commands: Mapping[bytes, Command]) -> set[bytes]:
 
 
 def test_every_local_command_of_the_table_has_an_answer_and_no_other_has_one() -> None:
-    containers = {b"client", b"config"}  # without a subcommand their arity is wrong
+    containers = {b"client", b"config", b"function", b"pubsub", b"script"}  # without a subcommand their arity is wrong
     assert local_commands(TABLE) - containers == set(local.LOCAL)
 
 
@@ -353,7 +353,7 @@ def test_config_set_of_anything_else_is_refused_with_the_reason_and_sets_nothing
 
 
 def test_what_was_set_is_told_to_the_parent_in_one_spelling(here: Here) -> None:
-    told: list[Configured] = []
+    told: list[Configured | Script | ScriptsFlushed] = []
     here.tell = told.append
     say(Asker(), here, b"CONFIG SET notify-keyspace-events xxE", b"CONFIG SET notify-keyspace-events y")
     assert told == [Configured("notify-keyspace-events", "xE")]

@@ -12,6 +12,8 @@ exports.open = async (redis, port, db, emitted) => {
     ? (key) => client.withTypeMapping({ [redis.RESP_TYPES.BLOB_STRING]: Buffer }).get(key)
     : (key) => client.get(redis.commandOptions({ returnBuffers: true }), key)
 
+  const received = []
+
   return {
     call: (...args) => client.sendCommand(text(args)),
     set: (key, value) => client.set(key, value),
@@ -24,6 +26,18 @@ exports.open = async (redis, port, db, emitted) => {
     hgetall: (key) => client.hGetAll(key),
     // commands of one turn of the loop go out in one write
     pipeline: (calls) => Promise.all(calls.map((each) => client.sendCommand(text(each)).catch((error) => error))),
+    multi: (calls) => calls.reduce((multi, each) => multi.addCommand(text(each)), client.multi()).exec(),
+    scan: async (pattern) => {
+      const keys = []
+      for await (const some of client.scanIterator({ MATCH: pattern })) keys.push(...[some].flat()) // in 4 one by one
+      return keys
+    },
+    eval: (script, keys, args) => client.eval(script, { keys, arguments: text(args) }),
+    pop: async (key, seconds) => Object.values(await client.blPop(key, seconds)),
+    publish: (channel, message) => client.publish(channel, message),
+    subscribe: (channel) => client.subscribe(channel, (message, from) => received.push([from, message])),
+    psubscribe: (pattern) => client.pSubscribe(pattern, (message, from) => received.push([pattern, from, message])),
+    received: async () => received,
     select: async (number) => (await client.select(number)) || 'OK',
     info: () => client.info(),
     close: () => (client.close || client.disconnect).call(client),

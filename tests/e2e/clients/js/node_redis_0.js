@@ -15,7 +15,19 @@ exports.open = (redis, port, db, emitted) =>
     const callOf = (connection) => (name, ...args) =>
       new Promise((done, fail) => connection.send_command(name, args, (error, reply) => (error ? fail(error) : done(reply))))
     const call = callOf(client)
+    const received = []
+    client.on('message', (channel, message) => received.push([channel, message]))
+    client.on('pmessage', (pattern, channel, message) => received.push([pattern, channel, message]))
+
     const settled = (promise) => promise.catch((error) => error)
+
+    // one method of the library, and what it calls back with
+    const ask = (object, name, ...args) =>
+      new Promise((done, fail) => object[name](...args, (error, reply) => (error ? fail(error) : done(reply))))
+    const scan = async (pattern, cursor, keys) => {
+      const [next, some] = await call('scan', cursor, ...(pattern ? ['match', pattern] : []))
+      return parseInt(next, 10) ? scan(pattern, parseInt(next, 10), keys.concat(some)) : keys.concat(some)
+    }
 
     const operations = {
       call,
@@ -27,14 +39,24 @@ exports.open = (redis, port, db, emitted) =>
       mget: (keys) => call('mget', ...keys),
       del: (keys) => call('del', ...keys),
       // the two that the library gives a form of their own: an object in, an object out
-      hset: (key, fields) =>
-        new Promise((done, fail) => client.hmset(key, fields, (error, reply) => (error ? fail(error) : done(reply)))),
-      hgetall: (key) =>
-        new Promise((done, fail) => client.hgetall(key, (error, reply) => (error ? fail(error) : done(reply)))),
+      hset: (key, fields) => ask(client, 'hmset', key, fields),
+      hgetall: (key) => ask(client, 'hgetall', key),
       // several in one go, without waiting: what it has in place of a pipeline
       pipeline: (calls) => Promise.all(calls.map(([name, ...args]) => settled(call(name, ...args)))),
-      multi: (calls) => new Promise((done, fail) => client.multi(calls).exec((error, replies) => (error ? fail(error) : done(replies)))),
-      select: (number) => new Promise((done, fail) => client.select(number, (error) => (error ? fail(error) : done('OK')))),
+      multi: (calls) => ask(client.multi(calls), 'exec'),
+      scan: (pattern) => scan(pattern, 0, []),
+      eval: (script, keys, args) => ask(client, 'eval', script, keys.length, ...keys, ...args), // by its SHA1 first
+      pop: (key, seconds) => ask(client, 'blpop', key, seconds),
+      publish: (channel, message) => ask(client, 'publish', channel, message),
+      subscribe: (channel) => ask(client, 'subscribe', channel),
+      psubscribe: (pattern) => ask(client, 'psubscribe', pattern),
+      // as loop-server does: the second goes out before the first is answered, which nobody waits for
+      expired: () => {
+        client.config('set', 'notify-keyspace-events', 'Ex')
+        return ask(client, 'psubscribe', '__keyevent*__:expired')
+      },
+      received: async () => received,
+      select: (number) => ask(client, 'select', number).then(() => 'OK'),
       info: () => call('info'),
       infoAtConnect: async () => client.server_info,
       close: async () => void client.end(),

@@ -1,0 +1,47 @@
+"""The commands that are conversations: a file for each subject, each with its HANDLERS.
+
+    blocking    commands that wait for something to come to a key
+    executing   EXEC of a transaction with scripts
+    keyspace    what is asked of the keys of all shards
+    replicas    how many have what the client wrote
+    scripting   scripts and functions
+    settings    CONFIG SET of a setting that the servers know best
+    streams     streams of several shards at once
+    watching    WATCH, and the EXEC after it
+
+And those that are only where their keys are on several shards, and the configuration says so:
+
+    operands    what reads several keys: the values are brought to one shard
+    moves       what takes something from one key to another
+    parts       what is done for each key, or for the first that will do
+"""
+
+from collections.abc import Mapping
+
+from pyproxy.worker.conversation import Handler
+from pyproxy.worker.conversations import (
+    blocking,
+    keyspace,
+    moves,
+    operands,
+    parts,
+    replicas,
+    scripting,
+    streams,
+    watching,
+)
+
+HANDLERS: Mapping[bytes, Handler] = {
+    **blocking.HANDLERS,
+    **keyspace.HANDLERS,
+    **replicas.HANDLERS,
+    **scripting.HANDLERS,
+    **watching.HANDLERS,
+}
+"""The table's name of each command of the kind CONVERSATION -> what serves it."""
+
+ACROSS: Mapping[bytes, Handler] = {**streams.ACROSS}
+"""Commands of the kind KEYED that are served where their keys are on several shards, too -> what serves them there."""
+
+EMULATED: Mapping[bytes, Handler] = {**operands.HANDLERS, **moves.HANDLERS, **parts.HANDLERS}
+"""And those of which that is so with `cross_shard = "emulate"` only."""

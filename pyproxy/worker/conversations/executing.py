@@ -1,0 +1,57 @@
+"""EXEC of a transaction with scripts: its blocks go out on borrowed connections, as scripts alone do.
+
+A text that a server lacks cannot be brought in the middle of a block, so it is brought before: one SCRIPT EXISTS for
+all digests that the block names.
+"""
+
+from contextlib import AsyncExitStack
+
+from protocol import errors
+from pyproxy.worker.conversation import Conversation, Refusal
+from pyproxy.worker.conversations.scripting import bring, learn
+from pyproxy.worker.lending import Unlendable
+from pyproxy.worker.split import together
+
+
+async def execute(talk: Conversation) -> bytes:
+    """EXEC of a client that does not watch."""
+    try:
+        return await _execute(talk)
+    except (Refusal, Unlendable) as refusal:
+        return errors.transaction_discarded(refusal.line)
+    finally:
+        talk.client.end_transaction()
+
+
+async def _execute(talk: Conversation) -> bytes:
+    transaction, config = talk.client.transaction, talk.here.setup.config
+    if transaction.refused:
+        return errors.exec_aborted()
+    blocks, commands = transaction.blocks(talk.lane)
+    if len(blocks) > 1 and config.transactions != "split":
+        return errors.transaction_over_shards([talk.name(shard) for shard in sorted(blocks)])
+    frames: list[bytes | None] = [None] * len(talk.shards)
+    applied: list[str] = []
+    async with AsyncExitStack() as lent:
+        loans = {}
+        for shard, (block, _) in blocks.items():
+            write_bytes = len(block) if transaction.write else 0
+            loans[shard] = await lent.enter_async_context(talk.lend(shard, write_bytes))
+            await bring(talk, loans[shard], transaction.scripts)
+        for shard, loan in loans.items():
+            block, queued = blocks[shard]
+            deadline_s = config.timeouts.silence_s
+            try:
+                reply = await talk.ask_on(loan, block, write=transaction.write, queued=queued, deadline_s=deadline_s)
+            except Refusal as refusal:
+                reply = refusal.line
+            if not reply.startswith(b"*"):
+                if len(blocks) == 1:
+                    return errors.transaction_discarded(reply)
+                return errors.transaction_discarded(errors.part_failed(talk.name(shard), reply, applied))
+            loan.keep = True
+            frames[shard] = reply
+            if transaction.write:
+                applied.append(talk.name(shard))
+            await learn(talk, loan, transaction.scripts)
+        return reply if len(blocks) == 1 and not transaction.publishes else together(talk.lane, commands, frames)

@@ -1,0 +1,267 @@
+"""Scripts and functions: run on the shard of their keys, on a borrowed connection; loaded on all shards.
+
+Whatever a script answers is the client's as it came, errors too, and no script is sent twice: it may have written, and
+then returned what looks like a refusal. The one exception is an EVALSHA of a text that the server does not have, as
+after a promotion or on a new shard: nothing was run then, so it is given the text, if that is known here, and asked
+again. A script may return an error that begins with NOSCRIPT, so the server is asked whether it has the text.
+
+Scripts and functions never run on a connection that clients share. To load a text runs nothing of it, and a library is
+stopped by the server after half a second, so both go over the shared ones.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from protocol import errors, request
+from protocol.reply import decode, encode
+from pyproxy.scripts import digest_of
+from pyproxy.worker.conversation import Conversation, Handler, NotSent, Refusal
+from pyproxy.worker.lending import Loan
+
+OK = b"+OK\r\n"
+HAS_IT, LACKS_IT = b"*1\r\n:1\r\n", b"*1\r\n:0\r\n"  # of SCRIPT EXISTS with one digest
+NO_SCRIPT = b"-NOSCRIPT "
+NOT_BUSY = b"-NOTBUSY "
+NOTHING_RUNS = (b"\r\nrunning_script\r\n$-1\r\n", b"\r\nrunning_script\r\n_\r\n")  # in FUNCTION STATS
+
+
+# --- run on one shard -------------------------------------------------------------------------------------------------
+
+
+async def _eval(talk: Conversation) -> bytes:
+    """EVAL and EVAL_RO. A server that took the text has it now, so all workers learn it."""
+    digest = digest_of(talk.argv[1])
+
+    async def said_on(loan: Loan) -> bytes:
+        reply = await _run(talk, loan)
+        if await _has(talk, loan, reply, digest):
+            talk.here.learn_script(talk.argv[1])
+        return reply
+
+    return await _on_primary(talk, said_on)
+
+
+async def _evalsha(talk: Conversation) -> bytes:
+    """EVALSHA and EVALSHA_RO."""
+    digest = talk.argv[1]
+
+    async def said_on(loan: Loan) -> bytes:
+        reply = await _run(talk, loan)
+        text = talk.here.scripts.text(digest)
+        if await _has(talk, loan, reply, digest) is not False or text is None or not reply.startswith(NO_SCRIPT):
+            return reply
+        loan.keep = False
+        loaded = await _ask(talk, loan, b"SCRIPT", b"LOAD", text)
+        if loaded.startswith(b"-"):
+            return reply
+        reply = await _run(talk, loan)
+        await _has(talk, loan, reply, digest)
+        return reply
+
+    return await _on_primary(talk, said_on)
+
+
+async def _fcall(talk: Conversation) -> bytes:
+    """FCALL and FCALL_RO."""
+
+    async def said_on(loan: Loan) -> bytes:
+        reply = await _run(talk, loan)
+        loan.keep = not reply.startswith(b"-")
+        return reply
+
+    return await _on_primary(talk, said_on)
+
+
+async def _on_primary(talk: Conversation, said_on: Callable[[Loan], Awaitable[bytes]]) -> bytes:
+    """What is said on a connection to the shard of the keys; without keys, of the empty key."""
+    named = talk.command.keys(talk.argv)
+    shard = talk.shard_of_keys() if named else talk.shard_of(b"")
+    write_bytes = 0 if talk.command.is_read else sum(map(len, talk.argv))
+    try:
+        async with talk.lend(shard, write_bytes) as loan:
+            return await said_on(loan)
+    except NotSent:
+        if not write_bytes:
+            raise
+    async with talk.lend(shard, write_bytes) as loan:  # another one, as the gate was closed for another primary
+        return await said_on(loan)
+
+
+async def _run(talk: Conversation, loan: Loan) -> bytes:
+    """It may take its time, as nobody else waits for it on this connection; but not for ever."""
+    write, deadline_s = not talk.command.is_read, talk.here.setup.config.timeouts.silence_s
+    return await talk.ask_on(loan, request.encode(talk.argv), write=write, deadline_s=deadline_s)
+
+
+async def _ask(talk: Conversation, loan: Loan, *argv: bytes) -> bytes:
+    deadline_s = talk.here.setup.config.timeouts.silence_s
+    return await talk.ask_on(loan, request.encode(argv), write=False, deadline_s=deadline_s)
+
+
+async def _has(talk: Conversation, loan: Loan, reply: bytes, digest: bytes) -> bool | None:
+    """Whether the server has the text of which a run was answered by `reply`; None: it does not say.
+
+    It is only asked after an error. Its answer then also shows that there was no more than one reply to the script, so
+    that the next client may have the connection: an error is what a script writes past its reply with, if it can.
+    """
+    if not reply.startswith(b"-"):
+        loan.keep = True
+        return True
+    try:
+        said = await _ask(talk, loan, b"SCRIPT", b"EXISTS", digest)
+    except Refusal:
+        return None
+    loan.keep = said in (HAS_IT, LACKS_IT)
+    return said == HAS_IT if loan.keep else None
+
+
+# --- in a transaction -------------------------------------------------------------------------------------------------
+
+
+async def bring(talk: Conversation, loan: Loan, scripts: Sequence[Sequence[bytes]]) -> None:
+    """Give the server the texts that it lacks, of those that these calls name by their digests and that are known."""
+    named = {argv[1].lower() for argv in scripts if argv[0].lower().startswith(b"evalsha")}
+    known = [digest for digest in named if digest in talk.here.scripts]
+    has = await _which(talk, loan, known)
+    for digest in known:
+        text = talk.here.scripts.text(digest)
+        if digest not in has and text is not None:
+            await _ask(talk, loan, b"SCRIPT", b"LOAD", text)
+
+
+async def learn(talk: Conversation, loan: Loan, scripts: Sequence[Sequence[bytes]]) -> None:
+    """These were run there: their texts are known now, if the server took them."""
+    texts = {digest_of(argv[1]): argv[1] for argv in scripts if argv[0].lower() in (b"eval", b"eval_ro")}
+    unknown = [digest for digest in texts if digest not in talk.here.scripts]
+    for digest in await _which(talk, loan, unknown):
+        talk.here.learn_script(texts[digest])
+
+
+async def _which(talk: Conversation, loan: Loan, digests: Sequence[bytes]) -> list[bytes]:
+    """Those that the server has; none where it does not say."""
+    if not digests:
+        return []
+    try:
+        said = decode(await _ask(talk, loan, b"SCRIPT", b"EXISTS", *digests))
+    except Refusal:
+        return []
+    return [digest for digest, has in zip(digests, said, strict=True) if has == 1] if isinstance(said, list) else []
+
+
+# --- asked of all shards ----------------------------------------------------------------------------------------------
+
+
+def _agreed(talk: Conversation, frames: Mapping[int, bytes], write: bool) -> bytes:
+    """The one answer of all shards; where they do not agree, the error of one, and which others did their part."""
+    if len(set(frames.values())) == 1:
+        return next(iter(frames.values()))
+    failed = next((shard for shard, frame in frames.items() if frame.startswith(b"-")), None)
+    if failed is None:
+        return errors.unexpected_part(talk.command.name)
+    done = [talk.name(shard) for shard, frame in frames.items() if not frame.startswith(b"-")]
+    return errors.part_failed(talk.name(failed), frames[failed], done if write else ())
+
+
+async def _script_load(talk: Conversation) -> bytes:
+    text = talk.argv[2]
+    for shard in talk.shards:
+        await talk.pass_gate(shard, len(text))
+    try:
+        frames = await talk.ask_all(*talk.argv, primary=True)
+    except Refusal:
+        talk.here.learn_script(text)  # one shard's trouble must not keep it from the others: EVALSHA brings it there
+        raise
+    reply = _agreed(talk, frames, write=False)
+    if not reply.startswith(b"-"):
+        talk.here.learn_script(text)
+    return reply
+
+
+async def _script_exists(talk: Conversation) -> bytes:
+    """A text exists that is known here, as it is brought to the servers that lack it; else if all shards have it."""
+    digests = talk.argv[2:]
+    unknown = [digest for digest in digests if digest not in talk.here.scripts]
+    lacking: set[bytes] = set()
+    if unknown:
+        frames = await talk.ask_all(b"SCRIPT", b"EXISTS", *unknown, primary=True)
+        for shard, frame in frames.items():
+            said = decode(frame)
+            if not isinstance(said, list):
+                return errors.part_failed(talk.name(shard), frame)
+            lacking |= {digest for digest, has in zip(unknown, said, strict=True) if has != 1}
+    return encode([int(digest not in lacking) for digest in digests], talk.client.proto)
+
+
+async def _script_flush(talk: Conversation) -> bytes:
+    reply = _agreed(talk, await talk.ask_all(*talk.argv, write=True), write=True)
+    if reply == OK:
+        talk.here.flush_scripts()
+    return reply
+
+
+async def _script_show(talk: Conversation) -> bytes:
+    text = talk.here.scripts.text(talk.argv[2])
+    frames = await talk.ask_all(*talk.argv, primary=True)
+    shown = next((frame for frame in frames.values() if not frame.startswith(b"-")), None)
+    reply = shown or frames[0]
+    return encode(text, talk.client.proto) if text is not None and reply.startswith(NO_SCRIPT) else reply
+
+
+async def _kill(talk: Conversation) -> bytes:
+    """SCRIPT KILL and FUNCTION KILL: whatever runs on any shard. One that cannot be asked hinders no other."""
+    replies: list[bytes] = []
+    for shard in talk.shards:
+        try:
+            replies.append(await talk.ask(shard, *talk.argv, primary=True))
+        except Refusal as refusal:
+            replies.append(refusal.line)
+    told = [reply for reply in replies if not reply.startswith(NOT_BUSY)]
+    return OK if OK in told else next(iter(told), replies[0])
+
+
+# --- functions --------------------------------------------------------------------------------------------------------
+
+
+async def _function_write(talk: Conversation) -> bytes:
+    """FUNCTION LOAD, DELETE, FLUSH and RESTORE."""
+    return _agreed(talk, await talk.ask_all(*talk.argv, write=True), write=True)
+
+
+async def _function_read(talk: Conversation) -> bytes:
+    """FUNCTION LIST and DUMP: all shards have the same libraries, so the first that answers is as good as any."""
+    refusals: list[Refusal] = []
+    for shard in talk.shards:
+        try:
+            return await talk.ask(shard, *talk.argv)
+        except Refusal as refusal:
+            refusals.append(refusal)
+    raise refusals[0]
+
+
+async def _function_stats(talk: Conversation) -> bytes:
+    """Of a shard where something runs, if there is one."""
+    frames = await talk.ask_all(*talk.argv, primary=True)
+    idle = [frame for frame in frames.values() if any(said in frame for said in NOTHING_RUNS)]
+    return next((frame for frame in frames.values() if frame not in idle), frames[0])
+
+
+HANDLERS: dict[bytes, Handler] = {
+    b"eval": _eval,
+    b"eval_ro": _eval,
+    b"evalsha": _evalsha,
+    b"evalsha_ro": _evalsha,
+    b"fcall": _fcall,
+    b"fcall_ro": _fcall,
+    b"script|load": _script_load,
+    b"script|exists": _script_exists,
+    b"script|flush": _script_flush,
+    b"script|show": _script_show,
+    b"script|kill": _kill,
+    b"function|load": _function_write,
+    b"function|delete": _function_write,
+    b"function|flush": _function_write,
+    b"function|restore": _function_write,
+    b"function|list": _function_read,
+    b"function|dump": _function_read,
+    b"function|stats": _function_stats,
+    b"function|kill": _kill,
+}

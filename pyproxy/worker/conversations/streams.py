@@ -1,0 +1,117 @@
+"""XREAD and XREADGROUP of streams on several shards: each shard is asked for its own, and the answers become one.
+
+XREADGROUP writes: the groups are looked up first, then each shard does its part or does not, and the whole is not
+atomic. Where one fails, what others have handed out stays pending for the consumer, as after a reply that was lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from protocol import errors
+from protocol.reply import RESP3, decode
+from protocol.scan import ProtocolError, elements
+from pyproxy.worker.conversation import Conversation, Handler, Refusal
+
+NIL = (b"*-1\r\n", b"_\r\n")  # of an array, in RESP2 and RESP3
+
+
+async def _xread(talk: Conversation) -> bytes:
+    """XREAD and XREADGROUP: of each stream that has something its name and its entries."""
+    positions = talk.command.keys(talk.argv)
+    head, keys = talk.argv[: positions[0]], [talk.argv[position] for position in positions]
+    ids = talk.argv[positions[-1] + 1 :]
+    shards = [talk.shard_of(key) for key in keys]
+    if len(ids) != len(keys):
+        return await talk.ask(shards[0], *talk.argv)  # the server says what is wrong
+    if talk.command.name == b"xread":
+        frames = await talk.ask_each(_of_shards(head, keys, ids, shards), primary=True)
+    elif (place := await _without_group(talk, head, keys, shards)) is not None:
+        return await talk.ask(shards[place], *head, keys[place], ids[place], write=True)  # again, the server says it
+    else:
+        frames = await _one_by_one(talk, _of_shards(head, keys, ids, shards))
+    for frame in frames.values():
+        if frame.startswith(b"-"):
+            raise Refusal(frame)
+    try:
+        return in_order(list(zip(keys, shards, strict=True)), frames, talk.client.proto)
+    except ProtocolError:
+        raise Refusal(errors.unexpected_part(talk.command.name)) from None
+
+
+def _of_shards(
+    head: Sequence[bytes], keys: Sequence[bytes], ids: Sequence[bytes], shards: Sequence[int]
+) -> dict[int, list[bytes]]:
+    """The command of each shard, in the order of their first keys."""
+    commands: dict[int, list[bytes]] = {}
+    for shard in dict.fromkeys(shards):
+        mine = [place for place, owner in enumerate(shards) if owner == shard]
+        commands[shard] = [*head, *(keys[place] for place in mine), *(ids[place] for place in mine)]
+    return commands
+
+
+async def _without_group(
+    talk: Conversation, head: Sequence[bytes], keys: Sequence[bytes], shards: Sequence[int]
+) -> int | None:
+    """The place of the first key that is no stream with the group: XREADGROUP then reads from none."""
+    options = [word.lower() for word in head]
+    if b"group" not in options:
+        return 0
+    group = head[options.index(b"group") + 1]
+    blocks: dict[int, list[list[bytes]]] = {}
+    for key, shard in zip(keys, shards, strict=True):
+        blocks.setdefault(shard, []).append([b"XINFO", b"GROUPS", key])
+    answers = await talk.ask_blocks(blocks, primary=True)
+    for place, shard in enumerate(shards):
+        if not _has_group(answers[shard].pop(0), group):
+            return place
+    return None
+
+
+def _has_group(frame: bytes, group: bytes) -> bool:
+    """`frame`: the answer to XINFO GROUPS, of maps or flat lists that begin with the name."""
+    said = decode(frame)
+    names = [each[b"name"] if isinstance(each, dict) else each[1] for each in said] if isinstance(said, list) else []
+    return group in names
+
+
+async def _one_by_one(talk: Conversation, commands: Mapping[int, Sequence[bytes]]) -> dict[int, bytes]:
+    """Writes, until one is answered with an error."""
+    frames: dict[int, bytes] = {}
+    for shard, argv in commands.items():
+        frames[shard] = await talk.ask(shard, *argv, write=True)
+        if frames[shard].startswith(b"-"):
+            break
+        talk.applied(shard)
+    return frames
+
+
+def in_order(streams: Sequence[tuple[bytes, int]], frames: Mapping[int, bytes], proto: int) -> bytes:
+    """The answers of shards as one: (key, shard) of each stream, and what each shard said of its own."""
+    before = b"" if proto == RESP3 else b"*2\r\n"
+    left = {shard: _of_streams(frame, proto) for shard, frame in frames.items()}
+    found = []
+    for key, shard in streams:
+        if left[shard] and left[shard][0].startswith(b"%b$%d\r\n%b\r\n" % (before, len(key), key)):
+            found.append(left[shard].pop(0))
+    if any(left.values()):
+        raise ProtocolError("a stream that was not asked for")
+    if not found:
+        return NIL[proto == RESP3]
+    return b"%b%d\r\n%b" % (b"%" if proto == RESP3 else b"*", len(found), b"".join(found))
+
+
+def _of_streams(frame: bytes, proto: int) -> list[bytes]:
+    """Of each stream its name and its entries: an element of an array, or two of a map (RESP3)."""
+    if frame in NIL:
+        return []
+    if proto != RESP3:
+        return elements(frame)
+    header, _, rest = frame.partition(b"\r\n")
+    if not header.startswith(b"%"):
+        raise ProtocolError("expected a map")
+    words = elements(b"*%d\r\n%b" % (2 * int(header[1:]), rest), True)
+    return [name + entries for name, entries in zip(words[::2], words[1::2], strict=True)]
+
+
+ACROSS: dict[bytes, Handler] = {b"xread": _xread, b"xreadgroup": _xread}

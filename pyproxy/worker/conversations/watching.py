@@ -1,0 +1,136 @@
+"""WATCH, and the EXEC after it: on a connection that this client has alone, as what is watched belongs to a connection.
+
+All watched keys are on one shard: keys of several could not be checked at one moment. A connection that is lost takes
+the watch along, and EXEC answers nil as for any other watch that was broken: a promotion in between looks like a
+change. With `transactions = "split"` the block of the watched shard goes first, and the others only if its watch held.
+
+The client may have gone to another database since: the connection follows it. Where it changed its protocol, the watch
+counts as broken.
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+from protocol import errors, request
+from pyproxy.worker.conversation import Conversation, Handler, Refusal
+from pyproxy.worker.conversations.scripting import bring
+from pyproxy.worker.lending import Lender, Loan
+from pyproxy.worker.split import together
+
+NIL = {2: b"*-1\r\n", 3: b"_\r\n"}
+
+
+class Watched:
+    """The keys that a client watches; `keys`: how many, as CLIENT LIST shows it."""
+
+    def __init__(self, lender: Lender, loan: Loan) -> None:
+        self.loan = loan
+        self.keys = 0
+        self.db = loan.backend.db  # of the connection, by now
+        self._lender = lender
+
+    def end(self) -> None:
+        """The connection is given back if nothing is watched on it any more, else closed."""
+        self.loan.keep = self.loan.keep and self.db == self.loan.backend.db
+        self._lender.take_back(self.loan)
+
+
+async def _watch(talk: Conversation) -> bytes:
+    client, shard = talk.client, talk.shard_of_keys(errors.watch_over_shards)
+    watched: Watched | None = client.watched
+    if watched is None:
+        watched = Watched(talk.lender, await talk.lender.borrow(shard, client.proto, client.db))
+    elif watched.loan.link.index != shard:
+        raise Refusal(errors.watch_over_shards([watched.loan.link.name, talk.name(shard)]))
+    elif _broken(talk, watched):
+        return b"+OK\r\n"  # and so it stays until EXEC
+    client.watched = watched
+    reply = await _on_it(talk, watched, request.encode(talk.argv))
+    watched.keys += len(talk.argv) - 1
+    return reply
+
+
+async def execute(talk: Conversation) -> bytes:
+    """EXEC of a client that watches."""
+    client = talk.client
+    try:
+        return await _execute(talk, client.watched)
+    except Refusal as refusal:
+        return errors.transaction_discarded(refusal.line)
+    finally:
+        client.end_transaction()
+        client.end_watch()
+
+
+async def _execute(talk: Conversation, watched: Watched) -> bytes:
+    transaction, own = talk.client.transaction, watched.loan.link.index
+    if transaction.refused:
+        return errors.exec_aborted()
+    blocks, commands = transaction.blocks(talk.lane)
+    others = sorted(blocks.keys() - {own})
+    if others and talk.here.setup.config.transactions != "split":
+        return errors.transaction_over_shards([talk.name(shard) for shard in sorted({own, *others})])
+    async with AsyncExitStack() as lent:
+        loans = {shard: await lent.enter_async_context(talk.lend(shard)) for shard in others}
+        if transaction.write:  # all gates before anything is sent
+            for shard, (block, _) in blocks.items():
+                await talk.pass_gate(shard, len(block))
+        if _broken(talk, watched):
+            return NIL[talk.client.proto]
+        for loan in (watched.loan, *loans.values()):
+            await bring(talk, loan, transaction.scripts)
+        checked = await _checked(talk, watched, *blocks.get(own, (b"", 0)))
+        if not checked.startswith(b"*") or checked == NIL[2] or not (others or transaction.publishes):
+            return checked
+        frames: list[bytes | None] = [None] * len(talk.shards)
+        frames[own] = checked if own in blocks else None
+        applied = [talk.name(own)] if own in blocks else []
+        for shard, loan in loans.items():
+            frames[shard] = await _other(talk, loan, blocks[shard], applied)
+            applied.append(talk.name(shard))
+            loan.keep = True
+        return together(talk.lane, commands, frames)
+
+
+async def _checked(talk: Conversation, watched: Watched, block: bytes, queued: int) -> bytes:
+    """The answer to the block of the watched shard, an empty one if it has none: nil where something was changed."""
+    if block:
+        reply = await _on_it(talk, watched, block, queued)
+    else:
+        await _on_it(talk, watched, request.encode([b"MULTI"]))
+        reply = await _on_it(talk, watched, request.encode([b"EXEC"]))
+    watched.loan.keep = True  # whatever EXEC answers, it has ended the watch
+    return reply
+
+
+async def _other(talk: Conversation, loan: Loan, block: tuple[bytes, int], applied: list[str]) -> bytes:
+    """The answer to the block of another shard. Raises Refusal, with those that have applied theirs."""
+    frame, queued = block
+    write: bool = talk.client.transaction.write
+    try:
+        reply = await talk.ask_on(loan, frame, write=write, queued=queued, deadline_s=talk.reply_s)
+    except Refusal as refusal:
+        raise Refusal(errors.part_failed(talk.name(loan.link.index), refusal.line, applied if write else ())) from None
+    if not reply.startswith(b"*"):
+        raise Refusal(errors.part_failed(talk.name(loan.link.index), reply, applied if write else ()))
+    return reply
+
+
+async def _on_it(talk: Conversation, watched: Watched, frame: bytes, queued: int = 0) -> bytes:
+    """A reply on the connection that watches, in the database of the client."""
+    if watched.db != talk.client.db:
+        select = request.encode([b"SELECT", b"%d" % talk.client.db])
+        reply = await talk.ask_on(watched.loan, select, write=False, deadline_s=talk.reply_s)
+        if reply != b"+OK\r\n":
+            raise Refusal(reply)
+        watched.db = talk.client.db
+    write = bool(queued) and talk.client.transaction.write
+    return await talk.ask_on(watched.loan, frame, write=write, queued=queued, deadline_s=talk.reply_s)
+
+
+def _broken(talk: Conversation, watched: Watched) -> bool:
+    return bool(watched.loan.lost) or watched.loan.backend.proto != talk.client.proto
+
+
+HANDLERS: dict[bytes, Handler] = {b"watch": _watch}

@@ -1,0 +1,195 @@
+"""What is asked of the keys of all shards."""
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from pyproxy.fleet import HOST, Fleet, Proxy
+from tests.e2e.rig import Argument, Keys, Talk, error
+
+
+@pytest.fixture(autouse=True)
+def empty(fleet: Fleet) -> None:
+    for shard in fleet.shards:
+        shard.primary.ask("FLUSHALL")
+
+
+@pytest.fixture(scope="module")
+def proxy(fleet: Fleet) -> Iterator[Proxy]:
+    with Proxy(fleet) as proxy:
+        yield proxy
+
+
+def test_randomkey_is_nil_where_all_shards_are_empty(talk: Talk) -> None:
+    assert talk.ask("RANDOMKEY") is None
+    talk.ask("HELLO", "3")
+    assert talk.ask("RANDOMKEY") is None
+
+
+@pytest.mark.parametrize("shard", range(3))
+def test_randomkey_finds_the_only_key_wherever_it_is(talk: Talk, keys: Keys, shard: int) -> None:
+    key = keys.one(shard)
+    talk.ask("SET", key, "v")
+    assert talk.ask("RANDOMKEY") == key.encode()
+
+
+def test_randomkey_names_keys_of_every_shard_in_time(talk: Talk, keys: Keys) -> None:
+    for shard in range(3):
+        talk.ask("SET", keys.one(shard), "v")
+    talk.send(*[("RANDOMKEY",)] * 200)
+    assert set(talk.reads(200)) == {keys.one(shard).encode() for shard in range(3)}
+
+
+def test_a_conversation_stands_in_the_order_of_replies(talk: Talk, keys: Keys) -> None:
+    key = keys.one(1)
+    talk.send(("SET", key, "v"), ("RANDOMKEY",), ("GET", key), ("RANDOMKEY",), ("DEL", key), ("RANDOMKEY",))
+    assert talk.reads(6) == [b"OK", key.encode(), b"v", key.encode(), 1, None]
+
+
+def test_randomkey_of_a_fleet_with_a_lost_shard_is_an_error(fleet: Fleet, keys: Keys) -> None:
+    with Proxy(fleet) as proxy, Talk(proxy.port) as talk:
+        talk.ask("SET", keys.one(0), "v")
+        fleet.shards[1].primary.kill()
+        try:
+            said = error(talk.ask("RANDOMKEY"))
+            assert said.startswith("TRYAGAIN shard s1") and "applied=no" in said
+        finally:
+            fleet.shards[1].primary.start()
+
+
+# --- SCAN -------------------------------------------------------------------------------------------------------------
+
+
+def page(talk: Talk, cursor: Argument, *options: Argument) -> tuple[bytes, list[bytes]]:
+    reply = talk.ask("SCAN", cursor, *options)
+    assert isinstance(reply, list), reply
+    return reply[0], reply[1]
+
+
+def walk(talk: Talk, *options: Argument) -> list[bytes]:
+    """The keys of all pages, in their order."""
+    cursor, found = page(talk, 0, *options)
+    while cursor != b"0":
+        cursor, more = page(talk, cursor, *options)
+        found += more
+    return found
+
+
+def fill(talk: Talk, keys: Keys, count: int = 50) -> set[bytes]:
+    """So many keys on each of the three shards."""
+    names = [name for shard in range(3) for name in keys.on(shard, count)]
+    talk.send(*[("SET", name, "v") for name in names])
+    assert set(talk.reads(len(names))) == {b"OK"}
+    return {name.encode() for name in names}
+
+
+@pytest.mark.parametrize("proto", [2, 3])
+@pytest.mark.parametrize("count", [1, 7, 10, 1000])
+def test_scan_returns_every_key_of_every_shard(talk: Talk, keys: Keys, proto: int, count: int) -> None:
+    stored = fill(talk, keys)
+    talk.ask("HELLO", proto)
+    found = walk(talk, "COUNT", count)
+    assert set(found) == stored
+    assert len(found) == len(stored), "nothing has changed, so nothing was returned twice"
+
+
+def test_scan_of_empty_shards_is_over_at_once(talk: Talk) -> None:
+    assert talk.ask("SCAN", 0) == [b"0", []]
+
+
+@pytest.mark.parametrize("shard", range(3))
+def test_scan_passes_over_shards_without_keys(talk: Talk, keys: Keys, shard: int) -> None:
+    talk.ask("SET", keys.one(shard), "v")
+    cursor, found = page(talk, 0)
+    assert found == [keys.one(shard).encode()]
+    assert shard == 2 or page(talk, cursor) == (b"0", [])
+
+
+def test_scan_passes_match_count_and_type_on(talk: Talk, keys: Keys) -> None:
+    fill(talk, keys)
+    lists = {name for shard in range(3) for name in keys.on(shard, 3, "list")}
+    for name in lists:
+        talk.ask("RPUSH", name, "v")
+    expected = {name.encode() for name in lists}
+    assert set(walk(talk, "MATCH", "list*")) == expected
+    assert set(walk(talk, "TYPE", "list", "COUNT", 100)) == expected
+    assert walk(talk, "MATCH", "list*", "TYPE", "string") == []
+
+
+def test_scan_is_of_the_database_of_the_client(talk: Talk, keys: Keys) -> None:
+    fill(talk, keys)
+    talk.ask("SELECT", 4)
+    assert talk.ask("SCAN", 0) == [b"0", []]
+    talk.ask("SET", keys.one(2), "v")
+    assert walk(talk) == [keys.one(2).encode()]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("SCAN", "x"), "ERR invalid cursor"),
+        (("SCAN", "1x"), "ERR invalid cursor"),
+        (("SCAN", " 1"), "ERR invalid cursor"),
+        (("SCAN", "18446744073709551616"), "ERR invalid cursor"),
+        (("SCAN", str(1 << 53)), "ERR invalid cursor"),
+        (("SCAN", "x", "BLA"), "ERR invalid cursor"),
+        (("SCAN", "0", "COUNT", "0"), "ERR syntax error"),
+        (("SCAN", "0", "COUNT", "x"), "ERR value is not an integer or out of range"),
+        (("SCAN", "0", "MATCH"), "ERR syntax error"),
+        (("SCAN",), "ERR wrong number of arguments for 'scan' command"),
+    ],
+)
+def test_scan_refuses_what_redis_refuses_in_its_words(talk: Talk, argv: tuple[str, ...], said: str) -> None:
+    assert error(talk.ask(*argv)) == said
+    talk.ask("HELLO", 3)
+    assert error(talk.ask(*argv)) == said
+
+
+def test_scan_stands_in_the_order_of_replies(talk: Talk, keys: Keys) -> None:
+    key = keys.one(2)
+    talk.send(("SET", key, "v"), ("SCAN", 0), ("GET", key), ("DEL", key), ("SCAN", 0), ("PING",))
+    assert talk.reads(6) == [b"OK", [b"0", [key.encode()]], b"v", 1, [b"0", []], b"PONG"]
+
+
+def test_redis_py_walks_all_keys(proxy: Proxy, talk: Talk, keys: Keys) -> None:
+    stored = fill(talk, keys)
+    for protocol in (2, 3):
+        with redis.Redis(HOST, proxy.port, protocol=protocol) as client:
+            assert set(client.scan_iter(count=7)) == stored
+
+
+# --- all shards at once -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("proto", [2, 3])
+def test_keys_dbsize_and_flushes_are_about_all_shards(talk: Talk, keys: Keys, proto: int) -> None:
+    talk.ask("HELLO", proto)
+    stored = fill(talk, keys)
+    found = talk.ask("KEYS", "*")
+    assert isinstance(found, list) and sorted(found) == sorted(stored)
+    assert talk.ask("DBSIZE") == len(stored)
+    talk.send(("SELECT", 1), ("SET", keys.one(1), "v"), ("DBSIZE",), ("FLUSHDB",), ("DBSIZE",))
+    assert talk.reads(5) == [b"OK", b"OK", 1, b"OK", 0]
+    talk.send(("SELECT", 0), ("DBSIZE",))
+    assert talk.reads(2) == [b"OK", len(stored)]
+    talk.send(("FLUSHALL", "SYNC"), ("DBSIZE",), ("KEYS", "*"))
+    assert talk.reads(3) == [b"OK", 0, []]
+
+
+@pytest.mark.parametrize("argv", [("SCAN", "0"), ("KEYS", "*"), ("DBSIZE",), ("FLUSHDB",), ("FLUSHALL",)])
+def test_of_a_fleet_with_a_lost_shard_nothing_is_left_out(fleet: Fleet, keys: Keys, argv: tuple[str, ...]) -> None:
+    with Proxy(fleet) as proxy, Talk(proxy.port) as talk:
+        talk.ask("SET", keys.one(0), "v")
+        fleet.shards[1].primary.kill()
+        try:
+            for proto in (2, 3):
+                talk.ask("HELLO", proto)
+                reply = talk.ask(*argv)
+                if argv[0] == "SCAN":
+                    assert isinstance(reply, list) and reply[1] == [keys.one(0).encode()], "a page of the first shard"
+                    reply = talk.ask("SCAN", reply[0])
+                said = error(reply)
+                assert said.startswith("TRYAGAIN shard s1") and "applied=no" in said
+        finally:
+            fleet.shards[1].primary.start()
