@@ -51,7 +51,7 @@ def pair(fleet10: Fleet, proxy: Proxy, server: Server) -> Iterator[Pair]:
 
 
 def commands_to_shards() -> dict[str, Command]:
-    """Every command and subcommand that goes to shards as it is, by its name; of the others see test_every_command.py."""
+    """Every command that goes to shards as it is, by its name; of the others see test_every_command.py."""
     rows = [row for top in TABLE.values() for row in (top.subcommands.values() if top.subcommands else [top])]
     elsewhere = (Kind.LOCAL, Kind.REFUSED, Kind.TRANSACTION, Kind.PUBSUB, Kind.CONVERSATION)
     return {row.name.decode(): row for row in rows if row.kind not in elsewhere}
