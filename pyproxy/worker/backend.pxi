@@ -3,6 +3,11 @@
 cdef frozenset REFUSALS = frozenset({b"READONLY", b"MISCONF", b"LOADING", b"MASTERDOWN", b"NOREPLICAS"})
 
 
+def refusal_code(bytes frame not None):
+    """As `_refusal_code`, of a whole reply."""
+    return _refusal_code(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+
+
 cdef str _refusal_code(const char *p, Py_ssize_t n):
     """The code of a reply that says more of the server than of the request; None for any other."""
     cdef bytes code

@@ -61,6 +61,7 @@ class Conversation:
         self._asked_again = asyncio.Event()
         self.stopped = False  # the client has closed its half, or the worker goes: nothing more is waited for
         self._waits = False
+        self._silent = False  # nobody is told that it was given up
         self._applied: list[int] = []  # shards that have done a part of it
         self._let_go: Callable[[], None] | None = None
         self._end = b""  # the line it is ended with from outside
@@ -85,7 +86,7 @@ class Conversation:
         except Exception:
             emit(Event.BUG, where=self, trace=traceback.format_exc())
             reply = self._ended(errors.internal_error())
-        self.client.answer(reply)
+        self.client.answer(b"" if self._silent and reply == errors.unblocked() else reply)
 
     def _ended(self, line: bytes) -> bytes:
         return errors.half_done(line, [self.name(shard) for shard in self._applied]) if self._applied else line
@@ -110,8 +111,9 @@ class Conversation:
             self._task.cancel()
 
     def half_closed(self) -> None:
-        """The client has closed its half. What waits without an end is given up; the rest is answered."""
+        """The client has closed its half. What waits is given up without a word, the rest is answered."""
         if self._waits:
+            self._silent = True
             self.client.finish()
         self.drain()
 

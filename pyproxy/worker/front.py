@@ -20,7 +20,7 @@ from pyproxy.config import Config
 from pyproxy.messages import ShardLook
 from pyproxy.shardmap import Node, Shard
 from pyproxy.worker.gate import Closed, Gate
-from pyproxy.worker.lane import NOT_NOW, Backend, Client, Lane
+from pyproxy.worker.lane import NOT_NOW, Backend, Client, Lane, refusal_code
 from pyproxy.worker.link import Link
 
 UNSTEADY_S = 0.2
@@ -33,9 +33,6 @@ READ_BYTES = 64
 """What a waiting read counts for: its bytes stay where they are."""
 
 FORGET_S = 1.0  # how often is looked which writes are too old to matter
-
-REFUSALS = frozenset({"READONLY", "MISCONF", "LOADING", "MASTERDOWN", "NOREPLICAS"})
-"""Codes of replies that say more of the server than of the request; those of backend.pxi."""
 
 POLLRDHUP = 0x2000  # <poll.h>; select has no name for it before Python 3.15
 
@@ -138,8 +135,8 @@ class Front:
 
     def takes_back(self, reply: bytes) -> bool:
         """Whether this reply to a write means that it was not done and may be tried again; then its gate is closed."""
-        code = reply[1:].split(b" ", 1)[0].decode("latin-1")
-        if not reply.startswith(b"-") or code not in REFUSALS or not self.gate.takes_back(code):
+        code = refusal_code(reply)
+        if code is None or not self.gate.takes_back(code):
             return False
         self.refused(code)
         return True

@@ -7,6 +7,8 @@ from pyproxy.config import Config
 
 NOT_NOW: object
 
+def refusal_code(frame: bytes) -> str | None: ...
+
 class Route:
     name: bytes
     command: Command

@@ -56,9 +56,9 @@ class Session:
         match command.kind:
             case Kind.TRANSACTION:
                 return self._transaction(client, route, command, argv)
-            case Kind.LOCAL if settings.is_for_servers(argv, self._here):
-                return self._converse(client, route, command, argv, settings.configure)
             case Kind.LOCAL:
+                if command.name == b"config|set" and settings.is_for_servers(argv, self._here):
+                    return self._converse(client, route, command, argv, settings.configure)
                 if command.name == b"hello" and client.subscriber is not None and not client.settled():
                     return NOT_NOW  # a message in the new protocol would overtake answers in the old one
                 return local.answer(command.name, client, argv, self._here)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyproxy.fleet import Fleet, Proxy
-from tests.e2e.rig import Keys, Talk
+from tests.e2e.rig import PATIENT, Keys, Talk
 
 
 @pytest.fixture(scope="module")
@@ -13,6 +13,13 @@ def fleet() -> Iterator[Fleet]:
     """Three primaries of this module's own: its tests may kill and stop them."""
     with Fleet(shards=3, replicas=0) as fleet:
         yield fleet
+
+
+@pytest.fixture(scope="module")
+def split(fleet: Fleet) -> Iterator[Proxy]:
+    """A proxy that runs transactions over several shards."""
+    with Proxy(fleet, transactions="split", timeouts=PATIENT) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="module")

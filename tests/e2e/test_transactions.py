@@ -33,12 +33,6 @@ def proxy(fleet: Fleet) -> Iterator[Proxy]:
         yield proxy
 
 
-@pytest.fixture(scope="module")
-def split(fleet: Fleet) -> Iterator[Proxy]:
-    with Proxy(fleet, transactions="split", timeouts=PATIENT) as proxy:
-        yield proxy
-
-
 @pytest.fixture(autouse=True)
 def empty(fleet: Fleet) -> None:
     for server in fleet.servers:

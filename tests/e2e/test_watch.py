@@ -17,12 +17,6 @@ def proxy(fleet: Fleet) -> Iterator[Proxy]:
         yield proxy
 
 
-@pytest.fixture(scope="module")
-def split(fleet: Fleet) -> Iterator[Proxy]:
-    with Proxy(fleet, transactions="split", timeouts=PATIENT) as proxy:
-        yield proxy
-
-
 @pytest.fixture(autouse=True)
 def empty(fleet: Fleet) -> None:
     for shard in fleet.shards:
@@ -235,3 +229,17 @@ def test_split_no_shard_runs_its_block_where_the_watch_was_broken(split: Proxy, 
         assert talk.reads(4)[3] == [b"OK"]
 
 
+
+
+def test_split_a_shard_that_is_down_discards_the_whole(fleet: Fleet, keys: Keys) -> None:
+    with Proxy(fleet, transactions="split") as proxy, Talk(proxy.port) as talk:
+        primary = fleet.shards[0].primary
+        assert talk.ask("WATCH", keys.one(1)) == b"OK"
+        primary.kill()
+        try:
+            talk.send(("MULTI",), ("SET", keys.one(1), 1), ("SET", keys.one(0), 1), ("EXEC",))
+            said = error(talk.reads(4)[3])
+            assert said.startswith("EXECABORT Transaction discarded because of: shard s0 ") and "applied=no" in said
+            assert talk.ask("GET", keys.one(1)) is None
+        finally:
+            primary.start()

@@ -4,12 +4,13 @@ A text that a server lacks cannot be brought in the middle of a block, so it is 
 all digests that the block names.
 """
 
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 from protocol import errors
 from pyproxy.worker.conversation import Conversation, Refusal
 from pyproxy.worker.conversations.scripting import bring, learn
-from pyproxy.worker.lending import Unlendable
+from pyproxy.worker.lending import Loan, Unlendable
 from pyproxy.worker.split import together
 
 
@@ -38,20 +39,35 @@ async def _execute(talk: Conversation) -> bytes:
             write_bytes = len(block) if transaction.write else 0
             loans[shard] = await lent.enter_async_context(talk.lend(shard, write_bytes))
             await bring(talk, loans[shard], transaction.scripts)
-        for shard, loan in loans.items():
-            block, queued = blocks[shard]
-            deadline_s = config.timeouts.silence_s
-            try:
-                reply = await talk.ask_on(loan, block, write=transaction.write, queued=queued, deadline_s=deadline_s)
-            except Refusal as refusal:
-                reply = refusal.line
-            if not reply.startswith(b"*"):
-                if len(blocks) == 1:
-                    return errors.transaction_discarded(reply)
-                return errors.transaction_discarded(errors.part_failed(talk.name(shard), reply, applied))
-            loan.keep = True
-            frames[shard] = reply
-            if transaction.write:
-                applied.append(talk.name(shard))
-            await learn(talk, loan, transaction.scripts)
-        return reply if len(blocks) == 1 and not transaction.publishes else together(talk.lane, commands, frames)
+        await send(talk, loans, blocks, frames, applied)
+    if len(blocks) == 1 and not transaction.publishes:
+        (frame,) = (frame for frame in frames if frame is not None)
+        return frame
+    return together(talk.lane, commands, frames)
+
+
+async def send(
+    talk: Conversation,
+    loans: Mapping[int, Loan],
+    blocks: Mapping[int, tuple[bytes, int]],
+    frames: list[bytes | None],
+    applied: list[str],
+) -> None:
+    """The blocks of the shards that are lent, one after another; their answers, which are arrays, into `frames`.
+
+    Raises Refusal for any other answer, with those who have `applied` theirs before. Scripts may take their time.
+    """
+    transaction, deadline_s = talk.client.transaction, talk.here.setup.config.timeouts.silence_s
+    for shard, loan in loans.items():
+        block, queued = blocks[shard]
+        try:
+            reply = await talk.ask_on(loan, block, write=transaction.write, queued=queued, deadline_s=deadline_s)
+        except Refusal as refusal:
+            reply = refusal.line
+        if not reply.startswith(b"*"):
+            raise Refusal(reply if len(blocks) == 1 else errors.part_failed(talk.name(shard), reply, applied))
+        loan.keep = True
+        frames[shard] = reply
+        if transaction.write:
+            applied.append(talk.name(shard))
+        await learn(talk, loan, transaction.scripts)

@@ -15,10 +15,8 @@ from pyproxy.worker.here import Here
 
 
 def is_for_servers(argv: Sequence[bytes], here: Here) -> bool:
-    """Whether this is a CONFIG SET of one such setting."""
-    if len(argv) != 4 or argv[0].lower() != b"config" or argv[1].lower() != b"set":
-        return False
-    return argv[2].lower().decode("latin-1") in here.setup.config.config_set
+    """Whether this CONFIG SET is of one such setting."""
+    return len(argv) == 4 and argv[2].lower().decode("latin-1") in here.setup.config.config_set
 
 
 async def configure(talk: Conversation) -> bytes:

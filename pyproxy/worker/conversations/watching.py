@@ -13,9 +13,10 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 from protocol import errors, request
-from pyproxy.worker.conversation import Conversation, Handler, Refusal
+from pyproxy.worker.conversation import Conversation, Handler, NotSent, Refusal
+from pyproxy.worker.conversations.executing import send
 from pyproxy.worker.conversations.scripting import bring
-from pyproxy.worker.lending import Lender, Loan
+from pyproxy.worker.lending import Lender, Loan, Unlendable
 from pyproxy.worker.split import together
 
 NIL = {2: b"*-1\r\n", 3: b"_\r\n"}
@@ -56,7 +57,9 @@ async def execute(talk: Conversation) -> bytes:
     client = talk.client
     try:
         return await _execute(talk, client.watched)
-    except Refusal as refusal:
+    except NotSent:
+        return NIL[client.proto]  # the connection was lost since, and what it watched
+    except (Refusal, Unlendable) as refusal:
         return errors.transaction_discarded(refusal.line)
     finally:
         client.end_transaction()
@@ -85,12 +88,8 @@ async def _execute(talk: Conversation, watched: Watched) -> bytes:
             return checked
         frames: list[bytes | None] = [None] * len(talk.shards)
         frames[own] = checked if own in blocks else None
-        applied = [talk.name(own)] if own in blocks else []
-        for shard, loan in loans.items():
-            frames[shard] = await _other(talk, loan, blocks[shard], applied)
-            applied.append(talk.name(shard))
-            loan.keep = True
-        return together(talk.lane, commands, frames)
+        await send(talk, loans, blocks, frames, [talk.name(own)] if own in blocks and transaction.write else [])
+    return together(talk.lane, commands, frames)
 
 
 async def _checked(talk: Conversation, watched: Watched, block: bytes, queued: int) -> bytes:
@@ -101,19 +100,6 @@ async def _checked(talk: Conversation, watched: Watched, block: bytes, queued: i
         await _on_it(talk, watched, request.encode([b"MULTI"]))
         reply = await _on_it(talk, watched, request.encode([b"EXEC"]))
     watched.loan.keep = True  # whatever EXEC answers, it has ended the watch
-    return reply
-
-
-async def _other(talk: Conversation, loan: Loan, block: tuple[bytes, int], applied: list[str]) -> bytes:
-    """The answer to the block of another shard. Raises Refusal, with those that have applied theirs."""
-    frame, queued = block
-    write: bool = talk.client.transaction.write
-    try:
-        reply = await talk.ask_on(loan, frame, write=write, queued=queued, deadline_s=talk.reply_s)
-    except Refusal as refusal:
-        raise Refusal(errors.part_failed(talk.name(loan.link.index), refusal.line, applied if write else ())) from None
-    if not reply.startswith(b"*"):
-        raise Refusal(errors.part_failed(talk.name(loan.link.index), reply, applied if write else ()))
     return reply
 
 

@@ -7,12 +7,20 @@ import pytest
 from pyproxy.fleet import Fleet
 from tests.e2e.clients import node
 from tests.e2e.clients.loop_server import LoopProxy
+from tests.e2e.clients.node import LIBRARIES, Library
 
 
 @pytest.fixture(scope="session")
 def node_modules() -> None:
     """The libraries of node are installed; else the test is skipped with the reason."""
     node.install()
+
+
+@pytest.fixture(scope="module", params=LIBRARIES, ids=lambda library: library.name)
+def library(request: pytest.FixtureRequest, node_modules: None) -> Library:
+    if not node.runs(request.param):
+        pytest.skip(f"it needs node {request.param.node}")
+    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="session")

@@ -7,21 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from pyproxy.fleet import Fleet, Proxy, wait_until
-from tests.e2e.clients import node
-from tests.e2e.clients.node import LIBRARIES, Library, NodeClient
+from tests.e2e.clients.node import Library, NodeClient
 from tests.e2e.clients.waiting_pops import blocked_at
 from tests.e2e.rig import PATIENCE_S, Talk
 
 pytestmark = [pytest.mark.usefixtures("node_modules"), pytest.mark.timeout(180)]  # the first one installs
 
 SCRIPT = "redis.call('set', KEYS[1], ARGV[1]) return {KEYS[1], redis.call('get', KEYS[1])}"
-
-
-@pytest.fixture(scope="module", params=LIBRARIES, ids=lambda library: library.name)
-def library(request: pytest.FixtureRequest, node_modules: None) -> Library:
-    if not node.runs(request.param):
-        pytest.skip(f"it needs node {request.param.node}")
-    return request.param  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,6 @@ pytestmark = [pytest.mark.usefixtures("node_modules"), pytest.mark.timeout(180)]
 EVERY_BYTE = bytes(range(256))
 
 
-@pytest.fixture(scope="module", params=LIBRARIES, ids=lambda library: library.name)
-def library(request: pytest.FixtureRequest, node_modules: None) -> Library:
-    if not node.runs(request.param):
-        pytest.skip(f"it needs node {request.param.node}")
-    return request.param  # type: ignore[no-any-return]
-
-
 @pytest.fixture(scope="module")
 def client(library: Library, proxy10: Proxy) -> Iterator[NodeClient]:
     with NodeClient(library, proxy10.port) as connected:
