@@ -30,6 +30,7 @@ ctypedef int (*Splitter)(Client client, Route route, list argv, const char *fram
 @cython.final
 cdef class Route:
     cdef readonly bytes name
+    cdef readonly bytes upper        # its name as it is sent to a server
     cdef readonly object command
     cdef readonly int arity
     cdef readonly int plain_key     # argv position of the only key; 0: not a plain command

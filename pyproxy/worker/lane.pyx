@@ -100,6 +100,7 @@ cdef class Route:
     def __init__(self, command):
         self.command = command
         self.name = command.name
+        self.upper = command.name.upper()
         self.arity = command.arity
         self.first_key = command.first_key
         self.plain_key = command.first_key if command.kind == 1 else 0
@@ -123,6 +124,8 @@ cdef class Taking:
 
 
 @cython.final
+@cython.no_gc
+@cython.freelist(1024)
 cdef class Split:
     """A request of several parts: the replies of its shards, until all are here and can be merged."""
 

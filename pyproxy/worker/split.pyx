@@ -136,7 +136,7 @@ cdef list _cut(Route route, list argv, bytes owners, Share *shares, int shards):
     cdef Py_ssize_t i, keys = PyBytes_GET_SIZE(owners) // 2
     cdef int shard, step = route.step, first = route.first_key
     cdef list frames = [None] * shards
-    cdef bytes part, name = route.name.upper()
+    cdef bytes part, name = route.upper
     cdef char *out
     for shard in range(shards):
         if shares[shard].keys:
@@ -185,14 +185,16 @@ cdef int _parts(Client client, Route route, list argv, bytes owners, Share *shar
                 Py_ssize_t size) except -2:
     cdef int shard, verdict
     cdef Split split
-    cdef list frames, asked = [shard for shard in range(shards) if shares[shard].keys]
-    cdef dict backends = {}
-    verdict = _admitted(client, route.write, asked, size, backends)
-    if verdict < 0:
-        return -1
-    if verdict == 0:
-        client.say(client.lane.refusal)
-        return 1
+    cdef list asked, frames, backends = client.pool
+    if not _all_plain(backends, shares, shards):
+        backends = list(backends)
+        asked = [shard for shard in range(shards) if shares[shard].keys]
+        verdict = _admitted(client, route.write, asked, size, backends)
+        if verdict < 0:
+            return -1
+        if verdict == 0:
+            client.say(client.lane.refusal)
+            return 1
     frames = _cut(route, argv, owners, shares, shards)
     split = _split(client, route, owners, involved, size)
     for shard in range(shards):
@@ -201,8 +203,20 @@ cdef int _parts(Client client, Route route, list argv, bytes owners, Share *shar
     return 1
 
 
-cdef int _admitted(Client client, bint write, shards, Py_ssize_t size, dict backends) except -2:
-    """1: may be sent, to these backends; 0: a shard refuses, see `lane.refusal`; -1: the client was parked."""
+cdef bint _all_plain(list pool, Share *shares, int shards):
+    """Whether nobody need be asked: all is as usual at every shard that has a part."""
+    cdef int shard
+    for shard in range(shards):
+        if shares[shard].keys and not (<Backend>pool[shard]).plain:
+            return False
+    return True
+
+
+cdef int _admitted(Client client, bint write, shards, Py_ssize_t size, list backends) except -2:
+    """1: may be sent, to these; 0: a shard refuses, see `lane.refusal`; -1: the client was parked.
+
+    `backends`: a copy of the client's pool; for a read from a replica it is changed.
+    """
     cdef Lane lane = client.lane
     cdef Backend backend
     cdef bytes line = None
@@ -257,7 +271,7 @@ def fan_out(Client client not None, Route route not None, bytes frame not None):
     """Asks every shard the same.  -> None (a place was taken), NOT_NOW, or the refusal to answer."""
     cdef int shard, shards = <int>len(client.pool)
     cdef Split split
-    cdef dict backends = {}
+    cdef list backends = list(client.pool)
     cdef int verdict = _admitted(client, route.write, range(shards), PyBytes_GET_SIZE(frame), backends)
     if verdict <= 0:
         return NOT_NOW if verdict < 0 else client.lane.refusal
@@ -275,7 +289,7 @@ def execute(Client client not None, Route route not None, dict blocks not None, 
     -> as `fan_out`.
     """
     cdef Split split
-    cdef dict backends = {}
+    cdef list backends = list(client.pool)
     cdef Py_ssize_t size = 0
     cdef int verdict
     for frame, _ in blocks.values():
@@ -326,7 +340,7 @@ def ask(Client client not None, Route route not None, dict parts not None, bint 
     cdef Lane lane = client.lane
     cdef Split split
     cdef Backend backend
-    cdef dict backends = {}
+    cdef list backends = list(client.pool)
     cdef Py_ssize_t size = 0
     cdef int verdict
     for frame, _ in parts.values():
