@@ -19,7 +19,6 @@ MODULE = "tests.e2e.clients.apps.celery_app"
 @pytest.fixture(scope="module")
 def app(proxy10: Proxy) -> Iterator[Any]:
     """The application as a caller has it."""
-    pytest.importorskip("celery", reason="celery is not installed: pip install pyproxy[clients]")
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(os.environ, "REDIS_URL", url(proxy10))
         celery_app = importlib.import_module(MODULE)

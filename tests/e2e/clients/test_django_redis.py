@@ -19,7 +19,6 @@ def proxy(fleet10: Fleet) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def django_cache(proxy: Proxy) -> Any:
-    pytest.importorskip("django_redis", reason="django-redis is not installed: pip install pyproxy[clients]")
     settings = importlib.import_module("django.conf").settings
     location = f"redis://{HOST}:{proxy.port}/1"
     settings.configure(CACHES={"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": location}})
