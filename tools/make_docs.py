@@ -19,6 +19,7 @@ from protocol.rows import SOURCES
 from protocol.table import TABLE
 from pyproxy.config import Limits
 from pyproxy.worker.conversations import ACROSS, EMULATED
+from pyproxy.worker.conversations.polling import POLLED
 from tests.protocol.framing_cases import CASES, GROUPS, Case, Outcome
 
 ROOT = Path(__file__).parent.parent
@@ -99,7 +100,7 @@ do not, the answer is
     {crossslot}
 
 as it is to a SORT whose BY or GET names keys that may lie elsewhere. A `{{hash tag}}` keeps keys together. Commands
-marked "or emulated" are served all the same where the configuration says `cross_shard = "emulate"`, not atomic:
+marked "emulated" are served all the same where the configuration says `cross_shard = "emulate"`, not atomic:
 [cross-shard.md](cross-shard.md).
 """
 
@@ -139,8 +140,8 @@ def _calls(top: Command) -> Iterator[Command]:
 def _command_row(command: Command) -> tuple[str, str]:
     here = _kind(command.kind) + (f" ({command.merge})" if command.merge else "")
     if command.name in ACROSS:
-        here += ", of several shards too"
-    if command.name in EMULATED:
+        here += ", of several shards too; with BLOCK emulated" if command.name in POLLED else ", of several shards too"
+    elif command.name in EMULATED or command.name in POLLED:
         here += ", or emulated"
     if command.kind is Kind.REFUSED:
         here += f": `{_line(errors.refused(command.name, command.reason))}`"

@@ -62,11 +62,6 @@ def test_by_default_it_is_refused(strict: Talk, names: tuple[str, str], waiter: 
     assert error(strict.ask(*waiter.words(waiter.wait, *names))).startswith("CROSSSLOT ")
 
 
-@pytest.mark.parametrize("waiter", MOVERS, ids=str)
-def test_from_one_shard_to_another_nothing_is_moved(talk: Talk, names: tuple[str, str], waiter: Waiter) -> None:
-    assert error(talk.ask(*waiter.words(waiter.wait, *names))).startswith("CROSSSLOT ")
-
-
 def test_in_a_transaction_it_is_refused(talk: Talk, names: tuple[str, str]) -> None:
     talk.send(("MULTI",), ("BLPOP", *names, 0), ("EXEC",))
     _, refused, executed = talk.reads(3)
@@ -77,7 +72,7 @@ def test_in_a_transaction_it_is_refused(talk: Talk, names: tuple[str, str]) -> N
 # --- as one server ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("waiter", WAITERS, ids=str)
+@pytest.mark.parametrize("waiter", [*WAITERS, *MOVERS], ids=str)
 def test_what_is_there_is_had_at_once(twins: list[Frames], waiter: Waiter, names: tuple[str, str]) -> None:
     wait = waiter.wait.replace("$ $", "0 0")
     lines = [*waiter.before.split(" ; "), waiter.push, wait, waiter.left, wait]
@@ -94,7 +89,7 @@ def test_where_all_have_something_the_order_of_the_keys_counts(
     both(twins, waiter, names, *lines, timeout_ms=SOON_MS)
 
 
-@pytest.mark.parametrize("waiter", WAITERS, ids=str)
+@pytest.mark.parametrize("waiter", [*WAITERS, *MOVERS], ids=str)
 def test_what_comes_later_is_had_then(
     twins: list[Frames], waiter: Waiter, names: tuple[str, str], talk: Talk, server: Server
 ) -> None:
@@ -114,7 +109,7 @@ def test_what_comes_later_is_had_then(
     both(twins, waiter, names, waiter.left)
 
 
-@pytest.mark.parametrize("waiter", WAITERS, ids=str)
+@pytest.mark.parametrize("waiter", [*WAITERS, *MOVERS], ids=str)
 def test_what_does_not_come_is_nil_at_the_timeout(twins: list[Frames], waiter: Waiter, names: tuple[str, str]) -> None:
     lines = [*waiter.before.split(" ; "), waiter.wait]
     assert both(twins, waiter, names, *lines, timeout_ms=SOON_MS)[-1] in (b"*-1\r\n", b"_\r\n")
@@ -128,6 +123,8 @@ def test_what_does_not_come_is_nil_at_the_timeout(twins: list[Frames], waiter: W
         *("blmpop 0 2 a b MIDDLE", "bzmpop 0 2 a b MIN COUNT x", "xread BLOCK x STREAMS a b 0 0"),
         *("xread BLOCK 0 STREAMS a b 0", "xread BLOCK 0 STREAMS a b 0 x", "set b v ; xread BLOCK 0 STREAMS a b $ $"),
         "xreadgroup GROUP nosuch c BLOCK 0 STREAMS a b > >",
+        *("blmove a b LEFT MIDDLE 0", "blmove a b LEFT LEFT x", "brpoplpush a b -1"),
+        *("set a v ; blmove a b LEFT LEFT 0", "set b v ; rpush a x ; brpoplpush a b 0"),
     ],
 )
 def test_what_cannot_be_run_is_refused_in_the_words_of_redis(
@@ -162,6 +159,31 @@ def test_each_element_is_had_by_one_client_and_none_is_lost(proxy: Proxy, keys: 
     for thread in threads:
         thread.join()
     assert sorted(each for mine in taken for each in mine) == sorted(pushed)  # type: ignore[type-var]
+
+
+def test_each_element_is_moved_once_by_whoever_waits(proxy: Proxy, talk: Talk, names: tuple[str, str]) -> None:
+    a, b = names
+    moved: list[list[object]] = [[] for _ in range(3)]
+
+    def move(mine: list[object]) -> None:
+        with Talk(proxy.port) as talk:
+            while (element := talk.ask("BLMOVE", a, b, "LEFT", "RIGHT", 0)) != b"end":
+                mine.append(element)
+
+    threads = [threading.Thread(target=move, args=(mine,)) for mine in moved]
+    for thread in threads:
+        thread.start()
+    wait_for_info(talk, "all to wait", lambda info: info["blocked_clients"] == "3")
+    pushed = [b"%d" % number for number in range(60)]
+    for element in pushed:
+        talk.ask("RPUSH", a, element)
+    wait_for_info(talk, "all to be moved", lambda _: talk.ask("LLEN", a) == 0 and talk.ask("LLEN", b) == 60)
+    for _ in threads:
+        talk.ask("RPUSH", a, "end")
+    for thread in threads:
+        thread.join()
+    assert sorted(each for mine in moved for each in mine) == sorted(pushed)  # type: ignore[type-var]
+    assert sorted(talk.ask("LRANGE", b, 0, -1)) == sorted([*pushed, *[b"end"] * 3])  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("way", ["close", "reset", "half"])

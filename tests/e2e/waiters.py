@@ -42,12 +42,13 @@ WAITERS = [
     Waiter("xread COUNT 5 BLOCK T STREAMS a b $ $", "xadd b 5-1 f v", "xlen b"),
     Waiter("xreadgroup GROUP g c BLOCK T STREAMS a b > >", "xadd b 5-1 f v", "xpending b g", _GROUPS),
 ]
-"""Those that may be asked for keys on several shards."""
+"""Those that wait for any of several keys."""
 
 MOVERS = [
     Waiter("blmove a b LEFT RIGHT T", "rpush a x y", "lrange b 0 -1"),
     Waiter("brpoplpush a b T", "rpush a x y", "lrange b 0 -1"),
 ]
+"""And those that wait for one, to move what comes to another."""
 
 
 def asked(frames: Frames, *argvs: Sequence[bytes]) -> list[bytes]:

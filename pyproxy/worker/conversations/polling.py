@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 from protocol import errors, scan
 from protocol.keyspecs import timeout_place
-from pyproxy.worker.conversation import Conversation, Refusal
+from pyproxy.worker.conversation import Conversation, Handler, Refusal
+from pyproxy.worker.conversations.moves import HANDLERS as MOVES
 from pyproxy.worker.conversations.patience import Patience
 
 FIRST_S, LONGEST_S = 0.01, 0.1
@@ -103,6 +104,19 @@ async def _pop(
     return None
 
 
+# --- from a list to another -------------------------------------------------------------------------------------------
+
+
+def _moving(move: Handler) -> Round:
+    """BLMOVE and BRPOPLPUSH: as the command that does not wait, which finds its words in the same places."""
+
+    async def ask(talk: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
+        reply = await move(talk)
+        return None if reply in NOTHING else reply
+
+    return ask
+
+
 # --- streams ----------------------------------------------------------------------------------------------------------
 
 
@@ -145,7 +159,9 @@ POLLED: Mapping[bytes, Round] = {
     b"bzpopmax": _popping(b"ZMPOP", b"MAX"),
     b"blmpop": _popping_many(b"LMPOP"),
     b"bzmpop": _popping_many(b"ZMPOP"),
+    b"blmove": _moving(MOVES[b"lmove"]),
+    b"brpoplpush": _moving(MOVES[b"rpoplpush"]),
     b"xread": _read,
     b"xreadgroup": _read,
 }
-"""Not BLMOVE and BRPOPLPUSH: an element that was popped on one shard could be lost on its way to another."""
+"""The commands -> one round, which answers None where there is nothing yet."""

@@ -43,7 +43,7 @@ KEYS = {
     + STRANGE.get(kind, [])
     for kind in TYPES
 }
-TOGETHER = (b"sort", b"blmove", b"brpoplpush")  # whose keys are never apart
+TOGETHER = (b"sort",)  # whose keys are never apart
 # Keys that no command for other types meets: values too long for LCS, and sorted sets whose scores are all the same.
 ALONE = {kind: [b"%b%d" % (kind.encode(), number) for number in range(5)] for kind in ("big", "lex")}
 ALL_KEYS = {key for names in (KEYS | ALONE).values() for key in names}
