@@ -13,7 +13,7 @@ from typing import Self, cast
 
 import msgspec
 
-from pyproxy.messages import Complaint, Configured, Message, Script
+from pyproxy.messages import Complaint, Configured, Message, Script, ScriptKnown
 from pyproxy.scripts import digest_of
 
 FRAME_LIMIT = 16 << 20
@@ -123,4 +123,6 @@ def _about(message: Message) -> str:
             return about
         case Script(text=text):
             return digest_of(text)[:1].decode()  # so that no more than 16 wait; one that is lost is loaded again
+        case ScriptKnown(digest=digest):
+            return digest.decode()
     return ""

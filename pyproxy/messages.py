@@ -4,7 +4,7 @@ Every message that carries state carries the whole state and its version, never 
 without harm, and the newest of a kind makes the older ones needless. How they travel is channel.py's. Subscribers alone
 is a part of a state, which may be large; it is only sent while the other end reads (`Channel.congested`).
 
-    parent -> worker    Setup (once, first), Settings, Scripts, Script, Topology, FleetLook, Subscribers,
+    parent -> worker    Setup (once, first), Settings, Scripts, Script, ScriptKnown, Topology, FleetLook, Subscribers,
                         Confirmed, Drain
     worker -> parent    Ready, Applied, Awake, Holding, Configured, Script, ScriptsFlushed, Subscribers, Complaint
 
@@ -81,6 +81,12 @@ class Scripts(msgspec.Struct, frozen=True, tag=True):
 
     flushes: int
     texts: list[bytes] = []
+
+
+class ScriptKnown(msgspec.Struct, frozen=True, tag=True):
+    """All workers have been told of the Script that this one has sent, or it counts for nothing by now."""
+
+    digest: bytes
 
 
 class ScriptsFlushed(msgspec.Struct, frozen=True, tag=True):
@@ -224,6 +230,6 @@ class Complaint(msgspec.Struct, frozen=True, tag=True):
 
 
 Message = (
-    Setup | Settings | Scripts | Script | Topology | FleetLook | Confirmed | Drain
+    Setup | Settings | Scripts | Script | ScriptKnown | Topology | FleetLook | Confirmed | Drain
     | Ready | Applied | Awake | Holding | Configured | ScriptsFlushed | Subscribers | Complaint
 )  # fmt: skip

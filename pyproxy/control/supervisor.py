@@ -32,11 +32,13 @@ from pyproxy.messages import (
     Message,
     Ready,
     Script,
+    ScriptKnown,
     ScriptsFlushed,
     Setup,
     Subscribers,
 )
 from pyproxy.metrics import Page
+from pyproxy.scripts import digest_of
 
 RESTART_MIN_S = 0.1
 RESTART_MAX_S = 5.0
@@ -289,7 +291,11 @@ class Supervisor:
                 worker.channel.send(Confirmed(at))
             case Configured():
                 self._on_configured(message)
-            case Script() | ScriptsFlushed():
+            case Script(text=text):
+                self._on_script(message)
+                assert worker.channel is not None  # it came through it
+                worker.channel.send(ScriptKnown(digest_of(text)))
+            case ScriptsFlushed():
                 self._on_script(message)
             case Subscribers():
                 self._sums.hear(worker.index, message)

@@ -6,6 +6,8 @@ reads, and changes nothing but the attributes of that one client.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +18,12 @@ import msgspec
 from protocol.commands import Command
 from pyproxy.messages import Configured, FleetLook, Script, ScriptsFlushed, Settings, Setup, ShardLook, Topology
 from pyproxy.metrics import Page
-from pyproxy.scripts import Scripts
+from pyproxy.scripts import Scripts, digest_of
 from pyproxy.worker.pubsub import Register, Subscriber
 
 REPLY_ON, REPLY_OFF, REPLY_SKIP = 0, 1, 2
+
+SHARE_S = 1.0  # how long the parent's word is waited for that all workers know a script
 
 
 class HasCommands(Protocol):
@@ -101,6 +105,7 @@ class Here:
     waiting: set[Waits] = field(default_factory=set)  # for something that may never come
     register: Register[Any] = field(default_factory=Register)  # who is subscribed to what
     scripts: Scripts = field(init=False)
+    sharing: dict[bytes, asyncio.Event] = field(default_factory=dict)  # digests of which not all workers know yet
 
     def __post_init__(self) -> None:
         self.scripts = Scripts(self.setup.config.limits.scripts_bytes)
@@ -114,10 +119,27 @@ class Here:
         self.settings = msgspec.structs.replace(self.settings, told={**self.settings.told, name: value})
         self.tell(Configured(name, value))
 
-    def learn_script(self, text: bytes) -> None:
-        """Keep a text that a server has taken, and have all workers know it."""
+    async def learn_script(self, text: bytes) -> None:
+        """Keep a text that a server has taken; returns when all workers know it.
+
+        So a client that has heard of it may name it to any of them. Without the parent's word that is not waited for
+        long: whoever does not know it asks for it again.
+        """
+        digest = digest_of(text)
         if self.scripts.learn(text):
+            self.sharing[digest] = asyncio.Event()
             self.tell(Script(self.scripts.flushes, text))
+        known = self.sharing.get(digest)
+        if known is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SHARE_S):
+                    await known.wait()
+
+    def script_is_known(self, digest: bytes) -> None:
+        """All workers have been told of a text that this one has learned."""
+        known = self.sharing.pop(digest, None)
+        if known is not None:
+            known.set()
 
     def flush_scripts(self) -> None:
         """Forget all texts, and have all workers do so."""

@@ -39,6 +39,7 @@ from pyproxy.messages import (
     Message,
     Ready,
     Script,
+    ScriptKnown,
     Scripts,
     Settings,
     Setup,
@@ -129,6 +130,8 @@ class Worker:
                 self._set(message)
             case Scripts() | Script():
                 self._learn(message)
+            case ScriptKnown(digest=digest) if self._here:
+                self._here.script_is_known(digest)
             case Topology():
                 self._apply(message)
             case FleetLook():

@@ -270,6 +270,19 @@ def test_what_one_worker_has_seen_all_know(two: tuple[Proxy, Talk, Talk], fleet:
     assert [other.ask("EVALSHA", sha(SET), 1, keys.one(shard), "w") for shard in range(3)] == [b"OK"] * 3
 
 
+def test_a_text_that_was_answered_is_known_to_all_at_once(two: tuple[Proxy, Talk, Talk]) -> None:
+    proxy, one, other = two
+    key = Keys(proxy).one(0)
+    texts = [f"return {number}" for number in range(100)]
+    for text in texts[:50]:
+        assert one.ask("EVAL", text, 1, key) == int(text.split()[1])
+        assert other.ask("SCRIPT", "EXISTS", sha(text)) == [1]
+    for text in texts[50:]:
+        one.send(("MULTI",), ("EVAL", text, 1, key), ("EXEC",))
+        assert one.reads(3)[2] == [int(text.split()[1])]
+        assert other.ask("SCRIPT", "EXISTS", sha(text)) == [1]
+
+
 def test_a_flush_makes_all_forget_and_what_is_loaded_after_it_stays(
     two: tuple[Proxy, Talk, Talk], fleet: Fleet
 ) -> None:
@@ -347,6 +360,15 @@ def test_a_lost_shard_is_an_error_and_the_others_go_on(fleet: Fleet) -> None:
             assert talk.ask("EVALSHA", sha(SET), 1, keys.one(0), "v") == b"OK"
         finally:
             lost.start()
+
+
+def test_a_text_is_kept_though_the_gate_of_one_shard_is_closed() -> None:
+    doubting: Table = {**PROMOTION, "down_after_s": 60.0, "on_promotion": "reject"}
+    with Fleet(shards=2, replicas=1) as fleet, Proxy(fleet, promotion=doubting) as proxy, Talk(proxy.port) as talk:
+        fleet.shards[1].primary.kill()
+        wait_until("the doubt", lambda: "+suspect " in proxy.log.read_text(), proxy.tail)
+        assert error(talk.ask("SCRIPT", "LOAD", SET)).startswith("TRYAGAIN shard s1 ")
+        assert talk.ask("EVALSHA", sha(SET), 1, Keys(proxy).one(0), "v") == b"OK"
 
 
 FOREVER = "while true do end"

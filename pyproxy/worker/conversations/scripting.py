@@ -30,14 +30,18 @@ NOTHING_RUNS = (b"\r\nrunning_script\r\n$-1\r\n", b"\r\nrunning_script\r\n_\r\n"
 async def _eval(talk: Conversation) -> bytes:
     """EVAL and EVAL_RO. A server that took the text has it now, so all workers learn it."""
     digest = digest_of(talk.argv[1])
+    taken: bool | None = None
 
     async def said_on(loan: Loan) -> bytes:
+        nonlocal taken
         reply = await _run(talk, loan)
-        if await _has(talk, loan, reply, digest):
-            talk.here.learn_script(talk.argv[1])
+        taken = await _has(talk, loan, reply, digest)
         return reply
 
-    return await _on_primary(talk, said_on)
+    reply = await _on_primary(talk, said_on)
+    if taken:
+        await talk.here.learn_script(talk.argv[1])
+    return reply
 
 
 async def _evalsha(talk: Conversation) -> bytes:
@@ -133,7 +137,7 @@ async def learn(talk: Conversation, loan: Loan, scripts: Sequence[Sequence[bytes
     texts = {digest_of(argv[1]): argv[1] for argv in scripts if argv[0].lower() in (b"eval", b"eval_ro")}
     unknown = [digest for digest in texts if digest not in talk.here.scripts]
     for digest in await _which(talk, loan, unknown):
-        talk.here.learn_script(texts[digest])
+        await talk.here.learn_script(texts[digest])
 
 
 async def _which(talk: Conversation, loan: Loan, digests: Sequence[bytes]) -> list[bytes]:
@@ -163,16 +167,17 @@ def _agreed(talk: Conversation, frames: Mapping[int, bytes], write: bool) -> byt
 
 async def _script_load(talk: Conversation) -> bytes:
     text = talk.argv[2]
-    for shard in talk.shards:
-        await talk.pass_gate(shard, len(text))
     try:
+        for shard in talk.shards:
+            await talk.pass_gate(shard, len(text))
         frames = await talk.ask_all(*talk.argv, primary=True)
     except Refusal:
-        talk.here.learn_script(text)  # one shard's trouble must not keep it from the others: EVALSHA brings it there
+        # one shard's trouble must not keep it from the others: EVALSHA brings it there
+        await talk.here.learn_script(text)
         raise
     reply = _agreed(talk, frames, write=False)
     if not reply.startswith(b"-"):
-        talk.here.learn_script(text)
+        await talk.here.learn_script(text)
     return reply
 
 

@@ -327,3 +327,8 @@ async def test_what_scripts_clients_have_loaded_is_handed_on(tmp_path: Path) -> 
     async with supervised("complain", tmp_path) as run:
         await until("the script", lambda: bool(run.scripts), lambda: run.supervisor)
     assert run.scripts == [Script(0, b"return 1")]
+
+
+async def test_a_worker_hears_when_all_have_been_told_of_its_script(tmp_path: Path) -> None:
+    async with supervised("complain", tmp_path) as run:
+        await until("the word", lambda: bool(run.reports("ScriptKnown")), lambda: run.supervisor)
