@@ -27,6 +27,7 @@ HOT_PATH = ("protocol.scan", "pyproxy.worker.lane", "pyproxy.worker.split")
 LEFT_OUT = "TLS for clients: not built yet, and refused"
 DRAIN_S = 1.0  # after Ctrl-C; the servers end as well, so there is little to wait for
 DOWN_AFTER_S = 2.0  # of silence, until a primary is replaced; Sentinels, which ping once a second, need up to one more
+BUSY_SOON = ("--lua-time-limit", "500")  # so that a long script says -BUSY before its silence costs a promotion
 MIN_BETWEEN_S = 10.0  # between two promotions of a shard, for those who kill the new primary as well
 BACK_AFTER_S = 5.0  # from the end of a server to its return
 LOOK_S = 0.2  # how often it is seen to who has ended
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             signal.signal(number, _interrupt)
         _need_hot_path()
         keeper = _keep(args.port)
-        options = FENCED if args.replicas > 1 else ()
+        options = BUSY_SOON + (FENCED if args.replicas > 1 else ())
         with (
             reserve_port() as http,
             Fleet(args.shards, args.replicas, options=options, directory=directory) as fleet,
@@ -92,7 +93,7 @@ def _proxy(
         "timeouts": {"drain_s": DRAIN_S},
         "http": {"listen": http, "admin": str(fleet.directory / "admin.sock")},
         "promotion": {
-            "promoter": "sentinel" if sentinels else "replicaof",
+            "promoter": "sentinel" if sentinels else "replicaof" if args.replicas else "none",
             "down_after_s": DOWN_AFTER_S,
             "min_between_s": MIN_BETWEEN_S,
             "state_file": str(fleet.directory / "promotion.state"),

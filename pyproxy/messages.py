@@ -128,6 +128,11 @@ class NodeLook(msgspec.Struct, frozen=True):
         """Nothing keeps it from taking writes when its replicas have gone to another primary."""
         return self.answered_at > 0 and self.good_replicas < 0
 
+    @property
+    def busy(self) -> bool:
+        """A script runs there for longer than its busy-reply-threshold: it lives, and says so to everybody."""
+        return self.error.startswith("BUSY ")
+
 
 class ShardLook(msgspec.Struct, frozen=True):
     """What the watcher saw of one shard when it looked last; all but `nodes` is about its primary."""

@@ -234,6 +234,8 @@ class Machine:
         look = self.nodes[self.primary]
         if overruled := self._overruled():
             return f"{overruled.by} says that {overruled.node} is primary", True
+        if look.busy:
+            return "", False  # whoever is primary would run that script, and clients hear -BUSY from the server itself
         if not look.reachable:
             return look.error, not look.silent
         if look.role == "slave":

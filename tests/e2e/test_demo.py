@@ -194,6 +194,15 @@ def test_asked_to_emulate_it_serves_commands_over_several_shards() -> None:
         assert started.process.wait(20) == 0
 
 
+def test_without_replicas_it_serves_and_nobody_is_promoted() -> None:
+    with demo("--replicas", "0") as started:
+        assert started.line("backends") == f"{SHARDS} primaries, 0 replicas"
+        with redis.Redis(port=started.port) as client:
+            assert client.set("key", "value")
+        os.killpg(started.process.pid, signal.SIGINT)
+        assert started.process.wait(20) == 0
+
+
 def test_ctrl_c_leaves_no_process_and_no_file_behind() -> None:
     with demo() as started:
         os.kill(started.pid_of_the_first_primary(), signal.SIGSTOP)

@@ -390,6 +390,21 @@ def test_a_script_that_takes_too_long_is_uncertain_and_can_be_killed(fleet: Flee
         wait_until("the shard", lambda: other.ask("EVAL", COUNT, 1, key) == 1, proxy.tail, PATIENCE_S)
 
 
+def test_a_script_that_runs_for_longer_than_down_after_costs_no_promotion() -> None:
+    long = "local began = os.clock() while os.clock() - began < 2 do end return 'done'"
+    options = ("--busy-reply-threshold", "50")
+    with (
+        Fleet(shards=1, replicas=1, options=options) as fleet,
+        Proxy(fleet, promotion=PROMOTION, timeouts=PATIENT) as proxy,
+        Talk(proxy.port) as talk,
+    ):
+        assert talk.ask("EVAL", long, 1, "k") == b"done"
+        assert talk.ask("SET", "k", "v") == b"OK"
+        log = proxy.log.read_text()
+        assert "error=\"BUSY " in log
+        assert "+odown" not in log and "+promoted-slave" not in log
+
+
 def test_a_client_that_leaves_takes_its_connection_along(fleet: Fleet) -> None:
     """What its script answers then is nobody's."""
     busy = fleet.shards[0].primary

@@ -325,6 +325,22 @@ def test_a_loading_primary_has_more_time() -> None:
     shard.until(Phase.PROMOTING, 2.0)
 
 
+def test_a_primary_that_is_busy_with_a_script_lives() -> None:
+    shard = DrawnShard()
+    shard.change(P1, reachable=False, error="BUSY Redis is busy running a script.")
+    shard.watch(60.0)
+    assert shard.phase is Phase.HEALTHY and not shard.shut
+
+
+def test_a_primary_that_was_silent_until_it_said_busy_is_doubted_no_longer() -> None:
+    shard = DrawnShard()
+    shard.silence(P1)
+    shard.until(Phase.SUSPECT, 2.0)
+    shard.change(P1, silent=False, error="BUSY Redis is busy running a script.")
+    shard.watch(20.0)
+    assert shard.phase is Phase.HEALTHY and shard.of(Promote) == []
+
+
 def test_misconf_is_no_reason_where_the_configuration_says_so() -> None:
     shard = DrawnShard(misconf_after_s=0.0)
     shard.change(P1, misconf="-MISCONF")

@@ -284,7 +284,8 @@ ACTIONS: list[st.SearchStrategy[tuple[Any, ...]]] = [
     st.tuples(st.just("look"), st.sampled_from([0.01, 0.1, 0.25, 1.0])),
     st.tuples(st.just("watch"), st.sampled_from([0.5, 1.0, 4.0])),
     st.tuples(st.just("tick"), st.sampled_from([0.0, 0.05, 1.0, 4.0, 30.0, 700.0])),
-    st.tuples(st.sampled_from(["kill", "silence", "wake", "empty", "make_master", "load", "sync", "misconf"]), NODES),
+    st.tuples(st.sampled_from(["kill", "silence", "wake", "empty", "make_master", "load"]), NODES),
+    st.tuples(st.sampled_from(["busy", "sync", "misconf"]), NODES),
     st.tuples(st.just("make_replica"), NODES, NODES),
     st.tuples(st.just("write")),
     st.tuples(st.just("announce"), st.sampled_from([P1, P2, P3, ELSEWHERE]), st.integers(-1, 3)),
@@ -322,6 +323,8 @@ def act(shard: Watched, action: tuple[Any, ...]) -> None:
             shard.tell(Ticked(), for_s)
         case "load", node:
             shard.change(node, reachable=False, silent=False, error="LOADING Redis is loading", loading=True)
+        case "busy", node:
+            shard.change(node, reachable=False, silent=False, error="BUSY Redis is busy running a script.")
         case "sync", node:
             shard.change(node, syncing=not shard.looks[node].syncing)
         case "misconf", node:
