@@ -383,11 +383,15 @@ class Front:
             if client in self.gate.parked:
                 self._let_go(client, "drained")
 
+    def home(self, backend: Backend) -> Backend:
+        """That of the primary, in the same protocol and database."""
+        return self.link.backend(backend.proto, backend.db)
+
     def elsewhere(self, backend: Backend) -> Backend | None:
         """Where reads go that cannot be sent on this backend."""
         other = self.refuge(backend)
         if other is None or other is backend:
-            other = self.link.backend(backend.proto, backend.db)
+            other = self.home(backend)
         return other if other is not backend and not other.is_shut else None
 
     def _usable(self, primary: Backend) -> bool:

@@ -56,7 +56,10 @@ cdef int keep_unsent(Backend backend) except -1:
 
 
 cdef int send_elsewhere(Backend backend, list reads) except -1:
-    """Reads that were not sent go to another server of the shard, or stay, or wait for one, or are refused."""
+    """Reads that were not sent go to another server of the shard, or stay, or wait for one, or are refused.
+
+    They wait at the primary's backend: that of a replica is forgotten with its connection.
+    """
     cdef object found = backend.front.elsewhere(backend) if backend.front is not None and backend.wire is None else None
     cdef Backend other = found if found is not None else backend, target
     cdef Client owner
@@ -68,12 +71,11 @@ cdef int send_elsewhere(Backend backend, list reads) except -1:
         if target.door == Door.SHUT:
             since = item.kept_since or item.sent_at
             if item.request is not None and backend.front is not None and backend.front.read_waits(owner, item.size, since):
-                keep(backend, item, owner)
+                keep(backend.front.home(backend), item, owner)
             else:
                 backend._refuse(item, target.refusal, True)
             continue
-        if target is not backend:
-            owner.reads_at(target)
+        owner.reads_at(target)
         item.sent_at = backend.lane.now
         put_again(target, item)
         if target.door == Door.IDLE:
@@ -221,6 +223,7 @@ cdef int release(Backend backend) except -1:
         else:
             backend.front.ended(item.write, "drained")
             item.sent_at = backend.lane.now
+            (<Client>owner).reads_at(backend)
             put_again(backend, item)
     if backend.count and backend.door == Door.IDLE:
         backend.link.connect(backend)

@@ -230,6 +230,39 @@ def test_reads_wait_no_longer_than_a_hold_may_last(fleet: Fleet, old: Server) ->
         assert alone.count("held") <= 1
 
 
+@pytest.mark.parametrize("becomes", ["another answers", "nobody answers in time"])
+def test_reads_that_are_out_to_a_replica_when_that_dies_too_are_answered(
+    fleet: Fleet, old: Server, new: Server, becomes: str
+) -> None:
+    other = fleet.shards[LOST].replicas[1]
+    in_time = becomes == "another answers"
+    promotion: Table = PATIENT if in_time else {**PATIENT, "on_promotion": "auto", "auto_hold_s": 0.3}
+    with Alone(fleet, promotion=promotion) as alone, Talk(alone.port) as one, Talk(alone.port) as two:
+        keys = Keys(alone)
+        key = keys.one(LOST)
+        assert one.ask("SET", key, "v") == b"OK"
+        wait_replicated(old, new, key)
+        wait_replicated(old, other, key)
+        alone.close(LOST)
+        alone.refuge(LOST, new)
+        old.kill()
+        assert [one.ask("GET", key), two.ask("GET", key)] == [b"v", b"v"]
+        new.pause()
+        begun = alone.count("commands")
+        one.send(("GET", key), ("MGET", keys.one(0), key))
+        two.send(("MULTI",), ("GET", key), ("EXEC",), ("GET", key))
+        alone.wait_for("them to be out", lambda: alone.count("commands") >= begun + 5)
+        new.kill()
+        if in_time:
+            promote(None, other)
+            alone.point_at(LOST, other, open_gate=True)
+            assert one.reads(2) == [b"v", [None, b"v"]]
+            assert two.reads(4) == [b"OK", b"QUEUED", [b"v"], b"v"]
+        else:
+            said = [error(reply) for reply in (*one.reads(2), *two.reads(4)[2:])]
+            assert [line.split()[0] for line in said] == ["TRYAGAIN", "TRYAGAIN", "EXECABORT", "TRYAGAIN"]
+
+
 def test_without_a_promoter_or_a_replica_a_dead_primary_is_down_as_ever(fleet: Fleet, old: Server) -> None:
     with Alone(fleet) as alone, Talk(alone.port) as talk:
         key = Keys(alone).one(LOST)
