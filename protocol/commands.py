@@ -97,9 +97,12 @@ class Command:
         return any(spec.names_keys for spec in self.key_specs)
 
     def arity_ok(self, argc: int) -> bool:
-        """Whether argv may have this many words. A split of pairs (MSET) must also have whole pairs."""
-        enough = argc == self.arity if self.arity >= 0 else argc >= -self.arity
-        return enough and (self.kind is not Kind.SPLIT or (argc - self.first_key) % self.step == 0)
+        """Whether argv may have this many words."""
+        return argc == self.arity if self.arity >= 0 else argc >= -self.arity
+
+    def is_whole(self, argc: int) -> bool:
+        """Whether a split of pairs (MSET) has whole pairs; a server finds that out when it runs it."""
+        return self.kind is not Kind.SPLIT or (argc - self.first_key) % self.step == 0
 
     def keys(self, argv: Sequence[bytes]) -> list[int]:
         """The argv positions of its keys, as COMMAND GETKEYS orders them; empty if it has none.
@@ -111,6 +114,14 @@ class Command:
         if guard is not None:
             guard(self.name, argv)
         return self.positions(argv)
+
+    def is_malformed(self, argv: Sequence[bytes]) -> bool:
+        """Whether its keys cannot be found at all, so that a server would refuse to run it, too."""
+        try:
+            self.positions(argv)
+        except BadKeys:
+            return True
+        return False
 
     @property
     def may_wait(self) -> bool:

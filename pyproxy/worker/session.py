@@ -88,7 +88,7 @@ class Session:
     def _transaction(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> object:
         match route.name:
             case b"multi":
-                return transaction.begin(client, self._hub.counted)
+                return transaction.begin(client, self._hub.counted, self._local)
             case b"discard":
                 return transaction.discard(client)
         if client.watched is not None and client.transaction is not None:
@@ -96,6 +96,9 @@ class Session:
         if client.transaction is not None and client.transaction.scripts:
             return self._converse(client, route, command, argv, executing.execute)
         return transaction.run(client, route, self._here.setup.config.transactions == "split")
+
+    def _local(self, name: bytes, client: Client, argv: Sequence[bytes]) -> bytes:
+        return local.LOCAL[name](client, argv, self._here)
 
     def _converse(
         self, client: Client, route: Route, command: Command, argv: Sequence[bytes], handler: Handler

@@ -285,7 +285,7 @@ def execute(Client client not None, Route route not None, dict blocks not None, 
     """Sends a transaction: shard index -> (its block from MULTI to EXEC, how many commands are in it).
 
     `commands`: of each command the index of its shard, or, if it is cut, (its route, the shard of each key, its shards),
-    or, if the answer is made of the shard's, (its route, what makes it, its shard in a tuple).
+    or, if the answer is made of the shard's, (its route, what makes it, its shard in a tuple), or its answer itself.
     -> as `fan_out`.
     """
     cdef Split split
@@ -521,6 +521,9 @@ cdef bytes _executed(Split split):
         for command in split.commands:
             if type(command) is int:
                 out.append((<list>answers[<int>command]).pop())
+                continue
+            if type(command) is bytes:
+                out.append(command)
                 continue
             route, owners, shards = command
             whole = Split.__new__(Split)

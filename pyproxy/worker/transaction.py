@@ -4,24 +4,32 @@ Its commands wait here, checked as far as can be without a server. At EXEC they 
 their keys; where they have several, to none, or, with `transactions = "split"`, in a piece to each. A piece is atomic,
 the whole is not.
 
-Only commands on keys that they name, and scripts, can be in one: connections are shared, and SELECT or CLIENT REPLY
-inside a block would change one for good. A block with a script goes out on a connection of its own. PUBLISH can be in
-one, too: its channel counts as a key.
+Commands on keys that they name, and scripts, go to a shard; PUBLISH too, its channel counts as a key. What all shards
+are asked (DBSIZE) is a part of each block. What the proxy answers itself (PING) it answers at EXEC, and so it does
+where a server would find the form wrong (MSET of a key without a value). SELECT and CLIENT REPLY cannot be in one: they
+would change a connection that others share. A block with a script goes out on a connection of its own.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from protocol import errors, request
 from protocol.commands import BadKeys, Command, Kind
 from pyproxy.worker.lane import NOT_NOW, Client, Lane, Route
 from pyproxy.worker.pubsub import PUBLISH, Sort
-from pyproxy.worker.split import cut, execute
+from pyproxy.worker.split import cut, execute, together
 
 QUEUED = b"+QUEUED\r\n"
 Counted = Callable[[Sort, bytes], Callable[[bytes], bytes]]
 """What makes the answer of a PUBLISH there; see Hub.counted."""
+
+Local = Callable[[bytes, Client, Sequence[bytes]], bytes]
+"""What answers the commands that the proxy answers itself: the name, who asks, argv."""
+
+NOT_IN_A_BLOCK = (b"auth", b"client|reply", b"config|set", b"hello", b"select")
+"""Those that change what comes after them, or take their time."""
 
 OVERHEAD = 64  # bytes that a queued command, and each of its words, costs beside its own
 
@@ -34,13 +42,15 @@ class Queued:
     argv: list[bytes]
     keys: Sequence[int]  # where in argv they stand
     answer: Callable[[bytes], bytes] | None = None  # makes its answer of the server's
+    said: Callable[[], bytes] | None = None  # makes its answer without one
 
 
 class Transaction:
     """Between MULTI and EXEC."""
 
-    def __init__(self, counted: Counted) -> None:
+    def __init__(self, counted: Counted, local: Local) -> None:
         self._counted = counted
+        self._local = local
         self.commands: list[Queued] = []
         self.refused = False  # one of its commands was, so EXEC runs none
         self.write = False
@@ -54,29 +64,38 @@ class Transaction:
         return line or QUEUED
 
     def _queue(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> bytes:
-        answer = None
+        answer, said = None, None
+        keys: Sequence[int] = ()
         match command.kind:
             case Kind.PLAIN:
-                keys: Sequence[int] = (command.first_key,)
+                keys = (command.first_key,)
+            case Kind.SPLIT if not command.is_whole(len(argv)):
+                said = partial(errors.wrong_arity, command.name)
             case Kind.SPLIT:
                 keys = range(command.first_key, len(argv), command.step)
             case Kind.KEYED | Kind.CONVERSATION if command.kind is Kind.KEYED or command.may_wait or runs_code(command):
                 try:
                     keys = command.keys(argv)
                 except BadKeys as bad:
-                    return bad.line
-                if len(_shards(client.lane, argv, keys)) != 1:
+                    if not command.is_malformed(argv):
+                        return bad.line
+                    said = partial(bytes, bad.line)
+                if said is None and len(_shards(client.lane, argv, keys)) != 1:
                     return errors.crossslot()
-                if runs_code(command):
+                if said is None and runs_code(command):
                     self.scripts.append(list(argv))
             case Kind.PUBSUB if command.name in PUBLISH:
                 keys = (1,)
                 answer = self._counted(PUBLISH[command.name], argv[1])
+            case Kind.FANOUT:
+                pass
+            case Kind.LOCAL if command.name not in NOT_IN_A_BLOCK:
+                said = partial(self._local, command.name, client, list(argv))
             case Kind.REFUSED:
                 return errors.refused(command.name, command.reason)
             case _:
                 return errors.not_in_transaction(command.name)
-        self.commands.append(Queued(route, list(argv), keys, answer))
+        self.commands.append(Queued(route, list(argv), keys, answer, said))
         self.write = self.write or not command.is_read
         client.queued(sum(map(len, argv)) + OVERHEAD * (len(argv) + 1))
         return b""
@@ -89,7 +108,9 @@ class Transaction:
             return b"*0\r\n"
         lane = client.lane
         blocks, commands = self.blocks(lane)
-        if len(blocks) == 1 and not self.publishes:
+        if not blocks:
+            return together(lane, commands, [])
+        if len(blocks) == 1 and not self.is_assembled:
             ((shard, (block, queued)),) = blocks.items()
             reply = client.send(shard, block, self.write, True, queued)
         elif len(blocks) == 1 or over_shards:
@@ -99,9 +120,9 @@ class Transaction:
         return errors.transaction_discarded(reply) if isinstance(reply, bytes) else reply
 
     @property
-    def publishes(self) -> bool:
-        """Whether an answer in it is not the server's."""
-        return any(each.answer for each in self.commands)
+    def is_assembled(self) -> bool:
+        """Whether an answer in it is not a server's."""
+        return any(each.answer or each.said for each in self.commands)
 
     def blocks(self, lane: Lane) -> tuple[dict[int, tuple[bytes, int]], list[Any]]:
         """For each shard its block and how many commands are in it; and how the answers are found: see `split.execute`.
@@ -111,6 +132,15 @@ class Transaction:
         frames: dict[int, list[bytes]] = {}
         commands: list[Any] = []
         for each in self.commands:
+            if each.said is not None:
+                commands.append(each.said())
+                continue
+            if each.route.command.kind is Kind.FANOUT:
+                everywhere, frame = range(len(lane.links)), request.encode(each.argv)
+                for shard in everywhere:
+                    frames.setdefault(shard, []).append(frame)
+                commands.append((each.route, b"", everywhere))
+                continue
             asked = _shards(lane, each.argv, each.keys)
             if len(asked) == 1:
                 (shard,) = asked
@@ -134,11 +164,11 @@ def _shards(lane: Lane, argv: Sequence[bytes], keys: Sequence[int]) -> set[int]:
     return {lane.shard_of(argv[position]) for position in keys} or {lane.shard_of(b"")}
 
 
-def begin(client: Client, counted: Counted) -> bytes:
+def begin(client: Client, counted: Counted, local: Local) -> bytes:
     """MULTI."""
     if client.transaction is not None:
         return errors.multi_in_multi()
-    client.transaction = Transaction(counted)
+    client.transaction = Transaction(counted, local)
     return b"+OK\r\n"
 
 

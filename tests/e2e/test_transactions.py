@@ -88,6 +88,13 @@ AS_A_SERVER = {
     "all silent but the end": "CLIENT REPLY OFF|MULTI|SET {t}a 1|EXEC|CLIENT REPLY ON|GET {t}a",
     "others around": "SET {t}a 1|MULTI|INCR {t}a|EXEC|INCR {t}a|ECHO x|MULTI|GET {t}a|EXEC|GET {t}a",
     "UNWATCH outside": "UNWATCH|UNWATCH x",
+    "what names no key": "MULTI|SET {t}a 1|PING|ECHO x|UNWATCH|CLIENT GETNAME|GET {t}a|PING a b|EXEC",
+    "nothing but that": "MULTI|PING|CLIENT SETNAME me|CLIENT GETNAME|EXEC|CLIENT GETNAME",
+    "silent to what names no key": "CLIENT REPLY OFF|MULTI|PING|EXEC|CLIENT REPLY ON|MULTI|PING|EXEC",
+    "pairs that are not whole": "MULTI|SET {t}a 1|MSET {t}a 1 {t}b|GET {t}a|EXEC",
+    "only a wrong form": "MULTI|MSET {t}a 1 {t}b|EXEC",
+    "a wrong number of keys": "MULTI|LMPOP 0 {t}a LEFT|SINTERCARD 3 {t}a|ZUNIONSTORE {t}d x {t}a|SET {t}a 1|EXEC",
+    "a wrong form": "MULTI|SORT {t}a BY|SORT {t}a STORE|XREAD COUNT|EVAL return x|EVAL x -1|EXEC",
 }
 
 
@@ -132,23 +139,31 @@ def test_what_redis_7_refuses_in_a_transaction_without_ending_it(talk: Talk, lin
     assert (begun, queued, error(refused), executed) == (b"OK", b"QUEUED", said, [b"OK"])
 
 
-@pytest.mark.parametrize("line", ["PING", "SELECT 1", "CLIENT REPLY OFF", "DBSIZE", "FLUSHALL", "INFO", "UNWATCH"])
-def test_what_names_no_key_is_refused_in_a_transaction_and_nothing_of_it_is_run(
+@pytest.mark.parametrize("line", ["SELECT 1", "CLIENT REPLY OFF", "HELLO 3", "CONFIG SET a b", "SCAN 0", "WAIT 0 0"])
+def test_what_cannot_be_in_a_block_is_refused_in_a_transaction_and_nothing_of_it_is_run(
     talk: Talk, keys: Keys, line: str
 ) -> None:
     key = keys.one(SLOW)
     talk.send(*block(f"SET {key} 1", line), ["GET", key])
     *_, refused, executed, got = talk.reads(5)
-    name = "|".join(line.split()[:2]) if line.startswith("CLIENT") else line.split()[0]
+    name = "|".join(line.split()[:2]) if line.startswith("C") else line.split()[0]
     assert error(refused).startswith(f"ERR command '{name.lower()}' is not served in a transaction: ")
     assert (error(executed), got) == (ABORTED, None)
 
 
-@pytest.mark.parametrize("line", ["MSET {t}a 1 {t}b", "LMPOP 0 {t}a LEFT", "SORT {t}a BY", "XREAD COUNT"])
-def test_where_no_keys_can_be_found_the_error_comes_when_redis_would_queue_it(talk: Talk, line: str) -> None:
-    talk.send(*block("SET {t}a 1", line), ["GET", "{t}a"], line.split())
-    *_, refused, executed, got, alone = talk.reads(6)
-    assert (error(refused), error(executed), got) == (error(alone), ABORTED, None)
+def test_a_sort_by_keys_that_may_lie_elsewhere_is_refused_when_it_is_queued(talk: Talk) -> None:
+    talk.send(*block("SET {t}a 1", "SORT {t}l BY w_*"), ["GET", "{t}a"])
+    *_, refused, executed, got = talk.reads(5)
+    assert error(refused).startswith("CROSSSLOT ")
+    assert (error(executed), got) == (ABORTED, None)
+
+
+def test_what_all_shards_are_asked_is_refused_at_exec_where_a_block_has_one_shard(talk: Talk) -> None:
+    talk.send(*block("SET {t}a 1", "DBSIZE"), ["GET", "{t}a"])
+    *_, queued, executed, got = talk.reads(5)
+    assert queued == b"QUEUED"
+    assert error(executed).startswith("CROSSSLOT Keys in transaction don't hash to the same slot ")
+    assert got is None
 
 
 @pytest.mark.parametrize(
@@ -269,6 +284,17 @@ def test_split_commands_over_several_shards_are_cut_and_put_together(spread: Tal
         2,
         [None, b"3", None],
     ]
+
+
+def test_split_what_all_shards_are_asked_is_asked_in_each_block(spread: Talk, keys: Keys) -> None:
+    a, b, c = (keys.one(shard) for shard in range(3))
+    lines = [f"MSET {a} 1 {b} 2 {c} 3", "DBSIZE", "KEYS *", "PING", f"DEL {a}", "DBSIZE", "FLUSHALL", "DBSIZE"]
+    spread.send(*block(*lines))
+    *queued, executed = spread.reads(2 + len(lines))
+    assert queued == [b"OK", *[b"QUEUED"] * len(lines)]
+    assert isinstance(executed, list)
+    assert sorted(executed.pop(2)) == sorted(name.encode() for name in (a, b, c))
+    assert executed == [b"OK", 3, b"PONG", 1, 2, b"OK", 0]
 
 
 def test_split_a_thousand_transactions_in_one_segment_are_each_answered_whole(spread: Talk, keys: Keys) -> None:

@@ -29,8 +29,8 @@ def test_arity_counts_the_name_and_negative_means_at_least(arity: int, fits: lis
 
 
 def test_a_split_of_pairs_has_whole_pairs() -> None:
-    assert [argc for argc in range(8) if TABLE[b"mset"].arity_ok(argc)] == [3, 5, 7]
-    assert [argc for argc in range(5) if TABLE[b"mget"].arity_ok(argc)] == [2, 3, 4]
+    assert [argc for argc in range(3, 8) if TABLE[b"mset"].is_whole(argc)] == [3, 5, 7]
+    assert [argc for argc in range(2, 5) if TABLE[b"mget"].is_whole(argc)] == [2, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ async def _execute(talk: Conversation) -> bytes:
             loans[shard] = await lent.enter_async_context(talk.lend(shard, write_bytes))
             await bring(talk, loans[shard], transaction.scripts)
         await send(talk, loans, blocks, frames, applied)
-    if len(blocks) == 1 and not transaction.publishes:
+    if len(blocks) == 1 and not transaction.is_assembled:
         (frame,) = (frame for frame in frames if frame is not None)
         return frame
     return together(talk.lane, commands, frames)

@@ -84,7 +84,7 @@ async def _execute(talk: Conversation, watched: Watched) -> bytes:
         for loan in (watched.loan, *loans.values()):
             await bring(talk, loan, transaction.scripts)
         checked = await _checked(talk, watched, *blocks.get(own, (b"", 0)))
-        if not checked.startswith(b"*") or checked == NIL[2] or not (others or transaction.publishes):
+        if not checked.startswith(b"*") or checked == NIL[2] or not (others or transaction.is_assembled):
             return checked
         frames: list[bytes | None] = [None] * len(talk.shards)
         frames[own] = checked if own in blocks else None
