@@ -62,8 +62,10 @@ _REFUSALS: dict[str, str] = {
     "a script is debugged on a connection of one's own; connect to a server directly": "script|debug",
     "clients share connections here, and this changes or controls one; connect to the server directly": "monitor",
     "it is about one connection to one server, and clients share those here; connect to the server directly": """
-        client|caching client|capa client|getredir client|import-source client|kill client|pause client|tracking
-        client|trackinginfo client|unblock client|unpause""",
+        client|caching client|capa client|getredir client|import-source client|tracking client|trackinginfo""",
+    "it acts on another client, which may be another worker's; end it from that client's side": """
+        client|kill client|unblock""",
+    "it stops the clients of one server; send it to that server directly": "client|pause client|unpause",
     CONFIGURED_ELSEWHERE: "config|help config|resetstat config|rewrite",
     "the proxy is one endpoint, not a node of a cluster; use it as a single server": "cluster asking",
     "servers speak it among themselves; replicate from a server directly": "sync psync replconf",

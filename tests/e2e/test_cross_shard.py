@@ -209,6 +209,9 @@ MSETEX 2 new0 1 new1 2 NX
 MSETEX 2 new0 1 str1 2 XX
 MSETEX 2 str0 1 str1 2 XX KEEPTTL
 MSETEX 2 new0 1 str1 2 NOW
+MSETEX 2 new0 1 str1 2 NX XX
+MSETEX 2 new0 1 str1 2 NX NX
+MSETEX 2 str0 1 str1 2 XX XX EX 100
 XREAD COUNT 1 STREAMS stream1 no0 stream0 0 0 0
 XREAD STREAMS stream0 stream1 $ $
 XREAD STREAMS stream0 set1 0 0

@@ -37,6 +37,8 @@ async def _msetex(talk: Conversation) -> bytes:
         shard: [b"MSETEX", b"%d" % (len(part) // 2), *part, *options] for shard, part in parts.items()
     }
     conditions = [option.lower() for option in options if option.lower() in (b"nx", b"xx")]
+    if len(set(conditions)) > 1:
+        return errors.syntax_error()
     return await _set(talk, parts, commands, must=conditions[-1] if conditions else b"")
 
 
