@@ -163,6 +163,9 @@ class Process:
         self.log = log
         self._child: subprocess.Popen[bytes] | None = None
 
+    inherits: Sequence[int] = ()
+    """The file descriptors it gets."""
+
     def command(self) -> list[str]:
         """The command line `start` runs."""
         raise NotImplementedError
@@ -198,6 +201,7 @@ class Process:
                 stderr=log,
                 process_group=0,  # a Ctrl-C is for the launcher alone, which then stops its children in order
                 preexec_fn=die_with_parent,
+                pass_fds=self.inherits,
             )
 
     def terminate(self) -> None:

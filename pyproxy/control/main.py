@@ -1,6 +1,6 @@
 """The parent process: a checked configuration comes in, an exit status goes out.
 
-It binds the one listening socket and never accepts on it, makes the page of metrics, looks at every server, and
+It has the one listening socket and never accepts on it, makes the page of metrics, looks at every server, and
 refuses to serve if a primary holds keys of another shard. Then it keeps the workers alive and tells them what the
 watcher sees, until SIGTERM or SIGINT drains them; a second signal ends them at once. Where the configuration asks for
 it, the status is told over HTTP all that time, from before the first look on.
@@ -21,7 +21,7 @@ from protocol import table
 from pyproxy import __version__, events, scripts
 from pyproxy.access import Access
 from pyproxy.config import Config
-from pyproxy.control import admin
+from pyproxy.control import admin, listening
 from pyproxy.control.conductor import Conductor
 from pyproxy.control.status import Phase, State
 from pyproxy.control.supervisor import Supervisor
@@ -29,9 +29,7 @@ from pyproxy.control.watcher import Watcher
 from pyproxy.events import Event, emit
 from pyproxy.messages import Message, Script, Scripts, ScriptsFlushed, Setup
 from pyproxy.metrics import Page
-from pyproxy.shardmap import Node
 
-BACKLOG = 1024
 WORKER = (sys.executable, "-m", "pyproxy.worker")
 
 EX_UNAVAILABLE = 69  # <sysexits.h>
@@ -63,7 +61,11 @@ def serve(config: Config) -> int:
 
         config = config.with_nodes(discover(config))
     raise_file_limit(config)
-    return uvloop.run(Parent(config).run())
+    try:
+        parent = Parent(config)
+    except listening.CannotListen as exc:
+        raise StartError(str(exc), EX_UNAVAILABLE) from None
+    return uvloop.run(parent.run())
 
 
 class Parent:
@@ -74,8 +76,8 @@ class Parent:
         self._started = time.time()
         self._workers = config.workers or len(os.sched_getaffinity(0))
         self._supervisor: Supervisor | None = None  # until the shards were looked at
-        self._listener = bind(config.listen, "listen")
-        self._http_listener = bind(config.http.listen, "http.listen") if config.http.listen else None
+        self._listener = listening.listener(config.listen)
+        self._http_listener = listening.bind(config.http.listen, "http.listen") if config.http.listen else None
         self._admin_listener = _bind_admin(config.http.admin) if config.http.admin else None
         access = Access(config.backend)
         self._watcher = Watcher(
@@ -126,7 +128,7 @@ class Parent:
         # Here, and not above: aiohttp takes a third of a second and 14 MB, for nothing where it is not asked for.
         from pyproxy.control import http
 
-        emit(Event.LISTEN, http=_address(self._http_listener))
+        emit(Event.LISTEN, http=listening.address(self._http_listener))
         return http.serving(self._http_listener, self._state)
 
     def _admin(self) -> contextlib.AbstractAsyncContextManager[None]:
@@ -141,7 +143,7 @@ class Parent:
         return State(phase, self._conductor.shards, self._watcher.fleet_look.shards, time.monotonic())
 
     async def _serve(self, page: Page) -> None:
-        listen = _address(self._listener)
+        listen = listening.address(self._listener)
         supervisor = self._supervisor = Supervisor(
             WORKER,
             self._listener,
@@ -217,35 +219,12 @@ def raise_file_limit(config: Config) -> None:
         )
 
 
-def bind(listen: Node, option: str) -> socket.socket:
-    """A socket that listens there, as this option of the configuration says; StartError if it cannot be had."""
-    try:
-        found = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, proto, _, address = found[0]
-        with contextlib.ExitStack() as on_error:
-            listener = on_error.enter_context(socket.socket(family, kind, proto))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(BACKLOG)
-            listener.setblocking(False)
-            on_error.pop_all()
-        return listener
-    except OSError as exc:
-        line = f"{option}: expected a free address of this machine, got {listen}: {(exc.strerror or str(exc)).lower()}"
-        raise StartError(line, EX_UNAVAILABLE) from None
-
-
 def _bind_admin(path: str) -> socket.socket:
     try:
         return admin.bind(path)
     except OSError as exc:
         line = f"http.admin: expected a path where a socket can be, got {path}: {(exc.strerror or str(exc)).lower()}"
         raise StartError(line, EX_UNAVAILABLE) from None
-
-
-def _address(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return str(Node(host, port))
 
 
 def _count(number: int, of: str) -> str:

@@ -15,7 +15,7 @@ import pytest
 from pyproxy import events
 from pyproxy.config import Config, ShardTable
 from pyproxy.control import supervisor as under_test
-from pyproxy.control.main import bind
+from pyproxy.control.listening import bind
 from pyproxy.control.supervisor import Supervisor
 from pyproxy.messages import Complaint, Configured, FleetLook, Message, Script, ScriptsFlushed, Setup, Topology
 from pyproxy.metrics import Page
