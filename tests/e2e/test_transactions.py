@@ -34,17 +34,25 @@ def proxy(fleet: Fleet) -> Iterator[Proxy]:
 
 
 @pytest.fixture(autouse=True)
-def empty(fleet: Fleet) -> None:
+def empty(fleet: Fleet) -> Iterator[None]:
+    """Afterwards too: a proxy that starts then would refuse keys that a test gave to one server itself."""
     for server in fleet.servers:
         if not server.running:
             server.start()
         server.ask("FLUSHALL")
+    yield
+    for server in fleet.servers:
+        if server.running:
+            server.ask("FLUSHALL")
 
 
 @pytest.fixture
-def spread(split: Proxy) -> Iterator[Talk]:
-    """A client of the proxy that runs transactions over several shards."""
+def spread(split: Proxy, keys: Keys) -> Iterator[Talk]:
+    """A client of the proxy that runs transactions over several shards; all of them are served."""
     with Talk(split.port) as talk:
+        for shard in range(3):
+            key = keys.one(shard)
+            wait_until(f"s{shard} to be served", lambda: talk.ask("DEL", key) == 0, split.tail, PATIENCE_S)  # noqa: B023
         yield talk
 
 
