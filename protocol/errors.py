@@ -180,8 +180,9 @@ def without_multi(name: Words) -> bytes:
     return _line("ERR ", name, " without MULTI")
 
 
-def exec_wrong_arity() -> bytes:
-    return _line("EXECABORT Transaction discarded because of: wrong number of arguments for 'exec' command")
+def exec_rejected(line: bytes) -> bytes:
+    """What EXEC answers where any other command would answer ``line``, with or without a MULTI before it."""
+    return _line("EXECABORT Transaction discarded because of: ", line[1:].rstrip(b"\r\n").removeprefix(b"ERR "))
 
 
 def exec_aborted() -> bytes:

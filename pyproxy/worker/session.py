@@ -45,12 +45,9 @@ class Session:
             command = sub
             client.last_command = command.name
         if not command.arity_ok(len(argv)):
-            if command.name == b"exec":
-                client.end_transaction()
-                return errors.exec_wrong_arity()
-            return self._unfit(client, errors.wrong_arity(command.name))
+            return self._unfit(client, errors.wrong_arity(command.name), command.name)
         if client.limited and command.name not in IN_RESP2:
-            return errors.only_for_subscribers(command.name)
+            return self._unfit(client, errors.only_for_subscribers(command.name), command.name)
         if client.transaction is not None and command.name not in NOT_QUEUED:
             return client.transaction.take(client, route, command, argv)
         match command.kind:
@@ -79,8 +76,12 @@ class Session:
             return b""
         return errors.unknown_command(argv)
 
-    def _unfit(self, client: Client, line: bytes) -> bytes:
-        """A command that cannot be run takes the transaction along that it is in."""
+    def _unfit(self, client: Client, line: bytes, name: bytes = b"") -> bytes:
+        """A command that cannot be run takes the transaction along that it is in; EXEC ends it, and the watch."""
+        if name == b"exec":
+            client.end_transaction()
+            client.end_watch()
+            return errors.exec_rejected(line)
         if client.transaction is not None:
             client.transaction.refused = True
         return line

@@ -103,6 +103,11 @@ AS_A_SERVER = {
     "only a wrong form": "MULTI|MSET {t}a 1 {t}b|EXEC",
     "a wrong number of keys": "MULTI|LMPOP 0 {t}a LEFT|SINTERCARD 3 {t}a|ZUNIONSTORE {t}d x {t}a|SET {t}a 1|EXEC",
     "a wrong form": "MULTI|SORT {t}a BY|SORT {t}a STORE|XREAD COUNT|EVAL return x|EVAL x -1|EXEC",
+    "EXEC with an argument ends the watch": "WATCH {t}a|MULTI|GET {t}a|EXEC now|SET {t}a 1|MULTI|GET {t}a|EXEC",
+    "EXEC with an argument and nothing else": "WATCH {t}a|EXEC now|SET {t}a 1|MULTI|GET {t}a|EXEC",
+    "DISCARD with an argument outside": "WATCH {t}a|DISCARD now|SET {t}a 1|MULTI|GET {t}a|EXEC",
+    "of a subscriber": "SUBSCRIBE c|EXEC|MULTI|GET {t}a|EXEC now|DISCARD|UNSUBSCRIBE|EXEC",
+    "EXEC of a subscriber ends the watch": "WATCH {t}a|SUBSCRIBE c|EXEC|UNSUBSCRIBE|SET {t}a 1|MULTI|GET {t}a|EXEC",
 }
 
 
