@@ -2,7 +2,8 @@
 
 All watched keys are on one shard: keys of several could not be checked at one moment. A connection that is lost takes
 the watch along, and EXEC answers nil as for any other watch that was broken: a promotion in between looks like a
-change. With `transactions = "split"` the block of the watched shard goes first, and the others only if its watch held.
+change. But only once the shard can be had, whatever is in the block: one that is down is an error, and never a nil.
+With `transactions = "split"` the block of the watched shard goes first, and the others only if its watch held.
 
 The client may have gone to another database since: the connection follows it. Where it changed its protocol, the watch
 counts as broken.
@@ -56,9 +57,7 @@ async def execute(talk: Conversation) -> bytes:
     """EXEC of a client that watches."""
     client = talk.client
     try:
-        return await _execute(talk, client.watched)
-    except NotSent:
-        return NIL[client.proto]  # the connection was lost since, and what it watched
+        return await _run(talk, client.watched)
     except (Refusal, Unlendable) as refusal:
         return errors.transaction_discarded(refusal.line)
     finally:
@@ -66,7 +65,30 @@ async def execute(talk: Conversation) -> bytes:
         client.end_watch()
 
 
+async def _run(talk: Conversation, watched: Watched) -> bytes:
+    try:
+        return await _execute(talk, watched)
+    except NotSent:
+        if not watched.loan.lost:
+            raise
+        return await _lost(talk, watched.loan.link.index)
+
+
+async def _lost(talk: Conversation, shard: int) -> bytes:
+    """EXEC where the watch was lost with its connection: nil, if the shard can be had.
+
+    So it waits at the gate as the block would, even where that only reads: an incident may end in a moment.
+    """
+    block, _ = talk.client.transaction.blocks(talk.lane)[0].get(shard, (request.block([]), 0))
+    async with talk.lend(shard, len(block)) as loan:
+        # any read of a key: a server that loads its data, or has lost its primary, refuses it
+        said = await talk.ask_on(loan, request.encode([b"EXISTS", b""]), write=False, deadline_s=talk.reply_s)
+        loan.keep = True
+    return errors.exec_rejected(said) if said.startswith(b"-") else NIL[talk.client.proto]
+
+
 async def _execute(talk: Conversation, watched: Watched) -> bytes:
+    """Raises NotSent where a connection was lost before anything was sent on it."""
     transaction, own = talk.client.transaction, watched.loan.link.index
     if transaction.refused:
         return errors.exec_aborted()
@@ -74,12 +96,14 @@ async def _execute(talk: Conversation, watched: Watched) -> bytes:
     others = sorted(blocks.keys() - {own})
     if others and talk.here.setup.config.transactions != "split":
         return errors.transaction_over_shards([talk.name(shard) for shard in sorted({own, *others})])
+    if watched.loan.lost:
+        raise NotSent(errors.not_applied(watched.loan.link.name, watched.loan.link.node, watched.loan.lost))
     async with AsyncExitStack() as lent:
         loans = {shard: await lent.enter_async_context(talk.lend(shard)) for shard in others}
         if transaction.write:  # all gates before anything is sent
             for shard, (block, _) in blocks.items():
                 await talk.pass_gate(shard, len(block))
-        if _broken(talk, watched):
+        if watched.loan.backend.proto != talk.client.proto:
             return NIL[talk.client.proto]
         for loan in (watched.loan, *loans.values()):
             await bring(talk, loan, transaction.scripts)
