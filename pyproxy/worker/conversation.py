@@ -126,8 +126,8 @@ class Conversation:
             self.refuse(errors.unblocked())
 
     def refuse(self, line: bytes) -> None:
-        """End it with this line."""
-        self._end = line
+        """End it with this line; in a transaction it is the EXEC."""
+        self._end = line if self.client.transaction is None else errors.transaction_discarded(line)
         if self._task is not None:
             self._task.cancel()
 

@@ -1,5 +1,6 @@
 """EXEC of a client whose watched shard is in trouble: nil once the shard can be had, before that one line about it."""
 
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -201,3 +202,15 @@ def test_where_nothing_may_wait_it_says_when_to_come_again(
         wait_lost(alone)
         said = error(executed(talk, block))
         assert said.startswith(DISCARDED) and "applied=no retry_after_ms=" in said
+
+
+def test_a_client_that_closes_its_half_while_it_waits_is_told_that_its_transaction_is_discarded(
+    alone: Alone, key: str
+) -> None:
+    alone.close(SHARD)
+    with Talk(alone.port) as talk:
+        talk.send(["WATCH", key], ["MULTI"], ["SET", key, "v"], ["EXEC"])
+        assert talk.reads(3) == [b"OK", b"OK", b"QUEUED"]
+        alone.wait_held(SHARD, 1)
+        talk.socket.shutdown(socket.SHUT_WR)
+        assert talk.until_end().startswith(b"-" + DISCARDED.encode())
