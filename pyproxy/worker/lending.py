@@ -23,12 +23,21 @@ IDLE_MOST = 8
 """And how many of one server, protocol and database."""
 
 
+READS = 3
+"""The protocol that is understood on all of them, as HELLO may change what is spoken on one. It has all that 2 has."""
+
+
 class Loan:
-    """A connection. `keep` is set where nothing of the conversation is left on it, so that the next may have it."""
+    """A connection. `keep` is set where nothing of the conversation is left on it, so that the next may have it.
+
+    `proto` and `db`: as it was made; whoever changes that does not have it kept.
+    """
 
     def __init__(self, lane: Lane, link: Link, proto: int, db: int) -> None:
         self.link = link
-        self.backend = Backend(lane, link, link.index, proto, db)
+        self.proto = proto
+        self.db = db
+        self.backend = Backend(lane, link, link.index, READS, db)
         self.keep = False
         self.id = b""  # by which the server knows it, once somebody has asked
         self.let_go: Callable[[], None] | None = None  # has a command that waits there come back without loss
@@ -40,7 +49,7 @@ class Loan:
         self.backend.queue()
         self.link.lent.add(self)
         try:
-            await self.link.open_lent(self.backend, self._on_lost)
+            await self.link.open_lent(self.backend, self.proto, self._on_lost)
         except BaseException:
             self.drop(errors.LOST)
             raise
@@ -87,7 +96,7 @@ class Lender:
         if loan.keep and not loan.lost and not loan.backend.waiting_requests:
             loan.keep = False
             loan.idle_since = time.monotonic()
-            self._idle.setdefault((loan.link, loan.backend.proto, loan.backend.db), []).append(loan)
+            self._idle.setdefault((loan.link, loan.proto, loan.db), []).append(loan)
         else:
             loan.drop(errors.LOST)
 

@@ -191,7 +191,7 @@ class Link:
     async def _connect(self, backend: Backend) -> None:
         turn = self._turn
         try:
-            await self._open(backend)
+            await self._open(backend, backend.proto)
         except OSError as exc:
             if turn != self._turn:
                 return
@@ -248,7 +248,7 @@ class Link:
             base = self.backend(2, 0)
             try:
                 if not base.is_open:
-                    await self._open(base)
+                    await self._open(base, base.proto)
             except OSError as exc:
                 if turn == self._turn:
                     self._shut(why(exc))
@@ -285,24 +285,26 @@ class Link:
 
     # --- one connection ---
 
-    async def open_lent(self, backend: Backend, on_lost: Callable[[str], None]) -> None:
-        """Connect and set up a backend that is not one of `backends`. Raises OSError, see `access.why`."""
+    async def open_lent(self, backend: Backend, proto: int, on_lost: Callable[[str], None]) -> None:
+        """Connect and set up a backend that is not one of `backends`, in `proto`. Raises OSError, see `access.why`."""
         turn = self._turn
 
         def lost(_: Backend, reason: str, lived_s: float) -> None:
             self.connections -= 1
             on_lost(reason)
 
-        await self._open(backend, lost)
+        await self._open(backend, proto, lost)
         if turn != self._turn or self._closed:
             raise ConnectionError(MOVED)
 
-    async def _open(self, backend: Backend, lost: Callable[[Backend, str, float], None] | None = None) -> None:
+    async def _open(
+        self, backend: Backend, proto: int, lost: Callable[[Backend, str, float], None] | None = None
+    ) -> None:
         """Connect and set up; the backend is open then. Raises OSError, see `access.why`. `lost`: told, if lent."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         tls = self._access.tls()
-        greeting = Greeting(backend.proto, backend.db, self._access.auths())
+        greeting = Greeting(proto, backend.db, self._access.auths())
         opened = 0.0
 
         def on_setup(frame: bytes) -> None:

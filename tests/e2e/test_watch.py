@@ -142,6 +142,45 @@ def test_it_watches_in_the_database_of_the_client(talk: Talk, fleet: Fleet, key:
     assert talk.reads(3) == [b"OK", b"QUEUED", None]
 
 
+@pytest.mark.parametrize("lines", ["HELLO 3", "HELLO 2", "HELLO 3|HELLO 2", "HELLO 3|SELECT 2", "HELLO 3|WATCH {0}x"])
+@pytest.mark.parametrize("before", [2, 3])
+def test_a_client_that_changes_its_protocol_watches_on(
+    proxy: Proxy, fleet: Fleet, key: str, before: int, lines: str
+) -> None:
+    """As a single server does it, byte for byte."""
+    tagged = f"{{{key}}}"
+    said = []
+    for port in (proxy.port, fleet.shards[SHARD].primary.port):
+        fleet.shards[SHARD].primary.ask("FLUSHALL")
+        with Talk(port) as talk:
+            talk.ask("HELLO", before)
+            talk.ask("WATCH", tagged)
+            for line in lines.split("|"):
+                talk.ask(*line.format(tagged).split())
+            rest = "MULTI|HSET {0} f 1|HGETALL {0}|GET {0}none|EXEC|WATCH {0}|DEL {0}|MULTI|EXEC|QUIT"
+            talk.send(*[line.format(tagged).split() for line in rest.split("|")])
+            said.append(talk.until_end())
+    assert said[0] == said[1]
+
+
+def test_a_watch_that_was_broken_stays_so_in_another_protocol(talk: Talk, fleet: Fleet, key: str) -> None:
+    assert talk.ask("WATCH", key) == b"OK"
+    fleet.shards[SHARD].primary.ask("SET", key, "theirs")
+    talk.ask("HELLO", 3)
+    talk.send(("MULTI",), ("SET", key, "mine"), ("EXEC",), ("GET", key))
+    assert talk.reads(4) == [b"OK", b"QUEUED", None, b"theirs"]
+
+
+def test_a_connection_whose_protocol_was_changed_serves_no_other_client(proxy: Proxy, fleet: Fleet, key: str) -> None:
+    with Talk(proxy.port) as first, Talk(proxy.port) as second:
+        first.send(("WATCH", key), ("HELLO", 3), ("MULTI",), ("HGETALL", key), ("EXEC",))
+        assert first.reads(5)[4] == [{}]
+        second.send(("WATCH", key), ("MULTI",), ("HGETALL", key), ("EXEC",))
+        assert second.reads(4)[3] == [[]]
+        first.send(("WATCH", key), ("MULTI",), ("HGETALL", key), ("EXEC",))
+        assert first.reads(4)[3] == [{}]
+
+
 def test_a_client_that_leaves_watches_no_longer(proxy: Proxy, fleet: Fleet, key: str) -> None:
     with Talk(proxy.port) as talk:
         assert talk.ask("WATCH", key) == b"OK"

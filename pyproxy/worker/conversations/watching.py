@@ -5,8 +5,7 @@ the watch along, and EXEC answers nil as for any other watch that was broken: a 
 change. But only once the shard can be had, whatever is in the block: one that is down is an error, and never a nil.
 With `transactions = "split"` the block of the watched shard goes first, and the others only if its watch held.
 
-The client may have gone to another database since: the connection follows it. Where it changed its protocol, the watch
-counts as broken.
+The client may have gone to another database since, or to the other protocol: the connection follows it.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ class Watched:
     def __init__(self, lender: Lender, loan: Loan) -> None:
         self.loan = loan
         self.keys = 0
-        self.db = loan.backend.db  # of the connection, by now
+        self.proto, self.db = loan.proto, loan.db  # of the connection, by now
         self._lender = lender
 
     def end(self) -> None:
         """The connection is given back if nothing is watched on it any more, else closed."""
-        self.loan.keep = self.loan.keep and self.db == self.loan.backend.db
+        self.loan.keep = self.loan.keep and (self.proto, self.db) == (self.loan.proto, self.loan.db)
         self._lender.take_back(self.loan)
 
 
@@ -45,7 +44,7 @@ async def _watch(talk: Conversation) -> bytes:
         watched = Watched(talk.lender, await talk.lender.borrow(shard, client.proto, client.db))
     elif watched.loan.link.index != shard:
         raise Refusal(errors.watch_over_shards([watched.loan.link.name, talk.name(shard)]))
-    elif _broken(talk, watched):
+    elif watched.loan.lost:
         return b"+OK\r\n"  # and so it stays until EXEC
     client.watched = watched
     reply = await _on_it(talk, watched, request.encode(talk.argv))
@@ -103,8 +102,6 @@ async def _execute(talk: Conversation, watched: Watched) -> bytes:
         if transaction.write:  # all gates before anything is sent
             for shard, (block, _) in blocks.items():
                 await talk.pass_gate(shard, len(block))
-        if watched.loan.backend.proto != talk.client.proto:
-            return NIL[talk.client.proto]
         for loan in (watched.loan, *loans.values()):
             await bring(talk, loan, transaction.scripts)
         checked = await _checked(talk, watched, *blocks.get(own, (b"", 0)))
@@ -128,19 +125,23 @@ async def _checked(talk: Conversation, watched: Watched, block: bytes, queued: i
 
 
 async def _on_it(talk: Conversation, watched: Watched, frame: bytes, queued: int = 0) -> bytes:
-    """A reply on the connection that watches, in the database of the client."""
-    if watched.db != talk.client.db:
-        select = request.encode([b"SELECT", b"%d" % talk.client.db])
-        reply = await talk.ask_on(watched.loan, select, write=False, deadline_s=talk.reply_s)
-        if reply != b"+OK\r\n":
-            raise Refusal(reply)
-        watched.db = talk.client.db
-    write = bool(queued) and talk.client.transaction.write
+    """A reply on the connection that watches, in the protocol and database of the client."""
+    client = talk.client
+    if watched.proto != client.proto:
+        await _change(talk, watched, b"HELLO", client.proto)
+        watched.proto = client.proto
+    if watched.db != client.db:
+        await _change(talk, watched, b"SELECT", client.db)
+        watched.db = client.db
+    write = bool(queued) and client.transaction.write
     return await talk.ask_on(watched.loan, frame, write=write, queued=queued, deadline_s=talk.reply_s)
 
 
-def _broken(talk: Conversation, watched: Watched) -> bool:
-    return bool(watched.loan.lost) or watched.loan.backend.proto != talk.client.proto
+async def _change(talk: Conversation, watched: Watched, name: bytes, number: int) -> None:
+    frame = request.encode([name, b"%d" % number])
+    reply = await talk.ask_on(watched.loan, frame, write=False, deadline_s=talk.reply_s)
+    if reply.startswith(b"-"):
+        raise Refusal(reply)
 
 
 HANDLERS: dict[bytes, Handler] = {b"watch": _watch}
