@@ -109,12 +109,12 @@ class Transaction:
         lane = client.lane
         blocks, commands = self.blocks(lane)
         if not blocks:
-            return together(lane, commands, [])
+            return together(lane, answered(commands), [])
         if len(blocks) == 1 and not self.is_assembled:
             ((shard, (block, queued)),) = blocks.items()
             reply = client.send(shard, block, self.write, True, queued)
         elif len(blocks) == 1 or over_shards:
-            reply = execute(client, route, blocks, commands, self.write)
+            reply = execute(client, route, blocks, answered(commands), self.write)
         else:
             return errors.transaction_over_shards([lane.links[shard].name for shard in sorted(blocks)])
         return errors.transaction_discarded(reply) if isinstance(reply, bytes) else reply
@@ -127,13 +127,14 @@ class Transaction:
     def blocks(self, lane: Lane) -> tuple[dict[int, tuple[bytes, int]], list[Any]]:
         """For each shard its block and how many commands are in it; and how the answers are found: see `split.execute`.
 
-        A command whose keys are on several shards is cut, as it is outside of a transaction.
+        What the proxy answers itself is not done yet: see `answered`. A command whose keys are on several shards is
+        cut, as it is outside of a transaction.
         """
         frames: dict[int, list[bytes]] = {}
         commands: list[Any] = []
         for each in self.commands:
             if each.said is not None:
-                commands.append(each.said())
+                commands.append(each.said)
                 continue
             if each.route.command.kind is Kind.FANOUT:
                 everywhere, frame = range(len(lane.links)), request.encode(each.argv)
@@ -152,6 +153,11 @@ class Transaction:
                     frames.setdefault(shard, []).append(part)
                 commands.append((each.route, owners, tuple(parts)))
         return {shard: (request.block(of_shard), len(of_shard)) for shard, of_shard in frames.items()}, commands
+
+
+def answered(commands: Sequence[Any]) -> list[Any]:
+    """The `commands` of `Transaction.blocks`, with what the proxy answers itself done and answered."""
+    return [each() if callable(each) else each for each in commands]
 
 
 def runs_code(command: Command) -> bool:

@@ -105,6 +105,8 @@ AS_A_SERVER = {
     "a wrong form": "MULTI|SORT {t}a BY|SORT {t}a STORE|XREAD COUNT|EVAL return x|EVAL x -1|EXEC",
     "EXEC with an argument ends the watch": "WATCH {t}a|MULTI|GET {t}a|EXEC now|SET {t}a 1|MULTI|GET {t}a|EXEC",
     "EXEC with an argument and nothing else": "WATCH {t}a|EXEC now|SET {t}a 1|MULTI|GET {t}a|EXEC",
+    "UNWATCH behind a watch": "WATCH {t}a|MULTI|UNWATCH|GET {t}a|EXEC|SET {t}a 1|MULTI|GET {t}a|EXEC",
+    "of a broken watch": "WATCH {t}a|SET {t}a 1|MULTI|CLIENT SETNAME me|GET {t}a|EXEC|CLIENT GETNAME",
     "DISCARD with an argument outside": "WATCH {t}a|DISCARD now|SET {t}a 1|MULTI|GET {t}a|EXEC",
     "of a subscriber": "SUBSCRIBE c|EXEC|MULTI|GET {t}a|EXEC now|DISCARD|UNSUBSCRIBE|EXEC",
     "EXEC of a subscriber ends the watch": "WATCH {t}a|SUBSCRIBE c|EXEC|UNSUBSCRIBE|SET {t}a 1|MULTI|GET {t}a|EXEC",

@@ -12,6 +12,7 @@ from pyproxy.worker.conversation import Conversation, Refusal
 from pyproxy.worker.conversations.scripting import bring, learn
 from pyproxy.worker.lending import Loan, Unlendable
 from pyproxy.worker.split import together
+from pyproxy.worker.transaction import answered
 
 
 async def execute(talk: Conversation) -> bytes:
@@ -43,7 +44,7 @@ async def _execute(talk: Conversation) -> bytes:
     if len(blocks) == 1 and not transaction.is_assembled:
         (frame,) = (frame for frame in frames if frame is not None)
         return frame
-    return together(talk.lane, commands, frames)
+    return together(talk.lane, answered(commands), frames)
 
 
 async def send(

@@ -18,6 +18,7 @@ from pyproxy.worker.conversations.executing import send
 from pyproxy.worker.conversations.scripting import bring
 from pyproxy.worker.lending import Lender, Loan, Unlendable
 from pyproxy.worker.split import together
+from pyproxy.worker.transaction import answered
 
 NIL = {2: b"*-1\r\n", 3: b"_\r\n"}
 
@@ -81,9 +82,9 @@ async def _lost(talk: Conversation, shard: int) -> bytes:
     block, _ = talk.client.transaction.blocks(talk.lane)[0].get(shard, (request.block([]), 0))
     async with talk.lend(shard, len(block)) as loan:
         # any read of a key: a server that loads its data, or has lost its primary, refuses it
-        said = await talk.ask_on(loan, request.encode([b"EXISTS", b""]), write=False, deadline_s=talk.reply_s)
+        reply = await talk.ask_on(loan, request.encode([b"EXISTS", b""]), write=False, deadline_s=talk.reply_s)
         loan.keep = True
-    return errors.exec_rejected(said) if said.startswith(b"-") else NIL[talk.client.proto]
+    return errors.exec_rejected(reply) if reply.startswith(b"-") else NIL[talk.client.proto]
 
 
 async def _execute(talk: Conversation, watched: Watched) -> bytes:
@@ -110,7 +111,7 @@ async def _execute(talk: Conversation, watched: Watched) -> bytes:
         frames: list[bytes | None] = [None] * len(talk.shards)
         frames[own] = checked if own in blocks else None
         await send(talk, loans, blocks, frames, [talk.name(own)] if own in blocks and transaction.write else [])
-    return together(talk.lane, commands, frames)
+    return together(talk.lane, answered(commands), frames)
 
 
 async def _checked(talk: Conversation, watched: Watched, block: bytes, queued: int) -> bytes:
