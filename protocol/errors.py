@@ -365,6 +365,12 @@ def none_to_lend(shard: str, node: object, limit: int) -> bytes:
     return not_applied(shard, node, f"has all {limit} connections lent to commands that wait (limits.borrowed)")
 
 
+def none_came_back(shard: str, node: object, limit: int, wait_s: float) -> bytes:
+    """A command needs a connection of its own for a moment, and has waited for its turn in vain."""
+    why = f"has all {limit} connections for commands like this in use, and none came back within {wait_s:g} s"
+    return not_applied(shard, node, why)
+
+
 def unblocked() -> bytes:
     """A command that waits is ended from outside, and has done nothing. The code is Redis' own."""
     return _line("UNBLOCKED the proxy has stopped waiting for this command; nothing was done")

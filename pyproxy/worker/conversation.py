@@ -21,7 +21,7 @@ from protocol.scan import ProtocolError, elements
 from pyproxy.events import Event, emit
 from pyproxy.worker.here import Here
 from pyproxy.worker.lane import NOT_NOW, Client, Lane, Route
-from pyproxy.worker.lending import Lender, Loan, Unlendable
+from pyproxy.worker.lending import Lender, Loan, Unlendable, Use
 from pyproxy.worker.split import ask, ask_on
 
 AGAIN_S = 0.02  # until a connection that could not be made for a write is tried again, or its gate has closed
@@ -280,11 +280,12 @@ class Conversation:
         await self._until_now(lambda: self.client.may_write(shard, size))
 
     @contextlib.asynccontextmanager
-    async def lend(self, shard: int, write_bytes: int = 0, db: int | None = None) -> AsyncIterator[Loan]:
+    async def lend(self, shard: int, use: Use, write_bytes: int = 0, db: int | None = None) -> AsyncIterator[Loan]:
         """A connection to the primary of a shard, of the client's protocol and database, or `db`. Raises Unlendable.
 
         `write_bytes`: of the write that it is borrowed for. It waits at the gate of the shard first, as another primary
-        ends all connections that are lent. Raises Refusal where the gate does.
+        ends all connections that are lent, and again where that closes before it has one. Raises Refusal where the
+        gate does.
         """
         async with contextlib.AsyncExitStack() as borrowed:
             give_up_at = self.lane.loop.time() + self.here.setup.config.timeouts.connect_s
@@ -292,11 +293,13 @@ class Conversation:
                 if write_bytes:
                     await self.pass_gate(shard, write_bytes)
                 try:
-                    lent = self.lender.lend(shard, self.client.proto, self.client.db if db is None else db)
+                    database = self.client.db if db is None else db
+                    lent = self.lender.lend(shard, use, self.client.proto, database, gated=write_bytes > 0)
                     loan = await borrowed.enter_async_context(lent)
                     break
                 except Unlendable as exc:
-                    if not write_bytes or not exc.news or self.lane.loop.time() >= give_up_at:
+                    soon = exc.news and self.lane.loop.time() < give_up_at
+                    if not write_bytes or not (soon or self.lane.links[shard].front.closed):
                         raise
                     await asyncio.sleep(AGAIN_S)
             yield loan

@@ -162,6 +162,9 @@ class Front:
                 if closed.hold and self.gate.said.closed and self._reachable:
                     backend.flush()  # planned: what was begun is sent, if the server reads
                 backend.keep_unsent()
+            for turn in list(self.link.turns):
+                if turn.gated:  # it waits at the gate instead
+                    turn.call_off(self.gate.line(closed, time.monotonic()))
         elif was.hold and not closed.hold:
             self._expire()
 

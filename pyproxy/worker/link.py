@@ -53,6 +53,14 @@ class Loan(Protocol):
     def drop(self, why: str) -> None: ...
 
 
+class Turn(Protocol):
+    """Somebody who waits for such a connection; see lending.py."""
+
+    @property
+    def gated(self) -> bool: ...
+    def call_off(self, line: bytes) -> None: ...
+
+
 class Front(Protocol):
     """What a link knows of its shard; see front.py."""
 
@@ -100,6 +108,7 @@ class Link:
         self._turn = 0  # grows with each `point_at`: what was begun for an earlier one comes to nothing
         self._opening: set[Wire] = set()
         self.lent: set[Loan] = set()  # connections that one conversation each has to itself
+        self.turns: dict[Turn, None] = {}  # who waits for one of those, in the order of coming
         self.lost_at = 0.0  # CLOCK_MONOTONIC; of the first connection that was lost since one was made
         self._complained: dict[str, float] = {}  # code of a refusal -> when, on the loop's clock
 
@@ -228,6 +237,8 @@ class Link:
         for backend in list(self.backends.values()):
             if not backend.is_open:
                 backend.shut(self.refusal)
+        for turn in list(self.turns):
+            turn.call_off(self.refusal)
 
     def _tell_front(self, reason: str) -> None:
         """Of a shard's primary its gate is told that nothing can be sent to it, and why; empty: that it can."""

@@ -158,7 +158,7 @@ class Worker:
         )
         # the session needs the lane, and the lane what takes the commands that it leaves
         self._lane = Lane(loop, self._take, split.merged, self._row, setup.config, setup.index, setup.workers)
-        self._lender = Lender(self._lane, setup.config.limits.borrowed)
+        self._lender = Lender(self._lane, setup.config.limits.borrowed, setup.config.timeouts.reply_s)
         register = self._here.register
         self._hub = Hub(self._lane, setup.config, self._access, self._spawn, register, self._tell_subscribers)
         self._session = Session(self._here, self._lender, self._hub)

@@ -130,14 +130,13 @@ class Alone(Process):
         )
         self.tell()
 
-    def look(self, index: int, *, reachable: bool = True) -> None:
+    def look(self, index: int, *, reachable: bool = True, misplaced: str = "") -> None:
         """Say what a watcher would have seen of a shard's primary now."""
         shard, now = self.shards[index], time.monotonic()
         answered_at = now if reachable else 0.0
         seen = NodeLook(str(shard.primary), reachable, "", at=now, answered_at=answered_at, role="master")
-        self.send(
-            FleetLook(1, now, [ShardLook(shard.name, seen.node, reachable, "", {}, {}, "", now, now, nodes=(seen,))])
-        )
+        of_shard = ShardLook(shard.name, seen.node, reachable, "", {}, {}, misplaced, now, now, nodes=(seen,))
+        self.send(FleetLook(1, now, [of_shard]))
 
     def _on_message(self, message: Message) -> None:
         self.said.append(message)

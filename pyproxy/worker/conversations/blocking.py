@@ -26,7 +26,7 @@ from protocol.reply import Error, decode
 from pyproxy.worker.conversation import Conversation, Handler, NotSent, Refusal
 from pyproxy.worker.conversations.patience import Patience
 from pyproxy.worker.conversations.polling import NIL, NOTHING, POLLED, poll
-from pyproxy.worker.lending import Loan, Unlendable
+from pyproxy.worker.lending import Loan, Unlendable, Use
 from pyproxy.worker.link import MOVED
 
 UNBLOCKED = b"-UNBLOCKED "  # from a primary that became a replica, which then closes the connection
@@ -69,16 +69,11 @@ async def _at_server(talk: Conversation, shard: int, patience: Patience) -> byte
     while True:
         front = talk.lane.links[shard].front
         frame = patience.frame()
-        await talk.pass_gate(shard, len(frame))
         try:
-            async with talk.lend(shard) as loan:
+            async with talk.lend(shard, Use.HELD, len(frame)) as loan:
                 turn = _Turn(talk, loan)
                 reply = await turn.ask(frame, takes, patience.left_s)
                 loan.keep = not turn.let_go and not reply.startswith(UNBLOCKED)
-        except Unlendable:
-            if not front.closed:
-                raise
-            continue  # in an incident it waits for its end
         except NotSent:
             continue
         if reply.startswith(UNBLOCKED) or (turn.let_go and reply in NOTHING):

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from protocol import errors
 from pyproxy.worker.conversation import Conversation, Refusal
 from pyproxy.worker.conversations.scripting import bring, learn
-from pyproxy.worker.lending import Loan, Unlendable
+from pyproxy.worker.lending import Loan, Unlendable, Use
 from pyproxy.worker.split import together
 from pyproxy.worker.transaction import answered
 
@@ -34,11 +34,12 @@ async def _execute(talk: Conversation) -> bytes:
         return errors.transaction_over_shards([talk.name(shard) for shard in sorted(blocks)])
     frames: list[bytes | None] = [None] * len(talk.shards)
     applied: list[str] = []
+    use = Use.BRIEF if len(blocks) == 1 else Use.ACROSS
     async with AsyncExitStack() as lent:
         loans = {}
-        for shard, (block, _) in blocks.items():
+        for shard, (block, _) in sorted(blocks.items()):
             write_bytes = len(block) if transaction.write else 0
-            loans[shard] = await lent.enter_async_context(talk.lend(shard, write_bytes))
+            loans[shard] = await lent.enter_async_context(talk.lend(shard, use, write_bytes))
             await bring(talk, loans[shard], transaction.scripts)
         await send(talk, loans, blocks, frames, applied)
     if len(blocks) == 1 and not transaction.is_assembled:

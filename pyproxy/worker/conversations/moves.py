@@ -18,7 +18,7 @@ from protocol import errors, request
 from protocol.keyspecs import number
 from pyproxy.worker.conversation import Conversation, Handler, Refusal
 from pyproxy.worker.conversations.operands import OK, check_size, value
-from pyproxy.worker.lending import Loan
+from pyproxy.worker.lending import Loan, Use
 from pyproxy.worker.local import DATABASES
 
 TRIES = 20
@@ -46,7 +46,7 @@ async def _renamenx(talk: Conversation) -> bytes:
 
 async def _renamed(talk: Conversation, *, replace: bool, done: bytes) -> bytes:
     source, here, destination, there = _ends(talk)
-    async with talk.lend(here) as loan:
+    async with talk.lend(here, Use.ACROSS) as loan:
         for attempt in range(TRIES):
             found = await _watched(talk, loan, source)
             if found is None:
@@ -121,7 +121,7 @@ async def _copy(talk: Conversation) -> bytes:
     if db is None:
         written = await talk.ask(there, *command, write=True)
     else:
-        async with talk.lend(there, db=db) as loan:
+        async with talk.lend(there, Use.BRIEF, db=db) as loan:
             written = await talk.ask_on(loan, request.encode(command), write=True, deadline_s=talk.reply_s)
             loan.keep = True
     if written.startswith(TAKEN):

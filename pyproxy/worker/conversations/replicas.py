@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from protocol import errors, request
 from protocol.keyspecs import number
 from pyproxy.worker.conversation import Conversation, Handler, Refusal
+from pyproxy.worker.lending import Use
 
 FENCE = request.encode([b"SPUBLISH", b"__pyproxy:fence", b""])
 """Sharded, as no pattern matches such a channel. A PING would do on Redis 7, but not on Valkey 9."""
@@ -70,7 +71,7 @@ async def _ask(
 async def _reply_of(talk: Conversation, shard: int, timeout_ms: int, fenced: bool) -> bytes:
     """What a shard says. A server that does not answer is given up at the timeout and the deadline of a request."""
     reply_s = talk.here.setup.config.timeouts.reply_s
-    async with talk.lend(shard) as loan:
+    async with talk.lend(shard, Use.HELD) as loan:
         said = await talk.ask_on(loan, FENCE, write=False, deadline_s=reply_s) if fenced else b""
         if not said.startswith(b"-"):
             deadline_s = timeout_ms / 1000 + reply_s if timeout_ms else None

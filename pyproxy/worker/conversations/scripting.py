@@ -15,7 +15,7 @@ from protocol import errors, request
 from protocol.reply import decode, encode
 from pyproxy.scripts import digest_of
 from pyproxy.worker.conversation import Conversation, Handler, NotSent, Refusal
-from pyproxy.worker.lending import Loan
+from pyproxy.worker.lending import Loan, Use
 
 OK = b"+OK\r\n"
 HAS_IT, LACKS_IT = b"*1\r\n:1\r\n", b"*1\r\n:0\r\n"  # of SCRIPT EXISTS with one digest
@@ -81,12 +81,13 @@ async def _on_primary(talk: Conversation, said_on: Callable[[Loan], Awaitable[by
     shard = talk.shard_of_keys() if named else talk.shard_of(b"")
     write_bytes = 0 if talk.command.is_read else sum(map(len, talk.argv))
     try:
-        async with talk.lend(shard, write_bytes) as loan:
+        async with talk.lend(shard, Use.BRIEF, write_bytes) as loan:
             return await said_on(loan)
     except NotSent:
         if not write_bytes:
             raise
-    async with talk.lend(shard, write_bytes) as loan:  # another one, as the gate was closed for another primary
+    # Another one, as the gate was closed for another primary.
+    async with talk.lend(shard, Use.BRIEF, write_bytes) as loan:
         return await said_on(loan)
 
 

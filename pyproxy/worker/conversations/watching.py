@@ -16,7 +16,7 @@ from protocol import errors, request
 from pyproxy.worker.conversation import Conversation, Handler, NotSent, Refusal
 from pyproxy.worker.conversations.executing import send
 from pyproxy.worker.conversations.scripting import bring
-from pyproxy.worker.lending import Lender, Loan, Unlendable
+from pyproxy.worker.lending import Lender, Loan, Unlendable, Use
 from pyproxy.worker.split import together
 from pyproxy.worker.transaction import answered
 
@@ -42,7 +42,7 @@ async def _watch(talk: Conversation) -> bytes:
     client, shard = talk.client, talk.shard_of_keys(errors.watch_over_shards)
     watched: Watched | None = client.watched
     if watched is None:
-        watched = Watched(talk.lender, await talk.lender.borrow(shard, client.proto, client.db))
+        watched = Watched(talk.lender, await talk.lender.borrow(shard, Use.HELD, client.proto, client.db))
     elif watched.loan.link.index != shard:
         raise Refusal(errors.watch_over_shards([watched.loan.link.name, talk.name(shard)]))
     elif watched.loan.lost:
@@ -80,7 +80,7 @@ async def _lost(talk: Conversation, shard: int) -> bytes:
     So it waits at the gate as the block would, even where that only reads: an incident may end in a moment.
     """
     block, _ = talk.client.transaction.blocks(talk.lane)[0].get(shard, (request.block([]), 0))
-    async with talk.lend(shard, len(block)) as loan:
+    async with talk.lend(shard, Use.BRIEF, len(block)) as loan:
         # any read of a key: a server that loads its data, or has lost its primary, refuses it
         reply = await talk.ask_on(loan, request.encode([b"EXISTS", b""]), write=False, deadline_s=talk.reply_s)
         loan.keep = True
@@ -99,7 +99,7 @@ async def _execute(talk: Conversation, watched: Watched) -> bytes:
     if watched.loan.lost:
         raise NotSent(errors.not_applied(watched.loan.link.name, watched.loan.link.node, watched.loan.lost))
     async with AsyncExitStack() as lent:
-        loans = {shard: await lent.enter_async_context(talk.lend(shard)) for shard in others}
+        loans = {shard: await lent.enter_async_context(talk.lend(shard, Use.ACROSS)) for shard in others}
         if transaction.write:  # all gates before anything is sent
             for shard, (block, _) in blocks.items():
                 await talk.pass_gate(shard, len(block))
