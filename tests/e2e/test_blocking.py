@@ -1,11 +1,12 @@
 """Commands that wait, for keys on one shard: answered as by one server, and nothing is lost when somebody goes."""
 
+import shutil
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from pyproxy.fleet import Fleet, Proxy, Server, wait_until
+from pyproxy.fleet import VARIABLE, Fleet, Proxy, Server, wait_until
 from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, error, packed, proxy_info, wait_for_info
 from tests.e2e.twin.talk import Talk as Frames
 from tests.e2e.waiters import MOVERS, WAITERS, Waiter, asked, blocked, wait_blocked
@@ -139,6 +140,43 @@ def test_what_cannot_be_run_is_refused_in_the_words_of_redis(twins: Twins, words
 def test_a_key_of_another_type_is_refused_in_the_words_of_redis(twins: Twins, waiter: Waiter) -> None:
     replies = twins.ask(waiter, "set a v", waiter.wait, timeout_ms=SOON_MS)
     assert replies[-1].startswith(b"-")
+
+
+@pytest.mark.parametrize("how", ["SET", "DEL", "CLIENT UNBLOCK"])
+@pytest.mark.parametrize("program", ["", "redis-server"], ids=["valkey", "redis"])
+def test_what_a_server_ends_by_itself_is_said_in_its_words(
+    program: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that is gone, of which Redis 7.0 says -UNBLOCKED; an operator who unblocks clients."""
+    if program:
+        binary = shutil.which(program)
+        if binary is None:
+            pytest.skip(f"no {program} on PATH")
+        monkeypatch.setenv(VARIABLE, binary)
+    with Fleet(shards=1, replicas=0) as fleet, Proxy(fleet, timeouts=PATIENT) as proxy:
+        (server,) = (shard.primary for shard in fleet.shards)
+        server.ask("XGROUP", "CREATE", "st", "g", "$", "MKSTREAM")
+        with Talk(proxy.port) as ours, Talk(server.port) as theirs:
+            for talk in (ours, theirs):
+                talk.send(("XREADGROUP", "GROUP", "g", "c", "BLOCK", 0, "STREAMS", "st", ">"))
+            wait_blocked(server, 2)
+            match how:
+                case "SET":
+                    server.ask("SET", "st", 1)
+                case "DEL":
+                    server.ask("DEL", "st")
+                case _:
+                    unblock_all(server)
+            assert error(ours.read()) == error(theirs.read())
+
+
+def unblock_all(server: Server) -> None:
+    """As an operator may do it."""
+    text = server.ask("CLIENT", "LIST")
+    assert isinstance(text, bytes)
+    for line in text.decode().splitlines():
+        if " flags=b " in line:
+            server.ask("CLIENT", "UNBLOCK", line.partition("id=")[2].split()[0], "ERROR")
 
 
 # --- who waits --------------------------------------------------------------------------------------------------------

@@ -29,7 +29,12 @@ from pyproxy.worker.conversations.polling import NIL, NOTHING, POLLED, poll
 from pyproxy.worker.lending import Loan, Unlendable, Use
 from pyproxy.worker.link import MOVED
 
-UNBLOCKED = b"-UNBLOCKED "  # from a primary that became a replica, which then closes the connection
+DEMOTED = b"-UNBLOCKED force unblock from blocking operation, instance state changed "
+"""From a primary that became a replica, which then closes the connection (blocked.c of Redis and Valkey).
+
+Other -UNBLOCKED are the client's: its stream is gone (Redis 7.0), or an operator has unblocked it.
+"""
+
 UNBLOCK_AGAIN_S = 0.01
 
 
@@ -73,10 +78,10 @@ async def _at_server(talk: Conversation, shard: int, patience: Patience) -> byte
             async with talk.lend(shard, Use.HELD, len(frame)) as loan:
                 turn = _Turn(talk, loan)
                 reply = await turn.ask(frame, takes, patience.left_s)
-                loan.keep = not turn.let_go and not reply.startswith(UNBLOCKED)
+                loan.keep = not turn.let_go and not reply.startswith(DEMOTED)
         except NotSent:
             continue
-        if reply.startswith(UNBLOCKED) or (turn.let_go and reply in NOTHING):
+        if reply.startswith(DEMOTED) or (turn.let_go and reply in NOTHING):
             if talk.stopped:
                 raise Refusal(errors.unblocked())
             if patience.is_over:
