@@ -24,6 +24,10 @@ HTTP = (b"post", b"host:")
 
 NOT_QUEUED = (b"multi", b"exec", b"discard", b"watch", b"reset", b"quit")
 
+# Of a subscriber they wait for its earlier requests: a message in the protocol of HELLO would overtake answers in the
+# old one, and what it has published itself before a RESET is to be received.
+OF_SUBSCRIBER = (b"hello", b"reset")
+
 
 class Session:
     """The worker's answer to commands that leave the hot path."""
@@ -56,8 +60,8 @@ class Session:
             case Kind.LOCAL:
                 if command.name == b"config|set" and settings.is_for_servers(argv, self._here):
                     return self._converse(client, route, command, argv, settings.configure)
-                if command.name == b"hello" and client.subscriber is not None and not client.settled():
-                    return NOT_NOW  # a message in the new protocol would overtake answers in the old one
+                if client.subscriber is not None and command.name in OF_SUBSCRIBER and not client.settled():
+                    return NOT_NOW
                 return local.answer(command.name, client, argv, self._here)
             case Kind.PUBSUB:
                 return self._hub.take(client, route, command, argv)

@@ -162,6 +162,16 @@ def test_in_resp3_everything_is_answered_between_messages_and_in_order(proxy: Pr
         assert (first, error(limited), rest) == (b"1", SUBSCRIBER_ONLY, [[b"unsubscribe", b"mine", 0], b"1"])
 
 
+def test_reset_waits_for_what_was_asked_before_it(proxy: Proxy) -> None:
+    with connected(proxy, 3) as talk:
+        talk.send(("SUBSCRIBE", "mine"), ("PUBLISH", "mine", "m"), ("RESET",), ("PING",))
+        said = []
+        while b"PONG" not in said:
+            said.append(talk.read())
+        message = [b"message", b"mine", b"m"]
+        assert [each for each in said if each != message] == [[b"subscribe", b"mine", 1], 1, b"RESET", b"PONG"]
+
+
 def test_pipelined_publishes_arrive_in_order(proxy: Proxy, proto: int) -> None:
     with connected(proxy, proto) as talk, connected(proxy, proto) as publisher:
         subscribed(talk, "SUBSCRIBE", "row")
