@@ -9,14 +9,16 @@ of keyspace events, which every server publishes itself, are listened to on all 
 servers' to say: what they send is handed on to the clients of that channel or pattern, and encoded at most twice.
 
 A SUBSCRIBE is confirmed when the shards have confirmed it, or at once where one cannot be reached; its client waits as
-in a conversation. Nothing is delivered before that.
+in a conversation. Nothing is delivered before that. Before an UNSUBSCRIBE, or a RESET, takes effect, a fence is passed:
+one round trip to the shards of its names, so that what was published before has come, which a PUBLISH that is answered
+on another connection may be ahead of.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from protocol import request
@@ -46,9 +48,24 @@ from pyproxy.worker.upstream import Name, Upstream
 KEYSPACE_EVENTS = (b"__keyspace@", b"__keyevent@")
 """What the names of the channels begin with that every server publishes itself (notify.c)."""
 
+FENCE_S = 0.2
+"""So long is waited at most for what was published before an UNSUBSCRIBE."""
 
-class Waiting:
-    """A SUBSCRIBE between its beginning and its answer; what a client's connection tells a conversation."""
+
+class Unanswered:
+    """A command between its beginning and its answer; what a client's connection tells a conversation."""
+
+    waits = False  # for something that may never come
+
+    def go_on(self) -> None:
+        """It has asked nothing that it would ask again."""
+
+    def half_closed(self) -> None:
+        """It is answered soon."""
+
+
+class Waiting(Unanswered):
+    """A SUBSCRIBE."""
 
     def __init__(self, hub: Hub, client: Client, sort: Sort, names: Sequence[bytes]) -> None:
         self.client = client
@@ -66,11 +83,22 @@ class Waiting:
     def drain(self) -> None:
         self._hub.finish(self)
 
-    def go_on(self) -> None:
-        """It has asked nothing that it would ask again."""
 
-    def half_closed(self) -> None:
-        """It is answered soon."""
+class Leaving(Unanswered):
+    """An UNSUBSCRIBE or a RESET, until the fences are passed. `end` carries it out, and makes its answer."""
+
+    def __init__(self, hub: Hub, client: Client, end: Callable[[], bytes]) -> None:
+        self.client = client
+        self.end = end
+        self.left_to: set[Upstream] = set()  # answer
+        self.until = 0.0
+        self._hub = hub
+
+    def left(self) -> None:
+        self._hub.forget_leaving(self)
+
+    def drain(self) -> None:
+        self._hub.finish_leaving(self)
 
 
 class Hub:
@@ -98,6 +126,7 @@ class Hub:
         self._upstreams: list[Upstream] = []
         self._wanted: Counter[Name] = Counter()  # by clients, those that still wait included
         self._waiting: dict[Waiting, None] = {}
+        self._leaving: dict[Leaving, None] = {}
         self._due: dict[tuple[Upstream, Name], dict[Waiting, None]] = {}  # a confirmation -> who waits for it
         self.subscribers = 0  # clients
 
@@ -143,6 +172,10 @@ class Hub:
             for upstream, _ in waiting.left_to:
                 upstream.doubt()
             self.finish(waiting)
+        for leaving in [each for each in self._leaving if now >= each.until]:
+            for upstream in leaving.left_to:
+                upstream.miss()
+            self.finish_leaving(leaving)
 
     @property
     def connections(self) -> int:
@@ -232,6 +265,57 @@ class Hub:
             return NOT_NOW
         if client.reply_mode != REPLY_OFF:
             client.reply_mode = REPLY_ON
+        known = client.subscriber.names[sort] if client.subscriber is not None else {}
+        left = [(sort, name) for name in names or known if name in known]
+        return self._behind_fences(client, left, partial(self._end, client, sort, names))
+
+    def reset(self, client: Client, end: Callable[[], bytes]) -> object:
+        """The RESET of a subscriber. `end` carries it out, and makes its answer."""
+        if not client.settled():
+            return NOT_NOW
+        client.reply_mode = REPLY_ON
+        left = [(sort, name) for sort in Sort for name in client.subscriber.names[sort]]
+        return self._behind_fences(client, left, end)
+
+    def _behind_fences(self, client: Client, names: Iterable[Name], end: Callable[[], bytes]) -> object:
+        """What `end` answers, at once if nothing may be on its way; else its place is taken until then.
+
+        A client that sends many of these in a row waits for the shards once: what was published before all of them
+        were here has come then.
+        """
+        subscriber: Subscriber | None = client.subscriber
+        if subscriber is None:
+            return end()
+        if subscriber.fenced_at != client.commands:  # it has asked something else since, a PUBLISH perhaps
+            subscriber.fenced.clear()
+        subscriber.fenced_at = client.commands + 1
+        leaving, now = Leaving(self, client, end), time.monotonic()
+        for upstream in {each for name in names for each in self._targets(name)}:
+            if subscriber.fenced.get(upstream, 0.0) < client.last_active:
+                subscriber.fenced[upstream] = now
+                if upstream.fence(partial(self._passed, leaving, upstream)):
+                    leaving.left_to.add(upstream)
+        if not leaving.left_to:
+            return end()
+        leaving.until = now + FENCE_S
+        self._leaving[leaving] = None
+        return client.converse(leaving)
+
+    def _passed(self, leaving: Leaving, upstream: Upstream) -> None:
+        leaving.left_to.discard(upstream)
+        if not leaving.left_to:
+            self.finish_leaving(leaving)
+
+    def finish_leaving(self, leaving: Leaving) -> None:
+        if leaving in self._leaving:  # else it was answered when its time was over
+            del self._leaving[leaving]
+            leaving.client.answer(leaving.end())
+
+    def forget_leaving(self, leaving: Leaving) -> None:
+        """Its client is gone."""
+        del self._leaving[leaving]
+
+    def _end(self, client: Client, sort: Sort, names: Sequence[bytes]) -> bytes:
         subscriber: Subscriber | None = client.subscriber
         verb, frames = sort.prefix + b"unsubscribe", []
         for name in names or list(subscriber.names[sort] if subscriber else ()):

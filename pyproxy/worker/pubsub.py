@@ -74,6 +74,8 @@ class Subscriber:
 
     left: Callable[[], None]
     names: tuple[dict[bytes, None], ...] = field(default_factory=lambda: ({}, {}, {}))
+    fenced: dict[object, float] = field(default_factory=dict)  # by shard: up to when all that it had sent has come
+    fenced_at: int = 0  # how many commands the client has begun by then; one more, and it is no longer sure
 
     def counted(self, sort: Sort) -> int:
         """The number that a confirmation says: channels and patterns together, shard channels for themselves."""

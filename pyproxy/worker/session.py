@@ -5,6 +5,7 @@ lane, so the order of replies, the doors and the deadlines are the same for all.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from protocol import errors, request
 from protocol.commands import BadKeys, Command, Kind
@@ -23,10 +24,6 @@ from pyproxy.worker.split import fan_out
 HTTP = (b"post", b"host:")
 
 NOT_QUEUED = (b"multi", b"exec", b"discard", b"watch", b"reset", b"quit")
-
-# Of a subscriber they wait for its earlier requests: a message in the protocol of HELLO would overtake answers in the
-# old one, and what it has published itself before a RESET is to be received.
-OF_SUBSCRIBER = (b"hello", b"reset")
 
 
 class Session:
@@ -60,8 +57,10 @@ class Session:
             case Kind.LOCAL:
                 if command.name == b"config|set" and settings.is_for_servers(argv, self._here):
                     return self._converse(client, route, command, argv, settings.configure)
-                if client.subscriber is not None and command.name in OF_SUBSCRIBER and not client.settled():
-                    return NOT_NOW
+                if command.name == b"hello" and client.subscriber is not None and not client.settled():
+                    return NOT_NOW  # a message in the new protocol would overtake answers in the old one
+                if command.name == b"reset" and client.subscriber is not None:
+                    return self._hub.reset(client, partial(local.answer, command.name, client, argv, self._here))
                 return local.answer(command.name, client, argv, self._here)
             case Kind.PUBSUB:
                 return self._hub.take(client, route, command, argv)

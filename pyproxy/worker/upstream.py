@@ -15,6 +15,7 @@ import asyncio
 import random
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import hiredis
@@ -34,6 +35,9 @@ SLEPT_S = 1.0  # a worker that did not run for so long has heard nothing, whatev
 DELIVERIES = 20_000  # of messages to clients, before others have their turn
 
 Name = tuple[Sort, bytes]
+Passed = Callable[[], None]
+
+PING = request.encode([b"PING"])
 
 _NOTHING = object()
 _FORM = {sort: [bytes] * (4 if sort is Sort.PATTERN else 3) for sort in Sort}  # of a message
@@ -71,7 +75,8 @@ class Upstream:
         self._asked: dict[Name, int] = {}  # -> which SUBSCRIBE it was
         self._confirmed: set[Name] = set()
         self._changed: dict[Name, None] = {}  # perhaps to be asked, or taken back
-        self._answers: deque[tuple[Name, int] | None] = deque()  # those that are due; None: to a PING
+        self._fences: list[Passed] = []  # wait for the next PING
+        self._answers: deque[tuple[Name, int] | list[Passed]] = deque()  # those that are due; a list: to a PING
         self._count = 0
         self._scheduled = False
         self._connection: Connection | None = None
@@ -80,6 +85,7 @@ class Upstream:
         self._closed = False
         self._down = ""
         self._silent = False
+        self._slow = False
         self._troubled = False  # said so in the log
         self._ticked = 0.0
         self._idle_since = 0.0
@@ -118,6 +124,18 @@ class Upstream:
         """What was asked is not answered in time: until anything is heard, nobody waits for it."""
         self._silent = True
 
+    def fence(self, passed: Passed) -> bool:
+        """`passed` is called when all has come that the server has sent by now; False: there is nothing to wait for."""
+        if self._connection is None or self._slow or not self.is_available:
+            return False
+        self._fences.append(passed)
+        self._schedule()
+        return True
+
+    def miss(self) -> None:
+        """A fence is not passed in time: until anything is heard, there is none."""
+        self._slow = True
+
     def point_at(self, node: Node) -> None:
         """Another server, or the same in another epoch."""
         self.node = node
@@ -150,8 +168,8 @@ class Upstream:
                 connection.drop(errors.no_reply(now - connection.pinged_at))
         elif now - connection.heard_at > PING_S:
             connection.pinged_at = now
-            self._answers.append(None)
-            connection.write(request.encode([b"PING"]))
+            self._answers.append([])
+            connection.write(PING)
 
     # --- asking ---
 
@@ -183,19 +201,23 @@ class Upstream:
                 self._confirmed.discard(name)
                 self._answers.append((name, 0))
                 out.append(request.encode([sort.prefix + b"unsubscribe", text]))
+        if self._fences:  # one PING for all of them
+            self._answers.append(self._fences)
+            self._fences = []
+            out.append(PING)
         if out:
             self._connection.write(b"".join(out))
 
     def reads(self) -> None:
         """The server reads again."""
-        if self._changed:
+        if self._changed or self._fences:
             self._schedule()
 
     # --- what comes ---
 
     def heard(self, frame: Any) -> int:
         """A reply or a message of the connection -> to how many clients it was given. Raises ProtocolError."""
-        self._silent = False
+        self._silent = self._slow = False
         if type(frame) is list and frame and type(frame[0]) is bytes:
             sort = MESSAGE.get(frame[0])
             if sort is not None:
@@ -205,7 +227,9 @@ class Upstream:
         if not self._answers:
             raise hiredis.ProtocolError("it sent what nobody asked for")
         due = self._answers.popleft()
-        if due is None:
+        if isinstance(due, list):
+            for passed in due:
+                passed()
             return 0
         name, which = due
         if self._asked.get(name) != which:
@@ -280,8 +304,12 @@ class Upstream:
         self._connection = None
         self._asked.clear()
         self._confirmed.clear()
-        self._answers.clear()
         self._changed.clear()
+        fences = [self._fences, *(due for due in self._answers if isinstance(due, list))]
+        self._fences = []
+        self._answers.clear()
+        for passed in [each for those in fences for each in those]:
+            passed()
 
     def _say_lost(self, reason: str) -> None:
         """Once, until it is back; without a reason it was closed from here."""

@@ -1,6 +1,7 @@
 """Publish/subscribe over all shards and workers as on one server: what is confirmed, what arrives, what is counted."""
 
 import os
+import re
 import signal
 import socket
 from collections import Counter
@@ -87,6 +88,9 @@ def test_everything_is_answered_as_by_one_server(
     said = b"".join([*hello, *(packed(*line.split()) for line in script), packed("RESET")])
     ours, theirs = (without_greeting(exchange(port, said)) for port in (proxy.port, server.port))
     assert ours == theirs
+    with Talk(proxy.port) as one, Talk(proxy.port) as other:  # who may be on different workers
+        for talk in (one, other):
+            wait_told(talk, "NUMSUB", "only", 0)
     assert without_greeting(byte_by_byte(proxy.port, said)) == theirs
 
 
@@ -162,14 +166,50 @@ def test_in_resp3_everything_is_answered_between_messages_and_in_order(proxy: Pr
         assert (first, error(limited), rest) == (b"1", SUBSCRIBER_ONLY, [[b"unsubscribe", b"mine", 0], b"1"])
 
 
-def test_reset_waits_for_what_was_asked_before_it(proxy: Proxy) -> None:
-    with connected(proxy, 3) as talk:
-        talk.send(("SUBSCRIBE", "mine"), ("PUBLISH", "mine", "m"), ("RESET",), ("PING",))
-        said = []
-        while b"PONG" not in said:
-            said.append(talk.read())
-        message = [b"message", b"mine", b"m"]
-        assert [each for each in said if each != message] == [[b"subscribe", b"mine", 1], 1, b"RESET", b"PONG"]
+@pytest.mark.parametrize("end", ["UNSUBSCRIBE mine:{}", "UNSUBSCRIBE", "RESET"])
+def test_what_a_client_publishes_before_it_leaves_is_counted_and_comes(proxy: Proxy, end: str) -> None:
+    """Nearly every time it would be lost if nobody took care."""
+    for number in range(20):
+        name = f"mine:{number}"
+        message, confirmed = [b"message", name.encode(), b"m"], [b"subscribe", name.encode(), 1]
+        with connected(proxy, 3) as talk:
+            talk.send(("SUBSCRIBE", name), ("PUBLISH", name, "m"), end.format(number).split(), ("PING",))
+            said = [talk.read()]
+            while said[-1] != b"PONG":
+                said.append(talk.read())
+        assert sorted(map(str, said[1:3])) == sorted(map(str, [1, message]))
+        left = b"RESET" if end == "RESET" else [b"unsubscribe", name.encode(), 0]
+        assert said[:1] + said[3:] == [confirmed, left, b"PONG"]
+
+
+@pytest.mark.parametrize("kind", ["", "P", "S"])
+def test_what_is_published_before_somebody_leaves_comes_however_large(proxy: Proxy, proto: int, kind: str) -> None:
+    """The publisher has its answer long before the last byte of the message has come."""
+    payload, verb = b"x" * (8 << 20), kind.lower().encode()
+    with connected(proxy, proto) as talk, connected(proxy) as publisher:
+        subscribed(talk, kind + "SUBSCRIBE", "large")
+        if kind == "P":
+            wait_until("the pattern", lambda: publisher.ask("PUBSUB", "NUMPAT") == 1, proxy.tail)
+        else:
+            wait_told(publisher, "SHARDNUMSUB" if kind else "NUMSUB", "large", 1)
+        assert publisher.ask("SPUBLISH" if kind == "S" else "PUBLISH", "large", payload) == 1
+        names = [b"large", b"large"] if kind == "P" else [b"large"]
+        assert talk.ask(kind + "UNSUBSCRIBE", "large") == [verb + b"message", *names, payload]
+        assert talk.read() == [verb + b"unsubscribe", b"large", 0]
+
+
+def test_many_that_leave_in_a_row_wait_once(fleet: Fleet, proxy: Proxy) -> None:
+    def pings() -> int:
+        said = b"".join(each for each in upstream(fleet, "INFO", "commandstats") if isinstance(each, bytes))
+        return sum(int(calls) for calls in re.findall(rb"cmdstat_ping:calls=(\d+)", said))
+
+    names = [f"row:{number}" for number in range(1000)]
+    with connected(proxy) as talk:
+        subscribed(talk, "SUBSCRIBE", *names)
+        before = pings()
+        talk.send(*[("UNSUBSCRIBE", name) for name in names])
+        assert talk.reads(1000) == [[b"unsubscribe", f"row:{left}".encode(), 999 - left] for left in range(1000)]
+        assert pings() - before < 100
 
 
 def test_pipelined_publishes_arrive_in_order(proxy: Proxy, proto: int) -> None:
@@ -387,6 +427,35 @@ def test_a_server_that_falls_silent_is_left_and_a_subscription_does_not_wait_for
             wait_subscribed(server, each)
         wait_until("the link", lambda: publisher.ask("PUBLISH", later, "x") == 1, proxy.tail)
         assert talk.read() == [b"message", later.encode(), b"x"]
+
+
+@pytest.mark.parametrize("end", ["UNSUBSCRIBE", "RESET"])
+def test_leaving_does_not_wait_for_a_server_that_is_silent(fleet: Fleet, end: str) -> None:
+    with Proxy(fleet, timeouts=PATIENT) as proxy, Talk(proxy.port) as talk:
+        channels = Keys(proxy).on(0, 500)
+        subscribed(talk, "SUBSCRIBE", *channels)
+        fleet.shards[0].primary.pause()
+        try:
+            for left, channel in zip(range(499, 0, -1), channels, strict=False):
+                assert talk.ask("UNSUBSCRIBE", channel) == [b"unsubscribe", channel.encode(), left]
+            assert talk.ask(end) == (b"RESET" if end == "RESET" else [b"unsubscribe", channels[-1].encode(), 0])
+        finally:
+            fleet.shards[0].primary.resume()
+
+
+def test_a_client_that_waits_for_its_subscription_is_listed(fleet: Fleet) -> None:
+    with Proxy(fleet, timeouts=PATIENT) as proxy, Talk(proxy.port) as talk, Talk(proxy.port) as other:
+        first, second = Keys(proxy).on(0, 2)
+        subscribed(talk, "SUBSCRIBE", first)
+        fleet.shards[0].primary.pause()
+        try:
+            talk.send(("SUBSCRIBE", second))
+            for _ in range(2):  # the first may come before it
+                listed = other.ask("CLIENT", "LIST")
+                assert isinstance(listed, bytes) and listed.count(b"\n") == 2
+        finally:
+            fleet.shards[0].primary.resume()
+        assert talk.read() == [b"subscribe", second.encode(), 2]
 
 
 def test_what_a_server_refuses_is_its_error_and_nothing_is_subscribed(proto: int) -> None:
