@@ -4,8 +4,8 @@ Every message that carries state carries the whole state and its version, never 
 without harm, and the newest of a kind makes the older ones needless. How they travel is channel.py's. Subscribers alone
 is a part of a state, which may be large; it is only sent while the other end reads (`Channel.congested`).
 
-    parent -> worker    Setup (once, first), Settings, Scripts, Script, ScriptKnown, Topology, FleetLook, Subscribers,
-                        Confirmed, Drain
+    parent -> worker    Setup (once, first), Settings, Settled, Scripts, Script, ScriptKnown, Topology, FleetLook,
+                        Subscribers, Confirmed, Drain
     worker -> parent    Ready, Applied, Awake, Holding, Configured, Script, ScriptsFlushed, Subscribers, Complaint
 
 A Script is no state, and one may be lost: whoever lacks a text has the client load it again.
@@ -209,10 +209,17 @@ class Holding(msgspec.Struct, frozen=True, tag=True):
 
 
 class Configured(msgspec.Struct, frozen=True, tag=True):
-    """A client was told that this is set; the parent has it set on the servers. The last one of a name counts."""
+    """A client has set this; the parent has it set on the servers. The last one of a name counts."""
 
     name: str
     value: str
+    number: int  # how many this worker has sent, with this one
+
+
+class Settled(msgspec.Struct, frozen=True, tag=True):
+    """The primaries that are up have what this worker has sent up to this one, or do not take it."""
+
+    number: int  # of the Configured
 
 
 class Subscribers(msgspec.Struct, frozen=True, tag=True):
@@ -235,6 +242,6 @@ class Complaint(msgspec.Struct, frozen=True, tag=True):
 
 
 Message = (
-    Setup | Settings | Scripts | Script | ScriptKnown | Topology | FleetLook | Confirmed | Drain
+    Setup | Settings | Settled | Scripts | Script | ScriptKnown | Topology | FleetLook | Confirmed | Drain
     | Ready | Applied | Awake | Holding | Configured | ScriptsFlushed | Subscribers | Complaint
 )  # fmt: skip

@@ -151,7 +151,7 @@ class Parent:
             lambda index: Setup(index, self._workers, self._config, listen, __version__, self._started),
             self._states,
             lambda complaint: self._watcher.complain(complaint.shard),
-            lambda configured: self._conductor.settings.configure(configured.name, configured.value),
+            lambda said, settled: self._conductor.settings.configure(said.name, said.value, settled),
             self._on_script,
         )
         many = _count(self._workers, "worker"), _count(len(self._config.shards), "shard")

@@ -1,11 +1,12 @@
 """Settings that clients were told are set: kept, told to all workers, and set on every server.
 
     worker ── Configured ──▶ Keeper ──▶ Settings ──▶ all workers            (and the state file)
-                               └──▶ CONFIG SET ──▶ every server, replicas too, as one of them may be primary one day
+           ◀── Settled ──      └──▶ CONFIG SET ──▶ every server, replicas too, as one of them may be primary one day
 
-A client is answered before any server is asked, so a server that does not do it can only be an alarm. It is told again
-when it was away, is another process or has another role, and while it has failed. Where servers do not let themselves
-be told (ElastiCache), they are left alone, and what they are set to is all that a client may set.
+A client is answered whatever the servers do; it only waits a moment for the primaries that are up. So a server that
+does not do it can only be an alarm. It is told again when it was away, is another process or has another role, and
+while it has failed. Where servers do not let themselves be told (ElastiCache), they are left alone, and what they are
+set to is all that a client may set.
 
 Which settings, and what values, is not decided here, and nothing is ever read from a server.
 """
@@ -13,7 +14,7 @@ Which settings, and what values, is not decided here, and nothing is ever read f
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from protocol import notifications
@@ -47,7 +48,7 @@ class Sitting:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    sitting: Sitting | None  # None: somebody may have changed it since
+    sitting: Sitting
     failure: str = ""
     setting: tuple[str, str] = ("", "")  # name and value of the one that failed
     at: float = 0.0  # CLOCK_MONOTONIC, s
@@ -77,6 +78,8 @@ class Keeper:
         self._fixed: dict[str, str | None] = dict.fromkeys(fixed_by)  # by shard; those that are not are taken out
         self._attempts: dict[Node, Attempt] = {}
         self._busy: set[Node] = set()
+        self._again: set[Node] = set()  # somebody may have changed it there since
+        self._waiting: list[Callable[[], None]] = []  # to be told that it is settled
         self.state = Settings(1, dict(told), self._fixed_settings())
 
     def begin(self) -> None:
@@ -84,11 +87,13 @@ class Keeper:
         for shard in self._fixed_by:
             self._start(self._follow(shard), f"settings of {shard}")
 
-    def configure(self, name: str, value: str) -> None:
-        """A client has set this. The last one wins."""
+    def configure(self, name: str, value: str, settled: Callable[[], None]) -> None:
+        """A client has set this. The last one wins. `settled` is called when no primary that is up is left to tell."""
+        self._waiting.append(settled)
         if self.state.told.get(name) == value:
             # Nothing new, but somebody may have changed it at a server: said again to each at its next look.
-            self._attempts = {node: replace(attempt, sitting=None) for node, attempt in self._attempts.items()}
+            self._again = {node for each in self._fixed_by for node in self._nodes(each)}
+            self._settle()
             return
         emit(Event.CONFIG_SET, setting=name, value=value)
         self._publish({**self.state.told, name: value})
@@ -97,14 +102,38 @@ class Keeper:
 
     def on_seen(self, shard: str) -> None:
         """A server of this shard was looked at: those that do not have what clients were told, are told."""
+        self._tell(shard)
+        self._settle()
+
+    def _tell(self, shard: str) -> None:
         if not self.state.told or shard in self._fixed:
             return
         for node, look in self._nodes(shard).items():
             if not look.reachable:
                 self._attempts.pop(node, None)
-            elif node not in self._busy and self._is_due(self._attempts.get(node), self._sitting(look)):
+            elif node not in self._busy and self._is_due(node, self._sitting(look)):
                 self._busy.add(node)
+                self._again.discard(node)
                 self._start(self._set(shard, node, self._sitting(look)), f"set the settings of {node}")
+
+    def _settle(self) -> None:
+        """Say so to who waits for it, if it is."""
+        if self._waiting and not any(map(self._is_untold, self._fixed_by)):
+            waiting, self._waiting = self._waiting, []
+            for settled in waiting:
+                settled()
+
+    def _is_untold(self, shard: str) -> bool:
+        """Whether its primary is up, and neither has nor has refused what clients were told."""
+        if shard in self._fixed:
+            return False
+        looks = self._nodes(shard).items()
+        primaries = [(node, self._sitting(look)) for node, look in looks if look.reachable and look.role == "master"]
+        return any(self._is_new(node, sitting) for node, sitting in primaries)
+
+    def _is_new(self, node: Node, wanted: Sitting) -> bool:
+        attempt = self._attempts.get(node)
+        return attempt is None or attempt.sitting != wanted
 
     def alarms(self, shard: str) -> list[str]:
         """What an operator must know of the settings of this shard."""
@@ -121,9 +150,10 @@ class Keeper:
     def _sitting(self, look: NodeLook) -> Sitting:
         return Sitting(look.run_id, look.role, tuple(sorted(self.state.told.items())))
 
-    def _is_due(self, attempt: Attempt | None, wanted: Sitting) -> bool:
-        if attempt is None or attempt.sitting != wanted:
+    def _is_due(self, node: Node, wanted: Sitting) -> bool:
+        if node in self._again or self._is_new(node, wanted):
             return True
+        attempt = self._attempts[node]
         return bool(attempt.failure) and time.monotonic() >= attempt.at + AGAIN_S
 
     async def _set(self, shard: str, node: Node, sitting: Sitting) -> None:
@@ -133,6 +163,10 @@ class Keeper:
             self._note(shard, node, Attempt(sitting, failure, setting, time.monotonic()))
         finally:
             self._busy.discard(node)
+        look = self._nodes(shard).get(node)
+        if look is not None and self._is_new(node, self._sitting(look)):
+            self._tell(shard)  # another value by now
+        self._settle()
 
     async def _ask(self, node: Node, told: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], str]:
         """What it did not do, and why; empty: it did all."""

@@ -17,6 +17,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from pyproxy.channel import Channel
 from pyproxy.control.subscriptions import Sums
@@ -34,6 +35,7 @@ from pyproxy.messages import (
     Script,
     ScriptKnown,
     ScriptsFlushed,
+    Settled,
     Setup,
     Subscribers,
 )
@@ -79,8 +81,8 @@ class Supervisor:
     """All workers. `command` starts one, and gets --index and the three file descriptors as arguments.
 
     `setup` makes the first message for a worker of this index, `states` the messages that follow it. `on_complaint`
-    gets what the workers have to say of the servers, `on_configured` what their clients have set, `on_script` what
-    scripts they have loaded or flushed.
+    gets what the workers have to say of the servers, `on_configured` what their clients have set and what to call when
+    the primaries have it, `on_script` what scripts they have loaded or flushed.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Supervisor:
         setup: Callable[[int], Setup],
         states: Callable[[], Sequence[Message]],
         on_complaint: Callable[[Complaint], None],
-        on_configured: Callable[[Configured], None],
+        on_configured: Callable[[Configured, Callable[[], None]], None],
         on_script: Callable[[Script | ScriptsFlushed], None],
     ) -> None:
         self.all_ready = asyncio.Event()
@@ -289,8 +291,9 @@ class Supervisor:
                 for state in self._states():
                     worker.channel.send(state)
                 worker.channel.send(Confirmed(at))
-            case Configured():
-                self._on_configured(message)
+            case Configured(number=number):
+                assert worker.channel is not None  # it came through it
+                self._on_configured(message, partial(worker.channel.send, Settled(number)))
             case Script(text=text):
                 self._on_script(message)
                 assert worker.channel is not None  # it came through it

@@ -24,6 +24,7 @@ from pyproxy.worker.pubsub import Register, Subscriber
 REPLY_ON, REPLY_OFF, REPLY_SKIP = 0, 1, 2
 
 SHARE_S = 1.0  # how long the parent's word is waited for that all workers know a script
+SETTLE_S = 0.2  # and that the primaries have a setting: a client that sets one waits no longer, whatever they do
 
 
 class HasCommands(Protocol):
@@ -106,6 +107,8 @@ class Here:
     register: Register[Any] = field(default_factory=Register)  # who is subscribed to what
     scripts: Scripts = field(init=False)
     sharing: dict[bytes, asyncio.Event] = field(default_factory=dict)  # digests of which not all workers know yet
+    configured: int = 0  # settings that the parent was told
+    settling: dict[int, asyncio.Event] = field(default_factory=dict)  # those that somebody waits for
 
     def __post_init__(self) -> None:
         self.scripts = Scripts(self.setup.config.limits.scripts_bytes)
@@ -117,7 +120,20 @@ class Here:
     def configure(self, name: str, value: str) -> None:
         """Have this set on all servers. Clients of this worker see it at once, those of others when the parent says."""
         self.settings = msgspec.structs.replace(self.settings, told={**self.settings.told, name: value})
-        self.tell(Configured(name, value))
+        self.configured += 1
+        self.tell(Configured(name, value, self.configured))
+
+    async def until_settled(self) -> None:
+        """Returns when the primaries that are up have what was configured by now; SETTLE_S are waited at most."""
+        settled = self.settling.setdefault(self.configured, asyncio.Event())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_S):
+                await settled.wait()
+
+    def settled(self, number: int) -> None:
+        """The parent says so, of this setting and those before it."""
+        for each in [each for each in self.settling if each <= number]:
+            self.settling.pop(each).set()
 
     async def learn_script(self, text: bytes) -> None:
         """Keep a text that a server has taken; returns when all workers know it.

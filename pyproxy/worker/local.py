@@ -346,15 +346,38 @@ def _settings(here: Here) -> Mapping[bytes, str]:
 
 
 def _config_set(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
-    """One setting is taken, for all servers: they are told by the parent, whose word a client does not wait for."""
-    name = notifications.SETTING
+    """What is set is kept by the parent, which sets it on all servers; see conversations/settings.py."""
+    line = unsettable(argv, here)
+    if line:
+        return line
+    for name, value in zip(argv[2::2], argv[3::2], strict=True):
+        is_ours = name.lower() == notifications.SETTING.encode()
+        here.configure(name.lower().decode(), notifications.parse(value) or "" if is_ours else value.decode())
+    return OK
+
+
+def unsettable(argv: Sequence[bytes], here: Here) -> bytes:
+    """Why this CONFIG SET cannot be, as far as it is known here, and so nothing of it is done; empty: it can be."""
     if len(argv) % 2:
         return errors.syntax_error()
-    if any(each.lower() != name.encode() for each in argv[2::2]):
+    names, ours = [each.lower() for each in argv[2::2]], notifications.SETTING.encode()
+    if any(name != ours and name.decode("latin-1") not in here.setup.config.config_set for name in names):
         return errors.refused("config|set", CONFIGURED_ELSEWHERE)
-    if len(argv) > 4:
-        return errors.config_set_failed(argv[4], "duplicate parameter")
-    flags = notifications.parse(argv[3])
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            return errors.config_set_failed(argv[2 + 2 * index], "duplicate parameter")
+    for name, value in zip(names, argv[3::2], strict=True):
+        line = _bad_flags(value, here) if name == ours else b""
+        if line:
+            return line
+        if not value.isascii():
+            return errors.config_set_failed(name, "expected ASCII")
+    return b""
+
+
+def _bad_flags(value: bytes, here: Here) -> bytes:
+    """Why notify-keyspace-events cannot be set to this."""
+    name, flags = notifications.SETTING, notifications.parse(value)
     if flags is None:
         return errors.config_set_failed(name, notifications.INVALID)
     for fixed in here.settings.fixed:
@@ -362,8 +385,7 @@ def _config_set(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
             return errors.setting_unknown(name, fixed.shard)
         if fixed.name == name and fixed.value != flags:
             return errors.setting_fixed(name, fixed.shard, fixed.value or "")
-    here.configure(name, flags)
-    return OK
+    return b""
 
 
 def _notifications(here: Here) -> str:

@@ -1,6 +1,6 @@
 """A worker process: the listening socket, the channel to the parent and the page come in; clients are served.
 
-    parent ── Setup, Settings, Scripts, Script, Topology, FleetLook, Subscribers, Confirmed, Drain ──▶ worker
+    parent ── Setup, Settings, Settled, Scripts, Script, Topology, FleetLook, Subscribers, Confirmed, Drain ──▶ worker
     parent ◀── Ready, Applied, Awake, Holding, Configured, Script, ScriptsFlushed, Subscribers, Complaint ── worker
 
 The parent's messages are whole states.  A worker whose parent is gone begins nothing more, flushes, closes and exits:
@@ -42,6 +42,7 @@ from pyproxy.messages import (
     ScriptKnown,
     Scripts,
     Settings,
+    Settled,
     Setup,
     Subscribers,
     Topology,
@@ -128,6 +129,8 @@ class Worker:
                 self._begin(message)
             case Settings():
                 self._set(message)
+            case Settled(number=number) if self._here:
+                self._here.settled(number)
             case Scripts() | Script():
                 self._learn(message)
             case ScriptKnown(digest=digest) if self._here:

@@ -55,7 +55,7 @@ class Session:
             case Kind.TRANSACTION:
                 return self._transaction(client, route, command, argv)
             case Kind.LOCAL:
-                if command.name == b"config|set" and settings.is_for_servers(argv, self._here):
+                if command.name == b"config|set":
                     return self._converse(client, route, command, argv, settings.configure)
                 if command.name == b"hello" and client.subscriber is not None and not client.settled():
                     return NOT_NOW  # a message in the new protocol would overtake answers in the old one

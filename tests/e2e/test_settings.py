@@ -1,4 +1,4 @@
-"""CONFIG SET notify-keyspace-events through the proxy: a client is answered at once, and all servers get it."""
+"""CONFIG SET notify-keyspace-events through the proxy: all servers get it, and a client waits but a moment for them."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ import hiredis
 import pytest
 
 from pyproxy.fleet import Fleet, Proxy, Server, Table, reserve_port, wait_until
-from tests.e2e.rig import PATIENCE_S, Keys, Talk, error, proxy_info
+from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, error, proxy_info
 from tests.e2e.test_status import Status
 from tests.processes import command_line, family
 
@@ -51,17 +51,58 @@ def test_it_is_set_on_primaries_and_replicas_and_every_worker_says_so(fleet: Fle
                 wait_set(fleet.servers, shown_as, proxy)
 
 
-def test_the_answer_waits_for_no_server(fleet: Fleet) -> None:
+def test_what_is_written_after_the_answer_is_an_event(fleet: Fleet) -> None:
+    with Proxy(fleet) as proxy, Talk(proxy.port) as talk, Talk(proxy.port) as subscriber:
+        keys = [key for shard in range(2) for key in Keys(proxy).on(shard, 20)]
+        subscriber.ask("PSUBSCRIBE", "__keyevent@*__:set")
+        for number in range(5):
+            assert talk.ask("CONFIG", "SET", NAME, "KEA") == b"OK"
+            talk.send(*[("SET", key, number) for key in keys])
+            heard = [each[3] for each in subscriber.reads(len(keys)) if isinstance(each, list)]
+            assert sorted(heard) == sorted(key.encode() for key in keys)
+            assert talk.reads(len(keys)) == [b"OK"] * len(keys)
+            assert talk.ask("CONFIG", "SET", NAME, "") == b"OK"
+
+
+def test_a_client_is_answered_within_the_bound_though_servers_stand_still(fleet: Fleet) -> None:
+    """All of them, then one alone."""
+    with Proxy(fleet, timeouts=PATIENT) as proxy, Talk(proxy.port) as talk:
+        for stopped, flags, shown_as in ((fleet.servers, "Ex", b"xE"), (fleet.servers[:1], "KEA", b"AKE")):
+            for server in stopped:
+                server.pause()
+            try:
+                assert talk.ask("CONFIG", "SET", NAME, flags) == b"OK"
+                assert talk.ask("CONFIG", "GET", NAME) == [NAME.encode(), shown_as]
+            finally:
+                for server in stopped:
+                    server.resume()
+            wait_set(fleet.servers, shown_as, proxy)
+
+
+def test_a_client_is_answered_within_the_bound_though_nobody_sets_anything(fleet: Fleet) -> None:
     with Proxy(fleet) as proxy, Talk(proxy.port) as talk:
-        for server in fleet.servers:
-            server.pause()
+        os.kill(proxy.pid, signal.SIGSTOP)  # the parent, whose word a worker waits for
         try:
             assert talk.ask("CONFIG", "SET", NAME, "Ex") == b"OK"
-            assert talk.ask("CONFIG", "GET", NAME) == [NAME.encode(), b"xE"]
         finally:
-            for server in fleet.servers:
-                server.resume()
+            os.kill(proxy.pid, signal.SIGCONT)
         wait_set(fleet.servers, b"xE", proxy)
+
+
+def test_several_settings_at_once_are_all_set_or_none(fleet: Fleet) -> None:
+    name = "hash-max-listpack-entries"
+    with Proxy(fleet, config_set=[name]) as proxy, Talk(proxy.port) as talk:
+        said = talk.ask("CONFIG", "SET", name, "many", NAME, "Ex")
+        assert error(said).startswith("ERR shard s0: CONFIG SET failed")
+        for more, words in (
+            (("maxmemory", "1"), "is not served"), ((name.upper(), "5"), "duplicate"), ((NAME, "Eq"), "Invalid")
+        ):  # fmt: skip
+            assert words in error(talk.ask("CONFIG", "SET", name, "66", *more))
+        assert talk.ask("CONFIG", "GET", name, NAME) == [NAME.encode(), b""]
+        assert talk.ask("CONFIG", "SET", name, "66", NAME.upper(), "Ex") == b"OK"
+        assert talk.ask("CONFIG", "GET", name) == [name.encode(), b"66"]
+        wait_set(fleet.servers, b"xE", proxy)
+        assert [server.ask("CONFIG", "GET", name) for server in fleet.servers] == [[name.encode(), b"66"]] * 6
 
 
 def test_invalid_flags_and_other_settings_are_refused_and_change_nothing(fleet: Fleet) -> None:

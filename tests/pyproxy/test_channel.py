@@ -104,8 +104,8 @@ async def test_a_peer_that_does_not_read_gets_the_newest_state_of_each_kind_when
     for shard in ("s0", "s1"):
         channel.send(Complaint(shard, "n:1", "late"))
     for name in ("a", "b"):
-        channel.send(Configured(name, "old"))
-        channel.send(Configured(name, "new"))
+        channel.send(Configured(name, "old", 1))
+        channel.send(Configured(name, "new", 2))
     reader = Peer()
     other = await reader.open(bare.dup())
 
@@ -120,5 +120,5 @@ async def test_a_peer_that_does_not_read_gets_the_newest_state_of_each_kind_when
     assert [message for message in reader.messages if isinstance(message, Applied)][-1] == Applied(999)
     assert {message.shard for message in reader.messages if isinstance(message, Complaint)} == {"s0", "s1"}
     configured = [message for message in reader.messages if isinstance(message, Configured)]
-    assert configured == [Configured("a", "new"), Configured("b", "new")]
+    assert configured == [Configured("a", "new", 2), Configured("b", "new", 2)]
     other.close()

@@ -5,7 +5,7 @@
     keyspace    what is asked of the keys of all shards
     replicas    how many have what the client wrote
     scripting   scripts and functions
-    settings    CONFIG SET of a setting that the servers know best
+    settings    CONFIG SET
     streams     streams of several shards at once
     watching    WATCH, and the EXEC after it
 

@@ -70,7 +70,7 @@ class StandIn:
                 self._channel.send(Holding({"s0": Held(2, 100)} if busy else {}))
                 if self._args.mode == "complain":
                     self._channel.send(Complaint("s0", "127.0.0.1:7000", "answered -READONLY"))
-                    self._channel.send(Configured("notify-keyspace-events", "xE"))
+                    self._channel.send(Configured("notify-keyspace-events", "xE", 1))
                     self._channel.send(Script(0, b"return 1"))
                 if self._args.mode == "sleep":
                     self._channel.send(Awake(1.5))

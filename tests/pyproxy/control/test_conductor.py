@@ -175,7 +175,7 @@ async def test_a_restarted_proxy_goes_on_with_the_primary_of_its_state_file(flee
 async def test_what_a_client_has_set_is_in_the_state_file_at_once(fleet: Fleet, tmp_path: Path) -> None:
     state = str(tmp_path / "state.json")
     async with conducting(fleet, state_file=state) as run:
-        run.conductor.settings.configure("notify-keyspace-events", "xE")
+        run.conductor.settings.configure("notify-keyspace-events", "xE", lambda: None)
         assert StateFile(state).load().settings == {"notify-keyspace-events": "xE"}
 
 

@@ -119,10 +119,36 @@ async def keeping(
 
 async def test_what_a_client_sets_is_set_on_every_server_replicas_too(fleet: Fleet, servers: list[Server]) -> None:
     async with keeping(fleet) as run:
-        run.keeper.configure(NAME, "xE")
+        run.keeper.configure(NAME, "xE", lambda: None)
         assert run.told[-1].told == {NAME: "xE"}
         await run.until_set(servers, "xE")
     assert not run.keeper.alarms("s0")
+
+
+async def test_a_setting_is_settled_when_all_primaries_have_it(fleet: Fleet, servers: list[Server]) -> None:
+    seen: list[list[str]] = []
+    async with keeping(fleet) as run:
+        await until("that it is not fixed", lambda: bool(run.told) and not run.told[-1].fixed, lambda: run.told)
+        for value in ("xE", "AKE", "$K", "$K", ""):
+            number = len(seen)
+            run.keeper.configure(NAME, value, lambda: seen.append([shown(each.primary) for each in fleet.shards]))
+            await until(f"'{value}' settled", lambda: len(seen) > number, lambda: run.keeper)  # noqa: B023
+    assert seen == [[value] * len(fleet.shards) for value in ("xE", "AKE", "$K", "$K", "")]
+
+
+async def test_a_primary_that_does_not_take_it_keeps_nobody_waiting(fleet: Fleet, servers: list[Server]) -> None:
+    refuses, stands = (shard.primary for shard in fleet.shards[:2])
+    refuses.ask("ACL", "SETUSER", "default", "-config")
+    settled: list[str] = []
+    async with keeping(fleet) as run:
+        await until("that it is not fixed", lambda: bool(run.told) and not run.told[-1].fixed, lambda: run.told)
+        stands.pause()
+        try:
+            run.keeper.configure(NAME, "xE", lambda: settled.append("xE"))
+            await until("settled", lambda: bool(settled), lambda: run.keeper)
+        finally:
+            stands.resume()
+            refuses.ask("ACL", "SETUSER", "default", "+config")
 
 
 async def test_where_nobody_sets_anything_no_server_is_touched(fleet: Fleet, servers: list[Server]) -> None:
@@ -141,7 +167,7 @@ def calls(server: Server) -> str:
 async def test_the_last_of_several_values_wins_on_all_servers(fleet: Fleet, servers: list[Server]) -> None:
     async with keeping(fleet) as run:
         for value in ("xE", "AKE", "", "$K") * 5:
-            run.keeper.configure(NAME, value)
+            run.keeper.configure(NAME, value, lambda: None)
             await asyncio.sleep(0)
         await run.until_set(servers, "$K")
         assert run.told[-1].told == {NAME: "$K"}
@@ -175,7 +201,7 @@ async def test_what_was_changed_at_a_server_is_put_right_when_a_client_sets_it_a
     async with keeping(fleet, {NAME: "xE"}) as run:
         await run.until_set(servers, "xE")
         servers[1].ask("CONFIG", "SET", NAME, "KEA")
-        run.keeper.configure(NAME, "xE")
+        run.keeper.configure(NAME, "xE", lambda: None)
         await run.until_set(servers, "xE")
 
 
@@ -186,7 +212,7 @@ async def test_a_server_that_refuses_is_an_alarm_until_it_does_not_and_stops_no_
     first, *others = servers
     first.ask("ACL", "SETUSER", "default", "-config")
     async with keeping(fleet) as run:
-        run.keeper.configure(NAME, "xE")
+        run.keeper.configure(NAME, "xE", lambda: None)
         await run.until_set(others, "xE")
         await run.until_alarm("s0", f"{NAME} of {first.address} is not set to 'xE': NOPERM ")
         tried = first.ask("INFO", "errorstats")

@@ -5,7 +5,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,13 @@ class Run:
             lambda index: Setup(index, workers, Config(shards=(SHARD,)), "127.0.0.1:1", "0", 0.0),
             lambda: STATES,
             self.complaints.append,
-            self.configured.append,
+            self._configure,
             self.scripts.append,
         )
+
+    def _configure(self, said: Configured, settled: Callable[[], None]) -> None:
+        self.configured.append(said)
+        settled()
 
     def reports(self, what: str, index: int | None = None) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self._report.read_text().splitlines()]
@@ -320,7 +324,12 @@ async def test_a_cancelled_supervisor_leaves_no_process(tmp_path: Path) -> None:
 async def test_what_clients_have_set_is_handed_on(tmp_path: Path) -> None:
     async with supervised("complain", tmp_path) as run:
         await until("the setting", lambda: bool(run.configured), lambda: run.supervisor)
-    assert run.configured == [Configured("notify-keyspace-events", "xE")]
+    assert run.configured == [Configured("notify-keyspace-events", "xE", 1)]
+
+
+async def test_a_worker_hears_when_what_its_client_has_set_is_settled(tmp_path: Path) -> None:
+    async with supervised("complain", tmp_path) as run:
+        await until("the word", lambda: bool(run.reports("Settled")), lambda: run.supervisor)
 
 
 async def test_what_scripts_clients_have_loaded_is_handed_on(tmp_path: Path) -> None:

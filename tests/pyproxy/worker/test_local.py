@@ -356,7 +356,7 @@ def test_what_was_set_is_told_to_the_parent_in_one_spelling(here: Here) -> None:
     told: list[Configured | Script | ScriptsFlushed] = []
     here.tell = told.append
     say(Asker(), here, b"CONFIG SET notify-keyspace-events xxE", b"CONFIG SET notify-keyspace-events y")
-    assert told == [Configured("notify-keyspace-events", "xE")]
+    assert told == [Configured("notify-keyspace-events", "xE", 1)]
 
 
 FIXED = FixedSetting("s1", "notify-keyspace-events", "xE")
