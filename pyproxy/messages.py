@@ -176,12 +176,14 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 class Applied(msgspec.Struct, frozen=True, tag=True):
     """The topology of this version is in use, none before it is, and no connection to a primary of an older epoch is.
 
-    `busy` names the shards whose gate is closed and which still owe this worker the answer to a write. Sent once at
-    once, and again, with the same version, when there are fewer.
+    `busy` names the shards whose gate is closed and which still owe this worker the answer to a write, and `deaf` those
+    where what its clients are subscribed to is still to be confirmed. Sent once at once, and again, with the same
+    version, when there are fewer.
     """
 
     version: int
     busy: list[str] = []
+    deaf: list[str] = []
 
 
 class Awake(msgspec.Struct, frozen=True, tag=True):

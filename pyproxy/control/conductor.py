@@ -9,7 +9,8 @@ workers are told is one whole state, the Topology: the roles of now and a gate f
 
 *The barrier.* A primary is replaced in two steps: first all workers are told of the new one behind a closed gate, and
 give up every connection of the epoch before; when each has said so (or was ended), the gate is opened. So no write
-reaches the old primary after any worker has written to the new one.
+reaches the old primary after any worker has written to the new one. Between the two the workers' subscriptions are
+waited for, but not for long.
 """
 
 import asyncio
@@ -66,6 +67,9 @@ QUIET_S = 1.0
 
 BARRIER_S = 2.0
 """For all workers to be at a new primary; one that is not is ended."""
+
+HEARD_S = 0.2
+"""For all workers to be subscribed there, so that nobody misses what is published first; then it is opened anyway."""
 
 ENDED_S = 5.0
 """For a worker that was killed to be gone."""
@@ -345,6 +349,8 @@ class Conductor:
                     supervisor.kill_worker(index, f"not at the new primary of {care.shard.name} within {BARRIER_S:g} s")
                 late = await supervisor.all_applied(version, ENDED_S)
         self._watcher.promoted(care.shard)
+        if supervisor is not None:
+            await supervisor.all_hear(care.shard.name, HEARD_S)
         self._step(care.shard.name, Switched())
 
     async def _tidy(self, care: Care, strays: Sequence[Node]) -> None:

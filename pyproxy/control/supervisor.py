@@ -134,25 +134,31 @@ class Supervisor:
         With a shard: and owes no answer to a write of it. A worker that ends is not waited for: its successor begins
         with the present states.
         """
+        return await self._laggards(lambda said: said.version < version or shard in said.busy, deadline_s)
+
+    async def all_hear(self, shard: str, deadline_s: float) -> list[int]:
+        """Wait until every worker has what its clients are subscribed to at this shard -> those that do not in time."""
+        return await self._laggards(lambda said: shard in said.deaf, deadline_s)
+
+    async def _laggards(self, is_late: Callable[[Applied], bool], deadline_s: float) -> list[int]:
+        """Those of which that is so at the end, or after so long."""
+
+        def late() -> list[int]:
+            running = [(index, worker) for index, worker in self._workers.items() if worker.channel is not None]
+            return [index for index, worker in running if is_late(worker.applied)]
+
         heard = asyncio.Event()
         self._waiting.add(heard)
         try:
             async with asyncio.timeout(deadline_s):
-                while self._laggards(version, shard):
+                while late():
                     await heard.wait()
                     heard.clear()
         except TimeoutError:
             pass
         finally:
             self._waiting.discard(heard)
-        return self._laggards(version, shard)
-
-    def _laggards(self, version: int, shard: str) -> list[int]:
-        return [
-            index
-            for index, worker in self._workers.items()
-            if worker.channel is not None and (worker.applied.version < version or shard in worker.applied.busy)
-        ]
+        return late()
 
     def _heard(self) -> None:
         for waiting in self._waiting:

@@ -181,6 +181,11 @@ class Hub:
     def connections(self) -> int:
         return sum(upstream.is_connected for upstream in self._upstreams)
 
+    @property
+    def deaf(self) -> set[str]:
+        """Shards where something is still to be confirmed, and may be expected soon."""
+        return {upstream.shard for upstream in self._upstreams if upstream.is_deaf}
+
     def close(self) -> None:
         for upstream in self._upstreams:
             upstream.close()

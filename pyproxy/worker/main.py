@@ -95,7 +95,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._fronts: list[Front] = []
         self._holds = Holds()
-        self._busy: list[str] = []  # as the parent was told last
+        self._applied = Applied(0)  # as the parent was told last
         self._holding: dict[str, Held] = {}
         self._awake_at = 0.0  # since when the parent's word is waited for; 0: it is not
         self._accepting = False
@@ -196,8 +196,8 @@ class Worker:
         self._lane.set_table(learned)
         self._here.table = learned
         self._here.topology = topology
-        self._busy = self._still_busy()
-        self._channel.send(Applied(topology.version, self._busy))
+        self._applied = self._state()
+        self._channel.send(self._applied)
         if not self._accepting:
             self._accepting = True
             self._accept_on_ready()
@@ -242,8 +242,11 @@ class Worker:
         rules = ShardGate(shard.name, shard.primary, promotion, self._holds, gate, bool(shard.replicas))
         return Front(lane, link(shard.primary), rules, config, self._setup.index, link)
 
-    def _still_busy(self) -> list[str]:
-        return [front.link.name for front in self._fronts if front.busy]
+    def _state(self) -> Applied:
+        assert self._here and self._hub
+        busy, deaf = [front.link.name for front in self._fronts if front.busy], self._hub.deaf
+        closed = [front.link.name for front in self._fronts if front.gate.said.closed]
+        return Applied(self._here.topology.version, busy, [name for name in closed if name in deaf])
 
     def _look(self, look: FleetLook) -> None:
         assert self._here
@@ -365,9 +368,9 @@ class Worker:
         self._row[INDEX["held_requests"]] = self._holds.requests
         for name in ("held", "drained", "refused_held", "dropped_client_gone", "refused_at_once", "taken_back"):
             self._row[INDEX[name]] = getattr(self._holds, name)
-        if self._busy and (busy := self._still_busy()) != self._busy:
-            self._busy = busy
-            self._channel.send(Applied(self._here.topology.version, busy))
+        if (self._applied.busy or self._applied.deaf) and (state := self._state()) != self._applied:
+            self._applied = state
+            self._channel.send(state)
 
     def _tell_subscribers(self) -> None:
         """What changed, as soon as the parent can take it."""

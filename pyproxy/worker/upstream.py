@@ -105,6 +105,13 @@ class Upstream:
     def is_connected(self) -> bool:
         return self._connection is not None
 
+    @property
+    def is_deaf(self) -> bool:
+        """Whether something is still to be confirmed, and may be expected soon."""
+        if not self._wanted or not self.is_available:
+            return False
+        return self._connection is None or bool(self._changed) or len(self._confirmed) < len(self._asked)
+
     def is_confirmed(self, name: Name) -> bool:
         return name in self._confirmed
 

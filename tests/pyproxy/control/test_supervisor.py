@@ -164,6 +164,17 @@ async def test_a_worker_that_owes_an_answer_to_a_write_holds_up_those_who_wait_f
         await until("it to hold nothing", lambda: run.supervisor.held("s0") == 0, lambda: run.supervisor.held("s0"))
 
 
+async def test_a_worker_that_is_not_subscribed_yet_holds_up_those_who_wait_for_that_alone(tmp_path: Path) -> None:
+    async with supervised("deaf", tmp_path) as run:
+        await run.supervisor.all_ready.wait()
+        assert await run.supervisor.all_applied(1, PATIENCE_S, "s0") == []
+        assert await run.supervisor.all_hear("s0", 0.05) == [0]
+        assert await run.supervisor.all_hear("s1", PATIENCE_S) == []
+        waiting = asyncio.create_task(run.supervisor.all_hear("s0", PATIENCE_S))
+        run.supervisor.broadcast(Topology(3, [SHARD], []))
+        assert await waiting == []
+
+
 async def test_a_worker_that_is_ended_holds_up_nobody_once_it_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
