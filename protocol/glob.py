@@ -8,7 +8,9 @@ from __future__ import annotations
 
 
 def matches(pattern: bytes, name: bytes) -> bool:
-    """Whether the pattern matches the whole name (for Redis ``**`` does not match the empty one; here it does)."""
+    """Whether the pattern matches the whole name; the empty one is matched by the empty pattern alone."""
+    if not name:
+        return not pattern
     at = here = 0
     star, resume = -1, 0  # the last * of the pattern, and what of the name it has not taken yet
     while here < len(name):

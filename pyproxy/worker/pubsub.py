@@ -200,5 +200,5 @@ def _matches(pattern: bytes, name: bytes) -> bool:
     if not name.startswith(literal[0]):
         return False
     if literal.end() + 1 == len(pattern) and pattern.endswith(b"*"):
-        return True
+        return bool(name)  # as glob has it
     return len(pattern) * len(name) <= _EFFORT and glob.matches(pattern, name)

@@ -147,6 +147,20 @@ def test_a_message_comes_as_an_array_in_resp2_and_as_a_push_in_resp3(proxy: Prox
         ]
 
 
+def test_the_empty_channel_is_matched_by_the_empty_pattern_alone(proxy: Proxy, server: Server) -> None:
+    for port in (server.port, proxy.port):
+        with Talk(port) as talk, Talk(port) as other, Talk(port) as publisher:
+            subscribed(talk, "PSUBSCRIBE", "*", "**", "?", "[^a]")
+            subscribed(other, "PSUBSCRIBE", "")
+            subscribed(other, "SUBSCRIBE", "")
+            wait_until("the patterns", lambda: publisher.ask("PUBSUB", "NUMPAT") == 5, proxy.tail)
+            wait_told(publisher, "NUMSUB", "", 1)
+            assert publisher.ask("PUBLISH", "", "x") == 2
+            assert other.reads(2) == [[b"message", b"", b"x"], [b"pmessage", b"", b"", b"x"]]
+            listed = [publisher.ask("PUBSUB", "CHANNELS", *pattern) for pattern in ([], [""], ["*"], ["**"], ["?"])]
+            assert listed == [[b""], [b""], [], [], []]
+
+
 def test_shard_channels_are_apart_from_channels(proxy: Proxy, proto: int) -> None:
     with connected(proxy, proto) as talk, connected(proxy) as publisher:
         subscribed(talk, "SSUBSCRIBE", "apart")

@@ -12,6 +12,11 @@ NAMES = [b"a", b"ab", b"abc", b"aab", b"a-b", b"a]b", b"a\\b", b"b", b"*", b"^a"
 SIGNS = [b"a", b"b", b"c", b"*", b"?", b"[", b"]", b"^", b"-", b"\\", b"[a-b]", b"[b-a]", b"[^a]"]
 
 
+def test_the_empty_name_is_matched_by_the_empty_pattern_alone() -> None:
+    """As a server has it for channels; KEYS has a way of its own for *."""
+    assert [each for each in (b"", b"*", b"**", b"?", b"[^a]", b"a") if glob.matches(each, b"")] == [b""]
+
+
 def test_a_pattern_matches_what_it_matches_for_keys(server: Server) -> None:
     chance = random.Random(20261122)
     patterns = [b"".join(chance.choices(SIGNS, k=chance.randrange(1, 7))) for _ in range(3000)]
