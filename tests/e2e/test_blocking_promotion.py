@@ -93,6 +93,17 @@ def test_a_command_that_comes_while_the_gate_is_closed_waits_there(alone: Alone,
         assert talk.read() == [key.encode(), b"x"]
 
 
+def test_one_whose_time_passes_at_the_gate_is_nil_and_not_uncertain(fleet: Fleet) -> None:
+    """What it waited at the gate it does not wait at the server."""
+    with Alone(fleet, promotion=LONG, timeouts={"reply_s": 0.5}) as alone, Talk(alone.port) as talk:
+        key, began = Keys(alone).one(SHARD), time.monotonic()
+        alone.close(SHARD)
+        talk.send(("BLPOP", key, 1))
+        alone.wait_for("its time to pass", lambda: time.monotonic() - began > 1.2)
+        alone.open(SHARD)
+        assert talk.read() is None
+
+
 def test_one_that_leaves_while_it_waits_at_the_gate_waits_nowhere(alone: Alone, old: Server, key: str) -> None:
     with Talk(alone.port) as talk:
         talk.send(("BLPOP", key, 0))

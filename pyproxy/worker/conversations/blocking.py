@@ -73,11 +73,10 @@ async def _at_server(talk: Conversation, shard: int, patience: Patience) -> byte
     takes = "write" in talk.command.flags
     while True:
         front = talk.lane.links[shard].front
-        frame = patience.frame()
         try:
-            async with talk.lend(shard, Use.HELD, len(frame)) as loan:
+            async with talk.lend(shard, Use.HELD, sum(map(len, talk.argv))) as loan:
                 turn = _Turn(talk, loan)
-                reply = await turn.ask(frame, takes, patience.left_s)
+                reply = await turn.ask(patience.frame(), takes, patience.left_s)
                 loan.keep = not turn.let_go and not reply.startswith(DEMOTED)
         except NotSent:
             continue

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from protocol import errors, request
 from protocol.keyspecs import number, timeout_place
 
+HELD_S = 0.1
+"""A command that is sent so long after it came was held, and less of its time is left."""
+
 _LARGEST = 2**63 - 1
 # What strtold(3) reads, without the blanks before a number that Redis refuses.
 _DECIMAL = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
@@ -28,7 +31,7 @@ class Patience:
         read = _milliseconds if self._in_ms else _seconds
         wait_ms, self.refusal = read(argv[self._place])
         self.deadline = time.monotonic() + wait_ms / 1000 if wait_ms > 0 else None
-        self._begun = False
+        self._as_it_came_until = time.monotonic() + HELD_S
 
     @property
     def left_s(self) -> float | None:
@@ -40,11 +43,11 @@ class Patience:
         return self.left_s == 0.0
 
     def frame(self) -> bytes:
-        """The command as it came, and from the second time on with what is left; never 0, which is for ever."""
-        if self._begun and self.left_s is not None:
+        """The command as it came; later, or from the second time on, with what is left; never 0, which is for ever."""
+        late, self._as_it_came_until = time.monotonic() > self._as_it_came_until, 0.0
+        if late and self.left_s is not None:
             left_ms = max(1, int(self.left_s * 1000))
             self.argv[self._place] = b"%d" % left_ms if self._in_ms else b"%.3f" % (left_ms / 1000)
-        self._begun = True
         return request.encode(self.argv)
 
 

@@ -59,6 +59,14 @@ def test_the_first_time_it_goes_as_it_came() -> None:
     assert patience("blpop k 1e1").frame() == encode([b"blpop", b"k", b"1e1"])
 
 
+def test_where_it_was_held_it_goes_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    held = patience("blpop k 5")
+    monkeypatch.setattr(time, "monotonic", lambda: now + 2)
+    assert held.frame() == encode([b"blpop", b"k", b"3.000"])
+
+
 def test_after_that_it_goes_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
