@@ -205,7 +205,7 @@ class FakeElastiCache:
                 self._plans = [plan for plan in self._plans if plan[0] > now]
                 for what in due:
                     what()
-                for group in self.groups.values():
+                for group in list(self.groups.values()):
                     if group.status == "available":
                         self._mend(group, now)
 
