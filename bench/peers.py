@@ -100,7 +100,7 @@ def _pyproxy(stack: ExitStack, behind: Backends) -> Peer:
     proxy = stack.enter_context(Proxy(behind.fleet, workers=1, transactions="split"))
     _wait_for_get(proxy, proxy.port)
     (worker,) = _children(proxy.pid, b"pyproxy.worker")
-    parts = [f"{package} {importlib.metadata.version(package)}" for package in ("uvloop", "hiredis", "mmh3", "Cython")]
+    parts = [f"{package} {importlib.metadata.version(package)}" for package in ("uvloop", "hiredis", "mmh3")]
     version = f"{pyproxy.__version__} (Python {sys.version.split()[0]}, {', '.join(parts)})"
     return Peer(
         "pyproxy", proxy.port, worker, proxy.pid, version, "python -m pyproxy serve CONFIG", proxy.config.read_text()
