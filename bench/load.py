@@ -262,6 +262,8 @@ def commands(options: argparse.Namespace) -> list[str]:
                 continue
             run = measure.benchmark_command(0, scenario, 0)
             run[run.index("-p") + 1], run[run.index("-n") + 1] = "PORT", "REQUESTS"
+            if scenario.each > 1:  # the keys, or keys and values, are all alike
+                run = [*run[: run.index(scenario.command) + 2], f"... ({scenario.each} keys)"]
             lines.append(" ".join(run))
     return lines
 

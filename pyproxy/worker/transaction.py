@@ -96,7 +96,7 @@ class Transaction:
             case _:
                 return errors.not_in_transaction(command.name)
         self.commands.append(Queued(route, list(argv), keys, answer, said))
-        self.write = self.write or not command.is_read
+        self.write = self.write or (said is None and not command.is_read)
         client.queued(sum(map(len, argv)) + OVERHEAD * (len(argv) + 1))
         return b""
 

@@ -428,8 +428,8 @@ def test_a_transaction_that_only_reads_is_not_applied_where_an_answer_is_late(
     with Talk(hasty.port) as talk:
         assert talk.ask("EXISTS", keys.one(SLOW)) == 0
         hop.stall(Way.REPLIES)
-        talk.send(*block(*[f"GET {keys.one(shard)}" for shard in shards]))
-        said = error(talk.reads(2 + len(shards))[-1])
+        talk.send(*block(*[f"GET {keys.one(shard)}" for shard in shards], "PING"))
+        said = error(talk.reads(3 + len(shards))[-1])
         assert said.startswith(f"EXECABORT Transaction discarded because of: shard s{SLOW}")
         assert f"did not answer within {REPLY_S:g} s, applied=no" in said
 
