@@ -37,6 +37,7 @@ cdef class Route:
     cdef readonly int first_key
     cdef readonly int step
     cdef readonly str merge         # how the parts of a split are merged; "" if it is not split
+    cdef readonly str merged_by     # how the answers of several shards are, whoever asked them
     cdef readonly bint write
     cdef readonly bint again        # what a server says that it refused was not done: it may be sent again
 

@@ -106,6 +106,7 @@ cdef class Route:
         self.plain_key = command.first_key if command.kind == 1 else 0
         self.step = command.step
         self.merge = command.merge if command.kind == 3 else ""
+        self.merged_by = command.merge
         self.write = not command.is_read
         # a script can write, and then return what looks like a refusal
         self.again = "@scripting" not in command.row.categories.split()

@@ -33,6 +33,8 @@ cdef enum:
 
 cdef inline Py_ssize_t _digits(Py_ssize_t value) noexcept nogil:
     cdef Py_ssize_t n = 1
+    if value < 100:     # as most are
+        return 1 + (value >= 10)
     while value >= 10:
         value //= 10
         n += 1
@@ -43,9 +45,13 @@ cdef inline char *_number(char *out, char kind, Py_ssize_t value) noexcept nogil
     """Writes a header such as *3 or $5 with its CR LF, -> behind it."""
     cdef Py_ssize_t n = _digits(value), i
     out[0] = kind
-    for i in range(n):
-        out[n - i] = <char>(c'0' + value % 10)
-        value //= 10
+    if n == 2:
+        out[1] = <char>(c'0' + value // 10)
+        out[2] = <char>(c'0' + value % 10)
+    else:
+        for i in range(n):
+            out[n - i] = <char>(c'0' + value % 10)
+            value //= 10
     out[n + 1] = c'\r'
     out[n + 2] = c'\n'
     return out + n + 3
@@ -407,7 +413,7 @@ def together(Lane lane not None, list commands not None, list frames not None):
 
 def merged(Split split not None):
     """The one answer to a split request whose parts have all been answered, as a reply frame."""
-    cdef str how = split.route.command.merge
+    cdef str how = split.route.merged_by
     if split.answer is not None:
         return _answered(split)
     if split.failed:
@@ -548,6 +554,21 @@ cdef bytes _executed(Split split):
     return b"".join(out)
 
 
+cdef inline Py_ssize_t _short_bulk(const char *p, Py_ssize_t n) noexcept nogil:
+    """The length of a bulk string of less than a hundred bytes, which most values are; 0: it is something else.
+
+    The frame it is in was scanned, so what begins like one is one.
+    """
+    cdef Py_ssize_t length = 0
+    if n < 6 or p[0] != c'$' or p[1] < c'0' or p[1] > c'9':
+        return 0
+    if p[2] == c'\r':
+        length = 6 + p[1] - c'0'
+    elif p[3] == c'\r':
+        length = 7 + (p[1] - c'0') * 10 + p[2] - c'0'
+    return length if length <= n else 0
+
+
 cdef bytes _gather(Split split):
     """The elements of all parts in the order of the request's keys, as they came."""
     cdef const unsigned short *order = <const unsigned short *>PyBytes_AS_STRING(split.order)
@@ -579,7 +600,8 @@ cdef bytes _gather(Split split):
             state.left = 0
             state.pos = 0
             n = cursors[shards + shard] - cursors[shard]
-            if n <= 0 or scan_reply(cursors[shard], n, &state, True, &length) != FRAME:
+            length = _short_bulk(cursors[shard], n)
+            if not length and (n <= 0 or scan_reply(cursors[shard], n, &state, True, &length) != FRAME):
                 raise ValueError
             memcpy(to, cursors[shard], length)
             to += length
