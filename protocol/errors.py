@@ -182,7 +182,10 @@ def without_multi(name: Words) -> bytes:
 
 def exec_rejected(line: bytes) -> bytes:
     """What EXEC answers where any other command would answer ``line``, with or without a MULTI before it."""
-    return _line("EXECABORT Transaction discarded because of: ", line[1:].rstrip(b"\r\n").removeprefix(b"ERR "))
+    return _line(_DISCARDED, line[1:].rstrip(b"\r\n").removeprefix(b"ERR "))
+
+
+_DISCARDED = b"EXECABORT Transaction discarded because of: "
 
 
 def exec_aborted() -> bytes:
@@ -191,10 +194,10 @@ def exec_aborted() -> bytes:
 
 
 def not_in_transaction(name: Words) -> bytes:
-    return _line("ERR command '", _raw(name).lower(), "' is not served in a transaction: ", _ONLY_KEYS)
+    return _line("ERR command '", _raw(name).lower(), "' is not served in a transaction: ", _NOT_A_PART)
 
 
-_ONLY_KEYS = "only commands on keys that they name are; send it before MULTI or after EXEC"
+_NOT_A_PART = "it can be no part of a block on a server; send it before MULTI or after EXEC"
 
 
 def transaction_over_shards(names: Iterable[str]) -> bytes:
@@ -210,7 +213,7 @@ def transaction_discarded(line: bytes) -> bytes:
     """What EXEC answers where the proxy has ``line`` for it: -TRYAGAIN means that nothing of it was applied."""
     said = line[1:].rstrip(b"\r\n")
     if said.startswith(b"TRYAGAIN "):
-        said = b"EXECABORT Transaction discarded because of: " + said.removeprefix(b"TRYAGAIN ")
+        said = _DISCARDED + said.removeprefix(b"TRYAGAIN ")
     return _line(said)
 
 

@@ -141,15 +141,20 @@ class Here:
         So a client that has heard of it may name it to any of them. Without the parent's word that is not waited for
         long: whoever does not know it asks for it again.
         """
+        is_new = self.scripts.learn(text)
+        if not is_new and not self.sharing:
+            return  # as nearly always, and a digest is not made for nothing
         digest = digest_of(text)
-        if self.scripts.learn(text):
+        if is_new:
             self.sharing[digest] = asyncio.Event()
             self.tell(Script(self.scripts.flushes, text))
         known = self.sharing.get(digest)
         if known is not None:
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(SHARE_S):
                     await known.wait()
+            except TimeoutError:
+                self.sharing.pop(digest, None)  # the word may be lost, and nobody is to wait for it again
 
     def script_is_known(self, digest: bytes) -> None:
         """All workers have been told of a text that this one has learned."""

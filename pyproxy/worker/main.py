@@ -1,6 +1,7 @@
 """A worker process: the listening socket, the channel to the parent and the page come in; clients are served.
 
-    parent ── Setup, Settings, Settled, Scripts, Script, Topology, FleetLook, Subscribers, Confirmed, Drain ──▶ worker
+    parent ── Setup, Settings, Settled, Scripts, Script, ScriptKnown, Topology, FleetLook, Subscribers, Confirmed,
+              Drain ──▶ worker
     parent ◀── Ready, Applied, Awake, Holding, Configured, Script, ScriptsFlushed, Subscribers, Complaint ── worker
 
 The parent's messages are whole states.  A worker whose parent is gone begins nothing more, flushes, closes and exits:

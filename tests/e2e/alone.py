@@ -8,7 +8,6 @@ The channel lives in a thread with an event loop of its own; the methods may be 
 
 import asyncio
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -54,20 +53,13 @@ class Alone(Process):
         self._listener = socket.create_server((HOST, 0), backlog=512)
         self.port: int = self._listener.getsockname()[1]
         self._ours, self._theirs = socket.socketpair()
+        self.inherits = (self._listener.fileno(), self._theirs.fileno(), self.page.fd)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="parent", daemon=True)
 
     def command(self) -> list[str]:
-        fds = (self._listener.fileno(), self._theirs.fileno(), self.page.fd)
-        named = zip(("--listen-fd", "--channel-fd", "--page-fd"), map(str, fds), strict=True)
+        named = zip(("--listen-fd", "--channel-fd", "--page-fd"), map(str, self.inherits), strict=True)
         return [sys.executable, "-m", "pyproxy.worker", "--index", "0", *(word for pair in named for word in pair)]
-
-    def launch(self) -> None:
-        inherited = (self._listener.fileno(), self._theirs.fileno(), self.page.fd)
-        with self.log.open("ab") as log:
-            self._child = subprocess.Popen(
-                self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0, pass_fds=inherited
-            )
 
     def __enter__(self) -> Self:
         self._thread.start()

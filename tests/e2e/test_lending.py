@@ -9,7 +9,7 @@ from pyproxy.fleet import Fleet, Proxy, Server, Table, wait_until
 from pyproxy.worker.lending import BRIEF_MOST
 from tests.e2e.alone import Alone
 from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, error, proxy_info, wait_for_info
-from tests.e2e.waiters import wait_blocked
+from tests.e2e.waiters import empty, wait_blocked
 
 HERE = 1
 """The index of the shard whose connections are lent."""
@@ -31,9 +31,8 @@ def proxy(fleet: Fleet) -> Iterator[Proxy]:
 
 
 @pytest.fixture(autouse=True)
-def empty(fleet: Fleet) -> None:
-    for shard in fleet.shards:
-        shard.primary.ask("FLUSHALL")
+def no_keys(fleet: Fleet) -> None:
+    empty(fleet)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 from pyproxy.fleet import Fleet, Proxy, wait_until
 from tests.e2e.alone import Alone
 from tests.e2e.rig import PATIENT, Keys, Talk, error, packed
+from tests.e2e.waiters import empty
 
 SHARD = 1
 
@@ -18,9 +19,8 @@ def proxy(fleet: Fleet) -> Iterator[Proxy]:
 
 
 @pytest.fixture(autouse=True)
-def empty(fleet: Fleet) -> None:
-    for shard in fleet.shards:
-        shard.primary.ask("FLUSHALL")
+def no_keys(fleet: Fleet) -> None:
+    empty(fleet)
 
 
 @pytest.fixture
