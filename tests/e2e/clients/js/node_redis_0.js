@@ -7,10 +7,11 @@ exports.open = (redis, port, db, emitted) =>
     const inBytes = redis.createClient(port, '127.0.0.1', { return_buffers: true }) // it decides by connection
     let opened = false
     for (const event of ['ready', 'end', 'reconnecting']) client.on(event, () => emitted(event))
-    client.on('error', (error) => {
+    const failed = (error) => {
       emitted(`error: ${error.message}`)
       if (!opened) reject(error)
-    })
+    }
+    for (const connection of [client, inBytes]) connection.on('error', failed) // one that nobody listens to ends node
 
     const callOf = (connection) => (name, ...args) =>
       new Promise((done, fail) => connection.send_command(name, args, (error, reply) => (error ? fail(error) : done(reply))))
@@ -56,7 +57,8 @@ exports.open = (redis, port, db, emitted) =>
         return ask(client, 'psubscribe', '__keyevent*__:expired')
       },
       received: async () => received,
-      select: (number) => ask(client, 'select', number).then(() => 'OK'),
+      // both connections, so that none of them is still at it when the next step begins
+      select: (number) => Promise.all([client, inBytes].map((each) => ask(each, 'select', number))).then(() => 'OK'),
       info: () => call('info'),
       infoAtConnect: async () => client.server_info,
       close: async () => void client.end(),
@@ -66,7 +68,6 @@ exports.open = (redis, port, db, emitted) =>
         opened = true
         resolve(operations)
       }
-      if (db) inBytes.select(db)
       if (db) operations.select(db).then(done, reject)
       else done()
     })
