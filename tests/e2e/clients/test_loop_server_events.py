@@ -58,6 +58,7 @@ def test_a_state_of_a_call_reaches_who_subscribed_to_that_call(storage: NodeClie
     ids = [f"call{number}" for number in range(30)]
     for each in ids:
         assert calls.do("subscribe", each) == each  # one by one, and never taken back
+    wait_heard(storage, ids, 1)
     states = ["alerting", "connecting", "half-connected", "connected", "terminated:closed"]
     for each in ids:
         for state in states:
@@ -75,6 +76,7 @@ def test_each_process_hears_of_a_call(loop_proxy: LoopProxy, storage: NodeClient
     with NodeClient(NODE_REDIS_0, loop_proxy.port) as other:
         for each in (calls, other):
             each.do("subscribe", "of-two-devices")
+        wait_heard(storage, ["of-two-devices"], 2)
         assert storage.do("publish", "of-two-devices", "connected") == 2
         for each in (calls, other):
             wait_received(each, [["of-two-devices", "connected"]])
@@ -96,6 +98,18 @@ def test_after_a_reconnect_it_has_its_database_and_its_subscriptions_again(
         wait_until("it to be heard", lambda: tried(storage, "publish", "lasting", "connected") == 1, loop_proxy.tail)
         wait_received(calls, [["lasting", "connected"]])
         assert storage.do("call", "client", "info").count(f" db={NEW_DB} ") == 1
+
+
+def wait_heard(client: NodeClient, channels: list[str], subscribers: int) -> None:
+    """Until its worker counts so many on each: those of other workers are some milliseconds old."""
+    wanted = [each for channel in channels for each in (channel, subscribers)]
+    seen: list[object] = []
+
+    def heard() -> bool:
+        seen[:] = client.do("call", "pubsub", "numsub", *channels)
+        return seen == wanted
+
+    wait_until("all to be counted", heard, lambda: f"counted {seen}", PATIENCE_S)
 
 
 def tried(client: NodeClient, *step: str) -> object:
