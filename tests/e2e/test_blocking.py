@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -217,20 +218,19 @@ def test_it_is_seen_in_client_list_and_in_info(talk: Talk, other: Talk, here: Se
 
 def test_no_more_wait_at_a_shard_than_connections_may_be_lent(proxy: Proxy, here: Server, keys: Keys) -> None:
     key = keys.one(HERE)
-    waiters = [Talk(proxy.port) for _ in range(BOUND)]
-    for waiter in waiters:
-        waiter.send(("BLPOP", key, 0))
-    wait_blocked(here, BOUND)
-    with Talk(proxy.port) as late:
+    with ExitStack() as stack:
+        waiters = [stack.enter_context(Talk(proxy.port)) for _ in range(BOUND)]
+        late = stack.enter_context(Talk(proxy.port))
+        for waiter in waiters:
+            waiter.send(("BLPOP", key, 0))
+        wait_blocked(here, BOUND)
         said = error(late.ask("BLPOP", key, 0))
         assert said.startswith(f"TRYAGAIN shard s{HERE} ") and f"all {BOUND} connections lent" in said
         assert late.ask("BLPOP", keys.one(0), "0.01") is None, "on other shards clients may wait"
         waiters[0].close()
-        wait_blocked(here, BOUND - 1)
+        wait_until("a place", lambda: late.ask("BLPOP", key, "0.01") is None, proxy.tail)
         late.send(("BLPOP", key, 0))
         wait_blocked(here, BOUND)
-    for waiter in waiters[1:]:
-        waiter.close()
 
 
 def test_a_connection_is_used_again(talk: Talk, other: Talk, here: Server, key: str) -> None:
