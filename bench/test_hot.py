@@ -155,7 +155,7 @@ class Bench:
         config = Config.parse(shards.encode())
         self.turns = Turns()
         loop = cast(AbstractEventLoop, self.turns)
-        self.lane = Lane(loop, never_taken, split.merged, Page.create(1).row(0), config, 0, 1)
+        self.lane = Lane(loop, never_taken, Page.create(1).row(0), config, 0, 1)
         split.install(self.lane)
         self.lane.set_table(table.TABLE)
         self.links = [Up(self.lane, index) for index in range(SHARDS)]

@@ -34,3 +34,17 @@ cdef Found scan_request(const char *p, Py_ssize_t n, RequestScan *s, const Limit
 cdef Found scan_reply(const char *p, Py_ssize_t n, ReplyScan *s, bint resp3,
                       Py_ssize_t *length) noexcept nogil
 cdef bytes fault_text(const Fault *fault)
+
+# Of a frame that scan_request has accepted, so nothing is checked again:
+
+cdef inline const char *header(const char *p, Py_ssize_t *number) noexcept nogil:
+    """What `*3` or `$5` at p says -> the byte behind its CR LF.  The argument itself follows, and a CR LF."""
+    cdef Py_ssize_t value = p[1] - c'0'
+    p += 2
+    while p[0] != c'\r':
+        value = value * 10 + p[0] - c'0'
+        p += 1
+    number[0] = value
+    return p + 2
+
+cdef list arguments(const char *frame)

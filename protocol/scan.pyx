@@ -2,7 +2,7 @@
 """Where a request ends, and where a reply ends.  Hot path; compiled; strict.
 
 Bytes come in any cut; out comes the length of the next whole frame, "more is needed", or Redis' own words for what is
-wrong.  Nothing is allocated here and nothing is copied, so no header can make the proxy reserve memory on its word.
+wrong.  Nothing is allocated or copied for that, so no header can make the proxy reserve memory on its word.
 
 Requests are accepted only in the one canonical form of RESP (lengths without signs or leading zeros, every line and every
 argument ended by CR LF).  So the bytes of an accepted frame are the very bytes that an encoder would write for the same
@@ -11,6 +11,7 @@ arguments, and may be sent on as they are: no byte sequence is framed one way he
 A scan that runs out of bytes keeps its place in a small struct, so a frame that arrives in a million pieces is read once.
 """
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.string cimport memchr
 
 cdef enum:
@@ -155,6 +156,18 @@ cdef Found _inline(const char *p, Py_ssize_t n, RequestScan *s, const Limits *li
     return INLINE
 
 
+cdef list arguments(const char *frame):
+    """The arguments of a frame that was accepted, its name among them."""
+    cdef Py_ssize_t count = 0, size = 0, i
+    cdef const char *at = header(frame, &count)
+    cdef list argv = []
+    for i in range(count):
+        at = header(at, &size)
+        argv.append(PyBytes_FromStringAndSize(at, size))
+        at += size + 2
+    return argv
+
+
 cdef Found scan_reply(const char *p, Py_ssize_t n, ReplyScan *s, bint resp3,
                       Py_ssize_t *length) noexcept nogil:
     """Looks for the end of the reply that begins at p.  FRAME, NEED_MORE or BAD.
@@ -276,6 +289,16 @@ cdef class Requests:
             pos += length
         del self.rest[:pos]
         return out
+
+
+def argv(bytes frame not None):
+    """The arguments of one request: b'*1\\r\\n$4\\r\\nPING\\r\\n' -> [b'PING'].
+
+    Raises ProtocolError when `frame` is not exactly one whole multibulk.
+    """
+    if Requests().feed(frame) != [("frame", frame)]:
+        raise ProtocolError(b"expected a request")
+    return arguments(PyBytes_AS_STRING(frame))
 
 
 cdef class Replies:

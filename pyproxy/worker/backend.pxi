@@ -337,7 +337,7 @@ cdef class Backend:
             item = <Pending>held
             item.retried = True
             item.ahead = item.queued + 1 if item.queued else 0
-            frames.append(item.request if type(item.request) is bytes else request.encode(item.request))
+            frames.append(item.request)
             if self.tail is None:
                 self.head = item
             else:

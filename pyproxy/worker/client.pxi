@@ -51,7 +51,7 @@ cdef class Client:
             elif self.parked:
                 self.inbuf = bytearray(data)
             else:
-                used = self._consume(data, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+                used = self._consume(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
                 if used < PyBytes_GET_SIZE(data) and not self.finishing:
                     self.inbuf = bytearray(data[used:])
         except Exception:
@@ -129,7 +129,7 @@ cdef class Client:
         # a large request that came alone leaves in the buffer it was received in
         self.lane.donated = inbuf
         try:
-            used = self._consume(inbuf, PyByteArray_AS_STRING(inbuf), len(inbuf))
+            used = self._consume(PyByteArray_AS_STRING(inbuf), len(inbuf))
         finally:
             self.lane.donated = None
         if self.finishing or used == len(inbuf):
@@ -139,49 +139,18 @@ cdef class Client:
         self.inbuf = inbuf
         return 0
 
-    cdef Py_ssize_t _consume(self, object owner, const char *p, Py_ssize_t n) except -1:
-        """Dispatches the commands in p, which `owner` keeps alive, -> how many bytes of it are done with."""
+    cdef Py_ssize_t _consume(self, const char *p, Py_ssize_t n) except -1:
+        """Dispatches the commands in p, which the caller keeps alive, -> how many bytes of it are done with."""
         cdef Lane lane = self.lane
-        cdef Py_ssize_t pos = 0, begin, start, length = 0
-        cdef Py_ssize_t ends[RUN_FRAMES]
-        cdef int count, i, most, left = TURN_COMMANDS
-        cdef Found found = NEED_MORE
+        cdef Py_ssize_t pos = 0, length = 0
+        cdef int left = TURN_COMMANDS
+        cdef Found found
         cdef Fault fault
-        cdef list argv
         while pos < n and not self.parked and not self.finishing:
             if left <= 0:
                 self._next_turn()
                 break
-            begin = pos
-            count = 0
-            # no more than may be begun, or the rest would be parsed twice
-            most = max(1, min(<int>RUN_FRAMES, self._window() - self.inflight))
-            while count < most and pos - begin < RUN_BYTES:
-                found = scan_request(p + pos, n - pos, &self.scan, &lane.limits, &length, &fault)
-                if found != FRAME:
-                    break
-                pos += length
-                ends[count] = pos
-                count += 1
-            if count:
-                if pos - begin == n:
-                    lane.reader_feed(owner)
-                else:
-                    lane.reader_feed(owner, begin, pos - begin)
-                start = begin
-                for i in range(count):
-                    argv = lane.reader_gets()
-                    if not self._command(argv, p + start, ends[i] - start):
-                        # not now: offered again later, from its first byte
-                        self._unread(count - i - 1)
-                        return start
-                    start = ends[i]
-                    if (self.parked or self.finishing) and i + 1 < count:
-                        self._unread(count - i - 1)
-                        return start
-                left -= count
-                if self.parked or self.finishing or found == FRAME or pos == n:
-                    continue
+            found = scan_request(p + pos, n - pos, &self.scan, &lane.limits, &length, &fault)
             if found == NEED_MORE:
                 # the age of the unfinished request, not of its last byte
                 if pos or not self.unfinished_since:
@@ -192,21 +161,15 @@ cdef class Client:
                 self.say(errors.protocol(fault_text(&fault)))
                 self.finish()
                 return pos
-            if found == INLINE and not self._inline(p[pos:pos + length]):
-                return pos
+            if found == FRAME:
+                if not self._command(p + pos, length):
+                    break       # not now: offered again later, from its first byte
+            elif found == INLINE and not self._inline(p[pos:pos + length]):
+                break
             pos += length
             left -= 1
         self.unfinished_since = 0
         return pos
-
-    cdef int _unread(self, int count) except -1:
-        """Takes parsed commands back out of hiredis; their bytes are still in the client's buffer."""
-        cdef int i
-        for i in range(count):
-            self.lane.reader_gets()
-        self.scan.pos = 0
-        self.scan.args_left = 0
-        return 0
 
     cdef int _inline(self, bytes line) except -1:
         cdef list argv = request.split_inline(line.rstrip(b"\n").removesuffix(b"\r"))
@@ -219,21 +182,25 @@ cdef class Client:
         if not argv:
             return True
         frame = request.encode(argv)
-        return self._command(argv, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+        return self._command(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
 
-    cdef int _command(self, list argv, const char *frame, Py_ssize_t size) except -1:
+    cdef int _command(self, const char *frame, Py_ssize_t size) except -1:
         """Begins one command, whose canonical bytes are at frame.  False: not now, the client was parked."""
         cdef Lane lane = self.lane
-        cdef Py_ssize_t argc = len(argv)
-        cdef Route route = lane.route(<bytes>argv[0])
+        cdef Py_ssize_t argc = 0, length = 0
+        cdef const char *at = header(header(frame, &argc), &length)
+        cdef Route route = lane.route(PyBytes_FromStringAndSize(at, length))
         cdef Backend backend
+        cdef int i
         cdef Pending item
         cdef object reply
         if route is not None:
             self.last_name = route.name
         if (route is not None and route.plain_key and self.transaction is None and not self.limited
                 and (argc == route.arity or (route.arity < 0 and argc >= -route.arity))):
-            backend = lane.backend_of(self, <bytes>argv[route.plain_key])
+            for i in range(route.plain_key):
+                at = header(at + length + 2, &length)
+            backend = <Backend>self.pool[lane.owner[lane.slot(at, length)]]
             if not backend.plain:
                 backend = self._seek(backend, route.write, size)
                 if backend is None:
@@ -247,17 +214,17 @@ cdef class Client:
             item.write = route.write
             item.shard = backend.shard
             if not route.write or (backend.keeps and route.again and size <= KEPT_BYTES):
-                item.request = argv
+                item.request = PyBytes_FromStringAndSize(frame, size)
             self.inflight += 1
             self.inflight_bytes += size
             lane.inflight += 1
             backend.put(item, frame, size)
         elif (route is not None and route.merge and self.transaction is None and not self.limited
                 and argc >= -route.arity):
-            if lane.splitter(self, route, argv, frame, size) < 0:
+            if lane.splitter(self, route, frame, size) < 0:
                 return False
         else:
-            reply = lane.take(self, route, argv)
+            reply = lane.take(self, route, arguments(frame))
             if reply is NOT_NOW:
                 return False
             if reply is not None:
@@ -657,7 +624,6 @@ cdef class Client:
     cdef int _broke(self) except -1:
         """Our own fault: it ends this connection and no other."""
         bug(self)
-        self.lane._new_reader()
         self.say(errors.internal_error())
         self.finish()
         return 0

@@ -172,9 +172,8 @@ cdef list take_unsent(Backend backend):
 cdef int put_again(Backend backend, Pending item) except -1:
     """At the end of the queue, from the request that was kept; its deadline is as it was."""
     cdef double sent_at = item.sent_at
-    cdef bytes frame = item.request if type(item.request) is bytes else request.encode(item.request)
     item.ahead = item.queued + 1 if item.queued else 0
-    backend.put(item, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+    backend.put(item, PyBytes_AS_STRING(item.request), PyBytes_GET_SIZE(item.request))
     item.sent_at = sent_at
     return 0
 

@@ -24,7 +24,9 @@ cdef enum Park:
 
 
 # begins a split command: 1 done, -1 not now (the client was parked)
-ctypedef int (*Splitter)(Client client, Route route, list argv, const char *frame, Py_ssize_t size) except -2
+ctypedef int (*Splitter)(Client client, Route route, const char *frame, Py_ssize_t size) except -2
+# the one answer to a split command whose parts are all answered
+ctypedef bytes (*Merger)(Split split)
 
 
 @cython.final
@@ -34,7 +36,6 @@ cdef class Route:
     cdef readonly object command
     cdef readonly int arity
     cdef readonly int plain_key     # argv position of the only key; 0: not a plain command
-    cdef readonly int first_key
     cdef readonly int step
     cdef readonly str merge         # how the parts of a split are merged; "" if it is not split
     cdef readonly str merged_by     # how the answers of several shards are, whoever asked them
@@ -48,7 +49,7 @@ cdef class Pending:
     cdef Pending next_placed
     cdef Pending next_out
     cdef bytes reply
-    cdef object request             # argv or the whole frame, where it may have to be sent again; else None
+    cdef bytes request              # the whole frame, where it may have to be sent again; else None
     cdef Split whole
     cdef int shard                  # -1: several; -2: a conversation, which asks shards in its own time
     cdef bint write
@@ -95,12 +96,10 @@ cdef class Split:
 cdef class Lane:
     cdef readonly object loop
     cdef readonly object take
-    cdef readonly object merge
     cdef readonly object row
-    cdef object reader_feed
-    cdef object reader_gets
     cdef object hash32
     cdef Splitter splitter
+    cdef Merger merger
     cdef dict routes
     cdef dict pools
     cdef readonly list links        # to the primaries
@@ -138,13 +137,12 @@ cdef class Lane:
     cdef int id_step
     cdef readonly bint draining
     cdef Route route(self, bytes name)
-    cdef int slot(self, bytes key) except -1
+    cdef int slot(self, const char *key, Py_ssize_t size) except -1
     cdef void wake(self)
     cdef int wake_up(self) except -1
     cpdef count_coming(self, int change)
     cdef int lost_sight(self, int shard) except -1
     cdef int settle(self, Pending item, bytes frame) except -1
-    cdef Backend backend_of(self, Client client, bytes key)
 
 
 @cython.final
@@ -218,10 +216,9 @@ cdef class Client:
     cdef bint _out_to(self, int shard)
     cdef int reads_at(self, Backend backend) except -1
     cdef int _from_buffer(self) except -1
-    cdef Py_ssize_t _consume(self, object owner, const char *p, Py_ssize_t n) except -1
-    cdef int _unread(self, int count) except -1
+    cdef Py_ssize_t _consume(self, const char *p, Py_ssize_t n) except -1
     cdef int _inline(self, bytes line) except -1
-    cdef int _command(self, list argv, const char *frame, Py_ssize_t size) except -1
+    cdef int _command(self, const char *frame, Py_ssize_t size) except -1
     cdef void _counted(self)
     cdef int _window(self)
     cdef int _count_input(self) except -1

@@ -14,7 +14,6 @@ class Route:
     command: Command
     arity: int
     plain_key: int
-    first_key: int
     step: int
     merge: str
     write: bool
@@ -35,7 +34,6 @@ class Lane:
         self,
         loop: AbstractEventLoop,
         take: Callable[[Client, Route | None, Sequence[bytes]], object],
-        merge: Callable[[Split], bytes],
         row: memoryview[int],
         config: Config,
         index: int,

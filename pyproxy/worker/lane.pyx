@@ -1,12 +1,12 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The way of a plain request from socket to socket and back.  Hot path; compiled.
 
-    client bytes ──▶ Client ── scan, hiredis, table, slot ──▶ Backend.put ──▶ out buffer ── one write a turn ──▶ server
-                       │ place                                   │ the same Pending
-                       ▼                                         ▼
-        replies in the order of requests                replies in the order of sending
-        head ▢ ▣ ▣ ▢ tail  (▣ answered)                 head ▢ ▢ ▢ tail
-                       ▲                                         │
+    client bytes ──▶ Client ── scan, table, slot ──▶ Backend.put ──▶ out buffer ── one write a turn ──▶ server
+                       │ place                          │ the same Pending
+                       ▼                                ▼
+        replies in the order of requests       replies in the order of sending
+        head ▢ ▣ ▣ ▢ tail  (▣ answered)        head ▢ ▢ ▢ tail
+                       ▲                                │
     client bytes ◀── flush: answered ones at the head ◀── settle ◀── Wire ── cut frames ◀── server bytes
 
 A Pending stands in two lists at once: its place in the client's order, and its turn on the connection.  A client that
@@ -36,9 +36,8 @@ from libc.string cimport memchr, memcmp, memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from protocol.scan cimport (
-    BAD, EMPTY, FRAME, INLINE, NEED_MORE, Fault, Found, Limits, fault_text, scan_reply, scan_request)
+    BAD, FRAME, INLINE, NEED_MORE, Fault, Found, Limits, arguments, fault_text, header, scan_reply, scan_request)
 
-import hiredis
 import mmh3
 
 from protocol import errors, request
@@ -53,8 +52,6 @@ cdef extern from "<sys/socket.h>" nogil:
         MSG_NOSIGNAL
 
 cdef enum:
-    RUN_FRAMES = 64             # frames given to hiredis at once, and
-    RUN_BYTES = 16384           # their bytes: it moves what is left of a larger feed for every KiB it consumes
     TURN_COMMANDS = 1024        # one client's share of a loop turn
     READ_AHEAD = 65536          # unread bytes of a parked client before reading stops
     REPLIES_BYTES = 1048576     # answers of one client kept here before nothing more of it is begun
@@ -70,7 +67,6 @@ cdef enum:
 cdef double SLEPT_S = 1.0       # a worker that did not run for so long asks before it writes
 
 cdef double LINGER_S = 2.0      # how long a closing client may send, or not read, before it is cut off
-cdef object STARVED = object()  # hiredis' "not enough data": its default, False, is also RESP3's #f
 cdef bytes OK = b"+OK\r\n"        # most writes are answered with it: no copy of its own for each
 NOT_NOW = object()              # what `take` answers when it has parked the client: offer the command again
 
@@ -102,8 +98,7 @@ cdef class Route:
         self.name = command.name
         self.upper = command.name.upper()
         self.arity = command.arity
-        self.first_key = command.first_key
-        self.plain_key = command.first_key if command.kind == 1 else 0
+        self.plain_key = command.first_key if command.kind == 1 and abs(command.arity) > command.first_key else 0
         self.step = command.step
         self.merge = command.merge if command.kind == 3 else ""
         self.merged_by = command.merge
@@ -174,7 +169,7 @@ cdef class Split:
         if self.asked is not None:
             self.asked(self.frames, self.failed)
         elif place is not None and place.client is not None:
-            self.lane.settle(place, self.lane.merge(self))
+            self.lane.settle(place, self.lane.merger(self))
         return 0
 
 
@@ -182,14 +177,13 @@ cdef class Split:
 cdef class Lane:
     """What all connections of a worker share: the table, the shards, the turn, the memory budget."""
 
-    def __init__(self, loop, take, merge, row, config, int index, int workers):
-        """`take(client, route, argv)` -> reply bytes, None (a place was taken), or NOT_NOW; `merge(split)` -> bytes.
+    def __init__(self, loop, take, row, config, int index, int workers):
+        """`take(client, route, argv)` -> reply bytes, None (a place was taken), or NOT_NOW.
 
         `index` of `workers`: client ids are unique over all workers that run.
         """
         self.loop = loop
         self.take = take
-        self.merge = merge
         self.row = row
         self.routes = {}
         self.pools = {}
@@ -212,12 +206,6 @@ cdef class Lane:
         self.id_step = workers
         self.now = self.ticked = _clock()
         memset(self.owner, 0, sizeof(self.owner))
-        self._new_reader()
-
-    def _new_reader(self):
-        reader = hiredis.Reader(notEnoughData=STARVED)
-        self.reader_feed = reader.feed
-        self.reader_gets = reader.gets
 
     def set_table(self, table):
         """Takes a command table (lower-case name -> Command) into use."""
@@ -253,23 +241,19 @@ cdef class Lane:
             route = self.routes.get(name.lower())
         return <Route>route if route is not None else None
 
-    cdef int slot(self, bytes key) except -1:
-        cdef const char *p = PyBytes_AS_STRING(key)
-        cdef Py_ssize_t n = PyBytes_GET_SIZE(key)
-        cdef const char *opened = <const char *>memchr(p, c'{', n)
+    cdef int slot(self, const char *key, Py_ssize_t size) except -1:
+        cdef const char *opened = <const char *>memchr(key, c'{', size)
         cdef const char *closed
         if opened != NULL:
-            closed = <const char *>memchr(opened + 1, c'}', p + n - opened - 1)
+            closed = <const char *>memchr(opened + 1, c'}', key + size - opened - 1)
             if closed != NULL and closed > opened + 1:
-                key = PyBytes_FromStringAndSize(opened + 1, closed - opened - 1)
-        return <unsigned int>self.hash32(key, 0) & 16383
+                key = opened + 1
+                size = closed - key
+        return <unsigned int>self.hash32(PyBytes_FromStringAndSize(key, size), 0) & 16383
 
     def shard_of(self, bytes key not None):
         """The index of the shard that owns a key."""
-        return self.owner[self.slot(key)]
-
-    cdef Backend backend_of(self, Client client, bytes key):
-        return <Backend>client.pool[self.owner[self.slot(key)]]
+        return self.owner[self.slot(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))]
 
     def forget_sides(self, int shard):
         """Nobody has anything out to a replica of this shard any more."""

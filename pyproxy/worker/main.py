@@ -161,7 +161,7 @@ class Worker:
             self._tell,
         )
         # the session needs the lane, and the lane what takes the commands that it leaves
-        self._lane = Lane(loop, self._take, split.merged, self._row, setup.config, setup.index, setup.workers)
+        self._lane = Lane(loop, self._take, self._row, setup.config, setup.index, setup.workers)
         self._lender = Lender(self._lane, setup.config.limits.borrowed, setup.config.timeouts.reply_s)
         register = self._here.register
         self._hub = Hub(self._lane, setup.config, self._access, self._spawn, register, self._tell_subscribers)

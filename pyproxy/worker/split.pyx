@@ -15,16 +15,17 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from protocol.scan cimport FRAME, ReplyScan, scan_reply
+from protocol.scan cimport FRAME, ReplyScan, header, scan_reply
 from pyproxy.worker.lane cimport Backend, Client, Lane, Pending, Route, Split
 
-from protocol import errors
+from protocol import errors, request
 from pyproxy.worker.lane import NOT_NOW
 
 
 def install(Lane lane not None):
     """Has the lane call this module for commands whose table row says how their parts are merged."""
     lane.splitter = begin
+    lane.merger = merged
 
 
 cdef enum:
@@ -77,24 +78,25 @@ cdef struct Share:
     char *cursor
 
 
-cdef int begin(Client client, Route route, list argv, const char *frame, Py_ssize_t size) except -2:
+cdef int begin(Client client, Route route, const char *frame, Py_ssize_t size) except -2:
     """Splits a command by the shards of its keys and sends the parts.  1: begun or answered; -1: the client was parked."""
+    cdef Py_ssize_t keys = _keys(route, frame)
     cdef Lane lane = client.lane
     cdef int shards = <int>len(client.pool), involved
     cdef Share *shares
     cdef bytes owners
-    if (len(argv) - route.first_key) % route.step:
+    if keys < 0:
         client.say(errors.wrong_arity(route.name))
         return 1
-    owners = _room_for_owners(route, argv)
+    owners = PyBytes_FromStringAndSize(NULL, keys * 2)
     shares = <Share *>calloc(shards, sizeof(Share))
     if shares == NULL:
         raise MemoryError
     try:
-        involved = _share_out(lane, route, argv, owners, shares)
+        involved = _share_out(lane, route, frame, owners, shares)
         if involved == 1:
             return _whole(client, route, (<unsigned short *>PyBytes_AS_STRING(owners))[0], frame, size)
-        return _parts(client, route, argv, owners, shares, shards, involved, size)
+        return _parts(client, route, frame, owners, shares, shards, involved, size)
     finally:
         free(shares)
 
@@ -102,61 +104,86 @@ cdef int begin(Client client, Route route, list argv, const char *frame, Py_ssiz
 def cut(Lane lane not None, Route route not None, list argv not None):
     """A command of a transaction -> the shard of each of its keys (as `Split.order`), and each shard's part of it."""
     cdef int shards = <int>len(lane.links), shard
-    cdef bytes owners = _room_for_owners(route, argv)
+    cdef bytes whole = request.encode(argv)
+    cdef const char *frame = PyBytes_AS_STRING(whole)
+    cdef bytes owners = PyBytes_FromStringAndSize(NULL, _keys(route, frame) * 2)
     cdef Share *shares = <Share *>calloc(shards, sizeof(Share))
     cdef list frames
     if shares == NULL:
         raise MemoryError
     try:
-        _share_out(lane, route, argv, owners, shares)
-        frames = _cut(route, argv, owners, shares, shards)
+        _share_out(lane, route, frame, owners, shares)
+        frames = _cut(route, frame, owners, shares, shards)
     finally:
         free(shares)
     return owners, {shard: frames[shard] for shard in range(shards) if frames[shard] is not None}
 
 
-cdef bytes _room_for_owners(Route route, list argv):
-    return PyBytes_FromStringAndSize(NULL, (len(argv) - route.first_key) // route.step * 2)
+cdef Py_ssize_t _keys(Route route, const char *frame):
+    """How many keys it has, each with its value where the step is 2; -1: a value is missing."""
+    cdef Py_ssize_t argc = 0
+    header(frame, &argc)
+    return -1 if (argc - 1) % route.step else (argc - 1) // route.step
 
 
-cdef int _share_out(Lane lane, Route route, list argv, bytes owners, Share *shares) except -1:
+cdef inline const char *_first_key(const char *frame) noexcept nogil:
+    """Where the header of its first key begins: behind its name."""
+    cdef Py_ssize_t n = 0
+    cdef const char *at = header(header(frame, &n), &n)
+    return at + n + 2
+
+
+cdef inline const char *_past(const char *at, int count) noexcept nogil:
+    """Behind so many arguments."""
+    cdef Py_ssize_t n = 0
+    while count:
+        at = header(at, &n) + n + 2
+        count -= 1
+    return at
+
+
+cdef int _share_out(Lane lane, Route route, const char *frame, bytes owners, Share *shares) except -1:
     """Finds the shard of each key -> how many shards there are."""
     cdef unsigned short *order = <unsigned short *>PyBytes_AS_STRING(owners)
-    cdef Py_ssize_t i, keys = PyBytes_GET_SIZE(owners) // 2
-    cdef int shard, involved = 0, step = route.step, first = route.first_key
+    cdef Py_ssize_t i, keys = PyBytes_GET_SIZE(owners) // 2, n = 0
+    cdef int shard, involved = 0
+    cdef const char *at = _first_key(frame)
+    cdef const char *key
+    cdef const char *end
     for i in range(keys):
-        shard = lane.owner[lane.slot(<bytes>argv[first + i * step])]
+        key = header(at, &n)
+        end = _past(key + n + 2, route.step - 1)
+        shard = lane.owner[lane.slot(key, n)]
         order[i] = <unsigned short>shard
         if shares[shard].keys == 0:
             involved += 1
         shares[shard].keys += 1
-        shares[shard].bytes += _bulk_size(<bytes>argv[first + i * step])
-        if step == 2:
-            shares[shard].bytes += _bulk_size(<bytes>argv[first + i * step + 1])
+        shares[shard].bytes += end - at
+        at = end
     return involved
 
 
-cdef list _cut(Route route, list argv, bytes owners, Share *shares, int shards):
+cdef list _cut(Route route, const char *frame, bytes owners, Share *shares, int shards):
     """The frame for each shard, None for those that have no key of it."""
     cdef const unsigned short *order = <const unsigned short *>PyBytes_AS_STRING(owners)
     cdef Py_ssize_t i, keys = PyBytes_GET_SIZE(owners) // 2
-    cdef int shard, step = route.step, first = route.first_key
+    cdef int shard
     cdef list frames = [None] * shards
     cdef bytes part, name = route.upper
-    cdef char *out
+    cdef const char *at = _first_key(frame)
+    cdef const char *end
     for shard in range(shards):
         if shares[shard].keys:
-            i = 1 + shares[shard].keys * step
+            i = 1 + shares[shard].keys * route.step
             part = PyBytes_FromStringAndSize(NULL, _digits(i) + 3 + _bulk_size(name) + shares[shard].bytes)
-            out = _number(PyBytes_AS_STRING(part), c'*', i)
-            shares[shard].cursor = _bulk(out, name)
+            shares[shard].cursor = _bulk(_number(PyBytes_AS_STRING(part), c'*', i), name)
             frames[shard] = part
     for i in range(keys):
         shard = order[i]
-        out = _bulk(shares[shard].cursor, <bytes>argv[first + i * step])
-        if step == 2:
-            out = _bulk(out, <bytes>argv[first + i * step + 1])
-        shares[shard].cursor = out
+        end = _past(at, route.step)
+        memcpy(shares[shard].cursor, at, end - at)
+        shares[shard].cursor += end - at
+        at = end
     return frames
 
 
@@ -187,7 +214,7 @@ cdef Pending _place(Client client, Py_ssize_t size):
     return place
 
 
-cdef int _parts(Client client, Route route, list argv, bytes owners, Share *shares, int shards, int involved,
+cdef int _parts(Client client, Route route, const char *frame, bytes owners, Share *shares, int shards, int involved,
                 Py_ssize_t size) except -2:
     cdef int shard, verdict
     cdef Split split
@@ -201,7 +228,7 @@ cdef int _parts(Client client, Route route, list argv, bytes owners, Share *shar
         if verdict == 0:
             client.say(client.lane.refusal)
             return 1
-    frames = _cut(route, argv, owners, shares, shards)
+    frames = _cut(route, frame, owners, shares, shards)
     split = _split(client, route, owners, involved, size)
     for shard in range(shards):
         if frames[shard] is not None:
@@ -411,7 +438,7 @@ def together(Lane lane not None, list commands not None, list frames not None):
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def merged(Split split not None):
+cdef bytes merged(Split split):
     """The one answer to a split request whose parts have all been answered, as a reply frame."""
     cdef str how = split.route.merged_by
     if split.answer is not None:
@@ -436,7 +463,7 @@ def merged(Split split not None):
         return errors.unexpected_part(split.route.name)
 
 
-def _failure(Split split not None):
+cdef bytes _failure(Split split):
     """One part failed: never a value; for a write, which shards may have applied theirs."""
     lines = {line for line, _ in split.failed.values()}
     asked = [shard for shard, frame in enumerate(split.frames) if frame is not None or shard in split.failed]

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from protocol.request import encode
-from protocol.scan import ProtocolError, Replies, Requests, elements
+from protocol.scan import ProtocolError, Replies, Requests, argv, elements
 from tests.protocol.framing_cases import CASES, GOOD, GOOD_KINDS, Outcome, closed, fault_in, kept
 
 Scanned = tuple[list[tuple[str, bytes]], bytes]
@@ -111,6 +111,7 @@ def test_an_encoded_request_is_one_frame_of_the_same_bytes_in_any_cut(
     frames = [encode(argv) for argv in requests]
     assert scan(cut(b"".join(frames), at)) == ([("frame", frame) for frame in frames], b"")
     assert read_by_hiredis(b"".join(frames)) == requests
+    assert [argv(frame) for frame in frames] == requests
 
 
 @settings(max_examples=400)
@@ -130,10 +131,17 @@ def test_any_bytes_are_cut_the_same_in_any_pieces(sent: bytes, at: list[int]) ->
 def test_what_is_accepted_is_canonical_and_hiredis_reads_the_same(sent: bytes) -> None:
     for kind, frame in scan(one_by_one(sent))[0]:
         if kind == "frame":
-            (argv,) = read_by_hiredis(frame)
-            assert isinstance(argv, list)
-            assert argv and all(type(argument) is bytes for argument in argv)
-            assert encode(argv) == frame
+            (arguments,) = read_by_hiredis(frame)
+            assert isinstance(arguments, list)
+            assert arguments and all(type(argument) is bytes for argument in arguments)
+            assert argv(frame) == arguments
+            assert encode(arguments) == frame
+
+
+@pytest.mark.parametrize("sent", [b"", b"*0\r\n", b"PING\r\n", b"*1\r\n$4\r\nPIN", b"*1\r\n$1\r\nx\r\n*0\r\n"])
+def test_only_one_whole_request_has_arguments(sent: bytes) -> None:
+    with pytest.raises(ProtocolError, match="expected a request"):
+        argv(sent)
 
 
 @settings(max_examples=200)
