@@ -8,20 +8,16 @@ them is asserted on, only that the work was done.
 from __future__ import annotations
 
 import random
-from asyncio import AbstractEventLoop, BaseTransport
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
+from bench.lane_alone import LaneAlone
 from protocol import request, table
 from protocol.scan import Replies, Requests, elements
-from pyproxy.config import Config
 from pyproxy.hashing import slot
-from pyproxy.metrics import Page
-from pyproxy.shardmap import format_slots, split_slots
-from pyproxy.worker import split
-from pyproxy.worker.lane import Backend, Client, Lane, Wire
+from pyproxy.worker.lane import Wire
 
 Benchmark = Callable[..., Any]  # the fixture of pytest-benchmark, which has no types
 
@@ -82,98 +78,23 @@ def test_hash_64_keys(benchmark: Benchmark) -> None:
 # --- through the lane -------------------------------------------------------------------------------------------------
 
 
-class Turns:
-    """The event loop as the lane sees it: what is to be called in the next turn."""
+class Bench(LaneAlone):
+    """Between one client and ten shards."""
 
     def __init__(self) -> None:
-        self._soon: list[Callable[[], object]] = []
-
-    def call_soon(self, callback: Callable[[], object]) -> None:
-        self._soon.append(callback)
-
-    def turn(self) -> None:
-        """One turn; what is asked for in it is for the next one."""
-        soon, self._soon = self._soon, []
-        for callback in soon:
-            callback()
-
-
-class End:
-    """A transport that keeps what it is given; its descriptor takes nothing, so all of it comes here."""
-
-    def __init__(self) -> None:
-        self._written: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        self._written.append(data)
-
-    def take(self) -> bytes:
-        """What was written since the last call."""
-        written, self._written = self._written, []
-        return b"".join(written)
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def get_extra_info(self, name: str) -> Any:
-        return self if name == "socket" else ("127.0.0.1", 1)
-
-    def fileno(self) -> int:
-        return -1
-
-
-class Up:
-    """A link whose only backend is connected."""
-
-    def __init__(self, lane: Lane, index: int) -> None:
-        self.name = f"s{index}"
-        self.node = f"127.0.0.1:{index}"
-        self.end = End()
-        self._backend = Backend(lane, self, index, 2, 0)
-        self.wire = Wire(self._backend, lambda frame: None, lambda why: None)
-        self.wire.connection_made(cast(BaseTransport, self.end))
-        self.wire.ready()
-        self.backends = {(2, 0): self._backend}
-
-    def backend(self, proto: int, db: int) -> Backend:
-        return self.backends[proto, db]
-
-
-def never_taken(client: object, route: object, argv: object) -> object:
-    raise AssertionError("only commands that stay in the lane are measured")
-
-
-class Bench:
-    """A lane between one client and ten shards, all in this process."""
-
-    def __init__(self) -> None:
-        ranges = [format_slots(slots) for slots in split_slots(SHARDS)]
-        shards = "".join(
-            f'[[shards]]\nname = "s{i}"\nprimary = "127.0.0.1:{7000 + i}"\nslots = ["{ranges[i]}"]\n'
-            for i in range(SHARDS)
-        )
-        config = Config.parse(shards.encode())
-        self.turns = Turns()
-        loop = cast(AbstractEventLoop, self.turns)
-        self.lane = Lane(loop, never_taken, Page.create(1).row(0), config, 0, 1)
-        split.install(self.lane)
-        self.lane.set_table(table.TABLE)
-        self.links = [Up(self.lane, index) for index in range(SHARDS)]
-        self.lane.set_shards(self.links, config.shard_map().owners())
-        self.client = Client(self.lane)
-        self.end = End()
-        self.client.connection_made(cast(BaseTransport, self.end))
+        super().__init__(SHARDS)
+        self.one, self.end = self.client()
 
     def warm(self, data: bytes, expected: bytes, answer: Callable[[bytes], bytes]) -> None:
         """Has `data` answered until it leaves in one turn: the lane lets few out until it knows the size of answers."""
         for _ in range(100):
-            self.client.data_received(data)
+            self.one.data_received(data)
             sent, turns = b"", 0
             while sent != expected:
                 turns += 1
                 if turns > BATCH or not expected.startswith(sent):
                     raise AssertionError(f"expected {len(expected)} bytes of replies, got {len(sent)}: {sent[-100:]!r}")
-                self.turns.turn()
+                self.turns.settle()
                 sent += self.answer(self.answers(answer))
             if turns == 1:
                 return
@@ -181,8 +102,8 @@ class Bench:
 
     def ask(self, data: bytes) -> None:
         """A batch from the client, up to what the shards are sent."""
-        self.client.data_received(data)
-        self.turns.turn()
+        self.one.data_received(data)
+        self.turns.settle()
 
     def answers(self, answer: Callable[[bytes], bytes]) -> list[tuple[Wire, bytes]]:
         """What each shard will answer to what has reached it."""
@@ -196,7 +117,7 @@ class Bench:
         for wire, replies in answers:
             if replies:
                 wire.data_received(replies)
-        self.turns.turn()
+        self.turns.settle()
         return self.end.take()
 
     def exchange(self, data: bytes, answers: list[tuple[Wire, bytes]]) -> bytes:

@@ -33,6 +33,25 @@ cdef Found scan_request(const char *p, Py_ssize_t n, RequestScan *s, const Limit
                         Py_ssize_t *length, Fault *fault) noexcept nogil
 cdef Found scan_reply(const char *p, Py_ssize_t n, ReplyScan *s, bint resp3,
                       Py_ssize_t *length) noexcept nogil
+cdef inline Py_ssize_t short_bulk(const char *p, Py_ssize_t n) noexcept nogil:
+    """The length of the whole bulk string that begins at p if it is one of less than a hundred bytes, as most are; else 0."""
+    cdef Py_ssize_t size
+    cdef int head
+    if n < 6 or p[0] != c'$' or p[1] < c'0' or p[1] > c'9':
+        return 0
+    if p[2] == c'\r':
+        size = p[1] - c'0'
+        head = 4
+    elif p[3] == c'\r' and p[1] != c'0' and c'0' <= p[2] <= c'9':
+        size = (p[1] - c'0') * 10 + p[2] - c'0'
+        head = 5
+    else:
+        return 0
+    if n < head + size + 2 or p[head - 1] != c'\n' or p[head + size] != c'\r' or p[head + size + 1] != c'\n':
+        return 0
+    return head + size + 2
+
+
 cdef bytes fault_text(const Fault *fault)
 
 # Of a frame that scan_request has accepted, so nothing is checked again:

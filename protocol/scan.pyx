@@ -82,7 +82,7 @@ cdef Found scan_request(const char *p, Py_ssize_t n, RequestScan *s, const Limit
     """
     cdef const char *cr
     cdef const char *line
-    cdef Py_ssize_t room, digits
+    cdef Py_ssize_t room, digits, size
     cdef long long value = 0
     if n <= 0:
         return NEED_MORE
@@ -106,6 +106,15 @@ cdef Found scan_request(const char *p, Py_ssize_t n, RequestScan *s, const Limit
     while True:
         line = p + s.pos
         room = n - s.pos
+        size = short_bulk(line, room)
+        if size and size <= limits.bulk:
+            s.pos += size
+            s.args_left -= 1
+            if s.args_left == 0:
+                length[0] = s.pos
+                s.pos = 0
+                return FRAME
+            continue
         if room < 4:                     # "$0\r\n" is the shortest header there is
             if room <= 0 or memchr(line, c'\r', room) == NULL:
                 return NEED_MORE
@@ -186,6 +195,15 @@ cdef Found scan_reply(const char *p, Py_ssize_t n, ReplyScan *s, bint resp3,
     while True:
         line = p + s.pos
         room = n - s.pos
+        size = short_bulk(line, room)
+        if size:
+            s.left -= 1
+            s.pos += size
+            if s.left == 0:
+                length[0] = s.pos
+                s.pos = 0
+                return FRAME
+            continue
         if room < 3:
             return NEED_MORE
         kind = line[0]

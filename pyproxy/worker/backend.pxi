@@ -150,6 +150,8 @@ cdef class Backend:
     cdef int _mark(self) except -1:
         if not self.dirty:
             self.dirty = True
+            if not self.lane.dirty_backends:
+                self.lane.dirty_since = self.lane.now
             self.lane.dirty_backends.append(self)
             self.lane.wake()
         return 0
@@ -420,6 +422,7 @@ cdef class Wire:
             self.drop("was replaced")
             return
         lane.now = self.last_bytes = _clock()
+        lane.came = True
         if self.large is not None:
             used = self._fill(data)
             if self.lost or used == PyBytes_GET_SIZE(data):

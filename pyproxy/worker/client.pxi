@@ -38,6 +38,7 @@ cdef class Client:
         cdef Lane lane = self.lane
         cdef Py_ssize_t used
         lane.now = self.last_active = _clock()
+        lane.came = True
         lane.bytes_in += PyBytes_GET_SIZE(data)
         if self.finishing:
             return

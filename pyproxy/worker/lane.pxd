@@ -30,6 +30,12 @@ ctypedef bytes (*Merger)(Split split)
 
 
 @cython.final
+cdef class Key:
+    cdef const char *at
+    cdef Py_ssize_t size
+
+
+@cython.final
 cdef class Route:
     cdef readonly bytes name
     cdef readonly bytes upper        # its name as it is sent to a server
@@ -98,6 +104,7 @@ cdef class Lane:
     cdef readonly object take
     cdef readonly object row
     cdef object hash32
+    cdef Key key
     cdef Splitter splitter
     cdef Merger merger
     cdef dict routes
@@ -111,6 +118,8 @@ cdef class Lane:
     cdef bytearray donated          # the buffer a large request came in, if it came alone
     cdef list dirty_clients
     cdef list dirty_backends
+    cdef double dirty_since
+    cdef bint came                  # anything, since the last turn
     cdef list backlog
     cdef bint awake
     cdef readonly set clients

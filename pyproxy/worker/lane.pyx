@@ -21,7 +21,8 @@ stops), and are looked at again when the reason is gone.  So whatever waits has 
 takes it along.
 
 Per plain request: no await, task, future, log line or exception.  Everything that happens in one loop turn leaves in one
-write per socket, at the start of the next turn (`Lane.turn`).
+write per socket, at the start of the next turn (`Lane.turn`).  A write costs more than all else that is done for a request,
+so those to the shards wait a little longer while more comes in; one that is alone does not wait.
 """
 
 import os
@@ -29,6 +30,7 @@ import traceback
 from operator import attrgetter
 
 cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from libc.stdlib cimport free, malloc, realloc
@@ -64,6 +66,7 @@ cdef enum:
     OUT_LIMIT = 8388608         # bytes waiting for one backend before it counts as congested
     KEPT_BYTES = 262144         # a larger write cannot be held or sent again once it was begun
 
+cdef double GATHER_S = 0.0002   # while more comes in, requests wait so long at most for others to leave with them
 cdef double SLEPT_S = 1.0       # a worker that did not run for so long asks before it writes
 
 cdef double LINGER_S = 2.0      # how long a closing client may send, or not read, before it is cut off
@@ -87,6 +90,14 @@ cdef inline double _clock() noexcept nogil:
     cdef timespec t
     clock_gettime(CLOCK_MONOTONIC, &t)
     return t.tv_sec + t.tv_nsec * 1e-9
+
+
+@cython.final
+cdef class Key:
+    """The bytes of a key where they stand, for mmh3 to read there."""
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, <void *>self.at, self.size, 1, flags)
 
 
 @cython.final
@@ -202,6 +213,7 @@ cdef class Lane:
         self.reply_s = config.timeouts.reply_s
         self.silence_s = config.timeouts.silence_s
         self.hash32 = mmh3.mmh3_32_uintdigest
+        self.key = Key()
         self.next_client_id = index + 1
         self.id_step = workers
         self.now = self.ticked = _clock()
@@ -249,7 +261,9 @@ cdef class Lane:
             if closed != NULL and closed > opened + 1:
                 key = opened + 1
                 size = closed - key
-        return <unsigned int>self.hash32(PyBytes_FromStringAndSize(key, size), 0) & 16383
+        self.key.at = key
+        self.key.size = size
+        return <unsigned int>self.hash32(self.key, 0) & 16383
 
     def shard_of(self, bytes key not None):
         """The index of the shard that owns a key."""
@@ -289,7 +303,9 @@ cdef class Lane:
             for client in work:
                 client.go_on()
         # whatever fails in here must not keep the others from being written
-        if self.dirty_backends:
+        if self.dirty_backends and self.came and self.inflight > 1 and self.now - self.dirty_since < GATHER_S:
+            self.wake()
+        elif self.dirty_backends:
             work = self.dirty_backends
             self.dirty_backends = []
             for backend in work:
@@ -308,6 +324,7 @@ cdef class Lane:
                 except Exception:
                     bug(client)
                     client.abandon()
+        self.came = False
         if self.held > self.memory_limit:
             self._shed()
 

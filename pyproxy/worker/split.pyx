@@ -15,7 +15,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from protocol.scan cimport FRAME, ReplyScan, header, scan_reply
+from protocol.scan cimport FRAME, ReplyScan, header, scan_reply, short_bulk
 from pyproxy.worker.lane cimport Backend, Client, Lane, Pending, Route, Split
 
 from protocol import errors, request
@@ -581,21 +581,6 @@ cdef bytes _executed(Split split):
     return b"".join(out)
 
 
-cdef inline Py_ssize_t _short_bulk(const char *p, Py_ssize_t n) noexcept nogil:
-    """The length of a bulk string of less than a hundred bytes, which most values are; 0: it is something else.
-
-    The frame it is in was scanned, so what begins like one is one.
-    """
-    cdef Py_ssize_t length = 0
-    if n < 6 or p[0] != c'$' or p[1] < c'0' or p[1] > c'9':
-        return 0
-    if p[2] == c'\r':
-        length = 6 + p[1] - c'0'
-    elif p[3] == c'\r':
-        length = 7 + (p[1] - c'0') * 10 + p[2] - c'0'
-    return length if length <= n else 0
-
-
 cdef bytes _gather(Split split):
     """The elements of all parts in the order of the request's keys, as they came."""
     cdef const unsigned short *order = <const unsigned short *>PyBytes_AS_STRING(split.order)
@@ -627,7 +612,7 @@ cdef bytes _gather(Split split):
             state.left = 0
             state.pos = 0
             n = cursors[shards + shard] - cursors[shard]
-            length = _short_bulk(cursors[shard], n)
+            length = short_bulk(cursors[shard], n)
             if not length and (n <= 0 or scan_reply(cursors[shard], n, &state, True, &length) != FRAME):
                 raise ValueError
             memcpy(to, cursors[shard], length)
