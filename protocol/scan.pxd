@@ -33,8 +33,11 @@ cdef Found scan_request(const char *p, Py_ssize_t n, RequestScan *s, const Limit
                         Py_ssize_t *length, Fault *fault) noexcept nogil
 cdef Found scan_reply(const char *p, Py_ssize_t n, ReplyScan *s, bint resp3,
                       Py_ssize_t *length) noexcept nogil
+cdef bytes fault_text(const Fault *fault)
+cdef list arguments(const char *frame)
+
 cdef inline Py_ssize_t short_bulk(const char *p, Py_ssize_t n) noexcept nogil:
-    """The length of the whole bulk string that begins at p if it is one of less than a hundred bytes, as most are; else 0."""
+    """The length of the bulk string at p if all of it is here and it has less than a hundred bytes, as most have; else 0."""
     cdef Py_ssize_t size
     cdef int head
     if n < 6 or p[0] != c'$' or p[1] < c'0' or p[1] > c'9':
@@ -52,12 +55,8 @@ cdef inline Py_ssize_t short_bulk(const char *p, Py_ssize_t n) noexcept nogil:
     return head + size + 2
 
 
-cdef bytes fault_text(const Fault *fault)
-
-# Of a frame that scan_request has accepted, so nothing is checked again:
-
 cdef inline const char *header(const char *p, Py_ssize_t *number) noexcept nogil:
-    """What `*3` or `$5` at p says -> the byte behind its CR LF.  The argument itself follows, and a CR LF."""
+    """What `*3` or `$5` at p says -> the byte behind its CR LF.  Of a frame that was accepted: nothing is checked again."""
     cdef Py_ssize_t value = p[1] - c'0'
     p += 2
     while p[0] != c'\r':
@@ -65,5 +64,3 @@ cdef inline const char *header(const char *p, Py_ssize_t *number) noexcept nogil
         p += 1
     number[0] = value
     return p + 2
-
-cdef list arguments(const char *frame)

@@ -82,8 +82,9 @@ cdef Found scan_request(const char *p, Py_ssize_t n, RequestScan *s, const Limit
     """
     cdef const char *cr
     cdef const char *line
-    cdef Py_ssize_t room, digits, size
+    cdef Py_ssize_t size
     cdef long long value = 0
+    cdef Found found
     if n <= 0:
         return NEED_MORE
     if s.args_left == 0:
@@ -105,45 +106,49 @@ cdef Found scan_request(const char *p, Py_ssize_t n, RequestScan *s, const Limit
         s.pos = cr + 2 - p
     while True:
         line = p + s.pos
-        room = n - s.pos
-        size = short_bulk(line, room)
-        if size and size <= limits.bulk:
-            s.pos += size
-            s.args_left -= 1
-            if s.args_left == 0:
-                length[0] = s.pos
-                s.pos = 0
-                return FRAME
-            continue
-        if room < 4:                     # "$0\r\n" is the shortest header there is
-            if room <= 0 or memchr(line, c'\r', room) == NULL:
-                return NEED_MORE
-        cr = <const char *>memchr(line, c'\r', room if room < limits.inline_bytes + 1 else limits.inline_bytes + 1)
-        if cr == NULL:
-            return _bad(fault, TOO_BIG_BULK) if room > limits.inline_bytes else NEED_MORE
-        digits = cr - line - 1
-        if cr + 1 >= p + n:
-            return NEED_MORE
-        if line[0] != c'$':
-            return _bad(fault, EXPECTED_DOLLAR, <unsigned char>line[0])
-        if not _integer(line + 1, digits, &value) or value < 0 or value > limits.bulk:
-            return _bad(fault, BAD_BULK)
-        if cr[1] != c'\n':
-            return _bad(fault, NO_CRLF)
-        # value is at most 512 MiB, so the sum cannot overflow
-        if cr + 2 + value + 2 > p + n:
-            # a wrong byte where the CR belongs is said at once, not when the LF comes
-            if cr + 2 + value < p + n and cr[2 + value] != c'\r':
-                return _bad(fault, NO_CRLF)
-            return NEED_MORE
-        if cr[2 + value] != c'\r' or cr[3 + value] != c'\n':
-            return _bad(fault, NO_CRLF)
-        s.pos = cr + 4 + value - p
+        size = short_bulk(line, n - s.pos)
+        if size == 0 or size > limits.bulk:
+            found = _argument(line, n - s.pos, limits, &size, fault)
+            if found != FRAME:
+                return found
+        s.pos += size
         s.args_left -= 1
         if s.args_left == 0:
             length[0] = s.pos
             s.pos = 0
             return FRAME
+
+
+cdef Found _argument(const char *line, Py_ssize_t room, const Limits *limits, Py_ssize_t *size,
+                     Fault *fault) noexcept nogil:
+    """FRAME: the whole argument that begins at line is `size` bytes, header and end included.  NEED_MORE or BAD else."""
+    cdef const char *end = line + room
+    cdef const char *cr
+    cdef long long value = 0
+    if room < 4:                     # "$0\r\n" is the shortest header there is
+        if room <= 0 or memchr(line, c'\r', room) == NULL:
+            return NEED_MORE
+    cr = <const char *>memchr(line, c'\r', room if room < limits.inline_bytes + 1 else limits.inline_bytes + 1)
+    if cr == NULL:
+        return _bad(fault, TOO_BIG_BULK) if room > limits.inline_bytes else NEED_MORE
+    if cr + 1 >= end:
+        return NEED_MORE
+    if line[0] != c'$':
+        return _bad(fault, EXPECTED_DOLLAR, <unsigned char>line[0])
+    if not _integer(line + 1, cr - line - 1, &value) or value < 0 or value > limits.bulk:
+        return _bad(fault, BAD_BULK)
+    if cr[1] != c'\n':
+        return _bad(fault, NO_CRLF)
+    # value is at most 512 MiB, so the sum cannot overflow
+    if cr + 2 + value + 2 > end:
+        # a wrong byte where the CR belongs is said at once, not when the LF comes
+        if cr + 2 + value < end and cr[2 + value] != c'\r':
+            return _bad(fault, NO_CRLF)
+        return NEED_MORE
+    if cr[2 + value] != c'\r' or cr[3 + value] != c'\n':
+        return _bad(fault, NO_CRLF)
+    size[0] = cr + 4 + value - line
+    return FRAME
 
 
 cdef Found _inline(const char *p, Py_ssize_t n, RequestScan *s, const Limits *limits,
@@ -184,75 +189,70 @@ cdef Found scan_reply(const char *p, Py_ssize_t n, ReplyScan *s, bint resp3,
     Nested aggregates are one running count, so depth costs nothing.  The types of RESP3 are accepted only where `resp3`
     says that the connection speaks it; pushes never are: a connection that gets one here has not asked for any.
     """
-    cdef const char *line
-    cdef const char *cr
-    cdef Py_ssize_t room, size
-    cdef long long value = 0
-    cdef char kind
+    cdef Py_ssize_t size
+    cdef long long owed
+    cdef Found found
     if s.left == 0:
         s.left = 1
         s.pos = 0
     while True:
-        line = p + s.pos
-        room = n - s.pos
-        size = short_bulk(line, room)
-        if size:
-            s.left -= 1
-            s.pos += size
-            if s.left == 0:
-                length[0] = s.pos
-                s.pos = 0
-                return FRAME
-            continue
-        if room < 3:
-            return NEED_MORE
-        kind = line[0]
-        cr = <const char *>memchr(line, c'\r', room if room < LINE_LIMIT else LINE_LIMIT)
-        if cr == NULL:
-            # what cannot become a reply is refused at its first byte
-            return BAD if room >= LINE_LIMIT or memchr(TYPES, kind, 14 if resp3 else 5) == NULL else NEED_MORE
-        if cr + 1 >= p + n:
-            return NEED_MORE
-        if cr[1] != c'\n':
-            return BAD
-        size = cr + 2 - line
-        if kind == c'$' or (resp3 and (kind == c'=' or kind == c'!')):
-            if not _integer(line + 1, size - 3, &value) or value < -1 or value > 0x7fffffff:
-                return BAD
-            if value == -1:
-                if kind != c'$':
-                    return BAD
-            else:
-                if room < size + value + 2:
-                    return NEED_MORE
-                if line[size + value] != c'\r' or line[size + value + 1] != c'\n':
-                    return BAD
-                size += value + 2
-            s.left -= 1
-        elif kind == c'+' or kind == c'-' or kind == c':':
-            s.left -= 1
-        elif kind == c'*' or (resp3 and (kind == c'~' or kind == c'%' or kind == c'|')):
-            if not _integer(line + 1, size - 3, &value) or value < -1 or value > 0x7fffffff:
-                return BAD
-            if value == -1:
-                if kind != c'*':
-                    return BAD
-                value = 0
-            if kind == c'%' or kind == c'|':
-                value *= 2
-            # an attribute comes before the element it speaks of, so it does not count as one
-            s.left += value - (0 if kind == c'|' else 1)
-            if s.left > (<long long>1 << 40):
-                return BAD
-        elif resp3 and (kind == c'_' or kind == c'#' or kind == c',' or kind == c'('):
-            s.left -= 1
-        else:
+        size = short_bulk(p + s.pos, n - s.pos)
+        owed = -1
+        if size == 0:
+            found = _element(p + s.pos, n - s.pos, resp3, &size, &owed)
+            if found != FRAME:
+                return found
+        s.left += owed
+        if s.left > (<long long>1 << 40):
             return BAD
         s.pos += size
         if s.left == 0:
             length[0] = s.pos
             s.pos = 0
             return FRAME
+
+
+cdef Found _element(const char *line, Py_ssize_t room, bint resp3, Py_ssize_t *size, long long *owed) noexcept nogil:
+    """FRAME: the element that begins at line, or the header of an aggregate, is `size` bytes, and changes how many are
+    still to come by `owed`.  NEED_MORE or BAD else."""
+    cdef const char *cr
+    cdef long long value = 0
+    cdef char kind
+    if room < 3:
+        return NEED_MORE
+    kind = line[0]
+    cr = <const char *>memchr(line, c'\r', room if room < LINE_LIMIT else LINE_LIMIT)
+    if cr == NULL:
+        # what cannot become a reply is refused at its first byte
+        return BAD if room >= LINE_LIMIT or memchr(TYPES, kind, 14 if resp3 else 5) == NULL else NEED_MORE
+    if cr + 1 >= line + room:
+        return NEED_MORE
+    if cr[1] != c'\n':
+        return BAD
+    size[0] = cr + 2 - line
+    owed[0] = -1
+    if kind == c'$' or (resp3 and (kind == c'=' or kind == c'!')):
+        if not _integer(line + 1, size[0] - 3, &value) or value < -1 or value > 0x7fffffff:
+            return BAD
+        if value == -1:
+            return FRAME if kind == c'$' else BAD
+        if room < size[0] + value + 2:
+            return NEED_MORE
+        size[0] += value + 2
+        return FRAME if line[size[0] - 2] == c'\r' and line[size[0] - 1] == c'\n' else BAD
+    if kind == c'+' or kind == c'-' or kind == c':':
+        return FRAME
+    if kind == c'*' or (resp3 and (kind == c'~' or kind == c'%' or kind == c'|')):
+        if not _integer(line + 1, size[0] - 3, &value) or value < -1 or value > 0x7fffffff:
+            return BAD
+        if value == -1:
+            return FRAME if kind == c'*' else BAD
+        if kind == c'%' or kind == c'|':
+            value *= 2
+        # an attribute comes before the element it speaks of, so it does not count as one
+        owed[0] = value if kind == c'|' else value - 1
+        return FRAME
+    return FRAME if resp3 and (kind == c'_' or kind == c'#' or kind == c',' or kind == c'(') else BAD
 
 
 cdef bytes fault_text(const Fault *fault):
