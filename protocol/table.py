@@ -97,7 +97,9 @@ def _kind_by_rule(row: Row, specs: Sequence[KeySpec]) -> Kind:
     if fixed and "movablekeys" in flags:
         return Kind.REFUSED  # the server finds keys by code of its own, which the specs do not show
     one = len(specs) == 1 and specs[0].complete and isinstance(specs[0].find, Range) and specs[0].find.lastkey == 0
-    return Kind.PLAIN if fixed and one and "|" not in row.name else Kind.KEYED
+    # without looking whether the key is there, as the lane does not
+    surely = isinstance(specs[0].begin, Index) and specs[0].begin.position < abs(row.arity)
+    return Kind.PLAIN if fixed and one and surely and "|" not in row.name else Kind.KEYED
 
 
 def _command(row: Row, subcommands: Mapping[bytes, Command]) -> Command:

@@ -109,7 +109,7 @@ cdef class Route:
         self.name = command.name
         self.upper = command.name.upper()
         self.arity = command.arity
-        self.plain_key = command.first_key if command.kind == 1 and abs(command.arity) > command.first_key else 0
+        self.plain_key = command.first_key if command.kind == 1 else 0
         self.step = command.step
         self.merge = command.merge if command.kind == 3 else ""
         self.merged_by = command.merge

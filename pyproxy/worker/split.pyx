@@ -34,8 +34,6 @@ cdef enum:
 
 cdef inline Py_ssize_t _digits(Py_ssize_t value) noexcept nogil:
     cdef Py_ssize_t n = 1
-    if value < 100:     # as most are
-        return 1 + (value >= 10)
     while value >= 10:
         value //= 10
         n += 1
@@ -46,13 +44,9 @@ cdef inline char *_number(char *out, char kind, Py_ssize_t value) noexcept nogil
     """Writes a header such as *3 or $5 with its CR LF, -> behind it."""
     cdef Py_ssize_t n = _digits(value), i
     out[0] = kind
-    if n == 2:
-        out[1] = <char>(c'0' + value // 10)
-        out[2] = <char>(c'0' + value % 10)
-    else:
-        for i in range(n):
-            out[n - i] = <char>(c'0' + value % 10)
-            value //= 10
+    for i in range(n):
+        out[n - i] = <char>(c'0' + value % 10)
+        value //= 10
     out[n + 1] = c'\r'
     out[n + 2] = c'\n'
     return out + n + 3

@@ -331,6 +331,12 @@ def test_a_new_command_with_one_key_is_plain() -> None:
     assert command.keys([b"JSON.GET", b"k", b"path"]) == [1]
 
 
+def test_a_new_command_whose_key_may_be_missing_is_keyed() -> None:
+    """The lane reads the key of a plain one where the arity promises it."""
+    name, _, *others = entry()
+    assert learned([name, -1, *others])[b"json.get"].kind is Kind.KEYED
+
+
 def test_a_new_command_with_keys_in_a_row_is_keyed() -> None:
     row = [*ONE_KEY[:5], [b"type", b"range", b"spec", [b"lastkey", -2, b"keystep", 1, b"limit", 0]]]
     command = learned(entry("json.mget", "write", "@write", [row]))[b"json.mget"]
