@@ -75,6 +75,7 @@ class Command:
     step: int = 0  # SPLIT: from key to key
     merge: str = ""  # SPLIT, FANOUT: how the answers become one
     reason: str = ""  # REFUSED: why, and what to do instead
+    slow: bool = False  # one may keep its server busy for seconds, and the server then answers nobody else
     subcommands: Mapping[bytes, Command] = field(default_factory=dict)  # lower-case own name ("encoding")
 
     @property

@@ -54,6 +54,24 @@ PUBSUB = frozenset(_PUBSUB.split())
 # Containers with subcommands that name a key; and commands that wait only if they are asked to.
 KEYED = frozenset(["object", "xgroup", "xinfo", "memory", "xread", "xreadgroup"])
 
+# Commands of which one may keep its server at work for seconds, so that it answers nobody, and which must be
+# given the time: those that walk over all keys, over whole values or several of them, and code of clients. What only
+# frees a value (DEL), or takes long for the number of its arguments (MSET), is none of them: it is asked too often to
+# be waited for, and a server that does not answer to it is a silent one.
+_SLOW = """
+    keys flushall flushdb sort sort_ro
+    smembers hgetall hkeys hvals lrange lrem lpos ltrim xrange xrevrange
+    zrange zrangebylex zrangebyscore zrangestore zrevrange zrevrangebylex zrevrangebyscore
+    zremrangebylex zremrangebyrank zremrangebyscore
+    sunion sunionstore sinter sintercard sinterstore sdiff sdiffstore
+    zunion zunionstore zinter zintercard zinterstore zdiff zdiffstore
+    bitcount bitop bitpos pfcount pfmerge lcs copy dump restore
+    georadius georadius_ro georadiusbymember georadiusbymember_ro geosearch geosearchstore
+    eval eval_ro evalsha evalsha_ro fcall fcall_ro
+    script|flush function|flush function|restore function|dump memory|usage xinfo|stream
+"""
+SLOW = frozenset(_SLOW.split())
+
 CONFIGURED_ELSEWHERE = "the proxy is configured by its own file, and each server at that server"
 
 # Why -> what. A container stands for its subcommands, except those named in the lists above or on their own.
@@ -142,7 +160,8 @@ def _made(
             raise ValueError(f"{row.name}: expected keys at fixed positions, got {row.key_specs}")
         first_key, step = begin.position, find.keystep if kind is Kind.SPLIT else 0
     name, flags = row.name.encode(), frozenset(row.flags.split())
-    return Command(name, row.arity, flags, specs, kind, row, first_key, step, merge, reason, subcommands)
+    slow = row.name in SLOW
+    return Command(name, row.arity, flags, specs, kind, row, first_key, step, merge, reason, slow, subcommands)
 
 
 def _build(rows: Iterable[Row]) -> dict[bytes, Command]:

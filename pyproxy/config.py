@@ -54,6 +54,7 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     connect_s: Seconds = 1.0  # to a backend
     reply_s: Seconds = 1.0  # from a backend; then the client gets an error, and the late reply is swallowed
+    slow_reply_s: Seconds = 30.0  # instead, to what may keep a server at work: KEYS, SMEMBERS, a script ...
     silence_s: Seconds = 3.0  # a backend connection that owes replies and sends no byte is dropped
     reconnect_min_s: Seconds = 0.05
     reconnect_max_s: Seconds = 5.0
@@ -245,6 +246,7 @@ def _cross_checks(tree: Any) -> Iterator[str]:
 ORDER = (
     ("limits.bulk_bytes", "limits.memory_bytes"),
     ("timeouts.reply_s", "timeouts.silence_s"),
+    ("timeouts.reply_s", "timeouts.slow_reply_s"),
     ("timeouts.reconnect_min_s", "timeouts.reconnect_max_s"),
     ("promotion.auto_hold_s", "promotion.hold_incident_s"),
     ("promotion.hold_s", "promotion.hold_incident_s"),

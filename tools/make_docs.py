@@ -101,7 +101,8 @@ do not, the answer is
 
 as it is to a SORT whose BY or GET names keys that may lie elsewhere. A `{{hash tag}}` keeps keys together. Commands
 marked "emulated" are served all the same where the configuration says `cross_shard = "emulate"`, not atomic:
-[cross-shard.md](cross-shard.md).
+[cross-shard.md](cross-shard.md). What "may be slow" is waited for until `timeouts.slow_reply_s`, and its server is not
+taken for a silent one meanwhile.
 """
 
 
@@ -143,6 +144,8 @@ def _command_row(command: Command) -> tuple[str, str]:
         here += ", of several shards too; with BLOCK emulated" if command.name in POLLED else ", of several shards too"
     elif command.name in EMULATED or command.name in POLLED:
         here += ", or emulated"
+    if command.slow and command.kind is not Kind.REFUSED:
+        here += "; may be slow"
     if command.kind is Kind.REFUSED:
         here += f": `{_line(errors.refused(command.name, command.reason))}`"
     return f"`{command.name.decode().replace('|', ' ')}`", here

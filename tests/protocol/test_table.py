@@ -13,7 +13,7 @@ from protocol.commands import BadKeys, Command, Kind, Row, rows_of
 from protocol.keyspecs import GRAMMARS
 from protocol.reply import Error, Value, decode
 from protocol.request import encode
-from protocol.table import FANOUT, KEYED, LOCAL, REFUSED, SPLIT, TABLE, UNSERVED, extend, learn, lookup, unknown
+from protocol.table import FANOUT, KEYED, LOCAL, REFUSED, SLOW, SPLIT, TABLE, UNSERVED, extend, learn, lookup, unknown
 from pyproxy.fleet import Server
 from tests.protocol.arguments import command_line
 from tests.wire import exchange
@@ -226,12 +226,27 @@ def test_the_committed_files_are_what_the_generator_writes(said: Answers) -> Non
 
 
 def test_every_name_in_the_lists_is_a_command() -> None:
-    assert {*LOCAL, *SPLIT, *FANOUT, *KEYED, *REFUSED} - ALL.keys() == set()
+    assert {*LOCAL, *SPLIT, *FANOUT, *KEYED, *REFUSED, *SLOW} - ALL.keys() == set()
 
 
 def test_no_command_stands_in_two_lists() -> None:
     names = [*LOCAL, *SPLIT, *FANOUT, *KEYED, *REFUSED]
     assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.parametrize("name", "keys flushall sort smembers hgetall sunion zrange evalsha fcall".split())
+def test_a_command_that_may_keep_its_server_at_work_is_marked_slow(name: str) -> None:
+    assert ALL[name].slow
+
+
+@pytest.mark.parametrize("name", "get set del mget hget zadd sismember scan blpop exec publish".split())
+def test_what_is_waited_for_or_quick_is_not_marked_slow(name: str) -> None:
+    """A server that is silent to one of these is silent; of one that waits, silence says nothing at all."""
+    assert not ALL[name].slow
+
+
+def test_no_command_that_waits_or_is_not_sent_is_marked_slow() -> None:
+    assert [n for n in SLOW if "blocking" in ALL[n].flags or ALL[n].kind in (Kind.LOCAL, Kind.REFUSED)] == []
 
 
 def test_no_built_in_command_is_refused_for_want_of_a_reason() -> None:

@@ -197,6 +197,10 @@ def test_all_problems_are_said_at_once_and_in_the_order_of_the_options() -> None
         ("workers = {}", "workers: expected a whole number from 0 to 256, got a table"),
         ("listen = 6380", "listen: expected host:port, got 6380"),
         (f'listen = "{"x" * 99}"', f'listen: expected host:port, got "{"x" * 60}..."'),
+        (
+            "timeouts.slow_reply_s = 0.5",
+            "timeouts.slow_reply_s: expected at least timeouts.reply_s (1.0), got 0.5",
+        ),
         ("limits = 5", "limits: expected a table, got 5"),
         ("limits.inflight = 0", "limits.inflight: expected a whole number from 1 to 1000000, got 0"),
         ("limits.args = 1048577", "limits.args: expected a whole number from 1 to 1048576, got 1048577"),
