@@ -40,6 +40,10 @@ class End:
 
     def __init__(self) -> None:
         self._written: list[bytes] = []
+        self.aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
 
     def write(self, data: bytes) -> None:
         self._written.append(data)

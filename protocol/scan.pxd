@@ -33,6 +33,7 @@ cdef Found scan_request(const char *p, Py_ssize_t n, RequestScan *s, const Limit
                         Py_ssize_t *length, Fault *fault) noexcept nogil
 cdef Found scan_reply(const char *p, Py_ssize_t n, ReplyScan *s, bint resp3,
                       Py_ssize_t *length) noexcept nogil
+cdef Py_ssize_t counted(const char *p, Py_ssize_t n, long long *value) noexcept nogil
 cdef bytes fault_text(const Fault *fault)
 cdef list arguments(const char *frame)
 
@@ -56,7 +57,11 @@ cdef inline Py_ssize_t short_bulk(const char *p, Py_ssize_t n) noexcept nogil:
 
 
 cdef inline const char *header(const char *p, Py_ssize_t *number) noexcept nogil:
-    """What `*3` or `$5` at p says -> the byte behind its CR LF.  Of a frame that was accepted: nothing is checked again."""
+    """What `*3` or `$5` at p says -> the byte behind its CR LF.
+
+    Only of a request that scan_request has accepted, or that was encoded here: such a header is a few digits and CR LF, so
+    nothing is checked again.  What a server sent is read by `counted`.
+    """
     cdef Py_ssize_t value = p[1] - c'0'
     p += 2
     while p[0] != c'\r':

@@ -28,6 +28,7 @@ cdef const char *EXPECTED_DOLLAR = "expected '$', got '%c'"
 cdef const char *BAD_BULK = "invalid bulk length"
 cdef const char *NO_CRLF = "invalid CRLF in request"    # Valkey 9's words; Redis 7 does not look
 cdef const char *TYPES = "+-:$*_#,(!=%~|"    # RESP2's five, then RESP3's
+cdef const char *COUNTED = "$*=!~%|"        # those whose header is a number
 
 
 cdef inline bint _integer(const char *p, Py_ssize_t n, long long *value) noexcept nogil:
@@ -65,6 +66,17 @@ cdef inline bint _integer(const char *p, Py_ssize_t n, long long *value) noexcep
             return False
         value[0] = <long long>v
     return True
+
+
+cdef Py_ssize_t counted(const char *p, Py_ssize_t n, long long *value) noexcept nogil:
+    """The bytes of a header such as *3 or $5 at p, of which n bytes are here, and the number it says.
+
+    0: its CR LF is not here, or it says no number.
+    """
+    cdef const char *cr = <const char *>memchr(p, c'\r', n if n < DIGITS_LIMIT + 2 else DIGITS_LIMIT + 2) if n > 0 else NULL
+    if cr == NULL or cr + 1 >= p + n or cr[1] != c'\n' or not _integer(p + 1, cr - p - 1, value):
+        return 0
+    return cr + 2 - p
 
 
 cdef inline Found _bad(Fault *fault, const char *text, unsigned char got=0) noexcept nogil:
@@ -223,8 +235,10 @@ cdef Found _element(const char *line, Py_ssize_t room, bint resp3, Py_ssize_t *s
     kind = line[0]
     cr = <const char *>memchr(line, c'\r', room if room < LINE_LIMIT else LINE_LIMIT)
     if cr == NULL:
-        # what cannot become a reply is refused at its first byte
-        return BAD if room >= LINE_LIMIT or memchr(TYPES, kind, 14 if resp3 else 5) == NULL else NEED_MORE
+        # what cannot become a reply is refused at its first byte, and a number at the first that is too many
+        if room >= LINE_LIMIT or memchr(TYPES, kind, 14 if resp3 else 5) == NULL:
+            return BAD
+        return BAD if room > DIGITS_LIMIT + 1 and memchr(COUNTED, kind, 7) != NULL else NEED_MORE
     if cr + 1 >= line + room:
         return NEED_MORE
     if cr[1] != c'\n':
@@ -357,15 +371,13 @@ def elements(bytes frame not None, bint resp3=False):
     Raises ProtocolError when `frame` is not exactly one whole array.
     """
     cdef const char *p = <const char *>frame
-    cdef Py_ssize_t n = len(frame), pos, length = 0
+    cdef Py_ssize_t n = len(frame), length = 0
     cdef long long count = 0, i
+    cdef Py_ssize_t pos = counted(p, n, &count)
     cdef ReplyScan state
-    cdef const char *cr = <const char *>memchr(p, c'\r', n)
     cdef list out = []
-    if (n < 4 or p[0] != c'*' or cr == NULL or cr + 1 >= p + n or cr[1] != c'\n'
-            or not _integer(p + 1, cr - p - 1, &count) or count < 0):
+    if pos == 0 or p[0] != c'*' or count < 0:
         raise ProtocolError(b"expected an array")
-    pos = cr + 2 - p
     for i in range(count):
         state.left = 0
         state.pos = 0

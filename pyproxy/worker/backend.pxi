@@ -520,15 +520,16 @@ cdef class Wire:
 
     cdef bint _begin_large(self, const char *p, Py_ssize_t n) except -1:
         """A large bulk of which a part is here: the rest is received where it will stay."""
-        cdef Py_ssize_t size = 0, i = 1
-        if p[0] != c'$' or n < LARGE:
+        cdef long long value = 0
+        cdef Py_ssize_t size
+        if n < LARGE or p[0] != c'$':
             return False
-        while p[i] != c'\r':         # the scanner has seen the header whole and well formed
-            size = size * 10 + p[i] - c'0'
-            i += 1
-        size += i + 4
-        if size > LARGEST:
+        size = counted(p, n, &value)
+        if size == 0 or not 0 <= value <= LARGEST:
             return False
+        size += value + 2
+        if size <= n:
+            return False    # all of it is here, so the scanner waits for something else
         self.large = PyBytes_FromStringAndSize(NULL, size)
         memcpy(PyBytes_AS_STRING(self.large), p, n)
         self.large_filled = n

@@ -38,7 +38,7 @@ from libc.string cimport memchr, memcmp, memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from protocol.scan cimport (
-    BAD, FRAME, INLINE, NEED_MORE, Fault, Found, Limits, arguments, fault_text, header, scan_reply, scan_request)
+    BAD, FRAME, INLINE, NEED_MORE, Fault, Found, Limits, arguments, counted, fault_text, header, scan_reply, scan_request)
 
 import mmh3
 
@@ -230,9 +230,13 @@ cdef class Lane:
     def set_shards(self, links, owner):
         """Takes the links (one a shard) and the owner of each slot (an index into links) into use."""
         cdef int i
+        cdef list shards = list(links)
+        # whatever is looked up by a slot is looked up unchecked
+        if len(owner) != 16384 or not 0 <= min(owner) <= max(owner) < len(shards):
+            raise ValueError(f"expected the owners of 16384 slots among {len(shards)} shards")
         for i in range(16384):
             self.owner[i] = owner[i]
-        self.links = list(links)
+        self.links = shards
         self.pools = {key: self._pool(*key) for key in self.pools}
         for client in self.clients:
             (<Client>client).pool = self.pool((<Client>client).proto, (<Client>client).db)

@@ -15,7 +15,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from protocol.scan cimport FRAME, ReplyScan, header, scan_reply, short_bulk
+from protocol.scan cimport FRAME, ReplyScan, counted, header, scan_reply, short_bulk
 from pyproxy.worker.lane cimport Backend, Client, Lane, Pending, Route, Split
 
 from protocol import errors, request
@@ -100,9 +100,14 @@ def cut(Lane lane not None, Route route not None, list argv not None):
     cdef int shards = <int>len(lane.links), shard
     cdef bytes whole = request.encode(argv)
     cdef const char *frame = PyBytes_AS_STRING(whole)
-    cdef bytes owners = PyBytes_FromStringAndSize(NULL, _keys(route, frame) * 2)
-    cdef Share *shares = <Share *>calloc(shards, sizeof(Share))
+    cdef Py_ssize_t keys = _keys(route, frame)
+    cdef bytes owners
+    cdef Share *shares
     cdef list frames
+    if keys < 0:
+        raise ValueError(f"{route.name!r} lacks a value")
+    owners = PyBytes_FromStringAndSize(NULL, keys * 2)
+    shares = <Share *>calloc(shards, sizeof(Share))
     if shares == NULL:
         raise MemoryError
     try:
@@ -499,16 +504,11 @@ cdef bytes _sum(Split split):
 
 
 cdef Py_ssize_t _elements(bytes frame, Py_ssize_t *body) except -1:
-    """How many elements an array has, and where the first begins.  The frame was scanned: its header is well formed."""
-    cdef const char *p = PyBytes_AS_STRING(frame)
-    cdef Py_ssize_t count = 0
-    if p[0] != c'*' or p[1] == c'-':
+    """How many elements an array has, and where the first begins; ValueError if it is none."""
+    cdef long long count = 0
+    body[0] = counted(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame), &count)
+    if body[0] == 0 or count < 0 or PyBytes_AS_STRING(frame)[0] != c'*':
         raise ValueError
-    p += 1
-    while p[0] != c'\r':
-        count = count * 10 + p[0] - c'0'
-        p += 1
-    body[0] = p + 2 - PyBytes_AS_STRING(frame)
     return count
 
 
@@ -516,7 +516,7 @@ cdef bytes _concat(Split split):
     cdef Py_ssize_t count = 0, body = 0
     cdef list bodies = []
     for frame in split.frames:
-        count += _elements(<bytes>frame, &body)
+        count += _elements(<bytes?>frame, &body)
         bodies.append((<bytes>frame)[body:])
     return b"*%d\r\n" % count + b"".join(bodies)
 
@@ -579,7 +579,7 @@ cdef bytes _gather(Split split):
     """The elements of all parts in the order of the request's keys, as they came."""
     cdef const unsigned short *order = <const unsigned short *>PyBytes_AS_STRING(split.order)
     cdef Py_ssize_t keys = PyBytes_GET_SIZE(split.order) // 2, i, total, body = 0, length = 0, n
-    cdef int shard, shards = <int>len(split.lane.links)
+    cdef int shard, shards = <int>len(split.frames)
     cdef bytes frame, out
     cdef char *to
     cdef ReplyScan state

@@ -75,6 +75,8 @@ NO_REPLY = {
     "an HTTP response": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "a bulk longer than any": b"$9000000000000000000\r\n",
     "a bulk of negative length": b"$-2\r\n",
+    "a length of twenty thousand digits": b"$" + b"9" * 20_000,
+    "a length of many digits that wrap around": b"$" + b"18446744073709551620" * 1000,
     "an array longer than any": b"*4294967296\r\n",
     "a length that is no number": b"*x\r\n",
     "a bulk whose end is not where its header says": b"$3\r\nabcdef\r\n",
