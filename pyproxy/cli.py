@@ -36,6 +36,7 @@ from pyproxy.shardmap import Node, ShardMap, format_slots, split_slots
 EX_UNAVAILABLE = 69  # <sysexits.h>
 EX_CONFIG = 78
 
+GET_BOTO3 = "`pip install boto3` into the environment of pyproxy; ./run and the image have it"
 ANSWER_S = 5.0  # for the answer of a proxy that is there
 
 FIRST_PORT = 7000  # of the addresses that `slots` makes up
@@ -104,7 +105,7 @@ def _load(path: Path) -> Config:
     config = Config.load(path)
     problems = Access(config.backend).problems()
     if "elasticache" in map(config.promoter_of, config.shards) and find_spec("boto3") is None:
-        problems.append("promotion.promoter: expected boto3 for elasticache (it is in pyproxy[elasticache]), got none")
+        problems.append(f"promotion.promoter: expected boto3 for elasticache ({GET_BOTO3}), got none")
     if problems:
         raise ConfigErrors(problems)
     return config

@@ -162,11 +162,15 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def parse(cls, raw: bytes) -> Self:
         """The checked configuration in these bytes of TOML. Raises ConfigErrors with all problems."""
         try:
-            document = msgspec.toml.decode(raw)
+            text = raw.decode()  # here: what msgspec raises for it has changed from one release to the next
         except UnicodeDecodeError as exc:
             line = raw.count(b"\n", 0, exc.start) + 1
             raise ConfigErrors([f"line {line}: expected UTF-8, got byte 0x{raw[exc.start]:02x}"]) from None
-        except msgspec.DecodeError as exc:  # tomllib's text, which ends in "(at line 3, column 5)"
+        try:
+            document = msgspec.toml.decode(text)
+        except RecursionError:
+            raise ConfigErrors(["syntax: expected TOML, got: arrays or tables too deep in each other"]) from None
+        except ValueError as exc:  # tomllib's text, which ends in "(at line 3, column 5)"; or int()'s, of 5,000 digits
             raise ConfigErrors([f"syntax: expected TOML, got: {lower_first(str(exc))}"]) from None
         problems: list[str] = []
         tree = read_struct(shape.type_info(cls), document, "", problems)

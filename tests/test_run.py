@@ -17,6 +17,7 @@ def checkout(tmp_path: Path) -> Path:
     """The repository as just cloned, but for the sources."""
     shutil.copy(ROOT / "run", tmp_path)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copy(ROOT / "requirements.lock", tmp_path)
     for room in ("protocol", "pyproxy"):
         (tmp_path / room).mkdir()
     return tmp_path
@@ -64,13 +65,81 @@ def test_without_a_new_python_it_says_which_it_needs(checkout: Path, python: str
 
 
 def test_when_pip_fails_its_words_are_shown(checkout: Path) -> None:
-    (checkout / "pyproject.toml").write_text("this is no TOML")
+    (checkout / "requirements.lock").write_text("this is no requirement\n")
     status, said = run(checkout, "demo")
     assert status == 1
-    assert "xpected '=' after a key" in said  # tomllib's words, which pip passes on
+    assert "Invalid requirement: 'this is no requirement'" in said
     assert said.endswith("run: pip failed; all it said is in .venv/pip.log\n")
     assert not (checkout / ".venv" / ".stamp").exists()
 
 
+def test_nothing_is_installed_that_has_other_bytes_than_the_lock_says(checkout: Path, tmp_path: Path) -> None:
+    wheel = tmp_path / "wheels" / "pyproxy_nothing-1-py3-none-any.whl"
+    wheel.parent.mkdir()
+    wheel.write_bytes(b"other bytes")
+    (checkout / "requirements.lock").write_text(f"pyproxy-nothing==1 --hash=sha256:{'0' * 64}\n")
+    status, said = run(checkout, "demo", PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheel.parent))
+    assert status == 1
+    assert "THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE" in said
+
+
+@pytest.fixture
+def broken_lock(checkout: Path) -> None:
+    """`./run demo` makes .venv and goes no further: with this the interpreter can be seen, and nothing is installed."""
+    (checkout / "requirements.lock").write_text("this is no requirement\n")
+
+
+@pytest.fixture
+def another_python(tmp_path: Path) -> Path:
+    """The same Python as a program of its own elsewhere."""
+    base = Path(sys._base_executable)  # type: ignore[attr-defined] # behind all environments
+    program = tmp_path / "another" / "bin" / "python3"
+    program.parent.mkdir(parents=True)
+    shutil.copy(base.resolve(), program)
+    for part in ("lib", "include"):
+        (tmp_path / "another" / part).symlink_to(Path(sys.base_prefix) / part)
+    return program
+
+
+def base_of(checkout: Path) -> Path:
+    """The program that .venv was made with."""
+    ask = "import os, sys; print(os.path.realpath(sys._base_executable))"
+    python = checkout / ".venv" / "bin" / "python"
+    return Path(subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.strip())
+
+
+@pytest.mark.usefixtures("broken_lock")
+def test_the_interpreter_that_is_asked_for_is_used_where_another_one_made_the_environment(
+    checkout: Path, another_python: Path
+) -> None:
+    run(checkout, "demo")
+    assert base_of(checkout) != another_python
+    _, said = run(checkout, "demo", PYTHON=str(another_python))
+    assert f"run: .venv is of another Python than {another_python}, and is made anew\n" in said
+    assert base_of(checkout) == another_python
+
+
+@pytest.mark.usefixtures("broken_lock")
+@pytest.mark.parametrize("asked", ["", ".venv/bin/python", "another/bin/link"])
+def test_an_environment_of_the_interpreter_that_is_asked_for_is_kept_and_so_is_any_where_none_is(
+    asked: str, checkout: Path, another_python: Path
+) -> None:
+    another_python.with_name("link").symlink_to(another_python)
+    run(checkout, "demo", PYTHON=str(another_python))
+    mark = checkout / ".venv" / "mark"
+    mark.touch()
+    run(checkout, "demo", PYTHON=asked)
+    assert mark.exists()
+    assert base_of(checkout) == another_python
+
+
+@pytest.mark.usefixtures("broken_lock")
+def test_an_environment_whose_python_is_gone_is_made_anew(checkout: Path, another_python: Path) -> None:
+    run(checkout, "demo", PYTHON=str(another_python))
+    shutil.rmtree(another_python.parents[1])
+    run(checkout, "demo")
+    assert base_of(checkout).exists()
+
+
 def test_an_unknown_task_is_answered_with_the_known_ones(checkout: Path) -> None:
-    assert run(checkout, "dmeo") == (1, "run: unknown task 'dmeo': demo, test, check, bench, faults or pyproxy\n")
+    assert run(checkout, "dmeo") == (1, "run: unknown task 'dmeo': demo, test, check, bench, faults, pyproxy or lock\n")

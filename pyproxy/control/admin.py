@@ -169,7 +169,7 @@ async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, hand
 async def _done(request: bytes, handlers: Handlers) -> Answer:
     try:
         command = msgspec.json.decode(request, type=Command)
-    except ValueError as exc:  # msgspec's, or of bytes that are no UTF-8
+    except (ValueError, RecursionError) as exc:  # msgspec's, or of bytes that are no UTF-8; of what is too deep
         return Answer(False, f"expected a command as JSON, got something else: {exc}")
     try:
         match command:

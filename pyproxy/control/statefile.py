@@ -36,7 +36,7 @@ class StateFile:
             self._written = msgspec.json.decode(self._path.read_bytes(), type=Kept)
         except FileNotFoundError:
             return Kept()
-        except (OSError, msgspec.MsgspecError) as exc:
+        except (OSError, msgspec.MsgspecError, RecursionError) as exc:
             emit(Event.STATE_FILE, path=self._path, expected="the state of a pyproxy", got=exc)
         return self._written
 

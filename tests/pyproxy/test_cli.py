@@ -80,7 +80,8 @@ def test_a_missing_boto3_is_a_problem_where_it_is_needed(
     monkeypatch.setitem(sys.modules, "boto3", None)
     assert main([command, str(undiscovered)]) == 78
     assert capsys.readouterr().err.splitlines()[1:] == [
-        "promotion.promoter: expected boto3 for elasticache (it is in pyproxy[elasticache]), got none"
+        "promotion.promoter: expected boto3 for elasticache "
+        "(`pip install boto3` into the environment of pyproxy; ./run and the image have it), got none"
     ]
     assert main(["check", str(EXAMPLE)]) == 0
 

@@ -456,6 +456,18 @@ def test_bytes_that_are_no_text_have_their_line() -> None:
     assert problems(b'workers = 1\nlisten = "\xff"') == ["line 2: expected UTF-8, got byte 0xff"]
 
 
+@pytest.mark.parametrize(
+    ("toml", "problem"),
+    [
+        pytest.param(f"workers = {'[' * 100_000}", "arrays or tables too deep in each other", id="deep"),
+        pytest.param(f"workers = {'1' * 5000}", "exceeds the limit (4300 digits) for integer", id="digits"),
+    ],
+)
+def test_what_the_reader_itself_cannot_bear_is_a_problem(toml: str, problem: str) -> None:
+    (said,) = problems(toml)
+    assert said.startswith(f"syntax: expected TOML, got: {problem}")
+
+
 def test_a_missing_file_is_a_problem(tmp_path: Path) -> None:
     with pytest.raises(ConfigErrors) as caught:
         Config.load(tmp_path / "none.toml")

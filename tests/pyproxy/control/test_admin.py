@@ -170,6 +170,7 @@ async def test_an_operator_who_leaves_cancels_nothing(path: Path, conductor: Con
         b'{"command":"pause","shard":"s0","to":"127.0.0.1:7100"}\n',
         b'{"command":"pause","shard":"\xff"}\n',
         b"\0" * 100 + b"\n",
+        b'{"other":' + b"[" * 3000 + b"\n",
     ],
 )
 async def test_garbage_is_refused_and_the_next_command_is_done(

@@ -29,7 +29,12 @@ def test_a_file_that_is_not_there_yet_is_no_trouble(tmp_path: Path, capsys: pyte
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"s0": 1}', b"\xff\xfe", b'{"shards": {"s0": {"epoch": 3}}}'])
+DEEP = b'{"shards":' * 100_000
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"s0": 1}', b"\xff\xfe", b'{"shards": {"s0": {"epoch": 3}}}', DEEP]
+)
 def test_a_file_that_is_no_state_counts_as_none_and_is_replaced(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "state.json"
     path.write_bytes(content)
