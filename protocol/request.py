@@ -1,6 +1,7 @@
 """The request side in plain Python: inline commands to argv, argv to the canonical request.
 
-Bytes come in, arguments go out, and the reverse. Where an inline line or a framed request *ends* is decided in
+Bytes come in, arguments go out, and the reverse. What is sent to a server is a `Request` or a `Block`: both know how
+many answers will come, as whoever counts on another number takes the answers of others. Where an inline line or a framed request *ends* is decided in
 ``scan``; nothing here waits for more bytes, checks a limit or says an error.
 """
 
@@ -8,6 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import ClassVar, Final, Self
+
+from protocol.scan import is_request
 
 # C's isspace() separates arguments, but only four of its six characters end one that was begun (sds.c, sdssplitargs).
 _BLANKS = re.compile(rb"[ \t\n\v\f\r]*")
@@ -41,16 +45,77 @@ def split_inline(line: bytes) -> list[bytes] | None:
 
 
 def encode(argv: Sequence[bytes]) -> bytes:
-    """The one form in which the proxy writes a request: an array of bulk strings."""
+    """The one form in which the proxy writes a request: an array of bulk strings.
+
+    ValueError for no argument at all: a server gives no answer to that.
+    """
+    if not argv:
+        raise ValueError("expected a request with at least a name, got none")
     out = [b"*%d\r\n" % len(argv)]
     out += [b"$%d\r\n%b\r\n" % (len(argument), argument) for argument in argv]
     return b"".join(out)
 
 
-def block(frames: Iterable[bytes]) -> bytes:
-    """These requests as one transaction, from MULTI to EXEC."""
-    return b"".join((_MULTI, *frames, _EXEC))
+class Request:
+    """One request: `frame` is exactly one, so it is answered exactly once."""
 
+    __slots__ = ("frame",)
+
+    queued: ClassVar[int] = 0
+
+    def __init__(self, argv: Sequence[bytes]) -> None:
+        self.frame: Final = encode(argv)
+
+    @classmethod
+    def of_frame(cls, frame: bytes) -> Self:
+        """Of bytes that were put together elsewhere. ValueError where they are not exactly one request."""
+        if not is_request(frame):
+            raise ValueError(f"expected exactly one request, got {frame[:64]!r}")
+        made = cls.__new__(cls)
+        made.frame = frame  # type: ignore[misc]  # the only other way to make one
+        return made
+
+    @property
+    def size(self) -> int:
+        """Of its frame, in bytes."""
+        return len(self.frame)
+
+
+class Block:
+    """Requests that a server runs as one transaction: `frame` is all of them, from MULTI to EXEC.
+
+    `queued`: how many they are, at least one: a server's answer to none looks like a block that did nothing, and who
+    sends one has mistaken something. It is answered `queued` + 2 times, and the last answer is that to EXEC.
+    """
+
+    __slots__ = ("_bytes", "queued")
+
+    def __init__(self, requests: Iterable[Request]) -> None:
+        """ValueError for none."""
+        self._bytes = bytearray(_MULTI)
+        self.queued = 0
+        for each in requests:
+            self.add(each)
+        if not self.queued:
+            raise ValueError("expected a block of at least one request, got none")
+
+    def add(self, request: Request) -> None:
+        """One more, behind the others."""
+        self._bytes += request.frame
+        self.queued += 1
+
+    @property
+    def frame(self) -> bytes:
+        return b"".join((self._bytes, _EXEC))
+
+    @property
+    def size(self) -> int:
+        """Of its frame, in bytes."""
+        return len(self._bytes) + len(_EXEC)
+
+
+Asked = Request | Block
+"""What may be sent to a server: it knows how often it is answered. Bare bytes do not."""
 
 _MULTI, _EXEC = encode([b"MULTI"]), encode([b"EXEC"])
 

@@ -333,6 +333,19 @@ def argv(bytes frame not None):
     return arguments(PyBytes_AS_STRING(frame))
 
 
+def is_request(bytes frame not None):
+    """Whether this is exactly one whole multibulk with at least one argument: what a server answers exactly once."""
+    cdef RequestScan state
+    cdef Limits limits
+    cdef Fault fault
+    cdef Py_ssize_t length = 0
+    state.pos = 0
+    state.args_left = 0
+    limits.args = limits.bulk = limits.inline_bytes = <long long>1 << 40
+    return (scan_request(<const char *>frame, len(frame), &state, &limits, &length, &fault) == FRAME
+            and length == len(frame))
+
+
 cdef class Replies:
     """The reply side as a machine for tests and tools: bytes in, whole reply frames out, in any cut."""
 

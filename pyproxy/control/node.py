@@ -9,10 +9,9 @@ connection is then of no more use.
 import asyncio
 from typing import Self
 
-import hiredis
-
 from protocol import scan
 from protocol.reply import BadFrame, Error, Value, decode
+from protocol.request import Request
 from pyproxy.access import Access, admitted, why
 from pyproxy.shardmap import Node
 
@@ -80,7 +79,7 @@ class NodeConnection:
         received = 0
         try:
             async with asyncio.timeout(deadline_s):
-                self._writer.write(b"".join(hiredis.pack_command(argv) for argv in commands))  # type: ignore[arg-type]
+                self._writer.write(b"".join(Request(argv).frame for argv in commands))
                 while len(frames) < len(commands):
                     data = await self._reader.read(READ_BYTES)
                     received += len(data)

@@ -287,12 +287,14 @@ cdef class Client:
 
     # --- what Python may ask of a client ---
 
-    def send(self, int shard, bytes frame not None, bint write, bint again, int queued=0):
-        """Sends a whole command to a shard and takes its place in the order of replies.  `again`: see Route.
+    def send(self, int shard, asked not None, bint write, bint again):
+        """Sends a Request or a Block to a shard and takes its place in the order of replies.  `again`: see Route.
 
-        `queued`: how many commands stand between the MULTI and the EXEC of this frame; only EXEC's answer is the client's.
+        Of a Block only EXEC's answer is the client's.
         -> None; NOT_NOW where the client was parked; the refusal to answer where the shard is down.
         """
+        cdef bytes frame = asked.frame
+        cdef int queued = asked.queued
         cdef Backend backend = self._seek(<Backend>self.pool[shard], write, PyBytes_GET_SIZE(frame))
         cdef Pending item
         if backend is None:

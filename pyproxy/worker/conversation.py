@@ -15,8 +15,9 @@ import contextlib
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
-from protocol import errors, request
+from protocol import errors
 from protocol.commands import BadKeys, Command
+from protocol.request import Asked, Block, Request
 from protocol.scan import ProtocolError, elements
 from pyproxy.events import Event, emit
 from pyproxy.worker.here import Here
@@ -185,7 +186,7 @@ class Conversation:
 
         `primary`: a read that no replica may answer.
         """
-        frames, failed = await self._asked({shard: (request.encode(argv), 0)}, write, primary)
+        frames, failed = await self._asked({shard: Request(argv)}, write, primary)
         frame = frames[shard]
         if frame is None:
             raise Refusal(failed[shard][0] if failed else errors.internal_error())
@@ -198,7 +199,7 @@ class Conversation:
 
         Raises Refusal where one did not answer: for writes it says which others may have applied their part.
         """
-        encoded = {shard: (request.encode(argv), 0) for shard, argv in parts.items()}
+        encoded = {shard: Request(argv) for shard, argv in parts.items()}
         frames, failed = await self._asked(encoded, write, primary)
         for shard, (line, _) in (failed or {}).items():
             if frames[shard] is None:
@@ -219,10 +220,10 @@ class Conversation:
     ) -> dict[int, list[bytes]]:
         """A transaction on each of these shards, shard -> its commands: shard -> the reply frame of each of them.
 
-        Raises Refusal where one was not run, as `ask_each`. `leaves_nothing`: it is a write only as long as it runs, so
-        nobody needs to know whether it was applied.
+        ValueError for a shard without any. Raises Refusal where one was not run, as `ask_each`. `leaves_nothing`: it is
+        a write only as long as it runs, so nobody needs to know whether it was applied.
         """
-        parts = {shard: (request.block(map(request.encode, each)), len(each)) for shard, each in blocks.items()}
+        parts = {shard: Block(map(Request, each)) for shard, each in blocks.items()}
         frames, failed = await self._asked(parts, write, primary)
         for shard, (line, _) in (failed or {}).items():
             if leaves_nothing:
@@ -247,7 +248,7 @@ class Conversation:
                 self.client.queued(-size)
 
     async def _asked(
-        self, parts: dict[int, tuple[bytes, int]], write: bool, primary: bool
+        self, parts: Mapping[int, Asked], write: bool, primary: bool
     ) -> tuple[list[bytes | None], Failed | None]:
         answered: asyncio.Future[tuple[list[bytes | None], Failed | None]] = self.lane.loop.create_future()
 
@@ -305,9 +306,9 @@ class Conversation:
             yield loan
 
     async def ask_on(
-        self, loan: Loan, frame: bytes, *, write: bool, queued: int = 0, deadline_s: float | None = None
+        self, loan: Loan, asked: Asked, *, write: bool, deadline_s: float | None = None
     ) -> bytes:
-        """The reply to one request (or to the EXEC of a block of `queued` commands) on a lent connection.
+        """The reply to one request, or to the EXEC of a block, on a lent connection.
 
         A write passes the gate of its shard first. Errors of the server are replies. Raises Refusal where none comes:
         the connection is lost, or, with `deadline_s`, nothing came in time; then the connection is closed. Raises
@@ -315,7 +316,7 @@ class Conversation:
         """
         shard = loan.link.index
         if write:
-            await self.pass_gate(shard, len(frame))
+            await self.pass_gate(shard, asked.size)
         if loan.lost:
             raise NotSent(errors.not_applied(loan.link.name, loan.link.node, loan.lost))
         answered: asyncio.Future[bytes] = self.lane.loop.create_future()
@@ -328,7 +329,7 @@ class Conversation:
                 else:
                     answered.set_exception(Refusal(failed[shard][0] if failed else errors.internal_error()))
 
-        ask_on(self.client, self.route, loan.backend, frame, write, queued, on_answer)
+        ask_on(self.client, self.route, loan.backend, asked, write, on_answer)
         try:
             done, _ = await asyncio.wait([answered], timeout=deadline_s)
             if not done:

@@ -196,7 +196,7 @@ class Hub:
         """As Session.take, for the commands of the kind PUBSUB."""
         if command.name in PUBLISH:
             answer = self.counted(PUBLISH[command.name], argv[1])
-            return relay(client, route, self._lane.shard_of(argv[1]), request.encode(argv), answer)
+            return relay(client, route, self._lane.shard_of(argv[1]), request.Request(argv), answer)
         if command.name in SUBSCRIBE:
             return self._subscribe(client, SUBSCRIBE[command.name], argv[1:])
         return self._unsubscribe(client, UNSUBSCRIBE[command.name], argv[1:])

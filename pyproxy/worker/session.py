@@ -7,8 +7,9 @@ lane, so the order of replies, the doors and the deadlines are the same for all.
 from collections.abc import Sequence
 from functools import partial
 
-from protocol import errors, request
+from protocol import errors
 from protocol.commands import BadKeys, Command, Kind
+from protocol.request import Request
 from pyproxy.events import Event, emit
 from pyproxy.worker import local, transaction
 from pyproxy.worker.conversation import Conversation, Handler
@@ -69,7 +70,7 @@ class Session:
             case Kind.CONVERSATION:
                 return self._converse(client, route, command, argv, HANDLERS[command.name])
             case Kind.FANOUT:
-                return fan_out(client, route, request.encode(argv))
+                return fan_out(client, route, Request(argv))
         return self._keyed(client, route, command, argv)
 
     def _unknown(self, client: Client, argv: Sequence[bytes]) -> bytes:
@@ -127,4 +128,4 @@ class Session:
             if handler is None:
                 return errors.crossslot()
             return self._converse(client, route, command, argv, handler)
-        return client.send(shards.pop(), request.encode(argv), not command.is_read, route.again)
+        return client.send(shards.pop(), Request(argv), not command.is_read, route.again)

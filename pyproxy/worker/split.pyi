@@ -1,19 +1,20 @@
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from protocol.request import Asked, Block, Request
 from pyproxy.worker.lane import Backend, Client, Lane, Route
 
 def install(lane: Lane) -> None: ...
-def fan_out(client: Client, route: Route, frame: bytes) -> object: ...
-def cut(lane: Lane, route: Route, argv: list[bytes]) -> tuple[bytes, dict[int, bytes]]: ...
+def fan_out(client: Client, route: Route, asked: Request) -> object: ...
+def cut(lane: Lane, route: Route, argv: list[bytes]) -> tuple[bytes, dict[int, Request]]: ...
 def execute(
-    client: Client, route: Route, blocks: dict[int, tuple[bytes, int]], commands: list[Any], write: bool
+    client: Client, route: Route, blocks: dict[int, Block], commands: list[Any], write: bool
 ) -> object: ...
-def relay(client: Client, route: Route, shard: int, frame: bytes, answer: Callable[[bytes], bytes]) -> object: ...
+def relay(client: Client, route: Route, shard: int, asked: Request, answer: Callable[[bytes], bytes]) -> object: ...
 def ask(
     client: Client,
     route: Route,
-    parts: dict[int, tuple[bytes, int]],
+    parts: Mapping[int, Asked],
     write: bool,
     primary: bool,
     asked: Callable[[list[bytes | None], dict[int, tuple[bytes, bool]] | None], None],
@@ -22,9 +23,8 @@ def ask_on(
     client: Client,
     route: Route,
     backend: Backend,
-    frame: bytes,
+    part: Asked,
     write: bool,
-    queued: int,
     asked: Callable[[list[bytes | None], dict[int, tuple[bytes, bool]] | None], None],
 ) -> None: ...
 def together(lane: Lane, commands: list[Any], frames: list[bytes | None]) -> bytes: ...

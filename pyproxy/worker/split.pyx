@@ -101,6 +101,7 @@ def cut(Lane lane not None, Route route not None, list argv not None):
     cdef bytes whole = request.encode(argv)
     cdef const char *frame = PyBytes_AS_STRING(whole)
     cdef Py_ssize_t keys = _keys(route, frame)
+    cdef object of_frame = request.Request.of_frame
     cdef bytes owners
     cdef Share *shares
     cdef list frames
@@ -115,7 +116,7 @@ def cut(Lane lane not None, Route route not None, list argv not None):
         frames = _cut(route, frame, owners, shares, shards)
     finally:
         free(shares)
-    return owners, {shard: frames[shard] for shard in range(shards) if frames[shard] is not None}
+    return owners, {shard: of_frame(frames[shard]) for shard in range(shards) if frames[shard] is not None}
 
 
 cdef Py_ssize_t _keys(Route route, const char *frame):
@@ -273,6 +274,8 @@ cdef int _admitted(Client client, bint write, shards, Py_ssize_t size, list back
 
 cdef Split _split(Client client, Route route, bytes owners, int parts, Py_ssize_t size):
     cdef Split split = Split.__new__(Split)
+    if parts < 1:
+        raise ValueError("expected at least one part, got none: nobody would ever answer")
     split.lane = client.lane
     split.route = route
     split.write = route.write
@@ -299,8 +302,9 @@ cdef int _send(Backend backend, Split split, bytes frame, int queued) except -1:
     return backend.put(part, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
 
 
-def fan_out(Client client not None, Route route not None, bytes frame not None):
-    """Asks every shard the same.  -> None (a place was taken), NOT_NOW, or the refusal to answer."""
+def fan_out(Client client not None, Route route not None, asked not None):
+    """Asks every shard the same Request.  -> None (a place was taken), NOT_NOW, or the refusal to answer."""
+    cdef bytes frame = asked.frame
     cdef int shard, shards = <int>len(client.pool)
     cdef Split split
     cdef list backends = list(client.pool)
@@ -309,12 +313,12 @@ def fan_out(Client client not None, Route route not None, bytes frame not None):
         return NOT_NOW if verdict < 0 else client.lane.refusal
     split = _split(client, route, b"", shards, PyBytes_GET_SIZE(frame))
     for shard in range(shards):
-        _send(<Backend>backends[shard], split, frame, 0)
+        _send(<Backend>backends[shard], split, frame, asked.queued)
     return None
 
 
 def execute(Client client not None, Route route not None, dict blocks not None, list commands not None, bint write):
-    """Sends a transaction: shard index -> (its block from MULTI to EXEC, how many commands are in it).
+    """Sends a transaction: shard index -> its Block.
 
     `commands`: of each command the index of its shard, or, if it is cut, (its route, the shard of each key, its shards),
     or, if the answer is made of the shard's, (its route, what makes it, its shard in a tuple), or its answer itself.
@@ -324,21 +328,22 @@ def execute(Client client not None, Route route not None, dict blocks not None, 
     cdef list backends = list(client.pool)
     cdef Py_ssize_t size = 0
     cdef int verdict
-    for frame, _ in blocks.values():
-        size += len(frame)
+    for asked in blocks.values():
+        size += asked.size
     verdict = _admitted(client, write, list(blocks), size, backends)
     if verdict <= 0:
         return NOT_NOW if verdict < 0 else client.lane.refusal
     split = _split(client, route, b"", <int>len(blocks), size)
     split.write = write
     split.commands = commands
-    for shard, (frame, queued) in blocks.items():
-        _send(<Backend>backends[shard], split, frame, queued)
+    for shard, asked in blocks.items():
+        _send(<Backend>backends[shard], split, asked.frame, asked.queued)
     return None
 
 
-def relay(Client client not None, Route route not None, int shard, bytes frame not None, answer not None):
-    """Sends a whole command to one shard; the client gets `answer(reply frame)`, or the error as it is.  -> as `fan_out`."""
+def relay(Client client not None, Route route not None, int shard, asked not None, answer not None):
+    """Sends a Request to one shard; the client gets `answer(reply frame)`, or the error as it is.  -> as `fan_out`."""
+    cdef bytes frame = asked.frame
     cdef Backend backend = client._seek(<Backend>client.pool[shard], route.write, len(frame))
     cdef Split split
     if backend is None:
@@ -353,15 +358,15 @@ def relay(Client client not None, Route route not None, int shard, bytes frame n
     split.place = _place(client, len(frame))
     split.place.write = route.write
     split.place.shard = shard
-    _send(backend, split, frame, 0)
+    _send(backend, split, frame, asked.queued)
     return None
 
 
 # --- conversations ----------------------------------------------------------------------------------------------------
 
 
-def ask(Client client not None, Route route not None, dict parts not None, bint write, bint primary, asked):
-    """Sends what a conversation asks: shard index -> (frame, how many commands are in it if it is a block, else 0).
+def ask(Client client not None, Route route not None, parts not None, bint write, bint primary, asked):
+    """Sends what a conversation asks: shard index -> a Request or a Block.
 
     `primary`: a read that no replica may answer.
 
@@ -375,8 +380,8 @@ def ask(Client client not None, Route route not None, dict parts not None, bint 
     cdef list backends = list(client.pool)
     cdef Py_ssize_t size = 0
     cdef int verdict
-    for frame, _ in parts.values():
-        size += len(frame)
+    for each in parts.values():
+        size += each.size
     if primary and not write:
         for shard in parts:
             backend = <Backend>client.pool[shard]
@@ -396,22 +401,24 @@ def ask(Client client not None, Route route not None, dict parts not None, bint 
             return NOT_NOW if verdict < 0 else lane.refusal
     split = _asking(client, route, <int>len(parts), asked)
     split.write = write
-    for shard, (frame, queued) in parts.items():
-        _send(<Backend>backends[shard], split, <bytes>frame, queued)
+    for shard, each in parts.items():
+        _send(<Backend>backends[shard], split, each.frame, each.queued)
         (<Backend>backends[shard]).tail.stays = primary
     return None
 
 
-def ask_on(Client client not None, Route route not None, Backend backend not None, bytes frame not None, bint write,
-           int queued, asked):
-    """Sends one request on a connection that only this conversation uses; `queued` and `asked` as for `send` and `ask`."""
+def ask_on(Client client not None, Route route not None, Backend backend not None, part not None, bint write, asked):
+    """Sends a Request or a Block on a connection that only this conversation uses; `asked` as for `ask`."""
+    cdef bytes frame = part.frame
     cdef Split split = _asking(client, route, 1, asked)
     split.write = write
-    _send(backend, split, frame, queued)
+    _send(backend, split, frame, part.queued)
 
 
 cdef Split _asking(Client client, Route route, int parts, asked):
     cdef Split split = Split.__new__(Split)
+    if parts < 1:
+        raise ValueError("expected at least one shard to ask, got none: nobody would ever answer")
     split.lane = client.lane
     split.route = route
     split.left = parts

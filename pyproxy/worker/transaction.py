@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from protocol import errors, request
+from protocol import errors
 from protocol.commands import BadKeys, Command, Kind
+from protocol.request import Block, Request
 from pyproxy.worker.lane import NOT_NOW, Client, Lane, Route
 from pyproxy.worker.pubsub import PUBLISH, Sort
 from pyproxy.worker.split import cut, execute, together
@@ -111,8 +112,8 @@ class Transaction:
         if not blocks:
             return together(lane, answered(commands), [])
         if len(blocks) == 1 and not self.is_assembled:
-            ((shard, (block, queued)),) = blocks.items()
-            reply = client.send(shard, block, self.write, True, queued)
+            ((shard, block),) = blocks.items()
+            reply = client.send(shard, block, self.write, True)
         elif len(blocks) == 1 or over_shards:
             reply = execute(client, route, blocks, answered(commands), self.write)
         else:
@@ -124,35 +125,35 @@ class Transaction:
         """Whether an answer in it is not a server's."""
         return any(each.answer or each.said for each in self.commands)
 
-    def blocks(self, lane: Lane) -> tuple[dict[int, tuple[bytes, int]], list[Any]]:
-        """For each shard its block and how many commands are in it; and how the answers are found: see `split.execute`.
+    def blocks(self, lane: Lane) -> tuple[dict[int, Block], list[Any]]:
+        """For each shard its block; and how the answers are found: see `split.execute`.
 
         What the proxy answers itself is not done yet: see `answered`. A command whose keys are on several shards is
         cut, as it is outside of a transaction.
         """
-        frames: dict[int, list[bytes]] = {}
+        requests: dict[int, list[Request]] = {}
         commands: list[Any] = []
         for each in self.commands:
             if each.said is not None:
                 commands.append(each.said)
                 continue
             if each.route.command.kind is Kind.FANOUT:
-                everywhere, frame = range(len(lane.links)), request.encode(each.argv)
+                everywhere, request = range(len(lane.links)), Request(each.argv)
                 for shard in everywhere:
-                    frames.setdefault(shard, []).append(frame)
+                    requests.setdefault(shard, []).append(request)
                 commands.append((each.route, b"", everywhere))
                 continue
             asked = _shards(lane, each.argv, each.keys)
             if len(asked) == 1:
                 (shard,) = asked
-                frames.setdefault(shard, []).append(request.encode(each.argv))
+                requests.setdefault(shard, []).append(Request(each.argv))
                 commands.append((each.route, each.answer, (shard,)) if each.answer else shard)
             else:
                 owners, parts = cut(lane, each.route, each.argv)
                 for shard, part in parts.items():
-                    frames.setdefault(shard, []).append(part)
+                    requests.setdefault(shard, []).append(part)
                 commands.append((each.route, owners, tuple(parts)))
-        return {shard: (request.block(of_shard), len(of_shard)) for shard, of_shard in frames.items()}, commands
+        return {shard: Block(of_shard) for shard, of_shard in requests.items()}, commands
 
 
 def answered(commands: Sequence[Any]) -> list[Any]:

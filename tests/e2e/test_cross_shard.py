@@ -16,6 +16,7 @@ from protocol.request import encode
 from protocol.table import TABLE
 from pyproxy.fleet import Fleet, Proxy, Server
 from pyproxy.worker.conversations import ACROSS, EMULATED
+from tests.e2e.alone import Alone
 from tests.e2e.rig import Keys, Talk, error
 from tests.e2e.test_twin import PATIENT, seeds
 from tests.e2e.twin.pair import Pair, check_what_is_left, payloads
@@ -305,3 +306,25 @@ def test_more_than_may_be_copied_is_an_error_that_says_so(fleet: Fleet, keys: Ke
         assert "more than 5000" in error(talk.ask("RENAME", other, here))
         assert "more than 5000" in error(talk.ask("COPY", other, here, "REPLACE"))
         assert [talk.ask("STRLEN", key) for key in (here, there, other)] == [4000, 4000, 6000]
+
+
+# --- nobody gets an answer that is somebody else's --------------------------------------------------------------------
+
+@pytest.mark.parametrize("proto", [2, 3])
+def test_where_no_operand_is_there_every_client_gets_its_own_answers(fleet: Fleet, proto: int) -> None:
+    """With servers whose versions are not known, as before the first look, each copy is tried before it is used."""
+    with Alone(fleet, cross_shard="emulate", timeouts=PATIENT) as alone, Talk(alone.port) as one, Talk(alone.port) as other:
+        for talk in (one, other):
+            talk.ask("HELLO", proto)
+        keys = Keys(alone)
+        one.ask("FLUSHALL")
+        for line in COMMANDS.strip().split("\n"):
+            words = [re.sub("^[a-z]+([0-9])$", r"absent\1", word) if at else word for at, word in enumerate(line.split())]
+            one.ask(*said(" ".join(words), keys))
+            for shard in range(3):
+                for talk in (other, one):
+                    key, value = keys.one(shard, "own"), f"{line} {shard}"
+                    assert talk.ask("SET", key, value) == b"OK", line
+                    assert talk.ask("GET", key) == value.encode(), line
+            one.ask("FLUSHALL")
+        assert "bug" not in alone.log.read_text()

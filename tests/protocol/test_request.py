@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.request import block, encode, split_inline
+from protocol.request import Block, Request, encode, split_inline
 from pyproxy.fleet import Server
 from tests.wire import exchange
 
@@ -126,5 +126,36 @@ def test_an_encoded_request_is_read_as_its_arguments(argv: list[bytes]) -> None:
 
 
 def test_a_block_is_its_requests_between_multi_and_exec() -> None:
-    inside = [encode([b"GET", b"k"]), encode([b"DEL", b"k"])]
-    assert block(inside) == encode([b"MULTI"]) + b"".join(inside) + encode([b"EXEC"])
+    inside = [Request([b"GET", b"k"]), Request([b"DEL", b"k"])]
+    block = Block(inside)
+    assert block.frame == encode([b"MULTI"]) + inside[0].frame + inside[1].frame + encode([b"EXEC"])
+    assert block.queued == 2
+    block.add(Request([b"INCR", b"k"]))
+    assert block.queued == 3
+    assert block.frame.endswith(encode([b"INCR", b"k"]) + encode([b"EXEC"]))
+    assert block.size == len(block.frame)
+
+
+def test_a_block_of_nothing_cannot_be_made() -> None:
+    with pytest.raises(ValueError, match="expected a block of at least one request, got none"):
+        Block([])
+    with pytest.raises(ValueError, match="expected a block of at least one request, got none"):
+        Block(iter(()))
+
+
+def test_a_request_of_nothing_cannot_be_made_as_no_server_answers_it() -> None:
+    for make in (encode, Request):
+        with pytest.raises(ValueError, match="expected a request with at least a name, got none"):
+            make([])
+
+
+WHOLE = encode([b"SET", b"k", b"\r\n*0\r\n"])
+
+
+@pytest.mark.parametrize(
+    "frame", [b"", b"*0\r\n", b"PING\r\n", b"\r\n", WHOLE[:-1], WHOLE + WHOLE, WHOLE + b"*0\r\n", b"*1\r\n$01\r\nx\r\n"]
+)
+def test_a_request_is_made_of_exactly_one_frame(frame: bytes) -> None:
+    assert (Request.of_frame(WHOLE).frame, Request.of_frame(WHOLE).size) == (WHOLE, len(WHOLE))
+    with pytest.raises(ValueError, match="expected exactly one request"):
+        Request.of_frame(frame)

@@ -21,8 +21,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from protocol import errors, request
+from protocol import errors
 from protocol.reply import Error, decode
+from protocol.request import Request
 from pyproxy.worker.conversation import Conversation, Handler, NotSent, Refusal
 from pyproxy.worker.conversations.patience import Patience
 from pyproxy.worker.conversations.polling import NIL, NOTHING, POLLED, poll
@@ -76,7 +77,7 @@ async def _at_server(talk: Conversation, shard: int, patience: Patience) -> byte
         try:
             async with talk.lend(shard, Use.HELD, sum(map(len, talk.argv))) as loan:
                 turn = _Turn(talk, loan)
-                reply = await turn.ask(patience.frame(), takes, patience.left_s)
+                reply = await turn.ask(patience.request(), takes, patience.left_s)
                 loan.keep = not turn.let_go and not reply.startswith(DEMOTED)
         except NotSent:
             continue
@@ -102,7 +103,7 @@ class _Turn:
         """The server was asked to give it up."""
         return self._calling is not None
 
-    async def ask(self, frame: bytes, takes: bool, left_s: float | None) -> bytes:
+    async def ask(self, request: Request, takes: bool, left_s: float | None) -> bytes:
         """Its answer. Raises Refusal where none comes; NotSent where it may be sent to another server."""
         talk, loan = self._talk, self._loan
         try:
@@ -110,7 +111,7 @@ class _Turn:
             loan.let_go = self._call_back
             with talk.waiting(self._call_back):
                 deadline_s = None if left_s is None else left_s + talk.reply_s
-                return await talk.ask_on(loan, frame, write=takes, deadline_s=deadline_s)
+                return await talk.ask_on(loan, request, write=takes, deadline_s=deadline_s)
         except Refusal as refusal:
             if loan.lost == MOVED and not takes:
                 raise NotSent(refusal.line) from None
@@ -123,7 +124,7 @@ class _Turn:
     async def _learn_id(self) -> None:
         """By what the server knows this connection; one that does not say is asked to give nothing up."""
         if not self._loan.id:
-            asked = request.encode([b"CLIENT", b"ID"])
+            asked = Request([b"CLIENT", b"ID"])
             try:
                 reply = await self._talk.ask_on(self._loan, asked, write=False, deadline_s=self._talk.reply_s)
             except Refusal as refusal:
@@ -152,7 +153,7 @@ class _Turn:
             async with talk.lender.aside(self._loan.link.index) as other:
                 if not self._loan.id or talk.client.talk is not talk:  # the client has gone, and nothing waits for it
                     return False
-                asked = request.encode([b"CLIENT", b"UNBLOCK", self._loan.id, b"TIMEOUT"])
+                asked = Request([b"CLIENT", b"UNBLOCK", self._loan.id, b"TIMEOUT"])
                 reply = await talk.ask_on(other, asked, write=False, deadline_s=talk.reply_s)
                 other.keep = True
                 return bool(reply.startswith(b":"))

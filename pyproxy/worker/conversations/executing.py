@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 from protocol import errors
+from protocol.request import Block
 from pyproxy.worker.conversation import Conversation, Refusal
 from pyproxy.worker.conversations.scripting import bring, learn
 from pyproxy.worker.lending import Loan, Unlendable, Use
@@ -37,8 +38,8 @@ async def _execute(talk: Conversation) -> bytes:
     use = Use.BRIEF if len(blocks) == 1 else Use.ACROSS
     async with AsyncExitStack() as lent:
         loans = {}
-        for shard, (block, _) in sorted(blocks.items()):
-            write_bytes = len(block) if transaction.write else 0
+        for shard, block in sorted(blocks.items()):
+            write_bytes = block.size if transaction.write else 0
             loans[shard] = await lent.enter_async_context(talk.lend(shard, use, write_bytes))
             await bring(talk, loans[shard], transaction.scripts)
         await send(talk, loans, blocks, frames, applied)
@@ -51,7 +52,7 @@ async def _execute(talk: Conversation) -> bytes:
 async def send(
     talk: Conversation,
     loans: Mapping[int, Loan],
-    blocks: Mapping[int, tuple[bytes, int]],
+    blocks: Mapping[int, Block],
     frames: list[bytes | None],
     applied: list[str],
 ) -> None:
@@ -61,9 +62,8 @@ async def send(
     """
     transaction, deadline_s = talk.client.transaction, talk.here.setup.config.timeouts.silence_s
     for shard, loan in loans.items():
-        block, queued = blocks[shard]
         try:
-            reply = await talk.ask_on(loan, block, write=transaction.write, queued=queued, deadline_s=deadline_s)
+            reply = await talk.ask_on(loan, blocks[shard], write=transaction.write, deadline_s=deadline_s)
         except Refusal as refusal:
             reply = refusal.line
         if not reply.startswith(b"*"):

@@ -14,8 +14,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from protocol import errors, request
+from protocol import errors
 from protocol.keyspecs import number
+from protocol.request import Block, Request
 from pyproxy.worker.conversation import Conversation, Handler, Refusal
 from pyproxy.worker.conversations.operands import OK, check_size, value
 from pyproxy.worker.lending import Loan, Use
@@ -90,14 +91,14 @@ def _found(talk: Conversation, payload: object, left_ms: object) -> tuple[bytes,
 
 async def _ask(talk: Conversation, loan: Loan, *argv: bytes) -> object:
     """A read, or a WATCH, on a connection of its own. Raises Refusal for an error."""
-    frame = await talk.ask_on(loan, request.encode(argv), write=False, deadline_s=talk.reply_s)
+    frame = await talk.ask_on(loan, Request(argv), write=False, deadline_s=talk.reply_s)
     return value(talk, loan.link.index, frame)
 
 
 async def _deleted(talk: Conversation, loan: Loan, key: bytes) -> bool:
     """Whether a key that is watched was as it had been, and is gone now."""
-    block = request.block([request.encode([b"DEL", key])])
-    frame = await talk.ask_on(loan, block, write=True, queued=1, deadline_s=talk.reply_s)
+    block = Block([Request([b"DEL", key])])
+    frame = await talk.ask_on(loan, block, write=True, deadline_s=talk.reply_s)
     return value(talk, loan.link.index, frame) == [1]
 
 
@@ -122,7 +123,7 @@ async def _copy(talk: Conversation) -> bytes:
         written = await talk.ask(there, *command, write=True)
     else:
         async with talk.lend(there, Use.BRIEF, db=db) as loan:
-            written = await talk.ask_on(loan, request.encode(command), write=True, deadline_s=talk.reply_s)
+            written = await talk.ask_on(loan, Request(command), write=True, deadline_s=talk.reply_s)
             loan.keep = True
     if written.startswith(TAKEN):
         return NONE

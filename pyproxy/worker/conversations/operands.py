@@ -86,7 +86,7 @@ async def _run(talk: Conversation) -> bytes:
         argv[position] = names.get(argv[position], argv[position])
     restores = [[b"RESTORE", names[key], COPY_MS, payload] for key, payload in payloads.items()]
     with talk.charged(2 * sum(map(len, payloads.values()))):  # the values, and the request that has them in it
-        if not command.is_read and not _of_one_version(talk, [home, *foreign]):
+        if restores and not command.is_read and not _of_one_version(talk, [home, *foreign]):
             await _block(talk, home, restores)
         return await _block(talk, home, restores, argv)
 

@@ -6,8 +6,9 @@ import re
 import time
 from collections.abc import Sequence
 
-from protocol import errors, request
+from protocol import errors
 from protocol.keyspecs import number, timeout_place
+from protocol.request import Request
 
 HELD_S = 0.1
 """A command that is sent so long after it came was held, and less of its time is left."""
@@ -42,13 +43,13 @@ class Patience:
     def is_over(self) -> bool:
         return self.left_s == 0.0
 
-    def frame(self) -> bytes:
+    def request(self) -> Request:
         """The command as it came; later, or from the second time on, with what is left; never 0, which is for ever."""
         late, self._as_it_came_until = time.monotonic() > self._as_it_came_until, 0.0
         if late and self.left_s is not None:
             left_ms = max(1, int(self.left_s * 1000))
             self.argv[self._place] = b"%d" % left_ms if self._in_ms else b"%.3f" % (left_ms / 1000)
-        return request.encode(self.argv)
+        return Request(self.argv)
 
 
 Read = tuple[float, bytes]

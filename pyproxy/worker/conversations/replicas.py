@@ -13,12 +13,13 @@ import asyncio
 from collections.abc import Iterable
 from contextlib import nullcontext
 
-from protocol import errors, request
+from protocol import errors
 from protocol.keyspecs import number
+from protocol.request import Request
 from pyproxy.worker.conversation import Conversation, Handler, Refusal
 from pyproxy.worker.lending import Use
 
-FENCE = request.encode([b"SPUBLISH", b"__pyproxy:fence", b""])
+FENCE = Request([b"SPUBLISH", b"__pyproxy:fence", b""])
 """Sharded, as no pattern matches such a channel. A PING would do on Redis 7, but not on Valkey 9."""
 
 
@@ -75,7 +76,7 @@ async def _reply_of(talk: Conversation, shard: int, timeout_ms: int, fenced: boo
         said = await talk.ask_on(loan, FENCE, write=False, deadline_s=reply_s) if fenced else b""
         if not said.startswith(b"-"):
             deadline_s = timeout_ms / 1000 + reply_s if timeout_ms else None
-            said = await talk.ask_on(loan, request.encode(talk.argv), write=False, deadline_s=deadline_s)
+            said = await talk.ask_on(loan, Request(talk.argv), write=False, deadline_s=deadline_s)
         loan.keep = True
     return said
 

@@ -11,8 +11,9 @@ stopped by the server after half a second, so both go over the shared ones.
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from protocol import errors, request
+from protocol import errors
 from protocol.reply import decode, encode
+from protocol.request import Request
 from pyproxy.scripts import digest_of
 from pyproxy.worker.conversation import Conversation, Handler, NotSent, Refusal
 from pyproxy.worker.lending import Loan, Use
@@ -94,12 +95,12 @@ async def _on_primary(talk: Conversation, said_on: Callable[[Loan], Awaitable[by
 async def _run(talk: Conversation, loan: Loan) -> bytes:
     """It may take its time, as nobody else waits for it on this connection; but not for ever."""
     write, deadline_s = not talk.command.is_read, talk.here.setup.config.timeouts.silence_s
-    return await talk.ask_on(loan, request.encode(talk.argv), write=write, deadline_s=deadline_s)
+    return await talk.ask_on(loan, Request(talk.argv), write=write, deadline_s=deadline_s)
 
 
 async def _ask(talk: Conversation, loan: Loan, *argv: bytes) -> bytes:
     deadline_s = talk.here.setup.config.timeouts.silence_s
-    return await talk.ask_on(loan, request.encode(argv), write=False, deadline_s=deadline_s)
+    return await talk.ask_on(loan, Request(argv), write=False, deadline_s=deadline_s)
 
 
 async def _has(talk: Conversation, loan: Loan, reply: bytes, digest: bytes) -> bool | None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from protocol import errors, request
+from protocol import errors
+from protocol.request import Asked, Block, Request
 from pyproxy.worker.conversation import Conversation, Handler, NotSent, Refusal
 from pyproxy.worker.conversations.executing import send
 from pyproxy.worker.conversations.scripting import bring
@@ -21,6 +22,7 @@ from pyproxy.worker.split import together
 from pyproxy.worker.transaction import answered
 
 NIL = {2: b"*-1\r\n", 3: b"_\r\n"}
+MULTI, EXEC = Request([b"MULTI"]), Request([b"EXEC"])
 
 
 class Watched:
@@ -48,7 +50,7 @@ async def _watch(talk: Conversation) -> bytes:
     elif watched.loan.lost:
         return b"+OK\r\n"  # and so it stays until EXEC
     client.watched = watched
-    reply = await _on_it(talk, watched, request.encode(talk.argv))
+    reply = await _on_it(talk, watched, Request(talk.argv))
     watched.keys += len(talk.argv) - 1
     return reply
 
@@ -79,10 +81,10 @@ async def _lost(talk: Conversation, shard: int) -> bytes:
 
     So it waits at the gate as the block would, even where that only reads: an incident may end in a moment.
     """
-    block, _ = talk.client.transaction.blocks(talk.lane)[0].get(shard, (request.block([]), 0))
-    async with talk.lend(shard, Use.BRIEF, len(block)) as loan:
+    block = talk.client.transaction.blocks(talk.lane)[0].get(shard)
+    async with talk.lend(shard, Use.BRIEF, block.size if block else EXEC.size) as loan:
         # any read of a key: a server that loads its data, or has lost its primary, refuses it
-        reply = await talk.ask_on(loan, request.encode([b"EXISTS", b""]), write=False, deadline_s=talk.reply_s)
+        reply = await talk.ask_on(loan, Request([b"EXISTS", b""]), write=False, deadline_s=talk.reply_s)
         loan.keep = True
     return errors.exec_rejected(reply) if reply.startswith(b"-") else NIL[talk.client.proto]
 
@@ -101,11 +103,11 @@ async def _execute(talk: Conversation, watched: Watched) -> bytes:
     async with AsyncExitStack() as lent:
         loans = {shard: await lent.enter_async_context(talk.lend(shard, Use.ACROSS)) for shard in others}
         if transaction.write:  # all gates before anything is sent
-            for shard, (block, _) in blocks.items():
-                await talk.pass_gate(shard, len(block))
+            for shard, block in blocks.items():
+                await talk.pass_gate(shard, block.size)
         for loan in (watched.loan, *loans.values()):
             await bring(talk, loan, transaction.scripts)
-        checked = await _checked(talk, watched, *blocks.get(own, (b"", 0)))
+        checked = await _checked(talk, watched, blocks.get(own))
         if not checked.startswith(b"*") or checked == NIL[2] or not (others or transaction.is_assembled):
             return checked
         frames: list[bytes | None] = [None] * len(talk.shards)
@@ -114,18 +116,18 @@ async def _execute(talk: Conversation, watched: Watched) -> bytes:
     return together(talk.lane, answered(commands), frames)
 
 
-async def _checked(talk: Conversation, watched: Watched, block: bytes, queued: int) -> bytes:
-    """The answer to the block of the watched shard, an empty one if it has none: nil where something was changed."""
-    if block:
-        reply = await _on_it(talk, watched, block, queued)
+async def _checked(talk: Conversation, watched: Watched, block: Block | None) -> bytes:
+    """The answer to the block of the watched shard, an empty array if it has none: nil where something was changed."""
+    if block is not None:
+        reply = await _on_it(talk, watched, block)
     else:
-        await _on_it(talk, watched, request.encode([b"MULTI"]))
-        reply = await _on_it(talk, watched, request.encode([b"EXEC"]))
+        await _on_it(talk, watched, MULTI)
+        reply = await _on_it(talk, watched, EXEC)
     watched.loan.keep = True  # whatever EXEC answers, it has ended the watch
     return reply
 
 
-async def _on_it(talk: Conversation, watched: Watched, frame: bytes, queued: int = 0) -> bytes:
+async def _on_it(talk: Conversation, watched: Watched, asked: Asked) -> bytes:
     """A reply on the connection that watches, in the protocol and database of the client."""
     client = talk.client
     if watched.proto != client.proto:
@@ -134,13 +136,12 @@ async def _on_it(talk: Conversation, watched: Watched, frame: bytes, queued: int
     if watched.db != client.db:
         await _change(talk, watched, b"SELECT", client.db)
         watched.db = client.db
-    write = bool(queued) and client.transaction.write
-    return await talk.ask_on(watched.loan, frame, write=write, queued=queued, deadline_s=talk.reply_s)
+    write = isinstance(asked, Block) and client.transaction.write
+    return await talk.ask_on(watched.loan, asked, write=write, deadline_s=talk.reply_s)
 
 
 async def _change(talk: Conversation, watched: Watched, name: bytes, number: int) -> None:
-    frame = request.encode([name, b"%d" % number])
-    reply = await talk.ask_on(watched.loan, frame, write=False, deadline_s=talk.reply_s)
+    reply = await talk.ask_on(watched.loan, Request([name, b"%d" % number]), write=False, deadline_s=talk.reply_s)
     if reply.startswith(b"-"):
         raise Refusal(reply)
 

@@ -1,12 +1,19 @@
 """Requests of several parts: how they are cut and put together, asked of a running proxy over ten shards."""
 
+import asyncio
 import random
+from array import array
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from protocol.table import TABLE
 from pyproxy.fleet import Fleet, Proxy
+from pyproxy.worker.lane import Backend, Client, Lane, Route
+from pyproxy.worker.split import ask, ask_on, execute, fan_out, relay
 from tests.e2e.rig import Keys, Talk, error
+from tests.pyproxy.worker.asker import worker
 
 
 @pytest.fixture
@@ -87,3 +94,33 @@ def test_resp3_clients_get_resp3_nulls(proxy10: Proxy) -> None:
         talk.read()
         talk.socket.sendall(b"*3\r\n$4\r\nMGET\r\n$6\r\nnone:1\r\n$6\r\nnone:2\r\n")
         assert talk.socket.recv(100) == b"*2\r\n_\r\n_\r\n"
+
+
+def test_what_does_not_know_how_often_it_is_answered_cannot_be_sent() -> None:
+    """Rule: whoever expects n answers has sent exactly n requests. Bare bytes may be any number of them."""
+    with worker(shards=1) as here:
+        lane = Lane(asyncio.new_event_loop(), lambda *_: None, memoryview(array("q", [0] * 64)), here.setup.config, 0, 1)
+        client, route = Client(lane), Route(TABLE[b"ping"])
+        backend = Backend(lane, None, 0, 2, 0)
+        frame: Any = b"*1\r\n$4\r\nPING\r\n"
+        for send in (
+            lambda: client.send(0, frame, False, False),
+            lambda: fan_out(client, route, frame),
+            lambda: relay(client, route, 0, frame, bytes),
+            lambda: execute(client, route, {0: frame}, [0], False),
+            lambda: ask(client, route, {0: frame}, False, False, print),
+            lambda: ask_on(client, route, backend, frame, False, print),
+        ):
+            with pytest.raises(AttributeError):
+                send()
+        assert backend.waiting_requests == 0
+
+
+def test_who_asks_nobody_is_told_so_as_nobody_would_answer() -> None:
+    with worker(shards=1) as here:
+        lane = Lane(asyncio.new_event_loop(), lambda *_: None, memoryview(array("q", [0] * 64)), here.setup.config, 0, 1)
+        client, route = Client(lane), Route(TABLE[b"ping"])
+        with pytest.raises(ValueError, match="nobody would ever answer"):
+            ask(client, route, {}, False, False, print)
+        with pytest.raises(ValueError, match="nobody would ever answer"):
+            execute(client, route, {}, [], False)

@@ -56,7 +56,7 @@ def test_a_timeout_that_is_none_is_refused_in_the_words_of_redis(line: str, refu
 
 
 def test_the_first_time_it_goes_as_it_came() -> None:
-    assert patience("blpop k 1e1").frame() == encode([b"blpop", b"k", b"1e1"])
+    assert patience("blpop k 1e1").request().frame == encode([b"blpop", b"k", b"1e1"])
 
 
 def test_where_it_was_held_it_goes_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_where_it_was_held_it_goes_with_what_is_left(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(time, "monotonic", lambda: now)
     held = patience("blpop k 5")
     monkeypatch.setattr(time, "monotonic", lambda: now + 2)
-    assert held.frame() == encode([b"blpop", b"k", b"3.000"])
+    assert held.request().frame == encode([b"blpop", b"k", b"3.000"])
 
 
 def test_after_that_it_goes_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,19 +72,19 @@ def test_after_that_it_goes_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(time, "monotonic", lambda: now)
     seconds, millis, ever = map(patience, ("blpop k 5", "xread BLOCK 5000 STREAMS k 0", "blpop k 0"))
     for each in (seconds, millis, ever):
-        each.frame()
+        each.request()
     monkeypatch.setattr(time, "monotonic", lambda: now + 3.5)
-    assert seconds.frame() == encode([b"blpop", b"k", b"1.500"])
-    assert millis.frame() == encode([b"xread", b"BLOCK", b"1500", b"STREAMS", b"k", b"0"])
-    assert ever.frame() == encode([b"blpop", b"k", b"0"])
+    assert seconds.request().frame == encode([b"blpop", b"k", b"1.500"])
+    assert millis.request().frame == encode([b"xread", b"BLOCK", b"1500", b"STREAMS", b"k", b"0"])
+    assert ever.request().frame == encode([b"blpop", b"k", b"0"])
 
 
 def test_what_is_left_is_never_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     seconds, millis = patience("blpop k 1"), patience("xread BLOCK 1000 STREAMS k 0")
-    seconds.frame(), millis.frame()
+    seconds.request(), millis.request()
     monkeypatch.setattr(time, "monotonic", lambda: now + 7)
     assert seconds.is_over
-    assert seconds.frame() == encode([b"blpop", b"k", b"0.001"])
-    assert millis.frame() == encode([b"xread", b"BLOCK", b"1", b"STREAMS", b"k", b"0"])
+    assert seconds.request().frame == encode([b"blpop", b"k", b"0.001"])
+    assert millis.request().frame == encode([b"xread", b"BLOCK", b"1", b"STREAMS", b"k", b"0"])
