@@ -313,14 +313,18 @@ def test_more_than_may_be_copied_is_an_error_that_says_so(fleet: Fleet, keys: Ke
 @pytest.mark.parametrize("proto", [2, 3])
 def test_where_no_operand_is_there_every_client_gets_its_own_answers(fleet: Fleet, proto: int) -> None:
     """With servers whose versions are not known, as before the first look, each copy is tried before it is used."""
-    with Alone(fleet, cross_shard="emulate", timeouts=PATIENT) as alone, Talk(alone.port) as one, Talk(alone.port) as other:
+    with (
+        Alone(fleet, cross_shard="emulate", timeouts=PATIENT) as alone,
+        Talk(alone.port) as one,
+        Talk(alone.port) as other,
+    ):
         for talk in (one, other):
             talk.ask("HELLO", proto)
         keys = Keys(alone)
         one.ask("FLUSHALL")
         for line in COMMANDS.strip().split("\n"):
-            words = [re.sub("^[a-z]+([0-9])$", r"absent\1", word) if at else word for at, word in enumerate(line.split())]
-            one.ask(*said(" ".join(words), keys))
+            name, *rest = line.split()
+            one.ask(*said(" ".join([name, *(re.sub("^[a-z]{2,}([0-9])$", r"absent\1", word) for word in rest)]), keys))
             for shard in range(3):
                 for talk in (other, one):
                     key, value = keys.one(shard, "own"), f"{line} {shard}"

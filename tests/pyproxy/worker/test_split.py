@@ -3,13 +3,15 @@
 import asyncio
 import random
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from protocol.table import TABLE
 from pyproxy.fleet import Fleet, Proxy
+from pyproxy.metrics import INDEX
+from pyproxy.worker.here import Here
 from pyproxy.worker.lane import Backend, Client, Lane, Route
 from pyproxy.worker.split import ask, ask_on, execute, fan_out, relay
 from tests.e2e.rig import Keys, Talk, error
@@ -96,21 +98,30 @@ def test_resp3_clients_get_resp3_nulls(proxy10: Proxy) -> None:
         assert talk.socket.recv(100) == b"*2\r\n_\r\n_\r\n"
 
 
+def nobody(here: Here) -> tuple[Lane, Client, Route]:
+    """A client that is not connected, in a lane without shards."""
+    row = memoryview(array("q", [0] * len(INDEX)))
+    lane = Lane(asyncio.new_event_loop(), lambda *_: None, row, here.setup.config, 0, 1)
+    client = Client(lane)
+    client.switch(3, 0)
+    return lane, client, Route(TABLE[b"ping"])
+
+
 def test_what_does_not_know_how_often_it_is_answered_cannot_be_sent() -> None:
     """Rule: whoever expects n answers has sent exactly n requests. Bare bytes may be any number of them."""
     with worker(shards=1) as here:
-        lane = Lane(asyncio.new_event_loop(), lambda *_: None, memoryview(array("q", [0] * 64)), here.setup.config, 0, 1)
-        client, route = Client(lane), Route(TABLE[b"ping"])
+        lane, client, route = nobody(here)
         backend = Backend(lane, None, 0, 2, 0)
         frame: Any = b"*1\r\n$4\r\nPING\r\n"
-        for send in (
+        ways: list[Callable[[], object]] = [
             lambda: client.send(0, frame, False, False),
             lambda: fan_out(client, route, frame),
             lambda: relay(client, route, 0, frame, bytes),
             lambda: execute(client, route, {0: frame}, [0], False),
             lambda: ask(client, route, {0: frame}, False, False, print),
             lambda: ask_on(client, route, backend, frame, False, print),
-        ):
+        ]
+        for send in ways:
             with pytest.raises(AttributeError):
                 send()
         assert backend.waiting_requests == 0
@@ -118,8 +129,7 @@ def test_what_does_not_know_how_often_it_is_answered_cannot_be_sent() -> None:
 
 def test_who_asks_nobody_is_told_so_as_nobody_would_answer() -> None:
     with worker(shards=1) as here:
-        lane = Lane(asyncio.new_event_loop(), lambda *_: None, memoryview(array("q", [0] * 64)), here.setup.config, 0, 1)
-        client, route = Client(lane), Route(TABLE[b"ping"])
+        _, client, route = nobody(here)
         with pytest.raises(ValueError, match="nobody would ever answer"):
             ask(client, route, {}, False, False, print)
         with pytest.raises(ValueError, match="nobody would ever answer"):
