@@ -22,6 +22,7 @@ cdef struct RequestScan:
 cdef struct ReplyScan:
     Py_ssize_t pos          # next element to read, counted from the start of the frame
     long long left          # elements still to come; 0: the frame has not begun
+    Py_ssize_t seen         # bytes of its first line that were searched for the end in vain
 
 
 cdef struct Fault:
@@ -31,7 +32,7 @@ cdef struct Fault:
 
 cdef Found scan_request(const char *p, Py_ssize_t n, RequestScan *s, const Limits *limits,
                         Py_ssize_t *length, Fault *fault) noexcept nogil
-cdef Found scan_reply(const char *p, Py_ssize_t n, ReplyScan *s, bint resp3,
+cdef Found scan_reply(const char *p, Py_ssize_t n, ReplyScan *s, bint resp3, Py_ssize_t line_limit,
                       Py_ssize_t *length) noexcept nogil
 cdef Py_ssize_t counted(const char *p, Py_ssize_t n, long long *value) noexcept nogil
 cdef bytes fault_text(const Fault *fault)

@@ -17,6 +17,7 @@ from libc.string cimport memchr
 cdef enum:
     LINE_LIMIT = 65536          # Redis' PROTO_INLINE_MAX_SIZE
     DIGITS_LIMIT = 20
+    NUMBER_LIMIT = 64           # a reply line that is one number: a double is the longest
 
 
 cdef const char *TOO_BIG_INLINE = "too big inline request"
@@ -194,11 +195,11 @@ cdef list arguments(const char *frame):
     return argv
 
 
-cdef Found scan_reply(const char *p, Py_ssize_t n, ReplyScan *s, bint resp3,
+cdef Found scan_reply(const char *p, Py_ssize_t n, ReplyScan *s, bint resp3, Py_ssize_t line_limit,
                       Py_ssize_t *length) noexcept nogil:
     """Looks for the end of the reply that begins at p.  FRAME, NEED_MORE or BAD.
 
-    Nested aggregates are one running count, so depth costs nothing.  The types of RESP3 are accepted only where `resp3`
+    A line of text may have `line_limit` bytes: servers put arguments into their errors, of whatever length.  Nested aggregates are one running count, so depth costs nothing.  The types of RESP3 are accepted only where `resp3`
     says that the connection speaks it; pushes never are: a connection that gets one here has not asked for any.
     """
     cdef Py_ssize_t size
@@ -207,11 +208,12 @@ cdef Found scan_reply(const char *p, Py_ssize_t n, ReplyScan *s, bint resp3,
     if s.left == 0:
         s.left = 1
         s.pos = 0
+        s.seen = 0
     while True:
         size = short_bulk(p + s.pos, n - s.pos)
         owed = -1
         if size == 0:
-            found = _element(p + s.pos, n - s.pos, resp3, &size, &owed)
+            found = _element(p + s.pos, n - s.pos, s, resp3, line_limit, &size, &owed)
             if found != FRAME:
                 return found
         s.left += owed
@@ -224,25 +226,35 @@ cdef Found scan_reply(const char *p, Py_ssize_t n, ReplyScan *s, bint resp3,
             return FRAME
 
 
-cdef Found _element(const char *line, Py_ssize_t room, bint resp3, Py_ssize_t *size, long long *owed) noexcept nogil:
+cdef Found _element(const char *line, Py_ssize_t room, ReplyScan *s, bint resp3, Py_ssize_t line_limit,
+                    Py_ssize_t *size, long long *owed) noexcept nogil:
     """FRAME: the element that begins at line, or the header of an aggregate, is `size` bytes, and changes how many are
     still to come by `owed`.  NEED_MORE or BAD else."""
-    cdef const char *cr
+    cdef const char *cr = NULL
     cdef long long value = 0
     cdef char kind
-    if room < 3:
+    if room <= 0:
         return NEED_MORE
     kind = line[0]
-    cr = <const char *>memchr(line, c'\r', room if room < LINE_LIMIT else LINE_LIMIT)
+    if memchr(TYPES, kind, 14 if resp3 else 5) == NULL:
+        return BAD      # what cannot become a reply is refused at its first byte
+    if kind != c'+' and kind != c'-' and kind != c'(':
+        # a number is refused at the first digit that is too many
+        line_limit = DIGITS_LIMIT + 1 if memchr(COUNTED, kind, 7) != NULL else NUMBER_LIMIT
+    if line_limit > room:
+        line_limit = room
+    # s.seen: how much of the line was searched in vain
+    if line_limit > s.seen:
+        cr = <const char *>memchr(line + s.seen, c'\r', line_limit - s.seen)
     if cr == NULL:
-        # what cannot become a reply is refused at its first byte, and a number at the first that is too many
-        if room >= LINE_LIMIT or memchr(TYPES, kind, 14 if resp3 else 5) == NULL:
-            return BAD
-        return BAD if room > DIGITS_LIMIT + 1 and memchr(COUNTED, kind, 7) != NULL else NEED_MORE
+        s.seen = line_limit
+        return BAD if line_limit < room else NEED_MORE
+    s.seen = cr - line
     if cr + 1 >= line + room:
         return NEED_MORE
     if cr[1] != c'\n':
         return BAD
+    s.seen = 0
     size[0] = cr + 2 - line
     owed[0] = -1
     if kind == c'$' or (resp3 and (kind == c'=' or kind == c'!')):
@@ -351,10 +363,12 @@ cdef class Replies:
 
     cdef ReplyScan state
     cdef bint resp3
+    cdef Py_ssize_t line_bytes
     cdef bytearray rest
 
-    def __init__(self, bint resp3=False):
+    def __init__(self, bint resp3=False, Py_ssize_t line_bytes=LINE_LIMIT):
         self.resp3 = resp3
+        self.line_bytes = line_bytes
         self.rest = bytearray()
 
     def feed(self, bytes data):
@@ -367,7 +381,7 @@ cdef class Replies:
         p = <const char *>self.rest
         n = len(self.rest)
         while True:
-            found = scan_reply(p + pos, n - pos, &self.state, self.resp3, &length)
+            found = scan_reply(p + pos, n - pos, &self.state, self.resp3, self.line_bytes, &length)
             if found == NEED_MORE:
                 break
             if found == BAD:
@@ -394,7 +408,7 @@ def elements(bytes frame not None, bint resp3=False):
     for i in range(count):
         state.left = 0
         state.pos = 0
-        if pos > n or scan_reply(p + pos, n - pos, &state, resp3, &length) != FRAME:
+        if pos > n or scan_reply(p + pos, n - pos, &state, resp3, n, &length) != FRAME:
             raise ProtocolError(b"array is shorter than its header says")
         out.append(p[pos:pos + length])
         pos += length

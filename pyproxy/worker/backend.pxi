@@ -448,14 +448,13 @@ cdef class Wire:
         cdef bint resp3 = backend.proto == 3 or self.on_setup is not None
         cdef Found found
         while pos < n:
-            found = scan_reply(p + pos, n - pos, &self.scan, resp3, &length)
+            found = scan_reply(p + pos, n - pos, &self.scan, resp3, backend.lane.reply_line, &length)
             if found == NEED_MORE:
                 if self.on_setup is None and not self._owes():
                     return -1
                 return n if self.on_setup is None and self._begin_large(p + pos, n - pos) else pos
             if found == BAD:
-                self.drop(errors.garbled("sent bytes that are not a reply"))
-                return -1
+                return self._garbled("sent bytes that are not a reply")
             if self.on_setup is not None:
                 self.on_setup(p[pos:pos + length])
                 if self.lost:
@@ -469,6 +468,15 @@ cdef class Wire:
                     return -1
             pos += length
         return pos
+
+    cdef int _garbled(self, str what) except -2:
+        """The server broke the protocol -> -1.  What it answered in this way is not asked again: it would do so again,
+        and each time everybody's requests would be lost with the connection."""
+        cdef Backend backend = self.backend
+        if self.on_setup is None and backend.wire is self and backend.count > backend.unflushed:
+            backend.head.retried = True
+        self.drop(errors.garbled(what))
+        return -1
 
     cdef bint _owes(self) except -1:
         """Only what was given to this connection can have an answer on it; one that sends more is dropped."""
@@ -548,7 +556,7 @@ cdef class Wire:
             return taken
         self.large = None
         if p[size - 2] != c'\r' or p[size - 1] != c'\n':
-            self.drop(errors.garbled("sent bytes that are not a reply"))
+            self._garbled("sent bytes that are not a reply")
         elif self._owes():
             self._deliver(p, size, frame)
         return taken

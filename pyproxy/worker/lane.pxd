@@ -127,6 +127,7 @@ cdef class Lane:
     cdef list lingering
     cdef double now
     cdef Limits limits
+    cdef Py_ssize_t reply_line      # bytes that a line of a server may have
     cdef readonly long long memory_limit
     cdef readonly long long window_limit
     cdef readonly double reply_s
@@ -309,6 +310,7 @@ cdef class Wire:
     cdef bint _distrusted(self, const char *p, Py_ssize_t n)
     cdef bint _tell_of(self, const char *p, Py_ssize_t n) except -1
     cdef int put(self, const char *data, Py_ssize_t size) except -1
+    cdef int _garbled(self, str what) except -2
     cdef bint _owes(self) except -1
     cdef int _deliver(self, const char *p, Py_ssize_t n, bytes frame) except -1
     cdef int _swallow(self, Pending item, const char *p, Py_ssize_t n) except -1

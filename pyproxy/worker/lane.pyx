@@ -60,6 +60,7 @@ cdef enum:
     REQUESTS_BYTES = 1048576    # and its requests that are out
     FIRST_WINDOW = 16           # requests out before anything is known of the size of the answers
     WRITE_BYTES = 262144        # given to a transport at once
+    LINE_ROOM = 65536           # what a server says in an error, beside a key and a name that the client sent
     LARGE = 16384               # from here on bytes are passed on as they are, not joined
     LARGEST = 67108864          # a server's header is believed up to here; more is kept as it comes
     OUT_ROOM = 16384
@@ -208,6 +209,7 @@ cdef class Lane:
         self.limits.args = config.limits.args
         self.limits.bulk = config.limits.bulk_bytes
         self.limits.inline_bytes = config.limits.inline_bytes
+        self.reply_line = 2 * config.limits.bulk_bytes + LINE_ROOM
         self.memory_limit = config.limits.memory_bytes
         self.window_limit = config.limits.inflight
         self.reply_s = config.timeouts.reply_s

@@ -538,7 +538,7 @@ cdef list _cut_elements(bytes frame):
     for i in range(count):
         state.left = 0
         state.pos = 0
-        if at >= size or scan_reply(PyBytes_AS_STRING(frame) + at, size - at, &state, True, &length) != FRAME:
+        if at >= size or scan_reply(PyBytes_AS_STRING(frame) + at, size - at, &state, True, size, &length) != FRAME:
             raise ValueError
         found.append(frame[at:at + length])
         at += length
@@ -614,7 +614,7 @@ cdef bytes _gather(Split split):
             state.pos = 0
             n = cursors[shards + shard] - cursors[shard]
             length = short_bulk(cursors[shard], n)
-            if not length and (n <= 0 or scan_reply(cursors[shard], n, &state, True, &length) != FRAME):
+            if not length and (n <= 0 or scan_reply(cursors[shard], n, &state, True, n, &length) != FRAME):
                 raise ValueError
             memcpy(to, cursors[shard], length)
             to += length

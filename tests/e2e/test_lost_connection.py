@@ -162,6 +162,28 @@ def test_a_read_is_asked_again_only_once(hop: Hop, keys: Keys, talk: Talk) -> No
 
 
 @pytest.mark.usefixtures("steady")
+def test_what_was_answered_with_garbage_is_not_asked_again_and_the_reads_of_others_are(
+    hop: Hop, proxy: Proxy, keys: Keys, talk: Talk
+) -> None:
+    """It would be answered so again, and each time the requests of all clients are lost with the connection."""
+    culprit, others = keys.on(LOST, 2, "garbage")
+    hop.stall(Way.REPLIES)
+    accepted, asked = hop.accepted, hop.requests.count(culprit.encode())
+    with Talk(proxy.port) as victim:
+        victim.send(("STRLEN", culprit))
+        wait_until_out(proxy, 1)
+        talk.send(("STRLEN", others))
+        wait_until_out(proxy, 2)
+        hop.inject(b"@")
+        hop.heal()
+        assert "bytes that are not a reply" in error(victim.read())
+        assert talk.read() == 0
+        assert victim.ask("PING") == b"PONG"
+    assert hop.accepted == accepted + 1
+    assert hop.requests.count(culprit.encode()) == asked + 1
+
+
+@pytest.mark.usefixtures("steady")
 def test_a_read_before_a_write_of_the_same_client_does_not_see_the_future(
     fleet: Fleet, hop: Hop, keys: Keys, talk: Talk
 ) -> None:

@@ -243,9 +243,9 @@ REPLY3 = st.recursive(
 )
 
 
-def frames_of(pieces: Iterable[bytes], resp3: bool) -> tuple[list[bytes], bool]:
+def frames_of(pieces: Iterable[bytes], resp3: bool, line_bytes: int = 65536) -> tuple[list[bytes], bool]:
     """The frames cut, and whether a fault was found."""
-    replies, found = Replies(resp3), []
+    replies, found = Replies(resp3, line_bytes), []
     for piece in pieces:
         try:
             found += replies.feed(piece)
@@ -290,6 +290,40 @@ def test_no_bytes_are_cut_where_hiredis_goes_on(resp3: bool) -> None:
                 assert ends_within(frame), frame
 
     agree()
+
+
+LONG = b"x" * 200_000
+
+
+@pytest.mark.parametrize("step", [1 << 20, 65536, 1009])
+@pytest.mark.parametrize(
+    "reply",
+    [b"-ERR " + LONG + b"\r\n", b"+" + LONG + b"\r\n", b"*2\r\n-ERR " + LONG + b"\r\n:1\r\n"],
+    ids=["an error", "a status", "an error in an array"],
+)
+def test_a_line_of_text_may_be_as_long_as_its_bound_in_any_cut(reply: bytes, step: int) -> None:
+    sent = reply + b"$1\r\na\r\n"
+    pieces = cut(sent, range(0, len(sent), step))
+    assert frames_of(pieces, False, len(LONG) + 10) == ([reply, b"$1\r\na\r\n"], False)
+    assert frames_of(pieces, False, len(LONG) - 10) == ([], True)
+
+
+def test_the_two_bytes_that_end_a_long_line_may_come_apart() -> None:
+    pieces = [b"-" + LONG, b"\r", b"\n+OK\r", b"\n"]
+    assert frames_of(pieces, False, 2 * len(LONG)) == ([b"-" + LONG + b"\r\n", b"+OK\r\n"], False)
+    assert frames_of([b"-" + LONG, b"\r", b"X"], False, 2 * len(LONG)) == ([], True)
+
+
+@pytest.mark.parametrize("kind", [b"$", b"*", b":", b",", b"%"])
+def test_a_number_without_end_is_refused_however_long_a_text_may_be(kind: bytes) -> None:
+    assert frames_of(one_by_one(kind + b"1" * 100), True, len(LONG)) == ([], True)
+
+
+def test_what_cannot_become_a_reply_is_refused_at_its_first_byte() -> None:
+    for byte in set(range(256)) - set(b"+-:$*_#,(!=%~|"):
+        assert frames_of([bytes([byte])], True) == ([], True)
+    for byte in b"_#,(!=%~|":
+        assert frames_of([bytes([byte])], False) == ([], True)
 
 
 def ends_within(frame: bytes) -> bool:

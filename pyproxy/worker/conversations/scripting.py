@@ -5,8 +5,9 @@ then returned what looks like a refusal. The one exception is an EVALSHA of a te
 after a promotion or on a new shard: nothing was run then, so it is given the text, if that is known here, and asked
 again. A script may return an error that begins with NOSCRIPT, so the server is asked whether it has the text.
 
-Scripts and functions never run on a connection that clients share. To load a text runs nothing of it, and a library is
-stopped by the server after half a second, so both go over the shared ones.
+Scripts and functions never run on a connection that clients share. Nor is one loaded there, or asked for in words of
+the client's own: servers quote those in their errors as they stand, and an error with a line break in it is two
+replies, of which the second would be another client's.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from protocol.reply import decode, encode
 from protocol.request import Request
 from pyproxy.scripts import digest_of
 from pyproxy.worker.conversation import Conversation, Handler, NotSent, Refusal
-from pyproxy.worker.lending import Loan, Use
+from pyproxy.worker.lending import Loan, Unlendable, Use
 
 OK = b"+OK\r\n"
 HAS_IT, LACKS_IT = b"*1\r\n:1\r\n", b"*1\r\n:0\r\n"  # of SCRIPT EXISTS with one digest
@@ -167,12 +168,39 @@ def _agreed(talk: Conversation, frames: Mapping[int, bytes], write: bool) -> byt
     return errors.part_failed(talk.name(failed), frames[failed], done if write else ())
 
 
+async def _alone(talk: Conversation, shard: int, write: bool) -> bytes:
+    """What a shard says to the command, on a connection that no other client shares. Raises Refusal, Unlendable."""
+    asked = Request(talk.argv)
+    async with talk.lend(shard, Use.BRIEF, asked.size if write else 0) as loan:
+        reply = await talk.ask_on(loan, asked, write=write, deadline_s=talk.here.setup.config.timeouts.silence_s)
+        loan.keep = not reply.startswith(b"-")
+        return reply
+
+
+async def _each_alone(talk: Conversation, write: bool) -> dict[int, bytes]:
+    """So of each shard, one after the other; one that fails keeps it from no other. Raises Refusal where one did."""
+    frames: dict[int, bytes] = {}
+    failed: dict[int, bytes] = {}
+    for shard in talk.shards:
+        link = talk.lane.links[shard]
+        if write and link.is_down and not link.front.closed:  # before any other has done it
+            raise Refusal(errors.part_failed(link.name, link.refusal))
+        await talk.pass_gate(shard, sum(map(len, talk.argv)))
+    for shard in talk.shards:
+        try:
+            frames[shard] = await _alone(talk, shard, write)
+        except (Refusal, Unlendable) as refusal:
+            failed[shard] = refusal.line
+    for shard, line in failed.items():
+        others = [*frames, *(each for each in failed if each != shard and failed[each].startswith(b"-UNCERTAIN"))]
+        raise Refusal(errors.part_failed(talk.name(shard), line, [talk.name(each) for each in others] if write else ()))
+    return frames
+
+
 async def _script_load(talk: Conversation) -> bytes:
     text = talk.argv[2]
     try:
-        for shard in talk.shards:
-            await talk.pass_gate(shard, len(text))
-        frames = await talk.ask_all(*talk.argv, primary=True)
+        frames = await _each_alone(talk, write=False)
     except Refusal:
         # one shard's trouble must not keep it from the others: EVALSHA brings it there
         await talk.here.learn_script(text)
@@ -229,19 +257,24 @@ async def _kill(talk: Conversation) -> bytes:
 
 
 async def _function_write(talk: Conversation) -> bytes:
-    """FUNCTION LOAD, DELETE, FLUSH and RESTORE."""
+    """FUNCTION DELETE and FLUSH."""
     return _agreed(talk, await talk.ask_all(*talk.argv, write=True), write=True)
+
+
+async def _function_load(talk: Conversation) -> bytes:
+    """FUNCTION LOAD and RESTORE."""
+    return _agreed(talk, await _each_alone(talk, write=True), write=True)
 
 
 async def _function_read(talk: Conversation) -> bytes:
     """FUNCTION LIST and DUMP: all shards have the same libraries, so the first that answers is as good as any."""
-    refusals: list[Refusal] = []
+    lines: list[bytes] = []
     for shard in talk.shards:
         try:
-            return await talk.ask(shard, *talk.argv)
-        except Refusal as refusal:
-            refusals.append(refusal)
-    raise refusals[0]
+            return await _alone(talk, shard, write=False)
+        except (Refusal, Unlendable) as refusal:
+            lines.append(refusal.line)
+    raise Refusal(lines[0])
 
 
 async def _function_stats(talk: Conversation) -> bytes:
@@ -263,10 +296,10 @@ HANDLERS: dict[bytes, Handler] = {
     b"script|flush": _script_flush,
     b"script|show": _script_show,
     b"script|kill": _kill,
-    b"function|load": _function_write,
+    b"function|load": _function_load,
     b"function|delete": _function_write,
     b"function|flush": _function_write,
-    b"function|restore": _function_write,
+    b"function|restore": _function_load,
     b"function|list": _function_read,
     b"function|dump": _function_read,
     b"function|stats": _function_stats,
