@@ -1,8 +1,8 @@
 """The request side in plain Python: inline commands to argv, argv to the canonical request.
 
 Bytes come in, arguments go out, and the reverse. What is sent to a server is a `Request` or a `Block`: both know how
-many answers will come, as whoever counts on another number takes the answers of others. Where an inline line or a framed request *ends* is decided in
-``scan``; nothing here waits for more bytes, checks a limit or says an error.
+many answers will come, as whoever counts on another number takes the answers of others. Where an inline line or a
+framed request *ends* is decided in ``scan``; nothing here waits for more bytes, checks a limit or says an error.
 """
 
 from __future__ import annotations

@@ -380,9 +380,12 @@ cdef class Client:
     def may_write(self, int shard, Py_ssize_t size):
         """Whether a write to this shard may be sent on a connection of its own.
 
-        -> None: it may; NOT_NOW: the client was parked; else the line to refuse it with.
+        -> None: it may; NOT_NOW: the client was parked; else the line to refuse it with. ValueError where no
+        conversation is going on: whoever is gone would be held for ever.
         """
         cdef Backend backend = <Backend>self.pool[shard]
+        if self.talk is None:
+            raise ValueError("expected a conversation that goes on, got one that is over")
         cdef object said = backend.front.write(self, size) if backend._guarded else None
         if said is None:
             self.hold_from = 0      # the same command may meet a closed gate again, minutes later

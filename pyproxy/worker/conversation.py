@@ -47,6 +47,10 @@ class Conversation:
     """One command of one client, from its beginning to its answer.
 
     `argv`: the command; `command`: its row, of the subcommand if it has one.
+
+    Once it is over, nothing is asked in its name any more: what a handler has begun beside itself (a task of a group,
+    one that a `gather` left behind) lives on for a moment after it, and every method that would do something for the
+    client raises CancelledError there.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Conversation:
         self._applied: list[int] = []  # shards that have done a part of it
         self._let_go: Callable[[], None] | None = None
         self._end = b""  # the line it is ended with from outside
+        self._ended = False  # from outside, whether there is anybody to hear that line or not
         self._task: asyncio.Task[None] | None = None
 
     def begin(self, handler: Handler) -> object:
@@ -79,17 +84,29 @@ class Conversation:
         try:
             reply = await handler(self)
         except (Refusal, Unlendable, BadKeys) as refusal:
-            reply = self._ended(refusal.line)
+            reply = self._with_what_is_done(refusal.line)
         except asyncio.CancelledError:
             if not self._end:
                 raise
-            reply = self._ended(self._end)
+            reply = self._with_what_is_done(self._end)
         except Exception:
             emit(Event.BUG, where=self, trace=traceback.format_exc())
-            reply = self._ended(errors.internal_error())
+            self.client.answer(self._with_what_is_done(errors.internal_error()))
+            self.client.finish()
+            return
         self.client.answer(b"" if self._silent and reply == errors.unblocked() else reply)
 
-    def _ended(self, line: bytes) -> bytes:
+    @property
+    def is_over(self) -> bool:
+        """It is answered or refused, or its client has gone."""
+        return self._ended or self.client.talk is not self
+
+    def _check_not_over(self) -> None:
+        """Raises CancelledError."""
+        if self.is_over:
+            raise asyncio.CancelledError(f"{self!r} is over")
+
+    def _with_what_is_done(self, line: bytes) -> bytes:
         return errors.half_done(line, [self.name(shard) for shard in self._applied]) if self._applied else line
 
     def applied(self, shard: int) -> None:
@@ -108,6 +125,7 @@ class Conversation:
 
     def left(self) -> None:
         """The client has gone: nothing more is begun."""
+        self._ended = True
         if self._task is not None:
             self._task.cancel()
 
@@ -129,6 +147,7 @@ class Conversation:
     def refuse(self, line: bytes) -> None:
         """End it with this line; in a transaction it is the EXEC."""
         self._end = line if self.client.transaction is None else errors.transaction_discarded(line)
+        self._ended = True
         if self._task is not None:
             self._task.cancel()
 
@@ -139,6 +158,7 @@ class Conversation:
         `let_go` is called instead where that must not be cut off, and the block has to end by itself then. Raises
         Refusal where it must not begin any more.
         """
+        self._check_not_over()
         if self.stopped:
             raise Refusal(errors.unblocked())
         self._waits, self._let_go = True, let_go
@@ -189,7 +209,7 @@ class Conversation:
         frames, failed = await self._asked({shard: Request(argv)}, write, primary)
         frame = frames[shard]
         if frame is None:
-            raise Refusal(failed[shard][0] if failed else errors.internal_error())
+            raise Refusal((failed or {})[shard][0])
         return frame
 
     async def ask_each(
@@ -240,6 +260,7 @@ class Conversation:
     @contextlib.contextmanager
     def charged(self, size: int) -> Iterator[None]:
         """Within the block so many bytes count as the client's."""
+        self._check_not_over()
         self.client.queued(size)
         try:
             yield
@@ -265,6 +286,7 @@ class Conversation:
     async def _until_now(self, begin: Callable[[], object]) -> None:
         """Raises Refusal where it is refused."""
         while True:
+            self._check_not_over()
             self._asked_again.clear()
             verdict = begin()
             if verdict is None:
@@ -291,6 +313,7 @@ class Conversation:
         async with contextlib.AsyncExitStack() as borrowed:
             give_up_at = self.lane.loop.time() + self.here.setup.config.timeouts.connect_s
             while True:
+                self._check_not_over()
                 if write_bytes:
                     await self.pass_gate(shard, write_bytes)
                 try:
@@ -317,6 +340,7 @@ class Conversation:
         shard = loan.link.index
         if write:
             await self.pass_gate(shard, asked.size)
+        self._check_not_over()
         if loan.lost:
             raise NotSent(errors.not_applied(loan.link.name, loan.link.node, loan.lost))
         answered: asyncio.Future[bytes] = self.lane.loop.create_future()
@@ -327,7 +351,7 @@ class Conversation:
                 if reply is not None:
                     answered.set_result(reply)
                 else:
-                    answered.set_exception(Refusal(failed[shard][0] if failed else errors.internal_error()))
+                    answered.set_exception(Refusal((failed or {})[shard][0]))
 
         ask_on(self.client, self.route, loan.backend, asked, write, on_answer)
         try:

@@ -370,6 +370,9 @@ class Link:
             reason = f"no {'tls ' if tls else ''}connection within {self._timeouts.connect_s:g} s"
             wire.drop(reason)
             raise ConnectionError(reason) from None
+        except asyncio.CancelledError:
+            wire.drop(errors.LOST)  # nobody waits for it any more, nor for its deadline
+            raise
         finally:
             self._opening.discard(wire)
             if done.done() and not done.cancelled():

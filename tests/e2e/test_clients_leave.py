@@ -6,12 +6,15 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from pyproxy.fleet import Fleet, Proxy, wait_until
+from pyproxy.fleet import HOST, Fleet, Proxy, wait_until
+from pyproxy.worker.lending import IDLE_MOST
 from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, behind, of_a_worker, packed, wait_for_info
 from tests.faults import Hop, Way
+from tests.processes import command_line, family
 
 STALLED = 1
 """The index of the shard behind the hop."""
@@ -173,3 +176,70 @@ def test_a_server_and_a_client_that_go_together(proxy: Proxy, hop: Hop, keys: Ke
             leave(leaves)
             hop.heal()
             wait_for_info(looking, "nothing to be left", nothing_is_left)
+
+
+# --- while something is done for them beside their connection ---------------------------------------------------------
+
+STORM = 3000
+"""Connections, one after another; without the rule that is tested a worker lives through some hundreds."""
+
+
+def worker_of(proxy: Proxy) -> int:
+    return next(pid for pid, _ in family(proxy.pid) if "pyproxy.worker" in command_line(pid))
+
+
+def descriptors(pid: int) -> int:
+    """How many files and sockets a process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+@pytest.mark.parametrize("last", [("WAIT", 0, 100), ("WAITAOF", 0, 0, 100), ("WAIT", 1, 1)])
+def test_a_storm_of_clients_that_leave_while_shards_are_asked_for_them_ends_nobody_else(
+    fleet: Fleet, keys: Keys, last: tuple[str | int, ...]
+) -> None:
+    """A conversation that is over asks nothing, whatever it had begun beside itself."""
+    rng = random.Random(5)
+    with Proxy(fleet, None, 1, timeouts=PATIENT) as proxy, Talk(proxy.port) as stays:
+        worker = worker_of(proxy)
+        stays.ask("PING")
+        before = descriptors(worker)
+        storm = b"".join(packed("SET", keys.one(shard), 1) for shard in range(3)) + packed(*last)
+        for _ in range(STORM):
+            with socket.create_connection((HOST, proxy.port), timeout=PATIENCE_S) as leaves:
+                leaves.sendall(storm)
+                received = 0
+                while received < 3 * len(b"+OK\r\n"):
+                    received += len(leaves.recv(100))
+                for _ in range(rng.randrange(4)):  # some turns of the loop later
+                    assert stays.ask("PING") == b"PONG"
+                if rng.random() < 0.5:
+                    leaves.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        assert worker_of(proxy) == worker
+        wait_for_info(stays, "nothing to be left", nothing_is_left)
+        wait_until(
+            "all connections to be given back", lambda: descriptors(worker) <= before + 3 * IDLE_MOST, proxy.tail
+        )
+        assert "+bug" not in proxy.log.read_text()
+
+
+def test_a_connection_that_is_being_made_for_a_client_goes_with_it(
+    proxy: Proxy, hop: Hop, keys: Keys, stays: Talk
+) -> None:
+    """Nobody waits for it any more, so it has no deadline either."""
+    key, worker = keys.one(STALLED, "queue"), worker_of(proxy)
+    before, accepted = descriptors(worker), hop.accepted
+    hop.stall(Way.REPLIES)
+    leaving = [Talk(proxy.port) for _ in range(20)]
+    for each in leaving:
+        each.send(("BLPOP", key, 0))
+    wait_until("twenty to be made", lambda: hop.accepted == accepted + 20, lambda: f"{hop.accepted - accepted}")
+    assert descriptors(worker) >= before + 40
+    for each in leaving:
+        each.reset()
+    wait_until("them to be gone", lambda: descriptors(worker) == before, lambda: f"{descriptors(worker)} of {before}")
+    hop.heal()
+    hop.accepted = accepted  # those were not the shared ones
+    assert stays.ask("RPUSH", key, "v") == 1
+    assert stays.ask("BLPOP", key, 0) == [key.encode(), b"v"]
+    hop.accepted = accepted
+    assert "Traceback" not in proxy.log.read_text()

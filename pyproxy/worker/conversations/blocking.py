@@ -151,7 +151,7 @@ class _Turn:
         talk = self._talk
         with contextlib.suppress(Refusal, Unlendable):
             async with talk.lender.aside(self._loan.link.index) as other:
-                if not self._loan.id or talk.client.talk is not talk:  # the client has gone, and nothing waits for it
+                if not self._loan.id:
                     return False
                 asked = Request([b"CLIENT", b"UNBLOCK", self._loan.id, b"TIMEOUT"])
                 reply = await talk.ask_on(other, asked, write=False, deadline_s=talk.reply_s)
