@@ -96,8 +96,8 @@ class ScriptsFlushed(msgspec.Struct, frozen=True, tag=True):
 class NodeLook(msgspec.Struct, frozen=True):
     """What the watcher saw of one server, in the words of INFO; of the last look that was answered.
 
-    Only `reachable`, `error`, `silent`, `at` and `loading` are of the last look whatever came of it. -1 stands for a
-    number that nobody has said.
+    Only `reachable`, `error`, `silent`, `at`, `unanswered_since` and `loading` are of the last look whatever came of it.
+    -1 stands for a number that nobody has said.
     """
 
     node: str
@@ -106,6 +106,7 @@ class NodeLook(msgspec.Struct, frozen=True):
     silent: bool = False  # the error is that nothing came in time: it may be slow, or stand still
     at: float = 0.0  # of this look, CLOCK_MONOTONIC, s; 0: there was none
     answered_at: float = 0.0  # of the last one that found it reachable
+    unanswered_since: float = 0.0  # when it was asked first what it has not answered; 0: it answered, if with an error
     role: str = ""  # master, slave
     run_id: str = ""
     replid: str = ""  # its history, and

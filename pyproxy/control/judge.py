@@ -12,6 +12,9 @@ import msgspec
 from pyproxy.events import Event
 from pyproxy.messages import NodeLook
 
+UNWATCHED_S = 3.0
+"""A server is looked at every second: where a look is later than that, nobody knows of the time between."""
+
 Keyspace = Mapping[int, Mapping[str, int]]
 Change = tuple[Event, dict[str, object]]
 
@@ -66,10 +69,25 @@ def answered(before: NodeLook, at: float, fields: Mapping[str, str], keyspace: K
     )
 
 
-def failed(before: NodeLook, at: float, error: str, silent: bool = False) -> NodeLook:
-    """The look at a server that did not answer, or refused to; what it said before stays."""
+def refused(before: NodeLook, at: float, error: str) -> NodeLook:
+    """The look at a server that answered with this error; what it said before stays."""
     loading = error.startswith("LOADING ")
-    return msgspec.structs.replace(before, reachable=False, error=error, silent=silent, at=at, loading=loading)
+    return msgspec.structs.replace(
+        before, reachable=False, error=error, silent=False, at=at, unanswered_since=0.0, loading=loading
+    )
+
+
+def failed(before: NodeLook, asked_at: float, at: float, error: str, silent: bool = False) -> NodeLook:
+    """The look at a server that did not answer what it was asked then; what it said before stays.
+
+    As for Sentinel its silence begins when it was asked first (`act_ping_time`), and not with its last answer, after
+    which nobody asked for a while. So it does after a time in which nobody asked because this process did not run.
+    """
+    goes_on = before.unanswered_since and asked_at - before.at <= UNWATCHED_S
+    since = before.unanswered_since if goes_on else asked_at
+    return msgspec.structs.replace(
+        before, reachable=False, error=error, silent=silent, at=at, unanswered_since=since, loading=False
+    )
 
 
 def lost_keys(before: NodeLook, now: NodeLook, replicas: Iterable[NodeLook]) -> int:

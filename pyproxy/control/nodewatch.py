@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from protocol.reply import Error
+from protocol.reply import Error, Value
 from pyproxy.access import Access
 from pyproxy.control import judge
 from pyproxy.control.node import NodeConnection, NodeError
@@ -44,6 +44,7 @@ class NodeWatch:
         self._configured = configured
         self._question = (b"PING",), (b"INFO", info) if info else (b"INFO",)
         self._connection: NodeConnection | None = None
+        self._asked_at = 0.0  # the last question, if only whether it lets us in
 
     async def look_once(self, replicas: Iterable[NodeLook] = ()) -> None:
         """Ask the server, within deadlines, connecting first where needed; `look` then says what came of it.
@@ -62,31 +63,40 @@ class NodeWatch:
                 now = await self._try(replicas)
         except NodeError as exc:
             self.close()
-            now = judge.failed(self.look, time.monotonic(), str(exc), exc.silent)
+            at = time.monotonic()
+            # if it took longer than the deadline this process did not run, and nobody listened
+            asked_at = max(self._asked_at, at - DEADLINE_S)
+            now = judge.failed(self.look, asked_at, at, str(exc), exc.silent)
         before, self.look = self.look, now
         for event, fields in judge.changes(before, now, self._configured):
             emit(event, shard=self._shard, node=self.node, **fields)
 
     async def _try(self, replicas: Iterable[NodeLook]) -> NodeLook:
         if self._connection is None:
+            self._asked_at = time.monotonic()
             self._connection = await NodeConnection.open(self.node, self._access, DEADLINE_S)
             self._connected()
         return await self._ask(self._connection, list(replicas))
 
     async def _ask(self, connection: NodeConnection, replicas: list[NodeLook]) -> NodeLook:
-        pong, info = await connection.ask(*self._question, deadline_s=DEADLINE_S)
+        pong, info = await self._put(connection, *self._question)
         at = time.monotonic()
         # With MISCONF a server refuses writes, and PING so that it is noticed (server.c, processCommand), but no reads.
         misconf = _text(pong.line) if isinstance(pong, Error) and pong.code == b"MISCONF" else ""
         refusal = info if isinstance(info, Error) else pong if isinstance(pong, Error) and not misconf else None
         if refusal is not None:  # LOADING, NOAUTH ...: it may be better next time
-            return judge.failed(self.look, at, _text(refusal.line))
+            return judge.refused(self.look, at, _text(refusal.line))
         if not isinstance(info, bytes):
             raise NodeError("not a redis server: its INFO is no text")
         self.info, self.keyspace = judge.parse_info(_text(info))
         await self._settle(connection)
         now = judge.answered(self.look, at, self.info, self.keyspace, misconf)
         return msgspec.structs.replace(now, lost_keys=judge.lost_keys(self.look, now, replicas))
+
+    async def _put(self, connection: NodeConnection, *questions: tuple[bytes, ...]) -> list[Value]:
+        """The answers. Raises NodeError."""
+        self._asked_at = time.monotonic()
+        return await connection.ask(*questions, deadline_s=DEADLINE_S)
 
     def take_over(self, other: "NodeWatch") -> None:
         """Go on from what the other one has seen of the same server."""
@@ -129,7 +139,7 @@ class PrimaryWatch(NodeWatch):
         if not self._settled or (self._stray is not None and not await self._still_there(connection, *self._stray)):
             self._stray = await self._sample(connection, list(self.keyspace))
         if not self._settled:
-            (commands,) = await connection.ask((b"COMMAND",), deadline_s=DEADLINE_S)
+            (commands,) = await self._put(connection, (b"COMMAND",))
             self._settled = True
             if isinstance(commands, list) and commands != self.commands:
                 self.commands = commands
@@ -146,7 +156,7 @@ class PrimaryWatch(NodeWatch):
         try:
             async with asyncio.timeout(SAMPLE_S):
                 for database in databases:
-                    replies = await connection.ask((b"SELECT", b"%d" % database), *questions, deadline_s=DEADLINE_S)
+                    replies = await self._put(connection, (b"SELECT", b"%d" % database), *questions)
                     for key in replies[1:]:
                         if isinstance(key, bytes) and not self._of.owns(slot(key)):
                             return database, key
@@ -156,7 +166,7 @@ class PrimaryWatch(NodeWatch):
 
     async def _still_there(self, connection: NodeConnection, database: int, key: bytes) -> bool:
         """Asked of the very key: a new sample could miss it, and the shard would be used and refused in turns."""
-        replies = await connection.ask((b"SELECT", b"%d" % database), (b"EXISTS", key), deadline_s=DEADLINE_S)
+        replies = await self._put(connection, (b"SELECT", b"%d" % database), (b"EXISTS", key))
         return replies[1] == 1
 
     def _misplacement(self) -> str:

@@ -172,7 +172,7 @@ class Machine:
         if self.phase is Phase.SUSPECT:
             if not self._hard:
                 return None
-            expected_at = self._troubled_at + self._patience_s() + self.usual_s
+            expected_at = self._counted_from() + self._patience_s() + self.usual_s
             return Shut(f"is in doubt: {self._why}", hold, since, expected_at)
         if self.phase in (Phase.WAITING, Phase.PROMOTING):
             return Shut(f"is being promoted: {self._why}", hold, since, self._decided + self.usual_s)
@@ -258,10 +258,14 @@ class Machine:
                 return 0.0  # its replicas copy the emptiness within a second: whoever still has the keys must be first
         return self._options.down_after_s
 
-    def _last_sign(self, now: float) -> float:
-        """When a primary that is gone answered last; now, for any other trouble, and for one that never did."""
+    def _counted_from(self) -> float:
+        """Since when that has been so: a primary that answered, if with an error, has been silent only since then."""
         look = self.nodes.get(self.primary)
-        return look.answered_at if look is not None and not look.reachable and look.answered_at else now
+        return max(self._troubled_at, look.unanswered_since if look is not None else 0.0)
+
+    def _began_at(self, now: float) -> float:
+        """When a primary that does not answer was asked first; now, for any other trouble."""
+        return self.nodes[self.primary].unanswered_since or now
 
     def _successor(self, now: float) -> Node | None:
         """Who is the primary by now, if it is another one than we believe and there is reason to believe it."""
@@ -324,16 +328,16 @@ class Machine:
             return self._well(now)
         self._well_at = 0.0
         if self.phase is Phase.HEALTHY:
-            self._since = self._last_sign(now)
+            self._since = self._began_at(now)
             self._tried, self._rounds = [], 0
             self._target = None
             self._life.begin(now + STEADY_S)  # what was on its way to them has arrived by then
         if self.phase is Phase.HEALTHY or look.reachable != self._answers:
-            self._troubled_at, self._answers = self._last_sign(now), look.reachable
+            self._troubled_at, self._answers = self._began_at(now), look.reachable
         self._life.note(self.nodes, self.primary)
         if self.phase in (Phase.HEALTHY, Phase.SUSPECT):
             effects = self._doubt(why, hard, now)
-            if now - self._troubled_at < self._patience_s():
+            if now - self._counted_from() < self._patience_s():
                 return effects
             return effects + self._judged_down(why, now)
         return self._act(why, now)

@@ -140,7 +140,11 @@ class DrawnShard:
         for node, look in self.looks.items():
             self.change(node, at=self.now)
             if look.reachable:
-                self.change(node, answered_at=self.now)
+                self.change(node, answered_at=self.now, unanswered_since=0.0)
+            elif look.error.startswith(("LOADING ", "BUSY ")):
+                self.change(node, unanswered_since=0.0)
+            elif not look.unanswered_since:
+                self.change(node, unanswered_since=self.now)
         return self.tell(Looked(dict(self.looks)), after_s=0.001)
 
     def watch(self, for_s: float) -> list[Effect]:

@@ -19,7 +19,7 @@ def later(look: NodeLook, **changed: Any) -> NodeLook:
 
 
 def down(look: NodeLook) -> NodeLook:
-    return judge.failed(look, 12.0, "connection refused")
+    return judge.failed(look, 11.5, 12.0, "connection refused")
 
 
 def names(before: NodeLook, now: NodeLook, configured: str = "master") -> list[str]:
@@ -87,9 +87,10 @@ def test_a_number_that_is_none_is_not_known(number: str) -> None:
 
 
 def test_a_server_that_does_not_answer_is_remembered_as_it_was() -> None:
-    look = judge.failed(MASTER, 12.0, "connection refused")
-    assert look == msgspec.structs.replace(MASTER, reachable=False, error="connection refused", at=12.0)
-    assert judge.failed(MASTER, 12.0, "LOADING Redis is loading the dataset in memory").loading
+    look = judge.failed(MASTER, 11.5, 12.0, "connection refused")
+    error = "connection refused"
+    assert look == msgspec.structs.replace(MASTER, reachable=False, error=error, at=12.0, unanswered_since=11.5)
+    assert judge.refused(MASTER, 12.0, "LOADING Redis is loading the dataset in memory").loading
 
 
 def test_only_a_server_that_was_seen_without_a_minimum_of_replicas_is_unfenced() -> None:

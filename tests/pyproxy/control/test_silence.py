@@ -1,0 +1,125 @@
+"""How long a primary must be silent until it counts as down, on a clock that the test moves.
+
+A server that stands still from some moment on, for some time, is looked at as the watcher does it: once a second with a
+deadline, and again at once while its shard is in trouble. Both are drawn.
+"""
+
+import itertools
+import math
+from random import Random
+
+import msgspec
+import pytest
+
+from pyproxy.control import judge
+from pyproxy.control.conductor import HASTY, TICK_S
+from pyproxy.control.happenings import Effect, Looked, Say, Ticked
+from pyproxy.control.nodewatch import DEADLINE_S
+from pyproxy.control.watcher import LOOK_EVERY_S, LOOK_GAP_S
+from pyproxy.events import Event
+from tests.pyproxy.control.drawn_shard import P1, P2, P3, DrawnShard
+
+STEP_S = 0.01
+DRAWS = 60
+
+
+class Stall:
+    """P1 stands still from `begins` for `lasts` s, and is looked at on the ticks of a clock that begins at `phase`."""
+
+    def __init__(self, down_after_s: float, phase: float, begins: float, lasts: float) -> None:
+        self.shard = DrawnShard(down_after_s=down_after_s)
+        self.began = self.shard.now + begins
+        self.ends = self.began + lasts
+        self.ticks = itertools.count(self.shard.now + phase, LOOK_EVERY_S)
+        self.down_at = math.inf
+
+    def run(self, for_s: float) -> "Stall":
+        shard = self.shard
+        due, asked_at, began = next(self.ticks), 0.0, -math.inf
+        tick_at, until = shard.now, shard.now + for_s
+        while shard.now < until:
+            shard.now += STEP_S
+            if asked_at and (shard.now >= asked_at + DEADLINE_S or not self.stands_still):
+                self.looked(asked_at)
+                asked_at = 0.0
+            hasty = shard.phase in HASTY and shard.now >= began + LOOK_GAP_S
+            if not asked_at and (shard.now >= due or hasty):
+                asked_at = began = shard.now
+                while due <= shard.now:
+                    due = next(self.ticks)
+            if shard.now >= tick_at:
+                tick_at = shard.now + TICK_S
+                self.note(shard.tell(Ticked()))
+        return self
+
+    @property
+    def stands_still(self) -> bool:
+        return self.began <= self.shard.now < self.ends
+
+    def looked(self, asked_at: float) -> None:
+        shard = self.shard
+        now, before = shard.now, shard.looks[P1]
+        for node in (P2, P3):
+            shard.change(node, at=now, answered_at=now)
+        if self.stands_still:
+            shard.looks[P1] = judge.failed(before, asked_at, now, "no reply within 1 s", silent=True)
+        else:
+            answered = {"reachable": True, "error": "", "silent": False, "unanswered_since": 0.0}
+            shard.looks[P1] = msgspec.structs.replace(before, at=now, answered_at=now, **answered)
+        self.note(shard.tell(Looked(dict(shard.looks))))
+
+    def note(self, effects: list[Effect]) -> None:
+        if any(isinstance(effect, Say) and effect.event is Event.ODOWN for effect in effects):
+            self.down_at = min(self.down_at, self.shard.now)
+
+
+@pytest.mark.parametrize("seed", range(DRAWS))
+def test_a_primary_that_was_silent_for_less_than_down_after_is_not_replaced(seed: int) -> None:
+    random = Random(seed)
+    down_after_s = random.uniform(1.0, 4.0)
+    lasts = down_after_s - random.choice([0.0, random.uniform(0.0, down_after_s)]) - 2 * STEP_S
+    stall = Stall(down_after_s, random.random(), 3 + random.random(), lasts).run(12)
+    assert stall.down_at == math.inf
+    assert stall.shard.phase.value == "healthy"
+
+
+@pytest.mark.parametrize("seed", range(DRAWS))
+def test_a_primary_that_stays_silent_is_down_after_down_after_and_at_most_one_look_later(seed: int) -> None:
+    random = Random(seed)
+    down_after_s = random.uniform(1.0, 4.0)
+    stall = Stall(down_after_s, random.random(), 3 + random.random(), math.inf).run(12)
+    silent_s = stall.down_at - stall.began
+    assert down_after_s <= silent_s <= down_after_s + LOOK_EVERY_S + TICK_S + 4 * STEP_S
+
+
+def test_silence_begins_when_it_was_asked_and_goes_on_until_it_answers() -> None:
+    look = DrawnShard().looks[P1]
+    first = judge.failed(look, 10.5, 11.5, "no reply within 1 s", silent=True)
+    second = judge.failed(first, 11.6, 12.6, "connection refused")
+    assert (first.unanswered_since, second.unanswered_since) == (10.5, 10.5)
+
+
+def test_a_server_that_answers_with_an_error_is_not_silent() -> None:
+    """Or one that ran a script for a minute would count as silent for a minute as soon as it is."""
+    silent = judge.failed(DrawnShard().looks[P1], 10.5, 11.5, "no reply within 1 s", silent=True)
+    busy = judge.refused(silent, 11.7, "BUSY Redis is busy running a script.")
+    assert busy.unanswered_since == 0.0
+    assert judge.failed(busy, 72.0, 73.0, "no reply within 1 s", silent=True).unanswered_since == 72.0
+
+
+def test_a_time_in_which_nobody_asked_is_no_silence() -> None:
+    """The parent was stopped, or its machine was."""
+    silent = judge.failed(DrawnShard().looks[P1], 10.5, 11.5, "no reply within 1 s", silent=True)
+    assert judge.failed(silent, 60.0, 61.0, "no reply within 1 s", silent=True).unanswered_since == 60.0
+
+
+def test_a_primary_that_loaded_for_long_and_falls_silent_is_given_down_after_of_silence() -> None:
+    """Loading one large key, a server answers nobody for a while."""
+    shard = DrawnShard(down_after_s=3.0, loading_s=30.0)
+    shard.change(P1, reachable=False, error="LOADING Redis is loading", loading=True)
+    shard.watch(10)
+    shard.change(P1, error="no reply within 1 s", silent=True, loading=False)
+    shard.watch(2.5)
+    assert "+odown" not in shard.said
+    shard.watch(1.0)
+    assert "+odown" in shard.said
