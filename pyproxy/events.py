@@ -36,6 +36,8 @@ class Event(enum.Enum):
     TOPOLOGY = "+topology", logging.INFO  # a new version goes to the workers
     NODE_DOWN = "+sdown", logging.WARNING  # a server, primary or replica, does not answer the watcher as it should
     NODE_UP = "-sdown", logging.INFO
+    BUSY = "+busy", logging.WARNING  # it is silent while it works on what a worker has sent: it does not count as down
+    BUSY_END = "-busy", logging.INFO
     SHARD_MISPLACED = "+shard-misplaced", logging.ERROR  # its primary holds keys of another shard
     SHARD_PLACED = "-shard-misplaced", logging.INFO
     REBOOT = "+reboot", logging.WARNING  # a server came back as another process (its run_id changed)

@@ -19,14 +19,15 @@ LEAST_RETRY_S = 0.25
 def state(look: ShardLook) -> str:
     """What its primary is, at worst.
 
-    While the gate is closed, the phase of its promotion (promotion.py); else ``down``: it cannot be reached;
+    While the gate is closed, the phase of its promotion (promotion.py); else ``busy``: it works on something slow, and
+    answers nobody; ``down``: it cannot be reached;
     ``misplaced``: it holds keys of another shard; ``demoted``: it is a replica by now; ``restarted-empty``: it came
     back without its keys; ``misconf``: it cannot write its disk, and refuses writes; else ``up``.
     """
     if look.closed and not look.misplaced:
         return look.phase
     if not look.reachable:
-        return "down"
+        return "busy" if not look.misplaced and any(primary.busy for primary in look.nodes[:1]) else "down"
     if look.misplaced:
         return "misplaced"
     for primary in look.nodes[:1]:
@@ -47,6 +48,8 @@ def problem(look: ShardLook) -> str:
     match state(look):
         case "down":
             return look.error
+        case "busy":
+            return "it is at work on a slow command, and answers nobody" if primary and primary.at_work else look.error
         case "misplaced":
             return look.misplaced
         case "demoted":
@@ -71,9 +74,9 @@ def writable(look: ShardLook) -> bool:
 
 
 def replica_state(look: NodeLook) -> str:
-    """``up``, ``loading``, ``down``, ``master`` (it is no replica any more), ``syncing`` or ``link-down``."""
+    """``up``, ``loading``, ``busy``, ``down``, ``master`` (it is no replica any more), ``syncing`` or ``link-down``."""
     if not look.reachable:
-        return "loading" if look.loading else "down"
+        return "loading" if look.loading else "busy" if look.busy else "down"
     if look.role == "master":
         return "master"
     if look.syncing:

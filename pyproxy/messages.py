@@ -6,7 +6,7 @@ is a part of a state, which may be large; it is only sent while the other end re
 
     parent -> worker    Setup (once, first), Settings, Settled, Scripts, Script, ScriptKnown, Topology, FleetLook,
                         Subscribers, Confirmed, Drain
-    worker -> parent    Ready, Applied, Awake, Holding, Configured, Script, ScriptsFlushed, Subscribers, Complaint
+    worker -> parent    Ready, Applied, Awake, Holding, AtWork, Configured, Script, ScriptsFlushed, Subscribers, Complaint
 
 A Script is no state, and one may be lost: whoever lacks a text has the client load it again.
 """
@@ -96,8 +96,8 @@ class ScriptsFlushed(msgspec.Struct, frozen=True, tag=True):
 class NodeLook(msgspec.Struct, frozen=True):
     """What the watcher saw of one server, in the words of INFO; of the last look that was answered.
 
-    Only `reachable`, `error`, `silent`, `at`, `unanswered_since` and `loading` are of the last look whatever came of it.
-    -1 stands for a number that nobody has said.
+    `reachable`, `error`, `silent`, `at`, `unanswered_since`, `busy_until` and `loading` alone are of the last look,
+    whatever came of it. -1 stands for a number that nobody has said.
     """
 
     node: str
@@ -107,6 +107,7 @@ class NodeLook(msgspec.Struct, frozen=True):
     at: float = 0.0  # of this look, CLOCK_MONOTONIC, s; 0: there was none
     answered_at: float = 0.0  # of the last one that found it reachable
     unanswered_since: float = 0.0  # when it was asked first what it has not answered; 0: it answered, if with an error
+    busy_until: float = 0.0  # so long its silence is put down to a slow command that a worker has sent it; 0: it is not
     role: str = ""  # master, slave
     run_id: str = ""
     replid: str = ""  # its history, and
@@ -130,9 +131,14 @@ class NodeLook(msgspec.Struct, frozen=True):
         return self.answered_at > 0 and self.good_replicas < 0
 
     @property
+    def at_work(self) -> bool:
+        """It is silent, and has something to do that takes so long."""
+        return self.silent and self.at < self.busy_until
+
+    @property
     def busy(self) -> bool:
-        """A script runs there for longer than its busy-reply-threshold: it lives, and says so to everybody."""
-        return self.error.startswith("BUSY ")
+        """It lives, and answers nobody: it is at work, or a script runs there longer than its busy-reply-threshold."""
+        return self.at_work or self.error.startswith("BUSY ")
 
 
 class ShardLook(msgspec.Struct, frozen=True):
@@ -211,6 +217,20 @@ class Holding(msgspec.Struct, frozen=True, tag=True):
     held: dict[str, Held]
 
 
+class Work(msgspec.Struct, frozen=True):
+    """A server is at work on a slow command of a client's, or on several. Times are CLOCK_MONOTONIC, s."""
+
+    shard: str
+    since: float  # when the first of those that are not answered was sent
+    until: float  # when it is given up
+
+
+class AtWork(msgspec.Struct, frozen=True, tag=True):
+    """The servers that are at work on what this worker has sent, for a while now: node -> Work. Sent when it changes."""
+
+    nodes: dict[str, Work]
+
+
 class Configured(msgspec.Struct, frozen=True, tag=True):
     """A client has set this; the parent has it set on the servers. The last one of a name counts."""
 
@@ -246,5 +266,5 @@ class Complaint(msgspec.Struct, frozen=True, tag=True):
 
 Message = (
     Setup | Settings | Settled | Scripts | Script | ScriptKnown | Topology | FleetLook | Confirmed | Drain
-    | Ready | Applied | Awake | Holding | Configured | ScriptsFlushed | Subscribers | Complaint
+    | Ready | Applied | Awake | Holding | AtWork | Configured | ScriptsFlushed | Subscribers | Complaint
 )  # fmt: skip

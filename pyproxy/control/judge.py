@@ -10,10 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 
 from pyproxy.events import Event
-from pyproxy.messages import NodeLook
+from pyproxy.messages import NodeLook, Work
 
 UNWATCHED_S = 3.0
 """A server is looked at every second: where a look is later than that, nobody knows of the time between."""
+
+IN_STEP_S = 0.5
+"""What was sent to a server so soon after it was asked may have come first: by another connection."""
 
 Keyspace = Mapping[int, Mapping[str, int]]
 Change = tuple[Event, dict[str, object]]
@@ -73,21 +76,31 @@ def refused(before: NodeLook, at: float, error: str) -> NodeLook:
     """The look at a server that answered with this error; what it said before stays."""
     loading = error.startswith("LOADING ")
     return msgspec.structs.replace(
-        before, reachable=False, error=error, silent=False, at=at, unanswered_since=0.0, loading=loading
+        before, reachable=False, error=error, silent=False, at=at, unanswered_since=0.0, busy_until=0.0, loading=loading
     )
 
 
-def failed(before: NodeLook, asked_at: float, at: float, error: str, silent: bool = False) -> NodeLook:
+def failed(
+    before: NodeLook, asked_at: float, at: float, error: str, silent: bool = False, work: Work | None = None
+) -> NodeLook:
     """The look at a server that did not answer what it was asked then; what it said before stays.
 
     As for Sentinel its silence begins when it was asked first (`act_ping_time`), and not with its last answer, after
-    which nobody asked for a while. So it does after a time in which nobody asked because this process did not run.
+    which nobody asked for a while. So it does after a time in which nobody asked because this process did not run, or
+    in which it was at `work`. That is an excuse where it began before the silence did, and one without an answer has
+    no second: else clients that go on asking a server that is gone for its KEYS would keep it in its place.
     """
-    goes_on = before.unanswered_since and asked_at - before.at <= UNWATCHED_S
+    goes_on = before.unanswered_since and not before.at_work and asked_at - before.at <= UNWATCHED_S
     since = before.unanswered_since if goes_on else asked_at
+    busy_until = 0.0
+    if work is not None and before.unanswered_since and before.busy_until:
+        busy_until = before.busy_until
+    elif work is not None and work.since <= since + IN_STEP_S:
+        busy_until = work.until
     return msgspec.structs.replace(
-        before, reachable=False, error=error, silent=silent, at=at, unanswered_since=since, loading=False
-    )
+        before, reachable=False, error=error, silent=silent, at=at, unanswered_since=since, busy_until=busy_until,
+        loading=False,
+    )  # fmt: skip
 
 
 def lost_keys(before: NodeLook, now: NodeLook, replicas: Iterable[NodeLook]) -> int:
@@ -110,11 +123,20 @@ def lost_keys(before: NodeLook, now: NodeLook, replicas: Iterable[NodeLook]) -> 
 
 def changes(before: NodeLook, now: NodeLook, configured: str) -> Iterator[Change]:
     """The events between two looks at one server, which the configuration gives this role (master or slave)."""
+    was_down = before.at > 0 and not before.reachable and not before.at_work
+    if now.at_work:
+        if was_down:
+            yield Event.NODE_UP, {"role": configured, "cause": "it is at work"}
+        if not before.at_work:
+            yield Event.BUSY, {"role": configured, "for_s_at_most": f"{now.busy_until - now.at:.1f}"}
+        return
+    if before.at_work:
+        yield Event.BUSY_END, {"role": configured, **_age("silent_s", before, now)}
     if not now.reachable:
-        if before.reachable or not before.at:
+        if not was_down:
             yield Event.NODE_DOWN, {"role": configured, "error": now.error, **_age("silent_s", before, now)}
         return
-    back = before.at > 0 and not before.reachable
+    back = was_down
     rebooted = before.run_id not in ("", now.run_id)
     if back and not now.lost_keys:
         yield Event.NODE_UP, {"role": configured, **_age("down_s", before, now)}

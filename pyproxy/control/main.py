@@ -22,12 +22,13 @@ from pyproxy import __version__, events, scripts
 from pyproxy.access import Access
 from pyproxy.config import Config
 from pyproxy.control import admin, listening
+from pyproxy.control.atwork import Stretches
 from pyproxy.control.conductor import Conductor
 from pyproxy.control.status import Phase, State
 from pyproxy.control.supervisor import Supervisor
 from pyproxy.control.watcher import Watcher
 from pyproxy.events import Event, emit
-from pyproxy.messages import Message, Script, Scripts, ScriptsFlushed, Setup
+from pyproxy.messages import AtWork, Message, Script, Scripts, ScriptsFlushed, Setup
 from pyproxy.metrics import Page
 
 WORKER = (sys.executable, "-m", "pyproxy.worker")
@@ -80,12 +81,14 @@ class Parent:
         self._http_listener = listening.bind(config.http.listen, "http.listen") if config.http.listen else None
         self._admin_listener = _bind_admin(config.http.admin) if config.http.admin else None
         access = Access(config.backend)
+        self._work = Stretches()
         self._watcher = Watcher(
             config.shard_map(),
             access,
             table.learn,
             lambda _learned: self._conductor.on_learned(),
             self._tell,
+            work=self._work,
             on_seen=lambda shard: self._conductor.on_seen(shard),
             complete=lambda look: self._conductor.complete(look),
         )
@@ -151,6 +154,7 @@ class Parent:
             lambda index: Setup(index, self._workers, self._config, listen, __version__, self._started),
             self._states,
             lambda complaint: self._watcher.complain(complaint.shard),
+            self._on_work,
             lambda said, settled: self._conductor.settings.configure(said.name, said.value, settled),
             self._on_script,
         )
@@ -173,6 +177,14 @@ class Parent:
         """What a worker must know before it serves."""
         known = Scripts(self._scripts.flushes, self._scripts.texts)
         return [self._conductor.settings.state, known, self._conductor.topology, self._watcher.fleet_look]
+
+    def _on_work(self, index: int, said: AtWork | None) -> None:
+        """A worker says which servers are at work on what it has sent; None: it has ended."""
+        if said is None:
+            self._work.ended(index)
+            return
+        for shard in self._work.hear(index, said):
+            self._watcher.complain(shard)  # what was silent answers now, or has no excuse any more
 
     def _on_script(self, said: Script | ScriptsFlushed) -> None:
         """A client has loaded or flushed scripts: all workers are told."""

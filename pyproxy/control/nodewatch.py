@@ -17,6 +17,7 @@ import msgspec
 from protocol.reply import Error, Value
 from pyproxy.access import Access
 from pyproxy.control import judge
+from pyproxy.control.atwork import Stretches
 from pyproxy.control.node import NodeConnection, NodeError
 from pyproxy.events import Event, emit
 from pyproxy.hashing import slot
@@ -34,9 +35,10 @@ class NodeWatch:
     `look` is what was seen last. `info` names the sections to ask for; none: the default ones.
     """
 
-    def __init__(self, shard: str, node: Node, access: Access, configured: str, info: bytes) -> None:
+    def __init__(self, shard: str, node: Node, access: Access, work: Stretches, configured: str, info: bytes) -> None:
         self.node = node
         self._access = access
+        self._work = work
         self.look = NodeLook(str(node))
         self.info: dict[str, str] = {}  # of the last look that was answered
         self.keyspace: dict[int, dict[str, int]] = {}
@@ -66,7 +68,9 @@ class NodeWatch:
             at = time.monotonic()
             # if it took longer than the deadline this process did not run, and nobody listened
             asked_at = max(self._asked_at, at - DEADLINE_S)
-            now = judge.failed(self.look, asked_at, at, str(exc), exc.silent)
+            now = judge.failed(self.look, asked_at, at, str(exc), exc.silent, self._work.of(str(self.node)))
+        if now.reachable:
+            self._work.answered(str(self.node))
         before, self.look = self.look, now
         for event, fields in judge.changes(before, now, self._configured):
             emit(event, shard=self._shard, node=self.node, **fields)
@@ -121,9 +125,11 @@ class NodeWatch:
 class PrimaryWatch(NodeWatch):
     """The primary of a shard."""
 
-    def __init__(self, shard: Shard, shard_map: ShardMap, access: Access, on_commands: Callable[[], None]) -> None:
+    def __init__(
+        self, shard: Shard, shard_map: ShardMap, access: Access, work: Stretches, on_commands: Callable[[], None]
+    ) -> None:
         # With every section: what the primaries say is what the proxy's own INFO is made of.
-        super().__init__(shard.name, shard.primary, access, "master", b"everything")
+        super().__init__(shard.name, shard.primary, access, work, "master", b"everything")
         self.commands: list[Any] | None = None  # the COMMAND reply; None until it answered once
         self.misplaced = ""  # which key of another shard it holds, and whose
         self._of = shard

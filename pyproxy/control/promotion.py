@@ -235,7 +235,7 @@ class Machine:
         if overruled := self._overruled():
             return f"{overruled.by} says that {overruled.node} is primary", True
         if look.busy:
-            return "", False  # whoever is primary would run that script, and clients hear -BUSY from the server itself
+            return "", False  # whoever were primary would run that too, and clients hear of it from the server itself
         if not look.reachable:
             return look.error, not look.silent
         if look.role == "slave":

@@ -24,6 +24,7 @@ from pyproxy.control.subscriptions import Sums
 from pyproxy.events import Event, emit
 from pyproxy.messages import (
     Applied,
+    AtWork,
     Awake,
     Complaint,
     Configured,
@@ -81,8 +82,9 @@ class Supervisor:
     """All workers. `command` starts one, and gets --index and the three file descriptors as arguments.
 
     `setup` makes the first message for a worker of this index, `states` the messages that follow it. `on_complaint`
-    gets what the workers have to say of the servers, `on_configured` what their clients have set and what to call when
-    the primaries have it, `on_script` what scripts they have loaded or flushed.
+    gets what the workers have to say of the servers, `on_work` by index what they have them work on (None: the worker
+    has ended), `on_configured` what their clients have set and what to call when the primaries have it, `on_script`
+    what scripts they have loaded or flushed.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Supervisor:
         setup: Callable[[int], Setup],
         states: Callable[[], Sequence[Message]],
         on_complaint: Callable[[Complaint], None],
+        on_work: Callable[[int, AtWork | None], None],
         on_configured: Callable[[Configured, Callable[[], None]], None],
         on_script: Callable[[Script | ScriptsFlushed], None],
     ) -> None:
@@ -103,6 +106,7 @@ class Supervisor:
         self._setup = setup
         self._states = states
         self._on_complaint = on_complaint
+        self._on_work = on_work
         self._on_configured = on_configured
         self._on_script = on_script
         self._waiting: set[asyncio.Event] = set()  # for an Applied, or the end of a worker
@@ -204,6 +208,7 @@ class Supervisor:
             finally:
                 self._workers.pop(index, None)
                 self._sums.ended(index)
+                self._on_work(index, None)
                 self._share_soon()
                 self._page.retire(index)
                 self._heard()
@@ -292,6 +297,8 @@ class Supervisor:
                 self._heard()
             case Holding():
                 worker.holding = message
+            case AtWork():
+                self._on_work(worker.index, message)
             case Awake(at=at):
                 assert worker.channel is not None  # it came through it
                 for state in self._states():

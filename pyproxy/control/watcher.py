@@ -23,6 +23,7 @@ import msgspec
 
 from pyproxy.access import Access
 from pyproxy.control import judge
+from pyproxy.control.atwork import Stretches
 from pyproxy.control.nodewatch import NodeWatch, PrimaryWatch
 from pyproxy.events import Event, emit
 from pyproxy.looks import unfenced, writable
@@ -40,13 +41,16 @@ Learn = Callable[[list[Any]], list[Any]]
 class ShardWatch:
     """The servers of one shard, seen from here."""
 
-    def __init__(self, shard: Shard, shard_map: ShardMap, access: Access, on_commands: Callable[[], None]) -> None:
+    def __init__(
+        self, shard: Shard, shard_map: ShardMap, access: Access, work: Stretches, on_commands: Callable[[], None]
+    ) -> None:
         self.name = shard.name
-        self.primary = PrimaryWatch(shard, shard_map, access, on_commands)
-        self.replicas = [NodeWatch(shard.name, node, access, "slave", b"") for node in shard.replicas]
+        self.primary = PrimaryWatch(shard, shard_map, access, work, on_commands)
+        self.replicas = [NodeWatch(shard.name, node, access, work, "slave", b"") for node in shard.replicas]
         self.complaints = {watch.node: asyncio.Event() for watch in self.nodes}
         self._shard_map = shard_map
         self._access = access
+        self._work = work
         self._on_commands = on_commands
         self._since = self._began = time.monotonic()
 
@@ -62,8 +66,8 @@ class ShardWatch:
     def promoted(self, shard: Shard) -> None:
         """Another of its servers is the primary now; what was seen of each is kept."""
         before = {watch.node: watch for watch in self.nodes}
-        self.primary = PrimaryWatch(shard, self._shard_map, self._access, self._on_commands)
-        self.replicas = [NodeWatch(shard.name, node, self._access, "slave", b"") for node in shard.replicas]
+        self.primary = PrimaryWatch(shard, self._shard_map, self._access, self._work, self._on_commands)
+        self.replicas = [NodeWatch(shard.name, node, self._access, self._work, "slave", b"") for node in shard.replicas]
         for watch in self.nodes:
             watch.take_over(before[watch.node])
 
@@ -124,11 +128,12 @@ class Watcher:
         on_look: Callable[[FleetLook], None],
         every_s: float = LOOK_EVERY_S,
         *,
+        work: Stretches | None = None,
         on_seen: Callable[[str], None] = lambda _shard: None,
         complete: Callable[[ShardLook], ShardLook] = lambda look: look,
     ) -> None:
-        """`on_seen` is called with the shard's name after each look at one of its servers. `complete` adds to the look
-        at a shard what is known of its promotion."""
+        """`work`: what the servers are at work on, as the workers say. `on_seen` is called with the shard's name after
+        each look at one of its servers. `complete` adds to the look at a shard what is known of its promotion."""
         self.topology = Topology(shard_map.version, list(shard_map.shards), [])
         self._learn = learn
         self._on_topology = on_topology
@@ -137,7 +142,10 @@ class Watcher:
         self._complete = complete
         self._every_s = every_s
         self._looks = 0
-        self._watches = {shard.name: ShardWatch(shard, shard_map, access, self._relearn) for shard in shard_map.shards}
+        work = work or Stretches()
+        self._watches = {
+            shard.name: ShardWatch(shard, shard_map, access, work, self._relearn) for shard in shard_map.shards
+        }
 
     @property
     def fleet_look(self) -> FleetLook:

@@ -118,7 +118,7 @@ def _proxy(here: Here) -> Iterator[str]:
     yield f"workers:{here.setup.workers}"
     yield f"worker:{here.setup.index}"
     yield f"shards:{len(here.topology.shards)}"
-    yield f"shards_down:{sum(not look.reachable for look in looks.values())}"
+    yield f"shards_down:{sum(not look.reachable and state(look) != 'busy' for look in looks.values())}"
     yield f"topology_version:{here.topology.version}"
     yield f"look_age_seconds:{here.now() - here.look.at:.1f}" if here.look else "look_age_seconds:-1"
     yield f"proxy_backoff_seconds:{backoff_s(here.looks(), here.now())}"

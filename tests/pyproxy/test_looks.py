@@ -54,6 +54,21 @@ def test_a_primary_that_answers_may_still_be_none(primary: NodeLook, said: str, 
     assert usable(look)
 
 
+@pytest.mark.parametrize(
+    ("primary", "why"),
+    [
+        (
+            replace(MASTER, reachable=False, error="no reply within 1 s", silent=True, at=NOW, busy_until=NOW + 20),
+            "it is at work on a slow command, and answers nobody",
+        ),
+        (replace(MASTER, reachable=False, error="BUSY Redis is busy"), "BUSY Redis is busy"),
+    ],
+)
+def test_a_primary_that_is_busy_is_not_down_and_takes_no_writes(primary: NodeLook, why: str) -> None:
+    look = replace(seen(reachable=False), error=primary.error, nodes=(primary,))
+    assert (state(look), writable(look), usable(look), problem(look)) == ("busy", False, True, why)
+
+
 def test_a_shard_that_is_down_or_misplaced_serves_nothing() -> None:
     assert not usable(seen(reachable=False))
     assert not usable(seen(misplaced="holds keys of s1"))

@@ -4,7 +4,7 @@
 
 REPORT gets a line of JSON for each thing it sees. MODE: `serve` gets ready and drains when told; `crash` exits with 3
 at once; `stubborn` gets ready and ignores Drain; `mute` leaves its channel and stays; `late` never gets ready;
-`complain` does, complains of a server, and has a client that sets something; `sleep` does, and says that it has slept.
+`complain` does, complains of a server, has it work, and has a client that sets something; `sleep` does, and says that it has slept.
 All that get ready apply each topology at once; `slow` applies only the first, and `busy` owes an answer to a write of
 s0, and holds two others, until it is told version 3.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 from pyproxy.channel import Channel
 from pyproxy.messages import (
     Applied,
+    AtWork,
     Awake,
     Complaint,
     Configured,
@@ -32,6 +33,7 @@ from pyproxy.messages import (
     Script,
     Setup,
     Topology,
+    Work,
 )
 from pyproxy.metrics import INDEX, Page
 
@@ -73,6 +75,7 @@ class StandIn:
                     self._channel.send(Complaint("s0", "127.0.0.1:7000", "answered -READONLY"))
                     self._channel.send(Configured("notify-keyspace-events", "xE", 1))
                     self._channel.send(Script(0, b"return 1"))
+                    self._channel.send(AtWork({"127.0.0.1:7000": Work("s0", 1.0, 31.0)}))
                 if self._args.mode == "sleep":
                     self._channel.send(Awake(1.5))
             case Drain() if self._args.mode != "stubborn":

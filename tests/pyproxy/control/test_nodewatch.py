@@ -10,6 +10,7 @@ import pytest
 from pyproxy import events
 from pyproxy.access import Access
 from pyproxy.config import BackendAccess
+from pyproxy.control.atwork import Stretches
 from pyproxy.control.nodewatch import NodeWatch, PrimaryWatch
 from pyproxy.fleet import HOST, Fleet, Server
 from pyproxy.messages import NodeLook
@@ -38,11 +39,11 @@ def replica(fleet: Fleet) -> Server:
 
 def watch_primary(server: Server) -> PrimaryWatch:
     shard = Shard("s0", Node(HOST, server.port), (), ((0, 16383),))
-    return PrimaryWatch(shard, ShardMap(1, (shard,)), PLAIN, lambda: None)
+    return PrimaryWatch(shard, ShardMap(1, (shard,)), PLAIN, Stretches(), lambda: None)
 
 
 def watch_replica(server: Server) -> NodeWatch:
-    return NodeWatch("s0", Node(HOST, server.port), PLAIN, "slave", b"")
+    return NodeWatch("s0", Node(HOST, server.port), PLAIN, Stretches(), "slave", b"")
 
 
 async def looked(watch: NodeWatch) -> NodeLook:

@@ -17,6 +17,8 @@ from pyproxy.control.happenings import Effect, Looked, Say, Ticked
 from pyproxy.control.nodewatch import DEADLINE_S
 from pyproxy.control.watcher import LOOK_EVERY_S, LOOK_GAP_S
 from pyproxy.events import Event
+from pyproxy.control.promotion import Phase
+from pyproxy.messages import NodeLook, Work
 from tests.pyproxy.control.drawn_shard import P1, P2, P3, DrawnShard
 
 STEP_S = 0.01
@@ -90,6 +92,82 @@ def test_a_primary_that_stays_silent_is_down_after_down_after_and_at_most_one_lo
     stall = Stall(down_after_s, random.random(), 3 + random.random(), math.inf).run(12)
     silent_s = stall.down_at - stall.began
     assert down_after_s <= silent_s <= down_after_s + LOOK_EVERY_S + TICK_S + 4 * STEP_S
+
+
+# --- at work ----------------------------------------------------------------------------------------------------------
+
+
+def test_silence_alone_of_a_primary_that_is_at_work_is_no_doubt_before_the_work_is_given_up() -> None:
+    shard = DrawnShard(down_after_s=2.0)
+    shard.silence(P1)
+    shard.change(P1, busy_until=shard.now + 10)
+    shard.watch(9.5)
+    assert (shard.said, shard.shut) == ([], False)
+    shard.watch(2.0)
+    assert "+suspect" in shard.said
+
+
+def test_a_primary_that_refuses_connections_while_it_is_at_work_is_down_all_the_same() -> None:
+    shard = DrawnShard(down_after_s=2.0)
+    shard.change(P1, busy_until=shard.now + 30)
+    shard.kill(P1)
+    shard.until(Phase.PROMOTING, 3.0)
+
+
+SILENT = ("no reply within 1 s", True)
+KEYS = Work("s1", 10.0, 40.0)
+
+
+def silent_at(before: NodeLook, asked_at: float, work: Work | None) -> NodeLook:
+    return judge.failed(before, asked_at, asked_at + 1.0, *SILENT, work)
+
+
+def test_what_was_sent_before_the_silence_began_excuses_it_until_it_is_given_up() -> None:
+    look = silent_at(DrawnShard().looks[P1], 10.5, KEYS)
+    assert (look.at_work, look.busy_until) == (True, 40.0)
+    for asked_at in range(12, 39, 2):
+        look = silent_at(look, asked_at, KEYS)
+        assert look.at_work
+    assert not silent_at(look, 39.5, KEYS).at_work
+
+
+def test_what_was_sent_to_a_server_that_was_silent_already_is_no_excuse() -> None:
+    look = silent_at(DrawnShard().looks[P1], 5.0, None)
+    assert not silent_at(look, 7.0, Work("s1", 6.0, 36.0)).at_work
+
+
+def test_a_silence_has_no_second_excuse() -> None:
+    """Or clients that go on asking a server that is gone for its keys would keep it in its place."""
+    look = silent_at(DrawnShard().looks[P1], 10.5, KEYS)
+    for asked_at in range(12, 80, 2):
+        look = silent_at(look, asked_at, Work("s1", 10.0, asked_at + 30.0))
+    assert not look.at_work
+
+
+def test_silence_after_the_work_is_over_counts_from_then_on() -> None:
+    look = silent_at(DrawnShard().looks[P1], 10.5, KEYS)
+    look = silent_at(silent_at(look, 12.0, KEYS), 20.0, None)
+    assert (look.at_work, look.unanswered_since) == (False, 20.0)
+
+
+def names(before: NodeLook, *looks: NodeLook) -> list[str]:
+    said = []
+    for now in looks:
+        said += [event.value[0] for event, _ in judge.changes(before, now, "master")]
+        before = now
+    return said
+
+
+def test_a_server_that_is_at_work_is_said_to_be_busy_and_not_down() -> None:
+    up = msgspec.structs.replace(DrawnShard().looks[P1], at=9.0, answered_at=9.0)
+    busy = silent_at(up, 10.5, KEYS)
+    again = silent_at(busy, 12.0, KEYS)
+    done = msgspec.structs.replace(up, at=14.0, answered_at=14.0)
+    assert names(up, busy, again, done) == ["+busy", "-busy"]
+    assert names(up, busy, silent_at(again, 45.0, None), done) == ["+busy", "-busy", "+sdown", "-sdown"]
+
+
+# --- the count --------------------------------------------------------------------------------------------------------
 
 
 def test_silence_begins_when_it_was_asked_and_goes_on_until_it_answers() -> None:

@@ -17,7 +17,7 @@ from pyproxy.config import Config, ShardTable
 from pyproxy.control import supervisor as under_test
 from pyproxy.control.listening import bind
 from pyproxy.control.supervisor import Supervisor
-from pyproxy.messages import Complaint, Configured, FleetLook, Message, Script, ScriptsFlushed, Setup, Topology
+from pyproxy.messages import AtWork, Complaint, Configured, FleetLook, Message, Script, ScriptsFlushed, Setup, Topology, Work
 from pyproxy.metrics import Page
 from pyproxy.shardmap import Node
 from tests.processes import alive, family
@@ -40,6 +40,7 @@ class Run:
         self._report = directory / "report"
         self._report.touch()
         self.complaints: list[Complaint] = []
+        self.work: list[tuple[int, AtWork | None]] = []
         self.configured: list[Configured] = []
         self.scripts: list[Script | ScriptsFlushed] = []
         self.supervisor = Supervisor(
@@ -49,6 +50,7 @@ class Run:
             lambda index: Setup(index, workers, Config(shards=(SHARD,)), "127.0.0.1:1", "0", 0.0),
             lambda: STATES,
             self.complaints.append,
+            lambda index, said: self.work.append((index, said)),
             self._configure,
             self.scripts.append,
         )
@@ -308,6 +310,14 @@ async def test_what_a_worker_complains_of_is_logged_and_handed_on(
         await until("the complaint", lambda: bool(run.complaints), lambda: run.supervisor)
     assert run.complaints == [Complaint("s0", "127.0.0.1:7000", "answered -READONLY")]
     assert '+complaint index=0 shard=s0 node=127.0.0.1:7000 what="answered -READONLY"' in capsys.readouterr().err
+
+
+async def test_what_a_worker_has_servers_work_on_is_handed_on_and_so_is_its_end(tmp_path: Path) -> None:
+    said = AtWork({"127.0.0.1:7000": Work("s0", 1.0, 31.0)})
+    async with supervised("complain", tmp_path) as run:
+        await until("the work", lambda: bool(run.work), lambda: run.supervisor)
+        assert run.work == [(0, said)]
+    assert run.work == [(0, said), (0, None)]
 
 
 async def test_killed_workers_end_at_once(tmp_path: Path) -> None:

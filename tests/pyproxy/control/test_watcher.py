@@ -1,5 +1,6 @@
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -11,11 +12,13 @@ from protocol import table
 from pyproxy import events
 from pyproxy.access import Access
 from pyproxy.config import BackendAccess
+from pyproxy.control.atwork import Stretches
 from pyproxy.control.judge import parse_info
 from pyproxy.control.watcher import LOOK_EVERY_S, LOOK_GAP_S, ShardWatch, Watcher
 from pyproxy.fleet import HOST, Fleet
 from pyproxy.hashing import slot
-from pyproxy.messages import FleetLook, NodeLook, ShardLook, Topology
+from pyproxy.looks import state
+from pyproxy.messages import AtWork, FleetLook, NodeLook, ShardLook, Topology, Work
 from pyproxy.shardmap import Node, Shard, ShardMap, parse_slots
 from tests.faults import Hop
 from tests.waiting import until
@@ -59,11 +62,11 @@ def key_of(index: int, fleet: Fleet) -> str:
 class Seen:
     """A watcher, and what it told."""
 
-    def __init__(self, shards: ShardMap, every_s: float = LOOK_EVERY_S) -> None:
+    def __init__(self, shards: ShardMap, every_s: float = LOOK_EVERY_S, work: Stretches | None = None) -> None:
         self.topologies: list[Topology] = []
         self.looks: list[FleetLook] = []
         self.learned_from: list[int] = []
-        self.watcher = Watcher(shards, PLAIN, self.learn, self.topologies.append, self.looks.append, every_s)
+        self.watcher = Watcher(shards, PLAIN, self.learn, self.topologies.append, self.looks.append, every_s, work=work)
 
     def learn(self, replies: list[Any]) -> list[Any]:
         self.learned_from.append(len(replies))
@@ -82,9 +85,11 @@ class Seen:
 
 
 @asynccontextmanager
-async def watching(shards: ShardMap, every_s: float = LOOK_EVERY_S) -> AsyncIterator[Seen]:
+async def watching(
+    shards: ShardMap, every_s: float = LOOK_EVERY_S, work: Stretches | None = None
+) -> AsyncIterator[Seen]:
     """A watcher that has looked once, and goes on looking."""
-    seen = Seen(shards, every_s)
+    seen = Seen(shards, every_s, work)
     await seen.watcher.look()
     async with asyncio.TaskGroup() as group:
         task = group.create_task(seen.watcher.run())
@@ -238,6 +243,23 @@ async def test_what_changes_is_logged_once(fleet: Fleet, capsys: pytest.CaptureF
     assert len(lines) == 3
 
 
+async def test_a_primary_that_stands_still_for_what_a_worker_has_sent_is_busy_and_not_down(
+    fleet: Fleet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events.configure()
+    server, work = fleet.shards[0].primary, Stretches()
+    async with watching(shard_map(fleet), work=work) as seen:
+        since = time.monotonic()
+        server.pause()
+        work.hear(0, AtWork({server.address: Work("s0", since, since + 600)}))
+        await until("the silence", lambda: not seen.told(0).reachable, lambda: seen)
+        assert state(seen.told(0)) == "busy"
+        server.resume()
+        await until("its end", lambda: seen.told(0).reachable, lambda: seen)
+    lines = [line.split()[0] for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["+busy", "-busy"]
+
+
 # --- replicas ---------------------------------------------------------------------------------------------------------
 
 
@@ -291,7 +313,7 @@ async def test_the_lag_of_a_replica_grows_while_its_link_is_cut_silently(replica
 def test_the_lag_is_what_the_primary_says_while_it_answers_and_else_the_replicas_own_word() -> None:
     replicas = Node(HOST, 7101), Node(HOST, 7102)
     shard = Shard("s0", Node(HOST, 7001), replicas, ((0, 16383),))
-    watch = ShardWatch(shard, ShardMap(1, (shard,)), PLAIN, lambda: None)
+    watch = ShardWatch(shard, ShardMap(1, (shard,)), PLAIN, Stretches(), lambda: None)
     for replica in watch.replicas:
         replica.look = NodeLook(str(replica.node), True, "", role="slave", link="up", lag_s=9)
     watch.primary.info = {"slave0": "ip=127.0.0.1,port=7102,state=online,offset=14,lag=1"}

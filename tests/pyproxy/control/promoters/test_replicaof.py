@@ -14,6 +14,7 @@ import pytest
 from pyproxy import events
 from pyproxy.access import Access
 from pyproxy.config import BackendAccess, Config
+from pyproxy.control.atwork import Stretches
 from pyproxy.control.nodewatch import NodeWatch
 from pyproxy.control.promoters import Case, Promoter, PromotionFailed, make
 from pyproxy.fleet import HOST, Fleet, Server, ask
@@ -53,7 +54,7 @@ def promoter_for(fleet: Fleet, **options: bool | float) -> Promoter:
 
 
 async def look(address: str) -> NodeLook:
-    watch = NodeWatch("s0", Node.parse(address), PLAIN, "", b"")
+    watch = NodeWatch("s0", Node.parse(address), PLAIN, Stretches(), "", b"")
     await watch.look_once()
     watch.close()
     assert watch.look.reachable, watch.look.error
