@@ -6,7 +6,8 @@ is a part of a state, which may be large; it is only sent while the other end re
 
     parent -> worker    Setup (once, first), Settings, Settled, Scripts, Script, ScriptKnown, Topology, FleetLook,
                         Subscribers, Confirmed, Drain
-    worker -> parent    Ready, Applied, Awake, Holding, AtWork, Configured, Script, ScriptsFlushed, Subscribers, Complaint
+    worker -> parent    Ready, Applied, Awake, Holding, AtWork, Configured, Script, ScriptsFlushed, Subscribers,
+                        Complaint
 
 A Script is no state, and one may be lost: whoever lacks a text has the client load it again.
 """
@@ -226,7 +227,7 @@ class Work(msgspec.Struct, frozen=True):
 
 
 class AtWork(msgspec.Struct, frozen=True, tag=True):
-    """The servers that are at work on what this worker has sent, for a while now: node -> Work. Sent when it changes."""
+    """The servers that have been at work on what this worker sent for a while: node -> Work. Sent when it changes."""
 
     nodes: dict[str, Work]
 

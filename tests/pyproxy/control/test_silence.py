@@ -15,9 +15,9 @@ from pyproxy.control import judge
 from pyproxy.control.conductor import HASTY, TICK_S
 from pyproxy.control.happenings import Effect, Looked, Say, Ticked
 from pyproxy.control.nodewatch import DEADLINE_S
+from pyproxy.control.promotion import Phase
 from pyproxy.control.watcher import LOOK_EVERY_S, LOOK_GAP_S
 from pyproxy.events import Event
-from pyproxy.control.promotion import Phase
 from pyproxy.messages import NodeLook, Work
 from tests.pyproxy.control.drawn_shard import P1, P2, P3, DrawnShard
 

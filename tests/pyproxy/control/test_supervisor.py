@@ -17,7 +17,18 @@ from pyproxy.config import Config, ShardTable
 from pyproxy.control import supervisor as under_test
 from pyproxy.control.listening import bind
 from pyproxy.control.supervisor import Supervisor
-from pyproxy.messages import AtWork, Complaint, Configured, FleetLook, Message, Script, ScriptsFlushed, Setup, Topology, Work
+from pyproxy.messages import (
+    AtWork,
+    Complaint,
+    Configured,
+    FleetLook,
+    Message,
+    Script,
+    ScriptsFlushed,
+    Setup,
+    Topology,
+    Work,
+)
 from pyproxy.metrics import Page
 from pyproxy.shardmap import Node
 from tests.processes import alive, family
