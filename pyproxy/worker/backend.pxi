@@ -269,13 +269,23 @@ cdef class Backend:
 
     cdef int _refuse(self, Pending item, bytes line, bint unsent) except -1:
         cdef Split whole = item.whole
+        cdef Client client
+        cdef Py_ssize_t typical
         item.request = None
         self.lane.errors += 1
         if whole is not None:
             return whole.fail(item, line, unsent)
         if item.queued:
             line = errors.transaction_discarded(line)
-        return self.lane.settle(item, line)
+        if item.client is None:
+            return 0
+        client = item.client
+        if client is None:
+            return 0
+        typical = client.typical        # of the size of a server's answers our own words say nothing
+        self.lane.settle(item, line)
+        client.typical = typical
+        return 0
 
     def lost(self, str why):
         """The connection is gone: -> True where requests remain to be sent on a new one.

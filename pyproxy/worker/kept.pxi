@@ -86,13 +86,15 @@ cdef int send_elsewhere(Backend backend, list reads) except -1:
 cdef bint read_elsewhere(Backend backend, Pending item) except -1:
     """A read that the primary did not answer in time, nor anything since, is asked once of the refuge -> whether it is.
 
-    Not where its client has a later write on this connection: the read would see the future.
+    Not where its client has a later write on this connection: the read would see the future.  Nor where the primary
+    may be busy rather than silent: what is asked twice would keep both busy, so it is little, and cheap.
     """
     cdef object owner = backend._owner(item)
     cdef Backend other
     cdef Pending ghost, before = None, each = item.next_out
     if (owner is None or item.done or item.retried or item.stays or item.request is None or backend.front is None
-            or backend.front.link is not backend.link or backend.last_frame >= item.sent_at):
+            or backend.front.link is not backend.link or backend.last_frame >= item.sent_at
+            or (backend.wire is not None and backend.wire.last_bytes >= item.sent_at) or not is_cheap(backend, item)):
         return False
     while each is not None:
         if each.write and backend._owner(each) is owner:
@@ -102,6 +104,8 @@ cdef bint read_elsewhere(Backend backend, Pending item) except -1:
     if found is None:
         return False
     other = found
+    if other.count >= ELSEWHERE or other.unanswered:
+        return False
     ghost = Pending.__new__(Pending)    # in its turn, for the reply that may still come
     ghost.sent_at = item.sent_at
     ghost.queued = item.queued
@@ -123,6 +127,21 @@ cdef bint read_elsewhere(Backend backend, Pending item) except -1:
     if other.door == Door.IDLE:
         other.link.connect(other)
     return True
+
+
+cdef bint is_cheap(Backend backend, Pending item) except -1:
+    """Whether a read names keys, is answered by little as far as is known, and does not keep a server at work."""
+    cdef Client owner = backend._owner(item)
+    cdef Split whole = item.whole
+    cdef Py_ssize_t n = 0
+    cdef const char *at
+    cdef Route route
+    if (item.queued or owner.typical >= CHEAP_REPLY or PyBytes_GET_SIZE(item.request) > LARGE
+            or (whole is not None and (whole.asked is not None or not whole.order))):
+        return False
+    at = header(header(PyBytes_AS_STRING(item.request), &n), &n)
+    route = backend.lane.route(PyBytes_FromStringAndSize(at, n))
+    return route is not None and not route.command.slow and (route.plain_key > 0 or route.merge != "")
 
 
 cdef int try_kept_reads(Backend backend) except -1:

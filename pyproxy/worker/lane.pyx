@@ -65,6 +65,8 @@ cdef enum:
     LARGEST = 67108864          # a server's header is believed up to here; more is kept as it comes
     OUT_ROOM = 16384
     OUT_LIMIT = 8388608         # bytes waiting for one backend before it counts as congested
+    ELSEWHERE = 16              # reads that are out to a replica because its primary did not answer them in time
+    CHEAP_REPLY = 65536         # answers that are smaller are no burden
     KEPT_BYTES = 262144         # a larger write cannot be held or sent again once it was begun
 
 cdef double GATHER_S = 0.0002   # while more comes in, requests wait so long at most for others to leave with them

@@ -1,7 +1,9 @@
 """A shard gets another primary: what was sent gets its verdict, what was refused is taken back, reads go on."""
 
+import contextlib
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 import pytest
@@ -10,7 +12,7 @@ from pyproxy.fleet import Fleet, Server, Table, wait_until
 from pyproxy.messages import Awake, Complaint, Confirmed, Topology
 from pyproxy.shardmap import Node
 from tests.e2e.alone import Alone, node, promote
-from tests.e2e.rig import PATIENCE_S, Keys, Talk, error, of_a_worker, wait_for_info
+from tests.e2e.rig import PATIENCE_S, Argument, Keys, Talk, error, of_a_worker, wait_for_info
 from tests.faults import Hop, Way
 
 LOST = 1
@@ -326,6 +328,71 @@ def test_a_read_before_a_write_of_the_same_client_is_not_asked_elsewhere(
         old.pause()
         talk.send(("GET", key), ("SET", key, "w"))
         assert [error(reply).split()[0] for reply in talk.reads(2)] == ["TRYAGAIN", "UNCERTAIN"]
+
+
+def gets(server: Server) -> int:
+    """How many GETs it was ever asked."""
+    text = server.ask("INFO", "commandstats")
+    assert isinstance(text, bytes)
+    found = re.search(rb"cmdstat_get:calls=(\d+)", text)
+    return int(found[1]) if found else 0
+
+
+def test_of_the_reads_that_a_silent_primary_does_not_answer_few_are_asked_of_the_replica(
+    fleet: Fleet, old: Server, new: Server
+) -> None:
+    """It may be busy rather than silent, and what is asked twice would make the replica so too."""
+    timeouts = {"reply_s": 0.3, "silence_s": PATIENCE_S, "connect_s": PATIENCE_S}
+    with (
+        Alone(fleet, promotion=PATIENT, timeouts=timeouts) as alone,
+        contextlib.ExitStack() as open_talks,
+    ):
+        talks = [open_talks.enter_context(Talk(alone.port)) for _ in range(60)]
+        key = Keys(alone).one(LOST)
+        assert talks[0].ask("SET", key, "v") == b"OK"
+        wait_replicated(old, new, key)
+        alone.refuge(LOST, new)
+        asked = gets(new)
+        old.pause()
+        new.pause()
+        begun = alone.count("commands")
+        for each in talks:
+            each.send(("GET", key))
+        alone.wait_for("all to be out", lambda: alone.count("commands") >= begun + 60)
+        alone.wait_for("all deadlines to have passed", lambda: alone.count("timeouts") >= 60)
+        new.resume()
+        for each in talks:
+            reply = each.read()
+            assert reply == b"v" or error(reply).startswith("TRYAGAIN ")
+        assert gets(new) - asked <= 16
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [("HGETALL", "h"), ("KEYS", "*"), ("DBSIZE",), ("EVAL_RO", "return 1", 1, "{}"), "a block", "a large answer"],
+    ids=lambda asked: asked if isinstance(asked, str) else asked[0],
+)
+def test_what_may_be_a_burden_is_not_asked_of_the_replica_as_well(
+    fleet: Fleet, old: Server, new: Server, asked: Sequence[Argument] | str
+) -> None:
+    timeouts = {"reply_s": 0.3, "slow_reply_s": 0.3, "silence_s": PATIENCE_S, "connect_s": PATIENCE_S}
+    with Alone(fleet, promotion=PATIENT, timeouts=timeouts) as alone, Talk(alone.port) as talk:
+        key = Keys(alone).one(LOST)
+        assert talk.ask("SET", key, b"x" * 100_000) == b"OK"
+        wait_replicated(old, new, key)
+        if asked == "a large answer":
+            assert talk.ask("STRLEN", key) == talk.ask("STRLEN", key) == 100_000
+            assert [len(bytes(talk.ask("GET", key))) for _ in range(3)] == [100_000] * 3  # type: ignore[call-overload]
+        alone.refuge(LOST, new)
+        old.pause()
+        if asked == "a block":
+            talk.send(("MULTI",), ("GET", key), ("EXEC",))
+            talk.reads(2)
+        elif asked == "a large answer":
+            talk.send(("GET", key))
+        else:
+            talk.send([key if word in ("h", "{}") else word for word in asked])
+        assert error(talk.read()).split()[0] in ("TRYAGAIN", "EXECABORT")
 
 
 def test_a_probe_that_is_answered_opens_a_gate_that_stood_still(fleet: Fleet, old: Server) -> None:
