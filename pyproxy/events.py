@@ -46,6 +46,10 @@ class Event(enum.Enum):
     ROLE_CHANGE = "+role-change", logging.WARNING  # a server says another role than before, at first than configured
     MISCONF = "+misconf", logging.ERROR  # a server cannot write to its disk, and refuses writes
     MISCONF_END = "-misconf", logging.INFO
+    NOREPLICAS = "+noreplicas", logging.ERROR  # a primary has fewer replicas in step than it needs, and refuses writes
+    NOREPLICAS_END = "-noreplicas", logging.INFO
+    OOM = "+oom", logging.ERROR  # a primary is full, and refuses writes
+    OOM_END = "-oom", logging.INFO
     UNFENCED = "+unfenced", logging.WARNING  # at the start: servers without min-replicas-to-write
     SUSPECT = "+suspect", logging.WARNING  # a primary is in trouble; this and the next: promotion.py
     SUSPECT_END = "-suspect", logging.INFO

@@ -22,7 +22,8 @@ def state(look: ShardLook) -> str:
     While the gate is closed, the phase of its promotion (promotion.py); else ``busy``: it works on something slow, and
     answers nobody; ``down``: it cannot be reached;
     ``misplaced``: it holds keys of another shard; ``demoted``: it is a replica by now; ``restarted-empty``: it came
-    back without its keys; ``misconf``: it cannot write its disk, and refuses writes; else ``up``.
+    back without its keys; ``misconf``: it cannot write its disk, and refuses writes; ``noreplicas``, ``oom``: it
+    refuses writes, as it has too few replicas in step, or no memory left; else ``up``.
     """
     if look.closed and not look.misplaced:
         return look.phase
@@ -35,6 +36,10 @@ def state(look: ShardLook) -> str:
             return "demoted"
         if primary.misconf:
             return "misconf"
+        if primary.noreplicas:
+            return "noreplicas"
+        if primary.oom:
+            return "oom"
         if primary.lost_keys:
             return "restarted-empty"
     return "up"
@@ -56,6 +61,10 @@ def problem(look: ShardLook) -> str:
             return "its role is slave, and it refuses writes"
         case "misconf" if primary:
             return primary.misconf
+        case "noreplicas" if primary:
+            return primary.noreplicas
+        case "oom" if primary:
+            return primary.oom
         case "restarted-empty" if primary:
             return f"it restarted without its {primary.lost_keys:,} keys"
     return ""

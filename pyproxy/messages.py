@@ -124,6 +124,8 @@ class NodeLook(msgspec.Struct, frozen=True):
     syncing: bool = False
     keys: int = 0
     misconf: str = ""  # the -MISCONF that it answers writes with, as it does PING; else empty
+    noreplicas: str = ""  # why it answers writes with -NOREPLICAS; else empty
+    oom: str = ""  # why it answers writes with -OOM; else empty
     lost_keys: int = 0  # how many it had before it came back without them, and without having become a slave since
 
     @property
@@ -262,7 +264,12 @@ class Complaint(msgspec.Struct, frozen=True, tag=True):
 
     shard: str
     node: str
-    what: str
+    what: str  # "answered -CODE", for a refusal; else in words
+
+    @property
+    def code(self) -> str:
+        """Of the refusal that it is about; empty: it is about something else."""
+        return self.what.removeprefix("answered -") if self.what.startswith("answered -") else ""
 
 
 Message = (

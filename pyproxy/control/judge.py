@@ -5,11 +5,13 @@ the servers is nodewatch.py, and what is done about it is nobody's here.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import msgspec
 
 from pyproxy.events import Event
+from pyproxy.looks import MOST_BACKOFF_S
 from pyproxy.messages import NodeLook, Work
 
 UNWATCHED_S = 3.0
@@ -20,6 +22,15 @@ IN_STEP_S = 0.5
 
 Keyspace = Mapping[int, Mapping[str, int]]
 Change = tuple[Event, dict[str, object]]
+
+AGAIN_S = 5.0
+"""Beyond the longest time to stay away: until whoever has stayed away has come again, and was refused again."""
+
+NEAR = 0.8
+"""Of maxmemory: who was refused a write for want of memory below this has sent a single value that is too large."""
+
+FREED = 0.99
+"""Less of the memory in use than this, and there may be room again."""
 
 
 def parse_info(text: str) -> tuple[dict[str, str], dict[int, dict[str, int]]]:
@@ -121,6 +132,59 @@ def lost_keys(before: NodeLook, now: NodeLook, replicas: Iterable[NodeLook]) -> 
     return held if gone else 0
 
 
+@dataclass(slots=True)
+class Refused:
+    """A worker was refused writes with a code that INFO does not always show: counts on after `at`, see `still`."""
+
+    at: float  # CLOCK_MONOTONIC, s
+    seen: int = -1  # what the first look after it found: the replicas in step, or the memory in use
+
+    def still(self, now: float, is_better: Callable[[int], bool]) -> bool:
+        """Whether writes are refused yet, as far as is known: until it is better than it was then.
+
+        At most for as long as a client is told to stay away, and for as long as it takes to try and to complain again:
+        who stays away complains of nothing.
+        """
+        return now - self.at < MOST_BACKOFF_S + AGAIN_S and not is_better(self.seen)
+
+
+def noreplicas(fields: Mapping[str, str], refused: Refused | None, at: float) -> str:
+    """Why a primary that says this answers writes with -NOREPLICAS; empty: it does not.
+
+    How many replicas it needs is not in INFO, only how many are in step; it needs one at least. Where it needs more,
+    what the workers were refused tells.
+    """
+    good = _number(fields.get("min_slaves_good_slaves"))
+    if fields.get("role") != "master" or good < 0:
+        return ""
+    if refused is not None and refused.seen < 0:
+        refused.seen = good
+    if good and not (refused is not None and refused.still(at, lambda seen: good > seen)):
+        return ""
+    return f"it has {good} replicas in step, and min-replicas-to-write wants more"
+
+
+def out_of_memory(fields: Mapping[str, str], keyspace: Keyspace, refused: Refused | None, at: float) -> str:
+    """Why a primary that says this answers writes with -OOM; empty: it does not.
+
+    It is full where it may evict nothing more. A write that is larger than what is left is refused before that: it is
+    the workers who see that.
+    """
+    limit = _number(fields.get("maxmemory"))
+    if fields.get("role") != "master" or limit <= 0:
+        return ""
+    used = _number(fields.get("used_memory")) - max(0, _number(fields.get("mem_not_counted_for_evict")))
+    if refused is not None and refused.seen < 0:
+        refused.seen = used
+    policy = fields.get("maxmemory_policy", "")
+    kind = {"allkeys": "keys", "volatile": "expires"}.get(policy.partition("-")[0], "")
+    is_full = used > limit and not any(counts.get(kind, 0) for counts in keyspace.values())
+    is_near = used > NEAR * limit
+    if not is_full and not (is_near and refused is not None and refused.still(at, lambda seen: used < FREED * seen)):
+        return ""
+    return f"it uses {used:,} bytes of maxmemory ({limit:,}), and {policy} leaves nothing to evict"
+
+
 def changes(before: NodeLook, now: NodeLook, configured: str) -> Iterator[Change]:
     """The events between two looks at one server, which the configuration gives this role (master or slave)."""
     was_down = before.at > 0 and not before.reachable and not before.at_work
@@ -159,6 +223,14 @@ def changes(before: NodeLook, now: NodeLook, configured: str) -> Iterator[Change
         yield Event.MISCONF, {"reason": now.misconf}
     if before.misconf and not now.misconf:
         yield Event.MISCONF_END, {}
+    if now.noreplicas and not before.noreplicas:
+        yield Event.NOREPLICAS, {"reason": now.noreplicas}
+    if before.noreplicas and not now.noreplicas:
+        yield Event.NOREPLICAS_END, {}
+    if now.oom and not before.oom:
+        yield Event.OOM, {"reason": now.oom}
+    if before.oom and not now.oom:
+        yield Event.OOM_END, {}
 
 
 def acknowledged(fields: Mapping[str, str]) -> dict[str, int]:

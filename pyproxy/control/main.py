@@ -153,7 +153,7 @@ class Parent:
             page,
             lambda index: Setup(index, self._workers, self._config, listen, __version__, self._started),
             self._states,
-            lambda complaint: self._watcher.complain(complaint.shard),
+            lambda complaint: self._watcher.complain(complaint.shard, complaint.node, complaint.code),
             self._on_work,
             lambda said, settled: self._conductor.settings.configure(said.name, said.value, settled),
             self._on_script,

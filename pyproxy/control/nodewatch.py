@@ -95,7 +95,7 @@ class NodeWatch:
         self.info, self.keyspace = judge.parse_info(_text(info))
         await self._settle(connection)
         now = judge.answered(self.look, at, self.info, self.keyspace, misconf)
-        return msgspec.structs.replace(now, lost_keys=judge.lost_keys(self.look, now, replicas))
+        return msgspec.structs.replace(now, lost_keys=judge.lost_keys(self.look, now, replicas), **self._refusing(at))
 
     async def _put(self, connection: NodeConnection, *questions: tuple[bytes, ...]) -> list[Value]:
         """The answers. Raises NodeError."""
@@ -112,6 +112,10 @@ class NodeWatch:
 
     async def _settle(self, connection: NodeConnection) -> None:
         """Ask what else there is to ask of this server. Raises NodeError."""
+
+    def _refusing(self, at: float) -> dict[str, str]:
+        """Why it refuses writes, by the field of NodeLook; a replica refuses them anyway."""
+        return {}
 
     def close(self) -> None:
         if self._connection is not None:
@@ -137,6 +141,17 @@ class PrimaryWatch(NodeWatch):
         self._on_commands = on_commands
         self._settled = False  # this connection was asked for its commands and its keys
         self._stray: tuple[int, bytes] | None = None  # database and key that make it misplaced
+        self._refused: dict[str, judge.Refused] = {}  # code -> when a worker was refused with it last
+
+    def refused(self, code: str) -> None:
+        """A worker was refused a write by it, with this code."""
+        self._refused[code] = judge.Refused(time.monotonic())
+
+    def _refusing(self, at: float) -> dict[str, str]:
+        return {
+            "noreplicas": judge.noreplicas(self.info, self._refused.get("NOREPLICAS"), at),
+            "oom": judge.out_of_memory(self.info, self.keyspace, self._refused.get("OOM"), at),
+        }
 
     def _connected(self) -> None:
         self._settled = False

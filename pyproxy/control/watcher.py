@@ -107,8 +107,10 @@ class ShardWatch:
         if writable(self.look) != before:
             self._since = self.primary.look.at
 
-    def complain(self) -> None:
-        """Have its servers looked at at once."""
+    def complain(self, node: str = "", code: str = "") -> None:
+        """Have its servers looked at at once. `node` has refused something with `code`, if with any."""
+        if code and node == str(self.primary.node):
+            self.primary.refused(code)
         for complaint in self.complaints.values():
             complaint.set()
 
@@ -194,10 +196,13 @@ class Watcher:
         finally:
             self.close()
 
-    def complain(self, shard: str) -> None:
-        """A worker has trouble with this shard: look at its servers now, or as soon as LOOK_GAP_S has passed."""
+    def complain(self, shard: str, node: str = "", code: str = "") -> None:
+        """A worker has trouble with this shard: look at its servers now, or as soon as LOOK_GAP_S has passed.
+
+        `node` and `code`: which server has refused something, and with which code, if that is the trouble.
+        """
         if shard in self._watches:
-            self._watches[shard].complain()
+            self._watches[shard].complain(node, code)
 
     async def _keep_looking(self, shard: ShardWatch, node: Node) -> None:
         loop = asyncio.get_running_loop()

@@ -579,6 +579,8 @@ cdef class Wire:
         """A refusal that says more of the server than of the request is told to the link."""
         cdef str code = _refusal_code(p, n)
         if code is None:
+            if n > 5 and p[1:5] == b"OOM ":
+                self.backend.link.refused("OOM")    # the parent is to know; for the client it is an answer as any other
             return False
         self.backend.link.refused(code)
         return True

@@ -4,6 +4,7 @@ Nothing is asserted here but that what must come does come: `Talk` waits up to P
 """
 
 import contextlib
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -139,6 +140,10 @@ class Keys:
 
     def one(self, shard: int, prefix: str = "k") -> str:
         return self.on(shard, 1, prefix)[0]
+
+
+def wait_for_line(proxy: Proxy, pattern: str) -> None:
+    wait_until(f"the log to say {pattern!r}", lambda: bool(re.search(pattern, proxy.log.read_text())), proxy.tail)
 
 
 def proxy_info(talk: Talk) -> dict[str, str]:

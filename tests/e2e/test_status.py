@@ -12,12 +12,12 @@ import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from pyproxy.fleet import HOST, Fleet, Proxy, reserve_port, wait_until
-from tests.e2e.rig import PATIENCE_S, Talk, proxy_info, wait_for_info
+from tests.e2e.rig import PATIENCE_S, Keys, Talk, proxy_info, wait_for_info, wait_for_line
 from tests.processes import command_line, family
 
 PROCESS = ("/livez", "/__lbheartbeat__")
@@ -248,3 +248,71 @@ def test_the_command_says_in_one_line_that_nobody_answers() -> None:
     assert (ended.returncode, ended.stdout) == (69, "")
     assert ended.stderr.startswith(f"pyproxy: {url}: expected a pyproxy with [http] listen, got: ")
     assert len(ended.stderr.splitlines()) == 1
+
+
+# --- a primary that answers, and refuses writes -----------------------------------------------------------------------
+
+
+def refusing(status: Status, index: int, state: str) -> dict[str, Any]:
+    """What /shards says of this shard once it says that, after all that must go with it."""
+    name = f"s{index}"
+    wait_for_line(status.proxy, rf"\+{state} shard={name} ")
+    for path in SHARDS:
+        assert 1 <= seconds(status.wait_for(path, 503)) <= 30
+    assert list(status.get("/__heartbeat__").body["details"][name]["messages"]) == [state]
+    shard: dict[str, Any] = next(each for each in status.get("/shards").body["shards"] if each["name"] == name)
+    assert shard["state"] == state
+    assert shard["alarms"][0] == f"{state}: {shard['error']}"
+    assert status.statuses(*PROCESS, "/readyz") == [200] * 3  # its reads are served
+    return shard
+
+
+def test_a_primary_that_refuses_writes_for_want_of_replicas_is_503_until_it_takes_them(
+    fleet: Fleet, status: Status
+) -> None:
+    primary = fleet.shards[1].primary
+    primary.ask("CONFIG", "SET", "min-replicas-to-write", "1")
+    try:
+        said = refusing(status, 1, "noreplicas")
+        assert said["error"] == "it has 0 replicas in step, and min-replicas-to-write wants more"
+    finally:
+        primary.ask("CONFIG", "SET", "min-replicas-to-write", "0")
+    assert "Retry-After" not in status.wait_for("/__heartbeat__", 200).headers
+    wait_for_line(status.proxy, r"-noreplicas shard=s1 ")
+
+
+def test_so_is_one_with_some_replicas_that_needs_more_once_a_write_was_refused() -> None:
+    with Fleet(shards=1, replicas=1) as fleet, status_of(fleet) as status:
+        status.wait_for("/__heartbeat__", 200)
+        primary = fleet.shards[0].primary
+        primary.ask("CONFIG", "SET", "min-replicas-to-write", "2")
+        with Talk(status.proxy.port) as talk:
+            wait_until(
+                "the refusal",
+                lambda: str(talk.ask("SET", "k", "v")).startswith("NOREPLICAS"),
+                lambda: str(talk.ask("SET", "k", "v")),
+            )
+            refusing(status, 0, "noreplicas")
+            primary.ask("CONFIG", "SET", "min-replicas-to-write", "0")
+            status.wait_for("/__heartbeat__", 200)
+            assert talk.ask("SET", "k", "v") == b"OK"
+
+
+def test_a_primary_that_is_full_is_503_until_it_has_room_again(fleet: Fleet, status: Status) -> None:
+    """It refuses values of 100 KB before all of its memory is in use, so INFO alone does not show it."""
+    primary = fleet.shards[1].primary
+    used = re.search(rb"used_memory:([0-9]+)", cast(bytes, primary.ask("INFO", "memory")))
+    assert used is not None
+    primary.ask("CONFIG", "SET", "maxmemory", int(used[1]) + (2 << 20))
+    try:
+        with Talk(status.proxy.port) as talk:
+            keys = Keys(status.proxy).on(1, 40)
+            answers = [talk.ask("SET", key, "x" * 100_000) for key in keys]
+            assert str(answers[-1]).startswith("OOM ")
+            said = refusing(status, 1, "oom")
+            assert "and noeviction leaves nothing to evict" in said["error"]
+            talk.ask("DEL", *keys)
+            assert "Retry-After" not in status.wait_for("/__heartbeat__", 200).headers
+            wait_for_line(status.proxy, r"-oom shard=s1 ")
+    finally:
+        primary.ask("CONFIG", "SET", "maxmemory", "0")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyproxy.fleet import HOST, Fleet, Proxy, Server, wait_until
-from tests.e2e.rig import Keys, Talk, error, proxy_info, wait_for_info
+from tests.e2e.rig import Keys, Talk, error, proxy_info, wait_for_info, wait_for_line
 
 
 @pytest.fixture
@@ -26,10 +26,6 @@ def proxy(fleet: Fleet) -> Iterator[Proxy]:
 def talk(proxy: Proxy) -> Iterator[Talk]:
     with Talk(proxy.port) as talk:
         yield talk
-
-
-def wait_for_line(proxy: Proxy, pattern: str) -> None:
-    wait_until(f"the log to say {pattern!r}", lambda: bool(re.search(pattern, proxy.log.read_text())), proxy.tail)
 
 
 def demote(primary: Server, to: Server) -> None:

@@ -45,6 +45,8 @@ def test_a_shard_is_writable_only_where_it_is_up(look: ShardLook, said: str) -> 
         (MASTER, "up", True, ""),
         (replace(MASTER, role="slave"), "demoted", False, "its role is slave, and it refuses writes"),
         (replace(MASTER, misconf="MISCONF Errors writing"), "misconf", False, "MISCONF Errors writing"),
+        (replace(MASTER, noreplicas="it has 0 replicas"), "noreplicas", False, "it has 0 replicas"),
+        (replace(MASTER, oom="it uses 9 bytes of 8"), "oom", False, "it uses 9 bytes of 8"),
         (replace(MASTER, lost_keys=1000), "restarted-empty", True, "it restarted without its 1,000 keys"),
     ],
 )

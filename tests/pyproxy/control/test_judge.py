@@ -6,6 +6,7 @@ import pytest
 
 from pyproxy.control import judge
 from pyproxy.events import Event
+from pyproxy.looks import MOST_BACKOFF_S
 from pyproxy.messages import NodeLook
 
 NEW = NodeLook("n:1")
@@ -159,11 +160,89 @@ def test_at_first_sight_a_role_that_is_not_the_configured_one_is_told() -> None:
     assert names(NEW, SLAVE) == ["+role-change"]
 
 
-def test_refused_writes_are_told_when_they_begin_and_when_they_end() -> None:
-    broken = later(MASTER, misconf="MISCONF Errors writing to the AOF file")
-    assert names(MASTER, broken) == ["+misconf"]
+@pytest.mark.parametrize("kind", ["misconf", "noreplicas", "oom"])
+def test_refused_writes_are_told_when_they_begin_and_when_they_end(kind: str) -> None:
+    broken = later(MASTER, **{kind: "the reason"})
+    assert names(MASTER, broken) == [f"+{kind}"]
     assert names(broken, broken) == []
-    assert names(broken, later(MASTER)) == ["-misconf"]
+    assert names(broken, later(MASTER)) == [f"-{kind}"]
+
+
+# --- whether a primary refuses writes ---------------------------------------------------------------------------------
+
+AT = 100.0
+FENCED = {"role": "master", "min_slaves_good_slaves": "0"}
+MIB = 1 << 20
+FULL = {
+    "role": "master",
+    "maxmemory": str(100 * MIB),
+    "maxmemory_policy": "noeviction",
+    "used_memory": str(101 * MIB),
+    "mem_not_counted_for_evict": "0",
+}
+KEYS = {0: {"keys": 5, "expires": 0}}
+
+
+@pytest.mark.parametrize(
+    ("changed", "refuses"),
+    [
+        ({}, True),
+        ({"min_slaves_good_slaves": "1"}, False),
+        ({"role": "slave"}, False),  # it refuses for another reason
+        ({"min_slaves_good_slaves": "x"}, False),
+    ],
+)
+def test_a_primary_that_needs_replicas_and_has_none_in_step_refuses_writes(
+    changed: dict[str, str], refuses: bool
+) -> None:
+    assert bool(judge.noreplicas(FENCED | changed, None, AT)) is refuses
+
+
+def test_one_that_needs_more_replicas_than_it_has_is_known_by_what_the_workers_were_refused_until_it_has_more() -> None:
+    refused = judge.Refused(AT)
+    two, three = FENCED | {"min_slaves_good_slaves": "2"}, FENCED | {"min_slaves_good_slaves": "3"}
+    assert judge.noreplicas(two, refused, AT + 0.1) == "it has 2 replicas in step, and min-replicas-to-write wants more"
+    assert judge.noreplicas(two, refused, AT + MOST_BACKOFF_S)
+    assert not judge.noreplicas(three, refused, AT + 1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "keyspace", "refuses"),
+    [
+        ({}, KEYS, True),
+        ({"used_memory": str(100 * MIB)}, KEYS, False),
+        ({"mem_not_counted_for_evict": str(2 * MIB)}, KEYS, False),
+        ({"maxmemory": "0"}, KEYS, False),
+        ({"role": "slave"}, KEYS, False),
+        ({"maxmemory_policy": "volatile-lru"}, KEYS, True),
+        ({"maxmemory_policy": "volatile-ttl"}, {0: {"keys": 5, "expires": 1}}, False),
+        ({"maxmemory_policy": "allkeys-lfu"}, KEYS, False),
+        ({"maxmemory_policy": "allkeys-lfu"}, {}, True),
+    ],
+)
+def test_a_primary_that_is_full_and_has_nothing_to_evict_refuses_writes(
+    changed: dict[str, str], keyspace: judge.Keyspace, refuses: bool
+) -> None:
+    assert bool(judge.out_of_memory(FULL | changed, keyspace, None, AT)) is refuses
+
+
+def test_one_that_is_nearly_full_is_known_by_what_the_workers_were_refused_until_it_uses_less() -> None:
+    refused = judge.Refused(AT)
+    near, less = FULL | {"used_memory": str(99 * MIB)}, FULL | {"used_memory": str(97 * MIB)}
+    assert not judge.out_of_memory(near, KEYS, None, AT)
+    assert "it uses 103,809,024 bytes of maxmemory (104,857,600)" in judge.out_of_memory(near, KEYS, refused, AT + 0.1)
+    assert judge.out_of_memory(near, KEYS, refused, AT + MOST_BACKOFF_S)
+    assert not judge.out_of_memory(less, KEYS, refused, AT + 1)
+
+
+def test_a_single_value_that_is_too_large_for_a_primary_with_room_says_nothing_of_it() -> None:
+    assert not judge.out_of_memory(FULL | {"used_memory": str(70 * MIB)}, KEYS, judge.Refused(AT), AT)
+
+
+def test_what_the_workers_were_refused_counts_until_whoever_stayed_away_must_have_come_again() -> None:
+    over = AT + MOST_BACKOFF_S + judge.AGAIN_S
+    assert not judge.noreplicas(FENCED | {"min_slaves_good_slaves": "1"}, judge.Refused(AT), over)
+    assert not judge.out_of_memory(FULL | {"used_memory": str(99 * MIB)}, KEYS, judge.Refused(AT), over)
 
 
 # --- back without its keys --------------------------------------------------------------------------------------------

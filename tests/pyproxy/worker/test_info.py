@@ -305,6 +305,8 @@ SLAVE = NodeLook("127.0.0.1:7101", True, "", answered_at=1.0, role="slave", link
         ({"role": "slave"}, "demoted"),
         ({"lost_keys": 3}, "restarted-empty"),
         ({"misconf": "MISCONF Errors writing to the AOF file"}, "misconf"),
+        ({"noreplicas": "it has 0 replicas in step"}, "noreplicas"),
+        ({"oom": "it uses 9 bytes of 8"}, "oom"),
     ],
 )
 def test_a_primary_that_answers_and_is_none_any_more_is_not_up(changed: dict[str, Any], state: str) -> None:
