@@ -65,11 +65,13 @@ class ShardWatch:
 
     def promoted(self, shard: Shard) -> None:
         """Another of its servers is the primary now; what was seen of each is kept."""
-        before = {watch.node: watch for watch in self.nodes}
+        was_writable, before = writable(self.look), {watch.node: watch for watch in self.nodes}
         self.primary = PrimaryWatch(shard, self._shard_map, self._access, self._work, self._on_commands)
         self.replicas = [NodeWatch(shard.name, node, self._access, self._work, "slave", b"") for node in shard.replicas]
         for watch in self.nodes:
             watch.take_over(before[watch.node])
+        if writable(self.look) != was_writable:
+            self._since = time.monotonic()
 
     @property
     def look(self) -> ShardLook:

@@ -106,6 +106,7 @@ class Gate(Generic[Client]):
     _parked_bytes: int = 0
     _began: float = 0.0  # the incident; 0: the gate was open when it was asked last
     _promoted_at: float = 0.0
+    _closed_at: float = 0.0  # when it was last asked and closed
     _refused_at: float = 0.0  # when the server refused a write last
     _waited: set[int] = field(default_factory=set)
 
@@ -150,15 +151,22 @@ class Gate(Generic[Client]):
 
     def closed(self, now: float) -> Closed | None:
         """Why writes may not pass; None: they may."""
+        # while writes are only tried again, to see whether the server takes them, the incident is the same
+        again_s = self.said.usual_s + QUIET_S
+        if now >= max(self._closed_at, self._refused_at) + again_s:
+            self._is_over()  # nobody asks while all is well
         closed = self._closed(now)
-        if closed is None:
-            # while writes are only tried again, to see whether the server takes them, the incident is the same
-            if now >= self._refused_at + self.said.usual_s + QUIET_S:
-                self._began = 0.0
-                self._waited.clear()
-        elif not self._began:
-            self._began = min(now, closed.since)
+        if closed is not None:
+            self._closed_at = now
+            self._began = self._began or min(now, closed.since)
+        elif now >= self._refused_at + again_s:
+            self._is_over()
         return closed
+
+    def _is_over(self) -> None:
+        """The incident."""
+        self._began = 0.0
+        self._waited.clear()
 
     def _closed(self, now: float) -> Closed | None:
         said, own = self.said, self.own

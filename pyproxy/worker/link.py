@@ -109,7 +109,7 @@ class Link:
         self._opening: set[Wire] = set()
         self.lent: set[Loan] = set()  # connections that one conversation each has to itself
         self.turns: dict[Turn, None] = {}  # who waits for one of those, in the order of coming
-        self.lost_at = 0.0  # CLOCK_MONOTONIC; of the first connection that was lost since one was made
+        self.lost_at = 0.0  # CLOCK_MONOTONIC; when the last one was lost, and there has been none since; 0: there is one
         self._complained: dict[str, float] = {}  # code of a refusal -> when, on the loop's clock
 
     @property
@@ -278,13 +278,15 @@ class Link:
         if self._moving:
             backend.lost(reason)
             return
-        self.lost_at = self.lost_at or time.monotonic()
         emit(Event.LINK_LOST, shard=self.name, node=self.node, why=reason, requests=backend.waiting_requests)
         self._complain(self.name, str(self.node), reason)
         self._short_lived = self._short_lived + 1 if lived_s < STEADY_S else 0
         if lived_s >= STEADY_S:
             self._pause_s = self._timeouts.reconnect_min_s  # not before: a server may let in and close at once
         wanted = backend.lost(reason) or backend.is_base
+        if not any(other.is_open for other in self.backends.values()):
+            # else it was one that its server ended for being idle, and there may never be another in its place
+            self.lost_at = self.lost_at or time.monotonic()
         if self._closed:
             return
         if self._down:

@@ -17,7 +17,7 @@ from pyproxy.control.judge import parse_info
 from pyproxy.control.watcher import LOOK_EVERY_S, LOOK_GAP_S, ShardWatch, Watcher
 from pyproxy.fleet import HOST, Fleet
 from pyproxy.hashing import slot
-from pyproxy.looks import state
+from pyproxy.looks import state, writable
 from pyproxy.messages import AtWork, FleetLook, NodeLook, ShardLook, Topology, Work
 from pyproxy.shardmap import Node, Shard, ShardMap, parse_slots
 from tests.faults import Hop
@@ -321,6 +321,19 @@ def test_the_lag_is_what_the_primary_says_while_it_answers_and_else_the_replicas
     assert [node.lag_s for node in watch.look.nodes] == [-1, 9, 1]
     watch.primary.look = NodeLook(str(shard.primary), False, "connection refused", role="master")
     assert [node.lag_s for node in watch.look.nodes] == [-1, 9, 9]
+
+
+def test_a_shard_is_writable_since_its_new_primary_took_over() -> None:
+    """And not since the old one ceased to be."""
+    old, new = Node(HOST, 7001), Node(HOST, 7101)
+    shard = Shard("s0", old, (new,), ((0, 16383),))
+    watch = ShardWatch(shard, ShardMap(1, (shard,)), PLAIN, Stretches(), lambda: None)
+    watch.primary.look = NodeLook(str(old), False, "connection refused")
+    watch.replicas[0].look = NodeLook(str(new), True, "", role="master")
+    lost_since = watch.look.since
+    watch.promoted(Shard("s0", new, (old,), ((0, 16383),)))
+    assert writable(watch.look)
+    assert watch.look.since > lost_since
 
 
 # --- complaints -------------------------------------------------------------------------------------------------------

@@ -117,6 +117,16 @@ def test_while_refused_writes_are_tried_again_the_incident_is_the_same() -> None
     assert holds(it, NOW + 5)
 
 
+def test_an_incident_of_refusals_is_over_though_nobody_asks_while_all_is_well() -> None:
+    it = gate(on_promotion="hold")
+    it.refused("READONLY", NOW)
+    assert holds(it)
+    it.give_up(1)
+    assert why(it, NOW + 1) is None  # and is not asked again, for a night
+    it.own.lost_at = NOW + 30_000
+    assert holds(it, NOW + 30_000), "what went before is another incident"
+
+
 @pytest.mark.parametrize(("mode", "expected"), [("hold", True), ("auto", False), ("reject", False)])
 def test_a_gate_that_is_closed_by_its_own_eyes_follows_the_mode(mode: str, expected: bool) -> None:
     it = gate(on_promotion=mode, down_after_s=3.0)
