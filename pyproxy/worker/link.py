@@ -322,11 +322,13 @@ class Link:
 
         def on_setup(frame: bytes) -> None:
             nonlocal opened
+            if done.done():
+                wire.drop(errors.LOST)  # it was given up in this turn, and who did so has not run yet
+                return
             try:
                 more = greeting.heard(frame)
             except Refused as exc:
-                if not done.done():
-                    done.set_exception(exc)
+                done.set_exception(exc)
                 wire.drop("set-up refused")
                 return
             if more:
