@@ -393,6 +393,7 @@ def uncertain(shard: str, node: object, why: str) -> bytes:
 
 
 LOST = "closed the connection before it answered"
+FAULT = "was not asked, or not heard, by a fault of the proxy"
 CLOSED = "closed the connection"
 UNAUTHENTICATED = "asks for a password again"
 OUT_OF_SIGHT = "lost its connection, or was replaced, after this client wrote to it"

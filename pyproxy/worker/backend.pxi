@@ -37,7 +37,7 @@ cdef class Backend:
         self.waiting = []
 
     def __dealloc__(self):
-        free(self.out)
+        PyMem_RawFree(self.out)
 
     def __repr__(self):
         return f"<Backend {self.link.name} resp{self.proto} db{self.db} door={self.door} out={self.count}>"
@@ -120,16 +120,26 @@ cdef class Backend:
         if waiting:
             self.waiting = []
             for client in waiting:
-                (<Client>client).unpark(Park.DOOR)
+                try:
+                    (<Client>client).unpark(Park.DOOR)
+                except Exception:
+                    bug(self)
+                    cut_off(<Client>client)
         return 0
 
     # --- requests ---
 
     cdef int put(self, Pending item, const char *frame, Py_ssize_t size) except -1:
-        """Appends a request; it leaves with the turn's other requests."""
+        """Appends a request; it leaves with the turn's other requests.  If it fails, nothing has been put."""
         cdef Client client
+        if not self.dirty:
+            self._mark()
+        self._append(frame, size)
+        # nothing from here on can fail: the bytes and the counts change together
         if item.write:
-            client = item.client if item.whole is None else item.whole.place.client
+            client = item.client
+            if item.whole is not None and item.whole.place is not None:
+                client = item.whole.place.client
             if client is not None:
                 client.wrote |= self.bit
         item.sent_at = self.lane.now
@@ -142,17 +152,14 @@ cdef class Backend:
             self.aging = item
         self.count += 1
         self.unflushed += 1
-        self._append(frame, size)
-        if not self.dirty:
-            self._mark()
         return 0
 
     cdef int _mark(self) except -1:
         if not self.dirty:
-            self.dirty = True
             if not self.lane.dirty_backends:
                 self.lane.dirty_since = self.lane.now
             self.lane.dirty_backends.append(self)
+            self.dirty = True
             self.lane.wake()
         return 0
 
@@ -160,13 +167,13 @@ cdef class Backend:
         cdef Py_ssize_t room
         cdef char *grown
         cdef bytearray donated = self.lane.donated
-        self.out_bytes += n
         if n >= LARGE:
             self._pack()
             if donated is not None and PyByteArray_AS_STRING(donated) == p and len(donated) == n:
                 self.chunks.append(donated)
             else:
                 self.chunks.append(PyBytes_FromStringAndSize(p, n))
+            self.out_bytes += n
             return 0
         if self.out_len + n > self.out_room:
             if self.out_room >= WRITE_BYTES:
@@ -175,13 +182,14 @@ cdef class Backend:
                 room = self.out_room * 2 if self.out_room else OUT_ROOM
                 if room < self.out_len + n:
                     room = self.out_len + n
-                grown = <char *>realloc(self.out, room)
+                grown = <char *>PyMem_RawRealloc(self.out, room)
                 if grown == NULL:
                     raise MemoryError
                 self.out = grown
                 self.out_room = room
         memcpy(self.out + self.out_len, p, n)
         self.out_len += n
+        self.out_bytes += n
         return 0
 
     cdef int _pack(self) except -1:
@@ -192,30 +200,43 @@ cdef class Backend:
 
     cpdef flush(self):
         """Gives what was put to the connection, if it is up and the server reads."""
-        cdef list chunks
+        cdef Wire wire = self.wire
         self.dirty = False
         if self.wire is None or self.wire.choked or self.wire.lost:
             if self.door == Door.OPEN and self.out_bytes > OUT_LIMIT:
                 self._set_door(Door.CONGESTED)
             return
-        if self.chunks:
-            self._pack()
-            chunks = self.chunks
-            self.chunks = []
-            for chunk in chunks:
-                if type(chunk) is bytearray:
-                    self.wire.put(PyByteArray_AS_STRING(chunk), len(<bytearray>chunk))
-                else:
-                    self.wire.put(PyBytes_AS_STRING(<bytes>chunk), PyBytes_GET_SIZE(<bytes>chunk))
-        elif self.out_len:
-            self.wire.put(self.out, self.out_len)
-            self.out_len = 0
-        self.unflushed = 0
-        self.out_bytes = 0
+        try:
+            self._give(wire)
+        except Exception:
+            bug(self)
+            wire.drop(errors.LOST)
+            return
         if self.door == Door.CONGESTED:
             self._set_door(Door.OPEN)
         if self.waiting:
             self._release()
+
+    cdef int _give(self, Wire wire) except -1:
+        """If it fails half way nobody knows what has left: by then all of it counts as sent, and the connection ends."""
+        cdef list chunks = None
+        cdef Py_ssize_t size
+        if self.chunks:
+            self._pack()
+            chunks = self.chunks
+            self.chunks = []
+        size = self.out_len
+        self.out_len = self.out_bytes = self.unflushed = 0
+        if chunks is None:
+            if size:
+                wire.put(self.out, size)
+            return 0
+        for chunk in chunks:
+            if type(chunk) is bytearray:
+                wire.put(PyByteArray_AS_STRING(chunk), len(<bytearray>chunk))
+            else:
+                wire.put(PyBytes_AS_STRING(<bytes>chunk), PyBytes_GET_SIZE(<bytes>chunk))
+        return 0
 
     cdef Pending _pop(self):
         cdef Pending item = self.head
@@ -293,44 +314,74 @@ cdef class Backend:
         Sent writes may have been applied.  Sent reads go out again once, unless the same client has a later write on
         the connection: the read would see the future.  What was never given to the connection is kept.
         """
-        cdef Pending item
+        cdef Pending item = self.head
         cdef Py_ssize_t sent = self.count - self.unflushed, i
         cdef dict last_write = {}
         cdef list items = []
-        self.wire = None
-        if self.front is not None and self.link is self.lane.links[self.shard]:     # not a lent one, nor a replica's
-            self.lane.lost_sight(self.shard)
         for i in range(sent):
-            item = self._pop()
             items.append(item)
             if item.write:
                 owner = self._owner(item)
                 if owner is not None:
                     last_write[owner] = i
+            item = item.next_out
+        # nothing has changed until here
+        self.wire = None
+        for i in range(sent):
+            self._pop()
+        if self.front is not None and self.link is self.lane.links[self.shard]:     # not a lent one, nor a replica's
+            self.lane.lost_sight(self.shard)
         # items still out get their verdict; those to be tried again are collected in their order
         retries = []
         for i, held in enumerate(items):
             item = <Pending>held
             if (item.client is None or item.done) and item.whole is None:
                 continue
-            taking = self.taking.get(self._owner(item)) if self.taking is not None else None
-            if item.write:
-                if taking is not None:
-                    (<Taking>taking).applied = True     # perhaps
-                self._fail(item, why, False)
-            elif taking is not None:
-                (<Taking>taking).items.append((item, None))
-            elif item.retried or item.stays or item.request is None or last_write.get(self._owner(item), -1) > i:
-                self._fail(item, why, True)
-            else:
-                retries.append(item)
+            try:
+                taking = self.taking.get(self._owner(item)) if self.taking is not None else None
+                if item.write:
+                    if taking is not None:
+                        (<Taking>taking).applied = True     # perhaps
+                    self._fail(item, why, False)
+                elif taking is not None:
+                    (<Taking>taking).items.append((item, None))
+                elif item.retried or item.stays or item.request is None or last_write.get(self._owner(item), -1) > i:
+                    self._fail(item, why, True)
+                else:
+                    retries.append(item)
+            except Exception:
+                self._give_over(item)
         if retries:
-            self._put_first(retries)
+            try:
+                self._put_first(retries)
+            except Exception:
+                for held in retries:
+                    self._give_over(<Pending>held)
         self._set_door(Door.QUEUE if self.count else Door.IDLE)
         if self.taking is not None:
             for owner in list(self.taking):
                 decide(self, owner)
         return self.count > 0
+
+    cdef int _lost_by_fault(self, Wire wire, str why) except -1:
+        """The link failed when it was told that its connection is gone: its requests get their verdict all the same."""
+        if self.wire is wire:
+            self.lost(why)
+        if self.link.backends.get((self.proto, self.db)) is not self:
+            self.shut(errors.not_applied(self.link.name, self.link.node, why))      # a lent one
+        elif self.wire is None and self.door != Door.SHUT:
+            self.idle()
+            if self.count:
+                self.link.connect(self)
+        return 0
+
+    cdef int _give_over(self, Pending item) except -1:
+        """By a fault of ours, whose exception is being handled, a request gets no answer: who waits for it is cut off."""
+        cdef object owner = self._owner(item)
+        bug(self)
+        if owner is not None:
+            cut_off(<Client>owner)
+        return 0
 
     cdef object _owner(self, Pending item):
         if item.client is not None:
@@ -342,14 +393,16 @@ cdef class Backend:
     cdef int _put_first(self, list retries) except -1:
         cdef Pending item, rest = self.head, rest_tail = self.tail
         cdef Py_ssize_t rest_count = self.unflushed
-        cdef list frames = []
+        cdef list frames = [(<Pending>held).request for held in retries]
         self._pack()
+        self.chunks = frames + self.chunks
+        # nothing from here on can fail
         self.head = self.tail = None
         for held in retries:
             item = <Pending>held
             item.retried = True
             item.ahead = item.queued + 1 if item.queued else 0
-            frames.append(item.request)
+            self.out_bytes += PyBytes_GET_SIZE(item.request)
             if self.tail is None:
                 self.head = item
             else:
@@ -358,9 +411,6 @@ cdef class Backend:
         self.tail.next_out = rest
         if rest is not None:
             self.tail = rest_tail
-        self.chunks = frames + self.chunks
-        for frame in frames:
-            self.out_bytes += len(frame)
         self.count = self.unflushed = rest_count + len(retries)
         self.aging = self.head
         return 0
@@ -423,8 +473,6 @@ cdef class Wire:
         return 0
 
     def data_received(self, bytes data not None):
-        cdef bytearray inbuf
-        cdef Py_ssize_t used = 0
         cdef Lane lane = self.backend.lane
         if self.lost:
             return
@@ -433,16 +481,24 @@ cdef class Wire:
             return
         lane.now = self.last_bytes = _clock()
         lane.came = True
+        try:
+            self._receive(data)
+        except Exception:
+            self._broke(None)
+
+    cdef int _receive(self, bytes data) except -1:
+        cdef bytearray inbuf
+        cdef Py_ssize_t used = 0
         if self.large is not None:
             used = self._fill(data)
             if self.lost or used == PyBytes_GET_SIZE(data):
-                return
+                return 0
             data = data[used:]
         if self.inbuf is None:
             used = self._cut(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
             if 0 <= used < PyBytes_GET_SIZE(data):
                 self.inbuf = bytearray(data[used:])
-            return
+            return 0
         inbuf = self.inbuf
         inbuf += data
         used = self._cut(PyByteArray_AS_STRING(inbuf), len(inbuf))
@@ -450,33 +506,57 @@ cdef class Wire:
             self.inbuf = None
         elif used:
             del inbuf[:used]
+        return 0
+
+    cdef int _broke(self, Pending item) except -1:
+        """Our own fault, whose exception is being handled: it ends this connection and no other.
+
+        `item`: whose answer it was; all that are still in the queue get their verdict with the connection.
+        """
+        cdef Backend backend = self.backend
+        bug(self)
+        if item is not None and item is not backend.head:
+            try:
+                if item.whole is not None or (item.client is not None and not item.done):
+                    backend._fail(item, errors.FAULT, False)
+            except Exception:
+                backend._give_over(item)
+        self.drop(errors.LOST)
+        return 0
 
     cdef Py_ssize_t _cut(self, const char *p, Py_ssize_t n) except -2:
-        """Gives each whole reply to the request it belongs to -> bytes used; -1: the server broke the protocol."""
+        """Gives each whole reply to the request it belongs to -> bytes used; -1: the connection has ended."""
         cdef Backend backend = self.backend
+        cdef Pending item = None
         cdef Py_ssize_t pos = 0, length = 0
         cdef bint resp3 = backend.proto == 3 or self.on_setup is not None
         cdef Found found
-        while pos < n:
-            found = scan_reply(p + pos, n - pos, &self.scan, resp3, backend.lane.reply_line, &length)
-            if found == NEED_MORE:
-                if self.on_setup is None and not self._owes():
-                    return -1
-                return n if self.on_setup is None and self._begin_large(p + pos, n - pos) else pos
-            if found == BAD:
-                return self._garbled("sent bytes that are not a reply")
-            if self.on_setup is not None:
-                self.on_setup(p[pos:pos + length])
-                if self.lost:
-                    return -1
-                resp3 = backend.proto == 3 or self.on_setup is not None
-            else:
-                if not self._owes():
-                    return -1
-                self._deliver(p + pos, length, None)
-                if self.lost:
-                    return -1
-            pos += length
+        try:
+            while pos < n:
+                found = scan_reply(p + pos, n - pos, &self.scan, resp3, backend.lane.reply_line, &length)
+                if found == NEED_MORE:
+                    if self.on_setup is None and not self._owes():
+                        return -1
+                    item = None
+                    return n if self.on_setup is None and self._begin_large(p + pos, n - pos) else pos
+                if found == BAD:
+                    return self._garbled("sent bytes that are not a reply")
+                if self.on_setup is not None:
+                    self.on_setup(p[pos:pos + length])
+                    if self.lost:
+                        return -1
+                    resp3 = backend.proto == 3 or self.on_setup is not None
+                else:
+                    if not self._owes():
+                        return -1
+                    item = backend.head
+                    self._deliver(item, p + pos, length, None)
+                    if self.lost:
+                        return -1
+                pos += length
+        except Exception:
+            self._broke(item)
+            return -1
         return pos
 
     cdef int _garbled(self, str what) except -2:
@@ -495,11 +575,10 @@ cdef class Wire:
         self.drop(errors.garbled("sent a reply that nobody asked for"))
         return False
 
-    cdef int _deliver(self, const char *p, Py_ssize_t n, bytes frame) except -1:
+    cdef int _deliver(self, Pending item, const char *p, Py_ssize_t n, bytes frame) except -1:
         """Gives a reply to the request whose turn it is; `frame` if there are bytes of it already."""
         cdef Backend backend = self.backend
         cdef Lane lane = backend.lane
-        cdef Pending item = backend.head
         backend.last_frame = lane.now
         if item.ahead:
             return self._swallow(item, p, n)
@@ -557,6 +636,7 @@ cdef class Wire:
 
     cdef Py_ssize_t _fill(self, bytes data) except -1:
         """Receives more of a large bulk -> bytes of `data` that belong to it."""
+        cdef Pending item
         cdef bytes frame = self.large
         cdef char *p = PyBytes_AS_STRING(frame)
         cdef Py_ssize_t size = PyBytes_GET_SIZE(frame), taken = min(PyBytes_GET_SIZE(data), size - self.large_filled)
@@ -568,7 +648,11 @@ cdef class Wire:
         if p[size - 2] != c'\r' or p[size - 1] != c'\n':
             self._garbled("sent bytes that are not a reply")
         elif self._owes():
-            self._deliver(p, size, frame)
+            item = self.backend.head
+            try:
+                self._deliver(item, p, size, frame)
+            except Exception:
+                self._broke(item)
         return taken
 
     cdef bint _distrusted(self, const char *p, Py_ssize_t n):
@@ -601,9 +685,16 @@ cdef class Wire:
         self.lost = True
         self.inbuf = None
         self.large = None
-        if self.transport is not None:
-            self.transport.abort()
-        self.on_lost(why)
+        try:
+            if self.transport is not None:
+                self.transport.abort()
+        except Exception:
+            bug(self)
+        try:
+            self.on_lost(why)
+        except Exception:
+            bug(self)
+            self.backend._lost_by_fault(self, why)
 
     def eof_received(self):
         return False

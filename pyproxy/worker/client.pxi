@@ -92,17 +92,11 @@ cdef class Client:
         self.transport = None
         self.write = None
         self.finishing = True
-        if self.parked & Park.HOLD:
-            self.front.left(self)
-        if self.parked & Park.SWITCH:
-            for backend in self.pool:
-                forget(<Backend>backend, self, None)
-        if self.talk is not None:
-            self.talk.left()
-            self.talk = None
-        self.end_watch()
-        if self._subscriber is not None:
-            self._subscriber.left()
+        for tell in (self._left_gate, self._left_kept, self._left_talk, self.end_watch, self._left_channels):
+            try:
+                tell()
+            except Exception:
+                bug(self)
         self.head = self.tail = None
         while item is not None:
             following = item.next_placed
@@ -119,6 +113,25 @@ cdef class Client:
         self.ready = []
         lane.clients.discard(self)
         lane.count_coming(0)
+
+    def _left_gate(self):
+        if self.parked & Park.HOLD:
+            self.front.left(self)
+
+    def _left_kept(self):
+        if self.parked & Park.SWITCH:
+            for backend in self.pool:
+                forget(<Backend>backend, self, None)
+
+    def _left_talk(self):
+        talk = self.talk
+        self.talk = None
+        if talk is not None:
+            talk.left()
+
+    def _left_channels(self):
+        if self._subscriber is not None:
+            self._subscriber.left()
 
     # --- bytes to commands ---
 
@@ -210,16 +223,13 @@ cdef class Client:
                     self._counted()
                     self.say(lane.refusal)
                     return True
-            item = self.place()
-            item.size = size
+            item = self.begun(size)
             item.write = route.write
             item.shard = backend.shard
             if not route.write or (backend.keeps and route.again and size <= KEPT_BYTES):
                 item.request = PyBytes_FromStringAndSize(frame, size)
-            self.inflight += 1
-            self.inflight_bytes += size
-            lane.inflight += 1
             backend.put(item, frame, size)
+            self.placed(item)
         elif (route is not None and route.merge and self.transaction is None and not self.limited
                 and argc >= -route.arity):
             if lane.splitter(self, route, frame, size) < 0:
@@ -247,10 +257,21 @@ cdef class Client:
             return 1
         return <int>(window if window < self.lane.window_limit else self.lane.window_limit)
 
-    cdef Pending place(self):
-        """The next place in the order of replies."""
+    cdef Pending begun(self, Py_ssize_t size):
+        """For a request of so many bytes; it has no place until all is done that can fail (`placed`)."""
         cdef Pending item = Pending.__new__(Pending)
         item.client = self
+        item.size = size
+        return item
+
+    cdef void placed(self, Pending item) noexcept:
+        """A request that is out takes the next place in the order of replies."""
+        self._line_up(item)
+        self.inflight += 1
+        self.inflight_bytes += item.size
+        self.lane.inflight += 1
+
+    cdef void _line_up(self, Pending item) noexcept:
         if self.reply_mode:
             item.mute = True
             if self.reply_mode == 2:
@@ -260,7 +281,6 @@ cdef class Client:
         else:
             self.tail.next_placed = item
         self.tail = item
-        return item
 
     cdef int say(self, bytes reply) except -1:
         """Puts the proxy's own reply into the client's order; b"" says nothing."""
@@ -274,15 +294,16 @@ cdef class Client:
             if self.reply_mode == 2:
                 self.reply_mode = 0
             return 0
+        if self.head is None:
+            self.touch()
+            self.ready.append(reply)
+        else:
+            item = self.begun(0)
+            item.reply = reply
+            item.done = True
+            self._line_up(item)
         self.held += size
         self.lane.held += size
-        if self.head is None:
-            self.ready.append(reply)
-            self.touch()
-            return 0
-        item = self.place()
-        item.reply = reply
-        item.done = True
         return 0
 
     # --- what Python may ask of a client ---
@@ -299,8 +320,7 @@ cdef class Client:
         cdef Pending item
         if backend is None:
             return NOT_NOW if self.lane.refusal is None else self.lane.refusal
-        item = self.place()
-        item.size = PyBytes_GET_SIZE(frame)
+        item = self.begun(PyBytes_GET_SIZE(frame))
         item.write = write
         item.shard = shard
         if not write or (backend.keeps and again and item.size <= KEPT_BYTES):
@@ -308,10 +328,8 @@ cdef class Client:
         if queued:
             item.queued = queued
             item.ahead = queued + 1
-        self.inflight += 1
-        self.inflight_bytes += item.size
-        self.lane.inflight += 1
         backend.put(item, PyBytes_AS_STRING(frame), item.size)
+        self.placed(item)
         return None
 
     def converse(self, talk):
@@ -325,10 +343,9 @@ cdef class Client:
             self.parked |= Park.SWITCH
             self.touch()
             return NOT_NOW
-        item = self.place()
+        item = self.begun(0)
         item.shard = -2
-        self.inflight += 1
-        self.lane.inflight += 1
+        self.placed(item)
         self.talk = talk
         self.parked |= Park.TALK
         return None
@@ -337,10 +354,10 @@ cdef class Client:
         """The end of a conversation; b"" says nothing."""
         if self.talk is None:
             return
-        self.talk = None
         if reply.startswith(b"-"):
             self.lane.errors += 1
         self.lane.settle(self.head, reply)
+        self.talk = None
         self.unpark(Park.TALK)
 
     def settled(self):
@@ -355,10 +372,10 @@ cdef class Client:
         cdef Py_ssize_t size = PyBytes_GET_SIZE(frame)
         if self.finishing or self.transport is None:
             return 0
+        self.touch()
+        self.ready.append(frame)
         self.held += size
         self.lane.held += size
-        self.ready.append(frame)
-        self.touch()
         return self.held
 
     @property
@@ -413,9 +430,9 @@ cdef class Client:
         """From the next command on: another protocol or database, once all earlier requests are answered."""
         if proto == self.proto and db == self.db:
             return
+        self.pool = self.lane.pool(proto, db)
         self.proto = proto
         self.db = db
-        self.pool = self.lane.pool(proto, db)
         self.limited = self._subscriber is not None and proto == 2
         if self.head is not None:
             self.parked |= Park.SWITCH
@@ -432,6 +449,7 @@ cdef class Client:
         transport = self.transport
         if transport is None:
             return
+        self.connection_lost(None)      # that is told once; what the transport says later finds nobody
         try:
             for _ in range(64):   # unread bytes would make the kernel send RST instead of FIN
                 if not os.read(self.fd, 65536):
@@ -439,7 +457,6 @@ cdef class Client:
         except OSError:
             pass
         transport.abort()
-        self.connection_lost(None)
 
     @property
     def buffered(self):
@@ -572,21 +589,21 @@ cdef class Client:
 
     cpdef touch(self):
         if not self.dirty:
-            self.dirty = True
             self.lane.dirty_clients.append(self)
+            self.dirty = True
             self.lane.wake()
 
     cpdef unpark(self, int reasons):
         if self.parked & reasons:
-            self.parked &= ~reasons
-            if not self.parked:
+            if not self.parked & ~reasons:
                 self._next_turn()
-            elif self.talk is not None:
+            self.parked &= ~reasons
+            if self.talk is not None and not self.parked & Park.TURN:
                 self.talk.go_on()
 
     cdef int _next_turn(self) except -1:
-        self.parked |= Park.TURN     # until then it is neither read nor closed
         self.lane.backlog.append(self)
+        self.parked |= Park.TURN     # until then it is neither read nor closed
         self.lane.wake()
         return 0
 
@@ -605,8 +622,8 @@ cdef class Client:
             self.touch()
 
     cdef int park_at(self, Backend backend) except -1:
-        self.parked |= Park.DOOR
         backend.waiting.append(self)
+        self.parked |= Park.DOOR
         return 0
 
     cdef int _count_input(self) except -1:

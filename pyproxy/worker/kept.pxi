@@ -159,8 +159,8 @@ cdef int try_kept_reads(Backend backend) except -1:
 
 cdef list take_unsent(Backend backend):
     """Takes what was never given to a connection out of the queue -> in its order."""
-    cdef list taken = []
-    cdef Pending item = backend.head, last = None, following
+    cdef list taken = [], none = []
+    cdef Pending item = backend.head, last = None
     cdef Py_ssize_t sent = backend.count - backend.unflushed, i
     cdef bint aging_stays = False
     for i in range(sent):
@@ -168,22 +168,23 @@ cdef list take_unsent(Backend backend):
             aging_stays = True
         last = item
         item = item.next_out
+    while item is not None:
+        taken.append(item)
+        item = item.next_out
+    # nothing from here on can fail
     if last is None:
         backend.head = None
     else:
         last.next_out = None
     backend.tail = last
-    while item is not None:
-        following = item.next_out
-        item.next_out = None
-        taken.append(item)
-        item = following
+    for held in taken:
+        (<Pending>held).next_out = None
     if not aging_stays:
         backend.aging = None
     backend.count = sent
     backend.unflushed = 0
     backend.out_len = 0
-    backend.chunks = []
+    backend.chunks = none
     backend.out_bytes = 0
     return taken
 
@@ -192,8 +193,12 @@ cdef int put_again(Backend backend, Pending item) except -1:
     """At the end of the queue, from the request that was kept; its deadline is as it was."""
     cdef double sent_at = item.sent_at
     item.ahead = item.queued + 1 if item.queued else 0
-    backend.put(item, PyBytes_AS_STRING(item.request), PyBytes_GET_SIZE(item.request))
-    item.sent_at = sent_at
+    try:
+        backend.put(item, PyBytes_AS_STRING(item.request), PyBytes_GET_SIZE(item.request))
+        item.sent_at = sent_at
+    except Exception:
+        bug(backend)
+        backend._fail(item, errors.FAULT, True)
     return 0
 
 

@@ -23,6 +23,9 @@ cdef enum Park:
     TALK = 64       # a conversation is going on; see conversation.py
 
 
+# says in the log what nobody expected; the exception is the one being handled
+cdef int bug(object where) except -1
+
 # begins a split command: 1 done, -1 not now (the client was parked)
 ctypedef int (*Splitter)(Client client, Route route, const char *frame, Py_ssize_t size) except -2
 # the one answer to a split command whose parts are all answered
@@ -93,6 +96,7 @@ cdef class Split:
     cdef object answer              # makes the client's answer of the one that came; None: they are merged
     cdef int answered(self, Pending part, bytes frame) except -1
     cdef int fail(self, Pending part, bytes line, bint unsent) except -1
+    cdef int not_sent(self, Backend backend) except -1
     cdef int _hold(self, Py_ssize_t size) except -1
     cdef int _merge(self) except -1
     cdef int _failed(self, int shard, bytes line, bint unsent) except -1
@@ -148,7 +152,7 @@ cdef class Lane:
     cdef readonly bint draining
     cdef Route route(self, bytes name)
     cdef int slot(self, const char *key, Py_ssize_t size) except -1
-    cdef void wake(self)
+    cdef void wake(self) noexcept
     cdef int wake_up(self) except -1
     cpdef count_coming(self, int change)
     cdef int lost_sight(self, int shard) except -1
@@ -218,7 +222,9 @@ cdef class Client:
     cpdef go_on(self)
     cpdef flush(self)
     cpdef finish(self)
-    cdef Pending place(self)
+    cdef Pending begun(self, Py_ssize_t size)
+    cdef void placed(self, Pending item) noexcept
+    cdef void _line_up(self, Pending item) noexcept
     cdef int say(self, bytes reply) except -1
     cdef int park_at(self, Backend backend) except -1
     cdef Backend _seek(self, Backend backend, bint write, Py_ssize_t size)
@@ -275,6 +281,9 @@ cdef class Backend:
     cdef list waiting
     cdef void _set_door(self, int door)
     cdef int put(self, Pending item, const char *frame, Py_ssize_t size) except -1
+    cdef int _give(self, Wire wire) except -1
+    cdef int _lost_by_fault(self, Wire wire, str why) except -1
+    cdef int _give_over(self, Pending item) except -1
     cdef int admit(self, Client client) except -2
     cpdef flush(self)
     cpdef expire(self, double now)
@@ -307,12 +316,14 @@ cdef class Wire:
     cdef readonly double last_bytes
     cdef public object run_id       # of the server, once somebody has asked it; None: not known
     cdef Py_ssize_t _cut(self, const char *p, Py_ssize_t n) except -2
+    cdef int _receive(self, bytes data) except -1
+    cdef int _broke(self, Pending item) except -1
     cdef bint _distrusted(self, const char *p, Py_ssize_t n)
     cdef bint _tell_of(self, const char *p, Py_ssize_t n) except -1
     cdef int put(self, const char *data, Py_ssize_t size) except -1
     cdef int _garbled(self, str what) except -2
     cdef bint _owes(self) except -1
-    cdef int _deliver(self, const char *p, Py_ssize_t n, bytes frame) except -1
+    cdef int _deliver(self, Pending item, const char *p, Py_ssize_t n, bytes frame) except -1
     cdef int _swallow(self, Pending item, const char *p, Py_ssize_t n) except -1
     cdef bint _begin_large(self, const char *p, Py_ssize_t n) except -1
     cdef Py_ssize_t _fill(self, bytes data) except -1

@@ -30,6 +30,7 @@ class Lane:
     on_slept: Callable[[float], None] | None
     clients: set[Client]
     held: int
+    inflight: int
     draining: bool
     def __init__(
         self,

@@ -33,7 +33,7 @@ cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.bytearray cimport PyByteArray_AS_STRING
-from libc.stdlib cimport free, malloc, realloc
+from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
 from libc.string cimport memchr, memcmp, memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -85,7 +85,19 @@ cdef inline Py_ssize_t _send(int fd, const char *data, Py_ssize_t size) noexcept
 
 cdef int bug(object where) except -1:
     """Says in the log what nobody expected; the exception is the one being handled."""
-    emit(Event.BUG, where=where, trace=traceback.format_exc())
+    try:
+        emit(Event.BUG, where=where, trace=traceback.format_exc())
+    except Exception:
+        pass    # what is done about it matters more than the line
+    return 0
+
+
+cdef int cut_off(Client client) except -1:
+    """The last resort where the lane itself failed: its connection ends, and no other."""
+    try:
+        client.abandon()
+    except Exception:
+        bug(client)
     return 0
 
 
@@ -140,21 +152,30 @@ cdef class Split:
     """A request of several parts: the replies of its shards, until all are here and can be merged."""
 
     cdef int answered(self, Pending part, bytes frame) except -1:
-        part.whole = None
-        self.left -= 1
-        self._hold(PyBytes_GET_SIZE(frame))
-        self.frames[part.shard] = frame
         if PyBytes_AS_STRING(frame)[0] == c'-':
             # an error reply of a command that touches data means that the server did not do it
             self._failed(part.shard, frame, True)
+        part.whole = None
+        self.left -= 1
+        self.frames[part.shard] = frame
+        self._hold(PyBytes_GET_SIZE(frame))
         if self.left == 0:
             self._merge()
         return 0
 
     cdef int fail(self, Pending part, bytes line, bint unsent) except -1:
+        self._failed(part.shard, line, unsent)
         part.whole = None
         self.left -= 1
-        self._failed(part.shard, line, unsent)
+        if self.left == 0:
+            self._merge()
+        return 0
+
+    cdef int not_sent(self, Backend backend) except -1:
+        """By a fault of ours, whose exception is being handled, a part was not put: the others may be on their way."""
+        bug(backend)
+        self._failed(backend.shard, errors.not_applied(backend.link.name, backend.link.node, errors.FAULT), True)
+        self.left -= 1
         if self.left == 0:
             self._merge()
         return 0
@@ -180,10 +201,15 @@ cdef class Split:
         cdef Pending place = self.place
         self._hold(-self.held)
         self.place = None
-        if self.asked is not None:
-            self.asked(self.frames, self.failed)
-        elif place is not None and place.client is not None:
-            self.lane.settle(place, self.lane.merger(self))
+        try:
+            if self.asked is not None:
+                self.asked(self.frames, self.failed)
+            elif place is not None and place.client is not None:
+                self.lane.settle(place, self.lane.merger(self))
+        except Exception:
+            bug(self.route.name)
+            if place is not None and place.client is not None:
+                cut_off(place.client)    # its answer is lost, and those behind it wait for that
         return 0
 
 
@@ -291,10 +317,14 @@ cdef class Lane:
                 self.on_slept(self.now)
         return 0
 
-    cdef void wake(self):
+    cdef void wake(self) noexcept:
+        """Asks for a turn; one that could not be asked for is by the next tick."""
         if not self.awake:
-            self.awake = True
-            self.loop.call_soon(self.turn)
+            try:
+                self.loop.call_soon(self.turn)
+                self.awake = True
+            except Exception:
+                bug("a turn")
 
     def turn(self):
         """Once a loop turn in which anything happened: what may go on goes on, and what is ready is written."""
@@ -309,7 +339,11 @@ cdef class Lane:
             work = self.backlog
             self.backlog = []
             for client in work:
-                client.go_on()
+                try:
+                    client.go_on()
+                except Exception:
+                    bug(client)
+                    cut_off(client)
         # whatever fails in here must not keep the others from being written
         if self.dirty_backends and self.came and self.inflight > 1 and self.now - self.dirty_since < GATHER_S:
             self.wake()
@@ -321,8 +355,6 @@ cdef class Lane:
                     backend.flush()
                 except Exception:
                     bug(backend)
-                    if backend.wire is not None:
-                        backend.wire.drop(errors.LOST)
         if self.dirty_clients:
             work = self.dirty_clients
             self.dirty_clients = []
@@ -331,7 +363,7 @@ cdef class Lane:
                     client.flush()
                 except Exception:
                     bug(client)
-                    client.abandon()
+                    cut_off(client)
         self.came = False
         if self.held > self.memory_limit:
             self._shed()
@@ -357,6 +389,8 @@ cdef class Lane:
         if client is None or item.done:     # a tombstone, or a place that got its error at the deadline
             return 0
         size = PyBytes_GET_SIZE(frame)
+        if client.head is item:
+            client.touch()      # first, as only this can fail
         item.reply = frame
         item.request = None
         item.done = True
@@ -369,11 +403,7 @@ cdef class Lane:
             client.typical = size
         else:
             client.typical -= (client.typical - size) >> 3
-        if client.head is item and not client.dirty:
-            client.dirty = True
-            self.dirty_clients.append(client)
-            self.wake()
-        elif self.held > self.memory_limit:
+        if self.held > self.memory_limit:
             self.wake()
         return 0
 
@@ -387,6 +417,8 @@ cdef class Lane:
         for link in self.links + self.sides:
             for backend in list(link.backends.values()):
                 backend.expire(self.now)
+        if self.dirty_clients or self.dirty_backends or self.backlog:
+            self.wake()
         if self.lingering:
             for client in list(self.lingering):
                 if client.transport is None or client.cut_off():

@@ -12,7 +12,7 @@ and taking each shard's next element.  All doors are asked before any part is se
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.stdlib cimport calloc, free
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from libc.string cimport memcpy
 
 from protocol.scan cimport FRAME, ReplyScan, counted, header, scan_reply, short_bulk
@@ -83,7 +83,7 @@ cdef int begin(Client client, Route route, const char *frame, Py_ssize_t size) e
         client.say(errors.wrong_arity(route.name))
         return 1
     owners = PyBytes_FromStringAndSize(NULL, keys * 2)
-    shares = <Share *>calloc(shards, sizeof(Share))
+    shares = <Share *>PyMem_RawCalloc(shards, sizeof(Share))
     if shares == NULL:
         raise MemoryError
     try:
@@ -92,7 +92,7 @@ cdef int begin(Client client, Route route, const char *frame, Py_ssize_t size) e
             return _whole(client, route, (<unsigned short *>PyBytes_AS_STRING(owners))[0], frame, size)
         return _parts(client, route, frame, owners, shares, shards, involved, size)
     finally:
-        free(shares)
+        PyMem_RawFree(shares)
 
 
 def cut(Lane lane not None, Route route not None, list argv not None):
@@ -108,14 +108,14 @@ def cut(Lane lane not None, Route route not None, list argv not None):
     if keys < 0:
         raise ValueError(f"{route.name!r} lacks a value")
     owners = PyBytes_FromStringAndSize(NULL, keys * 2)
-    shares = <Share *>calloc(shards, sizeof(Share))
+    shares = <Share *>PyMem_RawCalloc(shards, sizeof(Share))
     if shares == NULL:
         raise MemoryError
     try:
         _share_out(lane, route, frame, owners, shares)
         frames = _cut(route, frame, owners, shares, shards)
     finally:
-        free(shares)
+        PyMem_RawFree(shares)
     return owners, {shard: of_frame(frames[shard]) for shard in range(shards) if frames[shard] is not None}
 
 
@@ -196,22 +196,14 @@ cdef int _whole(Client client, Route route, int shard, const char *frame, Py_ssi
             return -1
         client.say(client.lane.refusal)
         return 1
-    place = _place(client, size)
+    place = client.begun(size)
     place.write = route.write
     place.shard = shard
     if not route.write or (backend.keeps and route.again and size <= KEPT_BYTES):
         place.request = PyBytes_FromStringAndSize(frame, size)
     backend.put(place, frame, size)
+    client.placed(place)
     return 1
-
-
-cdef Pending _place(Client client, Py_ssize_t size):
-    cdef Pending place = client.place()
-    place.size = size
-    client.inflight += 1
-    client.inflight_bytes += size
-    client.lane.inflight += 1
-    return place
 
 
 cdef int _parts(Client client, Route route, const char *frame, bytes owners, Share *shares, int shards, int involved,
@@ -232,7 +224,7 @@ cdef int _parts(Client client, Route route, const char *frame, bytes owners, Sha
     split = _split(client, route, owners, involved, size)
     for shard in range(shards):
         if frames[shard] is not None:
-            _send(<Backend>backends[shard], split, <bytes>frames[shard], 0)
+            _send(<Backend>backends[shard], split, <bytes>frames[shard], 0, False)
     return 1
 
 
@@ -282,30 +274,38 @@ cdef Split _split(Client client, Route route, bytes owners, int parts, Py_ssize_
     split.order = owners
     split.left = parts
     split.frames = [None] * len(client.pool)
-    split.place = _place(client, size)
+    split.place = client.begun(size)
     split.place.shard = -1
+    client.placed(split.place)
     client.lane.splits += 1
     return split
 
 
-cdef int _send(Backend backend, Split split, bytes frame, int queued) except -1:
-    cdef Pending part = Pending.__new__(Pending)
-    part.whole = split
-    part.shard = backend.shard
-    part.size = PyBytes_GET_SIZE(frame)
-    part.write = split.write
-    if queued:
-        part.queued = queued
-        part.ahead = queued + 1
-    if not part.write or (backend.keeps and split.route.again and part.size <= KEPT_BYTES):
-        part.request = frame
-    return backend.put(part, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+cdef int _send(Backend backend, Split split, bytes frame, int queued, bint stays) except -1:
+    """One part out.  Its split has begun, so a part that cannot be put has failed, and the others go on."""
+    cdef Pending part
+    try:
+        part = Pending.__new__(Pending)
+        part.whole = split
+        part.shard = backend.shard
+        part.size = PyBytes_GET_SIZE(frame)
+        part.write = split.write
+        part.stays = stays
+        if queued:
+            part.queued = queued
+            part.ahead = queued + 1
+        if not part.write or (backend.keeps and split.route.again and part.size <= KEPT_BYTES):
+            part.request = frame
+        backend.put(part, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+    except Exception:
+        split.not_sent(backend)
+    return 0
 
 
 def fan_out(Client client not None, Route route not None, asked not None):
     """Asks every shard the same Request.  -> None (a place was taken), NOT_NOW, or the refusal to answer."""
     cdef bytes frame = asked.frame
-    cdef int shard, shards = <int>len(client.pool)
+    cdef int shard, shards = <int>len(client.pool), queued = asked.queued
     cdef Split split
     cdef list backends = list(client.pool)
     cdef int verdict = _admitted(client, route.write, range(shards), PyBytes_GET_SIZE(frame), backends)
@@ -313,7 +313,7 @@ def fan_out(Client client not None, Route route not None, asked not None):
         return NOT_NOW if verdict < 0 else client.lane.refusal
     split = _split(client, route, b"", shards, PyBytes_GET_SIZE(frame))
     for shard in range(shards):
-        _send(<Backend>backends[shard], split, frame, asked.queued)
+        _send(<Backend>backends[shard], split, frame, queued, False)
     return None
 
 
@@ -328,22 +328,24 @@ def execute(Client client not None, Route route not None, dict blocks not None, 
     cdef list backends = list(client.pool)
     cdef Py_ssize_t size = 0
     cdef int verdict
-    for asked in blocks.values():
-        size += asked.size
+    cdef list parts = [(shard, <bytes?>each.frame, <int>each.queued) for shard, each in blocks.items()]
+    for each in blocks.values():
+        size += each.size
     verdict = _admitted(client, write, list(blocks), size, backends)
     if verdict <= 0:
         return NOT_NOW if verdict < 0 else client.lane.refusal
     split = _split(client, route, b"", <int>len(blocks), size)
     split.write = write
     split.commands = commands
-    for shard, asked in blocks.items():
-        _send(<Backend>backends[shard], split, asked.frame, asked.queued)
+    for shard, frame, queued in parts:
+        _send(<Backend>backends[shard], split, <bytes>frame, queued, False)
     return None
 
 
 def relay(Client client not None, Route route not None, int shard, asked not None, answer not None):
     """Sends a Request to one shard; the client gets `answer(reply frame)`, or the error as it is.  -> as `fan_out`."""
     cdef bytes frame = asked.frame
+    cdef int queued = asked.queued
     cdef Backend backend = client._seek(<Backend>client.pool[shard], route.write, len(frame))
     cdef Split split
     if backend is None:
@@ -355,10 +357,11 @@ def relay(Client client not None, Route route not None, int shard, asked not Non
     split.left = 1
     split.frames = [None] * len(client.pool)
     split.answer = answer
-    split.place = _place(client, len(frame))
+    split.place = client.begun(len(frame))
     split.place.write = route.write
     split.place.shard = shard
-    _send(backend, split, frame, asked.queued)
+    client.placed(split.place)
+    _send(backend, split, frame, queued, False)
     return None
 
 
@@ -380,6 +383,7 @@ def ask(Client client not None, Route route not None, parts not None, bint write
     cdef list backends = list(client.pool)
     cdef Py_ssize_t size = 0
     cdef int verdict
+    cdef list going = [(shard, <bytes?>each.frame, <int>each.queued) for shard, each in parts.items()]
     for each in parts.values():
         size += each.size
     if primary and not write:
@@ -401,18 +405,18 @@ def ask(Client client not None, Route route not None, parts not None, bint write
             return NOT_NOW if verdict < 0 else lane.refusal
     split = _asking(client, route, <int>len(parts), asked)
     split.write = write
-    for shard, each in parts.items():
-        _send(<Backend>backends[shard], split, each.frame, each.queued)
-        (<Backend>backends[shard]).tail.stays = primary
+    for shard, frame, queued in going:
+        _send(<Backend>backends[shard], split, <bytes>frame, queued, primary)
     return None
 
 
 def ask_on(Client client not None, Route route not None, Backend backend not None, part not None, bint write, asked):
     """Sends a Request or a Block on a connection that only this conversation uses; `asked` as for `ask`."""
     cdef bytes frame = part.frame
+    cdef int queued = part.queued
     cdef Split split = _asking(client, route, 1, asked)
     split.write = write
-    _send(backend, split, frame, part.queued)
+    _send(backend, split, frame, queued, False)
 
 
 cdef Split _asking(Client client, Route route, int parts, asked):
@@ -592,7 +596,7 @@ cdef bytes _gather(Split split):
     cdef bytes frame, out
     cdef char *to
     cdef ReplyScan state
-    cdef const char **cursors = <const char **>calloc(shards * 2, sizeof(char *))
+    cdef const char **cursors = <const char **>PyMem_RawCalloc(shards * 2, sizeof(char *))
     if cursors == NULL:
         raise MemoryError
     try:
@@ -623,4 +627,4 @@ cdef bytes _gather(Split split):
             cursors[shard] += length
         return out
     finally:
-        free(cursors)
+        PyMem_RawFree(cursors)
