@@ -76,6 +76,7 @@ class Command:
     merge: str = ""  # SPLIT, FANOUT: how the answers become one
     reason: str = ""  # REFUSED: why, and what to do instead
     slow: bool = False  # one may keep its server busy for seconds, and the server then answers nobody else
+    shard_wide: bool = False  # slow, and it always goes through all that a server has: what is behind it waits for it
     subcommands: Mapping[bytes, Command] = field(default_factory=dict)  # lower-case own name ("encoding")
 
     @property

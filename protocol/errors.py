@@ -401,6 +401,10 @@ NOT_UNBLOCKED = "did not give up a command that waits (CLIENT UNBLOCK)"
 NO_TRANSACTION = "refused MULTI, and may have run the commands behind it one by one"
 
 
+def not_read(deadline_s: float) -> str:
+    return f"has read nothing more for {deadline_s:g} s"
+
+
 def no_reply(deadline_s: float) -> str:
     return f"did not answer within {deadline_s:g} s"
 

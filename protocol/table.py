@@ -72,6 +72,10 @@ _SLOW = """
 """
 SLOW = frozenset(_SLOW.split())
 
+# Those of them that go through all keys, or as good as all, whenever they are asked, and are asked rarely: then the
+# server is not taken for a silent one. Of the others a hung server would have one out too often.
+SHARD_WIDE = frozenset(["keys", "flushall", "flushdb", "sort", "sort_ro"])
+
 CONFIGURED_ELSEWHERE = "the proxy is configured by its own file, and each server at that server"
 
 # Why -> what. A container stands for its subcommands, except those named in the lists above or on their own.
@@ -160,8 +164,8 @@ def _made(
             raise ValueError(f"{row.name}: expected keys at fixed positions, got {row.key_specs}")
         first_key, step = begin.position, find.keystep if kind is Kind.SPLIT else 0
     name, flags = row.name.encode(), frozenset(row.flags.split())
-    slow = row.name in SLOW
-    return Command(name, row.arity, flags, specs, kind, row, first_key, step, merge, reason, slow, subcommands)
+    slow, wide = row.name in SLOW, row.name in SHARD_WIDE
+    return Command(name, row.arity, flags, specs, kind, row, first_key, step, merge, reason, slow, wide, subcommands)
 
 
 def _build(rows: Iterable[Row]) -> dict[bytes, Command]:

@@ -51,6 +51,7 @@ class Rule:
 
     kind: str = "pass"  # pass, stall, part, swallow, delay, drip
     pause_s: float = 0.0
+    piece: int = 1  # bytes of a drip
 
 
 @dataclass
@@ -131,9 +132,9 @@ class Hop:
         """Each piece is late by so much."""
         self._rule(ways, Rule("delay", pause_s))
 
-    def drip(self, pause_s: float, *ways: Way) -> None:
-        """One byte at a time, so far apart."""
-        self._rule(ways, Rule("drip", pause_s))
+    def drip(self, pause_s: float, *ways: Way, piece: int = 1) -> None:
+        """So many bytes at a time, so far apart."""
+        self._rule(ways, Rule("drip", pause_s, piece))
 
     def heal(self) -> None:
         """A plain wire again; what was stalled goes on."""
@@ -289,8 +290,9 @@ class Hop:
             await asyncio.sleep(rule.pause_s)
             if rule.kind == "delay":
                 break
-            to.write(data[:1])
-            data = data[1:]
+            to.write(data[: rule.piece])
+            data = data[rule.piece :]
+            await to.drain()
         if data and not connection.silent:
             to.write(data)
             await to.drain()

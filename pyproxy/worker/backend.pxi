@@ -44,9 +44,12 @@ cdef class Backend:
 
     # --- the door ---
 
-    cdef void _set_door(self, int door):
+    cdef int _set_door(self, int door) except -1:
         self.door = door
         self.plain = door == Door.OPEN and not self._guarded
+        if self.waiting and door != Door.CONGESTED:
+            self._release()     # whoever waited for the server to read asks what is true now
+        return 0
 
     def guard(self, front, bint guarded, bint keeps):
         """Whether the front of the shard must be asked before anything is begun here; whether writes may be kept."""
@@ -64,9 +67,35 @@ cdef class Backend:
         if self.door == Door.SHUT:
             return 0
         if self.door == Door.CONGESTED or self.out_bytes > OUT_LIMIT:
-            client.park_at(self)
-            return -1
+            return self._park(client)
+        client.door_from = 0
         return 1
+
+    def _park(self, Client client not None):
+        """Before its command, until the server reads on; not longer than a reply may take."""
+        if not client.door_from or client.door_command != client.commands:
+            client.door_from = self.lane.now
+            client.door_command = client.commands
+        elif self.lane.now - client.door_from >= self.lane.reply_s:
+            client.door_from = 0
+            self.refusal = errors.not_applied(self.link.name, self.link.node, errors.not_read(self.lane.reply_s))
+            return 0
+        client.parked |= Park.DOOR
+        self.waiting.append(client)
+        return -1
+
+    cdef int _let_go_late(self, double now) except -1:
+        """Whoever has waited at the door for as long as a reply may take offers its command again, and is refused."""
+        cdef Client client
+        cdef list waiting = self.waiting
+        self.waiting = []
+        for each in waiting:
+            client = <Client>each
+            if now - client.door_from < self.lane.reply_s and client.transport is not None:
+                self.waiting.append(client)
+            else:
+                client.unpark(Park.DOOR)
+        return 0
 
     def shut(self, bytes refusal not None):
         """Down: whatever waits was not sent and is refused, unless it can wait on; whatever comes is refused at once."""
@@ -94,7 +123,9 @@ cdef class Backend:
         self.wire = wire
         self._set_door(Door.OPEN)
         self.unanswered = 0
-        self.last_frame = self.lane.now
+        self.last_frame = self.free_at = self.lane.now
+        self.unsent = 0
+        self.settle_debts()
         self._mark()
 
     @property
@@ -109,6 +140,18 @@ cdef class Backend:
     def is_base(self):
         """The one that is kept connected even when nobody asks: its loss is noticed at once."""
         return self.proto == 2 and self.db == 0
+
+    @property
+    def slow_since(self):
+        """Since when a request through all keys has been with the server (CLOCK_MONOTONIC, s); 0.0: none is."""
+        cdef Pending item = self.head
+        cdef Py_ssize_t i
+        if self.shard_wide and self.wire is not None:
+            for i in range(self.count - self.unflushed):
+                if item.pace == SHARD_WIDE:
+                    return item.sent_at
+                item = item.next_out
+        return 0.0
 
     @property
     def waiting_requests(self):
@@ -152,6 +195,8 @@ cdef class Backend:
             self.aging = item
         self.count += 1
         self.unflushed += 1
+        if item.pace == SHARD_WIDE:
+            self.shard_wide += 1
         return 0
 
     cdef int _mark(self) except -1:
@@ -214,7 +259,7 @@ cdef class Backend:
             return
         if self.door == Door.CONGESTED:
             self._set_door(Door.OPEN)
-        if self.waiting:
+        elif self.waiting:
             self._release()
 
     cdef int _give(self, Wire wire) except -1:
@@ -247,35 +292,121 @@ cdef class Backend:
             self.aging = self.head
         item.next_out = None
         self.count -= 1
+        if item.pace == SHARD_WIDE:
+            self.shard_wide -= 1
+            self.free_at = self.lane.now
         return item
 
     # --- what goes wrong ---
 
-    cpdef expire(self, double now):
-        """Answers requests whose deadline has passed; drops a connection that is silent too long."""
+    cpdef expire(self, double now, bint busy):
+        """Answers requests whose deadline has passed; drops a connection that is silent too long.
+
+        `busy`: the server is at a request through all its keys that came from us, here or on another connection.
+        A deadline is counted from when the server could turn to the request: not while it is busy with such a one, nor
+        while bytes of a long reply come or those of a long request leave.
+        """
         cdef Pending item
         cdef Lane lane = self.lane
         cdef Wire wire = self.wire
-        cdef double oldest = now - lane.reply_s
+        cdef double oldest = now - lane.reply_s, begun
+        if self.waiting:
+            self._let_go_late(now)
         if self.unanswered and self.last_frame > self.unanswered_at:
             self.unanswered = 0
-        while self.aging is not None and self.aging.sent_at < oldest:
-            item = self.aging
-            self.aging = item.next_out
-            if item.client is not None or item.whole is not None:
-                lane.timeouts += 1
-                self.unanswered += 1
-                self.unanswered_at = now
-                if self.taking is not None:
-                    give_up(self, self._owner(item))
-                if item.write or not read_elsewhere(self, item):
-                    self._fail(item, errors.no_reply(lane.reply_s), False)
+        if self.head is None:
+            return
+        begun = max(self.last_frame, self.head.sent_at)     # of what the server is at
+        busy = busy and now - begun < lane.slow_reply_s - lane.reply_s
+        if busy or self._is_moving(now):
+            self.free_at = now
+        item = self.aging
+        if item is not None and max(item.sent_at, self.free_at) < oldest:
+            if wire is not None and not wire.lost and _readable(wire.fd):
+                return      # this process is late, not the server
+            while item is not None and max(item.sent_at, self.free_at) < oldest:
+                if item.pace == SLOW and max(item.sent_at, self.free_at) >= now - lane.slow_reply_s:
+                    item = item.next_out    # looked at again, those behind it are not waited for
+                    continue
+                if self.aging is item:
+                    self.aging = item.next_out
+                following = item.next_out
+                self._expire_one(item, now)
+                item = <Pending>following
         if wire is not None and self.head is not None and not wire.lost:
-            oldest = max(self.last_frame, self.head.sent_at)
-            # a long reply may take its time as long as bytes come
-            if (now - max(oldest, wire.last_bytes) > lane.silence_s
-                    or now - oldest > 10 * lane.silence_s):
-                wire.drop(errors.no_reply(now - oldest))
+            if now - begun > (max(10 * lane.silence_s, lane.slow_reply_s) if self.head.pace else 10 * lane.silence_s):
+                self.head.retried = True    # its reply has come for so long, and would again
+                wire.drop(errors.no_reply(now - begun))
+            elif (not busy and now - max(begun, self.free_at, wire.last_bytes) > lane.silence_s
+                    and not (self.head.pace and now - begun < lane.slow_reply_s)):
+                wire.drop(errors.no_reply(now - begun))
+
+    cdef bint _is_moving(self, double now) except -1:
+        """Whether bytes of a reply that is not whole yet came lately, or some of the requests have left."""
+        cdef Wire wire = self.wire
+        cdef Py_ssize_t unsent
+        cdef bint leaves = False
+        if wire is None or wire.lost or wire.on_setup is not None:
+            return False
+        if wire.large is None and wire.inbuf is None:
+            wire.marked_bytes = wire.bytes_in
+            wire.marked_at = 0
+        elif wire.bytes_in - wire.marked_bytes >= MOVING_BYTES:     # a byte now and then does not count
+            wire.marked_bytes = wire.bytes_in
+            wire.marked_at = now
+        if wire.handed_over:
+            unsent = wire.transport.get_write_buffer_size()
+            leaves = unsent != self.unsent
+            self.unsent = unsent
+        return leaves or now - wire.marked_at < self.lane.reply_s
+
+    cdef int _expire_one(self, Pending item, double now) except -1:
+        """Answers it with an error, or has another server asked; what is left in its turn swallows the reply."""
+        cdef object owner
+        if item.done or (item.client is None and item.whole is None):
+            return 0
+        self.lane.timeouts += 1
+        self.unanswered += 1
+        self.unanswered_at = now
+        if self.taking is not None:
+            give_up(self, self._owner(item))
+        if item.write:
+            owner = self._owner(item)
+            self._fail(item, errors.no_reply(self.lane.slow_reply_s if item.pace else self.lane.reply_s), False)
+            if owner is not None:
+                item.debtor = <Client>owner
+                item.debtor.owe(self.shard, 1)
+        elif not read_elsewhere(self, item):
+            self._fail(item, errors.no_reply(self.lane.slow_reply_s if item.pace else self.lane.reply_s), False)
+        return 0
+
+    cdef int doubt(self, object owner) except -1:
+        """A write of this client may have been applied, and its connection is gone: until there is one again, no other
+        server answers its reads."""
+        if owner is None or (<Client>owner).transport is None:
+            return 0
+        if self.doubtful is None:
+            self.doubtful = set()
+        if owner not in self.doubtful:
+            self.doubtful.add(owner)
+            (<Client>owner).owe(self.shard, 1)
+        return 0
+
+    cdef int _forgive(self, Pending item) except -1:
+        """Its reply came, late, or will never come: it is no unresolved write of its client on this connection."""
+        if item.debtor is not None:
+            item.debtor.owe(self.shard, -1)
+            item.debtor = None
+        return 0
+
+    cdef int settle_debts(self) except -1:
+        """There is a connection to the primary again, which has all that reached it before."""
+        cdef set doubtful = self.doubtful
+        self.doubtful = None
+        if doubtful is not None:
+            for client in doubtful:
+                (<Client>client).owe(self.shard, -1)
+        return 0
 
     cdef int _fail(self, Pending item, str why, bint unsent) except -1:
         """Answers a request that will get no reply: a write may have been applied, unless it was surely not sent."""
@@ -317,14 +448,20 @@ cdef class Backend:
         cdef Pending item = self.head
         cdef Py_ssize_t sent = self.count - self.unflushed, i
         cdef dict last_write = {}
-        cdef list items = []
+        cdef list items = [], doubtful = []
+        cdef Backend home = self.link.backends.get((self.proto, self.db), self)   # of a lent one: the shared one
         for i in range(sent):
             items.append(item)
+            if item.debtor is not None:
+                doubtful.append(item.debtor)
             if item.write:
                 owner = self._owner(item)
                 if owner is not None:
                     last_write[owner] = i
             item = item.next_out
+        for owner in doubtful:
+            home.doubt(owner)   # before what it owed here is forgiven
+        doubtful = []
         # nothing has changed until here
         self.wire = None
         for i in range(sent):
@@ -335,6 +472,7 @@ cdef class Backend:
         retries = []
         for i, held in enumerate(items):
             item = <Pending>held
+            self._forgive(item)
             if (item.client is None or item.done) and item.whole is None:
                 continue
             try:
@@ -342,6 +480,7 @@ cdef class Backend:
                 if item.write:
                     if taking is not None:
                         (<Taking>taking).applied = True     # perhaps
+                    doubtful.append(self._owner(item))
                     self._fail(item, why, False)
                 elif taking is not None:
                     (<Taking>taking).items.append((item, None))
@@ -351,6 +490,8 @@ cdef class Backend:
                     retries.append(item)
             except Exception:
                 self._give_over(item)
+        for owner in doubtful:
+            home.doubt(owner)
         if retries:
             try:
                 self._put_first(retries)
@@ -481,6 +622,7 @@ cdef class Wire:
             return
         lane.now = self.last_bytes = _clock()
         lane.came = True
+        self.bytes_in += PyBytes_GET_SIZE(data)
         try:
             self._receive(data)
         except Exception:
@@ -583,6 +725,8 @@ cdef class Wire:
         if item.ahead:
             return self._swallow(item, p, n)
         backend._pop()
+        if item.debtor is not None:
+            backend._forgive(item)
         if backend.taking is not None and belongs_to_taking(backend, item, p, n):
             return 0
         if item.client is None and item.whole is None:

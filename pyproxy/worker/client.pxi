@@ -225,6 +225,7 @@ cdef class Client:
                     return True
             item = self.begun(size)
             item.write = route.write
+            item.pace = route.pace
             item.shard = backend.shard
             if not route.write or (backend.keeps and route.again and size <= KEPT_BYTES):
                 item.request = PyBytes_FromStringAndSize(frame, size)
@@ -325,6 +326,7 @@ cdef class Client:
         item.shard = shard
         if not write or (backend.keeps and again and item.size <= KEPT_BYTES):
             item.request = frame
+        item.pace = self.lane.pace_of(frame, queued)
         if queued:
             item.queued = queued
             item.ahead = queued + 1
@@ -555,6 +557,24 @@ cdef class Client:
             item = item.next_placed
         return False
 
+    def is_unresolved(self, int shard):
+        """Whether a write of it may still be applied on this shard: then no other server may answer its reads."""
+        return self.unresolved is not None and shard in self.unresolved
+
+    cdef int owe(self, int shard, int writes) except -1:
+        """So many more of its writes may still be applied on this shard; or, negative, so many less."""
+        cdef int left
+        if self.unresolved is None:
+            self.unresolved = {}
+        left = self.unresolved.get(shard, 0) + writes
+        if left > 0:
+            self.unresolved[shard] = left
+        else:
+            self.unresolved.pop(shard, None)
+            if not self.unresolved:
+                self.unresolved = None
+        return 0
+
     cdef bytes _refused_at(self, Backend backend, Py_ssize_t size):
         """The line if a write would be refused at the gate; None: it may pass or wait."""
         return backend.front.ask(self, size) if backend._guarded else None
@@ -620,11 +640,6 @@ cdef class Client:
         self._count_input()
         if self.eof:
             self.touch()
-
-    cdef int park_at(self, Backend backend) except -1:
-        backend.waiting.append(self)
-        self.parked |= Park.DOOR
-        return 0
 
     cdef int _count_input(self) except -1:
         cdef Py_ssize_t size = len(self.inbuf) if self.inbuf is not None else 0

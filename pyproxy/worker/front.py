@@ -341,6 +341,9 @@ class Front:
 
     def read(self, client: Client, primary: Backend) -> object:
         """The backend to read from; NOT_NOW: the client was parked; else the line to refuse a read with."""
+        if client.is_unresolved(self.link.index):  # a write of it may still be applied, which no other server knows of
+            said = self.write(client, READ_BYTES)
+            return primary if said is None else said
         policy = self._config.reads
         lag_s = self._config.reads_max_lag_s
         if policy != "primary" and time.monotonic() - self._wrote.get(client.id, -lag_s) >= lag_s:

@@ -67,7 +67,7 @@ cdef int send_elsewhere(Backend backend, list reads) except -1:
     for held in reads:
         item = <Pending>held
         owner = <Client>backend._owner(item)
-        target = backend if item.stays else other
+        target = backend if item.stays or owner.is_unresolved(backend.shard) else other
         if target.door == Door.SHUT:
             since = item.kept_since or item.sent_at
             if item.request is not None and backend.front is not None and backend.front.read_waits(owner, item.size, since):
@@ -86,15 +86,17 @@ cdef int send_elsewhere(Backend backend, list reads) except -1:
 cdef bint read_elsewhere(Backend backend, Pending item) except -1:
     """A read that the primary did not answer in time, nor anything since, is asked once of the refuge -> whether it is.
 
-    Not where its client has a later write on this connection: the read would see the future.  Nor where the primary
-    may be busy rather than silent: what is asked twice would keep both busy, so it is little, and cheap.
+    Not where its client has a later write on this connection, or the read would see the future; nor where an earlier one
+    may still be applied, or it would see the past.  Nor where the primary may be busy rather than silent: what is asked
+    twice would keep both busy, so it is little, and cheap.
     """
     cdef object owner = backend._owner(item)
     cdef Backend other
     cdef Pending ghost, before = None, each = item.next_out
     if (owner is None or item.done or item.retried or item.stays or item.request is None or backend.front is None
             or backend.front.link is not backend.link or backend.last_frame >= item.sent_at
-            or (backend.wire is not None and backend.wire.last_bytes >= item.sent_at) or not is_cheap(backend, item)):
+            or (backend.wire is not None and backend.wire.last_bytes >= item.sent_at) or not is_cheap(backend, item)
+            or (<Client>owner).is_unresolved(backend.shard)):
         return False
     while each is not None:
         if each.write and backend._owner(each) is owner:
@@ -141,7 +143,7 @@ cdef bint is_cheap(Backend backend, Pending item) except -1:
         return False
     at = header(header(PyBytes_AS_STRING(item.request), &n), &n)
     route = backend.lane.route(PyBytes_FromStringAndSize(at, n))
-    return route is not None and not route.command.slow and (route.plain_key > 0 or route.merge != "")
+    return route is not None and not item.pace and (route.plain_key > 0 or route.merge != "")
 
 
 cdef int try_kept_reads(Backend backend) except -1:
@@ -178,7 +180,10 @@ cdef list take_unsent(Backend backend):
         last.next_out = None
     backend.tail = last
     for held in taken:
-        (<Pending>held).next_out = None
+        item = <Pending>held
+        item.next_out = None
+        if item.pace == SHARD_WIDE:
+            backend.shard_wide -= 1
     if not aging_stays:
         backend.aging = None
     backend.count = sent
@@ -186,6 +191,7 @@ cdef list take_unsent(Backend backend):
     backend.out_len = 0
     backend.chunks = none
     backend.out_bytes = 0
+    backend._release()
     return taken
 
 

@@ -49,6 +49,7 @@ cdef class Route:
     cdef readonly str merge         # how the parts of a split are merged; "" if it is not split
     cdef readonly str merged_by     # how the answers of several shards are, whoever asked them
     cdef readonly bint write
+    cdef readonly int pace          # 0, SLOW or SHARD_WIDE
     cdef readonly bint again        # what a server says that it refused was not done: it may be sent again
 
 
@@ -66,6 +67,8 @@ cdef class Pending:
     cdef bint mute
     cdef bint retried
     cdef bint stays                 # a read that only the primary may answer
+    cdef int pace                   # of the slowest of its commands
+    cdef Client debtor              # whose write it is that was said to be uncertain while its reply may still come
     cdef int queued                 # commands of its transaction; 0: it is none
     cdef int ahead                  # answers that come before its own: to MULTI, and to each that was queued
     cdef readonly double sent_at
@@ -135,6 +138,7 @@ cdef class Lane:
     cdef readonly long long memory_limit
     cdef readonly long long window_limit
     cdef readonly double reply_s
+    cdef readonly double slow_reply_s
     cdef readonly double silence_s
     cdef readonly long long held
     cdef readonly long long commands
@@ -151,6 +155,7 @@ cdef class Lane:
     cdef int id_step
     cdef readonly bint draining
     cdef Route route(self, bytes name)
+    cdef int pace_of(self, bytes frame, int queued) except -1
     cdef int slot(self, const char *key, Py_ssize_t size) except -1
     cdef void wake(self) noexcept
     cdef int wake_up(self) except -1
@@ -190,6 +195,9 @@ cdef class Client:
     cdef Py_ssize_t typical         # size of its answers lately; decides how many may be out
     cdef bytes last_name
     cdef dict at                    # shard -> the backend of a replica that it reads from; None: of none
+    cdef dict unresolved            # shard -> how many of its writes may still be applied there; None: none may
+    cdef double door_from           # since when the command of this number has waited at a congested door
+    cdef long long door_command
     cdef object front               # where it is held
     cdef double hold_from
     cdef long long hold_command     # which one that was for
@@ -226,7 +234,7 @@ cdef class Client:
     cdef void placed(self, Pending item) noexcept
     cdef void _line_up(self, Pending item) noexcept
     cdef int say(self, bytes reply) except -1
-    cdef int park_at(self, Backend backend) except -1
+    cdef int owe(self, int shard, int writes) except -1
     cdef Backend _seek(self, Backend backend, bint write, Py_ssize_t size)
     cdef bytes _refused_at(self, Backend backend, Py_ssize_t size)
     cdef bint _out_to(self, int shard)
@@ -272,6 +280,10 @@ cdef class Backend:
     cdef Py_ssize_t out_room
     cdef list chunks
     cdef Py_ssize_t out_bytes
+    cdef int shard_wide             # requests through all keys that are out or wait to be sent
+    cdef double free_at             # until when it is known to have been busy with what was asked before
+    cdef Py_ssize_t unsent          # bytes that the transport had at the last tick
+    cdef set doubtful               # clients whose write was uncertain when the connection was lost; None: none
     cdef bint dirty
     cdef double last_frame
     cdef public int unanswered      # requests in a row whose deadline passed, and nothing came since
@@ -279,14 +291,20 @@ cdef class Backend:
     cdef list kept                  # begun, to be sent when the gate opens; in no queue
     cdef dict taking                # client -> Taking; None: there is none
     cdef list waiting
-    cdef void _set_door(self, int door)
+    cdef int _set_door(self, int door) except -1
     cdef int put(self, Pending item, const char *frame, Py_ssize_t size) except -1
     cdef int _give(self, Wire wire) except -1
     cdef int _lost_by_fault(self, Wire wire, str why) except -1
     cdef int _give_over(self, Pending item) except -1
     cdef int admit(self, Client client) except -2
     cpdef flush(self)
-    cpdef expire(self, double now)
+    cpdef expire(self, double now, bint busy)
+    cdef bint _is_moving(self, double now) except -1
+    cdef int _expire_one(self, Pending item, double now) except -1
+    cdef int _let_go_late(self, double now) except -1
+    cdef int doubt(self, object owner) except -1
+    cdef int _forgive(self, Pending item) except -1
+    cdef int settle_debts(self) except -1
     cdef int _release(self) except -1
     cdef int _mark(self) except -1
     cdef int _append(self, const char *p, Py_ssize_t n) except -1
@@ -314,6 +332,9 @@ cdef class Wire:
     cdef bint choked
     cdef bint lost
     cdef readonly double last_bytes
+    cdef long long bytes_in
+    cdef long long marked_bytes     # of a reply that comes: how many there were when enough had come last, and when
+    cdef double marked_at
     cdef public object run_id       # of the server, once somebody has asked it; None: not known
     cdef Py_ssize_t _cut(self, const char *p, Py_ssize_t n) except -2
     cdef int _receive(self, bytes data) except -1

@@ -49,9 +49,15 @@ from pyproxy.metrics import INDEX
 
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t send(int fd, const void *data, size_t size, int flags)
+    ssize_t recv(int fd, void *data, size_t size, int flags)
     enum:
+        MSG_PEEK
         MSG_DONTWAIT
         MSG_NOSIGNAL
+
+cdef enum:          # how long a server may take; see Command.slow and Command.shard_wide
+    SLOW = 1
+    SHARD_WIDE = 2
 
 cdef enum:
     TURN_COMMANDS = 1024        # one client's share of a loop turn
@@ -63,6 +69,7 @@ cdef enum:
     LINE_ROOM = 65536           # what a server says in an error, beside a key and a name that the client sent
     LARGE = 16384               # from here on bytes are passed on as they are, not joined
     LARGEST = 67108864          # a server's header is believed up to here; more is kept as it comes
+    MOVING_BYTES = 1024         # of a reply that is not whole yet, within its deadline: then it is waited for
     OUT_ROOM = 16384
     OUT_LIMIT = 8388608         # bytes waiting for one backend before it counts as congested
     ELSEWHERE = 16              # reads that are out to a replica because its primary did not answer them in time
@@ -81,6 +88,12 @@ cdef inline Py_ssize_t _send(int fd, const char *data, Py_ssize_t size) noexcept
     """Straight to the socket, without the loop's own queue -> bytes taken; an error is the transport's to find out."""
     cdef ssize_t taken = send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
     return taken if taken > 0 else 0
+
+
+cdef inline bint _readable(int fd) noexcept nogil:
+    """Whether bytes have come that the loop has not read yet."""
+    cdef char byte
+    return recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) > 0
 
 
 cdef int bug(object where) except -1:
@@ -129,6 +142,7 @@ cdef class Route:
         self.merge = command.merge if command.kind == 3 else ""
         self.merged_by = command.merge
         self.write = not command.is_read
+        self.pace = SHARD_WIDE if command.shard_wide else SLOW if command.slow else 0
         # a script can write, and then return what looks like a refusal
         self.again = "@scripting" not in command.row.categories.split()
 
@@ -241,6 +255,7 @@ cdef class Lane:
         self.memory_limit = config.limits.memory_bytes
         self.window_limit = config.limits.inflight
         self.reply_s = config.timeouts.reply_s
+        self.slow_reply_s = config.timeouts.slow_reply_s
         self.silence_s = config.timeouts.silence_s
         self.hash32 = mmh3.mmh3_32_uintdigest
         self.key = Key()
@@ -286,6 +301,24 @@ cdef class Lane:
         if route is None:
             route = self.routes.get(name.lower())
         return <Route>route if route is not None else None
+
+    cdef int pace_of(self, bytes frame, int queued) except -1:
+        """Of the slowest command in a request; of a block of `queued` commands with its MULTI and EXEC."""
+        cdef const char *at = PyBytes_AS_STRING(frame)
+        cdef Py_ssize_t argc = 0, length = 0
+        cdef int commands = queued + 2 if queued else 1, slowest = 0
+        cdef Route route
+        while commands:
+            at = header(header(at, &argc), &length)
+            route = self.route(PyBytes_FromStringAndSize(at, length))
+            if route is not None and route.pace > slowest:
+                slowest = route.pace
+            at += length + 2
+            while argc > 1:
+                at = header(at, &length) + length + 2
+                argc -= 1
+            commands -= 1
+        return slowest
 
     cdef int slot(self, const char *key, Py_ssize_t size) except -1:
         cdef const char *opened = <const char *>memchr(key, c'{', size)
@@ -411,12 +444,16 @@ cdef class Lane:
         """Every few milliseconds: deadlines, silence, lingering clients, the numbers of the shared page."""
         cdef Backend backend
         cdef Client client
+        cdef bint busy
         self.now = _clock()
         self.wake_up()
         self.ticked = self.now
         for link in self.links + self.sides:
+            busy = link.busy_until > self.now
+            for backend in link.backends.values():
+                busy = busy or backend.shard_wide
             for backend in list(link.backends.values()):
-                backend.expire(self.now)
+                backend.expire(self.now, busy)
         if self.dirty_clients or self.dirty_backends or self.backlog:
             self.wake()
         if self.lingering:

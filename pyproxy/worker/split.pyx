@@ -291,6 +291,7 @@ cdef int _send(Backend backend, Split split, bytes frame, int queued, bint stays
         part.size = PyBytes_GET_SIZE(frame)
         part.write = split.write
         part.stays = stays
+        part.pace = split.lane.pace_of(frame, queued) if queued or split.asked is not None else split.route.pace
         if queued:
             part.queued = queued
             part.ahead = queued + 1

@@ -289,7 +289,9 @@ def test_a_primary_that_stands_still_costs_three_deadlines_and_no_more(
         said = [error(talk.ask("SET", key, number)) for number in range(3)]
         assert {each.split()[0] for each in said} == {"UNCERTAIN"}
         wait_until("it to be refused", lambda: "does not answer" in str(talk.ask("SET", key, "x")), lambda: "")
-        assert talk.ask("GET", key) == b"v", "from the replica"
+        with Talk(alone.port) as reader:
+            assert reader.ask("GET", key) == b"v", "from the replica"
+        assert "does not answer" in error(talk.ask("GET", key)), "its writes are with the primary"
         assert alone.count("timeouts") <= 6
         old.resume()
         wait_until("a late answer to open it", lambda: talk.ask("SET", key, "y") == b"OK", lambda: "")
