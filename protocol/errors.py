@@ -469,6 +469,31 @@ def leaves_nothing(line: bytes) -> bytes:
     return _line(said)
 
 
+# --- scripts and functions -------------------------------------------------------------------------------------------
+
+
+def no_script() -> bytes:
+    """EVALSHA of a text that is not known."""
+    return _line("NOSCRIPT No matching script. Please use EVAL.")
+
+
+def script_without_keys(name: Words, what: Words) -> bytes:
+    """``what``: how the configuration names the call: ``sha1 = "..."``, ``function = "f"``."""
+    return _line(
+        "ERR command '", _raw(name).lower(), "' names no key, and what it runs may use keys, which are on several ",
+        "shards; name them, or have the configuration say what it is: [[scripts.calls]] with ", what,
+        ", or scripts.without_keys",
+    )
+
+
+def script_answers_differ(name: Words, way: Words) -> bytes:
+    """The call was run on all shards, and their answers cannot be merged as the configuration says."""
+    return _line(
+        "ERR the shards' answers to '", _raw(name).lower(), "' cannot be merged by ", way, ", as the configuration ",
+        "says of it (scripts.without_keys, [[scripts.calls]]); each of them has run it",
+    )
+
+
 # --- commands whose keys are on several shards, emulated -------------------------------------------------------------
 
 

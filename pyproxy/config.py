@@ -8,6 +8,7 @@ config_reading.py reads it field by field. What was read well is looked at as a 
 names, nodes, promoters, timers and bounds must fit together.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -67,6 +68,25 @@ class Http(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     listen: Node | None = None  # written ""; nobody listens
     admin: str = ""  # an absolute path, for `promote`, `pause` and `resume`; empty: no commands
+
+
+WithoutKeys = Literal["auto", "one", "refuse", "all-sum", "all-concat", "all-first", "all-equal"]
+
+
+class ScriptRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[[scripts.calls]]`: which calls without keys, by one of the first three, and what they are."""
+
+    text: str = ""  # a pattern of the script's text: *, ? and [...], as in a shell
+    sha1: str = ""  # of its text, as EVALSHA names it
+    function: str = ""  # a pattern of the function's name
+    without_keys: WithoutKeys
+
+
+class ScriptRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[scripts]`: what calls of scripts and functions are that name no key. What they find may be on any shard."""
+
+    without_keys: WithoutKeys = "auto"  # auto: on one shard where the text is seen to use no keys, else refused
+    calls: tuple[ScriptRule, ...] = ()  # of which another is true; the first that fits counts
 
 
 class BackendAccess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -141,6 +161,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     transactions: Literal["shard", "split"] = "shard"  # keys on several shards: refused at EXEC, or a block on each
     cross_shard: Literal["refuse", "emulate"] = "refuse"  # commands whose keys are on several, SUNION for one
     config_set: tuple[str, ...] = ()  # settings that clients may set on all servers, beside notify-keyspace-events
+    scripts: ScriptRules = ScriptRules()
     http: Http = Http()
     backend: BackendAccess = BackendAccess()
     promotion: Promotion = Promotion()
@@ -233,6 +254,7 @@ def _cross_checks(tree: Any) -> Iterator[str]:
     ours = {path: node for path, node in (("listen", tree.get("listen")), ("http.listen", _http_listen(tree))) if node}
     if len(ours) > 1 and len(set(ours.values())) == 1 and ours["listen"].port:
         yield f'http.listen: expected an address of its own, got "{ours["listen"]}" of listen'
+    yield from _check_scripts(tree.get("scripts", {}))
     yield from _check_admin(tree.get("http", {}))
     yield from _check_login("backend", tree.get("backend", {}))
     yield from _check_login("sentinel", tree.get("sentinel", {}))
@@ -265,6 +287,19 @@ def _check_order(tree: Tree, smaller: str, larger: str) -> Iterator[str]:
     least, most = (tree.get(table, {}).get(option) for table, option in (smaller.split("."), larger.split(".")))
     if least is not None and most is not None and most < least:
         yield f"{larger}: expected at least {smaller} ({least}), got {most}"
+
+
+def _check_scripts(scripts: Tree) -> Iterator[str]:
+    """Each rule says of which calls, and says it once."""
+    calls = scripts.get("calls", BAD)
+    for index, rule in _trees(() if calls is BAD else calls):
+        path = f"scripts.calls[{index}]"
+        named = [option for option in ("text", "sha1", "function") if rule.get(option, BAD) not in ("", BAD)]
+        if len(named) > 1 or (not named and all(option in rule for option in ("text", "sha1", "function"))):
+            yield f"{path}: expected one of text, sha1, function, got {' and '.join(named) or 'none'}"
+        sha1 = rule.get("sha1", "")
+        if sha1 and not re.fullmatch("[0-9a-fA-F]{40}", sha1):
+            yield f"{path}.sha1: expected 40 hexadecimal digits, got {shown(sha1)}"
 
 
 def _check_admin(http: Tree) -> Iterator[str]:

@@ -39,7 +39,7 @@ def _read(kind: shape.Type, value: object, path: str, problems: list[str]) -> An
             if isinstance(value, list):
                 return tuple(_read(item, each, f"{path}[{i}]", problems) for i, each in enumerate(value))
             tables = isinstance(item, shape.StructType) and item.cls is not Node
-            expected = "tables, as [[shards]]" if tables else "an array"
+            expected = f"tables, as [[{path}]]" if tables else "an array"
         case shape.IntType() | shape.FloatType():
             whole = isinstance(kind, shape.IntType)
             if _is_number(value, whole) and kind.ge <= value <= kind.le:  # type: ignore[operator]
@@ -87,18 +87,18 @@ def read_struct(kind: shape.Type, value: object, path: str, problems: list[str])
             if read is not BAD:
                 tree[name] = read
         elif field.required:
-            problems.append(f"{here}{name}: expected {_wanted(field.type)}, got nothing")
+            problems.append(f"{here}{name}: expected {_wanted(field.type, here + name)}, got nothing")
         else:
             nested = isinstance(field.default, msgspec.Struct) and not isinstance(field.default, Node)
             tree[name] = msgspec.structs.asdict(field.default) if nested else field.default
     return tree
 
 
-def _wanted(kind: shape.Type) -> str:
+def _wanted(kind: shape.Type, path: str) -> str:
     """What a required field wants, as said by its own rule when it is given something of no type."""
     problems: list[str] = []
-    _read(kind, None, "", problems)
-    return problems[0].removeprefix(": expected ").removesuffix(f", got {shown(None)}")
+    _read(kind, None, path, problems)
+    return problems[0].removeprefix(f"{path}: expected ").removesuffix(f", got {shown(None)}")
 
 
 def _parsed(parse: Any, expected: str, value: object, path: str, problems: list[str]) -> Any:

@@ -19,6 +19,7 @@ from protocol.commands import Command
 from pyproxy.messages import Configured, FleetLook, Script, ScriptsFlushed, Settings, Setup, ShardLook, Topology
 from pyproxy.metrics import Page
 from pyproxy.scripts import Scripts, digest_of
+from pyproxy.worker.keyless import Keyless
 from pyproxy.worker.pubsub import Register, Subscriber
 
 REPLY_ON, REPLY_OFF, REPLY_SKIP = 0, 1, 2
@@ -106,12 +107,14 @@ class Here:
     waiting: set[Waits] = field(default_factory=set)  # for something that may never come
     register: Register[Any] = field(default_factory=Register)  # who is subscribed to what
     scripts: Scripts = field(init=False)
+    keyless: Keyless = field(init=False)
     sharing: dict[bytes, asyncio.Event] = field(default_factory=dict)  # digests of which not all workers know yet
     configured: int = 0  # settings that the parent was told
     settling: dict[int, asyncio.Event] = field(default_factory=dict)  # those that somebody waits for
 
     def __post_init__(self) -> None:
         self.scripts = Scripts(self.setup.config.limits.scripts_bytes)
+        self.keyless = Keyless(self.setup.config.scripts, self.scripts)
 
     def looks(self) -> list[ShardLook]:
         """The last look at each shard, in no order that matters; empty before the first."""

@@ -93,7 +93,7 @@ class Session:
     def _transaction(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> object:
         match route.name:
             case b"multi":
-                return transaction.begin(client, self._hub.counted, self._local)
+                return transaction.begin(client, self._hub.counted, self._local, self._here.keyless)
             case b"discard":
                 return transaction.discard(client)
         if client.watched is not None and client.transaction is not None:

@@ -322,7 +322,8 @@ def execute(Client client not None, Route route not None, dict blocks not None, 
     """Sends a transaction: shard index -> its Block.
 
     `commands`: of each command the index of its shard, or, if it is cut, (its route, the shard of each key, its shards),
-    or, if the answer is made of the shard's, (its route, what makes it, its shard in a tuple), or its answer itself.
+    or, if the answer is made of the shard's, (its route, what makes it, its shard in a tuple), or, if by a way of its own
+    of several shards', (what makes it of the list of theirs, these shards), or its answer itself.
     -> as `fan_out`.
     """
     cdef Split split
@@ -565,6 +566,10 @@ cdef bytes _executed(Split split):
                 continue
             if type(command) is bytes:
                 out.append(command)
+                continue
+            if len(<tuple>command) == 2:
+                make, shards = command
+                out.append(make([(<list>answers[<int>shard]).pop() for shard in shards]))
                 continue
             route, owners, shards = command
             whole = Split.__new__(Split)

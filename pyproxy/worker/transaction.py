@@ -5,9 +5,10 @@ their keys; where they have several, to none, or, with `transactions = "split"`,
 the whole is not.
 
 Commands on keys that they name, and scripts, go to a shard; PUBLISH too, its channel counts as a key. What all shards
-are asked (DBSIZE) is a part of each block. What the proxy answers itself (PING) it answers at EXEC, and so it does
-where a server would find the form wrong (MSET of a key without a value). SELECT and CLIENT REPLY cannot be in one: they
-would change a connection that others share. A block with a script goes out on a connection of its own.
+are asked (DBSIZE, scripts of which the configuration says that) is a part of each block. What the proxy answers itself
+(PING) it answers at EXEC, and so it does where a server would find the form wrong (MSET of a key without a value).
+SELECT and CLIENT REPLY cannot be in one: they would change a connection that others share. A block with a script goes
+out on a connection of its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 from protocol import errors
 from protocol.commands import BadKeys, Command, Kind
 from protocol.request import Block, Request
+from pyproxy.worker.keyless import MERGES, REFUSE, UNKNOWN, Keyless, merged
 from pyproxy.worker.lane import NOT_NOW, Client, Lane, Route
 from pyproxy.worker.pubsub import PUBLISH, Sort
 from pyproxy.worker.split import cut, execute, together
@@ -44,14 +46,16 @@ class Queued:
     keys: Sequence[int]  # where in argv they stand
     answer: Callable[[bytes], bytes] | None = None  # makes its answer of the server's
     said: Callable[[], bytes] | None = None  # makes its answer without one
+    way: str = ""  # of a script on all shards: how their answers become one
 
 
 class Transaction:
     """Between MULTI and EXEC."""
 
-    def __init__(self, counted: Counted, local: Local) -> None:
+    def __init__(self, counted: Counted, local: Local, keyless: Keyless) -> None:
         self._counted = counted
         self._local = local
+        self._keyless = keyless
         self.commands: list[Queued] = []
         self.refused = False  # one of its commands was, so EXEC runs none
         self.write = False
@@ -65,7 +69,7 @@ class Transaction:
         return line or QUEUED
 
     def _queue(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> bytes:
-        answer, said = None, None
+        answer, said, way = None, None, ""
         keys: Sequence[int] = ()
         match command.kind:
             case Kind.PLAIN:
@@ -84,7 +88,14 @@ class Transaction:
                 if said is None and len(_shards(client.lane, argv, keys)) != 1:
                     return errors.crossslot()
                 if said is None and runs_code(command):
-                    self.scripts.append(list(argv))
+                    if not keys:
+                        way = self._keyless.way(argv, len(client.lane.links))
+                    if way == REFUSE:
+                        return self._keyless.refusal(argv)
+                    if way == UNKNOWN:
+                        said = partial(bytes, errors.no_script())
+                    else:
+                        self.scripts.append(list(argv))
             case Kind.PUBSUB if command.name in PUBLISH:
                 keys = (1,)
                 answer = self._counted(PUBLISH[command.name], argv[1])
@@ -96,7 +107,7 @@ class Transaction:
                 return errors.refused(command.name, command.reason)
             case _:
                 return errors.not_in_transaction(command.name)
-        self.commands.append(Queued(route, list(argv), keys, answer, said))
+        self.commands.append(Queued(route, list(argv), keys, answer, said, way))
         self.write = self.write or (said is None and not command.is_read)
         client.queued(sum(map(len, argv)) + OVERHEAD * (len(argv) + 1))
         return b""
@@ -137,11 +148,14 @@ class Transaction:
             if each.said is not None:
                 commands.append(each.said)
                 continue
-            if each.route.command.kind is Kind.FANOUT:
+            if each.route.command.kind is Kind.FANOUT or each.way in MERGES:
                 everywhere, request = range(len(lane.links)), Request(each.argv)
                 for shard in everywhere:
                     requests.setdefault(shard, []).append(request)
-                commands.append((each.route, b"", everywhere))
+                if each.way in MERGES:
+                    commands.append((partial(_merged, lane, each.route, each.way), everywhere))
+                else:
+                    commands.append((each.route, b"", everywhere))
                 continue
             asked = _shards(lane, each.argv, each.keys)
             if len(asked) == 1:
@@ -161,6 +175,12 @@ def answered(commands: Sequence[Any]) -> list[Any]:
     return [each() if callable(each) else each for each in commands]
 
 
+def _merged(lane: Lane, route: Route, way: str, frames: Sequence[bytes]) -> bytes:
+    """The one answer of all shards to a script."""
+    names = [link.name for link in lane.links]
+    return merged(route.name, way, dict(zip(names, frames, strict=True)), route.write)
+
+
 def runs_code(command: Command) -> bool:
     """A script or a function."""
     return "@scripting" in command.categories and command.has_keys
@@ -171,11 +191,11 @@ def _shards(lane: Lane, argv: Sequence[bytes], keys: Sequence[int]) -> set[int]:
     return {lane.shard_of(argv[position]) for position in keys} or {lane.shard_of(b"")}
 
 
-def begin(client: Client, counted: Counted, local: Local) -> bytes:
+def begin(client: Client, counted: Counted, local: Local, keyless: Keyless) -> bytes:
     """MULTI."""
     if client.transaction is not None:
         return errors.multi_in_multi()
-    client.transaction = Transaction(counted, local)
+    client.transaction = Transaction(counted, local, keyless)
     return b"+OK\r\n"
 
 

@@ -13,6 +13,7 @@ from pyproxy.config import (
     Http,
     Limits,
     Promotion,
+    ScriptRules,
     Sentinel,
     ShardTable,
     Timeouts,
@@ -20,6 +21,8 @@ from pyproxy.config import (
 from pyproxy.shardmap import Node, Shard
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pyproxy.toml"
+
+WAYS = "all-concat, all-equal, all-first, all-sum, auto, one, refuse"
 
 SHARD = '[[shards]]\nname = "s0"\nprimary = "127.0.0.1:7000"\nslots = ["0-16383"]\n'
 
@@ -97,6 +100,7 @@ def test_the_example_is_right_and_names_every_option_with_its_default() -> None:
     written = msgspec.toml.decode(EXAMPLE.read_bytes())
     assert written.keys() == set(Config.__struct_fields__)
     assert written["limits"].keys() == set(Limits.__struct_fields__)
+    assert written["scripts"].keys() == set(ScriptRules.__struct_fields__)
     assert written["http"].keys() == set(Http.__struct_fields__)
     assert written["timeouts"].keys() == set(Timeouts.__struct_fields__)
     assert written["backend"].keys() == set(BackendAccess.__struct_fields__)
@@ -255,6 +259,27 @@ def test_all_problems_are_said_at_once_and_in_the_order_of_the_options() -> None
         (
             'elasticache.region = "eu-west-1"',
             'elasticache.region: expected nothing, as no shard has promoter elasticache, got "eu-west-1"',
+        ),
+        (
+            'scripts.without_keys = "all"',
+            f'scripts.without_keys: expected one of {WAYS}, got "all"',
+        ),
+        ("scripts.calls = 1", "scripts.calls: expected tables, as [[scripts.calls]], got 1"),
+        (
+            'scripts.calls = [{text = "*"}]',
+            f"scripts.calls[0].without_keys: expected one of {WAYS}, got nothing",
+        ),
+        (
+            'scripts.calls = [{without_keys = "one"}]',
+            "scripts.calls[0]: expected one of text, sha1, function, got none",
+        ),
+        (
+            'scripts.calls = [{text = "*", function = "f", without_keys = "one"}]',
+            "scripts.calls[0]: expected one of text, sha1, function, got text and function",
+        ),
+        (
+            'scripts.calls = [{sha1 = "abc", without_keys = "one"}]',
+            'scripts.calls[0].sha1: expected 40 hexadecimal digits, got "abc"',
         ),
         ("backend.tls = 1", "backend.tls: expected true or false, got 1"),
         ("backend.username = 5", "backend.username: expected a text on one line, got 5"),

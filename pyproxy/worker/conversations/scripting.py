@@ -5,19 +5,29 @@ then returned what looks like a refusal. The one exception is an EVALSHA of a te
 after a promotion or on a new shard: nothing was run then, so it is given the text, if that is known here, and asked
 again. A script may return an error that begins with NOSCRIPT, so the server is asked whether it has the text.
 
+A call that names no key is run where keyless.py says: on the shard of the empty key, on all, or nowhere.
+
 Scripts and functions never run on a connection that clients share. Nor is one loaded there, or asked for in words of
 the client's own: servers quote those in their errors as they stand, and an error with a line break in it is two
 replies, of which the second would be another client's.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
 
 from protocol import errors
+from protocol.keyspecs import number
+from protocol.lua import may_use_keys
 from protocol.reply import decode, encode
 from protocol.request import Request
 from pyproxy.scripts import digest_of
 from pyproxy.worker.conversation import Conversation, Handler, NotSent, Refusal
+from pyproxy.worker.keyless import AUTO, MERGES, REFUSE, UNKNOWN, merged
 from pyproxy.worker.lending import Loan, Unlendable, Use
+
+SaidOn = Callable[[Loan], Awaitable[bytes]]
+"""Runs the script on a connection -> what the server says."""
 
 OK = b"+OK\r\n"
 HAS_IT, LACKS_IT = b"*1\r\n:1\r\n", b"*1\r\n:0\r\n"  # of SCRIPT EXISTS with one digest
@@ -32,15 +42,15 @@ NOTHING_RUNS = (b"\r\nrunning_script\r\n$-1\r\n", b"\r\nrunning_script\r\n_\r\n"
 async def _eval(talk: Conversation) -> bytes:
     """EVAL and EVAL_RO. A server that took the text has it now, so all workers learn it."""
     digest = digest_of(talk.argv[1])
-    taken: bool | None = None
+    taken: bool | None = False
 
     async def said_on(loan: Loan) -> bytes:
         nonlocal taken
         reply = await _run(talk, loan)
-        taken = await _has(talk, loan, reply, digest)
+        taken = await _has(talk, loan, reply, digest) or taken
         return reply
 
-    reply = await _on_primary(talk, said_on)
+    reply = await _on_its_shards(talk, said_on)
     if taken:
         await talk.here.learn_script(talk.argv[1])
     return reply
@@ -63,7 +73,7 @@ async def _evalsha(talk: Conversation) -> bytes:
         await _has(talk, loan, reply, digest)
         return reply
 
-    return await _on_primary(talk, said_on)
+    return await _on_its_shards(talk, said_on)
 
 
 async def _fcall(talk: Conversation) -> bytes:
@@ -74,13 +84,45 @@ async def _fcall(talk: Conversation) -> bytes:
         loan.keep = not reply.startswith(b"-")
         return reply
 
-    return await _on_primary(talk, said_on)
+    return await _on_its_shards(talk, said_on)
 
 
-async def _on_primary(talk: Conversation, said_on: Callable[[Loan], Awaitable[bytes]]) -> bytes:
-    """What is said on a connection to the shard of the keys; without keys, of the empty key."""
-    named = talk.command.keys(talk.argv)
-    shard = talk.shard_of_keys() if named else talk.shard_of(b"")
+async def _on_its_shards(talk: Conversation, said_on: SaidOn) -> bytes:
+    """What is said on a connection to the shard of the keys; without keys, to one shard or to all."""
+    if talk.command.keys(talk.argv):
+        return await _on_primary(talk, talk.shard_of_keys(), said_on)
+    way = talk.here.keyless.way(talk.argv, len(talk.shards))
+    if way == UNKNOWN:
+        raise Refusal(errors.no_script())  # the client sends it then, and it can be looked at
+    if way == REFUSE:
+        raise Refusal(talk.here.keyless.refusal(talk.argv))
+    if way in MERGES:
+        return await _on_all(talk, said_on, way)
+
+    async def vouched_on(loan: Loan) -> bytes:
+        await vouch(talk, loan, [talk.argv])
+        return await said_on(loan)
+
+    return await _on_primary(talk, talk.shard_of(b""), vouched_on if way == AUTO else said_on)
+
+
+async def _on_all(talk: Conversation, said_on: SaidOn, way: str) -> bytes:
+    """On one shard after another, until one says an error; all of them can be had before the first one is asked."""
+    write_bytes = 0 if talk.command.is_read else sum(map(len, talk.argv))
+    frames: dict[str, bytes] = {}
+    async with AsyncExitStack() as lent:
+        loans = [await lent.enter_async_context(talk.lend(each, Use.ACROSS, write_bytes)) for each in talk.shards]
+        for loan in loans:
+            frame = await said_on(loan)
+            if frame.startswith(b"-"):
+                return errors.part_failed(loan.link.name, frame, frames) if frames and write_bytes else frame
+            frames[loan.link.name] = frame
+            if write_bytes:
+                talk.applied(loan.link.index)
+    return merged(talk.command.name, way, frames, write_bytes > 0)
+
+
+async def _on_primary(talk: Conversation, shard: int, said_on: SaidOn) -> bytes:
     write_bytes = 0 if talk.command.is_read else sum(map(len, talk.argv))
     try:
         async with talk.lend(shard, Use.BRIEF, write_bytes) as loan:
@@ -121,11 +163,59 @@ async def _has(talk: Conversation, loan: Loan, reply: bytes, digest: bytes) -> b
     return said == HAS_IT if loan.keep else None
 
 
+# --- functions without keys -------------------------------------------------------------------------------------------
+
+
+async def vouch(talk: Conversation, loan: Loan, calls: Iterable[Sequence[bytes]]) -> None:
+    """Raises Refusal where one of these calls without keys is of a function whose library may use keys.
+
+    The server is asked for its code each time: another client may have loaded another library. One that it does not
+    have is left to the server to say.
+    """
+    for argv in calls:
+        if any(may_use_keys(code) for code in await _code_of(talk, loan, argv[1])):
+            loan.keep = True
+            raise Refusal(talk.here.keyless.refusal(argv))
+
+
+async def _code_of(talk: Conversation, loan: Loan, function: bytes) -> list[bytes]:
+    """Of the library that has this function, and of those whose names differ from its own in case alone; empty: none.
+
+    Raises Refusal where the server does not say.
+    """
+    frame = await _ask(talk, loan, b"FUNCTION", b"LIST")
+    for library in _libraries(frame):
+        functions = library[b"functions"]
+        assert isinstance(functions, list)
+        if function.lower() in [_fields(each)[b"name"].lower() for each in functions]:
+            name = library[b"library_name"]
+            shown = _libraries(await _ask(talk, loan, b"FUNCTION", b"LIST", b"LIBRARYNAME", name, b"WITHCODE"))
+            return [each[b"library_code"] for each in shown]
+    return []
+
+
+def _libraries(frame: bytes) -> list[dict[bytes, Any]]:
+    """Of an answer to FUNCTION LIST: maps, or flat lists."""
+    said = decode(frame)
+    if not isinstance(said, list):
+        raise Refusal(frame)
+    return [_fields(each) for each in said]
+
+
+def _fields(said: Any) -> dict[bytes, Any]:
+    return said if isinstance(said, dict) else dict(zip(said[::2], said[1::2], strict=True))
+
+
 # --- in a transaction -------------------------------------------------------------------------------------------------
 
 
 async def bring(talk: Conversation, loan: Loan, scripts: Sequence[Sequence[bytes]]) -> None:
-    """Give the server the texts that it lacks, of those that these calls name by their digests and that are known."""
+    """Give the server the texts that it lacks, of those that these calls name by their digests and that are known.
+
+    Raises Refusal where a function may not be called as one of them does.
+    """
+    if loan.link.index == talk.shard_of(b""):
+        await vouch(talk, loan, [argv for argv in scripts if _is_to_vouch_for(talk, argv)])
     named = {argv[1].lower() for argv in scripts if argv[0].lower().startswith(b"evalsha")}
     known = [digest for digest in named if digest in talk.here.scripts]
     has = await _which(talk, loan, known)
@@ -133,6 +223,12 @@ async def bring(talk: Conversation, loan: Loan, scripts: Sequence[Sequence[bytes
         text = talk.here.scripts.text(digest)
         if digest not in has and text is not None:
             await _ask(talk, loan, b"SCRIPT", b"LOAD", text)
+
+
+def _is_to_vouch_for(talk: Conversation, argv: Sequence[bytes]) -> bool:
+    """Whether it is a function without keys that runs on one shard only if its library uses none."""
+    is_without = argv[0].lower().startswith(b"fcall") and number(argv[2]) == 0
+    return is_without and talk.here.keyless.way(argv, len(talk.shards)) == AUTO
 
 
 async def learn(talk: Conversation, loan: Loan, scripts: Sequence[Sequence[bytes]]) -> None:

@@ -324,6 +324,16 @@ def test_each_transaction_is_answered_in_the_order_of_its_commands(
     assert storage.do("multi", calls) == answers
 
 
+def test_its_tool_counts_the_users_of_all_shards(storage: NodeClient, loop_proxy: LoopProxy) -> None:
+    """By scripts without keys, in one transaction: all users, and those with an account."""
+    users, accounts = [f"userid.{number}" for number in range(30)], [f"hawkuser.{number}" for number in range(12)]
+    storage.do("mset", dict.fromkeys([*users, *accounts, "hawk.1"], "x"))
+    assert len({Keys(loop_proxy).shard_of(key) for key in users}) > 1
+    scripts = [f"return #redis.pcall('keys', '{kind}.*')" for kind in ("userid", "hawkuser")]
+    assert storage.do("multi", [["eval", script, 0] for script in scripts]) == [30, 12]
+    assert [storage.do("call", "eval", script, 0) for script in scripts] == [30, 12]
+
+
 def test_the_eight_keys_of_a_user_are_on_several_shards(loop_proxy: LoopProxy) -> None:
     assert len({Keys(loop_proxy).shard_of(key) for key in USER}) > 1
 

@@ -1,0 +1,75 @@
+"""Whether the text of a script may use keys that its call does not name.
+
+A text comes in, yes or no goes out. Nothing is run, and nothing is understood of it but where it calls the server: `no`
+is said only of a text in which each mention of `redis` (or `server`) is a call, by a name that is written there, of a
+command that has to do with no key, or one of the harmless members. A text that is cleverer than that, one in another
+language, and one that is too long to be read in passing, may use keys.
+"""
+
+from __future__ import annotations
+
+import re
+
+LONGEST = 16 * 1024
+"""Bytes of a text that is read; it takes some milliseconds at most."""
+
+KEYLESS = frozenset({b"echo", b"ping", b"publish", b"spublish", b"time"})
+"""Commands that answer the same wherever they are sent, as far as a client can tell, and touch no key."""
+
+_HARMLESS = frozenset(
+    b"""acl_check_cmd breakpoint debug error_reply log register_function replicate_commands set_repl setresp sha1hex
+    status_reply""".split()
+)
+_CONSTANT = re.compile(rb"(LOG|REPL|REDIS|SERVER|VALKEY)_[A-Z_]+")
+
+# What could give the server's table another name, or run what stands in a string.
+_CLEVER = frozenset(
+    b"""_G _ENV debug dofile getfenv getmetatable load loadfile loadstring module newproxy package rawget rawset require
+    setfenv setmetatable""".split()
+)
+
+_STRING = rb"""'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*"|\[(?P<level>=*)\[.*?\](?P=level)\]"""
+_TOKEN = re.compile(
+    rb"--(?:\[(?P<depth>=*)\[.*?\](?P=depth)\]|[^\r\n]*)|" + _STRING + rb"|(?P<name>[A-Za-z_]\w*)", re.DOTALL
+)
+_MEMBER = re.compile(rb"\s*\.\s*(\w+)")
+_CALLED = re.compile(rb"""\s*\(\s*(?:'(\w+)'|"(\w+)")\s*[,)]""")
+_SHEBANG = re.compile(rb"#!lua(?![^\s])[^\n]*(\n|\Z)")
+
+
+def may_use_keys(text: bytes) -> bool:
+    """Whether a script, or a library of functions, may use keys beside those that a call names."""
+    if len(text) > LONGEST:
+        return True
+    at = 0
+    if text.startswith(b"#!"):
+        shebang = _SHEBANG.match(text)
+        if shebang is None:
+            return True
+        at = shebang.end()
+    while (token := _TOKEN.search(text, at)) is not None:
+        at = token.end()
+        name = token["name"]
+        if name in (b"redis", b"server"):
+            end = _harmless_until(text, at)
+            if end < 0:
+                return True
+            at = end
+        elif name in _CLEVER:
+            return True
+    return False
+
+
+def _harmless_until(text: bytes, at: int) -> int:
+    """Where what is done with the server's table ends, of which the name ends at `at`; -1: it may be with keys."""
+    member = _MEMBER.match(text, at)
+    if member is None:
+        return -1
+    if member[1] in _HARMLESS or _CONSTANT.fullmatch(member[1]):
+        return member.end()
+    if member[1] not in (b"call", b"pcall"):
+        return -1
+    called = _CALLED.match(text, member.end())
+    if called is None or (called[1] or called[2]).lower() not in KEYLESS:
+        return -1
+    return called.end()
