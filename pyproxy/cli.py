@@ -59,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pyproxy {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    serving = commands.add_parser("serve", help="serve until SIGTERM or SIGINT drains it; a second one ends it at once")
+    ends = "serve until SIGTERM, SIGINT or SIGQUIT drains it; SIGINT twice ends it at once"
+    serving = commands.add_parser("serve", help=ends)
     serving.add_argument("config", type=Path, metavar="CONFIG")
     serving.set_defaults(run=serve)
 

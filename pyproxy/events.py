@@ -25,6 +25,7 @@ class Event(enum.Enum):
     LISTEN = "+listen", logging.INFO
     READY = "+ready", logging.INFO  # every worker accepts clients
     DRAIN = "+drain", logging.INFO
+    SIGNAL_IGNORED = "+signal-ignored", logging.WARNING
     EXIT = "+exit", logging.INFO
 
     WORKER_START = "+worker-start", logging.INFO

@@ -2,8 +2,8 @@
 
 It has the one listening socket and never accepts on it, makes the page of metrics, looks at every server, and
 refuses to serve if a primary holds keys of another shard. Then it keeps the workers alive and tells them what the
-watcher sees, until SIGTERM or SIGINT drains them; a second signal ends them at once. Where the configuration asks for
-it, the status is told over HTTP all that time, from before the first look on.
+watcher sees, until SIGTERM, SIGINT or SIGQUIT drains them; a second SIGINT ends them at once. Where the configuration
+asks for it, the status is told over HTTP all that time, from before the first look on.
 """
 
 import asyncio
@@ -33,6 +33,9 @@ from pyproxy.metrics import Page
 
 WORKER = (sys.executable, "-m", "pyproxy.worker")
 
+ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+IGNORED = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # others reload, or reopen their logs: nobody is to end of it
+
 EX_UNAVAILABLE = 69  # <sysexits.h>
 EX_CONFIG = 78
 
@@ -51,7 +54,7 @@ class StartError(Exception):
 
 
 def serve(config: Config) -> int:
-    """Serve until a signal says otherwise: 0 if drained, 143 or 130 after a second signal.
+    """Serve until a signal says otherwise: 0 if drained, 130 after a second SIGINT.
 
     Raises StartError, and ConfigErrors where AWS knows better than the configuration.
     """
@@ -94,14 +97,15 @@ class Parent:
         )
         self._conductor = Conductor(config, access, self._watcher, self._tell, lambda: self._supervisor)
         self._scripts = scripts.Scripts(config.limits.scripts_bytes)
-        self._signals: list[int] = []
+        self._signals: list[int] = []  # those that end it
+        self._cut = False
 
     async def run(self) -> int:
         """Serve. The exit status; raises StartError."""
         loop = asyncio.get_running_loop()
         main = asyncio.current_task()
         assert main is not None
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ENDS + IGNORED:
             loop.add_signal_handler(number, self._on_signal, number, main)
         try:
             async with self._http():
@@ -121,7 +125,7 @@ class Parent:
         finally:
             self._listener.close()
             self._watcher.close()
-        status = 128 + self._signals[-1] if len(self._signals) > 1 else 0
+        status = 128 + signal.SIGINT if self._cut else 0
         emit(Event.EXIT, status=status)
         return status
 
@@ -199,16 +203,26 @@ class Parent:
             self._supervisor.broadcast(state)
 
     def _on_signal(self, number: int, main: "asyncio.Task[int]") -> None:
+        name = signal.Signals(number).name
+        if number in IGNORED:
+            emit(Event.SIGNAL_IGNORED, signal=name, why="nothing is read again while it runs; restart it for that")
+            return
+        is_first, again = not self._signals, number == signal.SIGINT and number in self._signals
         self._signals.append(number)
-        emit(Event.DRAIN, signal=signal.Signals(number).name, again=len(self._signals) > 1)
         if self._supervisor is None:
+            emit(Event.DRAIN, signal=name, again=not is_first)
             main.cancel()
-        elif len(self._signals) == 1:
+        elif is_first:
+            emit(Event.DRAIN, signal=name, again=False)
             # Whoever connects from now on is refused by the kernel as soon as the workers have closed theirs too.
             self._listener.close()
             self._supervisor.drain(self._config.timeouts.drain_s)
-        else:
+        elif again:
+            emit(Event.DRAIN, signal=name, again=True)
+            self._cut = True
             self._supervisor.kill()
+        else:
+            emit(Event.SIGNAL_IGNORED, signal=name, why="it drains; SIGINT twice, or SIGKILL, ends it at once")
 
     def __repr__(self) -> str:
         return f"<Parent {self._supervisor or 'starting'} {self._watcher}>"

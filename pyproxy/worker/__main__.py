@@ -1,8 +1,13 @@
 """`python -m pyproxy.worker`: started by the parent, with the descriptors it inherits."""
 
 import argparse
+import signal
 
-from pyproxy.worker.main import serve
+# Before the others, as they take a while: later they are logged, see main.IGNORED.
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, signal.SIG_IGN)
+
+from pyproxy.worker.main import serve  # noqa: E402
 
 parser = argparse.ArgumentParser(prog="pyproxy.worker", description="one worker; started by pyproxy serve")
 for name in ("index", "listen-fd", "channel-fd", "page-fd"):

@@ -110,7 +110,7 @@ class Link:
         self.lent: set[Loan] = set()  # connections that one conversation each has to itself
         self.turns: dict[Turn, None] = {}  # who waits for one of those, in the order of coming
         self.busy_until = 0.0  # CLOCK_MONOTONIC; the server is at a request through all its keys, sent by other workers
-        self.lost_at = 0.0  # CLOCK_MONOTONIC; when the last one was lost, and there has been none since; 0: there is one
+        self.lost_at = 0.0  # CLOCK_MONOTONIC; when the last was lost, and there has been none since; 0: there is one
         self._complained: dict[str, float] = {}  # code of a refusal -> when, on the loop's clock
 
     @property

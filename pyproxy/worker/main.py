@@ -13,6 +13,7 @@ import asyncio
 import ctypes
 import gc
 import os
+import signal
 import socket
 import time
 import traceback
@@ -70,6 +71,8 @@ ORPHAN_FLUSH_S = 1.0
 KEPT_BYTES = 16 << 20  # free memory at the end of the heap that is not given back at once
 TURNED_AWAY_S = 2.0  # then the connection is closed, whatever the client does
 
+IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
 _LIBC = ctypes.CDLL(None)
 
 
@@ -112,6 +115,8 @@ class Worker:
 
     async def run(self) -> None:
         """Serve until drained, or until the parent is gone."""
+        for number in IGNORED:
+            asyncio.get_running_loop().add_signal_handler(number, self._ignore, number)
         heard, gone = or_end(self._on_message), or_end(self._on_parent_gone)
         self._channel = await Channel.open(self._channel_socket, heard, gone)
         await self._ended.wait()
@@ -121,6 +126,11 @@ class Worker:
         if self._hub is not None:
             self._hub.close()
         self._channel.close()
+
+    def _ignore(self, number: int) -> None:
+        """Whoever ends a service tells all its processes (systemd does); a worker drains when its parent says so."""
+        name = signal.Signals(number).name
+        emit(Event.SIGNAL_IGNORED, index=self._index, signal=name, why="a worker ends with its parent, or by SIGKILL")
 
     # --- the parent's messages ---
 

@@ -172,7 +172,7 @@ def test_a_drain_ends_at_its_deadline_by_fin(fleet: Fleet, hop: Hop) -> None:
         assert proxy.wait() == 0
 
 
-def test_a_second_sigterm_ends_it_at_once(fleet: Fleet, hop: Hop) -> None:
+def test_a_second_sigint_ends_it_at_once_and_a_second_sigterm_does_not(fleet: Fleet, hop: Hop) -> None:
     with own(fleet, hop, drain_s=3600.0) as proxy, Talk(proxy.port) as busy, Talk(proxy.port) as idle:
         key = Keys(proxy).one(STALLED)
         assert (idle.ask("PING"), busy.ask("SET", key, "v")) == (b"PONG", b"OK")
@@ -183,7 +183,12 @@ def test_a_second_sigterm_ends_it_at_once(fleet: Fleet, hop: Hop) -> None:
         proxy.terminate()
         assert idle.until_end() == b"", "it drains"
         proxy.terminate()
-        assert proxy.wait() == 128 + signal.SIGTERM
+        wait_until("it to go on", lambda: "+signal-ignored signal=SIGTERM" in proxy.tail(), proxy.tail, PATIENCE_S)
+        assert family(proxy.pid) == running
+        os.kill(proxy.pid, signal.SIGINT)
+        wait_until("it to go on", lambda: "+signal-ignored signal=SIGINT" in proxy.tail(), proxy.tail, PATIENCE_S)
+        os.kill(proxy.pid, signal.SIGINT)
+        assert proxy.wait() == 128 + signal.SIGINT
         wait_until_gone(running)
 
 

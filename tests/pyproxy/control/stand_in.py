@@ -5,8 +5,8 @@
 REPORT gets a line of JSON for each thing it sees. MODE: `serve` gets ready and drains when told; `crash` exits with 3
 at once; `stubborn` gets ready and ignores Drain; `mute` leaves its channel and stays; `late` never gets ready;
 `complain` does, complains of a server, has it work, and has a client that sets something; `sleep` does, and says that
-it has slept. All that get ready apply each topology at once; `slow` applies only the first, and `busy` owes an answer to
-a write of s0, and holds two others, until it is told version 3.
+it has slept. All that get ready apply each topology at once; `slow` applies only the first, and `busy` owes an answer
+to a write of s0, and holds two others, until it is told version 3.
 """
 
 import argparse

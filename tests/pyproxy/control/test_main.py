@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pyproxy.fleet import HOST, Fleet, ask, wait_until
-from tests.processes import command_line, family, wait_until_gone
+from tests.processes import Identity, command_line, family, wait_until_gone
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_workers_end_when_their_parent_is_killed(fleet: Fleet, tmp_path: Path) -
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_a_signal_drains_and_leaves_nothing(number: signal.Signals, fleet: Fleet, tmp_path: Path) -> None:
     with serving(fleet.config(workers=2), tmp_path) as run:
         run.wait_for(r"\+ready ")
@@ -179,17 +179,66 @@ def test_a_signal_drains_and_leaves_nothing(number: signal.Signals, fleet: Fleet
         assert f"+drain signal={number.name} " in run.said()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_second_signal_ends_all_at_once(number: signal.Signals, status: int, fleet: Fleet, tmp_path: Path) -> None:
+def test_a_second_interrupt_ends_all_at_once(fleet: Fleet, tmp_path: Path) -> None:
+    with draining(fleet, tmp_path) as (run, processes):
+        run.process.send_signal(signal.SIGINT)
+        run.wait_for(r"\+signal-ignored signal=SIGINT ")
+        run.process.send_signal(signal.SIGINT)
+        assert ended(run) == 130
+        wait_until_gone(processes)
+
+
+def test_no_other_second_signal_cuts_the_drain(fleet: Fleet, tmp_path: Path) -> None:
+    """Whoever ends services sends SIGTERM again, and nobody means to reset clients by it."""
+    with draining(fleet, tmp_path) as (run, processes):
+        for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGTERM):
+            run.process.send_signal(number)
+            run.wait_for(rf"\+signal-ignored signal={number.name} ")
+        assert family(run.process.pid) == processes
+        os.kill(run.workers()[0], signal.SIGCONT)
+        assert ended(run) == 0
+
+
+@contextmanager
+def draining(fleet: Fleet, tmp_path: Path) -> Iterator[tuple[Serving, set[Identity]]]:
+    """Since a SIGTERM, and it does not come to an end; with its processes."""
     with serving(fleet.config(workers=2, timeouts={"drain_s": 3600.0}), tmp_path) as run:
         run.wait_for(r"\+ready ")
+        stopped, drained = run.workers()
+        os.kill(stopped, signal.SIGSTOP)  # so that it cannot drain
+        run.process.send_signal(signal.SIGTERM)
+        run.wait_for(r"\+drain signal=SIGTERM ")
+        wait_until("the other worker to end", lambda: drained not in run.workers(), run.said)
+        yield run, family(run.process.pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_that_mean_a_reload_elsewhere_end_nothing(number: signal.Signals, fleet: Fleet, tmp_path: Path) -> None:
+    with serving(fleet.config(workers=2), tmp_path) as run:
+        listening = run.wait_for(r"pyproxy \S+ listening on 127\.0\.0\.1:([0-9]+), ")
+        run.wait_for(r"\+ready ")
         processes = family(run.process.pid)
-        os.kill(run.workers()[0], signal.SIGSTOP)  # so that it cannot drain
-        run.process.send_signal(number)
-        run.wait_for(r"\+drain ")
-        run.process.send_signal(number)
-        assert ended(run) == status
-        wait_until_gone(processes)
+        for pid, _ in processes:
+            os.kill(pid, number)
+        run.wait_for(rf"\+signal-ignored signal={number.name} ")
+        for index in (0, 1):
+            run.wait_for(rf"\+signal-ignored index={index} signal={number.name} ")
+        assert ask(int(listening[1]), "PING") == b"PONG"
+        assert family(run.process.pid) == processes
+
+
+def test_a_worker_ends_with_its_parent_and_not_by_a_signal_to_the_whole_service(fleet: Fleet, tmp_path: Path) -> None:
+    """As systemd sends it: to every process. The parent has its workers drain."""
+    with serving(fleet.config(workers=2), tmp_path) as run:
+        run.wait_for(r"\+ready ")
+        processes = family(run.process.pid)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            for index, pid in enumerate(run.workers()):
+                os.kill(pid, number)
+                run.wait_for(rf"\+signal-ignored index={index} signal={number.name} ")
+        assert family(run.process.pid) == processes
+        run.process.terminate()
+        assert ended(run) == 0
 
 
 def test_a_worker_that_does_not_drain_is_killed_and_that_is_an_orderly_end(fleet: Fleet, tmp_path: Path) -> None:
