@@ -28,6 +28,7 @@ STEP_S = 1.0  # for one connection, or one command
 LEAST_S = 0.05  # for a step that cannot be left out, such as a look at what became of REPLICAOF NO ONE
 FENCE_S = 0.3  # for an old primary to take notice: it mostly does not answer
 FENCED_S = 60.0  # for which it then takes no write, unless it is demoted before
+UNPAUSE_AGAIN_S = 0.5  # between two attempts to end a pause that is in the way: of a server that is silent, as long as it is
 CATCH_UP_S = 1.0  # for a candidate to have all that the paused primary has
 HAND_OVER_S = 4.0  # for all of it
 PAUSE_S = 5.0  # of writes meanwhile: it ends by itself, but not before we do
@@ -106,12 +107,28 @@ class ReplicaOf(Promoter):
         self._deadline_s = deadline_s
         self._access = access
         self._failures: dict[str, str] = {}  # of `tidy` by server, each logged once
+        self._paused = ""  # a primary that was left paused, though it is to take writes
+        self._left_paused = asyncio.Event()
+        self._pausing = asyncio.Lock()  # a pause is not ended by who wanted to end the one before
+
+    async def run(self) -> None:
+        """Ends the pauses that could not be ended at once: their servers would take no write for a minute."""
+        while True:
+            await self._left_paused.wait()
+            async with self._pausing:
+                if self._paused and not await self._try_to_unpause(self._paused, FENCE_S):
+                    self._paused = ""
+                if not self._paused:
+                    self._left_paused.clear()
+            await asyncio.sleep(UNPAUSE_AGAIN_S)
 
     # --- the primary is lost ------------------------------------------------------------------------------------------
 
     async def promote(self, case: Case) -> None:
         clock = _Clock(self._deadline_s)
-        fenced = await self._fence(case.primary.node)
+        async with self._pausing:
+            self._paused = ""
+            fenced = await self._fence(case.primary.node)
         try:
             async with self._connected(case.candidate.node, clock) as candidate:
                 now = await candidate.look()
@@ -156,7 +173,9 @@ class ReplicaOf(Promoter):
         """The candidate has everything, and is the primary; else the old one takes writes again, and it is an error."""
         swapped = False
         try:
-            await primary.order(b"CLIENT", b"PAUSE", _milliseconds(PAUSE_S), b"WRITE")
+            async with self._pausing:
+                self._paused = ""
+                await primary.order(b"CLIENT", b"PAUSE", _milliseconds(PAUSE_S), b"WRITE")
             await _catch_up(candidate, await primary.look(b"replication"), clock)
             clock.check()
             await self._promote_once(candidate, clock)
@@ -290,12 +309,20 @@ class ReplicaOf(Promoter):
             self._failed(primary, "CONFIG REWRITE", exc)
 
     async def _unpause(self, primary: str, clock: _Clock, most_s: float) -> None:
-        """On a connection of its own, as the one that asked for the pause may be broken."""
+        """Now, or as soon as it can be done: `run` goes on with it."""
+        if reason := await self._try_to_unpause(primary, clock.step(most_s)):
+            emit(Event.STEP_FAILED, shard=self._shard, node=primary, step="CLIENT UNPAUSE", reason=reason, again="yes")
+            self._paused = primary
+            self._left_paused.set()
+
+    async def _try_to_unpause(self, primary: str, within_s: float) -> str:
+        """Why it failed; empty: it is done. On a connection of its own, as the one that paused it may be broken."""
         try:
-            async with asyncio.timeout(clock.step(most_s)), self._connected(primary, clock) as server:
+            async with asyncio.timeout(within_s), self._connected(primary, _Clock(within_s)) as server:
                 await server.order(b"CLIENT", b"UNPAUSE")
         except (NodeError, TimeoutError) as exc:
-            self._failed(primary, "CLIENT UNPAUSE", exc)
+            return str(exc) or "no reply in time"
+        return ""
 
     def _failed(self, node: Node | str, step: str, exc: Exception) -> None:
         emit(Event.STEP_FAILED, shard=self._shard, node=node, step=step, reason=str(exc) or "no reply in time")

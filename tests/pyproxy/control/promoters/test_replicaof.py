@@ -341,6 +341,49 @@ async def test_where_nobody_is_promoted_the_primary_takes_writes_as_before(
     assert primary.ask("SET", "key", "value") == b"OK"
 
 
+async def test_where_nobody_is_promoted_a_primary_that_slept_takes_writes_as_soon_as_it_is_awake(
+    fleet: Fleet, primary: Server, candidate: Server
+) -> None:
+    """What was to pause it waits in its socket, and so may be what was to end that: it is told until it has heard."""
+    case = await case_of(primary, candidate.address)
+    promoter = promoter_for(fleet)
+    running = asyncio.create_task(promoter.run())
+    primary.pause()
+    candidate.kill()
+    with pytest.raises(PromotionFailed):
+        await promoter.promote(case)
+    primary.resume()
+
+    def takes_writes() -> bool:
+        try:
+            return ask(primary.port, "SET", "key", "value", timeout=0.2) == b"OK"
+        except TimeoutError:
+            return False
+
+    await until("a write to be taken", takes_writes, lambda: calls(primary, "client|unpause"))
+    running.cancel()
+
+
+async def test_a_pause_that_is_to_be_ended_is_forgotten_with_the_next_attempt(
+    fleet: Fleet, primary: Server, candidate: Server
+) -> None:
+    """Else the new primary's rival would take writes again."""
+    case = await case_of(primary, candidate.address)
+    promoter = promoter_for(fleet)
+    running = asyncio.create_task(promoter.run())
+    primary.pause()
+    candidate.pause()
+    with pytest.raises(PromotionFailed):
+        await promoter.promote(case)
+    candidate.resume()
+    await promoter.promote(case)
+    primary.resume()
+    await until("the pause", lambda: calls(primary, "client|pause") == 2, lambda: calls(primary, "client|pause"))
+    with pytest.raises(TimeoutError):
+        ask(primary.port, "SET", "key", "lost", timeout=1.5)
+    running.cancel()
+
+
 async def test_without_its_replicas_an_old_primary_with_a_minimum_of_them_takes_no_write(
     fleet: Fleet, primary: Server, candidate: Server, other: Server
 ) -> None:
