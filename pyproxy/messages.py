@@ -5,7 +5,7 @@ without harm, and the newest of a kind makes the older ones needless. How they t
 is a part of a state, which may be large; it is only sent while the other end reads (`Channel.congested`).
 
     parent -> worker    Setup (once, first), Settings, Settled, Scripts, Script, ScriptKnown, Topology, FleetLook,
-                        Subscribers, Confirmed, Drain
+                        AtWork, Subscribers, Confirmed, Drain
     worker -> parent    Ready, Applied, Awake, Holding, AtWork, Configured, Script, ScriptsFlushed, Subscribers,
                         Complaint
 
@@ -221,7 +221,10 @@ class Holding(msgspec.Struct, frozen=True, tag=True):
 
 
 class Work(msgspec.Struct, frozen=True):
-    """A server is at work on a slow command of a client's, or on several. Times are CLOCK_MONOTONIC, s."""
+    """A server is at work on a command of a client's that goes through all its keys, or on several.
+
+    Times are CLOCK_MONOTONIC, s.
+    """
 
     shard: str
     since: float  # when the first of those that are not answered was sent
@@ -229,7 +232,10 @@ class Work(msgspec.Struct, frozen=True):
 
 
 class AtWork(msgspec.Struct, frozen=True, tag=True):
-    """The servers that have been at work on what this worker sent for a while: node -> Work. Sent when it changes."""
+    """Servers that have been at work on what was sent to them for a while: node -> Work. Sent when it changes.
+
+    From a worker: what it has sent. To a worker: what all others have.
+    """
 
     nodes: dict[str, Work]
 

@@ -1,7 +1,7 @@
 """Which servers are at work on something slow that a worker has sent them, as the workers say.  Pure: no clock.
 
-A server runs one command at a time, so one that runs KEYS over millions of keys, or a script, answers nobody: not the
-watcher either. While a worker waits for such an answer (`Command.slow`), the silence of its server has a cause.
+A server runs one command at a time, so one that runs KEYS over millions of keys answers nobody: not the watcher
+either. While a worker waits for such an answer (`Command.shard_wide`), the silence of its server has a cause.
 
     worker 0   ├── KEYS ──────┤                            one stretch: from the beginning of the first
     worker 1             ├── FLUSHALL ──┤                  to the end of the last
@@ -45,6 +45,15 @@ class Stretches:
             self._began.pop(node, None)
             return None
         return Work(works[0].shard, self._began.get(node, works[0].since), max(work.until for work in works))
+
+    def others(self, index: int) -> AtWork:
+        """What all workers but this one have servers work on."""
+        nodes: dict[str, Work] = {}
+        for each in (*(told for teller, told in self._told.items() if teller != index), self._left):
+            for node, work in each.items():
+                if node not in nodes or work.until > nodes[node].until:
+                    nodes[node] = work
+        return AtWork(nodes)
 
     def __repr__(self) -> str:
         return f"<Stretches {self._told} {self._left}>"

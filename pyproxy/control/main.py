@@ -189,6 +189,8 @@ class Parent:
             return
         for shard in self._work.hear(index, said):
             self._watcher.complain(shard)  # what was silent answers now, or has no excuse any more
+        if self._supervisor is not None:
+            self._supervisor.tell_each(self._work.others)
 
     def _on_script(self, said: Script | ScriptsFlushed) -> None:
         """A client has loaded or flushed scripts: all workers are told."""

@@ -132,6 +132,12 @@ class Supervisor:
             if worker.channel is not None:
                 worker.channel.send(message)
 
+    def tell_each(self, message: Callable[[int], Message]) -> None:
+        """Send each worker what this makes for its index."""
+        for index, worker in self._workers.items():
+            if worker.channel is not None:
+                worker.channel.send(message(index))
+
     async def all_applied(self, version: int, deadline_s: float, shard: str = "") -> list[int]:
         """Wait until every worker has applied this version -> those that have not in time, by index.
 

@@ -127,6 +127,11 @@ class Front:
         self.review()
 
     @property
+    def links(self) -> list[Link]:
+        """To all servers of the shard that this worker has connections to."""
+        return [self.link, *self._sides.values(), *self._retired]
+
+    @property
     def busy(self) -> bool:
         """Whether the gate is closed, and the answer to a write that was sent is still to come."""
         lent = (loan.backend for loan in self.link.lent)

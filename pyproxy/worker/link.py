@@ -166,6 +166,12 @@ class Link:
                 backend.wire.drop(MOVED if self._moving else errors.LOST)
 
     @property
+    def slow_since(self) -> float:
+        """When the first request through all keys was sent that the server has not answered; 0.0: there is none."""
+        backends = (*self.backends.values(), *(loan.backend for loan in self.lent))
+        return min((each.slow_since for each in backends if each.slow_since), default=0.0)
+
+    @property
     def unanswered(self) -> int:
         """How many requests in a row got no answer before their deadline, and none came since."""
         return max((backend.unanswered for backend in self.backends.values()), default=0)

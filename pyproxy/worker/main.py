@@ -1,8 +1,9 @@
 """A worker process: the listening socket, the channel to the parent and the page come in; clients are served.
 
-    parent ── Setup, Settings, Settled, Scripts, Script, ScriptKnown, Topology, FleetLook, Subscribers, Confirmed,
-              Drain ──▶ worker
-    parent ◀── Ready, Applied, Awake, Holding, Configured, Script, ScriptsFlushed, Subscribers, Complaint ── worker
+    parent ── Setup, Settings, Settled, Scripts, Script, ScriptKnown, Topology, FleetLook, AtWork, Subscribers,
+              Confirmed, Drain ──▶ worker
+    parent ◀── Ready, Applied, Awake, Holding, AtWork, Configured, Script, ScriptsFlushed, Subscribers,
+              Complaint ── worker
 
 The parent's messages are whole states.  A worker whose parent is gone begins nothing more, flushes, closes and exits:
 an orphan with an old map could write to a server that has been replaced. For the same reason a worker that did not run
@@ -30,6 +31,7 @@ from pyproxy.channel import Channel
 from pyproxy.events import Event, emit
 from pyproxy.messages import (
     Applied,
+    AtWork,
     Awake,
     Complaint,
     Confirmed,
@@ -48,6 +50,7 @@ from pyproxy.messages import (
     Setup,
     Subscribers,
     Topology,
+    Work,
 )
 from pyproxy.metrics import INDEX, Page
 from pyproxy.shardmap import Node, Shard, ShardMap
@@ -64,6 +67,7 @@ from pyproxy.worker.session import Session
 
 TICK_S = 0.02  # how exactly deadlines are kept
 HOLDING_S = 0.1  # how often at most the parent is told what is held
+AT_WORK_S = 0.3  # a request through all keys that takes longer is told to the parent, which may think its server down
 SELDOM_S = 1.0  # unfinished requests, memory
 TRIM_BYTES = 32 << 20  # so much must have been freed before the heap is asked to give it back: that takes milliseconds
 ACCEPT_AGAIN_S = 0.002  # a worker with more clients than another one looks again after this
@@ -101,6 +105,7 @@ class Worker:
         self._holds = Holds()
         self._applied = Applied(0)  # as the parent was told last
         self._holding: dict[str, Held] = {}
+        self._at_work: dict[str, Work] = {}
         self._awake_at = 0.0  # since when the parent's word is waited for; 0: it is not
         self._accepting = False
         self._turning_away = False
@@ -150,6 +155,10 @@ class Worker:
                 self._apply(message)
             case FleetLook():
                 self._look(message)
+            case AtWork(nodes=nodes):
+                for link in (link for front in self._fronts for link in front.links):
+                    work = nodes.get(str(link.node))
+                    link.busy_until = work.until if work else 0.0
             case Subscribers() if self._here:
                 self._here.register.hear(message)
             case Confirmed(at=at):
@@ -361,6 +370,7 @@ class Worker:
             if now >= tell_at:
                 tell_at = now + HOLDING_S
                 self._tell_holding()
+                self._tell_work(now)
             if now >= check_at:
                 check_at = now + SELDOM_S
                 lane.check_unfinished(unfinished_s)
@@ -402,6 +412,19 @@ class Worker:
         if holding != self._holding:
             self._holding = holding
             self._channel.send(Holding(holding))
+
+    def _tell_work(self, now: float) -> None:
+        """Which servers have been at work on what was sent from here so long that others may take them for silent."""
+        assert self._setup and self._channel
+        patience_s = self._setup.config.timeouts.slow_reply_s
+        found = {}
+        for link in (link for front in self._fronts for link in front.links):
+            since = link.slow_since
+            if since and now - since >= AT_WORK_S:
+                found[str(link.node)] = Work(link.name, since, since + patience_s)
+        if found != self._at_work:
+            self._at_work = found
+            self._channel.send(AtWork(found))
 
     # --- the end ---
 

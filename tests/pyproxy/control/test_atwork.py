@@ -43,3 +43,13 @@ def test_an_answer_to_somebody_else_ends_nothing_that_a_worker_waits_for() -> No
     work.hear(0, at_work(10, 40))
     work.answered(A)
     assert work.of(A) == Work("s0", 10, 40)
+
+
+def test_each_worker_is_told_what_the_others_have_sent() -> None:
+    work = Stretches()
+    work.hear(0, at_work(10, 40))
+    work.hear(1, at_work(12, 42))
+    work.hear(2, at_work(11, 41, B))
+    assert work.others(1) == AtWork({A: Work("s0", 10, 40), B: Work("s0", 11, 41)})
+    assert work.others(7) == AtWork({A: Work("s0", 12, 42), B: Work("s0", 11, 41)})
+    assert Stretches().others(0) == DONE
