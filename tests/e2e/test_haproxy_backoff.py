@@ -88,7 +88,8 @@ def loop_server(redis_port: int) -> Any:
 @contextmanager
 def haproxy(directory: Path, app_port: int, status_port: int) -> Iterator[Listening]:
     command = ["haproxy", "-db", "-f", str(EXAMPLE / "haproxy.cfg")]
-    where: dict[str, str | int] = {"APP_PORT": app_port, "STATUS_PORT": status_port, "LUA": str(EXAMPLE / "backoff.lua")}
+    where: dict[str, str | int] = {"APP_PORT": app_port, "STATUS_PORT": status_port}
+    where["LUA"] = str(EXAMPLE / "backoff.lua")
     with Listening(directory, "haproxy", command, **where) as http:
         yield http
 
