@@ -269,6 +269,11 @@ def db_index_out_of_range() -> bytes:
     return _line("ERR DB index is out of range")
 
 
+def no_cluster() -> bytes:
+    """READONLY and READWRITE at a server without a cluster."""
+    return _line("ERR This instance has cluster support disabled")
+
+
 # --- CLIENT ----------------------------------------------------------------------------------------------------------
 
 

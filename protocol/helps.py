@@ -1,6 +1,7 @@
 """What ``OBJECT HELP`` and its like answer: lines for people, which no server has to be asked for.
 
-A container's name comes in, its lines go out. CLIENT's are the proxy's own; the others are Valkey 9.1's, word for word.
+A container's name comes in, its lines go out. Those of CLIENT, CONFIG and MEMORY say what is served here; the
+others are Valkey 9.1's, word for word.
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ from protocol.reply import Status
 
 _CLIENT = """\
 CLIENT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:
+CAPA <option> [options...]
+    Taken, without effect.
 GETNAME
     Return the name of the current connection.
+GETREDIR
+    Return -1: no connection is tracked.
 ID
     Return the ID of the current connection.
 INFO
@@ -27,6 +32,31 @@ SETINFO (LIB-NAME|LIB-VER) <value>
     Set the name or the version of the client's library.
 SETNAME <name>
     Assign the name <name> to the current connection.
+TRACKINGINFO
+    Report that the current connection is not tracked.
+HELP
+    Print this help."""
+
+_CONFIG = """\
+CONFIG <subcommand> [<arg> [value] [opt] ...]. Subcommands are:
+GET <pattern>
+    Return parameters matching the glob-like <pattern> and their values.
+SET <directive> <value>
+    Set the configuration <directive> to <value> on all servers: notify-keyspace-events, and what the operator allows.
+RESETSTAT
+    Reset the proxy's own statistics reported by the INFO command.
+HELP
+    Print this help."""
+
+_MEMORY = """\
+MEMORY <subcommand> [<arg> [value] [opt] ...]. Subcommands are:
+DOCTOR
+    Return memory problems reports of all shards.
+PURGE
+    Attempt to purge dirty pages for reclamation by the allocators of all shards.
+USAGE <key> [SAMPLES <count>]
+    Return memory in bytes used by <key> and its value. Nested values are
+    sampled up to <count> times (default: 5, 0 means sample all).
 HELP
     Print this help."""
 
@@ -158,6 +188,8 @@ HELP
 
 _TEXTS = {
     b"client": _CLIENT,
+    b"config": _CONFIG,
+    b"memory": _MEMORY,
     b"object": _OBJECT,
     b"pubsub": _PUBSUB,
     b"xgroup": _XGROUP,

@@ -22,9 +22,10 @@ from protocol.rows import ROWS
 _LOCAL = """
     ping echo quit reset time hello auth select info lolwut readonly readwrite unwatch
     client client|id client|info client|list client|getname client|setname client|setinfo client|no-evict
-    client|no-touch client|reply client|help
+    client|no-touch client|reply client|help client|capa client|getredir client|trackinginfo
     command command|count command|docs command|getkeys command|getkeysandflags command|help command|info command|list
-    config config|get config|set
+    config config|get config|set config|resetstat config|help
+    role lastsave memory|help acl|whoami
     object|help xgroup|help xinfo|help
     script script|help function function|help
     pubsub pubsub|channels pubsub|help pubsub|numpat pubsub|numsub pubsub|shardchannels pubsub|shardnumsub
@@ -39,7 +40,7 @@ TRANSACTION = frozenset(["multi", "exec", "discard"])
 
 # More than one question to the shards, or a connection that is not shared; see pyproxy/worker/conversations/.
 _CONVERSATION = """
-    randomkey scan wait waitaof watch
+    randomkey scan wait waitaof watch memory|doctor memory|purge
     blpop brpop blmove brpoplpush blmpop bzpopmin bzpopmax bzmpop
     eval eval_ro evalsha evalsha_ro fcall fcall_ro
     script|exists script|flush script|kill script|load script|show
@@ -84,18 +85,18 @@ _REFUSALS: dict[str, str] = {
     "a script is debugged on a connection of one's own; connect to a server directly": "script|debug",
     "clients share connections here, and this changes or controls one; connect to the server directly": "monitor",
     "it is about one connection to one server, and clients share those here; connect to the server directly": """
-        client|caching client|capa client|getredir client|import-source client|tracking client|trackinginfo""",
+        client|caching client|import-source client|tracking""",
     "it acts on another client, which may be another worker's; end it from that client's side": """
         client|kill client|unblock""",
     "it stops the clients of one server; send it to that server directly": "client|pause client|unpause",
-    CONFIGURED_ELSEWHERE: "config|help config|resetstat config|rewrite",
+    CONFIGURED_ELSEWHERE: "config|rewrite",
     "the proxy is one endpoint, not a node of a cluster; use it as a single server": "cluster asking",
     "servers speak it among themselves; replicate from a server directly": "sync psync replconf",
     "it moves keys past the proxy; run it at one server directly": "migrate restore-asking",
     "databases of all shards would have to change at one moment; use SELECT": "swapdb",
     "it is about one server, not about data; ask that server directly": """
-        role lastsave latency slowlog commandlog
-        memory|doctor memory|help memory|malloc-stats memory|purge memory|stats""",
+        latency slowlog commandlog memory|malloc-stats""",
+    "it is about one server; what all of them use together is in INFO memory": "memory|stats",
     "it administers one server, and would do so for everybody; send it to that server directly": """
         acl bgrewriteaof bgsave debug failover module pfdebug pfselftest replicaof save shutdown slaveof""",
 }

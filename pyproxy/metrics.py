@@ -2,12 +2,14 @@
 
 Each worker has a row of 64-bit integers and is its only writer; everybody reads all rows. The parent makes the page
 and passes its file descriptor on. It writes only where nobody else can: the row of a worker that is dead, and a
-last row of its own, the retired row, in which the counters of dead workers live on, so that a total never falls.
+row of its own, the retired row, in which the counters of dead workers live on, so that a total falls by `reset` alone.
+That one writes the last row, whoever calls it: what the totals were then, as negative numbers.
 
              pid clients ... accepted commands ...
     row 0    [   worker 0                        ]
     row 1    [   worker 1                        ]
     retired  [   0   0   ...  counters of the dead ]
+    reset    [   0   0   ...  -(all of the above, when it was reset) ]
 
 A row with pid 0 is that of a worker that does not run. Nothing here sends, formats or locks: an aligned 8-byte
 store is whole on every machine that CPython runs on.
@@ -69,12 +71,12 @@ class Page:
         self.fd = fd
         self._map = mmap.mmap(fd, 0)
         self._words = memoryview(self._map).cast("q")
-        self.workers = len(self._words) // STRIDE - 1
+        self.workers = len(self._words) // STRIDE - 2
 
     @classmethod
     def create(cls, workers: int) -> Self:
         fd = os.memfd_create("pyproxy-metrics")
-        os.ftruncate(fd, (workers + 1) * STRIDE * 8)
+        os.ftruncate(fd, (workers + 2) * STRIDE * 8)
         return cls(fd)
 
     @classmethod
@@ -91,8 +93,16 @@ class Page:
         return self.row(index)[INDEX[name]]
 
     def total(self, name: str) -> int:
-        """The sum over all workers, those that died included if it is a counter."""
+        """The sum over all workers; of a counter since it was reset, and those that died included."""
         return sum(self._words[INDEX[name] :: STRIDE])
+
+    def reset(self) -> None:
+        """Count from zero. What is held now was begun: `held` goes on from it, or it would be ended more often."""
+        last = (self.workers + 1) * STRIDE
+        for name in COUNTERS:
+            begun = self.total("held_requests") if name == "held" else 0
+            # a whole number and no difference: two that reset at once write nearly the same
+            self._words[last + INDEX[name]] = begun - sum(self._words[INDEX[name] : last : STRIDE])
 
     def fewest_clients(self, now_us: int) -> int:
         """Clients of the least loaded worker that runs and does not hang; 0 if none does. `now_us`: CLOCK_MONOTONIC."""

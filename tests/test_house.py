@@ -49,6 +49,7 @@ TESTED_ELSEWHERE = {
     "pyproxy/worker/conversations/scripting.py": "tests/e2e/test_scripting.py",
     "pyproxy/worker/conversations/keyspace.py": "tests/e2e: test_keyspace, test_scan_completeness",
     "pyproxy/worker/conversations/replicas.py": "tests/e2e/test_wait.py",
+    "pyproxy/worker/conversations/reports.py": "tests/e2e/test_surface.py",
     "pyproxy/worker/conversations/parts.py": "tests/e2e/test_cross_shard.py",
     "pyproxy/worker/conversations/operands.py": "tests/e2e/test_cross_shard.py",
     "pyproxy/worker/conversations/watching.py": "tests/e2e/test_watch.py",

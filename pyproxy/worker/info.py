@@ -171,7 +171,31 @@ def _memory(here: Here) -> Lines:
         f"maxmemory_human:{_human(limit)}",
         f"maxmemory_policy:{maxmemory_policy(looks)}",
         f"mem_fragmentation_ratio:{resident / used if used else 0:.2f}",
+        *(f"{name}:{_sum(looks, name)}" for name in _OF_MEMORY),
+        f"mem_allocator:{_all_of(looks, 'mem_allocator')}",
+        f"active_defrag_running:{_any(looks, 'active_defrag_running')}",
+        # each text is at every shard that has run it, and every function at all of them
+        *(f"{name}:{max((integer(look.info.get(name)) for look in looks), default=0)}" for name in _OF_CODE),
     )
+
+
+_OF_MEMORY = (
+    "used_memory_overhead",
+    "used_memory_startup",
+    "used_memory_dataset",
+    "allocator_allocated",
+    "allocator_active",
+    "allocator_resident",
+    "mem_fragmentation_bytes",
+    "mem_not_counted_for_evict",
+    "mem_replication_backlog",
+    "mem_clients_slaves",
+    "mem_clients_normal",
+    "mem_aof_buffer",
+    "lazyfree_pending_objects",
+    "lazyfreed_objects",
+)
+_OF_CODE = ("number_of_cached_scripts", "number_of_functions", "number_of_libraries")
 
 
 def maxmemory(looks: Sequence[ShardLook]) -> int:
@@ -182,19 +206,27 @@ def maxmemory(looks: Sequence[ShardLook]) -> int:
 
 def maxmemory_policy(looks: Iterable[ShardLook]) -> str:
     """The policy of the primaries; where they differ, all of them, joined by ``/``."""
-    policies = {look.info["maxmemory_policy"] for look in looks if "maxmemory_policy" in look.info}
-    return "/".join(sorted(policies)) or "noeviction"
+    return _all_of(looks, "maxmemory_policy") or "noeviction"
+
+
+def _all_of(looks: Iterable[ShardLook], field: str) -> str:
+    """What the primaries say, each word once, joined by ``/``."""
+    return "/".join(sorted({look.info[field] for look in looks if field in look.info}))
+
+
+def last_save(looks: Iterable[ShardLook]) -> int:
+    """When the primary that has not saved for longest did so last, in seconds since 1970; 0: nothing is known."""
+    return min((integer(look.info.get("rdb_last_save_time")) for look in looks), default=0)
 
 
 def _persistence(here: Here) -> Lines:
     looks = here.looks()
-    saves = [integer(look.info.get("rdb_last_save_time")) for look in looks]
     return (
         "loading:0",  # never 1: a client that reads 1 does not start
         "async_loading:0",
         f"rdb_changes_since_last_save:{_sum(looks, 'rdb_changes_since_last_save')}",
         f"rdb_bgsave_in_progress:{_any(looks, 'rdb_bgsave_in_progress')}",
-        f"rdb_last_save_time:{min(saves, default=0)}",
+        f"rdb_last_save_time:{last_save(looks)}",
         f"rdb_last_bgsave_status:{_all_ok(looks, 'rdb_last_bgsave_status')}",
         f"aof_enabled:{_any(looks, 'aof_enabled')}",
         f"aof_rewrite_in_progress:{_any(looks, 'aof_rewrite_in_progress')}",

@@ -144,8 +144,15 @@ def _unwatch(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     return OK
 
 
-def _ok(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
-    return OK
+def _readonly(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    """READONLY and READWRITE, as servers without a cluster take them: Valkey since 8, and Redis does not."""
+    versions = [look.info.get("valkey_version", "") for look in here.looks()]
+    is_known = bool(versions) and all(version.partition(".")[0] not in ("", "7") for version in versions)
+    return OK if is_known else errors.no_cluster()
+
+
+def _acl_whoami(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    return encode(USER, client.proto)
 
 
 # --- CLIENT -----------------------------------------------------------------------------------------------------------
@@ -262,6 +269,21 @@ def _client_on_off(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     return OK if argv[2].lower() in (b"on", b"off") else errors.syntax_error()
 
 
+def _client_capa(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    """What the client could do for us: follow a redirection. None is ever sent."""
+    return OK
+
+
+def _client_getredir(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    """Nobody is tracked, as CLIENT TRACKING is refused."""
+    return encode(-1, client.proto)
+
+
+def _client_trackinginfo(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    said: dict[Value, Value] = {"flags": frozenset([b"off"]), "redirect": -1, "prefixes": []}
+    return encode(said, client.proto)
+
+
 def _client_reply(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     mode = argv[2].lower()
     if mode == b"on":
@@ -289,6 +311,16 @@ def _info(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     return encode(Verbatim(info.render(argv[1:], here)), client.proto)
 
 
+def _role(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    """A master without replicas: those of the shards are no business of a client."""
+    return encode(["master", 0, []], client.proto)
+
+
+def _lastsave(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    """Since then, at the latest, all shards have saved."""
+    return encode(info.last_save(here.looks()), client.proto)
+
+
 def _command(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     return introspect.answer(argv, here.table, client.proto)
 
@@ -306,18 +338,24 @@ def _lolwut(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
 
 
 def _config_get(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
-    """Settings by name or pattern; a name is given back as it was asked for."""
+    return shown(client, argv, here, {})
+
+
+def shown(client: Client, argv: Sequence[bytes], here: Here, of_servers: Mapping[bytes, str]) -> bytes:
+    """The answer to CONFIG GET, by name or pattern; a name is given back as it was asked for.
+
+    `of_servers`: the values that the servers have said, see `settings_of_servers`.
+    """
     if len(argv) - 2 > _PATTERNS:
         return errors.too_many_patterns("config|get", _PATTERNS)
-    settings = _settings(here)
+    settings = {**of_servers, **_settings(here)}
     found: dict[bytes, bytes] = {}  # lower-case name -> name as it is shown
     for asked in argv[2:]:
         wanted = asked.lower()
-        if not any(sign in wanted for sign in (b"*", b"?", b"[")):
-            if wanted in settings:
-                found.setdefault(wanted, asked)
-        elif len(wanted) <= _PATTERN_BYTES:
-            found |= {name: name for name in settings if name not in found and glob.matches(wanted, name)}
+        if wanted in settings and not any(sign in wanted for sign in (b"*", b"?", b"[")):
+            found.setdefault(wanted, asked)
+        else:
+            found |= {name: name for name in settings if name not in found and _asks_for(wanted, name)}
     shown: dict[Value, Value] = {shown: settings[name] for name, shown in found.items()}
     return encode(shown, client.proto)
 
@@ -343,6 +381,24 @@ def _settings(here: Here) -> Mapping[bytes, str]:
         b"slave-read-only": "yes",
         b"timeout": "0",
     }
+
+
+def settings_of_servers(argv: Sequence[bytes], here: Here) -> list[bytes]:
+    """Which of the settings that this CONFIG GET asks for only the servers know: of `config_set`, and not set here."""
+    known = _settings(here)
+    names = [name.encode() for name in here.setup.config.config_set if name.encode() not in known]
+    return [name for name in names if any(_asks_for(asked.lower(), name) for asked in argv[2 : 2 + _PATTERNS])]
+
+
+def _asks_for(wanted: bytes, name: bytes) -> bool:
+    is_pattern = any(sign in wanted for sign in (b"*", b"?", b"["))
+    return glob.matches(wanted, name) if is_pattern and len(wanted) <= _PATTERN_BYTES else wanted == name
+
+
+def _config_resetstat(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+    """The proxy's own numbers, of all workers; those of a server are reset at that server."""
+    here.page.reset()
+    return OK
 
 
 def _config_set(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
@@ -424,8 +480,11 @@ def _integer(text: bytes) -> int | None:
 
 
 LOCAL: dict[bytes, Handler] = {
+    b"acl|whoami": _acl_whoami,
     b"auth": _auth,
+    b"client|capa": _client_capa,
     b"client|getname": _client_getname,
+    b"client|getredir": _client_getredir,
     b"client|help": _help,
     b"client|id": _client_id,
     b"client|info": _client_info,
@@ -435,6 +494,7 @@ LOCAL: dict[bytes, Handler] = {
     b"client|reply": _client_reply,
     b"client|setinfo": _client_setinfo,
     b"client|setname": _client_setname,
+    b"client|trackinginfo": _client_trackinginfo,
     b"command": _command,
     b"command|count": _command,
     b"command|docs": _command,
@@ -444,12 +504,16 @@ LOCAL: dict[bytes, Handler] = {
     b"command|info": _command,
     b"command|list": _command,
     b"config|get": _config_get,
+    b"config|help": _help,
+    b"config|resetstat": _config_resetstat,
     b"config|set": _config_set,
     b"echo": _echo,
     b"function|help": _help,
     b"hello": _hello,
     b"info": _info,
+    b"lastsave": _lastsave,
     b"lolwut": _lolwut,
+    b"memory|help": _help,
     b"object|help": _help,
     b"ping": _ping,
     b"pubsub|channels": _pubsub_channels,
@@ -459,9 +523,10 @@ LOCAL: dict[bytes, Handler] = {
     b"pubsub|shardchannels": _pubsub_channels,
     b"pubsub|shardnumsub": _pubsub_numsub,
     b"quit": _quit,
-    b"readonly": _ok,
-    b"readwrite": _ok,
+    b"readonly": _readonly,
+    b"readwrite": _readonly,
     b"reset": _reset,
+    b"role": _role,
     b"script|help": _help,
     b"select": _select,
     b"time": _time,

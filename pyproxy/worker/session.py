@@ -58,6 +58,8 @@ class Session:
             case Kind.LOCAL:
                 if command.name == b"config|set":
                     return self._converse(client, route, command, argv, settings.configure)
+                if command.name == b"config|get" and local.settings_of_servers(argv, self._here):
+                    return self._converse(client, route, command, argv, settings.show)
                 if command.name == b"hello" and client.subscriber is not None and not client.settled():
                     return NOT_NOW  # a message in the new protocol would overtake answers in the old one
                 if command.name == b"reset" and client.subscriber is not None:

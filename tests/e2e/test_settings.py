@@ -91,6 +91,8 @@ def test_a_client_is_answered_within_the_bound_though_nobody_sets_anything(fleet
 
 def test_several_settings_at_once_are_all_set_or_none(fleet: Fleet) -> None:
     name = "hash-max-listpack-entries"
+    before = fleet.servers[0].ask("CONFIG", "GET", name)
+    assert isinstance(before, list)
     with Proxy(fleet, config_set=[name]) as proxy, Talk(proxy.port) as talk:
         said = talk.ask("CONFIG", "SET", name, "many", NAME, "Ex")
         assert error(said).startswith("ERR shard s0: CONFIG SET failed")
@@ -98,7 +100,7 @@ def test_several_settings_at_once_are_all_set_or_none(fleet: Fleet) -> None:
             (("maxmemory", "1"), "is not served"), ((name.upper(), "5"), "duplicate"), ((NAME, "Eq"), "Invalid")
         ):  # fmt: skip
             assert words in error(talk.ask("CONFIG", "SET", name, "66", *more))
-        assert talk.ask("CONFIG", "GET", name, NAME) == [NAME.encode(), b""]
+        assert talk.ask("CONFIG", "GET", name, NAME) == [*before, NAME.encode(), b""]
         assert talk.ask("CONFIG", "SET", name, "66", NAME.upper(), "Ex") == b"OK"
         assert talk.ask("CONFIG", "GET", name) == [name.encode(), b"66"]
         wait_set(fleet.servers, b"xE", proxy)
@@ -110,7 +112,7 @@ def test_invalid_flags_and_other_settings_are_refused_and_change_nothing(fleet: 
         with pytest.raises(hiredis.ReplyError) as redis_says:
             fleet.servers[0].ask("CONFIG", "SET", NAME, "Eq")
         assert error(talk.ask("CONFIG", "SET", NAME, "Eq")) == str(redis_says.value)
-        for refused in (("SET", "maxmemory", "1"), ("RESETSTAT",), ("REWRITE",)):
+        for refused in (("SET", "maxmemory", "1"), ("REWRITE",)):
             name = f"config|{refused[0].lower()}"
             assert error(talk.ask("CONFIG", *refused)).startswith(f"ERR command '{name}' is not served by this proxy: ")
         assert talk.ask("CONFIG", "GET", NAME) == [NAME.encode(), b""]
@@ -140,7 +142,7 @@ def test_what_the_servers_say_of_a_value_is_the_answer_and_nothing_is_kept(fleet
         plain = str(refused.value)
         said = error(talk.ask("CONFIG", "SET", name, "many"))
         assert said.startswith("ERR shard s0: CONFIG SET failed") and plain.partition(" ")[2] in said
-        assert talk.ask("CONFIG", "GET", name) == []
+        assert talk.ask("CONFIG", "GET", name) == fleet.servers[0].ask("CONFIG", "GET", name)
         assert "is not served" in error(talk.ask("CONFIG", "SET", "maxmemory", "1mb"))
 
 

@@ -52,6 +52,37 @@ def test_the_counters_of_a_dead_worker_stay_in_the_total_and_its_gauges_do_not()
     assert set(page.row(0)) == {0}
 
 
+def test_reset_has_all_counters_count_from_zero_and_leaves_the_gauges() -> None:
+    page = Page.create(2)
+    row, other = page.row(0), page.row(1)
+    row[INDEX["commands"]], other[INDEX["commands"]], row[INDEX["clients"]] = 40, 2, 7
+    page.reset()
+    assert (page.total("commands"), page.total("clients")) == (0, 7)
+    row[INDEX["commands"]] += 3
+    assert page.total("commands") == 3
+    page.reset()
+    assert page.total("commands") == 0
+    assert page.get(0, "commands") == 43  # a worker's row is its own
+
+
+def test_after_a_reset_and_a_death_the_total_is_what_was_counted_since() -> None:
+    page = Page.create(1)
+    row = page.row(0)
+    row[INDEX["commands"]] = 40
+    page.reset()
+    row[INDEX["commands"]] = 45
+    page.retire(0)
+    assert page.total("commands") == 5
+
+
+def test_what_is_held_when_it_is_reset_is_counted_on() -> None:
+    page = Page.create(1)
+    row = page.row(0)
+    row[INDEX["held"]], row[INDEX["drained"]], row[INDEX["held_requests"]] = 5, 3, 2
+    page.reset()
+    assert (page.total("held"), page.total("drained")) == (2, 0)
+
+
 def test_the_fewest_clients_are_those_of_the_least_loaded_worker() -> None:
     page = Page.create(2)
     running(page, 0, clients=5)

@@ -3,6 +3,7 @@
     blocking    commands that wait for something to come to a key
     executing   EXEC of a transaction with scripts
     keyspace    what is asked of the keys of all shards
+    reports     what is asked of the memory of all shards
     replicas    how many have what the client wrote
     scripting   scripts and functions
     settings    CONFIG SET
@@ -26,6 +27,7 @@ from pyproxy.worker.conversations import (
     operands,
     parts,
     replicas,
+    reports,
     scripting,
     streams,
     watching,
@@ -35,6 +37,7 @@ HANDLERS: Mapping[bytes, Handler] = {
     **blocking.HANDLERS,
     **keyspace.HANDLERS,
     **replicas.HANDLERS,
+    **reports.HANDLERS,
     **scripting.HANDLERS,
     **watching.HANDLERS,
 }

@@ -208,7 +208,7 @@ _OWN = "the proxy speaks of itself: of its clients, its shards, its version"
 
 ALLOWED: dict[bytes, Allowance] = {
     **_each("smembers sinter sunion sdiff hkeys hvals", _SEEDED, unordered),
-    **_each("hgetall", _SEEDED, unordered_pairs),
+    **_each("hgetall config|get", _SEEDED, unordered_pairs),
     **_each("hscan sscan zscan", _SEEDED, scanned),
     **_each("keys", "shard by shard here, and each in the order of its own hash table", unordered),
     **_each("spop", "all members, in the order in which they were drawn", unordered),
@@ -222,7 +222,8 @@ ALLOWED: dict[bytes, Allowance] = {
     **_each("memory|usage", "counts the allocator's blocks and samples a hash table", shaped),
     **_each("hello", "names the server, its version and the connection's number", greeted),
     **_each("scan", "one shard after the other, and each in the order of its own hash table", paged),
-    **_each("client|id client|info client|list info lolwut", _OWN, shaped),
+    **_each("client|id client|info client|list info lolwut memory|doctor", _OWN, shaped),
+    **_each("lastsave", "each server says when it was started", close(CLOCK_S)),
     **_each("command command|count command|list", "all that is served here, which is not all that there is", same_kind),
     **_each("command|info command|docs", "as Valkey 9.1 describes it, whatever the servers are", same_kind),
     **_each("function|list", _SEEDED, jumbled),

@@ -13,6 +13,7 @@ from protocol.request import encode, split_inline
 from protocol.table import TABLE, lookup
 from pyproxy.fleet import Server
 from pyproxy.messages import Configured, FixedSetting, Script, ScriptsFlushed, Settings
+from pyproxy.metrics import INDEX
 from pyproxy.worker import local
 from pyproxy.worker.here import Here
 from tests.pyproxy.worker.asker import Asker, look, worker
@@ -143,8 +144,6 @@ def test_the_answer_is_that_of_a_server_without_a_password(server: Server, here:
         b"CLIENT SETINFO Bad x",
         b"CLIENT NO-TOUCH ON",
         b"CLIENT NO-TOUCH x",
-        b"READONLY",
-        b"READWRITE",
         b"OBJECT HELP",
         b"XGROUP HELP",
         b"xinfo help",
@@ -326,6 +325,38 @@ def test_config_get_tells_limits_of_the_proxy_and_not_of_a_backend(here: Here) -
         b"port": b"6380",
         b"bind": b"127.0.0.1",
     }
+
+
+@pytest.mark.parametrize(
+    ("versions", "said"),
+    [
+        (["9.1.2", "8.0.1"], b"+OK\r\n"),
+        (["9.1.2", ""], errors.no_cluster()),  # one of them is a Redis
+        (["7.2.4"], errors.no_cluster()),
+        ([], errors.no_cluster()),
+    ],
+)
+@pytest.mark.parametrize("line", [b"READONLY", b"READWRITE"])
+def test_readonly_is_answered_as_by_servers_without_a_cluster(versions: list[str], said: bytes, line: bytes) -> None:
+    looks = [look(f"s{n}", {"valkey_version": each} if each else {}) for n, each in enumerate(versions)]
+    with worker(*looks) as here:
+        assert say(Asker(), here, line) == said
+
+
+def test_the_last_save_is_that_of_the_shard_that_has_not_saved_for_longest() -> None:
+    with worker(look("s0", {"rdb_last_save_time": 30}), look("s1", {"rdb_last_save_time": 20})) as here:
+        assert say(Asker(), here, b"LASTSAVE") == b":20\r\n"
+
+
+def test_resetstat_clears_the_numbers_of_all_workers_and_not_what_is_so_now(here: Here) -> None:
+    for index in range(2):
+        row = here.page.row(index)
+        row[INDEX["commands"]], row[INDEX["clients"]] = 5, 1
+        row.release()
+    assert say(Asker(), here, b"CONFIG RESETSTAT") == b"+OK\r\n"
+    said = say(Asker(), here, b"INFO stats clients")
+    assert b"total_commands_processed:0\r\n" in said
+    assert b"connected_clients:2\r\n" in said
 
 
 def test_config_get_adds_up_the_memory_of_all_shards() -> None:
