@@ -57,8 +57,8 @@ command list filterby ; command list filterby foo bar ; command list filterby mo
 command list filterby pattern ; command list filterby pattern get* a ; command list filterby aclcat nosuch
 command getkeys ; command getkeys get ; command getkeys get a ; command getkeys nosuch ; command getkeys ping
 command getkeys mset a 1 b ; command getkeys mset a 1 b 2 ; command getkeys eval x 1 a
-command getkeys zunionstore d 2 a ; command getkeys sort a store b ; command getkeysandflags set a b ; command getkeysandflags get
-command getkeysandflags nosuch ; command getkeysandflags ping ; command getkeysandflags
+command getkeys zunionstore d 2 a ; command getkeys sort a store b ; command getkeysandflags set a b
+command getkeysandflags get ; command getkeysandflags nosuch ; command getkeysandflags ping ; command getkeysandflags
 config ; config foo ; config get ; config get nosuch ; config get databases ; config get DATABASES ; config get data*
 config get databases databases ; config get databases DATABASES ; config get appendonly save ; config get "["
 config get replica-read-only slave-read-only ; config get maxmemory-policy ; config get maxmemory ; config get timeout
