@@ -58,10 +58,10 @@ def test_a_link_to_nowhere_is_found(tmp_path: Path) -> None:
 
 def untested(text: str) -> list[str]:
     """What is named as a test and is none."""
-    return [f"{file}::{name}" for file, name in NAMED.findall(text) if name not in tests_of(ROOT / file)]
+    return [f"{file}::{name}" for file, name in NAMED.findall(text) if name not in functions_of(ROOT / file)]
 
 
-def tests_of(path: Path) -> list[str]:
+def functions_of(path: Path) -> list[str]:
     return re.findall(r"^(?:async )?def (\w+)\(", path.read_text(), re.MULTILINE) if path.exists() else []
 
 
