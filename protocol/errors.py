@@ -217,6 +217,17 @@ def transaction_discarded(line: bytes) -> bytes:
     return _line(said)
 
 
+def too_large(argument: int) -> bytes:
+    """What the proxy put together of what it was asked has an argument of more bytes than the servers take."""
+    return _line(f"ERR an argument is too large: the servers take at most {argument} bytes (proto-max-bulk-len)")
+
+
+def block_too_large(block: int) -> bytes:
+    """What EXEC answers to a transaction of more bytes than a server takes."""
+    most = f"they take at most {block} bytes (client-query-buffer-limit)"
+    return _line("EXECABORT Transaction discarded because it is too large for the servers: ", most)
+
+
 # --- connections -----------------------------------------------------------------------------------------------------
 
 

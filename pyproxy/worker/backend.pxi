@@ -1,5 +1,6 @@
 # The requests that are out to a shard, and a connection to it: the right side of the lane.  Included by lane.pyx.
 
+cdef bytes PING = b"*1\r\n$4\r\nPING\r\n"
 cdef frozenset REFUSALS = frozenset({b"READONLY", b"MISCONF", b"LOADING", b"MASTERDOWN", b"NOREPLICAS"})
 
 
@@ -58,15 +59,18 @@ cdef class Backend:
         self.keeps = keeps
         self._set_door(self.door)
 
-    cdef int admit(self, Client client) except -2:
-        """1: may be put; 0: refused, see `refusal`; -1: not now, the client was parked."""
+    cdef int admit(self, Client client, Py_ssize_t size) except -2:
+        """1: may be put; 0: refused, see `refusal`; -1: not now, the client was parked.
+
+        A large one waits at the door until there is a connection: how much the server takes is not known before.
+        """
         if self.door == Door.OPEN:
             return 1
         if self.door == Door.IDLE:
             self.link.connect(self)
         if self.door == Door.SHUT:
             return 0
-        if self.door == Door.CONGESTED or self.out_bytes > OUT_LIMIT:
+        if self.door == Door.CONGESTED or self.out_bytes > OUT_LIMIT or size > SURE_BYTES:
             return self._park(client)
         client.door_from = 0
         return 1
@@ -117,6 +121,7 @@ cdef class Backend:
         """There is no connection, and none is being made."""
         self._set_door(Door.IDLE)
         self.refusal = b""
+        self._release()
 
     def open(self, Wire wire not None):
         """The connection is set up: what waited is sent."""
@@ -315,6 +320,8 @@ cdef class Backend:
         if self.unanswered and self.last_frame > self.unanswered_at:
             self.unanswered = 0
         if self.head is None:
+            if self.idle_s and wire is not None and now - wire.last_bytes > self.idle_s:
+                self.put(Pending.__new__(Pending), PING, len(PING))     # its answer is nobody's
             return
         begun = max(self.last_frame, self.head.sent_at)     # of what the server is at
         busy = busy and now - begun < lane.slow_reply_s - lane.reply_s
@@ -429,8 +436,6 @@ cdef class Backend:
             return whole.fail(item, line, unsent)
         if item.queued:
             line = errors.transaction_discarded(line)
-        if item.client is None:
-            return 0
         client = item.client
         if client is None:
             return 0
@@ -484,7 +489,8 @@ cdef class Backend:
                     self._fail(item, why, False)
                 elif taking is not None:
                     (<Taking>taking).items.append((item, None))
-                elif item.retried or item.stays or item.request is None or last_write.get(self._owner(item), -1) > i:
+                elif (item.retried or item.stays or item.request is None or PyBytes_GET_SIZE(item.request) > SURE_BYTES
+                        or last_write.get(self._owner(item), -1) > i):
                     self._fail(item, why, True)
                 else:
                     retries.append(item)
@@ -499,6 +505,8 @@ cdef class Backend:
                 for held in retries:
                     self._give_over(<Pending>held)
         self._set_door(Door.QUEUE if self.count else Door.IDLE)
+        if not self.count:
+            self._release()
         if self.taking is not None:
             for owner in list(self.taking):
                 decide(self, owner)

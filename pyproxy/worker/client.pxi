@@ -517,7 +517,7 @@ cdef class Client:
                 backend = <Backend?>said
             if not self._turns_to(backend):
                 return None
-        verdict = backend.admit(self)
+        verdict = backend.admit(self, size)
         if verdict > 0:
             return backend
         if verdict == 0:

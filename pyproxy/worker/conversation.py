@@ -278,6 +278,8 @@ class Conversation:
                 answered.set_result((frames, failed))
 
         def begin() -> object:
+            if not all(map(self.lane.fits, parts.values())):
+                return errors.too_large(min(self.lane.bulk_bytes, self.lane.block_bytes))
             return ask(self.client, self.route, parts, write, primary, on_answer)
 
         await self._until_now(begin)

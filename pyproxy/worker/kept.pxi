@@ -198,6 +198,9 @@ cdef list take_unsent(Backend backend):
 cdef int put_again(Backend backend, Pending item) except -1:
     """At the end of the queue, from the request that was kept; its deadline is as it was."""
     cdef double sent_at = item.sent_at
+    if PyBytes_GET_SIZE(item.request) > SURE_BYTES:     # another server may not take so much
+        backend._fail(item, errors.LOST, True)
+        return 0
     item.ahead = item.queued + 1 if item.queued else 0
     try:
         backend.put(item, PyBytes_AS_STRING(item.request), PyBytes_GET_SIZE(item.request))

@@ -134,6 +134,8 @@ cdef class Lane:
     cdef list lingering
     cdef double now
     cdef Limits limits
+    cdef long long bulk_limit       # the configuration's bound; that of a server may be lower
+    cdef readonly long long block_bytes     # the servers' bound of a transaction
     cdef Py_ssize_t reply_line      # bytes that a line of a server may have
     cdef readonly long long memory_limit
     cdef readonly long long window_limit
@@ -296,7 +298,8 @@ cdef class Backend:
     cdef int _give(self, Wire wire) except -1
     cdef int _lost_by_fault(self, Wire wire, str why) except -1
     cdef int _give_over(self, Pending item) except -1
-    cdef int admit(self, Client client) except -2
+    cdef public double idle_s       # without a request for so long, it is sent a PING; 0: never
+    cdef int admit(self, Client client, Py_ssize_t size) except -2
     cpdef flush(self)
     cpdef expire(self, double now, bint busy)
     cdef bint _is_moving(self, double now) except -1

@@ -74,6 +74,7 @@ cdef enum:
     OUT_LIMIT = 8388608         # bytes waiting for one backend before it counts as congested
     ELSEWHERE = 16              # reads that are out to a replica because its primary did not answer them in time
     CHEAP_REPLY = 65536         # answers that are smaller are no burden
+    SURE_BYTES = 983040         # every server takes a request of so many; see server_limits.py
     KEPT_BYTES = 262144         # a larger write cannot be held or sent again once it was begun
 
 cdef double GATHER_S = 0.0002   # while more comes in, requests wait so long at most for others to leave with them
@@ -249,7 +250,8 @@ cdef class Lane:
         self.clients = set()
         self.lingering = []
         self.limits.args = config.limits.args
-        self.limits.bulk = config.limits.bulk_bytes
+        self.limits.bulk = self.bulk_limit = config.limits.bulk_bytes
+        self.block_bytes = 1 << 62
         self.limits.inline_bytes = config.limits.inline_bytes
         self.reply_line = 2 * config.limits.bulk_bytes + LINE_ROOM
         self.memory_limit = config.limits.memory_bytes
@@ -285,6 +287,44 @@ cdef class Lane:
         self.pools = {key: self._pool(*key) for key in self.pools}
         for client in self.clients:
             (<Client>client).pool = self.pool((<Client>client).proto, (<Client>client).db)
+
+    def review_limits(self):
+        """Takes what the servers take into use as a bound -> whether one argument may be smaller than it might be before.
+
+        A client that sends more is answered as by that server, before anything of it is sent.
+        """
+        cdef list links = self.links + self.sides
+        cdef long long before = self.limits.bulk
+        self.limits.bulk = min(self.bulk_limit, min([link.limits.argument for link in links]))
+        self.block_bytes = min([link.limits.block for link in links])
+        return self.limits.bulk < before
+
+    @property
+    def bulk_bytes(self):
+        """Of one argument, at most: the bound of the configuration, or of the server that takes least."""
+        return self.limits.bulk
+
+    def fits(self, asked not None):
+        """Whether the servers take this Request or Block; what clients send alone was looked at when it was read."""
+        cdef bytes frames
+        cdef const char *at
+        cdef const char *end
+        cdef Py_ssize_t argc = 0, size = 0, i
+        if asked.size <= SURE_BYTES:
+            return True
+        if asked.queued and asked.size > self.block_bytes:
+            return False
+        frames = asked.frame
+        at = PyBytes_AS_STRING(frames)
+        end = at + PyBytes_GET_SIZE(frames)
+        while at < end:
+            at = header(at, &argc)
+            for i in range(argc):
+                at = header(at, &size)
+                if size > self.limits.bulk:
+                    return False
+                at += size + 2
+        return True
 
     def pool(self, int proto, int db):
         """The backends of all shards for one protocol and database, in the order of the links."""

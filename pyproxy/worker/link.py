@@ -24,6 +24,7 @@ from pyproxy.config import Timeouts
 from pyproxy.events import Event, emit
 from pyproxy.shardmap import Node
 from pyproxy.worker.lane import Backend, Lane, Wire
+from pyproxy.worker.server_limits import QUESTIONS, STAY, ServerLimits
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], None]
 
@@ -90,6 +91,7 @@ class Link:
     ) -> None:
         self.name = name
         self.node = node
+        self.limits = ServerLimits()  # of the server, as it said when it was connected to last
         self.front: Front | None = None  # of its shard, once that is known
         self.backends: dict[tuple[int, int], Backend] = {}
         self.connections = 0
@@ -147,6 +149,7 @@ class Link:
         self._give_up()
         self._moving = False
         self.node = node
+        self.limits = ServerLimits()
         self._down = self._barred = ""
         self._pause_s = self._timeouts.reconnect_min_s
         self.lost_at = 0.0
@@ -324,7 +327,7 @@ class Link:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         tls = self._access.tls()
-        greeting = Greeting(proto, backend.db, self._access.auths())
+        greeting = Greeting(proto, backend.db, self._access.auths(), is_shared=lost is None)
         opened = 0.0
 
         def on_setup(frame: bytes) -> None:
@@ -348,6 +351,8 @@ class Link:
                 opened = loop.time()
                 self.connections += 1
                 self._opening.discard(wire)
+                if lost is None:
+                    self._learn(backend, greeting.limits)
                 wire.ready()
                 done.set_result(None)
                 if lost is not None:
@@ -389,6 +394,18 @@ class Link:
             if done.done() and not done.cancelled():
                 done.exception()  # looked at: whoever gave the attempt up knows
 
+    def _learn(self, backend: Backend, limits: ServerLimits) -> None:
+        """What is sent to it is bounded by what it says that it takes; the operator is told of what cannot be."""
+        backend.idle_s = limits.idle_s / 2
+        if limits == self.limits:
+            return
+        for setting, value in set(limits.risks) - set(self.limits.risks):
+            emit(Event.SERVER_LIMIT, shard=self.name, node=self.node, setting=setting, value=value)
+        self.limits = limits
+        if self._lane.review_limits():
+            most = limits.argument
+            emit(Event.SERVER_LIMIT, shard=self.name, node=self.node, setting="limits.bulk_bytes", value=most)
+
     def __repr__(self) -> str:
         return f"<Link {self.name} {self.node} {self._down or 'up'} {list(self.backends.values())}>"
 
@@ -410,12 +427,16 @@ class Greeting:
     """What is said first on a connection, and whether the answers are right.
 
     AUTH, alone, until a password is accepted; then HELLO, SELECT and an ECHO of random bytes in one go: whoever does
-    not answer that is no Redis, or answers somebody else.
+    not answer that is no Redis, or answers somebody else.  On a connection that clients share the server is asked
+    before that what it limits; it may refuse to say.
     """
 
-    def __init__(self, proto: int, db: int, auths: list[list[bytes]]) -> None:
+    def __init__(self, proto: int, db: int, auths: list[list[bytes]], is_shared: bool) -> None:
         nonce = os.urandom(8).hex().encode()
+        self.limits = ServerLimits()
         asked = [([b"ECHO", nonce], b"$16\r\n" + nonce)]
+        if is_shared:
+            asked[:0] = [(question, b"") for question in QUESTIONS]
         if db:
             asked.insert(0, ([b"SELECT", b"%d" % db], b"+OK"))
         if proto == 3:
@@ -441,6 +462,13 @@ class Greeting:
             self._admitted = admitted(error, self._auths)
             return self.first()
         asked, wanted = self._expected.pop(0)
+        if asked == "CONFIG":
+            evicted, self.limits = self.limits.evicts, self.limits.heard(frame)
+            if self.limits.evicts and not evicted:
+                self._expected.append((STAY[0].decode(), b""))
+                return request.encode(STAY)
+        elif asked == "CLIENT" and frame.startswith(b"-"):
+            self.limits = self.limits.may_be_evicted(frame)
         if frame.startswith(wanted):
             return b""
         if frame.startswith(b"-NOAUTH"):

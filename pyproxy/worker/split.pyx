@@ -391,7 +391,7 @@ def ask(Client client not None, Route route not None, parts not None, bint write
     if primary and not write:
         for shard in parts:
             backend = <Backend>client.pool[shard]
-            verdict = backend.admit(client)
+            verdict = backend.admit(client, size)
             if verdict <= 0:
                 return NOT_NOW if verdict < 0 else backend.refusal
             backends[shard] = backend

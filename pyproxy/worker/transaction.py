@@ -122,6 +122,8 @@ class Transaction:
         blocks, commands = self.blocks(lane)
         if not blocks:
             return together(lane, answered(commands), [])
+        if not all(map(lane.fits, blocks.values())):
+            return errors.block_too_large(min(lane.bulk_bytes, lane.block_bytes))
         if len(blocks) == 1 and not self.is_assembled:
             ((shard, block),) = blocks.items()
             reply = client.send(shard, block, self.write, True)

@@ -349,7 +349,7 @@ class Connection(asyncio.Protocol):
     async def open(self, node: Node, deadline_s: float) -> None:
         """Connect, and be let in. Raises OSError, see `access.why`."""
         tls = self._access.tls()
-        self._greeting = Greeting(2, 0, self._access.auths())
+        self._greeting = Greeting(2, 0, self._access.auths(), is_shared=False)
         try:
             async with asyncio.timeout(deadline_s):
                 loop = asyncio.get_running_loop()
