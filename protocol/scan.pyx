@@ -216,6 +216,8 @@ cdef Found scan_reply(const char *p, Py_ssize_t n, ReplyScan *s, bint resp3, Py_
             found = _element(p + s.pos, n - s.pos, s, resp3, line_limit, &size, &owed)
             if found != FRAME:
                 return found
+        else:
+            s.seen = 0      # of its header, if that came in two pieces; the next line is another
         s.left += owed
         if s.left > (<long long>1 << 40):
             return BAD

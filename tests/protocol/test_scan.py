@@ -266,6 +266,15 @@ def test_replies_are_cut_where_hiredis_ends_them_in_any_cut(resp3: bool, reply: 
     agree()
 
 
+@pytest.mark.parametrize("behind", [b":1\r\n:2\r\n", b"$-1\r\n+OK\r\n", b"_\r\n#t\r\n", b"*0\r\n*-1\r\n"])
+def test_a_header_in_two_pieces_leaves_nothing_behind_for_the_element_after_its_own(behind: bytes) -> None:
+    """What was searched of it in vain is not left out of the next line, or that would end where a later reply does."""
+    reply, others = b"*3\r\n$10\r\n0123456789\r\n" + behind, [b"+OK\r\n", b":7\r\n"]
+    for cut in range(1, len(reply)):
+        machine = Replies(True)
+        assert machine.feed(reply[:cut]) + machine.feed(reply[cut:] + b"".join(others)) == [reply, *others], reply[:cut]
+
+
 REPLY_TOKENS = st.one_of(
     st.sampled_from(
         [b"+", b"-", b":", b"$", b"*", b"%", b"~", b"_", b"#", b",", b"(", b"=", b"!", b"|", b">", b"\r\n"]
