@@ -75,6 +75,12 @@ def internal_error() -> bytes:
     return _line("ERR internal error of the proxy, see its log; the connection is closed")
 
 
+def about(name: Words, asked: Words, line: bytes) -> bytes:
+    """A server's error to the command that was ``asked`` of it, as an error to the one that the client sent."""
+    said = line[1:].rstrip(b"\r\n")
+    return _line(said.replace(b"'%b'" % _raw(asked).lower(), b"'%b'" % _raw(name).lower()))
+
+
 def no_such_key() -> bytes:
     """RENAME."""
     return _line("ERR no such key")

@@ -278,7 +278,8 @@ class Hub:
         """The RESET of a subscriber. `end` carries it out, and makes its answer."""
         if not client.settled():
             return NOT_NOW
-        client.reply_mode = REPLY_ON
+        if client.reply_mode == REPLY_OFF:
+            client.reply_mode = REPLY_ON
         left = [(sort, name) for sort in Sort for name in client.subscriber.names[sort]]
         return self._behind_fences(client, left, end)
 

@@ -34,13 +34,15 @@ _PATTERN_BYTES = 256  # no setting has a name that long; a pattern that is longe
 def answer(name: bytes, client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     """The reply to the local command ``name`` (as in the table: ``client|id``), or nothing if the client wants none.
 
-    CLIENT REPLY SKIP mutes one command, OFF all of them, until ON or RESET, which are answered in any case.
+    CLIENT REPLY SKIP mutes one command, OFF all of them, until ON or RESET: ON is answered in any case, RESET unless it
+    is the one command that SKIP mutes.
     """
     before = client.reply_mode
     if before == REPLY_SKIP:
         client.reply_mode = REPLY_ON
     reply = LOCAL[name](client, argv, here)
-    speaks_again = name == b"reset" or (name == b"client|reply" and argv[2].lower() == b"on")
+    is_on = name == b"client|reply" and argv[2].lower() == b"on"
+    speaks_again = is_on or (name == b"reset" and before == REPLY_OFF)
     return reply if before == REPLY_ON or speaks_again else b""
 
 

@@ -69,6 +69,37 @@ def test_in_a_transaction_it_is_refused(talk: Talk, names: tuple[str, str]) -> N
     assert error(executed).startswith("EXECABORT ")
 
 
+ODD = [
+    *(f"BLPOP a b {word}" for word in ("0x1p99999", "1e5000", "1e-5000", "nan", "0x", "-1", "-inf", "-0x1p99999")),
+    "BLMPOP 0.01 2 a b",
+    "BZMPOP 0.01 2 a b",
+    "BZMPOP 0.01 2 a b MIN COUNT 0",
+    "BZMPOP 0.01 2 a b MIDDLE",
+    "BLMPOP 0.01 2 a b LEFT COUNT",
+    "LMPOP 2 a b",
+    "ZMPOP 2 a b",
+    "ZMPOP 2 a b MIN COUNT x",
+    "BLMOVE a b LEFT DOWN 0.01",
+]
+
+
+@pytest.mark.parametrize("line", ODD)
+def test_what_is_wrong_with_it_is_said_in_the_words_of_the_server_and_of_this_command(
+    twins: list[Frames], names: tuple[str, str], line: str
+) -> None:
+    places = {"a": names[0], "b": names[1]}
+    argv = [places.get(word, word).encode() for word in line.split()]
+    ours, theirs = (asked(frames, argv) for frames in twins)
+    assert ours == theirs
+    assert ours[0].startswith(b"-")
+
+
+@pytest.mark.parametrize("word", ["inf", "1e400", "0x1p16383", "9e18"])
+def test_a_timeout_beyond_all_bounds_is_out_of_range(talk: Talk, names: tuple[str, str], word: str) -> None:
+    """So Valkey says it; Redis 7.0 counts past its largest number, and calls it negative."""
+    assert error(talk.ask("BLPOP", *names, word)) == "ERR timeout is out of range"
+
+
 # --- as one server ----------------------------------------------------------------------------------------------------
 
 

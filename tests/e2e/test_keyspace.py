@@ -101,9 +101,32 @@ def test_scan_of_empty_shards_is_over_at_once(talk: Talk) -> None:
 @pytest.mark.parametrize("shard", range(3))
 def test_scan_passes_over_shards_without_keys(talk: Talk, keys: Keys, shard: int) -> None:
     talk.ask("SET", keys.one(shard), "v")
+    assert page(talk, 0) == (b"0", [keys.one(shard).encode()])
+
+
+@pytest.mark.parametrize("proto", [2, 3])
+def test_a_page_goes_on_with_the_next_shard_while_it_is_short(talk: Talk, keys: Keys, proto: int) -> None:
+    """There are clients that ask for one page and no more, as of a server with a few keys that is all."""
+    talk.ask("HELLO", proto)
+    names = {name.encode() for shard in range(3) for name in keys.on(shard, 3)}
+    talk.send(*[("SET", name, "v") for name in names])
+    talk.reads(len(names))
     cursor, found = page(talk, 0)
-    assert found == [keys.one(shard).encode()]
-    assert shard == 2 or page(talk, cursor) == (b"0", [])
+    assert (cursor, set(found)) == (b"0", names)
+    cursor, found = page(talk, 0, "COUNT", 4)
+    assert (cursor != b"0", len(found)) == (True, 6)
+    cursor, more = page(talk, cursor, "COUNT", 4)
+    assert (cursor, set(found + more)) == (b"0", names)
+    cursor, found = page(talk, 0, "COUNT", 1, "COUNT", 100)
+    assert (cursor, set(found)) == (b"0", names)
+
+
+def test_redis_py_gets_all_of_a_few_keys_by_one_call(proxy: Proxy, talk: Talk, keys: Keys) -> None:
+    for shard in range(3):
+        talk.ask("SET", keys.one(shard, "one"), "v")
+    with redis.Redis(HOST, proxy.port) as client:
+        cursor, found = client.scan(match="one*", count=1000)
+    assert (cursor, len(found)) == (0, 3)
 
 
 def test_scan_passes_match_count_and_type_on(talk: Talk, keys: Keys) -> None:

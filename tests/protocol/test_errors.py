@@ -91,7 +91,7 @@ def test_an_unknown_subcommand_is_cut_at_128_bytes(server: Server) -> None:
     assert errors.unknown_subcommand("client", sub) == exchange(server.port, encode([b"client", sub]))
 
 
-WORDS = {"no_reply", "garbled"}  # they make a reason, not a line
+WORDS = {"no_reply", "not_read", "garbled"}  # they make a reason, not a line
 LINES = [
     line
     for name, line in inspect.getmembers(errors, inspect.isfunction)

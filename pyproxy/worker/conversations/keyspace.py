@@ -2,8 +2,10 @@
 
 import random
 import re
+from collections.abc import Sequence
 
 from protocol import errors
+from protocol.keyspecs import number
 from protocol.scan import elements
 from pyproxy.worker import cursor
 from pyproxy.worker.conversation import Conversation, Handler, Refusal
@@ -12,6 +14,9 @@ from pyproxy.worker.lane import Wire
 
 ATTEMPTS = 4
 """A page is asked for again where its connection was another than before; the first one may have to be made."""
+
+COUNT = 10
+"""Keys of a page, if its client does not say (server.c, scanGenericCommand)."""
 
 _RUN_ID = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 
@@ -31,28 +36,50 @@ async def _randomkey(talk: Conversation) -> bytes:
 
 
 async def _scan(talk: Conversation) -> bytes:
-    """A page of one shard. Empty ones at the end of a shard are passed over, so it asks each shard once at most."""
+    """A page. Where a shard ends before it is full it goes on with the next, so each shard is asked once at most.
+
+    A server that has as many keys in all ends with the first page, and there are clients that ask for no other. So it
+    goes on while it is short, unless a request's time is over; where a shard fails, what was found before is a page.
+    """
     shards = len(talk.shards)
     at = cursor.read(talk.argv[1], shards)
     if at is None:
         return errors.invalid_cursor()
+    wanted, until = _count(talk.argv), talk.lane.loop.time() + talk.reply_s
+    count, found = 0, b""
     while True:
-        generation, frame = await _page(talk, at)
+        try:
+            generation, frame = await _page(talk, at)
+        except Refusal as refusal:
+            frame = refusal.line
         if frame.startswith(b"-"):
-            return frame
+            return _reply(cursor.write(at, shards), count, found) if count else frame
         said, keys = elements(frame, talk.client.proto == 3)
+        head, _, more = keys.partition(b"\r\n")
+        count, found = count + int(head[1:]), found + more
         reached = int(said.split(b"\r\n")[1])
-        if not reached and at.shard + 1 == shards:
-            return _reply(b"0", keys)
-        to = Position(at.shard, generation, reached) if reached else Position(at.shard + 1)
-        if reached or keys != b"*0\r\n":
-            written = cursor.write(to, shards)
-            return _reply(written, keys) if written else errors.cursor_too_large(talk.name(at.shard), reached)
-        at = to
+        if reached:
+            written = cursor.write(Position(at.shard, generation, reached), shards)
+            return _reply(written, count, found) if written else errors.cursor_too_large(talk.name(at.shard), reached)
+        if at.shard + 1 == shards:
+            return _reply(b"0", count, found)
+        at = Position(at.shard + 1)
+        if count >= wanted or (count and talk.lane.loop.time() >= until):
+            return _reply(cursor.write(at, shards), count, found)
 
 
-def _reply(at: bytes, keys: bytes) -> bytes:
-    return b"*2\r\n$%d\r\n%b\r\n%b" % (len(at), at, keys)
+def _count(argv: Sequence[bytes]) -> int:
+    """How many keys a page is to have, by the last COUNT; what is wrong with it, the server says."""
+    wanted = COUNT
+    for word, value in zip(argv[2::2], argv[3::2], strict=False):
+        if word.lower() == b"count":
+            wanted = number(value) or COUNT
+    return wanted
+
+
+def _reply(at: bytes | None, count: int, keys: bytes) -> bytes:
+    assert at is not None  # the beginning of a shard can always be written
+    return b"*2\r\n$%d\r\n%b\r\n*%d\r\n%b" % (len(at), at, count, keys)
 
 
 async def _page(talk: Conversation, at: Position) -> tuple[int, bytes]:

@@ -86,6 +86,8 @@ async def _mpop(talk: Conversation) -> bytes:
     positions = talk.command.keys(talk.argv)
     name, options = talk.argv[0], talk.argv[positions[-1] + 1 :]
     keys = [talk.argv[position] for position in positions]
+    if not options:
+        return errors.syntax_error()  # of the part of one shard a server would say that a word is missing
     frame = b""
     for shard, run in groupby(keys, talk.shard_of):
         of_shard = list(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Sequence
@@ -14,9 +15,13 @@ HELD_S = 0.1
 """A command that is sent so long after it came was held, and less of its time is left."""
 
 _LARGEST = 2**63 - 1
+_LONGEST = 5 * 1024 - 1  # of a word that is read as a number; util.h, MAX_LONG_DOUBLE_CHARS
 # What strtold(3) reads, without the blanks before a number that Redis refuses.
-_DECIMAL = re.compile(rb"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf(inity)?", re.IGNORECASE)
-_HEXADECIMAL = re.compile(rb"[+-]?0x([0-9a-f]+\.?[0-9a-f]*|\.[0-9a-f]+)(p[+-]?\d+)?", re.IGNORECASE)
+_INFINITE = re.compile(rb"[+-]?inf(inity)?", re.IGNORECASE)
+_DECIMAL = re.compile(rb"[+-]?(?:(\d+)\.?(\d*)|()\.(\d+))(?:e([+-]?)(\d+))?", re.IGNORECASE)
+_HEXADECIMAL = re.compile(rb"[+-]?0x(?:([0-9a-f]+)\.?([0-9a-f]*)|()\.([0-9a-f]+))(?:p([+-]?)(\d+))?", re.IGNORECASE)
+_EXPONENTS = (-16445, 16384)  # of 2: the smallest number of x87's extended precision, and the first beyond its largest
+_SMALLEST = 5e-324
 
 
 class Patience:
@@ -57,11 +62,38 @@ Read = tuple[float, bytes]
 
 
 def _seconds(word: bytes) -> Read:
-    if _DECIMAL.fullmatch(word):
-        return _in_range(float(word) * 1000)
-    if _HEXADECIMAL.fullmatch(word):
-        return _in_range(float.fromhex(word.decode()) * 1000)
-    return 0.0, errors.timeout_not_a_float()
+    value = _long_double(word)
+    return (0.0, errors.timeout_not_a_float()) if value is None else _in_range(value * 1000)
+
+
+def _long_double(word: bytes) -> float | None:
+    """A number as strtold(3) reads it, infinite or next to 0 where a double has none so large or small.
+
+    None: it is no number, or one that a long double has none for either.
+    """
+    if len(word) > _LONGEST:
+        return None
+    if _INFINITE.fullmatch(word):
+        return float(word)
+    if found := _DECIMAL.fullmatch(word):
+        base, bits = 10, math.log2(10)
+    elif found := _HEXADECIMAL.fullmatch(word):
+        base, bits = 16, 1.0
+    else:
+        return None
+    whole, fraction = found[1] or b"", found[2] or found[4] or b""
+    digits = (whole + fraction).lstrip(b"0")
+    if not digits:
+        return 0.0
+    exponent = int(found[6].lstrip(b"0")[:9] or b"0") * (-1 if found[5] == b"-" else 1) if found[6] else 0
+    shown = digits[:12]
+    size = math.log2(int(shown, base)) + (len(digits) - len(shown) - len(fraction)) * math.log2(base) + exponent * bits
+    if not _EXPONENTS[0] <= size < _EXPONENTS[1]:
+        return None
+    sign = -1.0 if word.startswith(b"-") else 1.0
+    if size >= 1024:
+        return sign * math.inf
+    return (float(word) if base == 10 else float.fromhex(word.decode())) or sign * _SMALLEST
 
 
 def _milliseconds(word: bytes) -> Read:

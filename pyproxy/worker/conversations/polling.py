@@ -95,12 +95,14 @@ def _popping_many(name: bytes) -> Round:
 async def _pop(
     talk: Conversation, argv: Sequence[bytes], groups: Groups, name: bytes, rest: Sequence[bytes]
 ) -> bytes | None:
-    """The answer of the first shard that has something, or that says an error."""
+    """The answer of the first shard that has something, or that says an error: of the command that was sent."""
+    if not rest:
+        return errors.syntax_error()  # as the server says it of BLMPOP; of its sister, that a word is missing
     for shard, positions in groups:
         keys = [argv[position] for position in positions]
         reply = await talk.ask(shard, name, b"%d" % len(keys), *keys, *rest, write=True)
         if reply not in NOTHING:
-            return reply
+            return errors.about(talk.command.name, name, reply) if reply.startswith(b"-") else reply
     return None
 
 

@@ -44,7 +44,11 @@ def test_0_is_for_ever(line: str) -> None:
     [
         *((f"blpop k {word}", errors.timeout_not_a_float()) for word in ("x", "nan", "1_0", "1e", "0x", "--1", "1,5")),
         *((f"blpop k {word}", errors.timeout_out_of_range()) for word in ("inf", "1e400", "9223372036854775")),
-        *((f"blpop k {word}", errors.timeout_negative()) for word in ("-1", "-0.001", "-inf")),
+        *((f"blpop k {word}", errors.timeout_out_of_range()) for word in ("0x1p16383", "0x" + "f" * 400, "1e4931")),
+        *((f"blpop k {word}", errors.timeout_not_a_float()) for word in ("0x1p99999", "0x1p16384", "-0x1p99999")),
+        *((f"blpop k {word}", errors.timeout_not_a_float()) for word in ("1e5000", "1e-5000", "1" * 5120)),
+        (f"blpop k 1e{'9' * 4000}", errors.timeout_not_a_float()),
+        *((f"blpop k {word}", errors.timeout_negative()) for word in ("-1", "-0.001", "-inf", "-1e400", "-0x1p2000")),
         *((f"xread BLOCK {word} STREAMS k 0", errors.timeout_not_an_integer()) for word in ("1.5", "x", "01", "1e3")),
         ("xread BLOCK -1 STREAMS k 0", errors.timeout_negative()),
         (f"xread BLOCK {2**63 - 1} STREAMS k 0", errors.timeout_out_of_range()),
@@ -53,6 +57,12 @@ def test_0_is_for_ever(line: str) -> None:
 def test_a_timeout_that_is_none_is_refused_in_the_words_of_redis(line: str, refusal: bytes) -> None:
     assert patience(line).refusal == refusal
     assert patience(line).left_s is None, "it is the server's to refuse it"
+
+
+@pytest.mark.parametrize("word", ["1e-400", "0x1p-2000", "1e-4940"])
+def test_what_is_next_to_nothing_is_over_at_once_and_not_for_ever(word: str) -> None:
+    assert patience(f"blpop k {word}").left_s is not None
+    assert patience(f"blpop k {word}").is_over
 
 
 def test_the_first_time_it_goes_as_it_came() -> None:
