@@ -8,13 +8,14 @@ other keys KEYED, and REFUSED if it has no keys or is not plain data work. The l
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from protocol import errors
 from protocol.commands import Command, Kind, Row, rows_of
-from protocol.keyspecs import Index, KeySpec, Range
+from protocol.keyspecs import Index, KeyNum, KeySpec, Keyword, Range
 from protocol.rows import ROWS
 
 # --- what the proxy does ---------------------------------------------------------------------------------------------
@@ -216,11 +217,14 @@ def learn(replies: Sequence[object]) -> list[Row]:
     if not known:
         return []
     common = (row for name, row in known[0].items() if all(_agree(row, each.get(name)) for each in known[1:]))
-    return [row for row in common if _learnable(row)]
+    return [row for row in common if _learnable(row)][:_MOST_LEARNED]
 
 
 def extend(table: Mapping[bytes, Command], rows: Iterable[Sequence[Any]]) -> dict[bytes, Command]:
-    """A new table with the learned rows (a row may have become a list on its way); nothing in `table` changes."""
+    """A new table with the learned rows (a row may have become a list on its way); nothing in `table` changes.
+
+    What cannot have been learned is passed over: nothing that is said of a command may end a worker.
+    """
     extended = dict(table)
     for values in rows:
         row = Row(*values)
@@ -247,8 +251,8 @@ def _rows_by_name(reply: object) -> dict[str, Row]:
     for entry in reply if isinstance(reply, list | tuple) else ():
         try:
             rows.update((row.name, row) for row in rows_of(entry))
-        except ValueError:
-            continue
+        except (ValueError, RecursionError):
+            continue  # `nonsense` says so
     return rows
 
 
@@ -267,8 +271,67 @@ def _learnable(row: Row) -> bool:
         specs = [KeySpec.parse(texts) for texts in row.key_specs]
     except (ValueError, TypeError):
         return False
+    if _nonsense(row, specs):
+        return False
     complete = all(spec.complete and spec.names_keys for spec in specs)
     return complete and _kind_by_rule(row, specs) is not Kind.REFUSED
+
+
+def nonsense(reply: object) -> dict[str, str]:
+    """What a COMMAND reply says of commands that are not built in and that can be true of none: name -> what."""
+    found = {}
+    for entry in reply if isinstance(reply, list | tuple) else ():
+        try:
+            rows = [row for row in rows_of(entry) if not _is_built_in(row.name)]
+        except (ValueError, RecursionError) as exc:
+            found[repr(entry[0] if isinstance(entry, list) and entry else entry)[:60]] = str(exc)[:200]
+            continue
+        for row in rows:
+            try:
+                what = _nonsense(row, [KeySpec.parse(texts) for texts in row.key_specs])
+            except (ValueError, TypeError) as exc:
+                what = str(exc)[:200]
+            if what:
+                found[row.name] = what
+    return found
+
+
+def _nonsense(row: Row, specs: Sequence[KeySpec]) -> str:
+    """What is said of a command and can be true of none, as it is to be counted with; empty: nothing."""
+    if not re.fullmatch(_NAME, row.name):
+        return f"expected a name of at most 100 letters, digits and _ . : | -, got {row.name!r:.120}"
+    if not 0 < abs(row.arity) <= _MOST_WORDS:
+        return f"expected an arity from 1 to {_MOST_WORDS}, or the negative, got {row.arity}"
+    said = sum(map(len, (row.flags, row.categories, row.tips, *(text for texts in row.key_specs for text in texts))))
+    if said > _MOST_SAID:
+        return f"expected at most {_MOST_SAID} bytes about it, got {said}"
+    numbers: list[tuple[str, int, int]] = [
+        (what, abs(number), 0) for what, number in (("first", row.first), ("last", row.last), ("step", row.step))
+    ]
+    for spec in specs:
+        match spec.begin:
+            case Index(position):
+                numbers.append(("begin_search index", position, 1))
+            case Keyword(_, startfrom):
+                numbers.append(("begin_search startfrom", abs(startfrom), 1))
+        match spec.find:
+            case Range(lastkey, keystep, limit):
+                numbers += [("lastkey", abs(lastkey), 0), ("keystep", keystep, 1), ("limit", limit, 0)]
+            case KeyNum(keynumidx, firstkey, keystep):
+                numbers += [("keynumidx", keynumidx, 0), ("firstkey", firstkey, 0), ("keystep", keystep, 1)]
+    for what, number, least in numbers:
+        if not least <= number <= _MOST_WORDS:
+            return f"expected a {what} from {least} to {_MOST_WORDS}, got {number}"
+    return ""
+
+
+_NAME = r"[a-z0-9_.:|-]{1,100}"
+
+_MOST_WORDS = 1 << 20
+"""Of one command; servers take no more (networking.c)."""
+
+_MOST_LEARNED, _MOST_SAID = 1000, 8192
+"""Commands, and bytes about each: all of it is told to each worker in one message."""
 
 
 def _is_built_in(name: str) -> bool:

@@ -5,18 +5,46 @@ logging to stderr:
 
     +worker-death index=1 pid=4711 status="signal 9" restart_in_s=0.1 at=2026-11-22T10:00:00.123Z
 
+Of one event about one subject (a shard, a server, a worker ...) LINES are said in WINDOW_S, and more are only counted:
+
+    +link-lost shard=s0 node=127.0.0.1:7001 suppressed=4711 at=2026-11-22T10:00:10.456Z
+
 `+` says that something began or happened, `-` that it ended, as in Sentinel, whose names are taken where they mean
 the same. Keys and values of clients are never logged, and nothing is logged per request.
 """
 
+import asyncio
+import dataclasses
 import datetime
 import enum
 import json
 import logging
 import re
 import sys
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+LINES = 20
+WINDOW_S = 10.0
+"""So many lines of one event about one subject in so many seconds."""
+
+SUBJECT = ("index", "shard", "node", "where", "task", "step")
+"""The fields that say what it is about."""
 
 _log = logging.getLogger("pyproxy")
+
+
+@dataclasses.dataclass(slots=True)
+class _Window:
+    since: float
+    about: Mapping[str, object]
+    said: int = 0
+    suppressed: int = 0
+
+
+_windows: dict[tuple[Any, ...], _Window] = {}  # by the event and its subject
 
 
 class Event(enum.Enum):
@@ -35,6 +63,7 @@ class Event(enum.Enum):
     WORKER_ORPHAN = "+worker-orphan", logging.WARNING  # its parent is gone
 
     TOPOLOGY = "+topology", logging.INFO  # a new version goes to the workers
+    COMMAND_IGNORED = "+command-ignored", logging.WARNING  # a server says of a command what can be true of none
     NODE_DOWN = "+sdown", logging.WARNING  # a server, primary or replica, does not answer the watcher as it should
     NODE_UP = "-sdown", logging.INFO
     BUSY = "+busy", logging.WARNING  # it is silent while it works on what a worker has sent: it does not count as down
@@ -108,15 +137,39 @@ def configure(level: int = logging.INFO) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     _log.handlers[:] = [handler]
+    _windows.clear()
     _log.setLevel(level)
     _log.propagate = False
 
 
 def emit(event: Event, **fields: object) -> None:
     """One line, whatever is in the values: those with a space, a quote or a control character become JSON strings."""
-    name, level = event.value
-    if not _log.isEnabledFor(level):
+    if not _log.isEnabledFor(event.value[1]):
         return
+    about = {key: fields[key] for key in SUBJECT if key in fields}
+    subject = (event, *map(str, about.values()))
+    now = time.monotonic()
+    window = _windows.get(subject)
+    if window is None or now - window.since >= WINDOW_S:
+        _close_windows(now)
+        window = _windows[subject] = _Window(now, about)
+    if window.said >= LINES:
+        window.suppressed += 1
+        return
+    window.said += 1
+    _say(event, fields)
+
+
+def _close_windows(now: float) -> None:
+    """Those that are over, with a line of each of which something was not said."""
+    for subject, window in [each for each in _windows.items() if now - each[1].since >= WINDOW_S]:
+        del _windows[subject]
+        if window.suppressed:
+            _say(subject[0], {**window.about, "suppressed": window.suppressed})
+
+
+def _say(event: Event, fields: Mapping[str, object]) -> None:
+    name, level = event.value
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     words = [name, *(f"{key}={_quoted(str(value))}" for key, value in fields.items()), f"at={now}"]
     _log.log(level, "%s", " ".join(words))
@@ -124,3 +177,10 @@ def emit(event: Event, **fields: object) -> None:
 
 def _quoted(text: str) -> str:
     return text if re.fullmatch(r"[!#-<>-~]+", text) else json.dumps(text)
+
+
+def on_loop_error(_loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+    """Of an event loop: what failed where nobody could catch it. Else asyncio writes pages, as often as it comes."""
+    exc = context.get("exception")
+    trace = "".join(traceback.format_exception(exc)) if exc is not None else ""
+    emit(Event.BUG, where=context.get("message", "the event loop"), trace=trace)

@@ -105,6 +105,7 @@ class Parent:
         loop = asyncio.get_running_loop()
         main = asyncio.current_task()
         assert main is not None
+        loop.set_exception_handler(events.on_loop_error)
         for number in ENDS + IGNORED:
             loop.add_signal_handler(number, self._on_signal, number, main)
         try:

@@ -8,12 +8,14 @@ Nothing is ever written to a server.
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
+from protocol import table
 from protocol.reply import Error, Value
 from pyproxy.access import Access
 from pyproxy.control import judge
@@ -27,6 +29,7 @@ from pyproxy.shardmap import Node, Shard, ShardMap
 DEADLINE_S = 1.0  # of a connect, and of the replies to one question
 SAMPLE_S = 5.0  # of all samples of a primary
 SAMPLES = 20  # per database
+MOST_SAID = 10  # lines about the commands of one server
 
 
 class NodeWatch:
@@ -164,6 +167,8 @@ class PrimaryWatch(NodeWatch):
             self._settled = True
             if isinstance(commands, list) and commands != self.commands:
                 self.commands = commands
+                for name, what in itertools.islice(table.nonsense(commands).items(), MOST_SAID):
+                    emit(Event.COMMAND_IGNORED, shard=self._shard, node=self.node, command=name, why=what)
                 self._on_commands()
         before, self.misplaced = self.misplaced, self._misplacement()
         if self.misplaced and not before:

@@ -120,6 +120,7 @@ class Worker:
 
     async def run(self) -> None:
         """Serve until drained, or until the parent is gone."""
+        asyncio.get_running_loop().set_exception_handler(events.on_loop_error)
         for number in IGNORED:
             asyncio.get_running_loop().add_signal_handler(number, self._ignore, number)
         heard, gone = or_end(self._on_message), or_end(self._on_parent_gone)
@@ -210,11 +211,9 @@ class Worker:
         assert self._here and self._lane and self._setup and self._channel
         if topology.version <= self._here.topology.version:
             return
-        learned = table.extend(table.TABLE, topology.learned)
         if (topology.shards, topology.gates) != (self._here.topology.shards, self._here.topology.gates):
             self._face(topology)
-        self._lane.set_table(learned)
-        self._here.table = learned
+        self._learn_commands(topology.learned)
         self._here.topology = topology
         self._applied = self._state()
         self._channel.send(self._applied)
@@ -222,6 +221,16 @@ class Worker:
             self._accepting = True
             self._accept_on_ready()
             self._channel.send(Ready(os.getpid()))
+
+    def _learn_commands(self, rows: Sequence[Any]) -> None:
+        """Nothing that a server says of its commands ends a worker: the next one would end by it too, and so on."""
+        assert self._here and self._lane
+        try:
+            learned = table.extend(table.TABLE, rows)
+            self._lane.set_table(learned)
+            self._here.table = learned
+        except Exception:
+            emit(Event.BUG, where="commands that were learned", trace=traceback.format_exc())
 
     def _face(self, topology: Topology) -> None:
         """A front for each shard; one whose slots are as they were stays, and is told what is new."""

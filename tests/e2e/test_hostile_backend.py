@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import hiredis
 import pytest
 
+from protocol.reply import Value, encode
 from pyproxy.fleet import Fleet, Proxy, wait_until
 from tests.e2e.rig import PATIENCE_S, Keys, Talk, behind, error, of_a_worker, packed
 from tests.faults import End, Hop, Way
@@ -247,3 +248,37 @@ def test_a_database_that_a_server_refuses_is_an_error_only_for_who_chose_it(scen
     assert "DB index is out of range" in error(scene.victim.ask("GET", scene.key))
     assert scene.other.ask("GET", scene.key) == b"mine"
     scene.others_are_well()
+
+
+# --- what a server says of its commands -------------------------------------------------------------------------------
+
+NONSENSE = (
+    ("far.arity", 1 << 40, 1, 1),
+    ("no.step", -2, 1, 0),
+    ("no.index", -2, 0, 1),
+    ("far.index", -2, 1 << 40, 1),
+)
+"""Name, arity, the position of its key, the step."""
+
+
+def said_of(name: str, arity: int, index: int, step: int) -> bytes:
+    begin: Value = [b"type", b"index", b"spec", [b"index", index]]
+    find: Value = [b"type", b"range", b"spec", [b"lastkey", 0, b"keystep", step, b"limit", 0]]
+    spec: Value = [b"flags", [b"RO"], b"begin_search", begin, b"find_keys", find]
+    return encode([name.encode(), arity, [b"readonly"], 1, 1, 1, [b"@read"], [], [spec], []], 2)
+
+
+def test_commands_that_cannot_be_are_passed_over_with_a_line_and_every_worker_serves() -> None:
+    rows = [said_of(*each) for each in (*NONSENSE, ("good.get", -2, 1, 1))]
+    with Fleet(shards=1, replicas=0) as fleet, Hop(fleet.shards[0].primary.port) as hop:
+        hop.answer(packed("COMMAND"), b"*%d\r\n" % len(rows) + b"".join(rows), times=1000)
+        with behind(fleet, {0: hop}, 2) as proxy, Talk(proxy.port) as talk:
+            assert talk.ask("SET", "key", "value") == b"OK"
+            for name in ("good.get", *(each[0] for each in NONSENSE)):
+                assert error(talk.ask(name, "key")).startswith("ERR unknown command")
+            assert b"good.get" in hop.requests.lower(), "it was learned, and the server asked"
+            assert not [name for name, *_ in NONSENSE if name.encode() in hop.requests.lower()]
+            said = proxy.log.read_text()
+            for name, *_ in NONSENSE:
+                assert said.count(f"+command-ignored shard=s0 node={hop.address} command={name} ") == 1
+            assert "+worker-death" not in said

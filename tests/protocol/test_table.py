@@ -13,7 +13,21 @@ from protocol.commands import BadKeys, Command, Kind, Row, rows_of
 from protocol.keyspecs import GRAMMARS
 from protocol.reply import Error, Value, decode
 from protocol.request import encode
-from protocol.table import FANOUT, KEYED, LOCAL, REFUSED, SLOW, SPLIT, TABLE, UNSERVED, extend, learn, lookup, unknown
+from protocol.table import (
+    FANOUT,
+    KEYED,
+    LOCAL,
+    REFUSED,
+    SLOW,
+    SPLIT,
+    TABLE,
+    UNSERVED,
+    extend,
+    learn,
+    lookup,
+    nonsense,
+    unknown,
+)
 from pyproxy.fleet import Server
 from tests.protocol.arguments import command_line
 from tests.wire import exchange
@@ -391,6 +405,54 @@ def test_learning_changes_nothing_in_the_table_it_extends() -> None:
 )
 def test_a_new_command_that_is_not_plain_work_on_its_keys_stays_unknown(unfit: list[Any]) -> None:
     assert b"json.get" not in learned(unfit)
+
+
+def about(**numbers: int) -> list[Any]:
+    """A spec that begins at `index` and goes on by these numbers of a range."""
+    said = {"lastkey": 0, "keystep": 1, "limit": 0} | numbers
+    index = said.pop("index", 1)
+    found = [part for name, number in said.items() for part in (name.encode(), number)]
+    return [b"flags", [b"RO"], b"begin_search", [b"type", b"index", b"spec", [b"index", index]], b"find_keys",
+            [b"type", b"range", b"spec", found]]  # fmt: skip
+
+
+def of_arity(arity: int) -> list[Any]:
+    return [b"json.get", arity, *entry()[2:]]
+
+
+NONSENSE: dict[str, list[Any]] = {
+    "arity of 0": of_arity(0),
+    "arity beyond 32 bits": of_arity(1 << 40),
+    "arity far below": of_arity(-(1 << 63)),
+    "index of 0": entry(specs=[about(index=0)]),
+    "index below 0": entry(specs=[about(index=-1)]),
+    "index beyond 32 bits": entry(specs=[about(index=1 << 33)]),
+    "step of 0": entry(specs=[about(keystep=0)]),
+    "step below 0": entry(specs=[about(keystep=-2)]),
+    "limit below 0": entry(specs=[about(limit=-1)]),
+    "last key beyond all": entry(specs=[about(lastkey=1 << 62)]),
+    "first key beyond all": [*entry()[:3], 1 << 62, *entry()[4:]],
+    "no name": entry(""),
+    "a name that is no word": entry("json get\r\n"),
+    "a novel": entry(flags=f"readonly {'x' * 10_000}"),
+    "no fields": [b"json.get", 1],
+}
+
+
+@pytest.mark.parametrize("said", NONSENSE.values(), ids=NONSENSE.keys())
+def test_what_can_be_true_of_no_command_is_not_learned_and_is_said(said: list[Any]) -> None:
+    (told,) = nonsense([said, entry("json.set")]).items()
+    assert told[0] != "json.set" and "expected" in told[1]
+    assert set(learned(said, entry("json.set"))) - set(TABLE) == {b"json.set"}
+
+
+def test_what_a_server_says_of_a_command_that_is_built_in_is_nothing_to_it() -> None:
+    assert nonsense([[b"get", 1 << 40, *entry()[2:]]]) == {}
+    assert learned([b"get", 1 << 40, *entry()[2:]])[b"get"] is TABLE[b"get"]
+
+
+def test_more_commands_than_can_be_told_are_not_learned() -> None:
+    assert len(learn([[entry(f"json.get{number}") for number in range(5000)]])) == 1000
 
 
 def test_a_row_that_was_never_learned_does_not_come_in_by_the_wire() -> None:
