@@ -126,6 +126,7 @@ class Event(enum.Enum):
 
     CLIENT_HTTP = "+client-http", logging.WARNING  # a web browser was sent here; closed without a word
     CLIENT_UNFINISHED = "+client-unfinished", logging.INFO  # the end of its command did not come
+    CLIENT_OUTPUT = "+client-output-limit", logging.WARNING  # it wrote and did not read; closed
     ACCEPT = "+accept-failed", logging.ERROR
     MAX_CLIENTS = "+max-clients", logging.WARNING  # connections are turned away
     SHED = "+shed", logging.WARNING  # a client was closed to keep the memory budget

@@ -614,7 +614,7 @@ cdef class Wire:
         if self.handed_over and not self.transport.get_write_buffer_size():
             self.handed_over = False
         if not self.handed_over:
-            taken = _send(self.fd, data, size)
+            taken = max(_send(self.fd, data, size), 0)      # that it is closed the transport will say
             if taken == size:
                 return 0
         self.handed_over = True

@@ -10,7 +10,7 @@ cdef class Client:
         self.proto = 2
         self.db = 0
         self.ready = []
-        self.typical = REPLIES_BYTES // FIRST_WINDOW - 1
+        self.typical = lane.first_typical
         self.name = self.lib_name = self.lib_ver = b""
 
     # --- the transport's calls ---
@@ -77,6 +77,8 @@ cdef class Client:
         self.in_transport = self.transport.get_write_buffer_size()
         self.held += self.in_transport
         self.lane.held += self.in_transport
+        self.untaken_since = 0
+        self._count_input()     # it may be blocked in writing: then it reads only once it has written
 
     def resume_writing(self):
         self.choked = False
@@ -252,8 +254,9 @@ cdef class Client:
         self.commands += 1
 
     cdef int _window(self):
-        """How many requests may be out: as many as will not bring more than REPLIES_BYTES of answers."""
-        cdef Py_ssize_t window = REPLIES_BYTES // (self.typical + 1)
+        """How many requests may be out: as many as will not bring more than REPLIES_BYTES of answers, or, where half of
+        the memory is used, a small part of that."""
+        cdef Py_ssize_t window = (REPLIES_BYTES if self.lane.held <= self.lane.memory_limit >> 1 else LARGE) // (self.typical + 1)
         if window < 1:
             return 1
         return <int>(window if window < self.lane.window_limit else self.lane.window_limit)
@@ -641,18 +644,32 @@ cdef class Client:
         if self.eof:
             self.touch()
 
+    cdef bint _is_stuck(self) except -1:
+        """Whether it is not read any further, as it has all that it may have, and takes nothing either."""
+        cdef Py_ssize_t untaken
+        if not (self.choked and self.reading_paused) or self.transport is None:
+            self.untaken_since = 0
+            return False
+        untaken = self.transport.get_write_buffer_size()
+        if not self.untaken_since or untaken != self.untaken:
+            self.untaken = untaken
+            self.untaken_since = self.lane.now
+        return self.lane.now - self.untaken_since >= UNTAKEN_S
+
     cdef int _count_input(self) except -1:
-        cdef Py_ssize_t size = len(self.inbuf) if self.inbuf is not None else 0
+        cdef Py_ssize_t size = len(self.inbuf) if self.inbuf is not None else 0, most = READ_AHEAD
         self.lane.held += size - self.in_counted
         self.in_counted = size
         if self.transport is None:
             return 0
         if self.parked & Park.HOLD:
             self.front.grew(self, size)
-        if not self.reading_paused and self.parked & ~Park.HOLD and size > READ_AHEAD:
+        if self.choked:
+            most = max(most, self.lane.output_limit - self.held)
+        if not self.reading_paused and self.parked & ~Park.HOLD and size > most:
             self.reading_paused = True
             self.transport.pause_reading()
-        elif self.reading_paused and (not self.parked & ~Park.HOLD or self.finishing):
+        elif self.reading_paused and (not self.parked & ~Park.HOLD or self.finishing or size <= most):
             self.reading_paused = False
             self.transport.resume_reading()
         if self.lane.held > self.lane.memory_limit:
@@ -727,12 +744,19 @@ cdef class Client:
         cdef Py_ssize_t taken = 0
         self.held -= size
         self.lane.held -= size
+        if self.deaf:
+            return 0
         self.lane.bytes_out += size
         if self.handed_over and not self.transport.get_write_buffer_size():
             self.handed_over = False
         if not self.handed_over:
             taken = _send(self.fd, PyBytes_AS_STRING(data), size)
             if taken == size:
+                return 0
+            if taken < 0:
+                # It has closed, and what it sent before that may still be in the socket: to write on would have the
+                # transport give up, and nothing more would be read.  Reading ends it: by FIN, or by the reset it was.
+                self.deaf = True
                 return 0
         # from here on the transport has bytes: nothing may overtake them
         self.handed_over = True

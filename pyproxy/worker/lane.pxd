@@ -139,6 +139,8 @@ cdef class Lane:
     cdef Py_ssize_t reply_line      # bytes that a line of a server may have
     cdef readonly long long memory_limit
     cdef readonly long long window_limit
+    cdef readonly long long output_limit
+    cdef Py_ssize_t first_typical   # size that the answers of a new client are taken to have
     cdef readonly double reply_s
     cdef readonly double slow_reply_s
     cdef readonly double silence_s
@@ -181,7 +183,10 @@ cdef class Client:
     cdef bint dirty
     cdef bint choked
     cdef bint handed_over           # the transport may still have bytes of ours
+    cdef bint deaf                  # it has closed its connection: nothing more can be said to it
     cdef bint eof
+    cdef Py_ssize_t untaken         # what the transport had for it at the last look, and since when that has not changed
+    cdef double untaken_since
     cdef bint finishing
     cdef bint lingering
     cdef bint reading_paused
@@ -248,6 +253,7 @@ cdef class Client:
     cdef void _counted(self)
     cdef int _window(self)
     cdef int _count_input(self) except -1
+    cdef bint _is_stuck(self) except -1
     cdef int _broke(self) except -1
     cdef int _hand_over(self, list chunks, Py_ssize_t size) except -1
     cdef int _reconsider(self) except -1

@@ -34,6 +34,7 @@ from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
+from libc.errno cimport ECONNRESET, EPIPE, errno
 from libc.string cimport memchr, memcmp, memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -61,10 +62,12 @@ cdef enum:          # how long a server may take; see Command.slow and Command.s
 
 cdef enum:
     TURN_COMMANDS = 1024        # one client's share of a loop turn
-    READ_AHEAD = 65536          # unread bytes of a parked client before reading stops
+    READ_AHEAD = 65536          # unread bytes of a parked client before reading stops; of one that does not read
+                                # itself limits.client_output_bytes, as it may write all before it reads
     REPLIES_BYTES = 1048576     # answers of one client kept here before nothing more of it is begun
     REQUESTS_BYTES = 1048576    # and its requests that are out
-    FIRST_WINDOW = 16           # requests out before anything is known of the size of the answers
+    FIRST_WINDOW = 16           # requests out before anything is known of the size of the answers; one for each
+    WINDOW_MEMORY = 16777216    # 16 MiB of the memory, if that is fewer
     WRITE_BYTES = 262144        # given to a transport at once
     LINE_ROOM = 65536           # what a server says in an error, beside a key and a name that the client sent
     LARGE = 16384               # from here on bytes are passed on as they are, not joined
@@ -80,15 +83,21 @@ cdef enum:
 cdef double GATHER_S = 0.0002   # while more comes in, requests wait so long at most for others to leave with them
 cdef double SLEPT_S = 1.0       # a worker that did not run for so long asks before it writes
 
+cdef double UNTAKEN_S = 3.0     # a client that is not read any further is closed if it takes nothing for so long
 cdef double LINGER_S = 2.0      # how long a closing client may send, or not read, before it is cut off
 cdef bytes OK = b"+OK\r\n"        # most writes are answered with it: no copy of its own for each
 NOT_NOW = object()              # what `take` answers when it has parked the client: offer the command again
 
 
 cdef inline Py_ssize_t _send(int fd, const char *data, Py_ssize_t size) noexcept nogil:
-    """Straight to the socket, without the loop's own queue -> bytes taken; an error is the transport's to find out."""
+    """Straight to the socket, without the loop's own queue -> bytes taken; -1: the other end has closed it.
+
+    Any other error is the transport's to find out.
+    """
     cdef ssize_t taken = send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
-    return taken if taken > 0 else 0
+    if taken >= 0:
+        return taken
+    return -1 if errno == EPIPE or errno == ECONNRESET else 0
 
 
 cdef inline bint _readable(int fd) noexcept nogil:
@@ -256,6 +265,8 @@ cdef class Lane:
         self.reply_line = 2 * config.limits.bulk_bytes + LINE_ROOM
         self.memory_limit = config.limits.memory_bytes
         self.window_limit = config.limits.inflight
+        self.first_typical = REPLIES_BYTES // max(1, min(FIRST_WINDOW, self.memory_limit // WINDOW_MEMORY)) - 1
+        self.output_limit = min(config.limits.client_output_bytes, config.limits.memory_bytes)
         self.reply_s = config.timeouts.reply_s
         self.slow_reply_s = config.timeouts.slow_reply_s
         self.silence_s = config.timeouts.silence_s
@@ -503,9 +514,13 @@ cdef class Lane:
         self.publish()
 
     def check_unfinished(self, double limit_s):
-        """Closes clients whose unfinished request is older than `limit_s`."""
+        """Closes clients whose unfinished request is older than `limit_s`, and those that write and never read."""
         cdef Client client
         for client in list(self.clients):
+            if client._is_stuck():
+                emit(Event.CLIENT_OUTPUT, id=client.id, addr=client.addr, bytes=client.buffered, limit=self.output_limit)
+                client.abandon()
+                continue
             if client.unfinished_since and not client.parked and self.now - client.unfinished_since > limit_s:
                 emit(Event.CLIENT_UNFINISHED, id=client.id, addr=client.addr, bytes=client.in_counted)
                 client.finish()

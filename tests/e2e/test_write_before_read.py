@@ -1,0 +1,170 @@
+"""Clients that write all before they read, that close when they have written, or never read: as Redis serves them."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+import redis
+
+from pyproxy.fleet import HOST, Fleet, Proxy, wait_until
+from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, packed, proxy_info, wait_for_info
+from tests.processes import command_line, family
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def proxy(fleet: Fleet) -> Iterator[Proxy]:
+    with Proxy(fleet, timeouts=PATIENT) as proxy:
+        yield proxy
+
+
+@pytest.fixture(autouse=True)
+def empty(fleet: Fleet) -> None:
+    for shard in fleet.shards:
+        shard.primary.ask("FLUSHALL")
+
+
+# --- writes before it reads -------------------------------------------------------------------------------------------
+
+
+def test_redis_py_writes_a_pipeline_of_50_mb_before_it_reads(proxy: Proxy) -> None:
+    """5,000 pairs of a SET of 10 KB and its GET, in one write; nothing is read before all is written."""
+    value = b"x" * 10_000
+    with redis.Redis(HOST, proxy.port, socket_timeout=PATIENCE_S) as client:
+        pipeline = client.pipeline(transaction=False)
+        for number in range(5000):
+            pipeline.set(f"key:{number}", value)
+            pipeline.get(f"key:{number}")
+        assert pipeline.execute() == [True, value] * 5000
+
+
+def test_half_a_million_small_reads_are_written_before_the_first_answer_is_read(proxy: Proxy, talk: Talk) -> None:
+    assert talk.ask("SET", "small", b"x" * 10) == b"OK"
+    request = packed("GET", "small") * 500_000
+    talk.socket.sendall(request)
+    received = 0
+    while received < 500_000 * len(b"$10\r\nxxxxxxxxxx\r\n"):
+        more = talk.socket.recv(MIB)
+        assert more
+        received += len(more)
+    assert received == 500_000 * len(b"$10\r\nxxxxxxxxxx\r\n")
+
+
+@pytest.mark.parametrize("command", [("SELECT", 0), ("SCAN", 0), ("EVAL", "return 1", 1, "k")], ids=lambda c: str(c[0]))
+def test_so_it_is_where_a_command_waits_for_all_before_it(proxy: Proxy, talk: Talk, command: tuple[str | int]) -> None:
+    value = b"x" * 10_000
+    pairs = (packed("SET", "k", value) + packed("GET", "k")) * 20 + packed(*command)
+    talk.socket.sendall(pairs * 60)
+    replies = [talk.reads(41) for _ in range(60)]
+    assert all(each[:40] == [b"OK", value] * 20 for each in replies)
+
+
+def test_one_that_never_reads_is_closed_at_its_limit_with_a_word_in_the_log(fleet: Fleet) -> None:
+    with Proxy(fleet, limits={"client_output_bytes": 4 * MIB}) as proxy, Talk(proxy.port) as other:
+        assert other.ask("SET", "k", b"x" * 1000) == b"OK"
+        with Talk(proxy.port, receive_buffer=4096) as deaf:
+            closed: list[Exception] = []
+
+            def write() -> None:
+                try:
+                    while True:
+                        deaf.socket.sendall(packed("GET", "k") * 10_000)
+                except OSError as error:
+                    closed.append(error)
+
+            writer = threading.Thread(target=write)
+            writer.start()
+            wait_until("it to be closed", lambda: bool(closed), proxy.tail, PATIENCE_S)
+            writer.join()
+        line = next(line for line in proxy.log.read_text().splitlines() if "+client-output-limit" in line)
+        assert f"limit={4 * MIB}" in line
+        assert int(proxy_info(other)["held_bytes"]) < 8 * MIB
+        assert other.ask("GET", "k") == b"x" * 1000
+
+
+def test_one_that_reads_slowly_is_served_however_much_it_asked_for(fleet: Fleet) -> None:
+    """200 values of 1 MB, of which a few fit into the memory of the proxy at a time."""
+    limits = {"memory_bytes": 64 * MIB, "client_output_bytes": 4 * MIB}
+    with Proxy(fleet, limits=limits, timeouts=PATIENT) as proxy, Talk(proxy.port) as other:
+        names = [Keys(proxy).one(shard, "large") for shard in range(3)]
+        for name in names:
+            assert other.ask("SET", name, b"x" * MIB) == b"OK"
+        readers = [Talk(proxy.port, receive_buffer=4096) for _ in range(8)]
+        for reader in readers:
+            reader.send(*[("GET", names[number % 3]) for number in range(25)])
+        for _ in range(25):
+            for reader in readers:
+                assert reader.read() == b"x" * MIB
+        assert proxy_info(other)["shed"] == "0"
+        for reader in readers:
+            reader.close()
+
+
+# --- writes, and closes -----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def standing_still(proxy: Proxy) -> Iterator[None]:
+    """The worker reads nothing meanwhile: what is sent and the close behind it are there when it goes on."""
+    (worker,) = [pid for pid, _ in family(proxy.pid) if "pyproxy.worker" in command_line(pid)]
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+
+def send_and_close(proxy: Proxy, *commands: Sequence[str | int]) -> None:
+    with Talk(proxy.port) as leaver:
+        assert leaver.ask("PING") == b"PONG"
+        with standing_still(proxy):
+            leaver.send(*commands)
+            leaver.close()
+
+
+def test_all_that_was_sent_before_a_close_is_done(proxy: Proxy, talk: Talk) -> None:
+    """The answers meet a closed socket, and a reset comes back for the first of them."""
+    send_and_close(proxy, *[("SET", f"key:{number}", number) for number in range(1000)])
+    wait_until("all of it to be done", lambda: talk.ask("DBSIZE") == 1000, lambda: str(talk.ask("DBSIZE")), PATIENCE_S)
+    wait_for_info(talk, "nothing to be left of it", lambda info: (info["inflight"], info["held_bytes"]) == ("0", "0"))
+    wait_for_info(talk, "the client to be gone", lambda info: info["connected_clients"] == "1")
+
+
+def test_so_it_is_with_all_kinds_of_commands(proxy: Proxy, talk: Talk) -> None:
+    """Over shards, in a transaction, a script: they wait for what is before them, and nobody reads any answer."""
+    send_and_close(
+        proxy,
+        *[
+            ("INCR", "a"), ("MSET", "x", 1, "y", 2, "z", 3), ("EVAL", "return redis.call('incr', KEYS[1])", 1, "b"),
+            ("MULTI",), ("INCR", "c"), ("EXEC",), ("SELECT", 1), ("INCR", "d"), ("SELECT", 0),
+        ] * 50,
+    )  # fmt: skip
+    wait_until("all of it to be done", lambda: done(talk) == [b"50"] * 4, lambda: str(done(talk)), PATIENCE_S)
+
+
+def done(talk: Talk) -> list[object]:
+    counts = [talk.ask("GET", key) for key in ("a", "b", "c")]
+    talk.send(("SELECT", 1), ("GET", "d"), ("SELECT", 0))
+    return [*counts, talk.reads(3)[1]]
+
+
+def test_after_a_reset_nothing_more_is_begun(fleet: Fleet, proxy: Proxy, talk: Talk) -> None:
+    """As on a server: what it had not come to is dropped. What waits for a shard that stands still is that."""
+    stopped, other = fleet.shards[1].primary, Keys(proxy).one(0, "other")
+    key = Keys(proxy).one(1)
+    assert talk.ask("GET", key) is None
+    stopped.pause()
+    try:
+        with Talk(proxy.port) as leaver:
+            leaver.send(("GET", key), ("SELECT", 1), ("SET", other, "v"))
+            wait_for_info(talk, "it to be out", lambda info: info["inflight"] == "1")
+            leaver.reset()
+        wait_for_info(talk, "it to be gone", lambda info: info["connected_clients"] == "1")
+    finally:
+        stopped.resume()
+    talk.send(("SELECT", 1), ("GET", other))
+    assert talk.reads(2) == [b"OK", None]
