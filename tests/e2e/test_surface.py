@@ -18,6 +18,7 @@ from protocol.table import lookup
 from pyproxy.fleet import VARIABLE, Fleet, Proxy, Server, ask, find_backend, wait_until
 from tests.e2e.rig import PATIENCE_S, PATIENT
 from tests.e2e.twin.allowed import may_differ
+from tests.e2e.twin.examples import EXAMPLES
 from tests.e2e.twin.talk import Talk, ask_all
 
 OPEN = "maxmemory-samples"
@@ -170,6 +171,54 @@ def is_fine(place: Place, argv: list[bytes], ours: bytes, theirs: bytes) -> bool
         return False
     is_refused = command.kind is Kind.REFUSED and command.arity_ok(len(argv))
     return is_refused or not place.knows(argv) or may_differ(command.name, argv, ours, theirs)
+
+
+# Not called in a wrong form, by the first word. Why -> what.
+_ONE_FORM = {
+    "it waits, or what comes then is no answer to it": """
+        wait waitaof blpop brpop blmove brpoplpush blmpop bzpopmin bzpopmax bzmpop xread xreadgroup
+        subscribe psubscribe ssubscribe quit reset""",
+    "a cursor that no server gave is any place in a hash table": "scan hscan sscan zscan",
+    "it is the proxy's own": "lolwut",
+}
+ONE_FORM = {name.encode() for names in _ONE_FORM.values() for name in names.split()}
+WRONG = (b"x", b"-1", b"", b"99999999999999999999")
+
+
+def wrong_forms(call: list[bytes]) -> Iterator[list[bytes]]:
+    """The call with one word too few, one too many, and with something else in the place of each of its words."""
+    yield call[:-1]
+    yield [*call, b"extra"]
+    for position in range(1, len(call)):
+        for word in WRONG:
+            yield [*call[:position], word, *call[position + 1 :]]
+
+
+def served(call: list[bytes]) -> bool:
+    command = lookup(call)
+    return command is not None and command.kind is not Kind.REFUSED
+
+
+FORMS = {each.call[0].lower() for each in EXAMPLES if served(each.call)} - ONE_FORM - {b"client", b"config"}
+
+
+@pytest.mark.parametrize("name", sorted(each.decode() for each in FORMS))
+def test_a_wrong_form_of_a_command_is_answered_as_by_one_server(name: str, place: Place) -> None:
+    """Whoever checks it, the proxy or a shard: the words are those of a server, and name the command that was sent."""
+    compared = 0
+    with Talk(place.proxy.port) as ours, Talk(place.server.port) as theirs:
+        for example in EXAMPLES:
+            if example.call[0].lower() != name.encode():
+                continue
+            for argv in filter(None, wrong_forms(example.call)):
+                command = lookup(argv)
+                if command is None or not served(argv) or not place.knows(argv):
+                    continue
+                both = [ask_all(talk, [[b"FLUSHALL"], *example.steps[:-1], argv])[-1] for talk in (ours, theirs)]
+                alike = both[0] == both[1] or may_differ(command.name, argv, *both)
+                assert alike or both[0].startswith(b"-CROSSSLOT "), f"{argv}: {both}"
+                compared += 1
+    assert compared or not place.knows([name.encode()])
 
 
 def test_every_reason_to_differ_is_of_a_line_that_is_asked() -> None:
