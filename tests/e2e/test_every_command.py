@@ -29,7 +29,7 @@ PATIENT = {"reply_s": 30.0, "silence_s": 60.0}
 
 PROTOCOLS = (b"2", b"3")
 
-# Redis 7.0 knows them in cluster mode only. Valkey takes them, and so does the proxy, whatever the servers are.
+# Redis knows them in cluster mode only, and Valkey takes them. The proxy answers as its servers do (test_surface.py).
 OF_VALKEY = ("readonly", "readwrite")
 
 COMPARED = [*EXAMPLES, *(each for examples in FAILING.values() for each in examples)]

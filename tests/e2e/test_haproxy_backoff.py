@@ -7,6 +7,7 @@ import shutil
 import socketserver
 import threading
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from pyproxy.fleet import HOST, Fleet, Proxy, reserve_port, wait_until
-from tests.e2e.rig import PATIENCE_S, Talk
+from tests.e2e.rig import PATIENCE_S, Talk, wait_for_line
 from tests.e2e.test_backoff import Got, Listening
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "haproxy-backoff"
@@ -113,15 +114,21 @@ class Site:
             connection.close()
 
 
-@pytest.fixture
-def site() -> Iterator[Site]:
+@contextmanager
+def running(replicas: int = 0, **promotion: str | float) -> Iterator[Site]:
     with ExitStack() as stack:
-        fleet = stack.enter_context(Fleet(shards=1, replicas=0))
+        fleet = stack.enter_context(Fleet(shards=1, replicas=replicas))
         keeper = stack.enter_context(reserve_port())
         status: int = keeper.getsockname()[1]
-        proxy = stack.enter_context(Proxy(fleet, http={"listen": f"{HOST}:{status}"}))
+        proxy = stack.enter_context(Proxy(fleet, http={"listen": f"{HOST}:{status}"}, promotion=promotion))
         app = stack.enter_context(Answers(loop_server(proxy.port)).serving())
         yield Site(fleet, proxy, status, stack.enter_context(haproxy(fleet.directory, app, status)))
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with running() as site:
+        yield site
 
 
 def exposed(headers: Message) -> set[str]:
@@ -143,6 +150,18 @@ def test_its_503s_say_the_seconds_of_the_proxy_and_not_its_constant_and_end_with
     back = site.http.wait_for("GET", "/", 200)
     assert back.headers["Retry-After"] is back.headers["Backoff"] is None
     assert exposed(back.headers) == {"Hawk-Session-Token"}
+
+
+def test_where_writes_are_held_a_primary_that_is_killed_costs_no_http_client_an_error() -> None:
+    """As examples/loop-server.toml says of "hold"; only the bounds of the time that it may take are those of a busy one."""
+    profile = tomllib.loads((EXAMPLE.parent / "loop-server.toml").read_text())["promotion"]
+    hold = {"on_promotion": "hold", "state_file": "", "hold_s": PATIENCE_S, "hold_incident_s": PATIENCE_S}
+    with running(replicas=1, **{**profile, **hold}) as site:
+        site.http.wait_for("GET", "/", 200)
+        site.fleet.shards[0].primary.kill()
+        wait_for_line(site.proxy, r"\+link-lost ")  # one that is out when it dies is -UNCERTAIN
+        assert site.http.ask("GET", "/").status == 200
+        assert site.fleet.shards[0].replicas[0].ask("GET", "/") == b"now"
 
 
 def test_what_is_no_503_passes_as_it_is(site: Site) -> None:
