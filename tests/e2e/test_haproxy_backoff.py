@@ -153,7 +153,7 @@ def test_its_503s_say_the_seconds_of_the_proxy_and_not_its_constant_and_end_with
 
 
 def test_where_writes_are_held_a_primary_that_is_killed_costs_no_http_client_an_error() -> None:
-    """As examples/loop-server.toml says of "hold"; only the bounds of the time that it may take are those of a busy one."""
+    """As examples/loop-server.toml says of "hold". The bounds of the time it may take are those of a busy machine."""
     profile = tomllib.loads((EXAMPLE.parent / "loop-server.toml").read_text())["promotion"]
     hold = {"on_promotion": "hold", "state_file": "", "hold_s": PATIENCE_S, "hold_incident_s": PATIENCE_S}
     with running(replicas=1, **{**profile, **hold}) as site:
