@@ -5,9 +5,9 @@ without harm, and the newest of a kind makes the older ones needless. How they t
 is a part of a state, which may be large; it is only sent while the other end reads (`Channel.congested`).
 
     parent -> worker    Setup (once, first), Settings, Settled, Scripts, Script, ScriptKnown, Topology, FleetLook,
-                        AtWork, Subscribers, Confirmed, Drain
+                        AtWork, Subscribers, SubscribersKnown, Confirmed, Drain
     worker -> parent    Ready, Applied, Awake, Holding, AtWork, Configured, Script, ScriptsFlushed, Subscribers,
-                        Complaint
+                        SubscribersKnown, Complaint
 
 A Script is no state, and one may be lost: whoever lacks a text has the client load it again.
 """
@@ -257,12 +257,19 @@ class Settled(msgspec.Struct, frozen=True, tag=True):
 class Subscribers(msgspec.Struct, frozen=True, tag=True):
     """How many clients are subscribed to these names now; 0: none any more. It says nothing of other names.
 
-    From a worker: its own clients. To a worker: those of all others together.
+    From a worker: its own clients. To a worker: those of all others together. `number` grows from each to the next.
     """
 
     channels: dict[bytes, int]
     patterns: dict[bytes, int]
     shard_channels: dict[bytes, int]
+    number: int = 0
+
+
+class SubscribersKnown(msgspec.Struct, frozen=True, tag=True):
+    """From a worker: it has heard what was sent up to this number. To a worker: all others have heard what it sent."""
+
+    number: int
 
 
 class Complaint(msgspec.Struct, frozen=True, tag=True):
@@ -280,5 +287,6 @@ class Complaint(msgspec.Struct, frozen=True, tag=True):
 
 Message = (
     Setup | Settings | Settled | Scripts | Script | ScriptKnown | Topology | FleetLook | Confirmed | Drain
-    | Ready | Applied | Awake | Holding | AtWork | Configured | ScriptsFlushed | Subscribers | Complaint
+    | Ready | Applied | Awake | Holding | AtWork | Configured | ScriptsFlushed | Subscribers | SubscribersKnown
+    | Complaint
 )  # fmt: skip

@@ -40,7 +40,6 @@ TESTED_ELSEWHERE = {
     "pyproxy/worker/here.py": "declarations only",
     "pyproxy/worker/lane.pyx": "tests/e2e: test_order, test_lost_connection, test_slow_shard, test_back_pressure ...",
     "pyproxy/worker/front.py": "tests/e2e: test_hold, test_switch",
-    "pyproxy/worker/hub.py": "tests/e2e/test_pubsub.py",
     "pyproxy/worker/upstream.py": "tests/e2e/test_pubsub.py",
     "pyproxy/worker/conversations/blocking.py": "tests/e2e: test_blocking, test_blocking_promotion",
     "pyproxy/worker/conversations/polling.py": "tests/e2e/test_blocking_over_shards.py",

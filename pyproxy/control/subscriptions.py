@@ -1,51 +1,95 @@
 """How many clients of which worker are subscribed to what: told by each worker, told to each the sums of all others.
 
 Numbers come in as a worker says them (`hear`), and the beginning and end of workers; out goes, for each worker, what it
-does not know yet, in messages that are not too large. A number that changes twice before it is told is told once. Pure:
-nothing is sent here.
+does not know yet, in messages that are not too large, and for each up to where all others know what it said. A number
+that changes twice before it is told is told once. What takes long is a work for `slices.Slices`. Pure: nothing is sent.
 """
 
-from pyproxy.messages import Subscribers
+from collections import OrderedDict, deque
+from collections.abc import Iterator
 
-BATCH_BYTES = 256 << 10  # of names in one message
+from pyproxy.messages import Subscribers
+from pyproxy.slices import BATCH, batches
+
+BATCH_BYTES = 64 << 10  # of names in one message
+BATCH_NAMES = 500
+OWED_MOST = 1000  # answers that one worker owes; one that does not read owes the last of each other worker's
 
 Numbers = dict[bytes, int]
+
+
+class Worker:
+    """What one worker has said, and what it has been told."""
+
+    def __init__(self) -> None:
+        self.numbers: tuple[Numbers, Numbers, Numbers] = ({}, {}, {})
+        self.said = 0  # the number of its last message that was heard to its end
+        self.known = 0  # up to here all others know, and it has been told so
+        self.untold: OrderedDict[tuple[int, bytes], None] = OrderedDict()
+        self.told = 0  # changes; the number of the last message to it
+        self.heard = 0  # what it has answered to
+        self.ready = False  # it serves clients: the others wait until it has heard
+        self.owed: deque[tuple[int, Worker, int]] = deque()  # (number to it, another, number of what that one said)
+        self.knows: dict[Worker, int] = {}  # of what the others said
 
 
 class Sums:
     """All workers, by their index. Channels, patterns and shard channels have nothing to do with each other."""
 
     def __init__(self) -> None:
-        self._of: dict[int, tuple[Numbers, Numbers, Numbers]] = {}
+        self._workers: dict[int, Worker] = {}
         self._total: tuple[Numbers, Numbers, Numbers] = ({}, {}, {})
-        self._untold: dict[int, dict[tuple[int, bytes], None]] = {}
 
-    def began(self, worker: int) -> None:
+    def began(self, worker: int) -> Iterator[int]:
         """It has no subscribers, and knows of none."""
-        self.ended(worker)
-        self._of[worker] = ({}, {}, {})
-        self._untold[worker] = {(sort, name): None for sort in range(3) for name in self._total[sort]}
+        new = self._workers[worker] = Worker()
+        for sort, names in enumerate(self._total):
+            for some in batches(list(names)):
+                for name in some:
+                    new.untold[sort, name] = None
+                yield len(some)
+        for each in self._workers.values():
+            self._owe(new, each)
 
-    def ended(self, worker: int) -> None:
-        numbers = self._of.pop(worker, None)
-        self._untold.pop(worker, None)
-        for sort, names in enumerate(numbers or ()):
-            for name, count in names.items():
-                self._change(worker, sort, name, -count)
+    def ready(self, worker: int) -> None:
+        """It serves clients from now on."""
+        if worker in self._workers:
+            self._workers[worker].ready = True
 
-    def hear(self, worker: int, said: Subscribers) -> None:
-        own = self._of.get(worker)
+    def ended(self, worker: int) -> Iterator[int]:
+        gone = self._workers.pop(worker, None)
+        for each in self._workers.values():
+            each.owed = deque(owed for owed in each.owed if owed[1] is not gone)
+            if gone is not None:
+                each.knows.pop(gone, None)
+        for sort, names in enumerate(gone.numbers if gone else ()):
+            while names:
+                some = min(BATCH, len(names))
+                for _ in range(some):
+                    name, count = names.popitem()
+                    self._change(worker, sort, name, -count)
+                yield some * max(len(self._workers), 1)
+
+    def hear(self, worker: int, said: Subscribers) -> Iterator[int]:
+        own = self._workers.get(worker)
         if own is None:
             return
         for sort, told in enumerate((said.channels, said.patterns, said.shard_channels)):
-            for name, count in told.items():
-                change = count - own[sort].get(name, 0)
-                if count:
-                    own[sort][name] = count
-                else:
-                    own[sort].pop(name, None)
-                if change:
-                    self._change(worker, sort, name, change)
+            for some in batches(told.items()):
+                if self._workers.get(worker) is not own:
+                    return  # its numbers are gone with it
+                for name, count in some:
+                    change = count - own.numbers[sort].get(name, 0)
+                    if count:
+                        own.numbers[sort][name] = count
+                    else:
+                        own.numbers[sort].pop(name, None)
+                    if change:
+                        self._change(worker, sort, name, change)
+                yield len(some) * max(len(self._workers) - 1, 1)
+        own.said = said.number
+        for each in self._workers.values():
+            self._owe(each, own)
 
     def _change(self, worker: int, sort: int, name: bytes, change: int) -> None:
         total = self._total[sort].get(name, 0) + change
@@ -53,25 +97,57 @@ class Sums:
             self._total[sort][name] = total
         else:
             self._total[sort].pop(name, None)
-        for other, untold in self._untold.items():
+        for other, each in self._workers.items():
             if other != worker:
-                untold[sort, name] = None
+                each.untold[sort, name] = None
 
     def has_news(self, worker: int) -> bool:
-        return bool(self._untold.get(worker))
+        return worker in self._workers and bool(self._workers[worker].untold)
 
     def news(self, worker: int) -> Subscribers:
         """What it does not know yet, or the first part of it."""
-        untold, own = self._untold[worker], self._of[worker]
+        each = self._workers[worker]
         told: tuple[Numbers, Numbers, Numbers] = ({}, {}, {})
-        size = 0
-        for sort, name in list(untold):
-            if size > BATCH_BYTES:
-                break
-            del untold[sort, name]
-            told[sort][name] = self._total[sort].get(name, 0) - own[sort].get(name, 0)
+        size = names = 0
+        while each.untold and size <= BATCH_BYTES and names < BATCH_NAMES:
+            (sort, name), _ = each.untold.popitem(last=False)
+            each.told += 1
+            names += 1
+            told[sort][name] = self._total[sort].get(name, 0) - each.numbers[sort].get(name, 0)
             size += len(name) + 16
-        return Subscribers(*told)
+        return Subscribers(*told, each.told)
+
+    # --- who knows what ---
+
+    def answered(self, worker: int, number: int) -> None:
+        """It has heard what it was told up to this number."""
+        each = self._workers.get(worker)
+        if each is not None:
+            each.heard = max(each.heard, number)
+            self._settle(each)
+
+    def _owe(self, worker: Worker, other: Worker) -> None:
+        """It is to hear what another has said up to now."""
+        if worker is not other:
+            worker.owed.append((worker.told + len(worker.untold), other, other.said))
+            if len(worker.owed) > OWED_MOST:
+                last = {said: (number, said, up_to) for number, said, up_to in worker.owed}
+                worker.owed = deque(sorted(last.values(), key=lambda owed: owed[0]))
+            self._settle(worker)
+
+    def _settle(self, each: Worker) -> None:
+        while each.owed and each.owed[0][0] <= each.heard:
+            _, other, number = each.owed.popleft()
+            each.knows[other] = number
+
+    def known(self) -> Iterator[tuple[int, int]]:
+        """For each worker of which the others know more than it was told: it, and the number up to where they do."""
+        for worker, own in self._workers.items():
+            others = [each for each in self._workers.values() if each is not own and each.ready]
+            number = min((each.knows.get(own, 0) for each in others), default=own.said)
+            if number > own.known:
+                own.known = number
+                yield worker, number
 
     def __repr__(self) -> str:
-        return f"<Sums of {len(self._of)} workers, {sum(map(len, self._total))} names>"
+        return f"<Sums of {len(self._workers)} workers, {sum(map(len, self._total))} names>"

@@ -16,11 +16,11 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from pyproxy.channel import Channel
-from pyproxy.control.subscriptions import Sums
+from pyproxy.control.subscriptions import BATCH_NAMES, Sums
 from pyproxy.events import Event, emit
 from pyproxy.messages import (
     Applied,
@@ -39,9 +39,11 @@ from pyproxy.messages import (
     Settled,
     Setup,
     Subscribers,
+    SubscribersKnown,
 )
 from pyproxy.metrics import Page
 from pyproxy.scripts import digest_of
+from pyproxy.slices import Line, Slices
 
 RESTART_MIN_S = 0.1
 RESTART_MAX_S = 5.0
@@ -49,7 +51,7 @@ STEADY_S = 10.0  # a worker that lived so long did not fail at its start
 READY_S = 30.0  # from the start of the process; a loaded machine takes seconds to import
 CLOSED_S = 2.0  # from the end of its channel to the end of its process
 DRAIN_SLACK_S = 1.0
-SHARE_S = 0.02  # between two messages about subscribers to a worker that has more to hear
+SHARE_S = 0.02  # until a worker that does not read is told again of subscribers
 
 
 class Worker:
@@ -62,6 +64,7 @@ class Worker:
         self.ready = asyncio.Event()
         self.applied = Applied(0)
         self.holding = Holding({})
+        self.counted = False  # with its subscribers
         self.closed = asyncio.Event()  # the channel's end; `ready` is then set too, to wake who waits for it
 
     def on_closed(self) -> None:
@@ -116,6 +119,8 @@ class Supervisor:
         self._killing = False
         self._drain_s = 0.0
         self._sums = Sums()
+        self._slices = Slices()
+        self._hearing = Line(self._slices)  # of numbers, and of workers that begin and end, in order
         self._sharing = False
 
     async def run(self) -> None:
@@ -213,9 +218,8 @@ class Supervisor:
                 status = f"not started: {exc.strerror}"
             finally:
                 self._workers.pop(index, None)
-                self._sums.ended(index)
+                self._hear(self._sums.ended(index))
                 self._on_work(index, None)
-                self._share_soon()
                 self._page.retire(index)
                 self._heard()
             if self._stopping.is_set():
@@ -263,8 +267,7 @@ class Supervisor:
         channel.send(self._setup(worker.index))
         for state in self._states():
             channel.send(state)
-        self._sums.began(worker.index)
-        self._share_soon()
+        self._hear(self._began(worker))
         if self._killing:  # said while the process was being started
             worker.kill("told to stop at once")
         elif self._stopping.is_set():
@@ -294,6 +297,7 @@ class Supervisor:
         match message:
             case Ready():
                 worker.ready.set()
+                self._hear(self._ready(worker))
                 emit(Event.WORKER_READY, index=worker.index, pid=worker.process.pid)
                 self._were_ready.add(worker.index)
                 if len(self._were_ready) == self._page.workers:
@@ -320,25 +324,66 @@ class Supervisor:
             case ScriptsFlushed():
                 self._on_script(message)
             case Subscribers():
-                self._sums.hear(worker.index, message)
-                self._share_soon()
+                self._hear(self._said(worker, message))
+            case SubscribersKnown(number=number):
+                self._hear(self._answered(worker, number))
             case Complaint(shard=shard, node=node, what=what):
                 emit(Event.COMPLAINT, index=worker.index, shard=shard, node=node, what=what)
                 self._on_complaint(message)
 
+    # --- who is subscribed to what ---
+
+    def _hear(self, work: Iterator[int]) -> None:
+        self._hearing.run(work)
+        self._share_soon()
+
+    def _began(self, worker: Worker) -> Iterator[int]:
+        if self._workers.get(worker.index) is worker:
+            worker.counted = True
+            yield from self._sums.began(worker.index)
+
+    def _said(self, worker: Worker, message: Subscribers) -> Iterator[int]:
+        if self._workers.get(worker.index) is worker:
+            yield from self._sums.hear(worker.index, message)
+
+    def _ready(self, worker: Worker) -> Iterator[int]:
+        if self._workers.get(worker.index) is worker:
+            self._sums.ready(worker.index)
+        yield 1
+
+    def _answered(self, worker: Worker, number: int) -> Iterator[int]:
+        if self._workers.get(worker.index) is worker:
+            self._sums.answered(worker.index, number)
+        yield 1
+
     def _share_soon(self, in_s: float = 0.0) -> None:
         if not self._sharing:
             self._sharing = True
-            asyncio.get_running_loop().call_later(in_s, self._share)
+            asyncio.get_running_loop().call_later(in_s, lambda: self._slices.run(self._share()))
 
-    def _share(self) -> None:
+    def _share(self) -> Iterator[int]:
         """Tell each worker what has changed with the subscribers of the others; one that does not read, later."""
+        more = True
+        while more:
+            more = False
+            for worker in list(self._workers.values()):
+                if self._share_with(worker):
+                    more = True
+                    yield BATCH_NAMES // 2  # they only have to be looked up
+            for index, number in self._sums.known():
+                channel = self._workers[index].channel if index in self._workers else None
+                if channel is not None:
+                    channel.send(SubscribersKnown(number))
         self._sharing = False
-        for index, worker in self._workers.items():
-            if worker.channel is not None and self._sums.has_news(index) and not worker.channel.congested:
-                worker.channel.send(self._sums.news(index))
         if any(self._sums.has_news(index) for index in self._workers):
             self._share_soon(SHARE_S)
+
+    def _share_with(self, worker: Worker) -> bool:
+        channel = worker.channel
+        if channel is None or channel.congested or not worker.counted or not self._sums.has_news(worker.index):
+            return False
+        channel.send(self._sums.news(worker.index))
+        return True
 
     def __repr__(self) -> str:
         return f"<Supervisor of {list(self._workers.values())}{' stopping' if self._stopping.is_set() else ''}>"

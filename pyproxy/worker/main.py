@@ -1,9 +1,9 @@
 """A worker process: the listening socket, the channel to the parent and the page come in; clients are served.
 
     parent ── Setup, Settings, Settled, Scripts, Script, ScriptKnown, Topology, FleetLook, AtWork, Subscribers,
-              Confirmed, Drain ──▶ worker
+              SubscribersKnown, Confirmed, Drain ──▶ worker
     parent ◀── Ready, Applied, Awake, Holding, AtWork, Configured, Script, ScriptsFlushed, Subscribers,
-              Complaint ── worker
+               SubscribersKnown, Complaint ── worker
 
 The parent's messages are whole states.  A worker whose parent is gone begins nothing more, flushes, closes and exits:
 an orphan with an old map could write to a server that has been replaced. For the same reason a worker that did not run
@@ -18,7 +18,7 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, NoReturn, ParamSpec, cast
 
 import msgspec
@@ -49,11 +49,13 @@ from pyproxy.messages import (
     Settled,
     Setup,
     Subscribers,
+    SubscribersKnown,
     Topology,
     Work,
 )
 from pyproxy.metrics import INDEX, Page
 from pyproxy.shardmap import Node, Shard, ShardMap
+from pyproxy.slices import Line, Slices
 from pyproxy.worker import split
 from pyproxy.worker.front import Front, gone
 from pyproxy.worker.gate import Gate as ShardGate
@@ -63,6 +65,7 @@ from pyproxy.worker.hub import Hub
 from pyproxy.worker.lane import Client, Lane, Route
 from pyproxy.worker.lending import Lender
 from pyproxy.worker.link import Link
+from pyproxy.worker.pubsub import BATCH_NAMES
 from pyproxy.worker.session import Session
 
 TICK_S = 0.02  # how exactly deadlines are kept
@@ -100,6 +103,9 @@ class Worker:
         self._page = page
         self._row = page.row(index)
         self._ended = asyncio.Event()
+        self._slices = Slices()
+        self._heard = Line(self._slices)  # what the others' clients are subscribed to, in the order in which it came
+        self._telling = False  # what its own are
         self._tasks: set[asyncio.Task[None]] = set()
         self._fronts: list[Front] = []
         self._holds = Holds()
@@ -160,8 +166,10 @@ class Worker:
                 for link in (link for front in self._fronts for link in front.links):
                     work = nodes.get(str(link.node))
                     link.busy_until = work.until if work else 0.0
-            case Subscribers() if self._here:
-                self._here.register.hear(message)
+            case Subscribers():
+                self._heard.run(self._hear(message))
+            case SubscribersKnown(number=number) if self._hub:
+                self._hub.known(number)
             case Confirmed(at=at):
                 self._confirmed(at)
             case Drain(deadline_s=deadline_s):
@@ -184,7 +192,16 @@ class Worker:
         self._lane = Lane(loop, self._take, self._row, setup.config, setup.index, setup.workers)
         self._lender = Lender(self._lane, setup.config.limits.borrowed, setup.config.timeouts.reply_s)
         register = self._here.register
-        self._hub = Hub(self._lane, setup.config, self._access, self._spawn, register, self._tell_subscribers)
+        self._hub = Hub(
+            self._lane,
+            setup.config,
+            self._access,
+            self._spawn,
+            self._slices,
+            register,
+            setup.workers == 1,
+            self._tell_subscribers,
+        )
         self._session = Session(self._here, self._lender, self._hub)
         self._lane.on_slept = self._slept
         split.install(self._lane)
@@ -347,6 +364,8 @@ class Worker:
         self._adopt(self._lane, sock)
 
     def _adopt(self, lane: Lane, sock: socket.socket) -> None:
+        if self._hub is not None:
+            self._hub.open()
         lane.count_coming(1)  # at once: the other workers look at it before they accept
         self._spawn(self._take_over(sock, lambda: Client(lane)), "client")
 
@@ -404,9 +423,22 @@ class Worker:
 
     def _tell_subscribers(self) -> None:
         """What changed, as soon as the parent can take it."""
+        assert self._here
+        if self._here.register.has_news and not self._telling:
+            self._telling = True
+            self._slices.run(self._tell_news())
+
+    def _tell_news(self) -> Iterator[int]:
         assert self._here and self._channel
-        if self._here.register.has_news and not self._channel.congested:
+        while self._here.register.has_news and not self._channel.congested:
             self._channel.send(self._here.register.news())
+            yield BATCH_NAMES // 2  # they only have to be looked up
+        self._telling = False
+
+    def _hear(self, said: Subscribers) -> Iterator[int]:
+        assert self._here
+        yield from self._here.register.hear(said)
+        self._tell(SubscribersKnown(said.number))
 
     def _look_for_gone(self) -> None:
         """Of a client that has sent so much that it is not read, the loop does not tell that it has closed."""

@@ -2,21 +2,24 @@
 
 Clients come in as opaque objects, names as bytes; out go those to whom a message is due, the number of receivers of a
 PUBLISH, and the frames that clients get. What changed is kept until it is told to the parent, which tells each worker
-the sums of all others. Pure bookkeeping: nothing here is connected, sent or awaited.
+the sums of all others, and says when all have heard. Pure bookkeeping: nothing here is connected, sent or awaited.
 """
 
 from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from protocol import glob
 from pyproxy.messages import Subscribers
+from pyproxy.slices import BATCH
 
-BATCH_BYTES = 256 << 10  # of names in one message to the parent
+BATCH_BYTES = 64 << 10  # of names in one message to the parent
+BATCH_NAMES = 500
 NAME_BYTES = 16 << 10  # longer names are not told to other workers
 OVERHEAD = 512  # bytes that a subscription of a client costs beside its name
 _MATCHES = 4096  # channels of which is known which patterns match them
@@ -76,6 +79,7 @@ class Subscriber:
     names: tuple[dict[bytes, None], ...] = field(default_factory=lambda: ({}, {}, {}))
     fenced: dict[object, float] = field(default_factory=dict)  # by shard: up to when all that it had sent has come
     fenced_at: int = 0  # how many commands the client has begun by then; one more, and it is no longer sure
+    waiting: Any = None  # its SUBSCRIBE that is not answered yet, see hub.py
 
     def counted(self, sort: Sort) -> int:
         """The number that a confirmation says: channels and patterns together, shard channels for themselves."""
@@ -98,7 +102,8 @@ class Register(Generic[Client]):
     def __init__(self) -> None:
         self._own: tuple[dict[bytes, dict[Client, None]], ...] = ({}, {}, {})
         self._others: tuple[dict[bytes, int], ...] = ({}, {}, {})
-        self._untold: dict[tuple[Sort, bytes], None] = {}
+        self._untold: OrderedDict[tuple[Sort, bytes], None] = OrderedDict()
+        self._told = 0
         self._matching: dict[bytes, tuple[bytes, ...]] = {}
 
     def add(self, sort: Sort, name: bytes, client: Client) -> None:
@@ -109,13 +114,23 @@ class Register(Generic[Client]):
         clients[client] = None
         self._untold[sort, name] = None
 
-    def remove(self, sort: Sort, name: bytes, client: Client) -> None:
-        clients = self._own[sort][name]
+    def remove(self, sort: Sort, name: bytes, client: Client) -> bool:
+        """-> whether it was there."""
+        clients = self._own[sort].get(name)
+        if clients is None or client not in clients:
+            return False
         del clients[client]
         if not clients:
             del self._own[sort][name]
             self._patterns_changed(sort)
         self._untold[sort, name] = None
+        return True
+
+    def replace(self, sort: Sort, name: bytes, old: Client, new: Client) -> None:
+        """What is due to the one is due to the other; to the numbers it is the same."""
+        clients = self._own[sort][name]
+        del clients[old]
+        clients[new] = None
 
     def clients(self, sort: Sort, name: bytes) -> Collection[Client]:
         """To whom a message is due, in the order in which they came."""
@@ -168,21 +183,34 @@ class Register(Generic[Client]):
     def has_news(self) -> bool:
         return bool(self._untold)
 
+    @property
+    def changes(self) -> int:
+        """The `number` of the message that all changes up to now are told by."""
+        return self._told + len(self._untold)
+
+    @property
+    def told(self) -> int:
+        """The `number` of the last message."""
+        return self._told
+
     def news(self) -> Subscribers:
         """The numbers of now for what changed since they were told last; not more than fits into one message."""
         told: tuple[dict[bytes, int], ...] = ({}, {}, {})
-        size = 0
-        for sort, name in list(self._untold):
-            if size > BATCH_BYTES:
-                break
-            del self._untold[sort, name]
+        size = names = 0
+        while self._untold and size <= BATCH_BYTES and names < BATCH_NAMES:
+            (sort, name), _ = self._untold.popitem(last=False)
+            self._told += 1
+            names += 1
             if len(name) <= NAME_BYTES:
                 told[sort][name] = len(self._own[sort].get(name, ()))
                 size += len(name) + 16
-        return Subscribers(*told)
+        return Subscribers(told[0], told[1], told[2], self._told)
 
-    def hear(self, said: Subscribers) -> None:
-        """The numbers of now of all other workers, for some names."""
+    def hear(self, said: Subscribers) -> Iterator[int]:
+        """The numbers of now of all other workers, for some names: a work for `Slices`."""
+        if said.patterns:
+            self._matching.clear()
+        left = BATCH
         for sort, told in zip(Sort, (said.channels, said.patterns, said.shard_channels), strict=True):
             others = self._others[sort]
             for name, count in told.items():
@@ -190,6 +218,10 @@ class Register(Generic[Client]):
                     others[name] = count
                 else:
                     others.pop(name, None)
+                left -= 1
+                if not left:
+                    left = BATCH
+                    yield BATCH
         if said.patterns:
             self._matching.clear()
 

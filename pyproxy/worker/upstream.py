@@ -1,21 +1,26 @@
 """One worker's subscriptions at one shard, on one connection: names come in, confirmations and messages go out.
 
-    want, leave ──▶ Upstream ── SUBSCRIBE, UNSUBSCRIBE ──▶ server
-    Listener    ◀── confirmed, refused, unavailable ◀── message, pmessage, smessage
+    Rolls    ── names ──▶ Upstream ── SUBSCRIBE, UNSUBSCRIBE ──▶ server
+    Listener ◀── confirmed, refused ◀── message, pmessage, smessage
 
-It is connected while anything is wanted, and a little longer. A connection that is lost is made again, with back-off,
-and everything is subscribed anew; so it is on another server as soon as the shard's primary is another (`point_at`).
-What was published meanwhile is gone, as on any Redis. A server that is silent is asked PING, and left when it does not
-answer. Who is subscribed, and which shard a name belongs to, is not known here; nothing is ever published.
+It is connected from the worker's first client on, as a SUBSCRIBE must not take longer than a PUBLISH that is sent
+behind it on another connection. A connection that is lost is made again, with back-off, and everything is subscribed
+anew; so it is on another server as soon as the shard's primary is another (`point_at`). What was published meanwhile is
+gone, as on any Redis. A server that is silent is asked PING, and left when it does not answer. Who is subscribed, and
+which shard a name belongs to, is not known here; nothing is ever published.
+
+The server answers in order, so what it has confirmed is a place in the roll, as is what it was asked for.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import heapq
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast
 
 import hiredis
@@ -25,21 +30,25 @@ from pyproxy.access import Access, Refused, why
 from pyproxy.config import Timeouts
 from pyproxy.events import Event, emit
 from pyproxy.shardmap import Node
+from pyproxy.slices import BATCH, Slices
 from pyproxy.worker.link import Greeting, Spawn
 from pyproxy.worker.pubsub import MESSAGE, Sort
+from pyproxy.worker.roll import Roll, Wanted
 
-IDLE_S = 5.0  # a connection on which nothing is wanted any more is kept so long
 PING_S = 1.0  # of silence, before the server is asked
 STEADY_S = 1.0  # a connection that lived so long is made again at once
 SLEPT_S = 1.0  # a worker that did not run for so long has heard nothing, whatever was said
-DELIVERIES = 20_000  # of messages to clients, before others have their turn
+LATE_S = 0.05  # a turn that was longer counts as so long: what came meanwhile was not looked at
+SLOW_S = 0.2
+"""A server that owes an answer and has said nothing for so long: only who is at home there waits for it any longer."""
 
-Name = tuple[Sort, bytes]
 Passed = Callable[[], None]
+Delivery = int | Iterator[int]  # to how many clients, or the work that it is
 
 PING = request.encode([b"PING"])
 
 _NOTHING = object()
+_TAKEN_BACK = object()  # the answer to an UNSUBSCRIBE is due
 _FORM = {sort: [bytes] * (4 if sort is Sort.PATTERN else 3) for sort in Sort}  # of a message
 _NOT_NOW = (b"BUSY", b"LOADING", b"MASTERDOWN")  # codes of a server that will take the subscription later
 
@@ -47,54 +56,78 @@ _NOT_NOW = (b"BUSY", b"LOADING", b"MASTERDOWN")  # codes of a server that will t
 class Listener(Protocol):
     """Who wants to hear."""
 
-    def deliver(self, sort: Sort, name: bytes, words: list[bytes]) -> int:
-        """A message, in the server's words; -> how many clients it was given to."""
+    def deliver(self, sort: Sort, name: bytes, words: list[bytes]) -> Delivery:
+        """A message, in the server's words."""
 
-    def confirmed(self, upstream: Upstream, name: Name) -> None: ...
+    def confirmed(self, upstream: Upstream, waiting: Any) -> None:
+        """What `waiting` was announced for is confirmed, or nobody can say when it will be."""
 
-    def refused(self, upstream: Upstream, name: Name, line: bytes) -> None:
+    def refused(self, upstream: Upstream, wanted: Wanted, line: bytes) -> None:
         """The server does not take it, and says why."""
 
-    def unavailable(self, upstream: Upstream) -> None:
-        """Nothing will be confirmed for now."""
+
+class Progress:
+    """How far the names of a roll are subscribed at a server."""
+
+    def __init__(self, roll: Roll) -> None:
+        self.roll = roll
+        self.awaited: list[tuple[int, int, Any, bool]] = []  # a heap: number, tie-break, who waits, whether at home
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        self.at = self.roll.start  # the last one that was asked for and is still wanted
+        self.asked = 0  # the number of the last one that was asked for
+        self.confirmed = 0
 
 
 class Upstream:
-    """All that one worker is subscribed to at one shard."""
+    """All that one worker is subscribed to at one shard: what is on the `shared` roll, and on its `own`."""
 
     def __init__(
-        self, shard: str, node: Node, timeouts: Timeouts, access: Access, spawn: Spawn, listener: Listener
+        self,
+        shard: str,
+        node: Node,
+        timeouts: Timeouts,
+        access: Access,
+        spawn: Spawn,
+        slices: Slices,
+        shared: Roll,
+        listener: Listener,
     ) -> None:
         self.shard = shard
         self.node = node
+        self.own = Roll()
+        self.slices = slices
         self._timeouts = timeouts
         self._access = access
         self._spawn = spawn
         self._listener = listener
-        self._wanted: dict[Name, None] = {}
-        self._asked: dict[Name, int] = {}  # -> which SUBSCRIBE it was
-        self._confirmed: set[Name] = set()
-        self._changed: dict[Name, None] = {}  # perhaps to be asked, or taken back
+        self._shared_progress, self._own_progress = self._progress = Progress(shared), Progress(self.own)
+        self._announced = 0
+        self._taken_back: deque[bytes] = deque()  # UNSUBSCRIBEs to be sent
         self._fences: list[Passed] = []  # wait for the next PING
-        self._answers: deque[tuple[Name, int] | list[Passed]] = deque()  # those that are due; a list: to a PING
-        self._count = 0
+        self._answers: deque[object] = deque()  # those that are due: a Wanted, _TAKEN_BACK, or a list: to a PING
         self._scheduled = False
         self._connection: Connection | None = None
         self._turn = 0  # grows with each `point_at`: what was begun before comes to nothing
+        self._opened = False
         self._keeping = False
         self._closed = False
+        self._hurry = asyncio.Event()
+        self._idles = False  # it waits before it connects again, and nothing was wanted when it began to
         self._down = ""
         self._silent = False
         self._slow = False
+        self._quiet_s = 0.0  # that it has been silent, and owed an answer
         self._troubled = False  # said so in the log
-        self._ticked = 0.0
-        self._idle_since = 0.0
+        self._ticked = time.monotonic()
 
     # --- what is wanted ---
 
     @property
-    def wanted(self) -> list[Name]:
-        return list(self._wanted)
+    def names(self) -> int:
+        """How many are wanted here."""
+        return sum(each.roll.size for each in self._progress)
 
     @property
     def is_available(self) -> bool:
@@ -108,28 +141,37 @@ class Upstream:
     @property
     def is_deaf(self) -> bool:
         """Whether something is still to be confirmed, and may be expected soon."""
-        if not self._wanted or not self.is_available:
+        if not self.names or not self.is_available:
             return False
-        return self._connection is None or bool(self._changed) or len(self._confirmed) < len(self._asked)
+        return self._connection is None or any(each.confirmed < each.roll.last.number for each in self._progress)
 
-    def is_confirmed(self, name: Name) -> bool:
-        return name in self._confirmed
+    def expect(self, roll: Roll, number: int, waiting: Any, at_home: bool) -> bool:
+        """Have `waiting` told when all names of this roll up to this number are confirmed; False: they are, or it is
+        not waited for. A server that is slow is only waited for by who is at home there."""
+        progress = self._progress_of(roll)
+        if progress.confirmed >= number or not self.is_available or (self._slow and not at_home):
+            return False
+        self._announced += 1
+        heapq.heappush(progress.awaited, (number, self._announced, waiting, at_home))
+        return True
 
-    def want(self, name: Name) -> None:
-        if name not in self._wanted:
-            self._wanted[name] = None
-            self._change(name)
-            self._begin()
+    def ask_soon(self) -> None:
+        """There are names more."""
+        if self._idles:
+            self._idles = False
+            self._down = ""
+            self._hurry.set()
+        self._schedule()
 
-    def leave(self, name: Name) -> None:
-        if name in self._wanted:
-            del self._wanted[name]
-            self._change(name)
-            self._idle_since = time.monotonic()
-
-    def doubt(self) -> None:
-        """What was asked is not answered in time: until anything is heard, nobody waits for it."""
-        self._silent = True
+    def leave(self, wanted: Wanted, frame: bytes) -> None:
+        """It is about to leave its roll; `frame` is the UNSUBSCRIBE."""
+        progress = self._progress_of(wanted.roll)
+        if progress.at is wanted:
+            assert wanted.before is not None  # it is not the start
+            progress.at = wanted.before
+        if wanted.number <= progress.asked:
+            self._taken_back.append(frame)
+            self._schedule()
 
     def fence(self, passed: Passed) -> bool:
         """`passed` is called when all has come that the server has sent by now; False: there is nothing to wait for."""
@@ -143,13 +185,24 @@ class Upstream:
         """A fence is not passed in time: until anything is heard, there is none."""
         self._slow = True
 
+    def _progress_of(self, roll: Roll) -> Progress:
+        return self._own_progress if roll is self.own else self._shared_progress
+
+    # --- the server ---
+
+    def open(self) -> None:
+        """Be connected from now on."""
+        self._opened = True
+        self._begin()
+
     def point_at(self, node: Node) -> None:
         """Another server, or the same in another epoch."""
         self.node = node
         self._turn += 1
-        self._keeping = False
+        self._keeping = self._idles = False
         self._down = ""
-        self._silent = False
+        self._heard()
+        self._hurry.set()
         if self._connection is not None:
             self._connection.drop("")
             self._lost()
@@ -157,20 +210,21 @@ class Upstream:
 
     def close(self) -> None:
         self._closed = True
+        self._hurry.set()
         if self._connection is not None:
             self._connection.drop("")
+        self._release()
 
     def tick(self, now: float) -> None:
-        """Every few milliseconds: whether the server is still there, and still needed."""
-        connection, slept = self._connection, now - self._ticked > SLEPT_S
+        """Every few milliseconds: whether the server is still there, and whether it is waited for."""
+        connection, passed = self._connection, now - self._ticked
         self._ticked = now
+        self._wait(min(passed, LATE_S))
         if connection is None:
             return
-        if slept:
+        if passed > SLEPT_S or connection.is_behind:
             connection.heard_at = now
-        if not self._wanted and now - self._idle_since > IDLE_S:
-            connection.drop("")
-        elif connection.pinged_at > connection.heard_at:
+        if connection.pinged_at > connection.heard_at:
             if now - connection.pinged_at > self._timeouts.silence_s:
                 connection.drop(errors.no_reply(now - connection.pinged_at))
         elif now - connection.heard_at > PING_S:
@@ -178,53 +232,84 @@ class Upstream:
             self._answers.append([])
             connection.write(PING)
 
-    # --- asking ---
+    def _wait(self, passed_s: float) -> None:
+        if self._connection is not None and self._connection.is_behind:
+            self._quiet_s = 0.0
+        elif self._answers or any(each.awaited for each in self._progress):
+            self._quiet_s += passed_s
+            if self._quiet_s >= SLOW_S and self._connection is not None and not self._slow:
+                self._slow = True
+                self._release(at_home=False)
+            if self._quiet_s >= self._timeouts.reply_s and not self._silent:
+                self._silent = True
+                self._release()
 
-    def _change(self, name: Name) -> None:
-        self._changed[name] = None
-        self._schedule()
+    def _heard(self) -> None:
+        self._silent = self._slow = False
+        self._quiet_s = 0.0
+
+    def _release(self, at_home: bool = True) -> None:
+        """Nobody waits for the server any more, or only who is at home here."""
+        for progress in self._progress:
+            released = [each for each in progress.awaited if at_home or not each[3]]
+            progress.awaited = [] if at_home else [each for each in progress.awaited if each[3]]
+            heapq.heapify(progress.awaited)
+            for _, _, waiting, _ in released:
+                self._listener.confirmed(self, waiting)
+
+    # --- asking ---
 
     def _schedule(self) -> None:
         if not self._scheduled and self._connection is not None:
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._ask)
+            asyncio.get_running_loop().call_soon(self._begin_to_ask)
 
-    def _ask(self) -> None:
-        """A command for each name, so that each answer, an error too, is the answer to one."""
+    def _begin_to_ask(self) -> None:
+        self.slices.run(self._ask())
+
+    def _ask(self) -> Iterator[int]:
+        """What is to be asked, as much at a time as the server reads."""
+        connection = self._connection
+        while connection is not None and connection is self._connection and not connection.choked:
+            if self._fences:  # one PING for all of them
+                self._answers.append(self._fences)
+                self._fences = []
+                connection.write(PING)
+                yield 1
+            elif self._taken_back:  # before the names more, as one of them may have been wanted before
+                frames = [self._taken_back.popleft() for _ in range(min(BATCH, len(self._taken_back)))]
+                self._answers.extend([_TAKEN_BACK] * len(frames))
+                connection.write(b"".join(frames))
+                yield max(len(frames) // 5, 1)
+            elif (cost := self._ask_for_more(connection)) > 0:
+                yield cost
+            else:
+                break
         self._scheduled = False
-        if self._connection is None or self._connection.choked:
-            return  # it will be asked for again
-        changed, self._changed = self._changed, {}
-        out = []
-        for name in changed:
-            sort, text = name
-            if name in self._wanted and name not in self._asked:
-                self._count += 1
-                self._asked[name] = self._count
-                self._answers.append((name, self._count))
-                out.append(request.encode([sort.prefix + b"subscribe", text]))
-            elif name not in self._wanted and name in self._asked:
-                del self._asked[name]
-                self._confirmed.discard(name)
-                self._answers.append((name, 0))
-                out.append(request.encode([sort.prefix + b"unsubscribe", text]))
-        if self._fences:  # one PING for all of them
-            self._answers.append(self._fences)
-            self._fences = []
-            out.append(PING)
-        if out:
-            self._connection.write(b"".join(out))
+        if connection is not self._connection:
+            self._schedule()
+
+    def _ask_for_more(self, connection: Connection) -> int:
+        """The next names of a roll -> how many parts that was."""
+        for progress in self._progress:
+            if progress.at is not progress.roll.last:
+                frames, names, at_hand = progress.roll.after(progress.at, BATCH)
+                self._answers.extend(names)
+                progress.at = names[-1]
+                progress.asked = progress.at.number
+                connection.write(frames)
+                return max(len(names) // 5, 1) if at_hand else len(names)
+        return 0
 
     def reads(self) -> None:
         """The server reads again."""
-        if self._changed or self._fences:
-            self._schedule()
+        self._schedule()
 
     # --- what comes ---
 
-    def heard(self, frame: Any) -> int:
-        """A reply or a message of the connection -> to how many clients it was given. Raises ProtocolError."""
-        self._silent = self._slow = False
+    def heard(self, frame: Any) -> Delivery:
+        """A reply or a message of the connection -> what it is to deliver. Raises ProtocolError."""
+        self._heard()
         if type(frame) is list and frame and type(frame[0]) is bytes:
             sort = MESSAGE.get(frame[0])
             if sort is not None:
@@ -234,39 +319,38 @@ class Upstream:
         if not self._answers:
             raise hiredis.ProtocolError("it sent what nobody asked for")
         due = self._answers.popleft()
-        if isinstance(due, list):
+        if type(due) is Wanted:
+            self._answered(due, frame)
+        elif type(due) is list:
             for passed in due:
                 passed()
-            return 0
-        name, which = due
-        if self._asked.get(name) != which:
-            return 0  # it was taken back since
-        if isinstance(frame, hiredis.ReplyError):
-            self._refused(name, str(frame).encode())
-        else:
-            self._confirmed.add(name)
-            self._listener.confirmed(self, name)
         return 0
 
-    def _refused(self, name: Name, line: bytes) -> None:
-        if line.split(b" ", 1)[0] in _NOT_NOW and self._connection is not None:
-            self._connection.drop(f"answered -{line.decode(errors='replace')}")
-            return
-        del self._asked[name]
-        emit(Event.PUBSUB_REFUSED, shard=self.shard, node=self.node, why=line.decode(errors="replace"))
-        self._listener.refused(self, name, b"-%b\r\n" % line)
+    def _answered(self, wanted: Wanted, frame: Any) -> None:
+        if isinstance(frame, hiredis.ReplyError):
+            line = str(frame).encode()
+            if line.split(b" ", 1)[0] in _NOT_NOW and self._connection is not None:
+                self._connection.drop(f"answered -{line.decode(errors='replace')}")
+                return
+            if wanted.clients:
+                emit(Event.PUBSUB_REFUSED, shard=self.shard, node=self.node, why=line.decode(errors="replace"))
+                self._listener.refused(self, wanted, b"-%b\r\n" % line)
+        progress = self._own_progress if wanted.roll is self.own else self._shared_progress
+        progress.confirmed = wanted.number
+        while progress.awaited and progress.awaited[0][0] <= wanted.number:
+            self._listener.confirmed(self, heapq.heappop(progress.awaited)[2])
 
     # --- the connection ---
 
     def _begin(self) -> None:
-        if self._wanted and not self._keeping and not self._closed:
+        if self._opened and not self._keeping and not self._closed:
             self._keeping = True
             self._spawn(self._keep(self._turn), f"subscribe {self.shard}")
 
     async def _keep(self, turn: int) -> None:
-        """A connection, as long as anything is wanted here."""
+        """A connection, from now on."""
         pause_s = self._timeouts.reconnect_min_s
-        while self._wanted and not self._closed:
+        while not self._closed:
             connection = Connection(self, self._access)
             try:
                 await connection.open(self.node, self._timeouts.connect_s)
@@ -275,7 +359,7 @@ class Upstream:
             else:
                 if turn == self._turn and not self._closed:
                     opened = time.monotonic()
-                    self._opened(connection)
+                    self._use(connection)
                     reason = await connection.lost
                     lived_s = time.monotonic() - opened
             if turn != self._turn or self._closed:
@@ -283,35 +367,39 @@ class Upstream:
                 return
             if self._connection is not None:
                 self._lost()
-            if not self._wanted:
-                break
             self._say_lost(reason)
             if lived_s >= STEADY_S:
                 pause_s = self._timeouts.reconnect_min_s
             else:
                 self._down = reason
-                self._listener.unavailable(self)
-                await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+                self._release()
+                await self._pause(pause_s * random.uniform(0.5, 1.0))
                 if turn != self._turn:
                     return
                 pause_s = min(pause_s * 2, self._timeouts.reconnect_max_s)
-        self._keeping = False
 
-    def _opened(self, connection: Connection) -> None:
+    async def _pause(self, pause_s: float) -> None:
+        """Before the next attempt; who is the first to want something does not wait for it."""
+        self._hurry.clear()
+        self._idles = not self.names
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._hurry.wait(), pause_s)
+        self._idles = False
+
+    def _use(self, connection: Connection) -> None:
         self._connection = connection
-        self._silent = False
+        self._heard()
         self._down = ""
         if self._troubled:
             self._troubled = False
-            emit(Event.PUBSUB_BACK, shard=self.shard, node=self.node, names=len(self._wanted))
-        self._changed = dict(self._wanted)
+            emit(Event.PUBSUB_BACK, shard=self.shard, node=self.node, names=self.names)
         self._schedule()
 
     def _lost(self) -> None:
         self._connection = None
-        self._asked.clear()
-        self._confirmed.clear()
-        self._changed.clear()
+        for progress in self._progress:
+            progress.begin_anew()
+        self._taken_back.clear()
         fences = [self._fences, *(due for due in self._answers if isinstance(due, list))]
         self._fences = []
         self._answers.clear()
@@ -319,13 +407,13 @@ class Upstream:
             passed()
 
     def _say_lost(self, reason: str) -> None:
-        """Once, until it is back; without a reason it was closed from here."""
-        if reason and not self._troubled:
+        """Once, until it is back; without a reason it was closed from here, and nobody misses what nobody wants."""
+        if reason and self.names and not self._troubled:
             self._troubled = True
-            emit(Event.PUBSUB_LOST, shard=self.shard, node=self.node, why=reason, names=len(self._wanted))
+            emit(Event.PUBSUB_LOST, shard=self.shard, node=self.node, why=reason, names=self.names)
 
     def __repr__(self) -> str:
-        return f"<Upstream {self.shard} {self.node} {self._down or 'up'} {len(self._wanted)} names>"
+        return f"<Upstream {self.shard} {self.node} {self._down or 'up'} {self.names} names>"
 
 
 class Connection(asyncio.Protocol):
@@ -345,6 +433,13 @@ class Connection(asyncio.Protocol):
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._transport: asyncio.Transport | None = None
         self._dropped = False
+        self._taking = False  # of what has come, not all is taken yet
+        self._paused = False
+
+    @property
+    def is_behind(self) -> bool:
+        """The server has said more than this worker has taken: its silence means nothing."""
+        return self._taking
 
     async def open(self, node: Node, deadline_s: float) -> None:
         """Connect, and be let in. Raises OSError, see `access.why`."""
@@ -397,13 +492,22 @@ class Connection(asyncio.Protocol):
             if self._greeting is not None:
                 self._greet(data)
             else:
-                self._reader.feed(data)
-                self._take()
+                self._hear(data)
         except (hiredis.ProtocolError, scan.ProtocolError) as exc:
             self.drop(errors.garbled(str(exc)))
         except Refused as exc:
             self._greeted.set_exception(exc)
             self.drop("set-up refused")
+
+    def _hear(self, data: bytes) -> None:
+        self._reader.feed(data)
+        if not self._taking:
+            self._taking = True
+            self._upstream.slices.run(self._take())
+        if self._taking and not self._paused:
+            assert self._transport
+            self._paused = True
+            self._transport.pause_reading()
 
     def _greet(self, data: bytes) -> None:
         assert self._greeting
@@ -413,25 +517,30 @@ class Connection(asyncio.Protocol):
             self._greeting = None
             self._greeted.set_result(None)
 
-    def _take(self) -> None:
-        left = DELIVERIES
-        while not self._dropped:
-            frame = self._reader.gets()
-            if frame is _NOTHING:
-                return
-            left -= 1 + self._upstream.heard(frame)
-            if left <= 0:
-                assert self._transport
-                self._transport.pause_reading()
-                asyncio.get_running_loop().call_soon(self._go_on)
-                return
-
-    def _go_on(self) -> None:
-        """Others had their turn."""
-        if self._dropped or self._transport is None:
-            return
-        self._transport.resume_reading()
-        self.data_received(b"")
+    def _take(self) -> Iterator[int]:
+        """What has come, in order. The server is not read while it has said more than is done in a turn."""
+        parts = 0
+        try:
+            while not self._dropped:
+                frame = self._reader.gets()
+                if frame is _NOTHING:
+                    break
+                delivery = self._upstream.heard(frame)
+                if isinstance(delivery, int):
+                    parts += delivery + 1
+                else:
+                    yield from delivery
+                if parts >= BATCH:
+                    yield parts
+                    parts = 0
+        except hiredis.ProtocolError as exc:
+            self.drop(errors.garbled(str(exc)))
+        self._taking = False
+        if self._paused and self._transport is not None and not self._dropped:
+            self._paused = False
+            self._transport.resume_reading()
+        if parts:
+            yield parts
 
     def pause_writing(self) -> None:
         self.choked = True

@@ -327,11 +327,13 @@ def test_there_is_one_subscription_per_shard_and_worker_and_none_when_nobody_is_
         for talk in talks:
             subscribed(talk, "SUBSCRIBE", "shared")
             subscribed(talk, "PSUBSCRIBE", "shared*")
-        numbers = upstream(fleet, "PUBSUB", "NUMSUB", "shared")
+            subscribed(talk, "SSUBSCRIBE", "shared")
+        assert upstream(fleet, "PUBSUB", "NUMSUB", "shared") == [[b"shared", 2]] * 3
+        numbers = upstream(fleet, "PUBSUB", "SHARDNUMSUB", "shared")
         assert sorted(each[1] for each in numbers if isinstance(each, list)) == [0, 0, 2]
         assert upstream(fleet, "PUBSUB", "NUMPAT") == [1] * 3
-        talks[0].send(("UNSUBSCRIBE",), ("PUNSUBSCRIBE",))
-        talks[0].reads(2)
+        talks[0].send(("UNSUBSCRIBE",), ("PUNSUBSCRIBE",), ("SUNSUBSCRIBE",))
+        talks[0].reads(3)
         talks[1].ask("RESET")
         talks[2].reset()
 
@@ -340,6 +342,7 @@ def test_there_is_one_subscription_per_shard_and_worker_and_none_when_nobody_is_
 
         wait_until("three to be gone", left, proxy.tail)
     wait_until("none to be left", lambda: upstream(fleet, "PUBSUB", "CHANNELS") == [[]] * 3, proxy.tail)
+    wait_until("no shard channel", lambda: upstream(fleet, "PUBSUB", "SHARDCHANNELS") == [[]] * 3, proxy.tail)
     wait_until("no pattern to be left", lambda: upstream(fleet, "PUBSUB", "NUMPAT") == [0] * 3, proxy.tail)
 
 
@@ -378,6 +381,204 @@ def test_a_worker_that_dies_takes_its_numbers_along(fleet: Fleet) -> None:
 def argument(pid: int, name: str) -> str:
     line = command_line(pid)
     return line[line.index(name) + 1]
+
+
+def test_who_has_its_confirmation_is_counted_by_a_publish_at_every_worker(fleet: Fleet) -> None:
+    """Without the other workers' word this holds nearly always, and not on a machine that has much to do."""
+    with Proxy(fleet, None, 2, timeouts=PATIENT) as proxy:
+        wait_until("both workers", lambda: "+ready " in proxy.log.read_text(), proxy.tail)
+        with Talks(proxy, 0) as talks:
+            publishers = on_each_worker(proxy, talks)
+            counts = Counter[object]()
+            for number in range(300):
+                with connected(proxy, 3) as mine:
+                    subscribed(mine, "SUBSCRIBE", f"counted:{number}")
+                    counts.update(each.ask("PUBLISH", f"counted:{number}", "x") for each in publishers.values())
+            assert counts == {1: 600}
+
+
+def on_each_worker(proxy: Proxy, talks: list[Talk]) -> dict[str, Talk]:
+    """A connection to each of two workers, by their index; all that are made for it are added to `talks`."""
+    found: dict[str, Talk] = {}
+
+    def have() -> bool:
+        talks.append(Talk(proxy.port))
+        found[proxy_info(talks[-1])["worker"]] = talks[-1]
+        return len(found) == 2
+
+    wait_until("both workers", have, proxy.tail)
+    return found
+
+
+def test_a_subscription_does_not_wait_for_ever_for_a_worker_that_is_stuck(fleet: Fleet) -> None:
+    with Proxy(fleet, None, 2, timeouts={"reply_s": 0.3}) as proxy:
+        wait_until("both workers", lambda: "+ready " in proxy.log.read_text(), proxy.tail)
+        with Talks(proxy, 0) as talks:
+            mine = on_each_worker(proxy, talks)
+            pids = [pid for pid, _ in family(proxy.pid) if "pyproxy.worker" in command_line(pid)]
+            (stuck,) = [pid for pid in pids if argument(pid, "--index") == "1"]
+            os.kill(stuck, signal.SIGSTOP)
+            try:
+                for name in ("stuck:1", "stuck:2"):
+                    subscribed(mine["0"], "SUBSCRIBE", name)
+                    assert mine["0"].ask("UNSUBSCRIBE", name) == [b"unsubscribe", name.encode(), 0]
+            finally:
+                os.kill(stuck, signal.SIGCONT)
+            wait_until("both", lambda: proxy_info(mine["1"])["worker"] == "1", proxy.tail)
+
+
+# --- scripts ----------------------------------------------------------------------------------------------------------
+
+SCRIPT = "return redis.call('publish', ARGV[1], ARGV[2])"
+LIBRARY = f"#!lua name=hub\nredis.register_function('say', function(KEYS, ARGV) {SCRIPT} end)"
+BY_A_SCRIPT: dict[str, Callable[[Talk, str, str, str], object]] = {
+    "EVAL": lambda talk, key, channel, text: talk.ask("EVAL", SCRIPT, 1, key, channel, text),
+    "FCALL": lambda talk, key, channel, text: talk.ask("FCALL", "say", 1, key, channel, text),
+    "EVAL in a transaction": lambda talk, key, channel, text: in_a_transaction(talk, key, channel, text),
+}
+
+
+def in_a_transaction(talk: Talk, key: str, channel: str, text: str) -> object:
+    talk.send(("MULTI",), ("SET", key, "v"), ("EVAL", SCRIPT, 1, key, channel, text), ("EXEC",))
+    executed = talk.reads(4)[-1]
+    assert isinstance(executed, list)
+    return executed[1]
+
+
+@pytest.mark.parametrize("said", BY_A_SCRIPT.values(), ids=BY_A_SCRIPT.keys())
+def test_what_a_script_publishes_is_heard_once_wherever_it_runs(
+    fleet: Fleet, proxy: Proxy, proto: int, said: Callable[[Talk, str, str, str], object]
+) -> None:
+    """The answer in the script is the number of workers that have subscribers, as the server counts connections."""
+    keys = [Keys(proxy).one(shard) for shard in range(3)]
+    with connected(proxy, proto) as exact, connected(proxy, proto) as pattern, Talk(proxy.port) as publisher:
+        publisher.ask("FUNCTION", "LOAD", "REPLACE", LIBRARY)
+        subscribed(exact, "SUBSCRIBE", "scripted")
+        subscribed(pattern, "PSUBSCRIBE", "scrip*")
+        for number, key in enumerate(keys * 20):
+            assert said(publisher, key, "scripted", str(number)) in (1, 2)
+        by_exact = [exact.read() for _ in range(60)]
+        by_pattern = [pattern.read() for _ in range(60)]
+        numbers = [str(number).encode() for number in range(60)]
+        for shard in range(3):  # those of one server come in order
+            of_one = by_exact_numbers(by_exact, numbers[shard::3])
+            assert of_one == [[b"message", b"scripted", number] for number in numbers[shard::3]]
+        assert sorted(by_pattern) == sorted(  # type: ignore[type-var]
+            [b"pmessage", b"scrip*", b"scripted", number] for number in numbers
+        )
+        for talk in (exact, pattern):  # and nothing more
+            talk.send(("PING",))
+            assert talk.read() == ([b"pong", b""] if proto == 2 else b"PONG")
+
+
+def by_exact_numbers(heard: list[object], numbers: Sequence[bytes]) -> list[object]:
+    return [each for each in heard if isinstance(each, list) and each[2] in numbers]
+
+
+def test_a_script_without_keys_reaches_the_subscribers_of_any_channel(proxy: Proxy) -> None:
+    """As Laravel broadcasts: to many channels by one EVAL with no keys."""
+    channels = [Keys(proxy).one(shard, "laravel") for shard in range(3)]
+    script = "for i = 2, #ARGV do redis.call('publish', ARGV[i], ARGV[1]) end"
+    with connected(proxy) as talk, connected(proxy) as publisher:
+        subscribed(talk, "SUBSCRIBE", *channels)
+        assert publisher.ask("EVAL", script, 0, "x", *channels) is None
+        assert talk.reads(3) == [[b"message", channel.encode(), b"x"] for channel in channels]
+
+
+def test_a_subscription_does_not_wait_for_a_silent_server_that_is_not_the_home_of_the_channel(fleet: Fleet) -> None:
+    """Not longer than a moment, and only once: deadlines that do not pass by themselves."""
+    never = {"connect_s": 20.0, "reply_s": 30.0, "silence_s": 30.0}
+    with Proxy(fleet, timeouts=never) as proxy, Talk(proxy.port) as talk, Talk(proxy.port) as publisher:
+        channels = Keys(proxy).on(0, 200, "elsewhere")
+        subscribed(talk, "SUBSCRIBE", "all")
+        fleet.shards[1].primary.pause()
+        try:
+            for channel in channels:
+                subscribed(talk, "SUBSCRIBE", channel)
+            assert publisher.ask("PUBLISH", channels[-1], "x") == 1
+            assert talk.read() == [b"message", channels[-1].encode(), b"x"]
+        finally:
+            fleet.shards[1].primary.resume()
+        wait_subscribed(fleet.shards[1].primary, channels[-1])
+
+
+# --- nothing is late --------------------------------------------------------------------------------------------------
+
+
+def test_the_connections_to_listen_on_are_there_before_anybody_subscribes_and_stay(fleet: Fleet) -> None:
+    """A SUBSCRIBE that made one first would be overtaken by a PUBLISH that is sent behind it on another connection."""
+
+    def ids(server: Server) -> set[bytes]:
+        listed = server.ask("CLIENT", "LIST")
+        assert isinstance(listed, bytes)
+        return set(re.findall(rb"^id=(\d+) ", listed, re.MULTILINE))
+
+    with Proxy(fleet, timeouts=PATIENT) as proxy, Talk(proxy.port) as talk, Talk(proxy.port) as other:
+        wait_for_info(other, "all connections", lambda info: int(info["backend_connections"]) == 2 * 3)
+        server = fleet.shards[0].primary
+        before = ids(server)
+        for channel in Keys(proxy).on(0, 3, "early"):
+            subscribed(talk, "SUBSCRIBE", channel)
+            wait_subscribed(server, channel)
+            listed = server.ask("CLIENT", "LIST", "TYPE", "pubsub")
+            assert isinstance(listed, bytes)
+            assert set(re.findall(rb"^id=(\d+) ", listed, re.MULTILINE)) <= before
+            assert talk.ask("UNSUBSCRIBE", channel) == [b"unsubscribe", channel.encode(), 0]
+        assert proxy_info(other)["backend_connections"] == "6"
+
+
+@pytest.mark.parametrize("kind", ["", "P", "S"])
+def test_what_is_published_before_the_confirmation_comes_right_behind_it(fleet: Fleet, kind: str, proto: int) -> None:
+    """As the server has it: the home of the channel hears the client, and another server is silent."""
+    timeouts = {"connect_s": 20.0, "reply_s": 30.0, "silence_s": 30.0}
+    with Proxy(fleet, timeouts=timeouts) as proxy, connected(proxy, proto) as talk, Talk(proxy.port) as publisher:
+        channel = Keys(proxy).one(0, "between")
+        wait_for_info(publisher, "all connections", lambda info: int(info["backend_connections"]) >= 2 * 3)
+        server = fleet.shards[0].primary
+        fleet.shards[2].primary.pause()
+        try:
+            talk.send((f"{kind}SUBSCRIBE", channel))
+
+            def heard() -> bool:
+                """Straight to the server, as a client past the proxy would."""
+                return server.ask("SPUBLISH" if kind == "S" else "PUBLISH", channel, "x") == 1
+
+            wait_until("the subscription", heard, proxy.tail)
+        finally:
+            fleet.shards[2].primary.resume()
+        verb = kind.lower().encode()
+        assert talk.read() == [verb + b"subscribe", channel.encode(), 1]
+        names = [channel.encode()] * (2 if kind == "P" else 1)
+        assert talk.read() == [verb + b"message", *names, b"x"]
+
+
+@pytest.mark.parametrize("end", ["UNSUBSCRIBE", "RESET", "close", "in the middle"])
+def test_a_client_with_very_many_channels_comes_and_goes_and_nothing_of_it_stays(
+    fleet: Fleet, proxy: Proxy, end: str
+) -> None:
+    names = [f"many:{number}" for number in range(20_000)]
+    with connected(proxy) as other, connected(proxy) as talk:
+        talk.send(("SUBSCRIBE", *names))
+        if end == "in the middle":
+            assert talk.read() == [b"subscribe", names[0].encode(), 1]
+        else:
+            confirmed = [[b"subscribe", name.encode(), number] for number, name in enumerate(names, 1)]
+            assert talk.reads(len(names)) == confirmed
+            assert other.ask("PUBLISH", names[-1], "x") == 1
+            assert talk.read() == [b"message", names[-1].encode(), b"x"]
+        match end:
+            case "UNSUBSCRIBE":
+                talk.send(("UNSUBSCRIBE",), ("ECHO", "end"))
+                left = [[b"unsubscribe", name.encode(), 19_999 - number] for number, name in enumerate(names)]
+                assert talk.reads(len(names)) == left
+                assert talk.read() == b"end"
+            case "RESET":
+                assert talk.ask("RESET") == b"RESET"
+            case _:
+                talk.reset()
+        wait_until("the servers", lambda: upstream(fleet, "PUBSUB", "CHANNELS") == [[]] * 3, proxy.tail, 60)
+        wait_until("the workers", lambda: other.ask("PUBSUB", "CHANNELS") == [], proxy.tail, 60)
+        wait_for_info(other, "no subscriber", lambda info: info["pubsub_clients"] == "0")
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------

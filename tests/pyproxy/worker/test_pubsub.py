@@ -4,7 +4,8 @@ import pytest
 
 from protocol.reply import decode
 from pyproxy.messages import Subscribers
-from pyproxy.worker.pubsub import BATCH_BYTES, NAME_BYTES, Register, Sort, Subscriber, confirmed, pushed
+from pyproxy.slices import BATCH
+from pyproxy.worker.pubsub import BATCH_BYTES, BATCH_NAMES, NAME_BYTES, Register, Sort, Subscriber, confirmed, pushed
 
 
 def register(**patterns: str) -> Register[str]:
@@ -13,6 +14,11 @@ def register(**patterns: str) -> Register[str]:
     for client, pattern in patterns.items():
         made.add(Sort.PATTERN, pattern.encode(), client)
     return made
+
+
+def hear(made: Register[str], said: Subscribers) -> None:
+    """To its end."""
+    assert all(parts <= BATCH for parts in made.hear(said))
 
 
 @pytest.mark.parametrize("words", [[b"message", b"c", b"a\r\nb"], [b"pmessage", b"c*", b"c", b""]])
@@ -54,10 +60,10 @@ def test_receivers_are_the_clients_of_the_channel_and_those_of_each_pattern_that
     made = register(one="n*", two="n?ws", three="x*", four="n\\*")
     made.add(Sort.CHANNEL, b"news", "one")
     assert made.receivers(Sort.CHANNEL, b"news") == 3
-    made.hear(Subscribers({b"news": 2}, {b"n*": 5, b"*s": 1, b"a*": 9}, {b"news": 100}))
+    hear(made, Subscribers({b"news": 2}, {b"n*": 5, b"*s": 1, b"a*": 9}, {b"news": 100}))
     assert made.receivers(Sort.CHANNEL, b"news") == 3 + 2 + 5 + 1
     assert made.receivers(Sort.SHARD, b"news") == 100
-    made.hear(Subscribers({b"news": 0}, {b"n*": 0}, {}))
+    hear(made, Subscribers({b"news": 0}, {b"n*": 0}, {}))
     assert made.receivers(Sort.CHANNEL, b"news") == 4
 
 
@@ -76,7 +82,7 @@ def test_a_pattern_that_comes_or_goes_counts_from_then_on() -> None:
 def test_names_are_those_of_all_workers_each_once_and_can_be_chosen_by_a_pattern() -> None:
     made = register()
     made.add(Sort.CHANNEL, b"aa", "one")
-    made.hear(Subscribers({b"aa": 1, b"ab": 2, b"b": 1}, {}, {}))
+    hear(made, Subscribers({b"aa": 1, b"ab": 2, b"b": 1}, {}, {}))
     assert sorted(made.names(Sort.CHANNEL)) == [b"aa", b"ab", b"b"]
     assert sorted(made.names(Sort.CHANNEL, b"a?")) == [b"aa", b"ab"]
     assert made.total(Sort.CHANNEL) == 3
@@ -89,10 +95,36 @@ def test_what_changed_is_told_once_as_it_is_now() -> None:
     made.add(Sort.CHANNEL, b"a", "two")
     made.add(Sort.SHARD, b"s", "one")
     made.remove(Sort.SHARD, b"s", "one")
-    assert made.news() == Subscribers({b"a": 2}, {b"p*": 1}, {b"s": 0})
+    assert made.changes == 3
+    assert made.news() == Subscribers({b"a": 2}, {b"p*": 1}, {b"s": 0}, 3)
     assert not made.has_news
     made.remove(Sort.CHANNEL, b"a", "one")
-    assert made.news() == Subscribers({b"a": 1}, {}, {})
+    assert made.news() == Subscribers({b"a": 1}, {}, {}, 4)
+    assert made.changes == made.told == 4
+
+
+def test_a_change_is_told_by_the_message_of_its_number_at_the_latest() -> None:
+    made = register()
+    for number in range(2 * BATCH_NAMES):
+        made.add(Sort.CHANNEL, b"%d" % number, "one")
+    made.add(Sort.CHANNEL, b"0", "two")  # is still to be told
+    by = made.changes
+    made.add(Sort.CHANNEL, b"later", "one")
+    told: dict[bytes, int] = {}
+    while made.told < by:
+        told |= made.news().channels
+    assert told[b"0"] == 2
+    assert len(told) >= 2 * BATCH_NAMES
+
+
+def test_who_takes_the_place_of_another_gets_what_is_due_and_changes_no_number() -> None:
+    made = register()
+    made.add(Sort.CHANNEL, b"a", "one")
+    made.news()
+    made.replace(Sort.CHANNEL, b"a", "one", "other")
+    assert list(made.clients(Sort.CHANNEL, b"a")) == ["other"]
+    assert not made.has_news
+    assert not made.remove(Sort.CHANNEL, b"a", "one")
 
 
 def test_a_message_to_the_parent_is_bounded_and_very_long_names_are_not_told() -> None:
