@@ -8,6 +8,7 @@
     pyproxy promote SHARD --config CONFIG have that proxy make a replica the primary, with both alive
     pyproxy pause SHARD --config CONFIG   have it hold the writes of a shard
     pyproxy resume SHARD --config CONFIG  and let them go
+    pyproxy verify --misplaced --config CONFIG    keys that lie on a wrong shard; with --move they are moved
     pyproxy demo                          a whole fleet of servers, and the proxy in front
 
 What was asked for goes to stdout, what is wrong to stderr: 78 for a configuration, 69 for an address that cannot be
@@ -15,6 +16,7 @@ had or does not answer. `status` exits with 1 where it shows an alarm, and the c
 """
 
 import argparse
+import asyncio
 import json
 import os
 import sys
@@ -30,6 +32,7 @@ from pyproxy.access import Access, why
 from pyproxy.config import UNDISCOVERED, Config, ConfigErrors
 from pyproxy.control.admin import Command, Pause, Promote, Resume, ask
 from pyproxy.control.status import table
+from pyproxy.control.strays import CannotVerify, Strays
 from pyproxy.hashing import SLOTS, hash_tag, slot
 from pyproxy.shardmap import Node, ShardMap, format_slots, split_slots
 
@@ -94,6 +97,13 @@ def _parser() -> argparse.ArgumentParser:
         if run is promote:
             telling.add_argument("--to", type=_node, metavar="HOST:PORT", help="else the fittest replica")
         telling.set_defaults(run=run)
+
+    verifying = commands.add_parser("verify", help="look for keys that lie on a wrong shard; 1 if some are left")
+    verifying.add_argument("--misplaced", action="store_true", required=True, help="keys whose slot is another shard's")
+    verifying.add_argument("--config", type=Path, required=True, metavar="CONFIG")
+    verifying.add_argument("--move", action="store_true", help="move them; a key that is there too is left, and said")
+    verifying.add_argument("--rate", type=_rate, default=20_000, metavar="N", help="keys a second of a server (20000)")
+    verifying.set_defaults(run=verify)
 
     showing = commands.add_parser("demo", help="start servers and the proxy in front of them; Ctrl-C ends all")
     demo.add_arguments(showing)
@@ -170,6 +180,27 @@ def status(args: argparse.Namespace) -> int:
     return 1 if any(shard["alarms"] for shard in body["shards"]) else 0
 
 
+def verify(args: argparse.Namespace) -> int:
+    config = _load(args.config)
+    try:
+        return asyncio.run(_verify(Strays(config.shard_map(), Access(config.backend), args.rate), args.move))
+    except CannotVerify as exc:
+        print(f"pyproxy: {exc}", file=sys.stderr)
+        return EX_UNAVAILABLE
+
+
+async def _verify(strays: Strays, move: bool) -> int:
+    found = left = 0
+    async with strays:
+        async for stray in strays.find():
+            found += 1
+            why_not = await strays.move(stray) if move else "not moved"
+            left += bool(why_not)
+            print(f"{stray}: {why_not or 'moved'}" if move else stray, flush=True)
+    print(f"{found} misplaced keys" + (f", {found - left} moved, {left} left" if move else ""))
+    return 1 if left else 0
+
+
 def promote(args: argparse.Namespace) -> int:
     config = Config.load(args.config)
     longest = config.promotion.deadline_s + config.promotion.verify_s + ANSWER_S
@@ -226,6 +257,12 @@ def _shards(text: str) -> int:
     if text.isdecimal() and 1 <= int(text) <= SLOTS:
         return int(text)
     raise argparse.ArgumentTypeError(f"expected 1 to {SLOTS}, got {text}")
+
+
+def _rate(text: str) -> int:
+    if text.isdecimal() and 1 <= int(text) <= 10_000_000:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected 1 to 10000000 keys a second, got {text}")
 
 
 def _node(text: str) -> str:

@@ -149,6 +149,7 @@ class ShardTable(Shard, frozen=True, forbid_unknown_fields=True, kw_only=True):
     replicas: tuple[Node, ...] = ()
     slots: tuple[SlotRange, ...]
     promoter: Literal["", PromoterName] = ""  # empty: promotion.promoter
+    accept_misplaced: bool = False  # its primary may hold mostly keys of other shards: it is used all the same
     replication_group: str = ""  # the id that ElastiCache knows; its nodes are asked for at the start
 
 

@@ -10,7 +10,8 @@ Of one event about one subject (a shard, a server, a worker ...) LINES are said 
     +link-lost shard=s0 node=127.0.0.1:7001 suppressed=4711 at=2026-11-22T10:00:10.456Z
 
 `+` says that something began or happened, `-` that it ended, as in Sentinel, whose names are taken where they mean
-the same. Keys and values of clients are never logged, and nothing is logged per request.
+the same. Keys and values of clients are never logged, but one key that lies on a wrong shard, and nothing is logged
+per request.
 """
 
 import asyncio
@@ -68,8 +69,10 @@ class Event(enum.Enum):
     NODE_UP = "-sdown", logging.INFO
     BUSY = "+busy", logging.WARNING  # it is silent while it works on what a worker has sent: it does not count as down
     BUSY_END = "-busy", logging.INFO
-    SHARD_MISPLACED = "+shard-misplaced", logging.ERROR  # its primary holds keys of another shard
+    SHARD_MISPLACED = "+shard-misplaced", logging.ERROR  # its primary holds mostly keys of others
     SHARD_PLACED = "-shard-misplaced", logging.INFO
+    STRAY_KEYS = "+stray-keys", logging.ERROR  # it holds some: see `pyproxy verify --misplaced`
+    STRAY_KEYS_END = "-stray-keys", logging.INFO
     REBOOT = "+reboot", logging.WARNING  # a server came back as another process (its run_id changed)
     RESTARTED_EMPTY = "+restarted-empty", logging.ERROR  # came back without its keys; stands for -sdown
     RESTARTED_END = "-restarted-empty", logging.WARNING

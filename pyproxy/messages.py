@@ -153,7 +153,7 @@ class ShardLook(msgspec.Struct, frozen=True):
     error: str  # why it is not reachable; else empty
     info: dict[str, str]  # INFO, flat, as the primary said it; of the last look that succeeded
     keyspace: dict[int, dict[str, int]]  # database -> keys, expires, avg_ttl
-    misplaced: str  # not empty: it holds keys of another shard (which, and whose), and must not be used
+    misplaced: str  # not empty: it holds mostly keys of other shards (which, and whose), and must not be used
     at: float = 0.0  # when the answer was there, or known not to come: CLOCK_MONOTONIC, s
     since: float = 0.0  # when it became writable (looks.py), or ceased to be; the same clock
     nodes: tuple[NodeLook, ...] = ()  # the primary of now, then the replicas
@@ -162,6 +162,7 @@ class ShardLook(msgspec.Struct, frozen=True):
     closed: str = ""  # why writes may not pass; empty: the gate is open
     expected_at: float = 0.0  # closed: when that is expected to be over
     held: int = 0  # requests, of all workers
+    stray: str = ""  # not empty: it holds some keys of other shards, one of them and its owner
     alarms: tuple[str, ...] = ()  # what an operator must know of it, beside what follows from the nodes
 
 

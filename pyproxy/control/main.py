@@ -92,6 +92,7 @@ class Parent:
             lambda _learned: self._conductor.on_learned(),
             self._tell,
             work=self._work,
+            accepts=[each.name for each in config.shards if each.accept_misplaced],
             on_seen=lambda shard: self._conductor.on_seen(shard),
             complete=lambda look: self._conductor.complete(look),
         )
@@ -113,7 +114,9 @@ class Parent:
                 await self._watcher.look()
                 if self._watcher.misplaced:
                     lines = "; ".join(self._watcher.misplaced)
-                    raise StartError(f"shards: expected keys of its own on each primary, got: {lines}", EX_CONFIG)
+                    out = "if they are, set accept_misplaced of the shard; `pyproxy verify --misplaced` lists such keys"
+                    expected = "shards: expected keys of its own on each primary"
+                    raise StartError(f"{expected}, got: {lines}; {out}", EX_CONFIG)
                 if unfenced := self._watcher.unfenced:
                     nodes, expected = sum(map(len, unfenced.values())), "min-replicas-to-write of 1 or more"
                     emit(Event.UNFENCED, shards=",".join(unfenced), nodes=nodes, expected=expected)

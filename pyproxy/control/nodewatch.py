@@ -1,8 +1,8 @@
 """One server, seen through one connection.
 
 A look is PING and INFO within a deadline; what it saw is a NodeLook (judge.py says what an answer means), and what
-changed is logged. A primary is also asked, on each connect, for its COMMAND table and for a sample of its keys, each of
-which must belong to its shard: a key of another shard means that two endpoints were swapped.
+changed is logged. A primary is also asked, on each connect, for its COMMAND table and for a sample of its keys, most
+of which must belong to its shard, or two endpoints were swapped (sample.py).
 
 Nothing is ever written to a server.
 """
@@ -18,11 +18,10 @@ import msgspec
 from protocol import table
 from protocol.reply import Error, Value
 from pyproxy.access import Access
-from pyproxy.control import judge
+from pyproxy.control import judge, sample
 from pyproxy.control.atwork import Stretches
 from pyproxy.control.node import NodeConnection, NodeError
 from pyproxy.events import Event, emit
-from pyproxy.hashing import slot
 from pyproxy.messages import NodeLook
 from pyproxy.shardmap import Node, Shard, ShardMap
 
@@ -130,20 +129,29 @@ class NodeWatch:
 
 
 class PrimaryWatch(NodeWatch):
-    """The primary of a shard."""
+    """The primary of a shard. `accepts`: its keys are those of this shard, whatever they look like."""
 
     def __init__(
-        self, shard: Shard, shard_map: ShardMap, access: Access, work: Stretches, on_commands: Callable[[], None]
+        self,
+        shard: Shard,
+        shard_map: ShardMap,
+        access: Access,
+        work: Stretches,
+        on_commands: Callable[[], None],
+        accepts: bool = False,
     ) -> None:
         # With every section: what the primaries say is what the proxy's own INFO is made of.
         super().__init__(shard.name, shard.primary, access, work, "master", b"everything")
         self.commands: list[Any] | None = None  # the COMMAND reply; None until it answered once
-        self.misplaced = ""  # which key of another shard it holds, and whose
+        self.misplaced = ""  # its keys are mostly those of other shards: which, and whose
+        self.stray = ""  # some are
         self._of = shard
         self._shard_map = shard_map
         self._on_commands = on_commands
+        self._accepts = accepts
         self._settled = False  # this connection was asked for its commands and its keys
-        self._stray: tuple[int, bytes] | None = None  # database and key that make it misplaced
+        self._sample = sample.Sample(0, ())
+        self._trusted = ""  # the process (run_id) whose keys were those of this shard: it is no other shard's by now
         self._refused: dict[str, judge.Refused] = {}  # code -> when a worker was refused with it last
 
     def refused(self, code: str) -> None:
@@ -156,12 +164,17 @@ class PrimaryWatch(NodeWatch):
             "oom": judge.out_of_memory(self.info, self.keyspace, self._refused.get("OOM"), at),
         }
 
+    def trust(self) -> None:
+        """It was a replica of this shard."""
+        self._trusted = self.look.run_id
+
     def _connected(self) -> None:
         self._settled = False
 
     async def _settle(self, connection: NodeConnection) -> None:
-        if not self._settled or (self._stray is not None and not await self._still_there(connection, *self._stray)):
-            self._stray = await self._sample(connection, list(self.keyspace))
+        astray = self._sample.foreign
+        if not self._settled or (astray and not await self._still_there(connection, *astray[0])):
+            self._sample = sample.judged(self._of, await self._draw(connection, list(self.keyspace)))
         if not self._settled:
             (commands,) = await self._put(connection, (b"COMMAND",))
             self._settled = True
@@ -170,40 +183,42 @@ class PrimaryWatch(NodeWatch):
                 for name, what in itertools.islice(table.nonsense(commands).items(), MOST_SAID):
                     emit(Event.COMMAND_IGNORED, shard=self._shard, node=self.node, command=name, why=what)
                 self._on_commands()
-        before, self.misplaced = self.misplaced, self._misplacement()
-        if self.misplaced and not before:
-            emit(Event.SHARD_MISPLACED, shard=self._shard, node=self.node, reason=self.misplaced)
-        if before and not self.misplaced:
-            emit(Event.SHARD_PLACED, shard=self._shard, node=self.node)
+        self._judge_keys()
 
-    async def _sample(self, connection: NodeConnection, databases: list[int]) -> tuple[int, bytes] | None:
-        """The first key found that does not belong here, with its database; None if the sampled ones do."""
+    def _judge_keys(self) -> None:
+        run_id = self.info.get("run_id", "")
+        if self._accepts or not self._sample.is_swapped:
+            self._trusted = run_id
+        found = sample.described(self._sample, self._of, self._shard_map)
+        is_trusted = self._trusted == run_id
+        was_misplaced, was_stray = self.misplaced, self.stray
+        self.misplaced, self.stray = ("", found) if is_trusted else (found, "")
+        for before, now, begins, ends in (
+            (was_misplaced, self.misplaced, Event.SHARD_MISPLACED, Event.SHARD_PLACED),
+            (was_stray, self.stray, Event.STRAY_KEYS, Event.STRAY_KEYS_END),
+        ):
+            if now and not before:
+                emit(begins, shard=self._shard, node=self.node, reason=now)
+            if before and not now:
+                emit(ends, shard=self._shard, node=self.node)
+
+    async def _draw(self, connection: NodeConnection, databases: list[int]) -> list[sample.Place]:
+        """Keys at random, with their databases."""
         questions = ((b"RANDOMKEY",),) * SAMPLES
+        found = []
         try:
             async with asyncio.timeout(SAMPLE_S):
                 for database in databases:
                     replies = await self._put(connection, (b"SELECT", b"%d" % database), *questions)
-                    for key in replies[1:]:
-                        if isinstance(key, bytes) and not self._of.owns(slot(key)):
-                            return database, key
+                    found += [(database, key) for key in replies[1:] if isinstance(key, bytes)]
         except TimeoutError:
             raise NodeError(f"no sample of its keys within {SAMPLE_S:g} s", silent=True) from None
-        return None
+        return found
 
     async def _still_there(self, connection: NodeConnection, database: int, key: bytes) -> bool:
         """Asked of the very key: a new sample could miss it, and the shard would be used and refused in turns."""
         replies = await self._put(connection, (b"SELECT", b"%d" % database), (b"EXISTS", key))
         return replies[1] == 1
-
-    def _misplacement(self) -> str:
-        if self._stray is None:
-            return ""
-        database, key = self._stray
-        owner = self._shard_map.shard_of(key)
-        return (
-            f"shard {self._of.name} ({self.node}) holds a key of slot {slot(key)} in database {database}, "
-            f"which belongs to shard {owner.name} ({owner.primary})"
-        )
 
 
 def _text(said: bytes) -> str:

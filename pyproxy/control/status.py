@@ -181,6 +181,8 @@ def _alarms(look: ShardLook) -> list[str]:
     """What an operator should look at: a line each."""
     found = [] if state(look) == "up" else [f"{state(look)}: {problem(look)}"]
     found += look.alarms
+    if look.stray:
+        found.append(f"stray keys: {look.stray}; `pyproxy verify --misplaced` lists them, with --move it moves them")
     used, limit = integer(look.info.get("used_memory")), integer(look.info.get("maxmemory"))
     if limit > 0 and used > ALARM_SHARE * limit:
         found.append(f"memory: {used:,} bytes are {used / limit:.0%} of maxmemory ({limit:,})")

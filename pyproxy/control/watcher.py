@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
@@ -42,15 +42,22 @@ class ShardWatch:
     """The servers of one shard, seen from here."""
 
     def __init__(
-        self, shard: Shard, shard_map: ShardMap, access: Access, work: Stretches, on_commands: Callable[[], None]
+        self,
+        shard: Shard,
+        shard_map: ShardMap,
+        access: Access,
+        work: Stretches,
+        on_commands: Callable[[], None],
+        accepts: bool = False,
     ) -> None:
         self.name = shard.name
-        self.primary = PrimaryWatch(shard, shard_map, access, work, on_commands)
+        self.primary = PrimaryWatch(shard, shard_map, access, work, on_commands, accepts)
         self.replicas = [NodeWatch(shard.name, node, access, work, "slave", b"") for node in shard.replicas]
         self.complaints = {watch.node: asyncio.Event() for watch in self.nodes}
         self._shard_map = shard_map
         self._access = access
         self._work = work
+        self._accepts = accepts
         self._on_commands = on_commands
         self._since = self._began = time.monotonic()
 
@@ -66,10 +73,13 @@ class ShardWatch:
     def promoted(self, shard: Shard) -> None:
         """Another of its servers is the primary now; what was seen of each is kept."""
         was_writable, before = writable(self.look), {watch.node: watch for watch in self.nodes}
-        self.primary = PrimaryWatch(shard, self._shard_map, self._access, self._work, self._on_commands)
+        self.primary = PrimaryWatch(
+            shard, self._shard_map, self._access, self._work, self._on_commands, self._accepts
+        )
         self.replicas = [NodeWatch(shard.name, node, self._access, self._work, "slave", b"") for node in shard.replicas]
         for watch in self.nodes:
             watch.take_over(before[watch.node])
+        self.primary.trust()
         if writable(self.look) != was_writable:
             self._since = time.monotonic()
 
@@ -88,6 +98,7 @@ class ShardWatch:
             primary.look.at or self._began,
             self._since,
             (primary.look, *self._replica_looks()),
+            stray=primary.stray,
         )
 
     def _replica_looks(self) -> list[NodeLook]:
@@ -133,11 +144,13 @@ class Watcher:
         every_s: float = LOOK_EVERY_S,
         *,
         work: Stretches | None = None,
+        accepts: Collection[str] = (),
         on_seen: Callable[[str], None] = lambda _shard: None,
         complete: Callable[[ShardLook], ShardLook] = lambda look: look,
     ) -> None:
-        """`work`: what the servers are at work on, as the workers say. `on_seen` is called with the shard's name after
-        each look at one of its servers. `complete` adds to the look at a shard what is known of its promotion."""
+        """`accepts`: the shards whose keys are theirs, whatever they look like. `work`: what the servers are at work
+        on, as the workers say. `on_seen` is called with the shard's name after each look at one of its servers.
+        `complete` adds to the look at a shard what is known of its promotion."""
         self.topology = Topology(shard_map.version, list(shard_map.shards), [])
         self._learn = learn
         self._on_topology = on_topology
@@ -148,7 +161,8 @@ class Watcher:
         self._looks = 0
         work = work or Stretches()
         self._watches = {
-            shard.name: ShardWatch(shard, shard_map, access, work, self._relearn) for shard in shard_map.shards
+            shard.name: ShardWatch(shard, shard_map, access, work, self._relearn, shard.name in accepts)
+            for shard in shard_map.shards
         }
 
     @property
@@ -168,7 +182,7 @@ class Watcher:
 
     @property
     def misplaced(self) -> list[str]:
-        """For each shard whose primary holds keys of another: which, and whose."""
+        """For each shard whose primary holds mostly keys of others: which, and whose."""
         return [watch.primary.misplaced for watch in self._watches.values() if watch.primary.misplaced]
 
     @property

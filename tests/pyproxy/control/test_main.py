@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from pyproxy.config import Config
 from pyproxy.fleet import HOST, Fleet, ask, wait_until
+from pyproxy.hashing import slot
+from pyproxy.shardmap import ShardMap
 from tests.processes import Identity, command_line, family, wait_until_gone
 
 
@@ -105,17 +108,48 @@ def test_a_port_that_is_taken_is_said_in_one_line(fleet: Fleet, tmp_path: Path) 
 def test_swapped_endpoints_are_refused_with_shard_node_and_owner(fleet: Fleet, tmp_path: Path) -> None:
     config = swapped(fleet.config())
     first, second = (live.primary.address for live in fleet.shards)
-    fleet.shards[0].primary.ask("SET", "foo", "x")  # slot 1056
+    owns = ShardMap(1, Config.parse(fleet.config().encode()).shards).shards[0].owns
+    for key in [key for key in map(str, range(100)) if owns(slot(key.encode()))]:
+        fleet.shards[0].primary.ask("SET", key, "x")
     try:
         with serving(config, tmp_path) as run:
             assert ended(run) == 78
-            assert run.said().splitlines()[-1] == (
-                f"pyproxy: shards: expected keys of its own on each primary, got: shard s1 ({first}) holds a key of "
-                f"slot 1056 in database 0, which belongs to shard s0 ({second})"
-            )
+            said = run.said().splitlines()[-1]
+            head = f"pyproxy: shards: expected keys of its own on each primary, got: shard s1 ({first}) holds "
+            assert said.startswith(head)
+            assert f", which belongs to shard s0 ({second}); if they are, set accept_misplaced of the shard;" in said
             assert "+worker-start" not in run.said()
+        accepting = config.replace('name = "s1"', 'name = "s1"\naccept_misplaced = true')
+        with serving(accepting, tmp_path) as run:
+            run.wait_for(r"\+ready ")
+            assert "+stray-keys shard=s1 " in run.said()
     finally:
         fleet.shards[0].primary.ask("FLUSHALL")
+
+
+def test_a_key_that_a_script_did_not_declare_keeps_no_shard_from_being_served(fleet: Fleet, tmp_path: Path) -> None:
+    """Neither now nor after a restart."""
+    script = "for i=1,40 do redis.call('set', 'job:'..i, 1) end"
+    for shard in fleet.shards:
+        for number in range(100):
+            shard.primary.ask("SET", f"{{{_tag(fleet, shard.name)}}}{number}", "x")
+    fleet.shards[0].primary.ask("EVAL", script, 0)
+    try:
+        for _ in range(2):
+            with serving(fleet.config(), tmp_path) as run:
+                port = int(run.wait_for(r"listening on 127\.0\.0\.1:([0-9]+)")[1])
+                run.wait_for(r"\+ready ")
+                for shard in fleet.shards:
+                    assert ask(port, "SET", f"{{{_tag(fleet, shard.name)}}}", "y") == b"OK"
+    finally:
+        for shard in fleet.shards:
+            shard.primary.ask("FLUSHALL")
+
+
+def _tag(fleet: Fleet, name: str) -> str:
+    """A hash tag of this shard."""
+    shards = ShardMap(1, Config.parse(fleet.config().encode()).shards)
+    return next(tag for tag in map("t{}".format, range(1000)) if shards.shard_of(tag.encode()).name == name)
 
 
 def test_a_primary_that_is_down_at_the_start_keeps_nobody_from_being_served(fleet: Fleet, tmp_path: Path) -> None:
