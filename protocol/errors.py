@@ -427,6 +427,9 @@ def not_read(deadline_s: float) -> str:
     return f"has read nothing more for {deadline_s:g} s"
 
 
+OVER_BUDGET = "reads too slowly, and the memory for what waits is used up (limits.memory_bytes)"
+
+
 def no_reply(deadline_s: float) -> str:
     return f"did not answer within {deadline_s:g} s"
 

@@ -47,10 +47,13 @@ cdef class Backend:
 
     cdef int _set_door(self, int door) except -1:
         self.door = door
-        self.plain = door == Door.OPEN and not self._guarded
+        self._review()
         if self.waiting and door != Door.CONGESTED:
             self._release()     # whoever waited for the server to read asks what is true now
         return 0
+
+    cdef void _review(self) noexcept:
+        self.plain = self.door == Door.OPEN and not self._guarded and (self.wire is None or not self.wire.choked)
 
     def guard(self, front, bint guarded, bint keeps):
         """Whether the front of the shard must be asked before anything is begun here; whether writes may be kept."""
@@ -64,12 +67,17 @@ cdef class Backend:
 
         A large one waits at the door until there is a connection: how much the server takes is not known before.
         """
-        if self.door == Door.OPEN:
+        if self.door == Door.OPEN and (self.wire is None or not self.wire.choked):
             return 1
         if self.door == Door.IDLE:
             self.link.connect(self)
         if self.door == Door.SHUT:
             return 0
+        if self.lane.held + size > self.lane.memory_limit // 4 * 3:
+            self.refusal = errors.not_applied(self.link.name, self.link.node, errors.OVER_BUDGET)
+            return 0
+        if self.door == Door.OPEN and self.out_bytes <= OUT_LIMIT:
+            return 1
         if self.door == Door.CONGESTED or self.out_bytes > OUT_LIMIT or size > SURE_BYTES:
             return self._park(client)
         client.door_from = 0
@@ -106,6 +114,7 @@ cdef class Backend:
         self._set_door(Door.SHUT)
         self.refusal = refusal
         keep_unsent(self)
+        self.charge()
         self._release()
 
     def queue(self):
@@ -255,6 +264,7 @@ cdef class Backend:
         if self.wire is None or self.wire.choked or self.wire.lost:
             if self.door == Door.OPEN and self.out_bytes > OUT_LIMIT:
                 self._set_door(Door.CONGESTED)
+            self.charge()
             return
         try:
             self._give(wire)
@@ -262,6 +272,8 @@ cdef class Backend:
             bug(self)
             wire.drop(errors.LOST)
             return
+        if wire.choked or self.charged:
+            self.charge()
         if self.door == Door.CONGESTED:
             self._set_door(Door.OPEN)
         elif self.waiting:
@@ -287,6 +299,32 @@ cdef class Backend:
             else:
                 wire.put(PyBytes_AS_STRING(<bytes>chunk), PyBytes_GET_SIZE(<bytes>chunk))
         return 0
+
+    cdef int charge(self) except -1:
+        """What waits for the server counts in the worker's budget of memory."""
+        cdef Wire wire = self.wire
+        cdef Py_ssize_t size = self.out_bytes
+        if wire is not None and wire.choked:
+            size += wire.transport.get_write_buffer_size()
+        if size and (wire is None or wire.choked):
+            size += self.copies
+        self.lane.held += size - self.charged
+        self.lane.handed_on += size - self.charged
+        self.charged = size
+        if self.lane.held > self.lane.memory_limit:
+            self.lane.wake()
+        return 0
+
+    cdef Py_ssize_t _copied(self):
+        """Bytes of requests that are kept to be sent again, and of what is known of each that waits."""
+        cdef Pending item = self.head
+        cdef Py_ssize_t size = 0
+        while item is not None:
+            size += PENDING_BYTES
+            if item.request is not None:
+                size += PyBytes_GET_SIZE(item.request)
+            item = item.next_out
+        return size
 
     cdef Pending _pop(self):
         cdef Pending item = self.head
@@ -317,6 +355,9 @@ cdef class Backend:
         cdef double oldest = now - lane.reply_s, begun
         if self.waiting:
             self._let_go_late(now)
+        if self.charged or self.out_bytes:
+            self.copies = self._copied() if wire is None or wire.choked else 0
+            self.charge()
         if self.unanswered and self.last_frame > self.unanswered_at:
             self.unanswered = 0
         if self.head is None:
@@ -510,6 +551,7 @@ cdef class Backend:
         if self.taking is not None:
             for owner in list(self.taking):
                 decide(self, owner)
+        self.charge()
         return self.count > 0
 
     cdef int _lost_by_fault(self, Wire wire, str why) except -1:
@@ -857,7 +899,9 @@ cdef class Wire:
 
     def pause_writing(self):
         self.choked = True
+        self.backend._review()
 
     def resume_writing(self):
         self.choked = False
+        self.backend._review()
         self.backend._mark()

@@ -145,6 +145,8 @@ cdef class Lane:
     cdef readonly double slow_reply_s
     cdef readonly double silence_s
     cdef readonly long long held
+    cdef readonly long long handed_on       # of it, what waits for a server: it is no client's any more
+    cdef bint _is_over(self)
     cdef readonly long long commands
     cdef readonly long long errors
     cdef readonly long long bytes_in
@@ -304,6 +306,11 @@ cdef class Backend:
     cdef int _give(self, Wire wire) except -1
     cdef int _lost_by_fault(self, Wire wire, str why) except -1
     cdef int _give_over(self, Pending item) except -1
+    cdef Py_ssize_t charged         # what of the lane's `held` is for this one
+    cdef Py_ssize_t copies          # of it, what was copied, as it was counted last
+    cdef void _review(self) noexcept
+    cdef int charge(self) except -1
+    cdef Py_ssize_t _copied(self)
     cdef public double idle_s       # without a request for so long, it is sent a PING; 0: never
     cdef int admit(self, Client client, Py_ssize_t size) except -2
     cpdef flush(self)

@@ -75,6 +75,7 @@ cdef enum:
     MOVING_BYTES = 1024         # of a reply that is not whole yet, within its deadline: then it is waited for
     OUT_ROOM = 16384
     OUT_LIMIT = 8388608         # bytes waiting for one backend before it counts as congested
+    PENDING_BYTES = 256         # what is known of a request, and its place in the order
     ELSEWHERE = 16              # reads that are out to a replica because its primary did not answer them in time
     CHEAP_REPLY = 65536         # answers that are smaller are no burden
     SURE_BYTES = 983040         # every server takes a request of so many; see server_limits.py
@@ -449,14 +450,18 @@ cdef class Lane:
                     bug(client)
                     cut_off(client)
         self.came = False
-        if self.held > self.memory_limit:
+        if self._is_over():
             self._shed()
+
+    cdef bint _is_over(self):
+        """Whether the budget is not kept, and closing clients helps: what was handed on for a server stays where it is."""
+        return self.held > self.memory_limit and self.held - self.handed_on > self.memory_limit // 4
 
     def _shed(self):
         """Closes the clients that cost most memory until the budget is kept, with a tenth to spare."""
         cdef Client client
         for client in sorted(self.clients, key=lambda c: -c.buffered):
-            if self.held <= self.memory_limit * 9 // 10:
+            if self.held <= self.memory_limit * 9 // 10 or self.held - self.handed_on <= self.memory_limit // 4:
                 break
             self.shed_clients += 1
             emit(Event.SHED, id=client.id, addr=client.addr, bytes=client.buffered, limit=self.memory_limit)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy.fleet import Fleet, Proxy, wait_until
-from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, behind, of_a_worker, packed, proxy_info, wait_for_info
+from pyproxy.fleet import Fleet, Proxy, Table, wait_until
+from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, behind, error, of_a_worker, packed, proxy_info, wait_for_info
 from tests.faults import Hop, Way
 from tests.processes import command_line, family
 
@@ -190,6 +190,40 @@ def test_a_server_that_does_not_read_costs_bounded_memory(fleet: Fleet, proxy: P
             assert proxy_info(reader)["shed"] == "0"
     finally:
         slow.resume()
+
+
+def test_what_was_handed_to_a_server_that_hangs_counts_in_the_budget(fleet: Fleet, keys: Keys) -> None:
+    """Clients send it a megabyte each, in both protocols and many databases, and again whenever they are answered."""
+    limits: Table = {"memory_bytes": 64 * MIB, "bulk_bytes": 16 * MIB, "borrowed": 10}
+    timeouts: Table = {"reply_s": 0.3, "silence_s": PATIENCE_S, "connect_s": PATIENCE_S}
+    slow, key, other = fleet.shards[1].primary, keys.one(1, "hangs"), keys.one(0, "other")
+    with (
+        Proxy(fleet, limits=limits, timeouts=timeouts) as proxy,
+        Talk(proxy.port) as reader,
+        contextlib.ExitStack() as clients,
+    ):
+        senders = [clients.enter_context(Talk(proxy.port)) for _ in range(50)]
+        for number, each in enumerate(senders):
+            each.send(("HELLO", 2 + number % 2), ("SELECT", number % 10), ("GET", key))
+            each.reads(3)
+        memory, told = Memory(proxy), []
+        slow.pause()
+        try:
+            for _ in range(6):
+                for each in senders:
+                    each.send(("SET", key, b"x" * MIB))
+                told += [error(each.read()) for each in senders]
+                assert int(proxy_info(reader)["held_bytes"]) <= 64 * MIB
+            assert memory.added_at_most() < 64 * MIB + MARGIN
+            assert {line.split()[0] for line in told} == {"TRYAGAIN", "UNCERTAIN"}
+            assert any("limits.memory_bytes" in line for line in told)
+            assert reader.ask("SET", other, "v") == b"OK"
+            assert proxy_info(reader)["shed"] == "0", "they are told rather than closed"
+        finally:
+            slow.resume()
+        wait_for_info(reader, "nothing to be held", lambda info: info["held_bytes"] == "0")
+        for each in senders:
+            wait_until("it to be served", lambda: each.ask("SET", key, "v") == b"OK", lambda: "")  # noqa: B023
 
 
 def test_a_million_pings_of_one_client_are_served_between_those_of_others(proxy: Proxy, reader: Talk) -> None:
