@@ -91,7 +91,7 @@ class Waiting(Unanswered):
         self.subscriber = subscriber
         self.sort = sort
         self.names = names
-        self.new: dict[bytes, None] = {}  # that the client was not subscribed to
+        self.new: list[bytes] = []  # that the client was not subscribed to, each once
         self.left_to: set[Upstream] = set()  # confirm
         self.number = 0  # of what the other workers have to be told
         self.waited_s = 0.0  # for them
@@ -171,7 +171,6 @@ class Hub:
         self._upstreams: list[Upstream] = []
         self._shared = Roll()  # of what is listened to on all shards
         self._wanted: tuple[dict[bytes, Wanted], ...] = ({}, {}, {})
-        self._early: tuple[dict[bytes, dict[Waiting, None]], ...] = ({}, {}, {})  # who is not counted yet
         self._unknown: dict[Waiting, None] = {}  # not all workers know of them
         self._known = 0  # what they know of
         self._heedless = alone  # nobody waits for them; so after one that did in vain, until they answer
@@ -216,7 +215,7 @@ class Hub:
         """Have all shard channels subscribed where they belong now."""
         for wanted in list(self._wanted[Sort.SHARD].values()):
             if wanted.roll is not self._roll(Sort.SHARD, wanted.text):
-                self._enlist(Sort.SHARD, wanted.text).clients = wanted.clients
+                self._enlist(Sort.SHARD, wanted.text)
         for upstream in self._upstreams:
             upstream.ask_soon()
 
@@ -307,7 +306,7 @@ class Hub:
 
     def _want(self, waiting: Waiting) -> Work:
         sort, client, known = waiting.sort, waiting.client, waiting.subscriber.names[waiting.sort]
-        early, all_wanted = self._early[sort], self._wanted[sort]
+        all_wanted = self._wanted[sort]
         upto: dict[Roll, int] = {}
         homes: set[int] = set()
         for names in batches(waiting.names):
@@ -315,14 +314,16 @@ class Hub:
                 return
             size = 0
             for name in names:
-                if name in known or name in waiting.new:
+                if name in known:
                     continue
                 wanted = all_wanted.get(name)
+                if wanted is not None and wanted.is_early(waiting):
+                    continue  # it is named twice
                 if wanted is None or wanted.refused:
                     wanted = self._enlist(sort, name)
                 wanted.clients += 1
-                waiting.new[name] = None
-                early.setdefault(name, {})[waiting] = None
+                waiting.new.append(name)
+                wanted.add_early(waiting)
                 size += len(name) + OVERHEAD
                 upto[wanted.roll] = max(upto.get(wanted.roll, 0), wanted.number)
                 if len(homes) < len(self._upstreams):
@@ -333,6 +334,9 @@ class Hub:
             yield len(names)
         if waiting.over:
             return
+        if len(waiting.new) <= BATCH:  # else it is asked for already; a PUBLISH may be on its way behind it
+            for index in homes if len(homes) == 1 else ():
+                self._upstreams[index].ask_now()
         for roll, number in upto.items():
             for index, upstream in enumerate(self._upstreams):
                 if (roll is self._shared or roll is upstream.own) and upstream.expect(
@@ -356,12 +360,12 @@ class Hub:
                 self._begin(waiting.client, self._have_counted(waiting))
 
     def _have_counted(self, waiting: Waiting) -> Work:
-        sort, early = waiting.sort, self._early[waiting.sort]
+        sort, all_wanted = waiting.sort, self._wanted[waiting.sort]
         for names in batches(waiting.new):
             if waiting.over:
                 return
             for name in names:
-                _take_out(early, name, waiting)
+                all_wanted[name].remove_early(waiting)
                 self.register.add(sort, name, waiting)
             self._tell_soon()
             yield len(names)
@@ -381,8 +385,7 @@ class Hub:
                 return
             frames = []
             for name in names:
-                if name in waiting.new:
-                    known[name] = None
+                known[name] = None
                 frames.append(confirmed(verb, name, subscriber.counted(sort), client.proto))
             client.push(b"".join(frames))
             yield len(names)
@@ -410,7 +413,7 @@ class Hub:
     def refused(self, upstream: Upstream, wanted: Wanted, line: bytes) -> None:
         """See upstream.Listener."""
         wanted.refused = True
-        for waiting in list(self._early[wanted.sort].get(wanted.text, ())):
+        for waiting in wanted.all_early:
             if not waiting.over:
                 waiting.over = True
                 self._begin(waiting.client, self._refuse(waiting, line))
@@ -430,7 +433,8 @@ class Hub:
             if waiting.client.subscriber is waiting.subscriber:  # else it has gone
                 waiting.client.charge(-sum(len(name) + OVERHEAD for name in names))
             for name in names:
-                if not _take_out(self._early[sort], name, waiting) and not self.register.remove(sort, name, waiting):
+                early = self._wanted[sort][name].remove_early(waiting)
+                if not early and not self.register.remove(sort, name, waiting):
                     self.register.remove(sort, name, waiting.client)
                 known.pop(name, None)
                 self._unwant(sort, name)
@@ -584,12 +588,12 @@ class Hub:
 
     def _enlist(self, sort: Sort, text: bytes) -> Wanted:
         """Have it asked for, or asked for anew."""
-        old, clients = self._wanted[sort].get(text), 0
+        old = self._wanted[sort].get(text)
         if old is not None:
-            clients = old.clients
             self._strike_off(old)
         wanted = self._wanted[sort][text] = self._roll(sort, text).add(sort, text)
-        wanted.clients = clients
+        if old is not None:
+            wanted.clients, wanted.early = old.clients, old.early
         return wanted
 
     def _unwant(self, sort: Sort, text: bytes) -> None:
@@ -619,9 +623,9 @@ class Hub:
 
     def deliver(self, sort: Sort, name: bytes, words: list[bytes]) -> Delivery:
         receivers: Collection[Receiver] = self.register.clients(sort, name)
-        early = self._early[sort].get(name) if self._early[sort] else None
-        if early:
-            receivers = [*receivers, *early]
+        wanted = self._wanted[sort].get(name)
+        if wanted is not None and wanted.early is not None:
+            receivers = [*receivers, *wanted.all_early]
         if len(receivers) > BATCH:
             return self._deliver_in_slices(list(receivers), words)
         self._hand(receivers, words, {})
@@ -645,17 +649,6 @@ class Hub:
             client = receiver.client if isinstance(receiver, Waiting) else receiver
             emit(Event.PUBSUB_SLOW, id=client.id, addr=client.addr, bytes=client.buffered_out, limit=self._limit)
             client.abandon()
-
-
-def _take_out(early: dict[bytes, dict[Waiting, None]], name: bytes, waiting: Waiting) -> bool:
-    """-> whether it was there."""
-    those = early.get(name)
-    if those is None or waiting not in those:
-        return False
-    del those[waiting]
-    if not those:
-        del early[name]
-    return True
 
 
 def _at_once(work: Iterator[Any]) -> Any:

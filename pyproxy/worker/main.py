@@ -577,7 +577,7 @@ def serve(index: int, listen_fd: int, channel_fd: int, page_fd: int) -> None:
     keep_the_heap()
     # Requests make no cycles; full collections would only add to the tail latency.
     gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
+    gc.set_threshold(20_000, 250, 100)  # what is young is looked at in 2 ms
     listener = socket.socket(fileno=listen_fd)
     listener.setblocking(False)
     uvloop.run(Worker(index, listener, socket.socket(fileno=channel_fd), Page.attach(page_fd)).run())

@@ -100,46 +100,62 @@ class Register(Generic[Client]):
     """All subscriptions of this worker's clients, and the numbers of all other workers' clients."""
 
     def __init__(self) -> None:
-        self._own: tuple[dict[bytes, dict[Client, None]], ...] = ({}, {}, {})
+        self._own: tuple[dict[bytes, Any], ...] = ({}, {}, {})  # a client, or a dict of several: that of one is dear
         self._others: tuple[dict[bytes, int], ...] = ({}, {}, {})
         self._untold: OrderedDict[tuple[Sort, bytes], None] = OrderedDict()
         self._told = 0
         self._matching: dict[bytes, tuple[bytes, ...]] = {}
 
     def add(self, sort: Sort, name: bytes, client: Client) -> None:
-        clients = self._own[sort].get(name)
+        own = self._own[sort]
+        clients = own.get(name)
         if clients is None:
-            clients = self._own[sort][name] = {}
+            own[name] = client
             self._patterns_changed(sort)
-        clients[client] = None
+        elif type(clients) is dict:
+            clients[client] = None
+        elif clients is not client:
+            own[name] = {clients: None, client: None}
         self._untold[sort, name] = None
 
     def remove(self, sort: Sort, name: bytes, client: Client) -> bool:
         """-> whether it was there."""
-        clients = self._own[sort].get(name)
-        if clients is None or client not in clients:
+        own = self._own[sort]
+        clients = own.get(name)
+        if type(clients) is dict:
+            if client not in clients:
+                return False
+            del clients[client]
+            if clients:
+                self._untold[sort, name] = None
+                return True
+        elif clients is None or clients is not client:
             return False
-        del clients[client]
-        if not clients:
-            del self._own[sort][name]
-            self._patterns_changed(sort)
+        del own[name]
+        self._patterns_changed(sort)
         self._untold[sort, name] = None
         return True
 
     def replace(self, sort: Sort, name: bytes, old: Client, new: Client) -> None:
         """What is due to the one is due to the other; to the numbers it is the same."""
         clients = self._own[sort][name]
-        del clients[old]
-        clients[new] = None
+        if type(clients) is dict:
+            del clients[old]
+            clients[new] = None
+        else:
+            self._own[sort][name] = new
 
     def clients(self, sort: Sort, name: bytes) -> Collection[Client]:
         """To whom a message is due, in the order in which they came."""
-        return self._own[sort].get(name, ())
+        clients = self._own[sort].get(name)
+        if clients is None:
+            return ()
+        return clients if type(clients) is dict else (clients,)
 
     # --- numbers, over all workers ---
 
     def count(self, sort: Sort, name: bytes) -> int:
-        return len(self._own[sort].get(name, ())) + self._others[sort].get(name, 0)
+        return len(self.clients(sort, name)) + self._others[sort].get(name, 0)
 
     def names(self, sort: Sort, pattern: bytes | None = None) -> list[bytes]:
         """All that somebody is subscribed to."""
@@ -202,7 +218,7 @@ class Register(Generic[Client]):
             self._told += 1
             names += 1
             if len(name) <= NAME_BYTES:
-                told[sort][name] = len(self._own[sort].get(name, ()))
+                told[sort][name] = len(self.clients(sort, name))
                 size += len(name) + 16
         return Subscribers(told[0], told[1], told[2], self._told)
 

@@ -6,14 +6,19 @@ memory for each name and server, and to subscribe everything anew is to begin at
 
 from __future__ import annotations
 
+from typing import Any
+
 from protocol import request
 from pyproxy.worker.pubsub import Sort
 
 
 class Wanted:
-    """One name. `number` grows along the roll; `clients`: how many want it; `refused`: a server does not take it."""
+    """One name. `number` grows along the roll; `clients`: how many want it; `refused`: a server does not take it.
 
-    __slots__ = ("before", "clients", "next", "number", "refused", "roll", "sort", "text")
+    `early`: who gets what comes of it and is not counted yet; see `add_early`.
+    """
+
+    __slots__ = ("before", "clients", "early", "next", "number", "refused", "roll", "sort", "text")
 
     def __init__(self, roll: Roll, sort: Sort, text: bytes, number: int) -> None:
         self.roll = roll
@@ -22,8 +27,37 @@ class Wanted:
         self.number = number
         self.clients = 0
         self.refused = False
+        self.early: Any = None  # one, or a dict of several: nearly all names have one, and a dict for each is dear
         self.before: Wanted | None = None
         self.next: Wanted | None = None
+
+
+    @property
+    def all_early(self) -> list[Any]:
+        if type(self.early) is dict:
+            return list(self.early)
+        return [] if self.early is None else [self.early]
+
+    def is_early(self, who: object) -> bool:
+        return who in self.early if type(self.early) is dict else who is self.early
+
+    def add_early(self, who: object) -> None:
+        if self.early is None:
+            self.early = who
+        elif type(self.early) is dict:
+            self.early[who] = None
+        else:
+            self.early = {self.early: None, who: None}
+
+    def remove_early(self, who: object) -> bool:
+        """-> whether it was there."""
+        if not self.is_early(who):
+            return False
+        if type(self.early) is dict and len(self.early) > 1:
+            del self.early[who]
+        else:
+            self.early = None
+        return True
 
 
 class Roll:

@@ -107,7 +107,7 @@ class Upstream:
         self._taken_back: deque[bytes] = deque()  # UNSUBSCRIBEs to be sent
         self._fences: list[Passed] = []  # wait for the next PING
         self._answers: deque[object] = deque()  # those that are due: a Wanted, _TAKEN_BACK, or a list: to a PING
-        self._scheduled = False
+        self._scheduled = self._asking = False
         self._connection: Connection | None = None
         self._turn = 0  # grows with each `point_at`: what was begun before comes to nothing
         self._opened = False
@@ -162,6 +162,11 @@ class Upstream:
             self._down = ""
             self._hurry.set()
         self._schedule()
+
+    def ask_now(self) -> None:
+        """As `ask_soon`, in this turn of the loop."""
+        if not self._asking and self._connection is not None:
+            self._begin_to_ask()
 
     def leave(self, wanted: Wanted, frame: bytes) -> None:
         """It is about to leave its roll; `frame` is the UNSUBSCRIBE."""
@@ -265,7 +270,10 @@ class Upstream:
             asyncio.get_running_loop().call_soon(self._begin_to_ask)
 
     def _begin_to_ask(self) -> None:
-        self.slices.run(self._ask())
+        self._scheduled = False
+        if not self._asking:
+            self._asking = True
+            self.slices.run(self._ask())
 
     def _ask(self) -> Iterator[int]:
         """What is to be asked, as much at a time as the server reads."""
@@ -285,7 +293,7 @@ class Upstream:
                 yield cost
             else:
                 break
-        self._scheduled = False
+        self._asking = False
         if connection is not self._connection:
             self._schedule()
 

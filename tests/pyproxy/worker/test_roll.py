@@ -57,3 +57,20 @@ def test_whatever_comes_and_goes_the_walk_has_what_is_there_and_the_numbers_grow
     for wanted in there.values():
         roll.remove(wanted)
     assert roll.last is roll.start
+
+
+def test_who_is_early_is_there_once_until_removed_however_many_there_are() -> None:
+    wanted, chance = Roll().add(Sort.CHANNEL, b"a"), random.Random(5)
+    everybody, there = [object() for _ in range(4)], list[object]()
+    assert wanted.all_early == []
+    for _ in range(300):
+        who = chance.choice(everybody)
+        assert wanted.is_early(who) == (who in there)
+        if who in there:
+            assert wanted.remove_early(who)
+            there.remove(who)
+        else:
+            assert not wanted.remove_early(who)
+            wanted.add_early(who)
+            there.append(who)
+        assert wanted.all_early == there
