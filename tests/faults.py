@@ -1,7 +1,7 @@
 """A TCP hop in front of a server, which does on command what networks and broken servers do.
 
     client ──▶ Hop.port ──▶ the server's port
-           ◀── stall, part, swallow, delay, drip; cut (FIN or RST); say something else than the server ──
+           ◀── stall, part, swallow, delay, drip, let; cut (FIN or RST); say something else than the server ──
 
 Real sockets on both sides, so what is tested runs unchanged.  A hop starts as a plain wire; a fault holds for all
 affected connections, the present and the future ones, until `heal()`.  `affects` sees the first bytes of a connection
@@ -49,9 +49,10 @@ class End(enum.Enum):
 class Rule:
     """What happens to the bytes of one way."""
 
-    kind: str = "pass"  # pass, stall, part, swallow, delay, drip
+    kind: str = "pass"  # pass, stall, part, swallow, delay, drip, let
     pause_s: float = 0.0
     piece: int = 1  # bytes of a drip
+    left: int = 0  # bytes that are still let through
 
 
 @dataclass
@@ -135,6 +136,10 @@ class Hop:
     def drip(self, pause_s: float, *ways: Way, piece: int = 1) -> None:
         """So many bytes at a time, so far apart."""
         self._rule(ways, Rule("drip", pause_s, piece))
+
+    def let(self, count: int, *ways: Way) -> None:
+        """So many bytes pass, of all connections together; then it stands still until `heal()`."""
+        self._rule(ways, Rule("let", left=count))
 
     def heal(self) -> None:
         """A plain wire again; what was stalled goes on."""
@@ -286,6 +291,12 @@ class Hop:
                 return
             if rule.kind in ("stall", "part"):
                 await self._changed.wait()
+                continue
+            if rule.kind == "let":
+                piece, data = data[: rule.left], data[rule.left :]
+                rule.left -= len(piece)
+                to.write(piece)
+                await (to.drain() if piece else self._changed.wait())
                 continue
             await asyncio.sleep(rule.pause_s)
             if rule.kind == "delay":

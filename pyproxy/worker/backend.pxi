@@ -23,13 +23,14 @@ cdef str _refusal_code(const char *p, Py_ssize_t n):
 cdef class Backend:
     """One shard for one protocol and database: the requests that are out, and the door to them."""
 
-    def __init__(self, Lane lane not None, link, int shard, int proto, int db):
+    def __init__(self, Lane lane not None, link, int shard, int proto, int db, bint bulk=False):
         self.lane = lane
         self.link = link
         self.shard = shard
         self.bit = <unsigned long long>1 << (shard & 63)
         self.proto = proto
         self.db = db
+        self.is_bulk = bulk
         self.front = None
         self.door = Door.IDLE
         self.refusal = b""
@@ -41,7 +42,7 @@ cdef class Backend:
         PyMem_RawFree(self.out)
 
     def __repr__(self):
-        return f"<Backend {self.link.name} resp{self.proto} db{self.db} door={self.door} out={self.count}>"
+        return f"<Backend {self.link.name} resp{self.proto} db{self.db}{" bulk" if self.is_bulk else ""} door={self.door} out={self.count}>"
 
     # --- the door ---
 
@@ -53,7 +54,8 @@ cdef class Backend:
         return 0
 
     cdef void _review(self) noexcept:
-        self.plain = self.door == Door.OPEN and not self._guarded and (self.wire is None or not self.wire.choked)
+        self.plain = (self.door == Door.OPEN and not self._guarded and not self.in_transfer
+                      and (self.wire is None or not self.wire.choked))
 
     def guard(self, front, bint guarded, bint keeps):
         """Whether the front of the shard must be asked before anything is begun here; whether writes may be kept."""
@@ -153,7 +155,7 @@ cdef class Backend:
     @property
     def is_base(self):
         """The one that is kept connected even when nobody asks: its loss is noticed at once."""
-        return self.proto == 2 and self.db == 0
+        return self.proto == 2 and self.db == 0 and not self.is_bulk
 
     @property
     def slow_since(self):
@@ -389,6 +391,13 @@ cdef class Backend:
                     and not (self.head.pace and now - begun < lane.slow_reply_s)):
                 wire.drop(errors.no_reply(now - begun))
 
+    cdef int transfers(self, bint begins) except -1:
+        """A large reply begins to come, or is whole, or will not come."""
+        if self.in_transfer != begins:
+            self.in_transfer = begins
+            self._set_door(self.door)
+        return 0
+
     cdef bint _is_moving(self, double now) except -1:
         """Whether bytes of a reply that is not whole yet came lately, or some of the requests have left."""
         cdef Wire wire = self.wire
@@ -510,6 +519,7 @@ cdef class Backend:
         doubtful = []
         # nothing has changed until here
         self.wire = None
+        self.in_transfer = False
         for i in range(sent):
             self._pop()
         if self.front is not None and self.link is self.lane.links[self.shard]:     # not a lent one, nor a replica's
@@ -698,6 +708,8 @@ cdef class Wire:
             self.inbuf = None
         elif used:
             del inbuf[:used]
+        if self.on_setup is None and self.large is None and not self.lost:
+            self.backend.transfers(self.inbuf is not None and len(inbuf) >= BULK_BYTES)     # of an array, say
         return 0
 
     cdef int _broke(self, Pending item) except -1:
@@ -822,6 +834,8 @@ cdef class Wire:
         if size <= n:
             return False    # all of it is here, so the scanner waits for something else
         self.large = PyBytes_FromStringAndSize(NULL, size)
+        if size - n >= BULK_BYTES:
+            self.backend.transfers(True)
         memcpy(PyBytes_AS_STRING(self.large), p, n)
         self.large_filled = n
         self.scan.left = 0
@@ -839,6 +853,7 @@ cdef class Wire:
         if self.large_filled < size:
             return taken
         self.large = None
+        self.backend.transfers(False)
         if p[size - 2] != c'\r' or p[size - 1] != c'\n':
             self._garbled("sent bytes that are not a reply")
         elif self._owes():

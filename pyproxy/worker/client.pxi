@@ -217,7 +217,7 @@ cdef class Client:
             for i in range(route.plain_key):
                 at = header(at + length + 2, &length)
             backend = <Backend>self.pool[lane.owner[lane.slot(at, length)]]
-            if not backend.plain:
+            if not backend.plain or self.at is not None or size >= BULK_BYTES or self.typical >= BULK_BYTES:
                 backend = self._seek(backend, route.write, size)
                 if backend is None:
                     if lane.refusal is None:
@@ -518,14 +518,42 @@ cdef class Client:
                         lane.refusal = <bytes?>said
                     return None
                 backend = <Backend?>said
-            if not self._turns_to(backend):
-                return None
+        backend = self._beside(backend, size)
+        if backend is None:
+            return None
         verdict = backend.admit(self, size)
         if verdict > 0:
             return backend
         if verdict == 0:
             lane.refusal = backend.refusal
         return None
+
+    cdef Backend _beside(self, Backend backend, Py_ssize_t size):
+        """Which of the two connections to a primary it goes on, where `backend` is the first of them; None: not now.
+
+        The second is for what would keep small requests waiting: large requests, and all of clients whose answers are
+        large; and for small ones while a large reply comes on the first.  Whoever has anything out to the shard, or a
+        write that may still be applied, stays on the connection that has it, or its commands could overtake each other.
+        """
+        cdef Backend first = <Backend>self.pool[backend.shard], bulk = first.bulk
+        cdef object current = self.at.get(backend.shard, first) if self.at is not None else first
+        cdef bint large
+        if backend is not first or (current is not first and current is not bulk):
+            if not self._turns_to(backend):
+                return None
+            if backend is not first:
+                return backend
+            current = first
+        large = (size >= BULK_BYTES or self.typical >= BULK_BYTES or (first.in_transfer and (bulk is None or not bulk.in_transfer)))
+        if bulk is not None and bulk.door == Door.SHUT:
+            large = False
+        if large == (current is not first) or self._out_to(backend.shard) or self.is_unresolved(backend.shard):
+            return <Backend>current
+        if large and bulk is None:
+            bulk = first.bulk = first.link.bulk(first)
+        backend = bulk if large else first
+        self.reads_at(backend)
+        return backend
 
     def _turns_to(self, Backend backend not None):
         """Whether it may use this backend now: only one of a shard at a time, or its commands could overtake each other."""
@@ -545,6 +573,8 @@ cdef class Client:
         if backend is self.pool[backend.shard]:
             if self.at is not None:
                 self.at.pop(backend.shard, None)
+                if not self.at:
+                    self.at = None
             return 0
         if self.at is None:
             self.at = {}

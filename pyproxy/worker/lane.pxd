@@ -244,6 +244,7 @@ cdef class Client:
     cdef void _line_up(self, Pending item) noexcept
     cdef int say(self, bytes reply) except -1
     cdef int owe(self, int shard, int writes) except -1
+    cdef Backend _beside(self, Backend backend, Py_ssize_t size)
     cdef Backend _seek(self, Backend backend, bint write, Py_ssize_t size)
     cdef bytes _refused_at(self, Backend backend, Py_ssize_t size)
     cdef bint _out_to(self, int shard)
@@ -290,6 +291,9 @@ cdef class Backend:
     cdef Py_ssize_t out_room
     cdef list chunks
     cdef Py_ssize_t out_bytes
+    cdef readonly bint is_bulk      # the second connection, beside that which most requests share
+    cdef Backend bulk               # of the first one: the second, once there has been a need for it; None: not yet
+    cdef bint in_transfer           # a large reply is coming, and nothing else can meanwhile
     cdef int shard_wide             # requests through all keys that are out or wait to be sent
     cdef double free_at             # until when it is known to have been busy with what was asked before
     cdef Py_ssize_t unsent          # bytes that the transport had at the last tick
@@ -315,6 +319,7 @@ cdef class Backend:
     cdef int admit(self, Client client, Py_ssize_t size) except -2
     cpdef flush(self)
     cpdef expire(self, double now, bint busy)
+    cdef int transfers(self, bint begins) except -1
     cdef bint _is_moving(self, double now) except -1
     cdef int _expire_one(self, Pending item, double now) except -1
     cdef int _let_go_late(self, double now) except -1

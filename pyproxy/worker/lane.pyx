@@ -73,6 +73,7 @@ cdef enum:
     LARGE = 16384               # from here on bytes are passed on as they are, not joined
     LARGEST = 67108864          # a server's header is believed up to here; more is kept as it comes
     MOVING_BYTES = 1024         # of a reply that is not whole yet, within its deadline: then it is waited for
+    BULK_BYTES = 1048576        # a request or reply of so much is kept from the connection that small ones share
     OUT_ROOM = 16384
     OUT_LIMIT = 8388608         # bytes waiting for one backend before it counts as congested
     PENDING_BYTES = 256         # what is known of a request, and its place in the order
@@ -390,9 +391,11 @@ cdef class Lane:
 
     def forget_sides(self, int shard):
         """Nobody has anything out to a replica of this shard any more."""
-        for client in self.clients:
-            if (<Client>client).at is not None:
-                (<Client>client).at.pop(shard, None)
+        cdef Client client
+        for each in self.clients:
+            client = <Client>each
+            if client.at is not None and shard in client.at and (<Backend>client.at[shard]).link is not self.links[shard]:
+                client.reads_at(<Backend>client.pool[shard])
 
     cdef int wake_up(self) except -1:
         """This process did not run for a while: the world may be another."""

@@ -28,6 +28,9 @@ from pyproxy.worker.server_limits import QUESTIONS, STAY, ServerLimits
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], None]
 
+BULK = "bulk"
+"""What the key of a second connection ends with, beside protocol and database."""
+
 STEADY_S = 1.0
 """A connection that was lost before it lived this long is not replaced at once: that would be a loop."""
 
@@ -93,7 +96,7 @@ class Link:
         self.node = node
         self.limits = ServerLimits()  # of the server, as it said when it was connected to last
         self.front: Front | None = None  # of its shard, once that is known
-        self.backends: dict[tuple[int, int], Backend] = {}
+        self.backends: dict[tuple[int, int] | tuple[int, int, str], Backend] = {}
         self.connections = 0
         self._lane = lane
         self.index = index
@@ -120,13 +123,19 @@ class Link:
         return bool(self._down)
 
     def backend(self, proto: int, db: int) -> Backend:
-        backend = self.backends.get((proto, db))
-        if backend is None:
-            backend = self.backends[proto, db] = Backend(self._lane, self, self.index, proto, db)
-            if self._down:
-                backend.shut(self.refusal)
-            if self.front is not None:
-                backend.guard(self.front, self.front.guarded, self.front.replicated)
+        return self.backends.get((proto, db)) or self._new(proto, db)
+
+    def bulk(self, first: Backend) -> Backend:
+        """The second connection of a protocol and database, for what would keep the requests on the first waiting."""
+        return self.backends.get((first.proto, first.db, BULK)) or self._new(first.proto, first.db, bulk=True)
+
+    def _new(self, proto: int, db: int, *, bulk: bool = False) -> Backend:
+        backend = Backend(self._lane, self, self.index, proto, db, bulk)
+        self.backends[(proto, db, BULK) if bulk else (proto, db)] = backend
+        if self._down:
+            backend.shut(self.refusal)
+        if self.front is not None:
+            backend.guard(self.front, self.front.guarded, self.front.replicated)
         return backend
 
     def connect(self, backend: Backend) -> None:

@@ -211,7 +211,7 @@ cdef int _parts(Client client, Route route, const char *frame, bytes owners, Sha
     cdef int shard, verdict
     cdef Split split
     cdef list asked, frames, backends = client.pool
-    if not _all_plain(backends, shares, shards):
+    if client.at is not None or not _all_plain(backends, shares, shards):
         backends = list(backends)
         asked = [shard for shard in range(shards) if shares[shard].keys]
         verdict = _admitted(client, route.write, asked, size, backends)

@@ -72,10 +72,7 @@ def wait_until_served(reader: Talk, asked: int, before: dict[str, str]) -> dict[
 def test_clients_that_never_read_cost_at_most_the_budget_and_the_memory_comes_back(
     proxy: Proxy, keys: Keys, reader: Talk
 ) -> None:
-    """They ask for 1.2 GB; the budget is 256 MB, and 64 MB more are allowed for what is under way.
-
-    None of them need be closed: the less memory there is, the fewer of their requests are begun.
-    """
+    """They ask for 1.2 GB; the budget is 256 MB, and 64 MB more are allowed for what is under way."""
     memory = Memory(proxy)
     names = large(keys)
     with contextlib.ExitStack() as clients:
@@ -89,7 +86,6 @@ def test_clients_that_never_read_cost_at_most_the_budget_and_the_memory_comes_ba
 
         wait_for_info(reader, "no more to be begun", begins_nothing_more)
         assert held[0] <= BUDGET
-        assert proxy_info(reader)["shed"] == "0"
         assert memory.added_at_most() < BUDGET + MARGIN
         assert reader.ask("GET", names[0]) == b"x" * MIB
     wait_for_info(reader, "nothing to be held", lambda info: info["held_bytes"] == "0")
