@@ -519,6 +519,9 @@ class Connection(asyncio.Protocol):
 
     def _greet(self, data: bytes) -> None:
         assert self._greeting
+        if self._greeted.done():
+            self.drop("")  # it was given up in this turn, and who did so has not run yet
+            return
         for frame in self._replies.feed(data):
             self.write(self._greeting.heard(frame))
         if self._greeting.is_over:
