@@ -365,6 +365,8 @@ class Conversation:
             if not answered.done():  # ended from outside: what comes on this connection would be somebody else's
                 answered.cancel()
                 loan.drop(errors.LOST)
+            elif not answered.cancelled():
+                answered.exception()  # looked at: whoever has ended this in the same turn does not ask
 
     def __repr__(self) -> str:
         return f"<Conversation {self.command.name.decode()} of {self.client!r}>"
