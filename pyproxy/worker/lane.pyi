@@ -9,6 +9,7 @@ from pyproxy.config import Config
 NOT_NOW: object
 
 def refusal_code(frame: bytes) -> str | None: ...
+def simulate(now: float, congested_at: int) -> None: ...
 
 class Route:
     name: bytes

@@ -75,13 +75,13 @@ cdef enum:
     MOVING_BYTES = 1024         # of a reply that is not whole yet, within its deadline: then it is waited for
     BULK_BYTES = 1048576        # a request or reply of so much is kept from the connection that small ones share
     OUT_ROOM = 16384
-    OUT_LIMIT = 8388608         # bytes waiting for one backend before it counts as congested
     PENDING_BYTES = 256         # what is known of a request, and its place in the order
     ELSEWHERE = 16              # reads that are out to a replica because its primary did not answer them in time
     CHEAP_REPLY = 65536         # answers that are smaller are no burden
     SURE_BYTES = 983040         # every server takes a request of so many; see server_limits.py
     KEPT_BYTES = 262144         # a larger write cannot be held or sent again once it was begun
 
+cdef Py_ssize_t OUT_LIMIT = 8388608     # bytes waiting for one backend before it counts as congested
 cdef double GATHER_S = 0.0002   # while more comes in, requests wait so long at most for others to leave with them
 cdef double SLEPT_S = 1.0       # a worker that did not run for so long asks before it writes
 
@@ -126,8 +126,23 @@ cdef int cut_off(Client client) except -1:
     return 0
 
 
+cdef double _simulated = 0.0    # what the time is in a simulation; 0: it is none
+
+
+def simulate(double now, Py_ssize_t congested_at):
+    """From now on it is so late here (s; 0: as late as it is), and a backend is congested from so many bytes on.
+
+    For tests/simulation, where time passes when it is told to.
+    """
+    global _simulated, OUT_LIMIT
+    _simulated = now
+    OUT_LIMIT = congested_at
+
+
 cdef inline double _clock() noexcept nogil:
     cdef timespec t
+    if _simulated:
+        return _simulated
     clock_gettime(CLOCK_MONOTONIC, &t)
     return t.tv_sec + t.tv_nsec * 1e-9
 
