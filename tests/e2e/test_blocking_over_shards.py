@@ -125,6 +125,7 @@ def test_what_comes_later_is_had_then(
     twins: list[Frames], waiter: Waiter, names: tuple[str, str], talk: Talk, server: Server
 ) -> None:
     both(twins, waiter, names, *waiter.before.split(" ; "))
+    wait_for_info(talk, "nobody of before to wait", lambda info: info["blocked_clients"] == "0")
     for frames in twins:
         frames.say([packed(*waiter.words(waiter.wait, *names)) + packed("ECHO", "behind")], 0)
     wait_for_info(talk, "it to wait", lambda info: info["blocked_clients"] == "1")
