@@ -43,7 +43,6 @@ TESTED_ELSEWHERE = {
     "pyproxy/worker/upstream.py": "tests/e2e/test_pubsub.py",
     "pyproxy/worker/conversations/blocking.py": "tests/e2e: test_blocking, test_blocking_promotion",
     "pyproxy/worker/conversations/polling.py": "tests/e2e/test_blocking_over_shards.py",
-    "pyproxy/worker/transaction.py": "tests/e2e/test_transactions.py",
     "pyproxy/worker/conversations/executing.py": "tests/e2e/test_scripting.py",
     "pyproxy/worker/conversations/scripting.py": "tests/e2e/test_scripting.py",
     "pyproxy/worker/conversations/keyspace.py": "tests/e2e: test_keyspace, test_scan_completeness",

@@ -159,7 +159,7 @@ cdef class Client:
         """Dispatches the commands in p, which the caller keeps alive, -> how many bytes of it are done with."""
         cdef Lane lane = self.lane
         cdef Py_ssize_t pos = 0, length = 0
-        cdef int left = TURN_COMMANDS
+        cdef int left = TURN_COMMANDS, cost
         cdef Found found
         cdef Fault fault
         while pos < n and not self.parked and not self.finishing:
@@ -177,13 +177,15 @@ cdef class Client:
                 self.say(errors.protocol(fault_text(&fault)))
                 self.finish()
                 return pos
+            cost = 1
             if found == FRAME:
-                if not self._command(p + pos, length):
-                    break       # not now: offered again later, from its first byte
-            elif found == INLINE and not self._inline(p[pos:pos + length]):
-                break
+                cost = self._command(p + pos, length)
+            elif found == INLINE:
+                cost = self._inline(p[pos:pos + length])
+            if not cost:
+                break           # not now: offered again later, from its first byte
             pos += length
-            left -= 1
+            left -= cost
         self.unfinished_since = 0
         return pos
 
@@ -201,13 +203,13 @@ cdef class Client:
         return self._command(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
 
     cdef int _command(self, const char *frame, Py_ssize_t size) except -1:
-        """Begins one command, whose canonical bytes are at frame.  False: not now, the client was parked."""
+        """Begins one command, whose canonical bytes are at frame -> what it costs of the turn; 0: not now, the client was parked."""
         cdef Lane lane = self.lane
         cdef Py_ssize_t argc = 0, length = 0
         cdef const char *at = header(header(frame, &argc), &length)
         cdef Route route = lane.route(PyBytes_FromStringAndSize(at, length))
         cdef Backend backend
-        cdef int i
+        cdef int i, cost = 1
         cdef Pending item
         cdef object reply
         if route is not None:
@@ -243,11 +245,12 @@ cdef class Client:
                 return False
             if reply is not None:
                 self.say(<bytes?>reply)
+            cost = TAKEN_COST
         self._counted()
         if self.inflight >= self._window() or self.held > REPLIES_BYTES or self.inflight_bytes > REQUESTS_BYTES:
             self.parked |= Park.WINDOW
             self.touch()
-        return True
+        return cost
 
     cdef void _counted(self):
         self.lane.commands += 1
@@ -364,6 +367,10 @@ cdef class Client:
         self.lane.settle(self.head, reply)
         self.talk = None
         self.unpark(Park.TALK)
+
+    def later(self):
+        """Others have their turn first; then the command that is being offered is offered again."""
+        self._next_turn()
 
     def settled(self):
         """Whether all that it asked before is answered; else it is parked, and offers its command again."""

@@ -29,7 +29,7 @@ cdef int bug(object where) except -1
 # begins a split command: 1 done, -1 not now (the client was parked)
 ctypedef int (*Splitter)(Client client, Route route, const char *frame, Py_ssize_t size) except -2
 # the one answer to a split command whose parts are all answered
-ctypedef bytes (*Merger)(Split split)
+ctypedef bytes (*Merger)(Split split, Pending place)
 
 
 @cython.final
@@ -369,3 +369,6 @@ cdef class Wire:
     cdef int _swallow(self, Pending item, const char *p, Py_ssize_t n) except -1
     cdef bint _begin_large(self, const char *p, Py_ssize_t n) except -1
     cdef Py_ssize_t _fill(self, bytes data) except -1
+
+
+cdef int cut_off(Client client) except -1

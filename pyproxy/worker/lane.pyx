@@ -62,6 +62,7 @@ cdef enum:          # how long a server may take; see Command.slow and Command.s
 
 cdef enum:
     TURN_COMMANDS = 1024        # one client's share of a loop turn
+    TAKEN_COST = 4              # of it, for a command that leaves the lane: so much more work it is
     READ_AHEAD = 65536          # unread bytes of a parked client before reading stops; of one that does not read
                                 # itself limits.client_output_bytes, as it may write all before it reads
     REPLIES_BYTES = 1048576     # answers of one client kept here before nothing more of it is begun
@@ -240,13 +241,16 @@ cdef class Split:
 
     cdef int _merge(self) except -1:
         cdef Pending place = self.place
+        cdef bytes frame
         self._hold(-self.held)
         self.place = None
         try:
             if self.asked is not None:
                 self.asked(self.frames, self.failed)
             elif place is not None and place.client is not None:
-                self.lane.settle(place, self.lane.merger(self))
+                frame = self.lane.merger(self, place)
+                if frame is not None:
+                    self.lane.settle(place, frame)
         except Exception:
             bug(self.route.name)
             if place is not None and place.client is not None:

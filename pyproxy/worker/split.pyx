@@ -11,12 +11,16 @@ The keys of a part keep their order, duplicates included, so the answer is put t
 and taking each shard's next element.  All doors are asked before any part is sent: a refusal means that nothing was applied.
 """
 
+cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from libc.string cimport memcpy
 
 from protocol.scan cimport FRAME, ReplyScan, counted, header, scan_reply, short_bulk
-from pyproxy.worker.lane cimport Backend, Client, Lane, Pending, Route, Split
+from pyproxy.worker.lane cimport Backend, Client, Lane, Pending, Route, Split, bug, cut_off
+
+from time import monotonic
 
 from protocol import errors, request
 from pyproxy.worker.lane import NOT_NOW
@@ -30,6 +34,8 @@ def install(Lane lane not None):
 
 cdef enum:
     KEPT_BYTES = 262144     # a larger write cannot be held or sent again once it was begun
+
+cdef double SLICE_S = 0.004     # of one turn, for the answers to one transaction
 
 
 cdef inline Py_ssize_t _digits(Py_ssize_t value) noexcept nogil:
@@ -436,32 +442,27 @@ cdef Split _asking(Client client, Route route, int parts, asked):
     return split
 
 
-def together(Lane lane not None, list commands not None, list frames not None):
-    """The answer to an EXEC whose blocks were answered by these arrays, by shard; `commands` as for `execute`."""
-    cdef Split split = Split.__new__(Split)
-    split.lane = lane
-    split.commands = commands
-    split.frames = frames
-    try:
-        return _executed(split)
-    except ValueError:
-        lane.errors += 1
-        return errors.unexpected_part(b"exec")
-
-
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-cdef bytes merged(Split split):
-    """The one answer to a split request whose parts have all been answered, as a reply frame."""
+cdef bytes merged(Split split, Pending place):
+    """The one answer to a split request whose parts have all been answered, as a reply frame.
+
+    None: it takes more than a turn, and `place` will get it.
+    """
     cdef str how = split.route.merged_by
+    cdef Assembly assembly
     if split.answer is not None:
         return _answered(split)
     if split.failed:
         return _failure(split) if split.commands is None else errors.transaction_discarded(_failure(split))
     try:
         if split.commands is not None:
-            return _executed(split)
+            assembly = Assembly(split.lane, split.commands, split.frames)
+            if not assembly.step():
+                assembly.place = place
+                split.lane.loop.call_soon(assembly.go_on)
+            return assembly.reply
         if how == "gather":
             return _gather(split)
         if how == "sum":
@@ -536,62 +537,135 @@ cdef bytes _concat(Split split):
     return b"*%d\r\n" % count + b"".join(bodies)
 
 
-cdef list _cut_elements(bytes frame):
-    """The elements of an array, each as it came, the last one first."""
-    cdef Py_ssize_t body = 0, length = 0, at, size = PyBytes_GET_SIZE(frame)
-    cdef Py_ssize_t count = _elements(frame, &body), i
-    cdef ReplyScan state
-    cdef list found = []
-    at = body
-    for i in range(count):
-        state.left = 0
-        state.pos = 0
-        if at >= size or scan_reply(PyBytes_AS_STRING(frame) + at, size - at, &state, True, size, &length) != FRAME:
-            raise ValueError
-        found.append(frame[at:at + length])
-        at += length
-    found.reverse()
-    return found
+@cython.final
+cdef class Assembly:
+    """The answers to the commands of a transaction in their order, put together a slice at a time: there may be very many."""
 
+    cdef readonly bytes reply       # once `step` has said that it is done
+    cdef Lane lane
+    cdef list commands
+    cdef list frames
+    cdef Py_ssize_t *at             # of each shard: where its next answer begins in its frame
+    cdef Py_ssize_t done            # of the commands
+    cdef bytearray out
+    cdef Pending place              # who is to get it; None: whoever calls `step`
 
-cdef bytes _executed(Split split):
-    """The answers to the commands of a transaction in their order."""
-    cdef list answers = [_cut_elements(<bytes>frame) if frame is not None else [] for frame in split.frames]
-    cdef list out = [b"*%d\r\n" % len(split.commands)]
-    cdef Split whole
-    try:
-        for command in split.commands:
-            if type(command) is int:
-                out.append((<list>answers[<int>command]).pop())
-                continue
-            if type(command) is bytes:
-                out.append(command)
-                continue
-            if len(<tuple>command) == 2:
-                make, shards = command
-                out.append(make([(<list>answers[<int>shard]).pop() for shard in shards]))
-                continue
+    def __init__(self, Lane lane not None, list commands not None, list frames not None):
+        """`commands`: as for `execute`; `frames`: what the shards answered, by shard.  ValueError if that is no array."""
+        cdef Py_ssize_t body = 0
+        cdef int shard
+        self.lane = lane
+        self.commands = commands
+        self.frames = frames
+        self.at = <Py_ssize_t *>PyMem_RawCalloc(len(frames) + 1, sizeof(Py_ssize_t))
+        if self.at == NULL:
+            raise MemoryError
+        for shard in range(<int>len(frames)):
+            if frames[shard] is not None:
+                _elements(<bytes>frames[shard], &body)
+                self.at[shard] = body
+        self.out = bytearray(b"*%d\r\n" % len(commands))
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.at)
+
+    def step(self):
+        """Goes on for a moment -> whether it is done."""
+        cdef double until = monotonic() + SLICE_S
+        cdef Py_ssize_t count = len(self.commands)
+        cdef int shard
+        try:
+            while self.done < count:
+                self._one(self.commands[self.done])
+                self.done += 1
+                if not self.done & 31 and monotonic() > until:
+                    return False
+            for shard in range(<int>len(self.frames)):
+                if self.frames[shard] is not None and self.at[shard] != len(<bytes>self.frames[shard]):
+                    raise ValueError
+            self.reply = bytes(self.out)
+        except ValueError:
+            self.lane.errors += 1
+            self.reply = errors.unexpected_part(b"exec")
+        return True
+
+    def go_on(self):
+        """In a later turn; `place` gets the answer, unless its client has gone."""
+        cdef Client client = self.place.client
+        if client is None:
+            return
+        try:
+            if self.step():
+                self.lane.settle(self.place, self.reply)
+            else:
+                self.lane.loop.call_soon(self.go_on)
+        except Exception:
+            bug(client)
+            cut_off(client)     # its answer is lost, and those behind it wait for that
+
+    cdef int _one(self, command) except -1:
+        """The answer to one command."""
+        cdef Split whole
+        cdef Py_ssize_t length
+        cdef int shard
+        cdef bytes frame
+        if type(command) is int:
+            shard = command
+            length = self._next(shard)
+            self._append(PyBytes_AS_STRING(<bytes>self.frames[shard]) + self.at[shard], length)
+            self.at[shard] += length
+            return 0
+        if type(command) is bytes:
+            frame = command
+        elif len(<tuple>command) == 2:
+            make, shards = command
+            frame = make([self._take(shard) for shard in shards])
+        else:
             route, owners, shards = command
             whole = Split.__new__(Split)
-            whole.lane = split.lane
+            whole.lane = self.lane
             whole.route = route
             whole.write = whole.route.write
             if type(owners) is bytes:
                 whole.order = owners
             else:
                 whole.answer = owners
-            whole.frames = [None] * len(answers)
+            whole.frames = [None] * len(self.frames)
             for shard in shards:
-                frame = (<list>answers[<int>shard]).pop()
-                whole.frames[<int>shard] = frame
+                frame = self._take(shard)
+                whole.frames[shard] = frame
                 if frame.startswith(b"-"):
-                    whole._failed(<int>shard, frame, True)
-            out.append(merged(whole))
-    except IndexError:
-        raise ValueError from None
-    if any(answers):
-        raise ValueError
-    return b"".join(out)
+                    whole._failed(shard, frame, True)
+            frame = merged(whole, None)
+        self._append(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+        return 0
+
+    cdef Py_ssize_t _next(self, int shard) except -1:
+        """How long the next answer of a shard is."""
+        cdef bytes frame = self.frames[shard]
+        cdef Py_ssize_t length = 0, left
+        cdef ReplyScan state
+        if frame is None:
+            raise ValueError
+        state.left = 0
+        state.pos = 0
+        left = PyBytes_GET_SIZE(frame) - self.at[shard]
+        if (left <= 0 or scan_reply(PyBytes_AS_STRING(frame) + self.at[shard], left, &state, True, left, &length)
+                != FRAME):
+            raise ValueError
+        return length
+
+    cdef bytes _take(self, int shard):
+        """The next answer of a shard."""
+        cdef Py_ssize_t length = self._next(shard), at = self.at[shard]
+        self.at[shard] += length
+        return (<bytes>self.frames[shard])[at:at + length]
+
+    cdef int _append(self, const char *p, Py_ssize_t n) except -1:
+        cdef Py_ssize_t size = len(self.out)
+        PyByteArray_Resize(self.out, size + n)
+        memcpy(PyByteArray_AS_STRING(self.out) + size, p, n)
+        return 0
 
 
 cdef bytes _gather(Split split):

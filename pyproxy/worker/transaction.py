@@ -11,8 +11,10 @@ SELECT and CLIENT REPLY cannot be in one: they would change a connection that ot
 out on a connection of its own.
 """
 
+import asyncio
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,7 +24,7 @@ from protocol.request import Block, Request
 from pyproxy.worker.keyless import MERGES, REFUSE, UNKNOWN, Keyless, merged
 from pyproxy.worker.lane import NOT_NOW, Client, Lane, Route
 from pyproxy.worker.pubsub import PUBLISH, Sort
-from pyproxy.worker.split import cut, execute, together
+from pyproxy.worker.split import Assembly, cut, execute
 
 QUEUED = b"+QUEUED\r\n"
 Counted = Callable[[Sort, bytes], Callable[[bytes], bytes]]
@@ -34,29 +36,29 @@ Local = Callable[[bytes, Client, Sequence[bytes]], bytes]
 NOT_IN_A_BLOCK = (b"auth", b"client|reply", b"config|set", b"hello", b"select")
 """Those that change what comes after them, or take their time."""
 
+Answer = Callable[[bytes], bytes]
+
+SLICE_S = 0.004  # of one turn, for one client's transaction
+
 OVERHEAD = 64  # bytes that a queued command, and each of its words, costs beside its own
 
 
-@dataclass(slots=True)
-class Queued:
-    """A command that waits for EXEC."""
-
-    route: Route
-    argv: list[bytes]
-    keys: Sequence[int]  # where in argv they stand
-    answer: Callable[[bytes], bytes] | None = None  # makes its answer of the server's
-    said: Callable[[], bytes] | None = None  # makes its answer without one
-    way: str = ""  # of a script on all shards: how their answers become one
-
-
 class Transaction:
-    """Between MULTI and EXEC."""
+    """Between MULTI and EXEC. Where a command goes is found when it is queued, as there may be very many at EXEC.
+
+    `blocks`: by shard. `commands`: of each how its answer is found, see `split.execute`; of one that the proxy answers
+    itself what makes the answer, until `do_own` has made it. `is_assembled`: an answer in it is not a server's.
+    """
 
     def __init__(self, counted: Counted, local: Local, keyless: Keyless) -> None:
         self._counted = counted
         self._local = local
         self._keyless = keyless
-        self.commands: list[Queued] = []
+        self.blocks: dict[int, Block] = {}
+        self.commands: list[Any] = []
+        self.is_assembled = False
+        self._own: deque[int] = deque()  # the places of those that the proxy answers itself
+        self._assembly: Assembly | None = None  # of an EXEC that asks no server
         self.refused = False  # one of its commands was, so EXEC runs none
         self.write = False
         self.scripts: list[list[bytes]] = []  # those of its commands that run one, functions too
@@ -107,7 +109,7 @@ class Transaction:
                 return errors.refused(command.name, command.reason)
             case _:
                 return errors.not_in_transaction(command.name)
-        self.commands.append(Queued(route, list(argv), keys, answer, said, way))
+        self._place(client.lane, route, argv, keys, answer, said, way)
         self.write = self.write or (said is None and not command.is_read)
         client.queued(sum(map(len, argv)) + OVERHEAD * (len(argv) + 1))
         return b""
@@ -118,63 +120,90 @@ class Transaction:
             return errors.exec_aborted()
         if not self.commands:
             return b"*0\r\n"
-        lane = client.lane
-        blocks, commands = self.blocks(lane)
-        if not blocks:
-            return together(lane, answered(commands), [])
-        if not all(map(lane.fits, blocks.values())):
-            return errors.block_too_large(min(lane.bulk_bytes, lane.block_bytes))
-        if len(blocks) == 1 and not self.is_assembled:
-            ((shard, block),) = blocks.items()
+        if len(self.blocks) > 1 and not over_shards:
+            return errors.transaction_over_shards([client.lane.links[shard].name for shard in sorted(self.blocks)])
+        if not self.do_own():
+            client.later()
+            return NOT_NOW
+        if not self.blocks:
+            return self._answer_alone(client)
+        reply: object
+        if len(self.blocks) == 1 and not self.is_assembled:
+            ((shard, block),) = self.blocks.items()
             reply = client.send(shard, block, self.write, True)
-        elif len(blocks) == 1 or over_shards:
-            reply = execute(client, route, blocks, answered(commands), self.write)
         else:
-            return errors.transaction_over_shards([lane.links[shard].name for shard in sorted(blocks)])
+            reply = execute(client, route, self.blocks, self.commands, self.write)
         return errors.transaction_discarded(reply) if isinstance(reply, bytes) else reply
 
-    @property
-    def is_assembled(self) -> bool:
-        """Whether an answer in it is not a server's."""
-        return any(each.answer or each.said for each in self.commands)
+    def do_own(self) -> bool:
+        """Do what the proxy answers itself, for as long as one may in a turn -> whether all of it is done."""
+        until = time.monotonic() + SLICE_S
+        while self._own:
+            place = self._own.popleft()
+            self.commands[place] = self.commands[place]()
+            if time.monotonic() >= until:
+                return not self._own
+        return True
 
-    def blocks(self, lane: Lane) -> tuple[dict[int, Block], list[Any]]:
-        """For each shard its block; and how the answers are found: see `split.execute`.
+    def _answer_alone(self, client: Client) -> object:
+        """The answer where no server is asked; NOT_NOW while there is more of it to be put together."""
+        if self._assembly is None:
+            self._assembly = Assembly(client.lane, self.commands, [])
+        if self._assembly.step():
+            return self._assembly.reply
+        client.later()
+        return NOT_NOW
 
-        What the proxy answers itself is not done yet: see `answered`. A command whose keys are on several shards is
-        cut, as it is outside of a transaction.
+    def _place(
+        self, lane: Lane, route: Route, argv: Sequence[bytes], keys: Sequence[int], answer: Answer | None,
+        said: Callable[[], bytes] | None, way: str,
+    ) -> None:
+        """Put a command into the blocks of its shards. One whose keys are on several is cut, as outside of MULTI.
+
+        `answer`: makes its answer of the server's. `said`: makes it without one. `way`: of a script on all shards, how
+        their answers become one.
         """
-        requests: dict[int, list[Request]] = {}
-        commands: list[Any] = []
-        for each in self.commands:
-            if each.said is not None:
-                commands.append(each.said)
-                continue
-            if each.route.command.kind is Kind.FANOUT or each.way in MERGES:
-                everywhere, request = range(len(lane.links)), Request(each.argv)
-                for shard in everywhere:
-                    requests.setdefault(shard, []).append(request)
-                if each.way in MERGES:
-                    commands.append((partial(_merged, lane, each.route, each.way), everywhere))
-                else:
-                    commands.append((each.route, b"", everywhere))
-                continue
-            asked = _shards(lane, each.argv, each.keys)
-            if len(asked) == 1:
-                (shard,) = asked
-                requests.setdefault(shard, []).append(Request(each.argv))
-                commands.append((each.route, each.answer, (shard,)) if each.answer else shard)
-            else:
-                owners, parts = cut(lane, each.route, each.argv)
-                for shard, part in parts.items():
-                    requests.setdefault(shard, []).append(part)
-                commands.append((each.route, owners, tuple(parts)))
-        return {shard: Block(of_shard) for shard, of_shard in requests.items()}, commands
+        if said is not None:
+            self._own.append(len(self.commands))
+            self.commands.append(said)
+            self.is_assembled = True
+            return
+        if route.command.kind is Kind.FANOUT or way in MERGES:
+            everywhere, request = range(len(lane.links)), Request(argv)
+            for shard in everywhere:
+                self._add(shard, request)
+            self.commands.append(
+                (partial(_merged, lane, route, way), everywhere) if way in MERGES else (route, b"", everywhere)
+            )
+            return
+        shards = _shards(lane, argv, keys)
+        if len(shards) == 1:
+            (shard,) = shards
+            self._add(shard, Request(argv))
+            self.commands.append((route, answer, (shard,)) if answer is not None else shard)
+            self.is_assembled = self.is_assembled or answer is not None
+            return
+        owners, parts = cut(lane, route, list(argv))
+        for shard, part in parts.items():
+            self._add(shard, part)
+        self.commands.append((route, owners, tuple(parts)))
+
+    def _add(self, shard: int, request: Request) -> None:
+        block = self.blocks.get(shard)
+        if block is None:
+            self.blocks[shard] = Block([request])
+        else:
+            block.add(request)
 
 
-def answered(commands: Sequence[Any]) -> list[Any]:
-    """The `commands` of `Transaction.blocks`, with what the proxy answers itself done and answered."""
-    return [each() if callable(each) else each for each in commands]
+async def in_order(lane: Lane, transaction: Transaction, frames: list[bytes | None]) -> bytes:
+    """The answer to an EXEC whose blocks were answered by these arrays, by shard; others have their turns meanwhile."""
+    while not transaction.do_own():  # noqa: ASYNC110 - it is the work that is waited for
+        await asyncio.sleep(0)
+    assembly = Assembly(lane, transaction.commands, frames)
+    while not assembly.step():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    return assembly.reply
 
 
 def _merged(lane: Lane, route: Route, way: str, frames: Sequence[bytes]) -> bytes:

@@ -666,3 +666,59 @@ def test_what_a_server_says_to_exec_is_the_answer_whatever_it_would_mean_for_a_w
             talk.send(*block(f"SET {keys.one(SLOW)} x"), ["ECHO", "behind"])
             *_, executed, behind_it = talk.reads(4)
             assert (error(executed), behind_it) == (refusal[1:-2].decode(), b"behind")
+
+
+# --- of very many -----------------------------------------------------------------------------------------------------
+
+MANY = 20_000
+
+
+@pytest.mark.parametrize("over", [1, 3])
+def test_very_many_commands_are_answered_in_their_order(split: Proxy, keys: Keys, over: int) -> None:
+    """Where they go is found when they are queued, and their answers are put together in slices: others go on."""
+    names = [name for shard in range(over) for name in keys.on(shard, 50, "many")]
+    asked: list[tuple[str, ...]] = []
+    expected: list[object] = []
+    for number in range(MANY):
+        name = names[number % len(names)]
+        match number % 5:
+            case 0 | 1:
+                asked.append(("SET", name, str(number)))
+                expected.append(b"OK")
+            case 2:
+                asked.append(("MGET", *names[:3]))
+                expected.append(None)  # known from what was set before
+            case 3:
+                asked.append(("ECHO", str(number)))
+                expected.append(str(number).encode())
+            case _:
+                asked.append(("GET", name))
+                expected.append(None)
+    stored: dict[str, bytes | None] = dict.fromkeys(names)
+    for place, argv in enumerate(asked):
+        match argv[0]:
+            case "SET":
+                stored[argv[1]] = argv[2].encode()
+            case "GET":
+                expected[place] = stored[argv[1]]
+            case "MGET":
+                expected[place] = [stored[name] for name in argv[1:]]
+    with Talk(split.port) as talk, Talk(split.port) as bystander:
+        talk.ask("FLUSHALL")
+        talk.send(("MULTI",), *asked)
+        assert set(talk.reads(MANY + 1)) == {b"OK", b"QUEUED"}
+        talk.send(("EXEC",), ("PING",))
+        assert bystander.ask("PING") == b"PONG"
+        assert talk.read() == expected
+        assert talk.read() == b"PONG"
+
+
+def test_a_client_that_leaves_in_the_middle_of_very_many_answers_leaves_nothing(split: Proxy, keys: Keys) -> None:
+    with Talk(split.port) as stays:
+        for _ in range(5):
+            with Talk(split.port) as leaves:
+                leaves.send(("MULTI",), *[("SET", keys.one(number % 3), "v") for number in range(MANY)], ("EXEC",))
+                leaves.reads(MANY + 1)
+                leaves.reset()
+        wait_for_info(stays, "nothing to be left", lambda info: (info["inflight"], info["held_bytes"]) == ("0", "0"))
+        assert stays.ask("GET", keys.one(2)) == b"v"

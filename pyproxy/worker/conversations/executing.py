@@ -12,8 +12,7 @@ from protocol.request import Block
 from pyproxy.worker.conversation import Conversation, Refusal
 from pyproxy.worker.conversations.scripting import bring, learn
 from pyproxy.worker.lending import Loan, Unlendable, Use
-from pyproxy.worker.split import together
-from pyproxy.worker.transaction import answered
+from pyproxy.worker.transaction import in_order
 
 
 async def execute(talk: Conversation) -> bytes:
@@ -30,7 +29,7 @@ async def _execute(talk: Conversation) -> bytes:
     transaction, config = talk.client.transaction, talk.here.setup.config
     if transaction.refused:
         return errors.exec_aborted()
-    blocks, commands = transaction.blocks(talk.lane)
+    blocks: dict[int, Block] = transaction.blocks
     if len(blocks) > 1 and config.transactions != "split":
         return errors.transaction_over_shards([talk.name(shard) for shard in sorted(blocks)])
     frames: list[bytes | None] = [None] * len(talk.shards)
@@ -46,7 +45,7 @@ async def _execute(talk: Conversation) -> bytes:
     if len(blocks) == 1 and not transaction.is_assembled:
         (frame,) = (frame for frame in frames if frame is not None)
         return frame
-    return together(talk.lane, answered(commands), frames)
+    return await in_order(talk.lane, transaction, frames)
 
 
 async def send(

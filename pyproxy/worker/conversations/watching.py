@@ -18,8 +18,7 @@ from pyproxy.worker.conversation import Conversation, Handler, NotSent, Refusal
 from pyproxy.worker.conversations.executing import send
 from pyproxy.worker.conversations.scripting import bring
 from pyproxy.worker.lending import Lender, Loan, Unlendable, Use
-from pyproxy.worker.split import together
-from pyproxy.worker.transaction import answered
+from pyproxy.worker.transaction import in_order
 
 NIL = {2: b"*-1\r\n", 3: b"_\r\n"}
 MULTI, EXEC = Request([b"MULTI"]), Request([b"EXEC"])
@@ -81,7 +80,7 @@ async def _lost(talk: Conversation, shard: int) -> bytes:
 
     So it waits at the gate as the block would, even where that only reads: an incident may end in a moment.
     """
-    block = talk.client.transaction.blocks(talk.lane)[0].get(shard)
+    block = talk.client.transaction.blocks.get(shard)
     async with talk.lend(shard, Use.BRIEF, block.size if block else EXEC.size) as loan:
         # any read of a key: a server that loads its data, or has lost its primary, refuses it
         reply = await talk.ask_on(loan, Request([b"EXISTS", b""]), write=False, deadline_s=talk.reply_s)
@@ -94,7 +93,7 @@ async def _execute(talk: Conversation, watched: Watched) -> bytes:
     transaction, own = talk.client.transaction, watched.loan.link.index
     if transaction.refused:
         return errors.exec_aborted()
-    blocks, commands = transaction.blocks(talk.lane)
+    blocks: dict[int, Block] = transaction.blocks
     others = sorted(blocks.keys() - {own})
     if others and talk.here.setup.config.transactions != "split":
         return errors.transaction_over_shards([talk.name(shard) for shard in sorted({own, *others})])
@@ -113,7 +112,7 @@ async def _execute(talk: Conversation, watched: Watched) -> bytes:
         frames: list[bytes | None] = [None] * len(talk.shards)
         frames[own] = checked if own in blocks else None
         await send(talk, loans, blocks, frames, [talk.name(own)] if own in blocks and transaction.write else [])
-    return together(talk.lane, answered(commands), frames)
+    return await in_order(talk.lane, transaction, frames)
 
 
 async def _checked(talk: Conversation, watched: Watched, block: Block | None) -> bytes:
