@@ -162,6 +162,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     reads_max_lag_s: Seconds = 2.0  # of a replica that is read from; and a client reads its own writes for so long
     transactions: Literal["shard", "split"] = "shard"  # keys on several shards: refused at EXEC, or a block on each
     cross_shard: Literal["refuse", "emulate"] = "refuse"  # commands whose keys are on several, SUNION for one
+    canary: bool = False  # an ECHO before each request, to see that a server's answers are in step
     config_set: tuple[str, ...] = ()  # settings that clients may set on all servers, beside notify-keyspace-events
     scripts: ScriptRules = ScriptRules()
     http: Http = Http()

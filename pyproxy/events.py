@@ -120,6 +120,7 @@ class Event(enum.Enum):
     LINK_DOWN = "+link-down", logging.WARNING  # and could not be made again: the shard is refused by that worker
     LINK_UP = "-link-down", logging.INFO
     SERVER_LIMIT = "+server-limit", logging.WARNING  # a node takes less than it might, or may close connections
+    CANARY = "+canary", logging.ERROR  # a server answered out of step; its connection was ended
     LINK_REFUSED = "+link-refused", logging.WARNING  # the node refused the set-up for one protocol and database
 
     PUBSUB_LOST = "+pubsub-lost", logging.WARNING  # a worker does not hear the messages of a shard

@@ -31,7 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import hiredis
 
@@ -572,6 +572,9 @@ class Proxy(Process):
     `keeper` is the reserved port to listen on (see `reserve_port`); it is closed at the end.
     """
 
+    always: ClassVar[Mapping[str, Value]] = {}
+    """What is in the configuration of each, unless it is told otherwise."""
+
     def __init__(
         self, fleet: Fleet, keeper: socket.socket | None = None, workers: int = 1, **tables: Table | Value
     ) -> None:
@@ -580,7 +583,7 @@ class Proxy(Process):
         name = f"proxy-{self.port}"
         super().__init__(name, fleet.directory / f"{name}.log")
         self.config = fleet.directory / f"{name}.toml"
-        self.config.write_text(fleet.config(f"{HOST}:{self.port}", workers, **tables))
+        self.config.write_text(fleet.config(f"{HOST}:{self.port}", workers, **{**self.always, **tables}))
 
     def command(self) -> list[str]:
         """The parent process, by the Python that runs this."""

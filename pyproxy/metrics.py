@@ -44,6 +44,7 @@ COUNTERS = (
     "uncertain",
     "protocol_errors",
     "splits",
+    "out_of_step",  # connections to servers that a canary ended
     "held",  # all that ever waited: drained + refused_held + dropped_client_gone + held_requests
     "drained",
     "refused_held",

@@ -17,6 +17,10 @@ hypothesis.settings.register_profile("house", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("house")
 
 
+# Every proxy of every test is watched for answers that are out of step.
+Proxy.always = {"canary": True}
+
+
 def pytest_asyncio_loop_factories() -> Mapping[str, object]:
     """Asynchronous tests run on the loop that the proxy runs on."""
     return {"uvloop": uvloop.new_event_loop}

@@ -14,6 +14,7 @@ fault is in force.
 import asyncio
 import contextlib
 import enum
+import re
 import socket
 import ssl
 import struct
@@ -22,9 +23,13 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
+from protocol.scan import ProtocolError, Replies
 from pyproxy.fleet import HOST
 
 Result = TypeVar("Result")
+
+SONG = re.compile(rb"\$47\r\npyproxy-canary-\w{32}\r\n")
+CANARY = re.compile(rb"ECHO\r\n(%b)" % SONG.pattern)
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s; close() then sends RST
 
@@ -74,6 +79,41 @@ class Connection:
     affected: bool = False
     silent: bool = False
     requests: bytearray = field(default_factory=bytearray)  # all that the client sent
+    canaries: list[bytes] = field(default_factory=list)  # the answers to those that are not answered yet
+    sung: set[bytes] = field(default_factory=set)  # those that the hop gave in the place of the server
+    _searched: int = 0
+    _begun: bytes = b""  # of an answer of the hop's own
+
+    def asks(self, data: bytes) -> None:
+        self.requests += data
+        for found in CANARY.finditer(self.requests, self._searched):
+            self.canaries.append(found[1])
+            self._searched = found.end()
+
+    def answers(self, data: bytes) -> bytes:
+        """What the server said, without what the hop has said already."""
+        for song in SONG.findall(data):
+            if song in self.canaries:
+                self.canaries.remove(song)
+            if song in self.sung:
+                data = data.replace(song, b"")
+        return data
+
+    def with_canaries(self, data: bytes) -> bytes:
+        """Said in the place of the server, which would answer the canary in front of each request."""
+        said = b""
+        for position in range(len(data)):
+            if not self._begun and self.canaries:
+                said += self.canaries[0]
+                self.sung.add(self.canaries.pop(0))
+            self._begun += data[position : position + 1]
+            try:
+                if Replies().feed(self._begun):
+                    self._begun = b""
+            except ProtocolError:
+                return said + data[position:]
+            said += data[position : position + 1]
+        return said
 
     def close(self, reset: bool) -> None:
         for writer in (self.client, self.server):
@@ -155,12 +195,12 @@ class Hop:
         self._do(act)
 
     def inject(self, data: bytes) -> None:
-        """Say this to the client of every affected connection, now."""
+        """Say this to the client of every affected connection, now, in the place of the server."""
 
         def act() -> None:
             for each in self._open:
                 if each.affected:
-                    each.client.write(data)
+                    each.client.write(each.with_canaries(data))
 
         self._do(act)
 
@@ -265,7 +305,7 @@ class Hop:
             while data := await reader.read(65536):
                 if not connection.requests:
                     self._affect(connection, data)
-                connection.requests += data
+                connection.asks(data)
                 if connection.affected and self._scripted(connection, data):
                     continue
                 await self._pass(Way.REQUESTS, connection, data, connection.server)
@@ -276,7 +316,7 @@ class Hop:
     async def _replies(self, connection: Connection, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
-                await self._pass(Way.REPLIES, connection, data, connection.client)
+                await self._pass(Way.REPLIES, connection, connection.answers(data), connection.client)
         if connection.affected:
             await self._healed(Way.REPLIES)
         connection.client.close()
@@ -315,7 +355,7 @@ class Hop:
                 script.times -= 1
                 if script.times == 0:
                     self._scripts.remove(script)
-                self._say(connection, script.reply, script.end)
+                self._say(connection, connection.with_canaries(script.reply), script.end)
                 return True
         return connection.silent
 

@@ -172,7 +172,7 @@ cdef class Backend:
     @property
     def waiting_requests(self):
         """How many requests are out or wait to be sent, tombstones included."""
-        return self.count
+        return self.count - self.canaries
 
     cdef int _release(self) except -1:
         cdef list waiting = self.waiting
@@ -191,8 +191,14 @@ cdef class Backend:
     cdef int put(self, Pending item, const char *frame, Py_ssize_t size) except -1:
         """Appends a request; it leaves with the turn's other requests.  If it fails, nothing has been put."""
         cdef Client client
+        cdef Pending canary
         if not self.dirty:
             self._mark()
+        if self.canary:
+            canary = self._made_canary()
+            self._append(PyBytes_AS_STRING(canary.request), PyBytes_GET_SIZE(canary.request))
+            self._queue(canary)
+            self.canaries += 1
         self._append(frame, size)
         # nothing from here on can fail: the bytes and the counts change together
         if item.write:
@@ -201,6 +207,10 @@ cdef class Backend:
                 client = item.whole.place.client
             if client is not None:
                 client.wrote |= self.bit
+        self._queue(item)
+        return 0
+
+    cdef void _queue(self, Pending item) noexcept:
         item.sent_at = self.lane.now
         if self.tail is None:
             self.head = item
@@ -213,7 +223,14 @@ cdef class Backend:
         self.unflushed += 1
         if item.pace == SHARD_WIDE:
             self.shard_wide += 1
-        return 0
+
+    cdef Pending _made_canary(self):
+        """A tombstone that knows what it swallows.  Its request ends in the very bytes of its answer."""
+        cdef Pending item = Pending.__new__(Pending)
+        cdef bytes nonce = self.lane.nonce()
+        item.expected = b"$%d\r\n%b\r\n" % (len(nonce), nonce)
+        item.request = b"*2\r\n$4\r\nECHO\r\n" + item.expected
+        return item
 
     cdef int _mark(self) except -1:
         if not self.dirty:
@@ -381,7 +398,10 @@ cdef class Backend:
                 if self.aging is item:
                     self.aging = item.next_out
                 following = item.next_out
-                self._expire_one(item, now)
+                try:
+                    self._expire_one(item, now)
+                except Exception:
+                    self._give_over(item)
                 item = <Pending>following
         if wire is not None and self.head is not None and not wire.lost:
             if now - begun > (max(10 * lane.silence_s, lane.slow_reply_s) if self.head.pace else 10 * lane.silence_s):
@@ -521,7 +541,8 @@ cdef class Backend:
         self.wire = None
         self.in_transfer = False
         for i in range(sent):
-            self._pop()
+            if self._pop().expected is not None:
+                self.canaries -= 1
         if self.front is not None and self.link is self.lane.links[self.shard]:     # not a lent one, nor a replica's
             self.lane.lost_sight(self.shard)
         # items still out get their verdict; those to be tried again are collected in their order
@@ -594,16 +615,23 @@ cdef class Backend:
     cdef int _put_first(self, list retries) except -1:
         cdef Pending item, rest = self.head, rest_tail = self.tail
         cdef Py_ssize_t rest_count = self.unflushed
-        cdef list frames = [(<Pending>held).request for held in retries]
+        cdef list items = retries, frames
+        cdef Py_ssize_t canaries = 0
+        if self.canary:
+            canaries = len(retries)
+            items = [each for held in retries for each in (self._made_canary(), held)]
+        frames = [(<Pending>held).request for held in items]
         self._pack()
         self.chunks = frames + self.chunks
         # nothing from here on can fail
         self.head = self.tail = None
-        for held in retries:
+        for held in items:
             item = <Pending>held
             item.retried = True
             item.ahead = item.queued + 1 if item.queued else 0
             self.out_bytes += PyBytes_GET_SIZE(item.request)
+            if item.pace == SHARD_WIDE:
+                self.shard_wide += 1
             if self.tail is None:
                 self.head = item
             else:
@@ -612,7 +640,8 @@ cdef class Backend:
         self.tail.next_out = rest
         if rest is not None:
             self.tail = rest_tail
-        self.count = self.unflushed = rest_count + len(retries)
+        self.canaries += canaries
+        self.count = self.unflushed = rest_count + len(items)
         self.aging = self.head
         return 0
 
@@ -783,6 +812,8 @@ cdef class Wire:
         """Gives a reply to the request whose turn it is; `frame` if there are bytes of it already."""
         cdef Backend backend = self.backend
         cdef Lane lane = backend.lane
+        if backend.canary and self._heard(item, p, n):
+            return 0
         backend.last_frame = lane.now
         if item.ahead:
             return self._swallow(item, p, n)
@@ -808,6 +839,41 @@ cdef class Wire:
         if frame is None:
             frame = OK if n == 5 and memcmp(p, b"+OK\r\n", 5) == 0 else PyBytes_FromStringAndSize(p, n)
         return lane.settle(item, frame)
+
+    cdef bint _heard(self, Pending item, const char *p, Py_ssize_t n) except -1:
+        """Whether this answer was a canary's; or out of step, and then the connection has ended."""
+        cdef Pending other
+        cdef bytes code, frame
+        if item.expected is None:
+            if n < PyBytes_GET_SIZE(SONG) or memcmp(p, PyBytes_AS_STRING(SONG), PyBytes_GET_SIZE(SONG)) != 0:
+                return False
+            # a client may have such a value, but not that of one which went out just before its request or later
+            frame = p[:n]
+            other = item.next_out
+            while other is not None and frame != other.expected:
+                other = other.next_out
+            if other is not None or frame == self.backend.heard:
+                return self._out_of_step("answered a canary where a request was due")
+            return False
+        if n != PyBytes_GET_SIZE(item.expected) or memcmp(p, PyBytes_AS_STRING(item.expected), n) != 0:
+            code = p[1:min(n, 16)].split(b" ", 1)[0] if p[0] == c'-' else b""
+            if code == b"NOAUTH":
+                self.drop(errors.UNAUTHENTICATED)
+                return True
+            if code not in NOT_NOW_ECHO:
+                return self._out_of_step("answered something else where a canary was due")
+        self.backend.heard = item.expected
+        self.backend.canaries -= 1
+        self.backend._pop()     # it does not count as an answer to anybody: `last_frame` is as it was
+        return True
+
+    cdef int _out_of_step(self, str what) except -1:
+        """What follows would go to the wrong clients."""
+        cdef Backend backend = self.backend
+        backend.lane.out_of_step += 1
+        emit(Event.CANARY, shard=backend.link.name, node=backend.link.node, why=what, requests=backend.waiting_requests)
+        self.drop(errors.garbled(what))
+        return 1
 
     cdef int _swallow(self, Pending item, const char *p, Py_ssize_t n) except -1:
         """The answer to a MULTI, or to a command behind it: nobody's, but an error tells something."""

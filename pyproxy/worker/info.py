@@ -125,6 +125,7 @@ def _proxy(here: Here) -> Iterator[str]:
     for name in ("backend_connections", "inflight", "held_bytes", "shed", "timeouts", "uncertain", "splits"):
         yield f"{name}:{page.total(name)}"
     yield f"protocol_errors:{page.total('protocol_errors')}"
+    yield f"out_of_step:{page.total('out_of_step')}"
     yield f"borrowed_connections:{page.total('borrowed_connections')}"
     yield f"held_requests:{page.total('held_requests')}"
     yield f"held_total:{page.total('held')}"

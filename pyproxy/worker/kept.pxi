@@ -162,6 +162,7 @@ cdef int try_kept_reads(Backend backend) except -1:
 cdef list take_unsent(Backend backend):
     """Takes what was never given to a connection out of the queue -> in its order."""
     cdef list taken = [], none = []
+    cdef Py_ssize_t canaries = 0
     cdef Pending item = backend.head, last = None
     cdef Py_ssize_t sent = backend.count - backend.unflushed, i
     cdef bint aging_stays = False
@@ -171,7 +172,10 @@ cdef list take_unsent(Backend backend):
         last = item
         item = item.next_out
     while item is not None:
-        taken.append(item)
+        if item.expected is None:
+            taken.append(item)
+        else:
+            canaries += 1       # there will be another
         item = item.next_out
     # nothing from here on can fail
     if last is None:
@@ -186,6 +190,7 @@ cdef list take_unsent(Backend backend):
             backend.shard_wide -= 1
     if not aging_stays:
         backend.aging = None
+    backend.canaries -= canaries
     backend.count = sent
     backend.unflushed = 0
     backend.out_len = 0

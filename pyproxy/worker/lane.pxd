@@ -69,6 +69,7 @@ cdef class Pending:
     cdef bint stays                 # a read that only the primary may answer
     cdef int pace                   # of the slowest of its commands
     cdef Client debtor              # whose write it is that was said to be uncertain while its reply may still come
+    cdef bytes expected             # of a canary: the one answer that is in step; None: it is none
     cdef int queued                 # commands of its transaction; 0: it is none
     cdef int ahead                  # answers that come before its own: to MULTI, and to each that was queued
     cdef readonly double sent_at
@@ -157,6 +158,11 @@ cdef class Lane:
     cdef readonly long long uncertain
     cdef readonly long long protocol_errors
     cdef readonly long long splits
+    cdef readonly long long out_of_step     # connections that were ended as a canary was not answered in its turn
+    cdef readonly bint canary       # connections that clients share are watched by canaries
+    cdef bytes _random              # of which nonces are made, and how much of it is used
+    cdef Py_ssize_t _random_used
+    cdef bytes nonce(self)
     cdef long long next_client_id
     cdef int id_step
     cdef readonly bint draining
@@ -284,7 +290,10 @@ cdef class Backend:
     cdef Pending head
     cdef Pending tail
     cdef Pending aging              # the oldest request whose deadline has not passed
+    cdef public bint canary         # an ECHO goes before each request, and its answer must come in its turn
     cdef Py_ssize_t count
+    cdef bytes heard                # the answer of the last one
+    cdef Py_ssize_t canaries        # how many of those that are counted are canaries
     cdef Py_ssize_t unflushed       # how many at the tail were never given to a transport
     cdef char *out
     cdef Py_ssize_t out_len
@@ -327,6 +336,8 @@ cdef class Backend:
     cdef int _forgive(self, Pending item) except -1
     cdef int settle_debts(self) except -1
     cdef int _release(self) except -1
+    cdef void _queue(self, Pending item) noexcept
+    cdef Pending _made_canary(self)
     cdef int _mark(self) except -1
     cdef int _append(self, const char *p, Py_ssize_t n) except -1
     cdef int _pack(self) except -1
@@ -365,6 +376,8 @@ cdef class Wire:
     cdef int put(self, const char *data, Py_ssize_t size) except -1
     cdef int _garbled(self, str what) except -2
     cdef bint _owes(self) except -1
+    cdef bint _heard(self, Pending item, const char *p, Py_ssize_t n) except -1
+    cdef int _out_of_step(self, str what) except -1
     cdef int _deliver(self, Pending item, const char *p, Py_ssize_t n, bytes frame) except -1
     cdef int _swallow(self, Pending item, const char *p, Py_ssize_t n) except -1
     cdef bint _begin_large(self, const char *p, Py_ssize_t n) except -1

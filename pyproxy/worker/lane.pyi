@@ -33,6 +33,9 @@ class Lane:
     clients: set[Client]
     held: int
     inflight: int
+    commands: int
+    out_of_step: int
+    canary: bool
     draining: bool
     bulk_bytes: int
     block_bytes: int
@@ -123,6 +126,7 @@ class Backend:
     is_base: bool
     waiting_requests: int
     slow_since: float
+    canary: bool
     is_bulk: bool
     def __init__(self, lane: Lane, link: Any, shard: int, proto: int, db: int, bulk: bool = False) -> None: ...
     def guard(self, front: Any, guarded: bool, keeps: bool) -> None: ...

@@ -88,6 +88,9 @@ cdef double SLEPT_S = 1.0       # a worker that did not run for so long asks bef
 
 cdef double UNTAKEN_S = 3.0     # a client that is not read any further is closed if it takes nothing for so long
 cdef double LINGER_S = 2.0      # how long a closing client may send, or not read, before it is cut off
+cdef bytes CANARY = b"pyproxy-canary-"    # and 32 hexadecimal digits, which nobody can know before they are sent
+cdef bytes SONG = b"$%d\r\n%b" % (len(CANARY) + 32, CANARY)    # how its answer begins
+cdef frozenset NOT_NOW_ECHO = frozenset({b"LOADING", b"MASTERDOWN", b"BUSY"})    # what a server may say to all that it is asked
 cdef bytes OK = b"+OK\r\n"        # most writes are answered with it: no copy of its own for each
 NOT_NOW = object()              # what `take` answers when it has parked the client: offer the command again
 
@@ -291,6 +294,8 @@ cdef class Lane:
         self.reply_s = config.timeouts.reply_s
         self.slow_reply_s = config.timeouts.slow_reply_s
         self.silence_s = config.timeouts.silence_s
+        self.canary = config.canary
+        self._random = b""
         self.hash32 = mmh3.mmh3_32_uintdigest
         self.key = Key()
         self.next_client_id = index + 1
@@ -415,6 +420,14 @@ cdef class Lane:
             client = <Client>each
             if client.at is not None and shard in client.at and (<Backend>client.at[shard]).link is not self.links[shard]:
                 client.reads_at(<Backend>client.pool[shard])
+
+    cdef bytes nonce(self):
+        """The text of one canary."""
+        if self._random_used + 16 > len(self._random):
+            self._random = os.urandom(4096)
+            self._random_used = 0
+        self._random_used += 16
+        return CANARY + self._random[self._random_used - 16:self._random_used].hex().encode()
 
     cdef int wake_up(self) except -1:
         """This process did not run for a while: the world may be another."""
@@ -580,6 +593,7 @@ cdef class Lane:
         row[_UNCERTAIN] = self.uncertain
         row[_PROTOCOL_ERRORS] = self.protocol_errors
         row[_SPLITS] = self.splits
+        row[_OUT_OF_STEP] = self.out_of_step
 
     def drain(self):
         """Nothing new is begun; each client is closed when what it has out is answered."""
@@ -596,7 +610,7 @@ cdef int _CLIENTS = INDEX["clients"], _BEAT = INDEX["beat_us"], _COMMANDS = INDE
 cdef int _ERRORS = INDEX["errors"], _BYTES_IN = INDEX["bytes_in"], _BYTES_OUT = INDEX["bytes_out"]
 cdef int _INFLIGHT = INDEX["inflight"], _HELD = INDEX["held_bytes"], _SHED = INDEX["shed"]
 cdef int _TIMEOUTS = INDEX["timeouts"], _UNCERTAIN = INDEX["uncertain"]
-cdef int _PROTOCOL_ERRORS = INDEX["protocol_errors"], _SPLITS = INDEX["splits"]
+cdef int _PROTOCOL_ERRORS = INDEX["protocol_errors"], _SPLITS = INDEX["splits"], _OUT_OF_STEP = INDEX["out_of_step"]
 
 
 cdef object _by_age = attrgetter("sent_at")

@@ -18,7 +18,7 @@ import msgspec
 
 from pyproxy.channel import Channel
 from pyproxy.config import Config
-from pyproxy.fleet import HOST, Fleet, Process, Server, Table, Value, wait_until
+from pyproxy.fleet import HOST, Fleet, Process, Proxy, Server, Table, Value, wait_until
 from pyproxy.messages import Applied, FleetLook, Gate, Held, Holding, Message, NodeLook, Setup, ShardLook, Topology
 from pyproxy.metrics import Page
 from pyproxy.shardmap import Node, Shard
@@ -39,7 +39,7 @@ class Alone(Process):
         name = f"worker-{time.monotonic_ns()}"
         super().__init__("worker", fleet.directory / f"{name}.log")
         self.config = fleet.directory / f"{name}.toml"
-        self.config.write_text(f"{top}\n{fleet.config(f'{HOST}:0', 1, **tables)}")
+        self.config.write_text(f"{top}\n{fleet.config(f'{HOST}:0', 1, **{**Proxy.always, **tables})}")
         self._config = Config.load(self.config)
         self.shards: list[Shard] = [
             msgspec.structs.replace(shard, primary=(primaries or {}).get(index, shard.primary))
