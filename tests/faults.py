@@ -316,7 +316,7 @@ class Hop:
     async def _replies(self, connection: Connection, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
-                await self._pass(Way.REPLIES, connection, connection.answers(data), connection.client)
+                await self._pass(Way.REPLIES, connection, data, connection.client)
         if connection.affected:
             await self._healed(Way.REPLIES)
         connection.client.close()
@@ -344,6 +344,8 @@ class Hop:
             to.write(data[: rule.piece])
             data = data[rule.piece :]
             await to.drain()
+        if way is Way.REPLIES:
+            data = connection.answers(data)
         if data and not connection.silent:
             to.write(data)
             await to.drain()

@@ -60,6 +60,18 @@ cdef enum:          # how long a server may take; see Command.slow and Command.s
     SLOW = 1
     SHARD_WIDE = 2
 
+cdef extern from *:
+    """
+    #ifdef PYPROXY_CHECKED
+    #define CHECKED_BUILD 1
+    #else
+    #define CHECKED_BUILD 0
+    #endif
+    """
+    bint CHECKED_BUILD      # known to the C compiler: nothing is left of what depends on it in the build that serves
+
+CHECKED = bool(CHECKED_BUILD)
+
 cdef enum:
     TURN_COMMANDS = 1024        # one client's share of a loop turn
     TAKEN_COST = 4              # of it, for a command that leaves the lane: so much more work it is
@@ -487,6 +499,19 @@ cdef class Lane:
         self.came = False
         if self._is_over():
             self._shed()
+        if CHECKED_BUILD:
+            self._check_or_die()
+
+    def check(self):
+        """Raises Broken where a queue or a count is not as it must be between two turns."""
+        check(self)
+
+    def _check_or_die(self):
+        try:
+            check(self)
+        except Broken:
+            bug(self)
+            os.abort()      # where it is seen at once: what follows from it would be hard to understand
 
     cdef bint _is_over(self):
         """Whether the budget is not kept, and closing clients helps: what was handed on for a server stays where it is."""
@@ -620,3 +645,4 @@ cdef object _by_age = attrgetter("sent_at")
 include "client.pxi"
 include "backend.pxi"
 include "kept.pxi"
+include "check.pxi"

@@ -1,0 +1,160 @@
+# What is true of all queues between two turns.  Included by lane.pyx.
+#
+# Nothing here is called in the build that serves; in a checked one (./run test --checked) it is after every turn.  It
+# walks all there is, and raises `Broken` with what is not as it must be.
+
+
+class Broken(AssertionError):
+    """A queue or a count of the lane is not as it must be; the text says whose, and what was found."""
+
+
+cdef int check(Lane lane) except -1:
+    cdef Client client
+    cdef set answered = set()       # the places that somebody will answer
+    cdef dict parts = {}            # client -> bytes of parts that wait for their siblings
+    cdef list backends = _all_backends(lane)
+    cdef long long held = 0, inflight = 0
+    for backend in backends:
+        _check_backend(lane, <Backend>backend, answered, parts)
+    dirty = set(lane.dirty_clients)
+    backlog = set(lane.backlog)
+    waiting = {client for backend in backends for client in (<Backend>backend).waiting}
+    for each in lane.clients:
+        client = <Client>each
+        _check_client(client, answered, parts.get(client, 0), client in dirty)
+        _check_parked(client, client in backlog, client in waiting)
+        held += client.held + client.in_counted + client.queued_bytes + client.subscribed_bytes
+        inflight += client.inflight
+    _expect(lane, "bytes held", lane.held, held)
+    _expect(lane, "requests in flight", lane.inflight, inflight)
+    if (lane.dirty_clients or lane.dirty_backends or lane.backlog) and not lane.awake:
+        raise Broken(f"{lane}: there is work, and no turn is asked for")
+    return 0
+
+
+cdef int _expect(object whose, str what, object is_, object expected) except -1:
+    if is_ != expected:
+        raise Broken(f"{whose}: expected {what} to be {expected}, got {is_}")
+    return 0
+
+
+cdef list _all_backends(Lane lane):
+    cdef list found = []
+    for link in lane.links + lane.sides:
+        found += link.backends.values()
+        found += [loan.backend for loan in getattr(link, "lent", ())]
+    return found
+
+
+cdef int _check_backend(Lane lane, Backend backend, set answered, dict parts) except -1:
+    cdef Pending item = backend.head, last = None
+    cdef Py_ssize_t count = 0, canaries = 0
+    cdef bint ages = backend.aging is None
+    cdef bint is_open = backend.door == Door.OPEN or backend.door == Door.CONGESTED
+    while item is not None:
+        count += 1
+        if count > backend.count:
+            raise Broken(f"{backend}: more is in the queue than the {backend.count} that are counted")
+        canaries += item.expected is not None
+        ages = ages or item is backend.aging
+        _check_item(backend, item, answered, parts)
+        last = item
+        item = item.next_out
+    _expect(backend, "requests in the queue", count, backend.count)
+    _expect(backend, "canaries in the queue", canaries, backend.canaries)
+    if last is not backend.tail:
+        raise Broken(f"{backend}: its tail is not the last of its queue")
+    if not ages:
+        raise Broken(f"{backend}: the oldest request whose deadline has not passed is not in its queue")
+    if not 0 <= backend.unflushed <= count:
+        raise Broken(f"{backend}: {backend.unflushed} requests of {count} were never given to a transport")
+    _expect(backend, "bytes to write", backend.out_bytes, sum(map(len, backend.chunks)) + backend.out_len)
+    _expect(backend, "whether there are bytes to write", backend.out_bytes > 0, backend.unflushed > 0)
+    _expect(backend, "to be listed for the next turn", backend.dirty, backend in lane.dirty_backends)
+    _expect(backend, "to have a connection", backend.wire is not None, is_open)
+    if backend.wire is None and count > backend.unflushed:
+        raise Broken(f"{backend}: {count - backend.unflushed} requests are out, and there is no connection")
+    if backend.wire is not None and backend.unflushed and not (backend.dirty or backend.wire.choked or backend.wire.lost):
+        raise Broken(f"{backend}: {backend.unflushed} requests wait for a turn that nobody asks for")
+    for held in backend.kept:
+        if (<Pending>held).next_out is not None:
+            raise Broken(f"{backend}: what is kept is in a queue")
+        _check_item(backend, <Pending>held, answered, parts)
+    if backend.taking is not None:
+        for taking in backend.taking.values():
+            if (<Taking>taking).left <= 0:
+                raise Broken(f"{backend}: a refused write waits for nothing")
+            for held, _ in (<Taking>taking).items:
+                _check_item(backend, <Pending>held, answered, parts)
+    for client in backend.waiting:
+        if (<Client>client).transport is not None and not (<Client>client).parked & Park.DOOR:
+            raise Broken(f"{backend}: {client} waits at its door, and is not parked there")
+    return 0
+
+
+cdef int _check_item(Backend backend, Pending item, set answered, dict parts) except -1:
+    cdef Split whole = item.whole
+    cdef Client client
+    if whole is None:
+        if item.client is not None:
+            answered.add(id(item))
+        return 0
+    if item.expected is not None or item.client is not None:
+        raise Broken(f"{backend}: a part of a split is something else as well")
+    if whole.left <= 0:
+        raise Broken(f"{backend}: a part is out of a split that waits for none")
+    if whole.place is None:
+        raise Broken(f"{backend}: a part is out of a split that has no place")
+    if id(whole.place) not in answered:     # so each split is counted once
+        answered.add(id(whole.place))
+        client = whole.place.client
+        if client is not None:
+            parts[client] = parts.get(client, 0) + whole.held
+    return 0
+
+
+cdef int _check_client(Client client, set answered, Py_ssize_t in_parts, bint dirty) except -1:
+    cdef Pending item = client.head, last = None
+    cdef Py_ssize_t out = 0, size = 0, held = client.in_transport + in_parts
+    _expect(client, "to be listed for the next turn", client.dirty, dirty)
+    for reply in client.ready:
+        held += len(<bytes>reply)
+    while item is not None:
+        if item.client is not client:
+            raise Broken(f"{client}: a place in its order is not its own")
+        if item.done:
+            held += len(item.reply)
+        else:
+            out += 1
+            size += item.size
+            if out > client.inflight:
+                break
+            if item.shard != -2 and id(item) not in answered:
+                raise Broken(f"{client}: nobody will answer a request of it, to shard {item.shard}")
+        last = item
+        item = item.next_placed
+    _expect(client, "requests in flight", client.inflight, out)
+    _expect(client, "bytes of requests in flight", client.inflight_bytes, size)
+    _expect(client, "bytes held", client.held, held)
+    if last is not client.tail:
+        raise Broken(f"{client}: its tail is not the last of its places")
+    if (client.ready or (client.head is not None and client.head.done)) and not (client.dirty or client.choked):
+        raise Broken(f"{client}: it has answers that nobody will write")
+    return 0
+
+
+cdef int _check_parked(Client client, bint in_backlog, bint at_a_door) except -1:
+    """Whoever waits is waited for by something that wakes it."""
+    cdef bint goes_on = client.dirty or client.choked or client.head is not None
+    _expect(client, "to have a turn to come", bool(client.parked & Park.TURN), in_backlog)
+    if client.parked & Park.DOOR and not at_a_door:
+        raise Broken(f"{client}: it is parked at a door, and at none it waits")
+    if client.parked & Park.HOLD and client.front is None:
+        raise Broken(f"{client}: it is held, and by no gate")
+    if client.parked & Park.TALK and (client.talk is None or client.head is None or client.head.shard != -2):
+        raise Broken(f"{client}: it is parked for a conversation that it does not have")
+    if client.parked & (Park.SWITCH | Park.WINDOW) and not goes_on:
+        raise Broken(f"{client}: it waits for earlier requests, and has none")
+    if client.parked & Park.DRAIN and not client.lane.draining:
+        raise Broken(f"{client}: it waits for the end of a worker that goes on")
+    return 0
