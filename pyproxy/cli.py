@@ -57,9 +57,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EX_CONFIG
 
 
+class _Version(argparse.Action):
+    """A build that does not serve says what it is for; see tools/make_build.py."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from pyproxy.worker.lane import BUILD  # the compiled half, which no other command here needs
+
+        print(f"pyproxy {__version__}" + (f" ({BUILD} build)" if BUILD else ""))
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pyproxy", description="One Redis endpoint in front of many primaries.")
-    parser.add_argument("--version", action="version", version=f"pyproxy {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="say the version, and which build it is, and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     ends = "serve until SIGTERM, SIGINT or SIGQUIT drains it; SIGINT twice ends it at once"

@@ -7,6 +7,9 @@ from protocol.request import Asked
 from pyproxy.config import Config
 
 NOT_NOW: object
+BUILD: str
+
+class Broken(AssertionError): ...
 
 def refusal_code(frame: bytes) -> str | None: ...
 def simulate(now: float, congested_at: int) -> None: ...

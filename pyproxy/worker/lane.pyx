@@ -62,15 +62,19 @@ cdef enum:          # how long a server may take; see Command.slow and Command.s
 
 cdef extern from *:
     """
-    #ifdef PYPROXY_CHECKED
-    #define CHECKED_BUILD 1
+    #if defined(PYPROXY_CHECKED)
+    #define BUILD_NAME "checked"
+    #elif defined(PYPROXY_SANITIZED)
+    #define BUILD_NAME "sanitized"
     #else
-    #define CHECKED_BUILD 0
+    #define BUILD_NAME ""
     #endif
+    #define CHECKED_BUILD (BUILD_NAME[0] == 'c')
     """
+    const char *BUILD_NAME
     bint CHECKED_BUILD      # known to the C compiler: nothing is left of what depends on it in the build that serves
 
-CHECKED = bool(CHECKED_BUILD)
+BUILD = BUILD_NAME.decode()     # see tools/make_build.py; "": the one that serves
 
 cdef enum:
     TURN_COMMANDS = 1024        # one client's share of a loop turn
@@ -569,7 +573,10 @@ cdef class Lane:
             for backend in link.backends.values():
                 busy = busy or backend.shard_wide
             for backend in list(link.backends.values()):
-                backend.expire(self.now, busy)
+                try:
+                    backend.expire(self.now, busy)
+                except Exception:
+                    bug(backend)
         if self.dirty_clients or self.dirty_backends or self.backlog:
             self.wake()
         if self.lingering:
@@ -577,6 +584,8 @@ cdef class Lane:
                 if client.transport is None or client.cut_off():
                     self.lingering.remove(client)
         self.publish()
+        if CHECKED_BUILD:
+            self._check_or_die()
 
     def check_unfinished(self, double limit_s):
         """Closes clients whose unfinished request is older than `limit_s`, and those that write and never read."""

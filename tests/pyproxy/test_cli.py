@@ -8,6 +8,7 @@ import pytest
 import pyproxy
 from pyproxy.cli import main
 from pyproxy.config import Config
+from pyproxy.worker.lane import BUILD
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pyproxy.toml"
 
@@ -189,9 +190,9 @@ def test_the_status_of_a_configuration_without_http_names_the_option(capsys: Out
     ]
 
 
-def test_version_is_the_packages() -> None:
+def test_version_is_the_packages_and_says_which_build_if_it_is_not_to_serve() -> None:
     said = subprocess.check_output([sys.executable, "-m", "pyproxy", "--version"], text=True)
-    assert said == f"pyproxy {pyproxy.__version__}\n"
+    assert said == f"pyproxy {pyproxy.__version__}" + (f" ({BUILD} build)" if BUILD else "") + "\n"
 
 
 def test_without_a_command_the_usage_is_shown(capsys: Output) -> None:
