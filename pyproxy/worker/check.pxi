@@ -13,9 +13,11 @@ cdef int check(Lane lane) except -1:
     cdef set answered = set()       # the places that somebody will answer
     cdef dict parts = {}            # client -> bytes of parts that wait for their siblings
     cdef list backends = _all_backends(lane)
-    cdef long long held = 0, inflight = 0
+    cdef long long held = lane.handed_on, handed_on = 0, inflight = 0
     for backend in backends:
         _check_backend(lane, <Backend>backend, answered, parts)
+        handed_on += (<Backend>backend).charged
+    _expect(lane, "bytes that wait for servers", lane.handed_on, handed_on)
     dirty = set(lane.dirty_clients)
     backlog = set(lane.backlog)
     waiting = {client for backend in backends for client in (<Backend>backend).waiting}
