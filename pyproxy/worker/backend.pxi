@@ -589,7 +589,7 @@ cdef class Backend:
         """The link failed when it was told that its connection is gone: its requests get their verdict all the same."""
         if self.wire is wire:
             self.lost(why)
-        if self.link.backends.get((self.proto, self.db)) is not self:
+        if self not in self.link.backends.values():
             self.shut(errors.not_applied(self.link.name, self.link.node, why))      # a lent one
         elif self.wire is None and self.door != Door.SHUT:
             self.idle()
