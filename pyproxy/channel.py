@@ -23,6 +23,10 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)
 
 
+def encoded(message: Message) -> bytes:
+    return _encoder.encode(message)
+
+
 class Channel(asyncio.Protocol):
     """One end. `on_message` gets each message, `on_closed` once: the other end is gone or broke the framing."""
 
@@ -54,14 +58,17 @@ class Channel(asyncio.Protocol):
         """The other end does not read at the moment."""
         return self._congested
 
-    def send(self, message: Message) -> None:
-        """Send, or let it wait for a peer that does not read; to a closed channel nothing is sent."""
+    def send(self, message: Message, body: bytes = b"") -> None:
+        """Send, or let it wait for a peer that does not read; to a closed channel nothing is sent.
+
+        `body`: the same `encoded`, for who sends it to many.
+        """
         if self._transport is None or self._transport.is_closing():
             return
         if self._congested:
             self._waiting[type(message), _about(message)] = message
             return
-        body = _encoder.encode(message)
+        body = body or encoded(message)
         self._transport.write(len(body).to_bytes(4) + body)
 
     def close(self) -> None:

@@ -55,7 +55,7 @@ COUNTERS = (
 FIELDS = GAUGES + COUNTERS
 INDEX = {name: position for position, name in enumerate(FIELDS)}
 
-BEAT_S = 0.1
+BEAT_S = 0.25
 HUNG_S = 0.5
 """A worker whose last beat is older than this takes no part in who accepts next."""
 

@@ -92,6 +92,8 @@ class Care:
         self.announced = asyncio.Event()
         self.refuge: Node | None = None
         self.tidying = False
+        self.told: tuple[Shard, Gate] | None = None  # to the workers
+        self.saved: Known | None = None
         self.asked: asyncio.Future[Answer] | None = None
 
     def switch(self, node: Node, epoch: int) -> None:
@@ -151,6 +153,7 @@ class Conductor:
         self._file = StateFile(config.promotion.state_file)
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
+        self._unwell = asyncio.Event()  # a shard is not healthy: its timers are kept
         kept = self._file.load()
         shards = config.shard_map().shards
         self._shards = {shard.name: self._care(shard, access, kept.shards.get(shard.name)) for shard in shards}
@@ -203,7 +206,9 @@ class Conductor:
 
     async def _tick(self) -> None:
         while True:
+            await self._unwell.wait()
             await asyncio.sleep(TICK_S)
+            self._unwell.clear()  # a shard that is not well sets it again
             for name, care in self._shards.items():
                 if care.machine.phase in HASTY and not care.machine.watches_only:
                     self._watcher.complain(name)
@@ -295,9 +300,12 @@ class Conductor:
         care = self._shards[shard]
         for effect in care.machine.step(event, time.monotonic()):
             self._carry_out(care, effect)
+        if care.machine.phase is not Phase.HEALTHY:
+            self._unwell.set()
         if self._begun:
-            self._publish()
-            self._save()
+            self._publish(care)
+            if self._known(care) != care.saved:
+                self._save()
 
     def _carry_out(self, care: Care, effect: Effect) -> None:
         name = care.shard.name
@@ -363,14 +371,17 @@ class Conductor:
         finally:
             care.tidying = False
 
-    def _publish(self) -> None:
-        """Tell the workers, if it is something else than they were told last."""
+    def _publish(self, *changed: Care) -> None:
+        """Tell the workers, if it is something else than they were told last; of the others it is what it was."""
         now, learned = time.monotonic(), self._watcher.topology.learned
-        shards = self.shards
-        gates = [care.gate(self._may_be_read, now) for care in self._shards.values()]
-        before = self.topology
-        if (shards, gates, learned) != (before.shards, before.gates, before.learned):
-            self.topology = Topology(before.version + 1, shards, learned, gates)
+        is_news = learned is not self.topology.learned and learned != self.topology.learned
+        for care in changed or self._shards.values():
+            told = care.shard, care.gate(self._may_be_read, now)
+            if told != care.told:
+                care.told, is_news = told, True
+        if is_news:
+            gates = [care.told[1] for care in self._shards.values() if care.told]
+            self.topology = Topology(self.topology.version + 1, self.shards, learned, gates)
             self._tell(self.topology)
 
     def _may_be_read(self, look: NodeLook) -> bool:
@@ -380,14 +391,17 @@ class Conductor:
         in_step = look.link == "up" and not look.syncing and not look.loading
         return in_step and 0 <= look.lag_s <= self._config.reads_max_lag_s
 
+    def _known(self, care: Care) -> Known:
+        """As it is kept over a restart."""
+        at = care.machine.promoted_at
+        # whole seconds, or the clocks' drift would be a change
+        promoted_at = float(round(time.time() - time.monotonic() + at)) if at else 0.0
+        return msgspec.structs.replace(care.machine.known, promoted_at=promoted_at)
+
     def _save(self) -> None:
-        now, wall = time.monotonic(), time.time()
-        known = {}
-        for name, care in self._shards.items():
-            at = care.machine.promoted_at
-            # whole seconds, or the clocks' drift would be a change
-            promoted_at = float(round(wall - now + at)) if at else 0.0
-            known[name] = msgspec.structs.replace(care.machine.known, promoted_at=promoted_at)
+        for care in self._shards.values():
+            care.saved = self._known(care)
+        known = {name: care.saved for name, care in self._shards.items() if care.saved}
         self._file.save(Kept(known, dict(self.settings.state.told)))
 
     def _settings_changed(self) -> None:

@@ -4,6 +4,7 @@ INFO and the look before come in; a NodeLook, and the events that follow from th
 the servers is nodewatch.py, and what is done about it is nobody's here.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ UNWATCHED_S = 3.0
 IN_STEP_S = 0.5
 """What was sent to a server so soon after it was asked may have come first: by another connection."""
 
+FIELD = re.compile(r"^([^#:\r\n][^:\r\n]*):([^\r\n]*)", re.MULTILINE)
+DATABASE = re.compile("db[0-9]{1,9}")
+
 Keyspace = Mapping[int, Mapping[str, int]]
 Change = tuple[Event, dict[str, object]]
 
@@ -35,17 +39,12 @@ FREED = 0.99
 
 def parse_info(text: str) -> tuple[dict[str, str], dict[int, dict[str, int]]]:
     """INFO's text as its fields, flat, and its keyspace by database: {0: {"keys": 3, "expires": 0, "avg_ttl": 0}}."""
-    fields: dict[str, str] = {}
+    fields = dict(FIELD.findall(text))
     keyspace: dict[int, dict[str, int]] = {}
-    for line in text.splitlines():
-        name, colon, value = line.partition(":")
-        if not colon or line.startswith("#"):
-            continue
-        if re.fullmatch("db[0-9]{1,9}", name):
-            numbers = re.findall("([a-z_]+)=([0-9]{1,18})(?![0-9])", value)  # 18 digits: what any message carries
-            keyspace[int(name[2:])] = {key: int(number) for key, number in numbers}
-        else:
-            fields[name] = value
+    for name in [name for name in fields if DATABASE.fullmatch(name)]:
+        # 18 digits: what any message carries
+        numbers = re.findall("([a-z_]+)=([0-9]{1,18})(?![0-9])", fields.pop(name))
+        keyspace[int(name[2:])] = {key: int(number) for key, number in numbers}
     return fields, keyspace
 
 
@@ -240,9 +239,10 @@ def acknowledged(fields: Mapping[str, str]) -> dict[str, int]:
     is still being sent the data is left out.
     """
     lags = {}
-    for name, value in fields.items():
-        if not re.fullmatch("slave[0-9]+", name):
-            continue
+    for number in itertools.count():
+        value = fields.get(f"slave{number}")
+        if value is None:
+            break
         said = dict(pair.partition("=")[::2] for pair in value.split(","))
         if said.get("state") == "online":
             lags[address(said.get("ip", ""), said.get("port", ""))] = _number(said.get("lag"))

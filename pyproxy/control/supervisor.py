@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from pyproxy.channel import Channel
+from pyproxy.channel import Channel, encoded
 from pyproxy.control.subscriptions import BATCH_NAMES, Sums
 from pyproxy.events import Event, emit
 from pyproxy.messages import (
@@ -133,9 +133,10 @@ class Supervisor:
             enforcer.cancel()
 
     def broadcast(self, message: Message) -> None:
+        body = encoded(message)
         for worker in self._workers.values():
             if worker.channel is not None:
-                worker.channel.send(message)
+                worker.channel.send(message, body)
 
     def tell_each(self, message: Callable[[int], Message]) -> None:
         """Send each worker what this makes for its index."""

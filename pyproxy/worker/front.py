@@ -218,8 +218,15 @@ class Front:
             for backend in self.link.backends.values():
                 backend.refuse_kept(before, self.gate.line(self._closed, now))
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing waits for the time to pass."""
+        waits = self._closed or self._readers or self._keeps_reads or self._sides or self._retired or self._wrote
+        troubled = self.link.lost_at or self.link.is_down or self.gate.own.stalled_at or self.link.unanswered
+        return not waits and not troubled
+
     def tick(self, now: float) -> None:
-        """Every few milliseconds."""
+        """Every few milliseconds, or seldom while it is at rest."""
         link, own = self.link, self.gate.own
         if own.lost_at == 0.0 and link.lost_at and now - link.lost_at > UNSTEADY_S:
             self.down("the connection was lost")

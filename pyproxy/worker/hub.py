@@ -219,6 +219,11 @@ class Hub:
         for upstream in self._upstreams:
             upstream.ask_soon()
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether nobody waits for the time to pass."""
+        return not (self._unknown or self._leaving) and all(upstream.at_rest for upstream in self._upstreams)
+
     def tick(self, now: float) -> None:
         passed_s, self._ticked = min(now - self._ticked, LATE_S), now
         for upstream in self._upstreams:

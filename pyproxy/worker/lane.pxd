@@ -122,6 +122,8 @@ cdef class Lane:
     cdef bytes refusal              # why `Client._seek` gave no backend; None: the client was parked
     cdef double ticked
     cdef public object on_slept
+    cdef public bint at_rest        # nothing is out: `on_begun` is told of the next thing that happens
+    cdef public object on_begun
     cdef unsigned short owner[16384]
     cdef bytearray donated          # the buffer a large request came in, if it came alone
     cdef list dirty_clients

@@ -33,6 +33,9 @@ class Lane:
     links: list[Any]
     sides: list[Any]
     on_slept: Callable[[float], None] | None
+    at_rest: bool
+    on_begun: Callable[[], None]
+    has_deadlines: bool
     clients: set[Client]
     held: int
     inflight: int

@@ -469,6 +469,9 @@ cdef class Lane:
         cdef Backend backend
         self.awake = False
         self.now = _clock()
+        if self.at_rest:
+            self.at_rest = False
+            self.on_begun()
         if self.now - self.ticked > SLEPT_S:
             self.wake_up()
         if self.backlog:
@@ -586,6 +589,17 @@ cdef class Lane:
         self.publish()
         if CHECKED_BUILD:
             self._check_or_die()
+
+    @property
+    def has_deadlines(self):
+        """Whether anything is out, or a client is being closed: what must be looked at every few milliseconds."""
+        if self.inflight or self.lingering or self.draining or self.held:
+            return True
+        for link in self.links + self.sides:
+            for backend in link.backends.values():
+                if (<Backend>backend).count or (<Backend>backend).kept or (<Backend>backend).waiting:
+                    return True
+        return False
 
     def check_unfinished(self, double limit_s):
         """Closes clients whose unfinished request is older than `limit_s`, and those that write and never read."""

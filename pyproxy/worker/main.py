@@ -11,6 +11,7 @@ for a second writes nothing before the parent has said what is true now.
 """
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import os
@@ -69,6 +70,7 @@ from pyproxy.worker.pubsub import BATCH_NAMES
 from pyproxy.worker.session import Session
 
 TICK_S = 0.02  # how exactly deadlines are kept
+REST_S = 0.25  # between two ticks while nothing is out; less than metrics.HUNG_S, as each tick is a beat
 HOLDING_S = 0.1  # how often at most the parent is told what is held
 AT_WORK_S = 0.3  # a request through all keys that takes longer is told to the parent, which may think its server down
 SELDOM_S = 1.0  # unfinished requests, memory
@@ -103,6 +105,7 @@ class Worker:
         self._page = page
         self._row = page.row(index)
         self._ended = asyncio.Event()
+        self._begun = asyncio.Event()  # something, while nothing was out
         self._slices = Slices()
         self._heard = Line(self._slices)  # what the others' clients are subscribed to, in the order in which it came
         self._telling = False  # what its own are
@@ -147,6 +150,8 @@ class Worker:
     # --- the parent's messages ---
 
     def _on_message(self, message: Message) -> None:
+        if not isinstance(message, FleetLook):
+            self._begun.set()
         match message:
             case Setup():
                 self._begin(message)
@@ -204,6 +209,7 @@ class Worker:
         )
         self._session = Session(self._here, self._lender, self._hub)
         self._lane.on_slept = self._slept
+        self._lane.on_begun = self._begun.set
         split.install(self._lane)
         self._lane.set_table(table.TABLE)
         self._row[INDEX["started_us"]] = int(time.time() * 1e6)
@@ -320,6 +326,7 @@ class Worker:
                 front.confirmed()
 
     def _complain(self, shard: str, node: str, what: str) -> None:
+        self._begun.set()
         self._tell(Complaint(shard, node, what))
 
     def _tell(self, message: Message) -> None:
@@ -385,7 +392,7 @@ class Worker:
         check_at = tell_at = 0.0
         peak = 0
         while True:
-            await asyncio.sleep(TICK_S)
+            await self._until_tick(lane)
             lane.tick()
             now = time.monotonic()
             for front in self._fronts:
@@ -406,6 +413,26 @@ class Worker:
                 if self._lender:
                     self._lender.tick(now)
                 peak = give_back(lane.held, peak)
+
+    async def _until_tick(self, lane: Lane) -> None:
+        """Soon while anything is out or waits; else seldom, and at once when something begins."""
+        await asyncio.sleep(TICK_S)
+        if lane.has_deadlines or self._is_busy():
+            return
+        self._begun.clear()
+        lane.at_rest = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REST_S - TICK_S):
+                await self._begun.wait()
+        lane.at_rest = False
+
+    def _is_busy(self) -> bool:
+        assert self._here
+        return (
+            bool(self._applied.busy or self._applied.deaf or self._at_work or self._here.register.has_news)
+            or any(not front.at_rest for front in self._fronts)
+            or (self._hub is not None and not self._hub.at_rest)
+        )
 
     def _report(self) -> None:
         assert self._lane and self._here and self._channel
@@ -515,6 +542,7 @@ class Worker:
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         """A task whose failure is the worker's end: nothing in it is expected to fail."""
+        self._begun.set()
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._on_task_done)

@@ -220,8 +220,13 @@ class Upstream:
             self._connection.drop("")
         self._release()
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether no answer is due, and nobody waits for one."""
+        return not (self._answers or self._fences or any(each.awaited for each in self._progress))
+
     def tick(self, now: float) -> None:
-        """Every few milliseconds: whether the server is still there, and whether it is waited for."""
+        """Every few milliseconds, or seldom at rest: whether the server is still there, and whether it is waited for."""
         connection, passed = self._connection, now - self._ticked
         self._ticked = now
         self._wait(min(passed, LATE_S))

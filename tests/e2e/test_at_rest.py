@@ -1,0 +1,50 @@
+"""A worker of which nobody wants anything looks seldom at what could have expired, and soon when something begins."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pyproxy.fleet import Fleet, wait_until
+from pyproxy.metrics import HUNG_S
+from pyproxy.worker.main import REST_S, TICK_S
+from tests.e2e.alone import Alone
+from tests.e2e.rig import PATIENCE_S, Keys, Talk, error
+
+COUNTED_S = 2.0
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Fleet]:
+    with Fleet(shards=2, replicas=0) as fleet:
+        yield fleet
+
+
+def beats(worker: Alone, for_s: float) -> set[int]:
+    """When it looked, in so many seconds."""
+    seen, until = set(), time.monotonic() + for_s
+    while time.monotonic() < until:
+        seen.add(worker.count("beat_us"))
+        time.sleep(TICK_S / 4)
+    return seen
+
+
+def test_at_rest_it_looks_seldom_and_still_often_enough_to_be_seen_alive(fleet: Fleet) -> None:
+    """A client that is connected and asks nothing changes nothing; a busy machine makes it look less often still."""
+    assert REST_S < HUNG_S
+    with Alone(fleet) as worker, Talk(worker.port) as talk:
+        assert talk.ask("PING") == b"PONG"
+        most = COUNTED_S / REST_S * 2
+        wait_until("it to rest", lambda: len(beats(worker, COUNTED_S)) <= most, worker.tail, PATIENCE_S * 2)
+
+
+def test_what_begins_while_it_is_at_rest_has_its_deadline(fleet: Fleet) -> None:
+    with Alone(fleet, timeouts={"reply_s": 0.1, "silence_s": PATIENCE_S}) as worker, Talk(worker.port) as talk:
+        key, primary = Keys(worker).one(0), fleet.shards[0].primary
+        assert talk.ask("SET", key, "v") == b"OK"
+        wait_until("it to rest", lambda: len(beats(worker, 0.5)) <= 5, worker.tail, PATIENCE_S * 2)
+        primary.pause()
+        try:
+            assert error(talk.ask("GET", key)).startswith("TRYAGAIN ")
+        finally:
+            primary.resume()
