@@ -226,7 +226,7 @@ class Upstream:
         return not (self._answers or self._fences or any(each.awaited for each in self._progress))
 
     def tick(self, now: float) -> None:
-        """Every few milliseconds, or seldom at rest: whether the server is still there, and whether it is waited for."""
+        """Every few milliseconds, or seldom at rest: is the server still there, and is it waited for?"""
         connection, passed = self._connection, now - self._ticked
         self._ticked = now
         self._wait(min(passed, LATE_S))
