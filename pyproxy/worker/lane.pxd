@@ -53,6 +53,32 @@ cdef class Route:
     cdef readonly bint again        # what a server says that it refused was not done: it may be sent again
 
 
+# The life of a Pending.  +: set; -: None, 0 or False; .: either.  "place": it is in its client's order of replies.  "turn": it
+# is in a backend's queue, among the last `unflushed` of it, or before these, where its bytes were given to a transport; or it is
+# in `kept`, or in a Taking.  check.pxi holds most of this against what there is.
+#
+#   state                    client whole  place turn       done reply request  besides
+#   begun                      +      -      -    -           -    -     .      nothing can be lost of it yet; size
+#   queued                     +      -      +    unflushed   -    -     .      sent_at; in inflight, as all that are not done
+#   sent                       +      -      +    given       -    -     .      ahead: counts down to its own answer
+#   answered                   +      -      +    -           +    +     -      until those before it are, and it is written
+#   said by the proxy          +      -      +    -           +    +     -      never counted in inflight
+#   expired                    +      -      +    given       +    +     -      its reply is an error; of a write: debtor
+#   tombstone                  -      -      -    any         .    .     .      its client left, or it expired and was written, or a
+#                                                                               part whose split has its error: swallows its reply
+#   ghost                      -      -      -    given       -    -     -      in the turn of a read that another server was asked
+#   kept                       +      -      +    kept        -    -     +      kept_since; waits for the gate, or for a server
+#   taken back                 +      -      +    a Taking    -    -     +      refused; or a read behind such a write (its frame
+#                                                                               beside it there), until it is decided
+#   place of a split           +      -      +    -           -    -     -      shard: -1, or the one it is relayed to; it is the
+#                                                                               Split's `place`, and never in a queue
+#   part of a split            -      +      -    any         -    -     .      as a request, in all of the above but for its place
+#   place of a conversation    +      -      +    -           -    -     -      shard: -2; `client.talk` answers it
+#   canary                     -      -      -    any         -    -     +      expected; where it is not sent there will be
+#                                                                               another, as it is never kept
+#
+# A place is linked by next_placed, a turn by next_out; both are None outside.
+
 @cython.final
 cdef class Pending:
     cdef Client client
