@@ -1,5 +1,11 @@
 """What takes a server or the wire long, commands, replies and requests: waited for, and not asked twice."""
 
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -7,7 +13,7 @@ import pytest
 from pyproxy.fleet import HOST, Fleet, Server, wait_until
 from pyproxy.shardmap import Node
 from tests.e2e.alone import Alone
-from tests.e2e.rig import PATIENCE_S, Keys, Talk, error, of_a_worker
+from tests.e2e.rig import PATIENCE_S, Keys, Talk, error, of_a_worker, packed
 from tests.faults import Hop, Way
 
 SLOW, ALSO = 1, 2
@@ -170,3 +176,57 @@ def test_a_reply_that_stops_coming_is_given_up(over_the_wire: Alone, hop: Hop) -
         assert asking.ask("SET", key, b"x" * SIZE) == b"OK"
         hop.drip(PATIENCE_S, Way.REPLIES, piece=SIZE // PIECES)
         assert "did not answer" in error(asking.ask("GET", key))
+
+
+@contextlib.contextmanager
+def at_work(port: int, key: str) -> Iterator[None]:
+    """The worker is nearly always in the middle of one client's request, and comes to the others between two of them."""
+    ends = threading.Event()
+    with Talk(port) as talk:
+        block = packed("EXISTS", *[key] * 4000) * 20
+
+        def ask() -> None:
+            with contextlib.suppress(OSError):
+                while not ends.is_set():
+                    talk.socket.sendall(block)
+
+        def read() -> None:
+            with contextlib.suppress(OSError):
+                while talk.socket.recv(1 << 20):
+                    pass
+
+        threads = [threading.Thread(target=target) for target in (ask, read)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            ends.set()
+            talk.socket.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join()
+
+
+def test_an_answer_that_is_in_the_socket_is_read_before_its_deadline_is_said_to_have_passed(
+    fleet: Fleet, hop: Hop
+) -> None:
+    """The worker is late, as if what it was at had taken so long; the replies come meanwhile."""
+    timeouts = {"reply_s": 0.4, "silence_s": PATIENCE_S, "connect_s": PATIENCE_S}
+    with Alone(fleet, {SLOW: Node(HOST, hop.port)}, timeouts=timeouts) as worker:
+        key = Keys(worker).one(SLOW, "late")
+        with Talk(worker.port) as talk, at_work(worker.port, Keys(worker).one(0)):
+            assert talk.ask("DEL", key) in (0, 1)
+            for number in range(1, 6):
+                hop.stall(Way.REPLIES)
+                asked = hop.requests.count(b"INCR") + 1
+                talk.send(("INCR", key))
+                wait_until("it to be sent", lambda: hop.requests.count(b"INCR") == asked, lambda: "")  # noqa: B023
+                os.kill(worker.pid, signal.SIGSTOP)
+                try:
+                    until = time.monotonic() + 0.6  # less than what a worker takes for a sleep of its machine
+                    hop.heal()
+                    wait_until("the deadline to be over", lambda: time.monotonic() > until, lambda: "")  # noqa: B023
+                finally:
+                    os.kill(worker.pid, signal.SIGCONT)
+                assert talk.read() == number
+            assert worker.count("timeouts") == 0
