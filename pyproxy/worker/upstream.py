@@ -39,6 +39,7 @@ PING_S = 1.0  # of silence, before the server is asked
 STEADY_S = 1.0  # a connection that lived so long is made again at once
 SLEPT_S = 1.0  # a worker that did not run for so long has heard nothing, whatever was said
 LATE_S = 0.05  # a turn that was longer counts as so long: what came meanwhile was not looked at
+HEAR_OUT_S = 1.0  # a server that is left is heard so long at most
 SLOW_S = 0.2
 """A server that owes an answer and has said nothing for so long: only who is at home there waits for it any longer."""
 
@@ -143,7 +144,9 @@ class Upstream:
         """Whether something is still to be confirmed, and may be expected soon."""
         if not self.names or not self.is_available:
             return False
-        return self._connection is None or any(each.confirmed < each.roll.last.number for each in self._progress)
+        if self._connection is None or self._connection.turn != self._turn:
+            return True
+        return any(each.confirmed < each.roll.last.number for each in self._progress)
 
     def expect(self, roll: Roll, number: int, waiting: Any, at_home: bool) -> bool:
         """Have `waiting` told when all names of this roll up to this number are confirmed; False: they are, or it is
@@ -206,11 +209,7 @@ class Upstream:
         self._turn += 1
         self._keeping = self._idles = False
         self._down = ""
-        self._heard()
         self._hurry.set()
-        if self._connection is not None:
-            self._connection.drop("")
-            self._lost()
         self._begin()
 
     def close(self) -> None:
@@ -363,8 +362,15 @@ class Upstream:
     async def _keep(self, turn: int) -> None:
         """A connection, from now on."""
         pause_s = self._timeouts.reconnect_min_s
+        if self._connection is not None:
+            await self._hear_out(self._connection)
+            if turn != self._turn or self._closed:
+                return
+            self._connection.drop("")
+            self._lost()
+        self._heard()
         while not self._closed:
-            connection = Connection(self, self._access)
+            connection = Connection(self, self._access, turn)
             try:
                 await connection.open(self.node, self._timeouts.connect_s)
             except OSError as exc:
@@ -390,6 +396,16 @@ class Upstream:
                 if turn != self._turn:
                     return
                 pause_s = min(pause_s * 2, self._timeouts.reconnect_max_s)
+
+    async def _hear_out(self, connection: Connection) -> None:
+        """What a server had sent before another takes its place is not lost because this worker is late.
+
+        Only then the other one is asked: what is published there comes from here too, as a replica has it.
+        """
+        passed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.fence(lambda: None if passed.done() else passed.set_result(None)):
+            ends: list[asyncio.Future[Any]] = [passed, connection.lost]
+            await asyncio.wait(ends, timeout=HEAR_OUT_S, return_when=asyncio.FIRST_COMPLETED)
 
     async def _pause(self, pause_s: float) -> None:
         """Before the next attempt; who is the first to want something does not wait for it."""
@@ -432,8 +448,9 @@ class Upstream:
 class Connection(asyncio.Protocol):
     """One connection, from its greeting to its end. `lost` is why it ended."""
 
-    def __init__(self, upstream: Upstream, access: Access) -> None:
+    def __init__(self, upstream: Upstream, access: Access, turn: int) -> None:
         loop = asyncio.get_running_loop()
+        self.turn = turn  # of its upstream
         self.heard_at = time.monotonic()
         self.pinged_at = 0.0
         self.choked = False

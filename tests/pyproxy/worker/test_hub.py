@@ -128,9 +128,13 @@ class World:
         access = Access(config.backend)
         self.hub = CountingHub(lane, config, access, self._spawn, Slices(), self.register, alone, self._tell)
         self.hub.turn = self.turn
-        shards = [Shard(f"s{at}", node, (), ((at, at),)) for at, node in enumerate(nodes)]
-        self.hub.face(shards, [Gate(shard.name, 1) for shard in shards])
+        self._shards = [Shard(f"s{at}", node, (), ((at, at),)) for at, node in enumerate(nodes)]
+        self.face(1)
         self.hub.open()
+
+    def face(self, epoch: int) -> None:
+        """All primaries are of this epoch."""
+        self.hub.face(self._shards, [Gate(shard.name, epoch) for shard in self._shards])
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         self.tasks.add(asyncio.get_running_loop().create_task(work, name=name))
@@ -236,6 +240,27 @@ async def test_a_message_for_very_many_clients_is_handed_out_in_slices_and_in_or
         for client in clients:
             assert [b"one" in client.heard[1], b"two" in client.heard[2]] == [True, True]
         assert 0 < here.turn.most <= BOUND
+
+
+async def test_what_a_server_had_sent_before_another_takes_its_place_is_heard_however_late_the_worker_is(
+    fleet3: Fleet,
+) -> None:
+    """The loop does not run while it is published, so nothing of it was read when the primary is another."""
+    async with world(fleet3) as here:
+        client = here.client()
+        here.ask(client, b"SUBSCRIBE", b"late")
+        await here.answered(client, 1)
+        server = here.fleet.shards[1].primary
+        server.ask("EVAL", "for i = 1, 3000 do redis.call('publish', 'late', i) end return 1", "0")
+        here.face(2)
+
+        def heard() -> int:
+            return sum(b"message" in frame for frame in client.heard)
+
+        await until("all messages", lambda: heard() == 3000, heard)
+        await until("the new primaries", lambda: not here.hub.deaf, lambda: here.hub.deaf)
+        server.ask("PUBLISH", "late", "new")
+        await until("one more", lambda: heard() == 3001, heard)
 
 
 async def test_a_small_subscription_is_confirmed_before_a_large_one_that_came_earlier(fleet3: Fleet) -> None:
