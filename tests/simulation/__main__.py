@@ -5,8 +5,8 @@ import itertools
 import sys
 import time
 
+from tests.simulation.drawing import draw
 from tests.simulation.run import Count, batches, in_a_process, play, run, shrink
-from tests.simulation.steps import draw
 
 SHRINK_S = 60.0
 """So long a failure is made smaller, at most."""

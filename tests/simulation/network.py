@@ -77,7 +77,7 @@ class Transport(asyncio.Transport):
     def __init__(self, loop: Loop, protocol: Any, end: End, high: int) -> None:
         super().__init__()
         self._loop = loop
-        self._protocol = protocol
+        self.protocol = protocol
         self._socket = Socket(end)
         self._end = end
         self._high = high
@@ -118,12 +118,12 @@ class Transport(asyncio.Transport):
         self.flow()
         if len(self._buffer) > self._high and not self._choked:
             self._choked = True
-            self._protocol.pause_writing()
+            self.protocol.pause_writing()
 
     def flow(self) -> None:
         """The far end's kernel takes what it has room for."""
         end = self._end
-        if end.is_reset or self._protocol is None:
+        if end.is_reset or self.protocol is None:
             return
         room = end.window - len(end.inbox)
         if self._buffer and room > 0:
@@ -131,7 +131,7 @@ class Transport(asyncio.Transport):
             del self._buffer[:room]
         if self._choked and len(self._buffer) <= self._high // 4:
             self._choked = False
-            self._loop.run(self._protocol.resume_writing)
+            self._loop.run(self.protocol.resume_writing)
         if not self._buffer and self._fin and not end.saw_fin:
             end.saw_fin = True
         if not self._buffer and self.closing:
@@ -158,7 +158,7 @@ class Transport(asyncio.Transport):
         self._loop.call_soon(self._lost, exc)
 
     def _lost(self, exc: Exception | None) -> None:
-        protocol, self._protocol = self._protocol, None
+        protocol, self.protocol = self.protocol, None
         if protocol is not None:
             protocol.connection_lost(exc)
 
@@ -167,7 +167,7 @@ class Transport(asyncio.Transport):
     def deliver(self, most: int) -> bool:
         """Brings the next bytes, or what is behind the last of them -> whether there was anything."""
         end = self._end
-        if self.closing or self._protocol is None:
+        if self.closing or self.protocol is None:
             return False
         if end.is_reset and self._buffer:  # it tries to write, whether or not it reads
             end.outbox.clear()
@@ -176,7 +176,7 @@ class Transport(asyncio.Transport):
         if end.outbox:
             data = bytes(end.outbox[:most])
             del end.outbox[:most]
-            self._loop.run(self._protocol.data_received, data)
+            self._loop.run(self.protocol.data_received, data)
             return True
         if end.is_reset:
             self._die(ConnectionResetError("reset by the simulation"))
@@ -190,7 +190,7 @@ class Transport(asyncio.Transport):
     eof_told = False
 
     def _eof(self) -> None:
-        if not self._protocol.eof_received():
+        if not self.protocol.eof_received():
             self.close()
 
 

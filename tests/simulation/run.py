@@ -9,10 +9,11 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from tests.simulation.drawing import draw
 from tests.simulation.oracle import Broken
 from tests.simulation.rest import rest
 from tests.simulation.setting import Setting
-from tests.simulation.steps import Step, draw, take
+from tests.simulation.steps import Step, take
 from tests.simulation.world import history
 
 BATCH = 200

@@ -1,4 +1,4 @@
-"""The steps of a history: drawn from a seed, each a word and two numbers, and what each of them does to a world.
+"""The steps of a history: each a word and two numbers, and what each of them does to a world.
 
 A step that does not fit is none: so any of them may be left out, and the others still mean something.
 """
@@ -7,9 +7,9 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple, TypeVar
 
+from pyproxy.worker.lane import Wire
 from tests.simulation.client import Client
 from tests.simulation.server import REFUSALS, Connection, Server
-from tests.simulation.setting import Setting
 from tests.simulation.world import World
 
 Any1 = TypeVar("Any1")
@@ -39,30 +39,6 @@ def action(weight: int) -> Callable[[Action], Action]:
         return function
 
     return known
-
-
-def draw(seed: int) -> tuple[Setting, list[Step]]:
-    rng = Random(seed)
-    small = rng.random() < 0.5
-    setting = Setting(
-        reads=rng.choice(("primary", "primary", "primary", "prefer-replica")),
-        hold=rng.choice(("auto", "hold", "reject")),
-        high=rng.choice((500, 4000)) if small else 65536,
-        window=rng.choice((300, 3000)) if small else 1 << 20,
-        congested_at=rng.choice((1000, 20000)) if small else 8 << 20,
-        faulty=rng.random() < 0.15,
-        waits=rng.choice((1, 1, 1, 20)),
-    )
-    names = list(ACTIONS)
-    # each history has its own mood: some things happen often in it, some never
-    weights = [ACTIONS[name][0] * rng.choice((0, 1, 1, 1, 3)) for name in names]
-    for name in ("open", "ask", "flow", "time"):
-        weights[names.index(name)] = max(weights[names.index(name)], ACTIONS[name][0])
-    count = rng.choice((20, 40, 80, 120))
-    words = rng.choices(names, weights, k=count)
-    return setting, [Step("open", 0, rng.randrange(1 << 16))] + [
-        Step(word, rng.randrange(1 << 16), rng.randrange(1 << 16)) for word in words
-    ]
 
 
 def take(world: World, step: Step) -> None:
@@ -304,9 +280,10 @@ def _flow(world: World, which: int, how: int) -> None:
 
 @action(3)
 def _fail(world: World, which: int, how: int) -> None:
-    """Memory fails where something is written to a server, if faults are made at all."""
+    """Memory fails where the lane writes to a server, if faults are made at all; in a task it is the worker's end."""
     connection = _connection(world, which)
     if not world.setting.faulty or connection is None or connection.transport is None:
         return
-    if connection.last not in (b"", b"HELLO", b"SELECT", b"ECHO"):  # a set-up that fails so is the worker's end
+    is_set_up = connection.last not in (b"", b"HELLO", b"SELECT", b"ECHO", b"CONFIG")
+    if is_set_up and isinstance(connection.transport.protocol, Wire):
         connection.transport.fails = 1 + how % 3

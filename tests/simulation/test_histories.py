@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.simulation.drawing import draw
 from tests.simulation.run import failure_of, play, shrink
 from tests.simulation.server import Server
 from tests.simulation.setting import Setting
-from tests.simulation.steps import Step, draw
+from tests.simulation.steps import Step
 
 SEEDS = "0..400"
 

@@ -110,7 +110,7 @@ class World:
         self.clients.append(client)
         self.worker._adopt(self.lane, cast(Any, Socket(end)))
         self.loop.settle()
-        client.protocol = end.transport._protocol if end.transport else None
+        client.protocol = end.transport.protocol if end.transport else None
         return client
 
     def deliver(self, end: End, most: int = 1 << 30) -> bool:
