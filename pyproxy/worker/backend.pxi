@@ -970,6 +970,8 @@ cdef class Wire:
         except Exception:
             bug(self)
             self.backend._lost_by_fault(self, why)
+        # they know this wire: it would be left to the garbage collector, with all that TLS has for it
+        self.on_setup = self.on_lost = None
 
     def eof_received(self):
         return False
@@ -977,6 +979,7 @@ cdef class Wire:
     def connection_lost(self, exc):
         # of the set-up TLS knows more: a server that wants a certificate of ours says so after the handshake
         self.drop(access.why(exc) if self.tls and self.on_setup is not None and isinstance(exc, OSError) else errors.LOST)
+        self.transport = None
 
     def pause_writing(self):
         self.choked = True

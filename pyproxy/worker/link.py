@@ -335,7 +335,8 @@ class Link:
     ) -> None:
         """Connect and set up; the backend is open then. Raises OSError, see `access.why`. `lost`: told, if lent."""
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
+        # what went wrong, and no exception: it would know this call, which knows it, and both be left to the collector
+        done: asyncio.Future[tuple[type[ConnectionError], str] | None] = loop.create_future()
         tls = self._access.tls()
         greeting = Greeting(proto, backend.db, self._access.auths(), is_shared=lost is None)
         opened = 0.0
@@ -348,7 +349,7 @@ class Link:
             try:
                 more = greeting.heard(frame)
             except Refused as exc:
-                done.set_exception(exc)
+                done.set_result((Refused, str(exc)))
                 wire.drop("set-up refused")
                 return
             if more:
@@ -376,7 +377,7 @@ class Link:
             if opened:
                 (lost or self._lost)(backend, reason, loop.time() - opened)
             elif not done.done():
-                done.set_exception(ConnectionError(reason))
+                done.set_result((ConnectionError, reason))
 
         wire = Wire(backend, on_setup, on_lost)
         self._opening.add(wire)
@@ -391,18 +392,18 @@ class Link:
                     if lost is not None:
                         notice_death(sock, self._timeouts.silence_s)
                     wire.send(greeting.first())
-                await done
+                failed = await done
+            if failed is not None:
+                kind, reason = failed
+                raise kind(reason)
         except TimeoutError:
             reason = f"no {'tls ' if tls else ''}connection within {self._timeouts.connect_s:g} s"
             wire.drop(reason)
             raise ConnectionError(reason) from None
-        except asyncio.CancelledError:
-            wire.drop(errors.LOST)  # nobody waits for it any more, nor for its deadline
-            raise
         finally:
             self._opening.discard(wire)
-            if done.done() and not done.cancelled():
-                done.exception()  # looked at: whoever gave the attempt up knows
+            if not opened:
+                wire.drop(errors.LOST)  # nobody waits for it any more, nor for its deadline
 
     def _learn(self, backend: Backend, limits: ServerLimits) -> None:
         """What is sent to it is bounded by what it says that it takes; the operator is told of what cannot be."""

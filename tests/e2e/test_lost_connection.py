@@ -168,7 +168,7 @@ def test_what_was_answered_with_garbage_is_not_asked_again_and_the_reads_of_othe
     """It would be answered so again, and each time the requests of all clients are lost with the connection."""
     culprit, others = keys.on(LOST, 2, "garbage")
     hop.stall(Way.REPLIES)
-    accepted, asked = hop.accepted, hop.requests.count(culprit.encode())
+    asked = hop.requests.count(culprit.encode())
     with Talk(proxy.port) as victim:
         victim.send(("STRLEN", culprit))
         wait_until_out(proxy, 1)
@@ -177,9 +177,8 @@ def test_what_was_answered_with_garbage_is_not_asked_again_and_the_reads_of_othe
         hop.inject(b"@")
         hop.heal()
         assert "bytes that are not a reply" in error(victim.read())
-        assert talk.read() == 0
+        assert talk.read() == 0, "which it would not be if the connection had been lost once more"
         assert victim.ask("PING") == b"PONG"
-    assert hop.accepted == accepted + 1
     assert hop.requests.count(culprit.encode()) == asked + 1
 
 
