@@ -128,6 +128,8 @@ class Transaction:
         if not self.blocks:
             return self._answer_alone(client)
         reply: object
+        if not all(map(client.lane.fits, self.blocks.values())):
+            return errors.block_too_large(min(client.lane.bulk_bytes, client.lane.block_bytes))
         if len(self.blocks) == 1 and not self.is_assembled:
             ((shard, block),) = self.blocks.items()
             reply = client.send(shard, block, self.write, True)

@@ -1,5 +1,6 @@
 """A connection to a server is lost with requests out: each gets its one verdict, and no write goes out twice."""
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -114,17 +115,19 @@ def test_writes_whose_replies_are_lost_are_uncertain_and_never_sent_twice(
 def test_a_write_that_was_never_sent_goes_out_on_the_next_connection_once(
     hop: Hop, proxy: Proxy, keys: Keys, talk: Talk
 ) -> None:
-    """A large write fills the connection, so the one behind it is still here when the connection ends."""
+    """Large writes fill the connection, so the one behind them is still here when the connection ends."""
     large, counter = keys.one(LOST, "large"), keys.one(LOST, "unsent")
     hop.stall(Way.REQUESTS)
-    with Talk(proxy.port) as first:
-        first.send(("SET", large, b"x" * (32 << 20)))
-        wait_until_out(proxy, 1)
+    with contextlib.ExitStack() as clients:
+        fill = [clients.enter_context(Talk(proxy.port)) for _ in range(10)]
+        for each in fill:
+            each.send(("SET", large, b"x" * 900_000))
+        wait_until_out(proxy, len(fill))
         talk.send(("INCR", counter))
-        wait_until_out(proxy, 2)
+        wait_until_out(proxy, len(fill) + 1)
         hop.cut()
         hop.heal()
-        assert error(first.read()).startswith("UNCERTAIN ")
+        assert error(fill[0].read()).startswith("UNCERTAIN ")
         assert talk.read() == 1
     assert talk.ask("GET", counter) == b"1"
 
