@@ -10,6 +10,7 @@ from protocol import table
 from pyproxy.config import Config
 from pyproxy.metrics import Page
 from pyproxy.shardmap import format_slots, split_slots
+from pyproxy.slices import Slices
 from pyproxy.worker import split
 from pyproxy.worker.lane import Backend, Client, Lane, Wire
 
@@ -29,6 +30,11 @@ class Turns:
         for callback in soon:
             callback()
 
+    @property
+    def waits(self) -> bool:
+        """Whether anything is asked for."""
+        return bool(self._soon)
+
     def settle(self) -> None:
         """As many as are asked for."""
         while self._soon:
@@ -47,6 +53,12 @@ class End:
 
     def write(self, data: bytes) -> None:
         self._written.append(data)
+
+    def pause_reading(self) -> None:
+        """Whoever calls `data_received` may go on: what comes is kept."""
+
+    def resume_reading(self) -> None:
+        """As before."""
 
     def take(self) -> bytes:
         """What was written since the last call."""
@@ -96,7 +108,7 @@ class LaneAlone:
         config = Config.parse(text.encode())
         self.turns = Turns()
         self.lane = Lane(cast(AbstractEventLoop, self.turns), never_taken, Page.create(1).row(0), config, 0, 1)
-        split.install(self.lane)
+        split.install(self.lane, Slices(cast(AbstractEventLoop, self.turns)))
         self.lane.set_table(table.TABLE)
         self.links = [Up(self.lane, index) for index in range(shards)]
         self.lane.set_shards(self.links, config.shard_map().owners())

@@ -9,6 +9,11 @@ def refusal_code(bytes frame not None):
     return _refusal_code(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
 
 
+cdef inline const char *_bytes_of(object whole):
+    """Of bytes or a bytearray."""
+    return PyBytes_AS_STRING(<bytes>whole) if type(whole) is bytes else PyByteArray_AS_STRING(whole)
+
+
 cdef str _refusal_code(const char *p, Py_ssize_t n):
     """The code of a reply that says more of the server than of the request; None for any other."""
     cdef bytes code
@@ -244,10 +249,10 @@ cdef class Backend:
     cdef int _append(self, const char *p, Py_ssize_t n) except -1:
         cdef Py_ssize_t room
         cdef char *grown
-        cdef bytearray donated = self.lane.donated
+        cdef object donated = self.lane.donated
         if n >= LARGE:
             self._pack()
-            if donated is not None and PyByteArray_AS_STRING(donated) == p and len(donated) == n:
+            if donated is not None and len(donated) == n and _bytes_of(donated) == p:
                 self.chunks.append(donated)
             else:
                 self.chunks.append(PyBytes_FromStringAndSize(p, n))
@@ -310,13 +315,10 @@ cdef class Backend:
         self.out_len = self.out_bytes = self.unflushed = 0
         if chunks is None:
             if size:
-                wire.put(self.out, size)
+                wire.put(self.out, size, None)
             return 0
         for chunk in chunks:
-            if type(chunk) is bytearray:
-                wire.put(PyByteArray_AS_STRING(chunk), len(<bytearray>chunk))
-            else:
-                wire.put(PyBytes_AS_STRING(<bytes>chunk), PyBytes_GET_SIZE(<bytes>chunk))
+            wire.put(_bytes_of(chunk), len(chunk), chunk)
         return 0
 
     cdef int charge(self) except -1:
@@ -686,8 +688,11 @@ cdef class Wire:
         if self.lost:
             transport.abort()   # given up while it was being made
 
-    cdef int put(self, const char *data, Py_ssize_t size) except -1:
-        """Writes requests; what the socket does not take at once waits in the transport, and nothing overtakes it."""
+    cdef int put(self, const char *data, Py_ssize_t size, object whole) except -1:
+        """Writes requests; what the socket does not take at once waits in the transport, and nothing overtakes it.
+
+        `whole`: what the bytes are of, if it is not changed any more: then they are not copied.
+        """
         cdef Py_ssize_t taken = 0
         if self.tls:
             self.transport.write(PyBytes_FromStringAndSize(data, size))
@@ -699,7 +704,10 @@ cdef class Wire:
             if taken == size:
                 return 0
         self.handed_over = True
-        self.transport.write(PyBytes_FromStringAndSize(data + taken, size - taken))
+        if whole is not None:
+            self.transport.write(memoryview(whole)[taken:])
+        else:
+            self.transport.write(PyBytes_FromStringAndSize(data + taken, size - taken))
         return 0
 
     def data_received(self, bytes data not None):

@@ -142,15 +142,19 @@ cdef class Client:
         cdef Py_ssize_t used
         # held apart: nothing may resize the buffer while pointers into it are in use
         self.inbuf = None
-        # a large request that came alone leaves in the buffer it was received in
+        cdef bint taken = False
+        # a large request that came alone leaves in the buffer it was received in; one of very many keys takes it
         self.lane.donated = inbuf
         try:
             used = self._consume(PyByteArray_AS_STRING(inbuf), len(inbuf))
         finally:
+            taken = self.lane.donated is None
             self.lane.donated = None
         if self.finishing or used == len(inbuf):
             return 0
-        if used:
+        if taken:
+            inbuf = inbuf[used:]
+        elif used:
             del inbuf[:used]
         self.inbuf = inbuf
         return 0
@@ -166,7 +170,12 @@ cdef class Client:
             if left <= 0:
                 self._next_turn()
                 break
-            found = scan_request(p + pos, n - pos, &self.scan, &lane.limits, &length, &fault)
+            if self.offered:
+                length = self.offered       # it was looked through before
+                self.offered = 0
+                found = FRAME
+            else:
+                found = scan_request(p + pos, n - pos, &self.scan, &lane.limits, &length, &fault)
             if found == NEED_MORE:
                 # the age of the unfinished request, not of its last byte
                 if pos or not self.unfinished_since:
@@ -183,6 +192,8 @@ cdef class Client:
             elif found == INLINE:
                 cost = self._inline(p[pos:pos + length])
             if not cost:
+                if found == FRAME:
+                    self.offered = length       # not looked through once more
                 break           # not now: offered again later, from its first byte
             pos += length
             left -= cost
@@ -239,6 +250,7 @@ cdef class Client:
                 and argc >= -route.arity):
             if lane.splitter(self, route, frame, size) < 0:
                 return False
+            cost += <int>argc // TURN_KEYS
         else:
             reply = lane.take(self, route, arguments(frame))
             if reply is NOT_NOW:
@@ -247,7 +259,7 @@ cdef class Client:
                 self.say(<bytes?>reply)
             cost = TAKEN_COST
         self._counted()
-        if self.inflight >= self._window() or self.held > REPLIES_BYTES or self.inflight_bytes > REQUESTS_BYTES:
+        if self._is_full():
             self.parked |= Park.WINDOW
             self.touch()
         return cost
@@ -255,6 +267,10 @@ cdef class Client:
     cdef void _counted(self):
         self.lane.commands += 1
         self.commands += 1
+
+    cdef bint _is_full(self):
+        """Whether it has so much out, or so many answers here, that nothing more of it is begun."""
+        return self.inflight >= self._window() or self.held > REPLIES_BYTES or self.inflight_bytes > REQUESTS_BYTES
 
     cdef int _window(self):
         """How many requests may be out: as many as will not bring more than REPLIES_BYTES of answers, or, where half of
@@ -371,6 +387,15 @@ cdef class Client:
     def later(self):
         """Others have their turn first; then the command that is being offered is offered again."""
         self._next_turn()
+
+    cdef int conversed(self) except -1:
+        """What took a conversation to begin is out by now, in the place that it has, and is answered as any request."""
+        self.talk = None
+        if self._is_full():
+            self.parked |= Park.WINDOW
+            self.touch()
+        self.unpark(Park.TALK)
+        return 0
 
     def settled(self):
         """Whether all that it asked before is answered; else it is parked, and offers its command again."""
@@ -797,7 +822,7 @@ cdef class Client:
                 return 0
         # from here on the transport has bytes: nothing may overtake them
         self.handed_over = True
-        self.write(data[taken:] if taken else data)
+        self.write(memoryview(data)[taken:] if size - taken >= LARGE else data[taken:])
         return 0
 
     cdef int _reconsider(self) except -1:

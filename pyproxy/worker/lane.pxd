@@ -28,8 +28,8 @@ cdef int bug(object where) except -1
 
 # begins a split command: 1 done, -1 not now (the client was parked)
 ctypedef int (*Splitter)(Client client, Route route, const char *frame, Py_ssize_t size) except -2
-# the one answer to a split command whose parts are all answered
-ctypedef bytes (*Merger)(Split split, Pending place)
+# the one answer to a split command whose parts are all answered, in so many bytes; None: it will be given to its place
+ctypedef bytes (*Merger)(Split split, Pending place, Py_ssize_t size)
 
 
 @cython.final
@@ -151,7 +151,8 @@ cdef class Lane:
     cdef public bint at_rest        # nothing is out: `on_begun` is told of the next thing that happens
     cdef public object on_begun
     cdef unsigned short owner[16384]
-    cdef bytearray donated          # the buffer a large request came in, if it came alone
+    cdef public object slices       # for what takes long, see pyproxy/slices.py
+    cdef object donated             # bytes or a bytearray that are passed on uncopied where they are all of a large request
     cdef list dirty_clients
     cdef list dirty_backends
     cdef double dirty_since
@@ -215,6 +216,7 @@ cdef class Client:
     cdef list ready
     cdef bytearray inbuf
     cdef RequestScan scan
+    cdef Py_ssize_t offered         # bytes of the request that was offered in vain, at the beginning of `inbuf`; 0: none
     cdef int parked
     cdef bint dirty
     cdef bint choked
@@ -277,6 +279,8 @@ cdef class Client:
     cdef void placed(self, Pending item) noexcept
     cdef void _line_up(self, Pending item) noexcept
     cdef int say(self, bytes reply) except -1
+    cdef int conversed(self) except -1
+    cdef bint _is_full(self)
     cdef int owe(self, int shard, int writes) except -1
     cdef Backend _beside(self, Backend backend, Py_ssize_t size)
     cdef Backend _seek(self, Backend backend, bint write, Py_ssize_t size)
@@ -401,7 +405,7 @@ cdef class Wire:
     cdef int _broke(self, Pending item) except -1
     cdef bint _distrusted(self, const char *p, Py_ssize_t n)
     cdef bint _tell_of(self, const char *p, Py_ssize_t n) except -1
-    cdef int put(self, const char *data, Py_ssize_t size) except -1
+    cdef int put(self, const char *data, Py_ssize_t size, object whole) except -1
     cdef int _garbled(self, str what) except -2
     cdef bint _owes(self) except -1
     cdef bint _heard(self, Pending item, const char *p, Py_ssize_t n) except -1

@@ -79,6 +79,8 @@ BUILD = BUILD_NAME.decode()     # see tools/make_build.py; "": the one that serv
 cdef enum:
     TURN_COMMANDS = 1024        # one client's share of a loop turn
     TAKEN_COST = 4              # of it, for a command that leaves the lane: so much more work it is
+    TURN_KEYS = 8               # of a command of many, as much as a command of one
+    TURN_BYTES = 2097152        # given to the connections in one turn; a connection's share is not cut
     READ_AHEAD = 65536          # unread bytes of a parked client before reading stops; of one that does not read
                                 # itself limits.client_output_bytes, as it may write all before it reads
     REPLIES_BYTES = 1048576     # answers of one client kept here before nothing more of it is begun
@@ -260,14 +262,15 @@ cdef class Split:
 
     cdef int _merge(self) except -1:
         cdef Pending place = self.place
+        cdef Py_ssize_t size = self.held
         cdef bytes frame
-        self._hold(-self.held)
+        self._hold(-size)
         self.place = None
         try:
             if self.asked is not None:
                 self.asked(self.frames, self.failed)
             elif place is not None and place.client is not None:
-                frame = self.lane.merger(self, place)
+                frame = self.lane.merger(self, place, size)
                 if frame is not None:
                     self.lane.settle(place, frame)
         except Exception:
@@ -350,6 +353,9 @@ cdef class Lane:
         cdef long long before = self.limits.bulk
         self.limits.bulk = min(self.bulk_limit, min([link.limits.argument for link in links]))
         self.block_bytes = min([link.limits.block for link in links])
+        if self.limits.bulk < before:
+            for client in self.clients:
+                (<Client>client).offered = 0    # what waits there is looked at again
         return self.limits.bulk < before
 
     @property
@@ -406,11 +412,13 @@ cdef class Lane:
             route = self.route(PyBytes_FromStringAndSize(at, length))
             if route is not None and route.pace > slowest:
                 slowest = route.pace
+            commands -= 1
+            if not commands:
+                break       # nobody looks behind the name of the last one, and its words may be very many
             at += length + 2
             while argc > 1:
                 at = header(at, &length) + length + 2
                 argc -= 1
-            commands -= 1
         return slowest
 
     cdef int slot(self, const char *key, Py_ssize_t size) except -1:
@@ -467,6 +475,7 @@ cdef class Lane:
         cdef list work
         cdef Client client
         cdef Backend backend
+        cdef Py_ssize_t given = 0
         self.awake = False
         self.now = _clock()
         if self.at_rest:
@@ -490,6 +499,10 @@ cdef class Lane:
             work = self.dirty_backends
             self.dirty_backends = []
             for backend in work:
+                if given >= TURN_BYTES:
+                    self.dirty_backends.append(backend)
+                    continue
+                given += backend.out_bytes
                 try:
                     backend.flush()
                 except Exception:
@@ -504,6 +517,8 @@ cdef class Lane:
                     bug(client)
                     cut_off(client)
         self.came = False
+        if given >= TURN_BYTES and self.dirty_backends:
+            self.wake()
         if self._is_over():
             self._shed()
         if CHECKED_BUILD:

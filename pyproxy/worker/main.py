@@ -210,7 +210,7 @@ class Worker:
         self._session = Session(self._here, self._lender, self._hub)
         self._lane.on_slept = self._slept
         self._lane.on_begun = self._begun.set
-        split.install(self._lane)
+        split.install(self._lane, self._slices)
         self._lane.set_table(table.TABLE)
         self._row[INDEX["started_us"]] = int(time.time() * 1e6)
         self._lane.publish()  # a beat, or the others would take this worker for one that hangs

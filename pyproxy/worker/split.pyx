@@ -26,14 +26,20 @@ from protocol import errors, request
 from pyproxy.worker.lane import NOT_NOW
 
 
-def install(Lane lane not None):
-    """Has the lane call this module for commands whose table row says how their parts are merged."""
+def install(Lane lane not None, slices not None):
+    """Has the lane call this module for commands whose table row says how their parts are merged.
+
+    `slices`: a pyproxy.slices.Slices, for those of very many parts.
+    """
+    lane.slices = slices
     lane.splitter = begin
     lane.merger = merged
 
 
 cdef enum:
     KEPT_BYTES = 262144     # a larger write cannot be held or sent again once it was begun
+    SURE_BYTES = 983040     # nor a larger read
+    LARGE = 16384           # from here on bytes are passed on as they are, not joined
 
 cdef double SLICE_S = 0.004     # of one turn, for the answers to one transaction
 
@@ -85,15 +91,18 @@ cdef int begin(Client client, Route route, const char *frame, Py_ssize_t size) e
     cdef int shards = <int>len(client.pool), involved
     cdef Share *shares
     cdef bytes owners
+    cdef const char *at = _first_key(frame)
     if keys < 0:
         client.say(errors.wrong_arity(route.name))
         return 1
+    if keys > WIDE_KEYS or size > WIDE_BYTES:
+        return begin_wide(client, route, frame, size, keys)
     owners = PyBytes_FromStringAndSize(NULL, keys * 2)
     shares = <Share *>PyMem_RawCalloc(shards, sizeof(Share))
     if shares == NULL:
         raise MemoryError
     try:
-        involved = _share_out(lane, route, frame, owners, shares)
+        involved = _share_out(lane, route, &at, owners, 0, keys, shares)
         if involved == 1:
             return _whole(client, route, (<unsigned short *>PyBytes_AS_STRING(owners))[0], frame, size)
         return _parts(client, route, frame, owners, shares, shards, involved, size)
@@ -106,6 +115,7 @@ def cut(Lane lane not None, Route route not None, list argv not None):
     cdef int shards = <int>len(lane.links), shard
     cdef bytes whole = request.encode(argv)
     cdef const char *frame = PyBytes_AS_STRING(whole)
+    cdef const char *at = _first_key(frame)
     cdef Py_ssize_t keys = _keys(route, frame)
     cdef object of_frame = request.Request.of_frame
     cdef bytes owners
@@ -118,7 +128,7 @@ def cut(Lane lane not None, Route route not None, list argv not None):
     if shares == NULL:
         raise MemoryError
     try:
-        _share_out(lane, route, frame, owners, shares)
+        _share_out(lane, route, &at, owners, 0, keys, shares)
         frames = _cut(route, frame, owners, shares, shards)
     finally:
         PyMem_RawFree(shares)
@@ -148,15 +158,16 @@ cdef inline const char *_past(const char *at, int count) noexcept nogil:
     return at
 
 
-cdef int _share_out(Lane lane, Route route, const char *frame, bytes owners, Share *shares) except -1:
-    """Finds the shard of each key -> how many shards there are."""
+cdef int _share_out(Lane lane, Route route, const char **first, bytes owners, Py_ssize_t begin, Py_ssize_t until,
+                    Share *shares) except -1:
+    """Finds the shards of these keys, of which the first is at `first`; the next is there then -> how many are new."""
     cdef unsigned short *order = <unsigned short *>PyBytes_AS_STRING(owners)
-    cdef Py_ssize_t i, keys = PyBytes_GET_SIZE(owners) // 2, n = 0
+    cdef Py_ssize_t i, n = 0
     cdef int shard, involved = 0
-    cdef const char *at = _first_key(frame)
+    cdef const char *at = first[0]
     cdef const char *key
     cdef const char *end
-    for i in range(keys):
+    for i in range(begin, until):
         key = header(at, &n)
         end = _past(key + n + 2, route.step - 1)
         shard = lane.owner[lane.slot(key, n)]
@@ -166,6 +177,7 @@ cdef int _share_out(Lane lane, Route route, const char *frame, bytes owners, Sha
         shares[shard].keys += 1
         shares[shard].bytes += end - at
         at = end
+    first[0] = at
     return involved
 
 
@@ -174,22 +186,30 @@ cdef list _cut(Route route, const char *frame, bytes owners, Share *shares, int 
     cdef const unsigned short *order = <const unsigned short *>PyBytes_AS_STRING(owners)
     cdef Py_ssize_t i, keys = PyBytes_GET_SIZE(owners) // 2
     cdef int shard
-    cdef list frames = [None] * shards
-    cdef bytes part, name = route.upper
+    cdef list frames = _headed(route, shares, shards)
     cdef const char *at = _first_key(frame)
     cdef const char *end
-    for shard in range(shards):
-        if shares[shard].keys:
-            i = 1 + shares[shard].keys * route.step
-            part = PyBytes_FromStringAndSize(NULL, _digits(i) + 3 + _bulk_size(name) + shares[shard].bytes)
-            shares[shard].cursor = _bulk(_number(PyBytes_AS_STRING(part), c'*', i), name)
-            frames[shard] = part
     for i in range(keys):
         shard = order[i]
         end = _past(at, route.step)
         memcpy(shares[shard].cursor, at, end - at)
         shares[shard].cursor += end - at
         at = end
+    return frames
+
+
+cdef list _headed(Route route, Share *shares, int shards):
+    """The frame for each shard as far as the name, and room for its keys; None for those that have none."""
+    cdef Py_ssize_t words
+    cdef int shard
+    cdef list frames = [None] * shards
+    cdef bytes part, name = route.upper
+    for shard in range(shards):
+        if shares[shard].keys:
+            words = 1 + shares[shard].keys * route.step
+            part = PyBytes_FromStringAndSize(NULL, _digits(words) + 3 + _bulk_size(name) + shares[shard].bytes)
+            shares[shard].cursor = _bulk(_number(PyBytes_AS_STRING(part), c'*', words), name)
+            frames[shard] = part
     return frames
 
 
@@ -271,6 +291,14 @@ cdef int _admitted(Client client, bint write, shards, Py_ssize_t size, list back
 
 
 cdef Split _split(Client client, Route route, bytes owners, int parts, Py_ssize_t size):
+    cdef Split split = _split_at(client, route, owners, parts, client.begun(size))
+    split.place.shard = -1
+    client.placed(split.place)
+    return split
+
+
+cdef Split _split_at(Client client, Route route, bytes owners, int parts, Pending place):
+    """A split for this place in the client's order."""
     cdef Split split = Split.__new__(Split)
     if parts < 1:
         raise ValueError("expected at least one part, got none: nobody would ever answer")
@@ -280,9 +308,7 @@ cdef Split _split(Client client, Route route, bytes owners, int parts, Py_ssize_
     split.order = owners
     split.left = parts
     split.frames = [None] * len(client.pool)
-    split.place = client.begun(size)
-    split.place.shard = -1
-    client.placed(split.place)
+    split.place = place
     client.lane.splits += 1
     return split
 
@@ -303,9 +329,21 @@ cdef int _send(Backend backend, Split split, bytes frame, int queued, bint stays
             part.ahead = queued + 1
         if not part.write or (backend.keeps and split.route.again and part.size <= KEPT_BYTES):
             part.request = frame
-        backend.put(part, PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+        _put(backend, part, frame, part.size)
     except Exception:
         split.not_sent(backend)
+    return 0
+
+
+cdef int _put(Backend backend, Pending item, object frame, Py_ssize_t size) except -1:
+    """Bytes, or a bytearray that nobody changes any more: large ones are not copied."""
+    cdef Lane lane = backend.lane
+    cdef object donated = lane.donated
+    lane.donated = frame
+    try:
+        backend.put(item, PyBytes_AS_STRING(<bytes>frame) if type(frame) is bytes else PyByteArray_AS_STRING(frame), size)
+    finally:
+        lane.donated = donated
     return 0
 
 
@@ -445,10 +483,10 @@ cdef Split _asking(Client client, Route route, int parts, asked):
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-cdef bytes merged(Split split, Pending place):
+cdef bytes merged(Split split, Pending place, Py_ssize_t size):
     """The one answer to a split request whose parts have all been answered, as a reply frame.
 
-    None: it takes more than a turn, and `place` will get it.
+    `size`: bytes of the answers. None: it takes more than a turn, and `place` will get it.
     """
     cdef str how = split.route.merged_by
     cdef Assembly assembly
@@ -464,10 +502,17 @@ cdef bytes merged(Split split, Pending place):
                 split.lane.loop.call_soon(assembly.go_on)
             return assembly.reply
         if how == "gather":
+            if size > WIDE_BYTES or PyBytes_GET_SIZE(split.order) > 2 * WIDE_KEYS:
+                if place is not None:
+                    merge_wide(split, place, size)
+                    return None
             return _gather(split)
         if how == "sum":
             return _sum(split)
         if how == "concat":
+            if size > WIDE_BYTES and place is not None:
+                merge_wide(split, place, size)
+                return None
             return _concat(split)
         for frame in split.frames:
             if frame is not None and frame != b"+OK\r\n":
@@ -636,7 +681,7 @@ cdef class Assembly:
                 whole.frames[shard] = frame
                 if frame.startswith(b"-"):
                     whole._failed(shard, frame, True)
-            frame = merged(whole, None)
+            frame = merged(whole, None, 0)
         self._append(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
         return 0
 
@@ -668,43 +713,67 @@ cdef class Assembly:
         return 0
 
 
-cdef bytes _gather(Split split):
-    """The elements of all parts in the order of the request's keys, as they came."""
-    cdef const unsigned short *order = <const unsigned short *>PyBytes_AS_STRING(split.order)
-    cdef Py_ssize_t keys = PyBytes_GET_SIZE(split.order) // 2, i, total, body = 0, length = 0, n
-    cdef int shard, shards = <int>len(split.frames)
-    cdef bytes frame, out
-    cdef char *to
-    cdef ReplyScan state
+cdef const char **_opened(list frames, Py_ssize_t keys, Py_ssize_t *size) except NULL:
+    """For each shard where the next element of its array begins, then for each where the array ends; to be freed.
+
+    `size`: of all elements, in bytes.  ValueError where they are not as many as the keys.
+    """
+    cdef Py_ssize_t body = 0, n = 0, total = 0
+    cdef int shard, shards = <int>len(frames)
+    cdef bytes frame
     cdef const char **cursors = <const char **>PyMem_RawCalloc(shards * 2, sizeof(char *))
     if cursors == NULL:
         raise MemoryError
     try:
-        total = _digits(keys) + 3
-        n = 0
         for shard in range(shards):
-            if split.frames[shard] is None:
+            if frames[shard] is None:
                 continue
-            frame = <bytes>split.frames[shard]
+            frame = <bytes>frames[shard]
             n += _elements(frame, &body)
             cursors[shard] = PyBytes_AS_STRING(frame) + body
             cursors[shards + shard] = PyBytes_AS_STRING(frame) + PyBytes_GET_SIZE(frame)
             total += PyBytes_GET_SIZE(frame) - body
         if n != keys:
             raise ValueError
-        out = PyBytes_FromStringAndSize(NULL, total)
+    except ValueError:
+        PyMem_RawFree(cursors)
+        raise
+    size[0] = total
+    return cursors
+
+
+cdef inline Py_ssize_t _element(const char *at, const char *end) except -1:
+    """The bytes of the element at `at`."""
+    cdef Py_ssize_t n = end - at, length = short_bulk(at, n)
+    cdef ReplyScan state
+    if not length:
+        state.left = 0
+        state.pos = 0
+        if n <= 0 or scan_reply(at, n, &state, True, n, &length) != FRAME:
+            raise ValueError
+    return length
+
+
+cdef bytes _gather(Split split):
+    """The elements of all parts in the order of the request's keys, as they came."""
+    cdef const unsigned short *order = <const unsigned short *>PyBytes_AS_STRING(split.order)
+    cdef Py_ssize_t keys = PyBytes_GET_SIZE(split.order) // 2, i, total = 0, length
+    cdef int shard, shards = <int>len(split.frames)
+    cdef bytes out
+    cdef char *to
+    cdef const char **cursors = _opened(split.frames, keys, &total)
+    try:
+        out = PyBytes_FromStringAndSize(NULL, _digits(keys) + 3 + total)
         to = _number(PyBytes_AS_STRING(out), c'*', keys)
         for i in range(keys):
             shard = order[i]
-            state.left = 0
-            state.pos = 0
-            n = cursors[shards + shard] - cursors[shard]
-            length = short_bulk(cursors[shard], n)
-            if not length and (n <= 0 or scan_reply(cursors[shard], n, &state, True, n, &length) != FRAME):
-                raise ValueError
+            length = _element(cursors[shard], cursors[shards + shard])
             memcpy(to, cursors[shard], length)
             to += length
             cursors[shard] += length
         return out
     finally:
         PyMem_RawFree(cursors)
+
+
+include "wide.pxi"

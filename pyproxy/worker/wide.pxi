@@ -1,0 +1,373 @@
+# Commands of very many keys, or of very many bytes: cut and put together a slice at a time.  Included by split.pyx.
+#
+# A split command costs time for each of its keys, and for each byte that is copied.  Nobody else is served meanwhile, so
+# beyond a bound the work is done in slices (slices.py): the client is parked like one with a conversation until the
+# parts are sent, and from then on it is a split like any other; its answers, when all are here, become one in the
+# same way.
+
+cdef enum:
+    WIDE_KEYS = 4096        # up to so many a command is begun at once, and its answer made at once
+    WIDE_BYTES = 1048576    # and up to so many bytes
+    STEP_PARTS = 50         # of a step, see slices.py: BATCH
+    SHARED_OF_PART = 16     # keys that are hashed in the time of a part
+    MOVED_OF_PART = 32      # keys, or elements of an answer, that are copied in it
+    BYTES_OF_PART = 4096    # bytes that are
+
+
+@cython.final
+cdef class Wide:
+    """A command of very many keys until its parts are sent: what its client is at, and the work that is done for it.
+
+    For the client it is what a conversation is, see `Client.converse`.
+    """
+
+    cdef Client client              # None: it is over
+    cdef Route route
+    cdef object whole               # the bytes or bytearray in which it came; nobody else changes it
+    cdef bint alone                 # there is nothing else in it
+    cdef Py_ssize_t size
+    cdef const char *first          # key
+    cdef const char *at             # the key that is next, and how much of it was copied
+    cdef Py_ssize_t copied
+    cdef Py_ssize_t keys
+    cdef Py_ssize_t done            # of the keys
+    cdef bytes owners
+    cdef Share *shares
+    cdef int shards
+    cdef int involved
+    cdef list frames                # for each shard its part, or None; None: no part has been begun
+    cdef list links                 # to which the shares were made out
+    cdef Py_ssize_t charged
+    cdef bint at_door               # it waits there, or at a gate
+    cdef readonly bint waits        # for what may never come: it does not
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.shares)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        """A step -> how many parts were done, as slices.py counts them."""
+        cdef Py_ssize_t parts = 0
+        if self.client is not None:
+            try:
+                parts = self._step()
+            except Exception:
+                self._broke()
+        if parts == 0:
+            raise StopIteration
+        return parts
+
+    cdef int share_anew(self) except -1:
+        """From the first key on."""
+        cdef Lane lane = self.client.lane
+        self.links = lane.links
+        self.shards = <int>len(lane.links)
+        PyMem_RawFree(self.shares)
+        self.shares = <Share *>PyMem_RawCalloc(self.shards, sizeof(Share))
+        if self.shares == NULL:
+            raise MemoryError
+        self.at = self.first
+        self.done = self.involved = 0
+        self.frames = None
+        return 0
+
+    cdef Py_ssize_t _step(self) except -1:
+        cdef Py_ssize_t until
+        if self.links is not self.client.lane.links:
+            self.share_anew()       # the shards are others
+        if self.frames is None and self.done < self.keys:
+            until = min(self.keys, self.done + STEP_PARTS * SHARED_OF_PART)
+            self.involved += _share_out(self.client.lane, self.route, &self.at, self.owners, self.done, until, self.shares)
+            until -= self.done
+            self.done += until
+            return max(1, until // SHARED_OF_PART)
+        if self.frames is None:
+            if self.involved == 1 and self.alone:
+                self.frames = [self.whole if self.shares[shard].keys else None for shard in range(self.shards)]
+            else:
+                self.frames = _headed(self.route, self.shares, self.shards)
+                self.at = self.first
+                self.done = 0
+                self._charge(self.size)
+            return 1
+        if self.done < self.keys:
+            return self._copy()
+        self._ask()
+        return 0
+
+    cdef Py_ssize_t _copy(self) except -1:
+        """More of the keys, with their values, into the parts."""
+        cdef const unsigned short *order = <const unsigned short *>PyBytes_AS_STRING(self.owners)
+        cdef Py_ssize_t left = STEP_PARTS * BYTES_OF_PART, until = min(self.keys, self.done + STEP_PARTS * MOVED_OF_PART), n
+        cdef Py_ssize_t begun = self.done
+        cdef const char *end
+        cdef Share *share
+        while self.done < until and left > 0:
+            share = &self.shares[order[self.done]]
+            end = _past(self.at, self.route.step)
+            n = end - self.at - self.copied
+            if n > left:
+                n = left
+            memcpy(share.cursor, self.at + self.copied, n)
+            share.cursor += n
+            left -= n
+            self.copied += n
+            if self.at + self.copied == end:
+                self.at = end
+                self.copied = 0
+                self.done += 1
+        if self.done == self.keys:
+            self._charge(-<Py_ssize_t>len(self.whole))
+            self.whole = None
+        return max(1, (self.done - begun) // MOVED_OF_PART, STEP_PARTS - left // BYTES_OF_PART)
+
+    cdef int _ask(self) except -1:
+        """Sends the parts, if all doors and gates are open; `go_on` asks again."""
+        cdef Client client = self.client
+        cdef list asked = [shard for shard in range(self.shards) if self.shares[shard].keys]
+        cdef list backends = list(client.pool)
+        cdef Backend backend
+        cdef int verdict
+        if self.involved == 1:
+            backend = client._seek(<Backend>backends[asked[0]], self.route.write, self.size)
+            backends[asked[0]] = backend
+            verdict = 1 if backend is not None else -1 if client.lane.refusal is None else 0
+        else:
+            verdict = _admitted(client, self.route.write, asked, self.size, backends)
+        if verdict < 0:
+            self.at_door = True
+        elif verdict == 0:
+            self._end(client.lane.refusal)
+        elif self.involved == 1:
+            self._send_whole(<Backend>backends[asked[0]], self.frames[asked[0]])
+        else:
+            self._send_parts(backends)
+        return 0
+
+    cdef int _send_whole(self, Backend backend, object frame) except -1:
+        cdef Client client = self.client
+        cdef Pending place = client.head
+        cdef Py_ssize_t size = len(frame)
+        place.write = self.route.write
+        place.pace = self.route.pace
+        place.shard = backend.shard
+        if size <= KEPT_BYTES if place.write else size <= SURE_BYTES:
+            if not place.write or (backend.keeps and self.route.again):
+                place.request = bytes(frame)
+        _put(backend, place, frame, size)
+        self._sent(place)
+        return 0
+
+    cdef int _send_parts(self, list backends) except -1:
+        cdef Client client = self.client
+        cdef Pending place = client.head
+        cdef list frames = self.frames
+        cdef Split split = _split_at(client, self.route, self.owners, self.involved, place)
+        cdef int shard
+        place.shard = -1
+        self._sent(place)
+        for shard in range(self.shards):
+            if frames[shard] is not None:
+                _send(<Backend>backends[shard], split, <bytes>frames[shard], 0, False)
+        return 0
+
+    cdef int _sent(self, Pending place) except -1:
+        """It is a request like any other from now on."""
+        cdef Client client = self.client
+        place.size = self.size
+        client.inflight_bytes += self.size
+        self._let_go()
+        client.conversed()
+        return 0
+
+    cdef int _end(self, bytes line) except -1:
+        cdef Client client = self.client
+        self._let_go()
+        client.answer(line)
+        return 0
+
+    cdef int _let_go(self) except -1:
+        self._charge(-self.charged)
+        self.client = None
+        self.whole = None
+        self.frames = None
+        return 0
+
+    cdef int _charge(self, Py_ssize_t size) except -1:
+        """What is here counts as the client's."""
+        self.charged += size
+        self.client.charge(size)
+        return 0
+
+    cdef int _broke(self) except -1:
+        """Our own fault, whose exception is being handled: it ends this connection and no other."""
+        cdef Client client = self.client
+        bug(self)
+        if client is not None:
+            self._end(errors.internal_error())
+            client.finish()
+        return 0
+
+    # --- what the client's connection says ---
+
+    def start(self):
+        """In a turn of its own: the client is done with what it read by then."""
+        if self.client is not None:
+            self.client.lane.slices.run(self)
+
+    def go_on(self):
+        """What was asked and had to wait may be asked again."""
+        if self.at_door:
+            self.at_door = False
+            self.client.lane.loop.call_soon(self.start)     # who says so is in the middle of something
+
+    def left(self):
+        self._let_go()
+
+    def half_closed(self):
+        """What it sent before is done and answered."""
+
+    def drain(self):
+        """As `half_closed`."""
+
+    def refuse(self, bytes line not None):
+        self._end(line)
+
+    def __repr__(self):
+        return f"<Wide {self.route.name.decode()} of {self.keys} keys of {self.client!r}>"
+
+
+cdef int begin_wide(Client client, Route route, const char *frame, Py_ssize_t size, Py_ssize_t keys) except -2:
+    """As `begin`, for one of very many keys or bytes."""
+    cdef Wide wide = Wide.__new__(Wide)
+    cdef Lane lane = client.lane
+    cdef bytearray donated
+    if not client.settled():
+        return -1
+    wide.client = client
+    wide.route = route
+    wide.size = size
+    wide.keys = keys
+    wide.owners = PyBytes_FromStringAndSize(NULL, keys * 2)
+    if type(lane.donated) is bytearray:     # what else is in it is copied by who reads on
+        donated = <bytearray>lane.donated
+        lane.donated = None
+        wide.whole = donated
+        wide.alone = len(donated) == size
+    else:
+        wide.whole = PyBytes_FromStringAndSize(frame, size)
+        wide.alone = True
+        frame = PyBytes_AS_STRING(<bytes>wide.whole)
+    wide.first = _first_key(frame)
+    wide.share_anew()
+    client.converse(wide)
+    wide._charge(len(wide.whole) + keys * 2)
+    lane.loop.call_soon(wide.start)
+    return 1
+
+
+@cython.final
+cdef class Merging:
+    """The answers of all shards, until they are one; work for slices.py."""
+
+    cdef Split split
+    cdef Pending place
+    cdef bytes out
+    cdef char *to
+    cdef const char *piece          # what is being copied, and how much of it is left
+    cdef Py_ssize_t left
+    cdef Py_ssize_t done            # elements, where each is looked for; else frames
+    cdef Py_ssize_t charged
+    cdef const char **cursors       # of the shards, see `_opened`; NULL: whole frames follow each other
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.cursors)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        """A step -> how many parts were done, as slices.py counts them."""
+        cdef Py_ssize_t parts = 0
+        cdef Client client = self.place.client
+        if client is None:      # it has gone, and took along what was counted
+            raise StopIteration
+        try:
+            parts = self._step()
+        except ValueError:
+            self.out = errors.unexpected_part(self.split.route.name)
+            client.lane.errors += 1
+        except Exception:
+            bug(self.split.route.name)
+            client.abandon()    # its answer is lost, and those behind it wait for that
+            raise StopIteration from None
+        if parts == 0:
+            client.charge(-self.charged)
+            client.lane.settle(self.place, self.out)
+            raise StopIteration
+        return parts
+
+    cdef Py_ssize_t _step(self) except -1:
+        """0: it is done."""
+        cdef Py_ssize_t elements = STEP_PARTS * MOVED_OF_PART, left = STEP_PARTS * BYTES_OF_PART, n
+        while elements and left:
+            if self.left == 0:
+                if not self._next_piece():
+                    break
+                elements -= 1
+            n = min(self.left, left)
+            memcpy(self.to, self.piece, n)
+            self.to += n
+            self.piece += n
+            self.left -= n
+            left -= n
+        elements = STEP_PARTS * MOVED_OF_PART - elements
+        left = STEP_PARTS * BYTES_OF_PART - left
+        return max(1, elements // MOVED_OF_PART, left // BYTES_OF_PART) if elements or left else 0
+
+    cdef bint _next_piece(self) except -1:
+        """Finds what is copied next -> whether there is anything."""
+        cdef Split split = self.split
+        cdef Py_ssize_t body = 0, shards = len(split.frames)
+        cdef int shard
+        cdef bytes frame
+        if self.cursors != NULL:
+            if self.done < PyBytes_GET_SIZE(split.order) // 2:
+                shard = (<const unsigned short *>PyBytes_AS_STRING(split.order))[self.done]
+                self.left = _element(self.cursors[shard], self.cursors[shards + shard])
+                self.piece = self.cursors[shard]
+                self.cursors[shard] += self.left
+                self.done += 1
+        else:
+            while self.left == 0 and self.done < shards:
+                frame = <bytes>split.frames[self.done]
+                _elements(frame, &body)
+                self.piece = PyBytes_AS_STRING(frame) + body
+                self.left = PyBytes_GET_SIZE(frame) - body
+                self.done += 1
+        return self.left > 0
+
+
+cdef int merge_wide(Split split, Pending place, Py_ssize_t size) except -1:
+    """The answer that is made of so many bytes is settled when it is whole.  ValueError as for `merged`."""
+    cdef Merging merging = Merging.__new__(Merging)
+    cdef Client client = place.client
+    cdef Py_ssize_t count = 0, total = 0, body = 0
+    merging.split = split
+    merging.place = place
+    if split.route.merged_by == "gather":
+        count = PyBytes_GET_SIZE(split.order) // 2
+        merging.cursors = _opened(split.frames, count, &total)
+    else:
+        for frame in split.frames:
+            count += _elements(<bytes?>frame, &body)
+            total += PyBytes_GET_SIZE(<bytes>frame) - body
+    merging.out = PyBytes_FromStringAndSize(NULL, _digits(count) + 3 + total)
+    merging.to = _number(PyBytes_AS_STRING(merging.out), c'*', count)
+    merging.charged = size + PyBytes_GET_SIZE(merging.out)
+    place.shard = -2        # no shard has anything of it any more
+    client.charge(merging.charged)
+    client.lane.slices.run(merging)
+    return 0
