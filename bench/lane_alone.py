@@ -91,6 +91,10 @@ class Up:
     def backend(self, proto: int, db: int) -> Backend:
         return self.backends[proto, db]
 
+    def bulk(self, first: Backend) -> Backend:
+        """What is large goes on the same connection: there is no other."""
+        return first
+
 
 def never_taken(client: object, route: object, argv: object) -> object:
     raise AssertionError("only commands that stay in the lane are known here")

@@ -44,6 +44,7 @@ class Lane:
     canary: bool
     draining: bool
     bulk_bytes: int
+    slices: Any
     block_bytes: int
     def __init__(
         self,

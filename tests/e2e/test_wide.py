@@ -110,8 +110,9 @@ def test_a_key_of_another_type_is_answered_as_by_one_server(pair: Pair) -> None:
 
 def test_what_is_sent_behind_it_is_done_behind_it(pair: Pair) -> None:
     keys = names(KEYS)
+    key = keys[0]
     for talk in pair.talks:
-        talk.send(["SET", keys[0], 1], ["MSET", *pairs(keys)], ["INCR", "n"], ["MGET", *keys], ["DEL", *keys], ["GET", keys[0]])
+        talk.send(["SET", key, 1], ["MSET", *pairs(keys)], ["INCR", "n"], ["MGET", *keys], ["DEL", *keys], ["GET", key])
     proxy, server = [talk.reads(6) for talk in pair.talks]
     assert proxy == server
 

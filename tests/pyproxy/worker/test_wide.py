@@ -1,4 +1,4 @@
-"""Commands of very many keys, or bytes: cut and put together in slices, each of which is small, between two lists of bytes."""
+"""Commands of very many keys, or bytes: cut and put together in slices, each of which is small; without a socket."""
 
 import random
 from collections.abc import Iterator, Sequence
