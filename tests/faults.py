@@ -82,7 +82,8 @@ class Connection:
     canaries: list[bytes] = field(default_factory=list)  # the answers to those that are not answered yet
     sung: set[bytes] = field(default_factory=set)  # those that the hop gave in the place of the server
     _searched: int = 0
-    _begun: bytes = b""  # of an answer of the hop's own
+    _spoken: Replies = field(default_factory=Replies)
+    _begun: bool = False  # an answer of the hop's own
 
     def asks(self, data: bytes) -> None:
         self.requests += data
@@ -102,17 +103,15 @@ class Connection:
     def with_canaries(self, data: bytes) -> bytes:
         """Said in the place of the server, which would answer the canary in front of each request."""
         said = b""
-        for position in range(len(data)):
+        for line in re.finditer(rb"[^\n]*\n|[^\n]+", data):  # no answer ends elsewhere
             if not self._begun and self.canaries:
                 said += self.canaries[0]
                 self.sung.add(self.canaries.pop(0))
-            self._begun += data[position : position + 1]
             try:
-                if Replies().feed(self._begun):
-                    self._begun = b""
+                self._begun = not self._spoken.feed(line[0])
             except ProtocolError:
-                return said + data[position:]
-            said += data[position : position + 1]
+                return said + data[line.start() :]
+            said += line[0]
         return said
 
     def close(self, reset: bool) -> None:
@@ -326,6 +325,7 @@ class Hop:
             await self._changed.wait()
 
     async def _pass(self, way: Way, connection: Connection, data: bytes, to: asyncio.StreamWriter) -> None:
+        whole = data
         while data and connection.affected and (rule := self._rules[way]).kind != "pass":
             if rule.kind == "swallow":
                 return
@@ -345,7 +345,7 @@ class Hop:
             data = data[rule.piece :]
             await to.drain()
         if way is Way.REPLIES:
-            data = connection.answers(data)
+            data = connection.answers(whole)[len(whole) - len(data) :]
         if data and not connection.silent:
             to.write(data)
             await to.drain()
