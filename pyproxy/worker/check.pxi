@@ -149,7 +149,8 @@ cdef int _check_client(Client client, set answered, Py_ssize_t in_parts, bint di
 
 cdef int _check_parked(Client client, bint in_backlog, bint at_a_door) except -1:
     """Whoever waits is waited for by something that wakes it."""
-    cdef bint goes_on = client.dirty or client.choked or client.head is not None
+    # one that is closing begins nothing more, whatever it waited for
+    cdef bint goes_on = client.dirty or client.choked or client.head is not None or client.finishing
     _expect(client, "to have a turn to come", bool(client.parked & Park.TURN), in_backlog)
     if client.parked & Park.DOOR and not at_a_door:
         raise Broken(f"{client}: it is parked at a door, and at none it waits")
