@@ -423,6 +423,11 @@ NOT_UNBLOCKED = "did not give up a command that waits (CLIENT UNBLOCK)"
 NO_TRANSACTION = "refused MULTI, and may have run the commands behind it one by one"
 
 
+def reply_too_large(limit: int) -> bytes:
+    """The answer of a server is larger than all that a worker may hold."""
+    return _line(f"ERR the answer is larger than limits.memory_bytes ({limit}) of the proxy; what was asked has been done")
+
+
 def not_read(deadline_s: float) -> str:
     return f"has read nothing more for {deadline_s:g} s"
 

@@ -427,7 +427,7 @@ cdef class Backend:
         cdef bint leaves = False
         if wire is None or wire.lost or wire.on_setup is not None:
             return False
-        if wire.large is None and wire.inbuf is None:
+        if wire.large is None and wire.inbuf is None and not wire.skipping:
             wire.marked_bytes = wire.bytes_in
             wire.marked_at = 0
         elif wire.bytes_in - wire.marked_bytes >= MOVING_BYTES:     # a byte now and then does not count
@@ -733,6 +733,11 @@ cdef class Wire:
             if self.lost or used == PyBytes_GET_SIZE(data):
                 return 0
             data = data[used:]
+        if self.skipping:
+            used = self._skip(data)
+            if self.lost or used == PyBytes_GET_SIZE(data):
+                return 0
+            data = data[used:]
         if self.inbuf is None:
             used = self._cut(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
             if 0 <= used < PyBytes_GET_SIZE(data):
@@ -745,6 +750,11 @@ cdef class Wire:
             self.inbuf = None
         elif used:
             del inbuf[:used]
+        if self.inbuf is not None and len(inbuf) > self.backend.lane.memory_limit:
+            self.overlong = True
+        if self.overlong and self.inbuf is not None:
+            del inbuf[:self.scan.pos]
+            self.scan.pos = 0
         if self.on_setup is None and self.large is None and not self.lost:
             self.backend.transfers(self.inbuf is not None and len(inbuf) >= BULK_BYTES)     # of an array, say
         return 0
@@ -791,7 +801,10 @@ cdef class Wire:
                     if not self._owes():
                         return -1
                     item = backend.head
-                    self._deliver(item, p + pos, length, None)
+                    if self.overlong:
+                        self._deliver_overlong()
+                    else:
+                        self._deliver(item, p + pos, length, None)
                     if self.lost:
                         return -1
                 pos += length
@@ -899,14 +912,20 @@ cdef class Wire:
         """A large bulk of which a part is here: the rest is received where it will stay."""
         cdef long long value = 0
         cdef Py_ssize_t size
-        if n < LARGE or p[0] != c'$':
+        if n < LARGE or p[0] != c'$' or self.overlong:      # of an overlong array this is an element
             return False
         size = counted(p, n, &value)
-        if size == 0 or not 0 <= value <= LARGEST:
+        if size == 0 or value < 0 or (value > LARGEST and value <= self.backend.lane.memory_limit):
             return False
         size += value + 2
         if size <= n:
             return False    # all of it is here, so the scanner waits for something else
+        if value > self.backend.lane.memory_limit:
+            self.skipping = size - n
+            self.backend.transfers(True)
+            self.scan.left = 0
+            self.scan.pos = 0
+            return True
         self.large = PyBytes_FromStringAndSize(NULL, size)
         if size - n >= BULK_BYTES:
             self.backend.transfers(True)
@@ -937,6 +956,26 @@ cdef class Wire:
             except Exception:
                 self._broke(item)
         return taken
+
+    cdef Py_ssize_t _skip(self, bytes data) except -1:
+        """Throws more of a bulk away -> bytes of `data` that belong to it."""
+        cdef Py_ssize_t taken = min(PyBytes_GET_SIZE(data), self.skipping)
+        self.skipping -= taken
+        if self.skipping == 0:
+            self.backend.transfers(False)
+            if self._owes():
+                self._deliver_overlong()
+        return taken
+
+    cdef int _deliver_overlong(self) except -1:
+        """An answer that cannot be kept has come; who asked is told so."""
+        cdef Pending item = self.backend.head
+        cdef bytes line = errors.reply_too_large(self.backend.lane.memory_limit)
+        self.overlong = False
+        try:
+            return self._deliver(item, PyBytes_AS_STRING(line), PyBytes_GET_SIZE(line), line)
+        except Exception:
+            return self._broke(item)
 
     cdef bint _distrusted(self, const char *p, Py_ssize_t n):
         """-MOVED and -ASK would send clients past the proxy."""

@@ -389,6 +389,8 @@ cdef class Wire:
     cdef bytearray inbuf
     cdef bytes large                # a bulk that is being received, of its final size
     cdef Py_ssize_t large_filled
+    cdef Py_ssize_t skipping        # bytes still to come of a bulk that is larger than the memory budget: thrown away
+    cdef bint overlong              # so is what comes of an array
     cdef ReplyScan scan
     cdef int fd
     cdef bint tls                   # the socket belongs to the transport alone
@@ -414,6 +416,8 @@ cdef class Wire:
     cdef int _swallow(self, Pending item, const char *p, Py_ssize_t n) except -1
     cdef bint _begin_large(self, const char *p, Py_ssize_t n) except -1
     cdef Py_ssize_t _fill(self, bytes data) except -1
+    cdef Py_ssize_t _skip(self, bytes data) except -1
+    cdef int _deliver_overlong(self) except -1
 
 
 cdef int cut_off(Client client) except -1

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pyproxy.fleet import HOST, Fleet, wait_until
+from pyproxy.fleet import HOST, Fleet, Proxy, wait_until
 from pyproxy.shardmap import Node
 from tests.e2e.alone import Alone
-from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, of_a_worker
+from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, error, of_a_worker, proxy_info
 from tests.faults import Hop, Way
 
 SHARD = 1
@@ -128,3 +128,28 @@ def test_each_client_sees_its_own_commands_in_their_order(fleet: Fleet, seed: in
             assert talk.reads(len(drawn)) == [answer for _, answer in drawn]
         hop.heal()
         talk.ask("DEL", *names)
+
+
+@pytest.mark.parametrize("kind", ["value", "array", "element", "transaction"])
+def test_an_answer_beyond_the_memory_budget_is_an_error_that_says_so(fleet: Fleet, kind: str) -> None:
+    """It is thrown away as it comes; others on the same connection get theirs, and nobody is closed."""
+    limits = {"memory_bytes": 4 << 20, "bulk_bytes": 1 << 20}
+    with Proxy(fleet, timeouts=PATIENT, limits=limits) as proxy, Talk(proxy.port) as asking, Talk(proxy.port) as other:
+        large, small = Keys(proxy).on(SHARD, 2, f"beyond-{kind}")
+        server = fleet.shards[SHARD].primary
+        if kind in ("value", "transaction"):
+            server.ask("SET", large, b"x" * (9 << 20))
+        else:
+            server.ask("RPUSH", large, *([ITEM] * 90 if kind == "array" else [b"x" * (9 << 20), "y"]))
+        get = ("GET", large) if kind in ("value", "transaction") else ("LRANGE", large, 0, -1)
+        said = "ERR the answer is larger than limits.memory_bytes (4194304) of the proxy; what was asked has been done"
+        for _ in range(2):
+            other.send(("SET", small, "v"))
+            asking.send(*([("MULTI",), get, ("EXEC",)] if kind == "transaction" else [get]), ("GET", small))
+            other.send(("GET", small))
+            replies = asking.reads(4 if kind == "transaction" else 2)
+            assert error(replies[-2]) == said
+            assert replies[-1] in (b"v", None)
+            assert other.reads(2) == [b"OK", b"v"]
+        assert proxy_info(other)["shed"] == "0"
+        assert other.ask("DEL", large, small) == 2
