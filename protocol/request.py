@@ -14,6 +14,7 @@ from typing import ClassVar, Final, Self
 from protocol.scan import is_request
 
 # C's isspace() separates arguments, but only four of its six characters end one that was begun (sds.c, sdssplitargs).
+_UNLIKE_SPLIT = re.compile(rb"[\"'\v\f]")  # without these a line is split as by Python, many times faster
 _BLANKS = re.compile(rb"[ \t\n\v\f\r]*")
 _PLAIN = re.compile(rb"[^ \t\n\r\"']+")
 _IN_DOUBLE = re.compile(rb"[^\"\\]+")
@@ -33,6 +34,8 @@ def split_inline(line: bytes) -> list[bytes] | None:
     ``None`` means unbalanced quotes, after which Redis closes the connection.
     """
     line = line.split(b"\0", 1)[0]
+    if not _UNLIKE_SPLIT.search(line):
+        return line.split()
     argv: list[bytes] = []
     at = _past(_BLANKS, line, 0)
     while at < len(line):

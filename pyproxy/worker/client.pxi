@@ -191,6 +191,8 @@ cdef class Client:
                 cost = self._command(p + pos, length)
             elif found == INLINE:
                 cost = self._inline(p[pos:pos + length])
+                if cost:
+                    cost += <int>length // TURN_LINE
             if not cost:
                 if found == FRAME:
                     self.offered = length       # not looked through once more

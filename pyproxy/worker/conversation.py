@@ -173,6 +173,24 @@ class Conversation:
     def waits(self) -> bool:
         return self._waits
 
+    async def in_slices(self, work: Iterator[int]) -> None:
+        """Have it done a slice at a time, see slices.py; what it raises is raised here."""
+        self._check_not_over()
+        done: asyncio.Future[None] = self.lane.loop.create_future()
+
+        def watched() -> Iterator[int]:
+            try:
+                for parts in work:
+                    yield parts
+                    if done.done():
+                        return  # nobody waits for it any more
+                done.set_result(None)
+            except Exception as exc:
+                done.set_exception(exc)
+
+        self.lane.slices.run(watched())
+        await done
+
     # --- what is asked ---
 
     def shard_of(self, key: bytes) -> int:

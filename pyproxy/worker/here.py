@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -100,7 +100,7 @@ class Here:
     topology: Topology
     look: FleetLook | None  # None until the parent has looked once
     table: Mapping[bytes, Command]
-    clients: Callable[[], Iterable[Client]]  # of this worker
+    clients: Callable[[], Collection[Client]]  # of this worker
     tell: Callable[[Configured | Script | ScriptsFlushed], None]  # the parent
     now: Callable[[], float] = time.monotonic
     settings: Settings = field(default_factory=lambda: Settings(0))

@@ -79,6 +79,7 @@ BUILD = BUILD_NAME.decode()     # see tools/make_build.py; "": the one that serv
 cdef enum:
     TURN_COMMANDS = 1024        # one client's share of a loop turn
     TAKEN_COST = 4              # of it, for a command that leaves the lane: so much more work it is
+    TURN_LINE = 16              # bytes of an inline command, likewise
     TURN_KEYS = 8               # of a command of many, as much as a command of one
     TURN_BYTES = 2097152        # given to the connections in one turn; a connection's share is not cut
     READ_AHEAD = 65536          # unread bytes of a parked client before reading stops; of one that does not read

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from protocol import errors, glob, helps, introspect, notifications
 from protocol.reply import OK, Value, Verbatim, encode
 from protocol.table import CONFIGURED_ELSEWHERE
 from pyproxy.shardmap import Node
+from pyproxy.slices import batches
 from pyproxy.worker import info
 from pyproxy.worker.here import REPLY_OFF, REPLY_ON, REPLY_SKIP, Client, Here
 from pyproxy.worker.pubsub import Sort
@@ -169,14 +170,40 @@ def _client_info(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
 
 
 def _client_list(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
-    """The clients of this worker; every one of them is of the type ``normal`` or ``pubsub``."""
+    """The clients of this worker; of very many see conversations/clients.py."""
+    try:
+        listed, lines = chosen(argv, here), list[bytes]()
+    except ClientError as wrong:
+        return wrong.line
+    for _ in described(listed, here.now(), lines):
+        pass
+    return encode(Verbatim(b"".join(lines)), client.proto)
+
+
+class ClientError(Exception):
+    """What CLIENT LIST is asked cannot be answered; `line` says why."""
+
+    def __init__(self, line: bytes) -> None:
+        super().__init__(line)
+        self.line = line
+
+
+def described(clients: Iterable[Client], now: float, lines: list[bytes]) -> Iterator[int]:
+    """A line for each of the clients, as work for slices.py."""
+    for some in batches(clients):
+        lines += [_line(each, now) for each in some]
+        yield len(some)
+
+
+def chosen(argv: Sequence[bytes], here: Here) -> list[Client]:
+    """Whom a CLIENT LIST asks for: every client is of the type ``normal`` or ``pubsub``. Raises ClientError."""
     asked = argv[2].lower() if len(argv) > 2 else b""
     ids: set[int] | None = None
     subscribed: bool | None = None  # either
     if asked == b"type" and len(argv) == 4:
         kind = argv[3].lower()
         if kind not in (b"normal", b"master", b"primary", b"replica", b"slave", b"pubsub"):
-            return errors.unknown_client_type(argv[3])
+            raise ClientError(errors.unknown_client_type(argv[3]))
         ids = None if kind in (b"normal", b"pubsub") else set()
         subscribed = kind == b"pubsub"
     elif asked == b"id" and len(argv) > 3:
@@ -184,15 +211,14 @@ def _client_list(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
         for word in argv[3:]:
             number = _integer(word)
             if number is None:
-                return errors.bad_client_id()
+                raise ClientError(errors.bad_client_id())
             ids.add(number)
     elif asked:
-        return errors.syntax_error()
-    now = here.now()
+        raise ClientError(errors.syntax_error())
     shown = [each for each in here.clients() if ids is None or each.id in ids]
     if subscribed is not None:
         shown = [each for each in shown if (each.subscriber is not None) == subscribed]
-    return encode(Verbatim(b"".join(_line(each, now) for each in shown)), client.proto)
+    return shown
 
 
 def _line(client: Client, now: float) -> bytes:

@@ -13,7 +13,7 @@ from protocol.request import Request
 from pyproxy.events import Event, emit
 from pyproxy.worker import local, transaction
 from pyproxy.worker.conversation import Conversation, Handler
-from pyproxy.worker.conversations import ACROSS, EMULATED, HANDLERS, blocking, executing, settings, watching
+from pyproxy.worker.conversations import ACROSS, EMULATED, HANDLERS, blocking, clients, executing, settings, watching
 from pyproxy.worker.here import Here
 from pyproxy.worker.hub import Hub
 from pyproxy.worker.lane import NOT_NOW, Client, Route
@@ -60,6 +60,8 @@ class Session:
                     return self._converse(client, route, command, argv, settings.configure)
                 if command.name == b"config|get" and local.settings_of_servers(argv, self._here):
                     return self._converse(client, route, command, argv, settings.show)
+                if command.name == b"client|list" and len(self._here.clients()) > clients.MANY:
+                    return self._converse(client, route, command, argv, clients.listed)
                 if command.name == b"hello" and client.subscriber is not None and not client.settled():
                     return NOT_NOW  # a message in the new protocol would overtake answers in the old one
                 if command.name == b"reset" and client.subscriber is not None:

@@ -1,6 +1,7 @@
 """The commands that are conversations: a file for each subject, each with its HANDLERS.
 
     blocking    commands that wait for something to come to a key
+    clients     CLIENT LIST of very many
     executing   EXEC of a transaction with scripts
     keyspace    what is asked of the keys of all shards
     reports     what is asked of the memory of all shards

@@ -270,6 +270,17 @@ def test_many_commands_of_many_keys_are_not_begun_in_one_turn(beside: Beside) ->
     assert first.count(b"EXISTS") < PIECE // len(frame)
 
 
+def test_long_inline_lines_are_not_all_begun_in_one_turn(beside: Beside) -> None:
+    line = b'SET k "' + b"\\x41" * 15_000 + b'"\r\n'
+    beside.client.data_received(line * 4)
+    beside.alone.turns.turn()
+    (first,) = [sent for sent in beside.sent() if sent]
+    assert first.count(b"SET") < 4
+    beside.alone.turns.settle()
+    (others,) = [sent for sent in beside.sent() if sent]
+    assert first + others == encode([b"SET", b"k", b"A" * 15_000]) * 4
+
+
 # --- memory, and who leaves -------------------------------------------------------------------------------------------
 
 
