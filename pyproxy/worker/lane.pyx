@@ -683,5 +683,6 @@ cdef object _by_age = attrgetter("sent_at")
 # One compiled module, as its classes know each other; a file for each side.
 include "client.pxi"
 include "backend.pxi"
+include "wire.pxi"
 include "kept.pxi"
 include "check.pxi"

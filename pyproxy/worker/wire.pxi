@@ -1,0 +1,368 @@
+# A connection to a server: bytes out, replies in.  Included by lane.pyx.
+
+
+@cython.final
+cdef class Wire:
+    """One connection to a server.  An asyncio.Protocol; made for each connection anew."""
+
+    def __init__(self, Backend backend not None, on_setup, on_lost):
+        """`on_setup(frame)` gets the replies until the backend is opened; `on_lost(why)` is called once."""
+        self.backend = backend
+        self.on_setup = on_setup
+        self.on_lost = on_lost
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.fd = transport.get_extra_info("socket").fileno()
+        self.tls = transport.get_extra_info("ssl_object") is not None
+        if self.lost:
+            transport.abort()   # given up while it was being made
+
+    cdef int put(self, const char *data, Py_ssize_t size, object whole) except -1:
+        """Writes requests; what the socket does not take at once waits in the transport, and nothing overtakes it.
+
+        `whole`: what the bytes are of, if it is not changed any more: then they are not copied.
+        """
+        cdef Py_ssize_t taken = 0
+        if self.tls:
+            self.transport.write(PyBytes_FromStringAndSize(data, size))
+            return 0
+        if self.handed_over and not self.transport.get_write_buffer_size():
+            self.handed_over = False
+        if not self.handed_over:
+            taken = max(_send(self.fd, data, size), 0)      # that it is closed the transport will say
+            if taken == size:
+                return 0
+        self.handed_over = True
+        if whole is not None:
+            self.transport.write(memoryview(whole)[taken:])
+        else:
+            self.transport.write(PyBytes_FromStringAndSize(data + taken, size - taken))
+        return 0
+
+    def data_received(self, bytes data not None):
+        cdef Lane lane = self.backend.lane
+        if self.lost:
+            return
+        if self.on_setup is None and self.backend.wire is not self:
+            self.drop("was replaced")
+            return
+        lane.now = self.last_bytes = _clock()
+        lane.came = True
+        self.bytes_in += PyBytes_GET_SIZE(data)
+        try:
+            self._receive(data)
+        except Exception:
+            self._broke(None)
+
+    cdef int _receive(self, bytes data) except -1:
+        cdef bytearray inbuf
+        cdef Py_ssize_t used = 0
+        if self.large is not None:
+            used = self._fill(data)
+            if self.lost or used == PyBytes_GET_SIZE(data):
+                return 0
+            data = data[used:]
+        if self.skipping:
+            used = self._skip(data)
+            if self.lost or used == PyBytes_GET_SIZE(data):
+                return 0
+            data = data[used:]
+        if self.inbuf is None:
+            used = self._cut(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+            if 0 <= used < PyBytes_GET_SIZE(data):
+                self.inbuf = bytearray(data[used:])
+            return 0
+        inbuf = self.inbuf
+        inbuf += data
+        used = self._cut(PyByteArray_AS_STRING(inbuf), len(inbuf))
+        if used == len(inbuf) or used < 0:
+            self.inbuf = None
+        elif used:
+            del inbuf[:used]
+        if self.inbuf is not None and len(inbuf) > self.backend.lane.memory_limit:
+            self.overlong = True
+        if self.overlong and self.inbuf is not None:
+            del inbuf[:self.scan.pos]
+            self.scan.pos = 0
+        if self.on_setup is None and self.large is None and not self.lost:
+            self.backend.transfers(self.inbuf is not None and len(inbuf) >= BULK_BYTES)     # of an array, say
+        return 0
+
+    cdef int _broke(self, Pending item) except -1:
+        """Our own fault, whose exception is being handled: it ends this connection and no other.
+
+        `item`: whose answer it was; all that are still in the queue get their verdict with the connection.
+        """
+        cdef Backend backend = self.backend
+        bug(self)
+        if item is not None and item is not backend.head:
+            try:
+                if item.whole is not None or (item.client is not None and not item.done):
+                    backend._fail(item, errors.FAULT, False)
+            except Exception:
+                backend._give_over(item)
+        self.drop(errors.LOST)
+        return 0
+
+    cdef Py_ssize_t _cut(self, const char *p, Py_ssize_t n) except -2:
+        """Gives each whole reply to the request it belongs to -> bytes used; -1: the connection has ended."""
+        cdef Backend backend = self.backend
+        cdef Pending item = None
+        cdef Py_ssize_t pos = 0, length = 0
+        cdef bint resp3 = backend.proto == 3 or self.on_setup is not None
+        cdef Found found
+        try:
+            while pos < n:
+                found = scan_reply(p + pos, n - pos, &self.scan, resp3, backend.lane.reply_line, &length)
+                if found == NEED_MORE:
+                    if self.on_setup is None and not self._owes():
+                        return -1
+                    item = None
+                    return n if self.on_setup is None and self._begin_large(p + pos, n - pos) else pos
+                if found == BAD:
+                    return self._garbled("sent bytes that are not a reply")
+                if self.on_setup is not None:
+                    self.on_setup(p[pos:pos + length])
+                    if self.lost:
+                        return -1
+                    resp3 = backend.proto == 3 or self.on_setup is not None
+                else:
+                    if not self._owes():
+                        return -1
+                    item = backend.head
+                    if self.overlong:
+                        self._deliver_overlong()
+                    else:
+                        self._deliver(item, p + pos, length, None)
+                    if self.lost:
+                        return -1
+                pos += length
+        except Exception:
+            self._broke(item)
+            return -1
+        return pos
+
+    cdef int _garbled(self, str what) except -2:
+        """The server broke the protocol -> -1.  What it answered in this way is not asked again: it would do so again,
+        and each time everybody's requests would be lost with the connection."""
+        cdef Backend backend = self.backend
+        if self.on_setup is None and backend.wire is self and backend.count > backend.unflushed:
+            backend.head.retried = True
+        self.drop(errors.garbled(what))
+        return -1
+
+    cdef bint _owes(self) except -1:
+        """Only what was given to this connection can have an answer on it; one that sends more is dropped."""
+        if self.backend.count - self.backend.unflushed > 0:
+            return True
+        self.drop(errors.garbled("sent a reply that nobody asked for"))
+        return False
+
+    cdef int _deliver(self, Pending item, const char *p, Py_ssize_t n, bytes frame) except -1:
+        """Gives a reply to the request whose turn it is; `frame` if there are bytes of it already."""
+        cdef Backend backend = self.backend
+        cdef Lane lane = backend.lane
+        if backend.canary and self._heard(item, p, n):
+            return 0
+        backend.last_frame = lane.now
+        if item.ahead:
+            return self._swallow(item, p, n)
+        backend._pop()
+        if item.debtor is not None:
+            backend._forgive(item)
+        if backend.taking is not None and belongs_to_taking(backend, item, p, n):
+            return 0
+        if item.client is None and item.whole is None:
+            return 0
+        if p[0] == c'-':
+            lane.errors += 1
+            if self._distrusted(p, n):
+                return backend._fail(item, errors.garbled("answered with a redirection"), True)
+            if n > 8 and p[1:8] == b"NOAUTH ":
+                # ours to say, not the client's to hear; the next connection says it
+                backend._fail(item, errors.UNAUTHENTICATED, True)
+                self.drop(errors.UNAUTHENTICATED)
+                return 0
+            if (self._tell_of(p, n) and item.write and not item.done and not item.queued
+                    and take_back(backend, item, p, n)):
+                return 0
+        if frame is None:
+            frame = OK if n == 5 and memcmp(p, b"+OK\r\n", 5) == 0 else PyBytes_FromStringAndSize(p, n)
+        return lane.settle(item, frame)
+
+    cdef bint _heard(self, Pending item, const char *p, Py_ssize_t n) except -1:
+        """Whether this answer was a canary's; or out of step, and then the connection has ended."""
+        cdef Pending other
+        cdef bytes code, frame
+        if item.expected is None:
+            if n < PyBytes_GET_SIZE(SONG) or memcmp(p, PyBytes_AS_STRING(SONG), PyBytes_GET_SIZE(SONG)) != 0:
+                return False
+            # a client may have such a value, but not that of one which went out just before its request or later
+            frame = p[:n]
+            other = item.next_out
+            while other is not None and frame != other.expected:
+                other = other.next_out
+            if other is not None or frame == self.backend.heard:
+                return self._out_of_step("answered a canary where a request was due")
+            return False
+        if n != PyBytes_GET_SIZE(item.expected) or memcmp(p, PyBytes_AS_STRING(item.expected), n) != 0:
+            code = p[1:min(n, 16)].split(b" ", 1)[0] if p[0] == c'-' else b""
+            if code == b"NOAUTH":
+                self.drop(errors.UNAUTHENTICATED)
+                return True
+            if code not in NOT_NOW_ECHO:
+                return self._out_of_step("answered something else where a canary was due")
+        self.backend.heard = item.expected
+        self.backend.canaries -= 1
+        self.backend._pop()     # it does not count as an answer to anybody: `last_frame` is as it was
+        return True
+
+    cdef int _out_of_step(self, str what) except -1:
+        """What follows would go to the wrong clients."""
+        cdef Backend backend = self.backend
+        backend.lane.out_of_step += 1
+        emit(Event.CANARY, shard=backend.link.name, node=backend.link.node, why=what, requests=backend.waiting_requests)
+        self.drop(errors.garbled(what))
+        return 1
+
+    cdef int _swallow(self, Pending item, const char *p, Py_ssize_t n) except -1:
+        """The answer to a MULTI, or to a command behind it: nobody's, but an error tells something."""
+        item.ahead -= 1
+        if p[0] != c'-':
+            return 0
+        self._tell_of(p, n)
+        # MULTI itself: the server runs what is behind it one by one, unless it will say NOAUTH to all of it
+        if (item.ahead == item.queued and not (n > 8 and p[1:8] == b"NOAUTH ")
+                and (item.client is not None or item.whole is not None)):
+            self.backend._fail(item, errors.NO_TRANSACTION, False)
+        return 0
+
+    cdef bint _begin_large(self, const char *p, Py_ssize_t n) except -1:
+        """A large bulk of which a part is here: the rest is received where it will stay."""
+        cdef long long value = 0
+        cdef Py_ssize_t size
+        if n < LARGE or p[0] != c'$' or self.overlong:      # of an overlong array this is an element
+            return False
+        size = counted(p, n, &value)
+        if size == 0 or value < 0 or (value > LARGEST and value <= self.backend.lane.memory_limit):
+            return False
+        size += value + 2
+        if size <= n:
+            return False    # all of it is here, so the scanner waits for something else
+        if value > self.backend.lane.memory_limit:
+            self.skipping = size - n
+            self.backend.transfers(True)
+            self.scan.left = 0
+            self.scan.pos = 0
+            return True
+        self.large = PyBytes_FromStringAndSize(NULL, size)
+        if size - n >= BULK_BYTES:
+            self.backend.transfers(True)
+        memcpy(PyBytes_AS_STRING(self.large), p, n)
+        self.large_filled = n
+        self.scan.left = 0
+        self.scan.pos = 0
+        return True
+
+    cdef Py_ssize_t _fill(self, bytes data) except -1:
+        """Receives more of a large bulk -> bytes of `data` that belong to it."""
+        cdef Pending item
+        cdef bytes frame = self.large
+        cdef char *p = PyBytes_AS_STRING(frame)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(frame), taken = min(PyBytes_GET_SIZE(data), size - self.large_filled)
+        memcpy(p + self.large_filled, PyBytes_AS_STRING(data), taken)
+        self.large_filled += taken
+        if self.large_filled < size:
+            return taken
+        self.large = None
+        self.backend.transfers(False)
+        if p[size - 2] != c'\r' or p[size - 1] != c'\n':
+            self._garbled("sent bytes that are not a reply")
+        elif self._owes():
+            item = self.backend.head
+            try:
+                self._deliver(item, p, size, frame)
+            except Exception:
+                self._broke(item)
+        return taken
+
+    cdef Py_ssize_t _skip(self, bytes data) except -1:
+        """Throws more of a bulk away -> bytes of `data` that belong to it."""
+        cdef Py_ssize_t taken = min(PyBytes_GET_SIZE(data), self.skipping)
+        self.skipping -= taken
+        if self.skipping == 0:
+            self.backend.transfers(False)
+            if self._owes():
+                self._deliver_overlong()
+        return taken
+
+    cdef int _deliver_overlong(self) except -1:
+        """An answer that cannot be kept has come; who asked is told so."""
+        cdef Pending item = self.backend.head
+        cdef bytes line = errors.reply_too_large(self.backend.lane.memory_limit)
+        self.overlong = False
+        try:
+            return self._deliver(item, PyBytes_AS_STRING(line), PyBytes_GET_SIZE(line), line)
+        except Exception:
+            return self._broke(item)
+
+    cdef bint _distrusted(self, const char *p, Py_ssize_t n):
+        """-MOVED and -ASK would send clients past the proxy."""
+        return n > 7 and (p[1:7] == b"MOVED " or p[1:5] == b"ASK ")
+
+    cdef bint _tell_of(self, const char *p, Py_ssize_t n) except -1:
+        """A refusal that says more of the server than of the request is told to the link."""
+        cdef str code = _refusal_code(p, n)
+        if code is None:
+            if n > 5 and p[1:5] == b"OOM ":
+                self.backend.link.refused("OOM")    # the parent is to know; for the client it is an answer as any other
+            return False
+        self.backend.link.refused(code)
+        return True
+
+    def send(self, bytes data not None):
+        """For the set-up, before any request."""
+        self.transport.write(data)
+
+    def ready(self):
+        """The set-up is over."""
+        self.on_setup = None
+        self.backend.open(self)
+
+    def drop(self, str why not None):
+        """Close the connection and give it up; its requests get their verdict."""
+        if self.lost:
+            return
+        self.lost = True
+        self.inbuf = None
+        self.large = None
+        try:
+            if self.transport is not None:
+                self.transport.abort()
+        except Exception:
+            bug(self)
+        try:
+            self.on_lost(why)
+        except Exception:
+            bug(self)
+            self.backend._lost_by_fault(self, why)
+        # they know this wire: it would be left to the garbage collector, with all that TLS has for it
+        self.on_setup = self.on_lost = None
+
+    def eof_received(self):
+        return False
+
+    def connection_lost(self, exc):
+        # of the set-up TLS knows more: a server that wants a certificate of ours says so after the handshake
+        self.drop(access.why(exc) if self.tls and self.on_setup is not None and isinstance(exc, OSError) else errors.LOST)
+        self.transport = None
+
+    def pause_writing(self):
+        self.choked = True
+        self.backend._review()
+
+    def resume_writing(self):
+        self.choked = False
+        self.backend._review()
+        self.backend._mark()
