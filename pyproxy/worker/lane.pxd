@@ -196,7 +196,7 @@ cdef class Lane:
     cdef int id_step
     cdef readonly bint draining
     cdef Route route(self, bytes name)
-    cdef int pace_of(self, bytes frame, int queued) except -1
+    cpdef int pace_of(self, bytes frame, int queued) except -1
     cdef int slot(self, const char *key, Py_ssize_t size) except -1
     cdef void wake(self) noexcept
     cdef int wake_up(self) except -1

@@ -402,7 +402,7 @@ cdef class Lane:
             route = self.routes.get(name.lower())
         return <Route>route if route is not None else None
 
-    cdef int pace_of(self, bytes frame, int queued) except -1:
+    cpdef int pace_of(self, bytes frame, int queued) except -1:
         """Of the slowest command in a request; of a block of `queued` commands with its MULTI and EXEC."""
         cdef const char *at = PyBytes_AS_STRING(frame)
         cdef Py_ssize_t argc = 0, length = 0

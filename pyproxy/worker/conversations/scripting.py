@@ -137,7 +137,7 @@ async def _on_primary(talk: Conversation, shard: int, said_on: SaidOn) -> bytes:
 
 async def _run(talk: Conversation, loan: Loan) -> bytes:
     """It may take its time, as nobody else waits for it on this connection; but not for ever."""
-    write, deadline_s = not talk.command.is_read, talk.here.setup.config.timeouts.silence_s
+    write, deadline_s = not talk.command.is_read, talk.here.setup.config.timeouts.slow_reply_s
     return await talk.ask_on(loan, Request(talk.argv), write=write, deadline_s=deadline_s)
 
 
@@ -268,7 +268,7 @@ async def _alone(talk: Conversation, shard: int, write: bool) -> bytes:
     """What a shard says to the command, on a connection that no other client shares. Raises Refusal, Unlendable."""
     asked = Request(talk.argv)
     async with talk.lend(shard, Use.BRIEF, asked.size if write else 0) as loan:
-        reply = await talk.ask_on(loan, asked, write=write, deadline_s=talk.here.setup.config.timeouts.silence_s)
+        reply = await talk.ask_on(loan, asked, write=write, deadline_s=talk.deadline_s(asked))
         loan.keep = not reply.startswith(b"-")
         return reply
 

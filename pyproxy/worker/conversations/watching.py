@@ -136,7 +136,7 @@ async def _on_it(talk: Conversation, watched: Watched, asked: Asked) -> bytes:
         await _change(talk, watched, b"SELECT", client.db)
         watched.db = client.db
     write = isinstance(asked, Block) and client.transaction.write
-    return await talk.ask_on(watched.loan, asked, write=write, deadline_s=talk.reply_s)
+    return await talk.ask_on(watched.loan, asked, write=write, deadline_s=talk.deadline_s(asked))
 
 
 async def _change(talk: Conversation, watched: Watched, name: bytes, number: int) -> None:
