@@ -329,7 +329,10 @@ cdef int _send(Backend backend, Split split, bytes frame, int queued, bint stays
             part.ahead = queued + 1
         if not part.write or (backend.keeps and split.route.again and part.size <= KEPT_BYTES):
             part.request = frame
-        _put(backend, part, frame, part.size)
+        if part.size < LARGE:
+            backend.put(part, PyBytes_AS_STRING(frame), part.size)
+        else:
+            _put(backend, part, frame, part.size)
     except Exception:
         split.not_sent(backend)
     return 0
