@@ -43,6 +43,7 @@ TESTED_ELSEWHERE = {
     "pyproxy/worker/upstream.py": "tests/e2e/test_pubsub.py",
     "pyproxy/worker/conversations/blocking.py": "tests/e2e: test_blocking, test_blocking_promotion",
     "pyproxy/worker/conversations/polling.py": "tests/e2e/test_blocking_over_shards.py",
+    "pyproxy/worker/conversations/probing.py": "tests/e2e/test_waiting_together.py",
     "pyproxy/worker/conversations/executing.py": "tests/e2e/test_scripting.py",
     "pyproxy/worker/conversations/scripting.py": "tests/e2e/test_scripting.py",
     "pyproxy/worker/conversations/keyspace.py": "tests/e2e: test_keyspace, test_scan_completeness",

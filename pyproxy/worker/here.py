@@ -105,6 +105,7 @@ class Here:
     now: Callable[[], float] = time.monotonic
     settings: Settings = field(default_factory=lambda: Settings(0))
     waiting: set[Waits] = field(default_factory=set)  # for something that may never come
+    probes: dict[int, Any] = field(default_factory=dict)  # by database: conversations/probing.py
     register: Register[Any] = field(default_factory=Register)  # who is subscribed to what
     scripts: Scripts = field(init=False)
     keyless: Keyless = field(init=False)

@@ -608,8 +608,11 @@ cdef class Lane:
 
     @property
     def has_deadlines(self):
-        """Whether anything is out, or a client is being closed: what must be looked at every few milliseconds."""
-        if self.inflight or self.lingering or self.draining or self.held:
+        """Whether a server owes an answer, or a client is being closed: what must be looked at every few milliseconds.
+
+        Not who waits in a conversation (BRPOP), is subscribed, or has sent half a request: for hours, as it may be.
+        """
+        if self.lingering or self.draining:
             return True
         for link in self.links + self.sides:
             for backend in link.backends.values():

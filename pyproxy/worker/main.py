@@ -11,7 +11,6 @@ for a second writes nothing before the parent has said what is true now.
 """
 
 import asyncio
-import contextlib
 import ctypes
 import gc
 import os
@@ -415,16 +414,21 @@ class Worker:
                 peak = give_back(lane.held, peak)
 
     async def _until_tick(self, lane: Lane) -> None:
-        """Soon while anything is out or waits; else seldom, and at once when something begins."""
-        await asyncio.sleep(TICK_S)
-        if lane.has_deadlines or self._is_busy():
-            return
-        self._begun.clear()
-        lane.at_rest = True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(REST_S - TICK_S):
-                await self._begun.wait()
-        lane.at_rest = False
+        """Soon while anything is out or waits; else seldom. What is over by then never was its business."""
+        loop = asyncio.get_running_loop()
+        rest_until = loop.time() + REST_S
+        while True:
+            await asyncio.sleep(TICK_S)
+            if lane.has_deadlines or self._is_busy():
+                return
+            self._begun.clear()
+            lane.at_rest = True
+            timer = loop.call_at(rest_until, self._begun.set)
+            await self._begun.wait()
+            timer.cancel()
+            lane.at_rest = False
+            if loop.time() >= rest_until - TICK_S:
+                return
 
     def _is_busy(self) -> bool:
         assert self._here

@@ -38,6 +38,18 @@ def test_at_rest_it_looks_seldom_and_still_often_enough_to_be_seen_alive(fleet: 
         wait_until("it to rest", lambda: len(beats(worker, COUNTED_S)) <= most, worker.tail, PATIENCE_S * 2)
 
 
+@pytest.mark.parametrize(
+    "asks", [("SUBSCRIBE", "news"), ("BLPOP", "key", "0"), ("BLPOP", "a", "b", "c", "d", "0")], ids=str
+)
+def test_a_client_that_waits_for_what_may_never_come_lets_it_rest(fleet: Fleet, asks: tuple[str, ...]) -> None:
+    with Alone(fleet, cross_shard="emulate") as worker, Talk(worker.port) as talk:
+        talk.send(asks)
+        waiting = "subscribers" if asks[0] == "SUBSCRIBE" else "blocked_clients"
+        wait_until("it to wait", lambda: worker.count(waiting) == 1, worker.tail, PATIENCE_S)
+        most = COUNTED_S / REST_S * 2
+        wait_until("it to rest", lambda: len(beats(worker, COUNTED_S)) <= most, worker.tail, PATIENCE_S * 2)
+
+
 def test_what_begins_while_it_is_at_rest_has_its_deadline(fleet: Fleet) -> None:
     with Alone(fleet, timeouts={"reply_s": 0.1, "silence_s": PATIENCE_S}) as worker, Talk(worker.port) as talk:
         key, primary = Keys(worker).one(0), fleet.shards[0].primary

@@ -3,7 +3,8 @@
 No server can wait for keys of others, and two that waited at the same time could both give an element where one was
 asked for. So the keys are asked in their order by the variant that does not wait, one shard at a time, and what comes
 first is the answer: what is there already is found in the order of the keys, as by one server; what comes later is
-found within `LONGEST_S` or so, and those who wait get it in no order. Only with `cross_shard = "emulate"`.
+found within `LONGEST_S` or so. Of lists and sorted sets probing.py looks whether they are there, for all clients of the
+worker together, and calls those who may find something. Only with `cross_shard = "emulate"`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,7 @@ from protocol.keyspecs import timeout_place
 from pyproxy.worker.conversation import Conversation, Handler, Refusal
 from pyproxy.worker.conversations.moves import HANDLERS as MOVES
 from pyproxy.worker.conversations.patience import Patience
-
-FIRST_S, LONGEST_S = 0.01, 0.1
-"""Between two rounds; each time half as long again."""
+from pyproxy.worker.conversations.probing import FIRST_S, LONGEST_S, Probe, Waiter
 
 NIL = {2: b"*-1\r\n", 3: b"_\r\n"}
 """What a command answers at its timeout."""
@@ -34,22 +33,38 @@ Round = Callable[[Conversation, Sequence[bytes], Groups], Awaitable[bytes | None
 
 async def poll(talk: Conversation, patience: Patience) -> bytes:
     """The answer. `patience.argv` is the command; the one of the client may have words that stand for the present."""
-    argv = patience.argv
-    groups = list(_groups(talk, talk.command.keys(argv)))
-    ask, pause_s = POLLED[talk.command.name], FIRST_S
-    stopped = asyncio.Event()
-    with talk.waiting(stopped.set):
+    argv, name = patience.argv, talk.command.name
+    positions = talk.command.keys(argv)
+    groups = list(_groups(talk, positions))
+    ask, pause_s = POLLED[name], FIRST_S
+    waiter, probe = _waiter(talk, [argv[place] for place in positions]), None
+    with contextlib.ExitStack() as blocks:
+        blocks.enter_context(talk.waiting(waiter.called.set))
         while (reply := await ask(talk, argv, groups)) is None:
             if talk.stopped:
                 raise Refusal(errors.unblocked())
             left_s = patience.left_s
             if left_s == 0.0:
                 return NIL[talk.client.proto]
+            if name not in SIZES:  # nobody else can tell when to ask again
+                left_s, pause_s = pause_s if left_s is None else min(pause_s, left_s), min(LONGEST_S, pause_s * 1.5)
+            elif probe is None:
+                probe = talk.here.probes.setdefault(talk.client.db, Probe(talk.lane.loop))
+                blocks.enter_context(probe.asking_for(waiter))
+            else:
+                probe.hurry()  # it came too late
+            waiter.called.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s if left_s is None else min(pause_s, left_s)):
-                    await stopped.wait()
-            pause_s = min(LONGEST_S, pause_s * 1.5)
+                async with asyncio.timeout(left_s):
+                    await waiter.called.wait()
         return reply
+
+
+def _waiter(talk: Conversation, keys: Sequence[bytes]) -> Waiter:
+    by_shard: dict[int, list[bytes]] = {}
+    for key in keys[:1] if talk.command.name in MOVES_FROM else keys:
+        by_shard.setdefault(talk.shard_of(key), []).append(key)
+    return Waiter(talk, SIZES.get(talk.command.name, b""), by_shard)
 
 
 def _groups(talk: Conversation, positions: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
@@ -167,3 +182,12 @@ POLLED: Mapping[bytes, Round] = {
     b"xreadgroup": _read,
 }
 """The commands -> one round, which answers None where there is nothing yet."""
+
+MOVES_FROM = (b"blmove", b"brpoplpush")
+"""Those that wait for their first key alone."""
+
+SIZES: Mapping[bytes, bytes] = {
+    **dict.fromkeys((b"blpop", b"brpop", b"blmpop", *MOVES_FROM), b"LLEN"),
+    **dict.fromkeys((b"bzpopmin", b"bzpopmax", b"bzmpop"), b"ZCARD"),
+}
+"""The commands -> the one that counts what they wait for; streams have none, as what is new depends on who asks."""
