@@ -142,5 +142,5 @@ def test_an_environment_whose_python_is_gone_is_made_anew(checkout: Path, anothe
 
 
 def test_an_unknown_task_is_answered_with_the_known_ones(checkout: Path) -> None:
-    known = "demo, test, check, bench, faults, simulate, pyproxy or lock"
+    known = "demo, test, check, bench, faults, soak, simulate, pyproxy or lock"
     assert run(checkout, "dmeo") == (1, f"run: unknown task 'dmeo': {known}\n")
