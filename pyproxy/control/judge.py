@@ -82,6 +82,19 @@ def answered(before: NodeLook, at: float, fields: Mapping[str, str], keyspace: K
     )
 
 
+def goes_on(before: NodeLook, now: NodeLook, quiet: int) -> bool:
+    """Whether anything happened between two looks: it is another server, or has written more than so many bytes."""
+    moved = now.offset - before.offset
+    return not 0 <= moved <= quiet or _standing(before) != _standing(now)
+
+
+def _standing(look: NodeLook) -> tuple[object, ...]:
+    return (
+        look.reachable, look.role, look.run_id, look.replid, look.replid2, look.second_offset, look.link, look.master,
+        look.priority, look.good_replicas, look.loading, look.syncing, look.misconf,
+    )  # fmt: skip
+
+
 def refused(before: NodeLook, at: float, error: str) -> NodeLook:
     """The look at a server that answered with this error; what it said before stays."""
     loading = error.startswith("LOADING ")

@@ -79,6 +79,7 @@ class Parent:
         self._config = config
         self._started = time.time()
         self._workers = config.workers or len(os.sched_getaffinity(0))
+        self._page: Page | None = None
         self._supervisor: Supervisor | None = None  # until the shards were looked at
         self._listener = listening.listener(config.listen)
         self._http_listener = listening.bind(config.http.listen, "http.listen") if config.http.listen else None
@@ -93,6 +94,7 @@ class Parent:
             self._tell,
             work=self._work,
             accepts=[each.name for each in config.shards if each.accept_misplaced],
+            commands=lambda: self._page.total("commands") if self._page is not None else 0,
             on_seen=lambda shard: self._conductor.on_seen(shard),
             complete=lambda look: self._conductor.complete(look),
         )
@@ -154,6 +156,7 @@ class Parent:
         return State(phase, self._conductor.shards, self._watcher.fleet_look.shards, time.monotonic())
 
     async def _serve(self, page: Page) -> None:
+        self._page = page
         listen = listening.address(self._listener)
         supervisor = self._supervisor = Supervisor(
             WORKER,

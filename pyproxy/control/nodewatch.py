@@ -1,8 +1,10 @@
 """One server, seen through one connection.
 
 A look is PING and INFO within a deadline; what it saw is a NodeLook (judge.py says what an answer means), and what
-changed is logged. A primary is also asked, on each connect, for its COMMAND table and for a sample of its keys, most
-of which must belong to its shard, or two endpoints were swapped (sample.py).
+changed is logged. While nothing goes on, INFO is asked for the replication alone, and for the rest seldom.
+
+A primary is also asked, on each connect, for its COMMAND table and for a sample of its keys, most of which must belong
+to its shard, or two endpoints were swapped (sample.py).
 
 Nothing is ever written to a server.
 """
@@ -28,6 +30,8 @@ from pyproxy.shardmap import Node, Shard, ShardMap
 DEADLINE_S = 1.0  # of a connect, and of the replies to one question
 SAMPLE_S = 5.0  # of all samples of a primary
 SAMPLES = 20  # per database
+WHOLE_EVERY_S = 5.0  # at most between two looks at all that INFO says
+QUIET_BYTES = 14  # of PING, which a primary sends its replicas now and then; the shortest write is longer
 MOST_SAID = 10  # lines about the commands of one server
 
 
@@ -46,9 +50,17 @@ class NodeWatch:
         self.keyspace: dict[int, dict[str, int]] = {}
         self._shard = shard
         self._configured = configured
-        self._question = (b"PING",), (b"INFO", info) if info else (b"INFO",)
+        self.wholes = 0  # looks at all that INFO says
+        self._whole = (b"INFO", info) if info else (b"INFO",)
+        self._whole_at = 0.0
+        self._goes_on = True  # something: all is asked for next
+        self._replication: frozenset[str] = frozenset()  # the fields of this section
         self._connection: NodeConnection | None = None
         self._asked_at = 0.0  # the last question, if only whether it lets us in
+
+    def goes_on(self) -> None:
+        """Something does at this server, or somebody has trouble with it: the next look is at all that INFO says."""
+        self._goes_on = True
 
     async def look_once(self, replicas: Iterable[NodeLook] = ()) -> None:
         """Ask the server, within deadlines, connecting first where needed; `look` then says what came of it.
@@ -81,11 +93,17 @@ class NodeWatch:
         if self._connection is None:
             self._asked_at = time.monotonic()
             self._connection = await NodeConnection.open(self.node, self._access, DEADLINE_S)
+            self._goes_on = True
             self._connected()
         return await self._ask(self._connection, list(replicas))
 
     async def _ask(self, connection: NodeConnection, replicas: list[NodeLook]) -> NodeLook:
-        pong, info = await self._put(connection, *self._question)
+        is_whole = self._goes_on or time.monotonic() - self._whole_at >= WHOLE_EVERY_S
+        self._goes_on = False  # what begins from now on is for the next look
+        pong, info = await self._put(connection, (b"PING",), self._whole if is_whole else (b"INFO", b"replication"))
+        quiet = None if is_whole else self._quiet(info)
+        if not is_whole and quiet is None:
+            pong, info = await self._put(connection, (b"PING",), self._whole)
         at = time.monotonic()
         # With MISCONF a server refuses writes, and PING so that it is noticed (server.c, processCommand), but no reads.
         misconf = _text(pong.line) if isinstance(pong, Error) and pong.code == b"MISCONF" else ""
@@ -94,10 +112,29 @@ class NodeWatch:
             return judge.refused(self.look, at, _text(refusal.line))
         if not isinstance(info, bytes):
             raise NodeError("not a redis server: its INFO is no text")
-        self.info, self.keyspace = judge.parse_info(_text(info))
+        if quiet is None:
+            self._take_whole(_text(info), at)
+        else:
+            self.info = quiet
         await self._settle(connection)
         now = judge.answered(self.look, at, self.info, self.keyspace, misconf)
+        self._goes_on = self._goes_on or judge.goes_on(self.look, now, QUIET_BYTES)
         return msgspec.structs.replace(now, lost_keys=judge.lost_keys(self.look, now, replicas), **self._refusing(at))
+
+    def _take_whole(self, text: str, at: float) -> None:
+        self.info, self.keyspace = judge.parse_info(text)
+        section = text.partition("# Replication\r\n")[2].partition("\r\n#")[0]
+        self._replication = frozenset(judge.parse_info(section)[0])
+        self.wholes, self._whole_at = self.wholes + 1, at
+
+    def _quiet(self, said: Value) -> dict[str, str] | None:
+        """INFO with the replication of now, where that is as it was: then so is the rest, for a while. Else None."""
+        fields = judge.parse_info(_text(said))[0] if isinstance(said, bytes) else {}
+        if fields.keys() != self._replication:
+            return None
+        info = {**self.info, **fields}
+        now = judge.answered(self.look, self.look.at, info, self.keyspace, self.look.misconf)
+        return None if judge.goes_on(self.look, now, QUIET_BYTES) else info
 
     async def _put(self, connection: NodeConnection, *questions: tuple[bytes, ...]) -> list[Value]:
         """The answers. Raises NodeError."""
@@ -157,6 +194,7 @@ class PrimaryWatch(NodeWatch):
     def refused(self, code: str) -> None:
         """A worker was refused a write by it, with this code."""
         self._refused[code] = judge.Refused(time.monotonic())
+        self.goes_on()
 
     def _refusing(self, at: float) -> dict[str, str]:
         return {

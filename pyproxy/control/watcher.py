@@ -1,12 +1,13 @@
 """What the parent knows of the shards.
 
 One connection to each server, primaries and replicas. Once a second, all in step, each is looked at (nodewatch.py);
-what they say goes out to the workers as one FleetLook, the whole state. A worker that complains of a shard has its
+what they say goes out to the workers as one FleetLook, the whole state; while clients ask nothing and nothing happens,
+that is every few seconds. A worker that complains of a shard has its
 servers looked at at once. From the primaries' COMMAND tables the commands that the proxy may pass are learned (a new
 Topology where that changes them).
 
     tick      tick + 0.3 s            tick + 1 s
-     |-- looks --|-- FleetLook out        |-- looks ...       a worker's copy is at most 2 s old while servers answer
+     |-- looks --|-- FleetLook out        |-- looks ...       a worker's copy is at most 2 s old while clients ask
 
 It never decides what follows from what it sees, never sends on its own (it is given callables), and no request
 passes here.
@@ -14,6 +15,7 @@ passes here.
 
 import asyncio
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Collection
@@ -124,8 +126,14 @@ class ShardWatch:
         """Have its servers looked at at once. `node` has refused something with `code`, if with any."""
         if code and node == str(self.primary.node):
             self.primary.refused(code)
+        self.goes_on()
         for complaint in self.complaints.values():
             complaint.set()
+
+    def goes_on(self) -> None:
+        """Something does: the next looks are at all that INFO says."""
+        for watch in self.nodes:
+            watch.goes_on()
 
     def __repr__(self) -> str:
         return f"<ShardWatch {self.name} {self.nodes}>"
@@ -145,20 +153,25 @@ class Watcher:
         *,
         work: Stretches | None = None,
         accepts: Collection[str] = (),
+        commands: Callable[[], int] | None = None,
         on_seen: Callable[[str], None] = lambda _shard: None,
         complete: Callable[[ShardLook], ShardLook] = lambda look: look,
     ) -> None:
         """`accepts`: the shards whose keys are theirs, whatever they look like. `work`: what the servers are at work
-        on, as the workers say. `on_seen` is called with the shard's name after each look at one of its servers.
+        on, as the workers say. `commands`: how many clients have asked so far (None: some each time); while they ask
+        nothing, less is looked at. `on_seen` is called with the shard's name after each look at one of its servers.
         `complete` adds to the look at a shard what is known of its promotion."""
         self.topology = Topology(shard_map.version, list(shard_map.shards), [])
         self._learn = learn
         self._on_topology = on_topology
         self._on_look = on_look
+        self._commands = commands or itertools.count().__next__
+        self._commands_before = 0
         self._on_seen = on_seen
         self._complete = complete
         self._every_s = every_s
         self._looks = 0
+        self._told: object = None
         work = work or Stretches()
         self._watches = {
             shard.name: ShardWatch(shard, shard_map, access, work, self._relearn, shard.name in accepts)
@@ -207,10 +220,27 @@ class Watcher:
                         group.create_task(self._keep_looking(shard, watch.node), name=f"watch {watch.node}")
                 while True:
                     await asyncio.sleep(self._until_tick(SEND_AFTER_S))
-                    self._looks += 1
-                    self._on_look(self.fleet_look)
+                    self._notice_commands()
+                    self._tell()
         finally:
             self.close()
+
+    def _notice_commands(self) -> None:
+        """Clients ask: whatever they do, the next looks are at all that INFO says."""
+        commands = self._commands()
+        if commands != self._commands_before:
+            self._commands_before = commands
+            for watch in self._watches.values():
+                watch.goes_on()
+
+    def _tell(self) -> None:
+        """Tell what was seen, unless nothing but the time is new."""
+        look = self.fleet_look
+        news = [[watch.wholes for watch in shard.nodes] for shard in self._watches.values()], _timeless(look)
+        if news != self._told:
+            self._told = news
+            self._looks += 1
+            self._on_look(msgspec.structs.replace(look, version=self._looks))
 
     def complain(self, shard: str, node: str = "", code: str = "") -> None:
         """A worker has trouble with this shard: look at its servers now, or as soon as LOOK_GAP_S has passed.
@@ -259,3 +289,21 @@ class Watcher:
     def __repr__(self) -> str:
         up = sum(watch.primary.look.reachable for watch in self._watches.values())
         return f"<Watcher {up} of {len(self._watches)} shards up>"
+
+
+def _timeless(look: FleetLook) -> list[ShardLook]:
+    """Without what changes by itself, and without INFO, in which something always does."""
+    return [
+        msgspec.structs.replace(
+            shard,
+            at=0.0,
+            info={},
+            nodes=tuple(
+                msgspec.structs.replace(
+                    node, at=0.0, answered_at=0.0, offset=0, lag_s=0 if node.lag_s == 1 else node.lag_s
+                )
+                for node in shard.nodes
+            ),
+        )
+        for shard in look.shards
+    ]

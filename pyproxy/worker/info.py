@@ -1,8 +1,8 @@
 """INFO: Redis' sections, over all shards and all workers.
 
 Asked for sections, it answers one text. Everything in it is at hand: the page of all workers, and the parent's last
-look at the shards (at most 2 s old). Nobody is asked, nothing waits, and whatever is missing counts as zero: clients
-decide by this reply whether they may start at all.
+look at the shards (at most 2 s old while clients ask). Nobody is asked, nothing waits, and whatever is missing counts
+as zero: clients decide by this reply whether they may start at all.
 
 Clients, connections, commands and traffic are the proxy's own; keys, memory and hits are sums over the shards'
 primaries, each as it was seen last. What one process cannot say honestly for ten (percentiles) is left out.

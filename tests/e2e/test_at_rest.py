@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyproxy.fleet import Fleet, wait_until
+from pyproxy.fleet import Fleet, Proxy, wait_until
 from pyproxy.metrics import HUNG_S
 from pyproxy.worker.main import REST_S, TICK_S
 from tests.e2e.alone import Alone
@@ -60,3 +60,25 @@ def test_what_begins_while_it_is_at_rest_has_its_deadline(fleet: Fleet) -> None:
             assert error(talk.ask("GET", key)).startswith("TRYAGAIN ")
         finally:
             primary.resume()
+
+
+def test_while_nobody_asks_a_server_says_little_to_the_parent(fleet: Fleet) -> None:
+    """Less than half of what it would if it were asked for all of INFO at each look."""
+    primary = fleet.shards[0].primary
+
+    def stat(name: str) -> int:
+        said = primary.ask("INFO", "stats")
+        assert isinstance(said, bytes)
+        return int(said.partition(name.encode() + b":")[2].split(b"\r\n")[0])
+
+    whole = primary.ask("INFO", "everything")
+    assert isinstance(whole, bytes)
+
+    def said_per_look() -> float:
+        commands, sent, until = stat("total_commands_processed"), stat("total_net_output_bytes"), time.monotonic() + 4.0
+        wait_until("looks", lambda: time.monotonic() > until, str, PATIENCE_S)
+        looks = (stat("total_commands_processed") - commands - 3) / 2  # without these questions; each has a PING
+        return (stat("total_net_output_bytes") - sent) / max(1, looks)
+
+    with Proxy(fleet):
+        wait_until("little", lambda: said_per_look() < len(whole) / 2, lambda: str(said_per_look()), PATIENCE_S * 2)

@@ -33,7 +33,7 @@ MOST_BYTES = 1 << 16
 
 
 class Waiter:
-    """A conversation that waits. `size` is the command that counts what it waits for (LLEN, ZCARD); `keys`: by shard."""
+    """A conversation that waits. `size`: the command that counts what it waits for (LLEN, ZCARD); `keys`: by shard."""
 
     def __init__(self, talk: Conversation, size: bytes, keys: Mapping[int, Sequence[bytes]]) -> None:
         self.talk = talk

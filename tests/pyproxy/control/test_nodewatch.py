@@ -10,6 +10,7 @@ import pytest
 from pyproxy import events
 from pyproxy.access import Access
 from pyproxy.config import BackendAccess
+from pyproxy.control import nodewatch
 from pyproxy.control.atwork import Stretches
 from pyproxy.control.nodewatch import NodeWatch, PrimaryWatch
 from pyproxy.fleet import HOST, Fleet, Server
@@ -164,6 +165,68 @@ async def test_a_primary_that_cannot_save_and_refuses_writes_is_noticed_and_its_
         primary.ask("BGSAVE")
         await look_until(watch, "the end", "misconf=''")
         assert logged(capsys) == ["+misconf", "-misconf"]
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------------
+
+
+async def wholes(watch: NodeWatch, looks: int) -> int:
+    """How many of so many looks are at all that INFO says."""
+    before = watch.wholes
+    for _ in range(looks):
+        assert (await looked(watch)).reachable
+    return watch.wholes - before
+
+
+async def test_while_nothing_goes_on_little_is_asked(replica: Server) -> None:
+    watch = watch_replica(replica)
+    await look_until(watch, "the link", "link='up'")
+    await looked(watch)
+    await looked(watch)
+    assert await wholes(watch, 5) <= 1  # that one as WHOLE_EVERY_S had passed, on a machine that was slow
+
+
+async def test_what_is_not_asked_for_is_looked_at_seldom(primary: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodewatch, "WHOLE_EVERY_S", 0.05)
+    watch = watch_primary(primary)
+    await looked(watch)
+    primary.ask("CONFIG", "SET", "maxmemory", "1gb")
+    deadline = time.monotonic() + 20.0
+    while watch.info["maxmemory"] != str(1 << 30):
+        assert time.monotonic() < deadline, f"waited for maxmemory; seen: {watch.info['maxmemory']}"
+        await looked(watch)
+
+
+@pytest.mark.parametrize("looks", [1, 5])
+async def test_keys_that_are_written_are_counted_at_the_next_look(primary: Server, looks: int) -> None:
+    watch = watch_primary(primary)
+    for _ in range(looks):
+        await looked(watch)
+    primary.ask("SET", "key", "value")
+    assert (await looked(watch)).keys == 1
+
+
+async def test_a_server_of_which_somebody_complains_is_asked_for_all(primary: Server) -> None:
+    watch = watch_primary(primary)
+    for _ in range(3):
+        await looked(watch)
+    before = watch.wholes
+    watch.refused("OOM")
+    await looked(watch)
+    assert watch.wholes == before + 1
+
+
+async def test_a_replica_that_has_gone_is_gone_from_what_is_known_of_its_primary(
+    primary: Server, replica: Server
+) -> None:
+    watch = watch_primary(primary)
+    for _ in range(3):
+        await looked(watch)
+    assert "slave0" in watch.info
+    replica.ask("REPLICAOF", "NO", "ONE")
+    await until("it to leave", lambda: b"connected_slaves:0" in str(primary.ask("INFO", "replication")).encode(), str)
+    await looked(watch)
+    assert "slave0" not in watch.info
 
 
 async def test_nothing_is_written_by_looking(primary: Server) -> None:

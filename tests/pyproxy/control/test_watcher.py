@@ -12,6 +12,7 @@ from protocol import table
 from pyproxy import events
 from pyproxy.access import Access
 from pyproxy.config import BackendAccess
+from pyproxy.control import nodewatch
 from pyproxy.control.atwork import Stretches
 from pyproxy.control.judge import parse_info
 from pyproxy.control.watcher import LOOK_EVERY_S, LOOK_GAP_S, ShardWatch, Watcher
@@ -241,6 +242,24 @@ async def test_whole_looks_with_growing_versions_are_told(fleet: Fleet) -> None:
     uptimes = [look.shards[0].info["total_commands_processed"] for look in seen.looks]
     assert len(set(uptimes)) == len(uptimes)  # each was looked at anew
     assert all(len(look.shards) == 2 for look in seen.looks)
+
+
+async def test_while_clients_ask_nothing_what_has_not_changed_is_told_seldom(fleet: Fleet) -> None:
+    told: list[FleetLook] = []
+    looks: list[str] = []
+    watcher = Watcher(
+        shard_map(fleet), PLAIN, table.learn, print, told.append, 0.1, commands=lambda: 0, on_seen=looks.append
+    )
+    every_s = nodewatch.WHOLE_EVERY_S
+    async with asyncio.TaskGroup() as group:
+        began = time.monotonic()
+        task = group.create_task(watcher.run())
+        await until("many looks", lambda: len(looks) > 2 * 30, lambda: looks)
+        # at first, when both were seen to be up, and for each server each time that all was asked
+        assert len(told) <= 3 + 2 * ((time.monotonic() - began) // every_s + 1)
+        fleet.shards[0].primary.kill()
+        await until("its end to be told", lambda: not told[-1].shards[0].reachable, lambda: told[-1])
+        task.cancel()
 
 
 async def test_a_primary_that_hangs_does_not_delay_what_is_told_of_the_others(fleet: Fleet) -> None:
