@@ -57,6 +57,13 @@ cdef inline Py_ssize_t short_bulk(const char *p, Py_ssize_t n) noexcept nogil:
     return head + size + 2
 
 
+cdef inline Py_ssize_t short_count(const char *p, Py_ssize_t n) noexcept nogil:
+    """How many elements an array has whose header at p has one digit, so four bytes, as most have; else -1."""
+    if n < 4 or p[0] != c'*' or p[1] < c'0' or p[1] > c'9' or p[2] != c'\r' or p[3] != c'\n':
+        return -1
+    return p[1] - c'0'
+
+
 cdef inline const char *header(const char *p, Py_ssize_t *number) noexcept nogil:
     """What `*3` or `$5` at p says -> the byte behind its CR LF.
 

@@ -12,7 +12,7 @@ A scan that runs out of bytes keeps its place in a small struct, so a frame that
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.string cimport memchr
+from libc.string cimport memchr, memcmp
 
 cdef enum:
     LINE_LIMIT = 65536          # Redis' PROTO_INLINE_MAX_SIZE
@@ -29,7 +29,7 @@ cdef const char *EXPECTED_DOLLAR = "expected '$', got '%c'"
 cdef const char *BAD_BULK = "invalid bulk length"
 cdef const char *NO_CRLF = "invalid CRLF in request"    # Valkey 9's words; Redis 7 does not look
 cdef const char *TYPES = "+-:$*_#,(!=%~|"    # RESP2's five, then RESP3's
-cdef const char *COUNTED = "$*=!~%|"        # those whose header is a number
+cdef const char *COUNTED = "=!~%|"          # those whose header is a number, as that of $ and *
 
 
 cdef inline bint _integer(const char *p, Py_ssize_t n, long long *value) noexcept nogil:
@@ -202,13 +202,22 @@ cdef Found scan_reply(const char *p, Py_ssize_t n, ReplyScan *s, bint resp3, Py_
     A line of text may have `line_limit` bytes: servers put arguments into their errors, of whatever length.  Nested aggregates are one running count, so depth costs nothing.  The types of RESP3 are accepted only where `resp3`
     says that the connection speaks it; pushes never are: a connection that gets one here has not asked for any.
     """
-    cdef Py_ssize_t size
+    cdef Py_ssize_t size, count
     cdef long long owed
     cdef Found found
     if s.left == 0:
+        # what most replies are needs no state
+        size = 5 if n >= 5 and memcmp(p, b"+OK\r\n", 5) == 0 else short_bulk(p, n)
+        if size:
+            length[0] = size
+            return FRAME
         s.left = 1
         s.pos = 0
         s.seen = 0
+        count = short_count(p, n)
+        if count > 0:
+            s.left = count
+            s.pos = 4
     while True:
         size = short_bulk(p + s.pos, n - s.pos)
         owed = -1
@@ -238,11 +247,13 @@ cdef Found _element(const char *line, Py_ssize_t room, ReplyScan *s, bint resp3,
     if room <= 0:
         return NEED_MORE
     kind = line[0]
-    if memchr(TYPES, kind, 14 if resp3 else 5) == NULL:
-        return BAD      # what cannot become a reply is refused at its first byte
-    if kind != c'+' and kind != c'-' and kind != c'(':
-        # a number is refused at the first digit that is too many
-        line_limit = DIGITS_LIMIT + 1 if memchr(COUNTED, kind, 7) != NULL else NUMBER_LIMIT
+    if kind == c'$' or kind == c'*':
+        line_limit = DIGITS_LIMIT + 1       # a number is refused at the first digit that is too many
+    elif kind != c'+' and kind != c'-':
+        if memchr(TYPES, kind, 14 if resp3 else 5) == NULL:
+            return BAD      # what cannot become a reply is refused at its first byte
+        if kind != c'(':
+            line_limit = DIGITS_LIMIT + 1 if memchr(COUNTED, kind, 5) != NULL else NUMBER_LIMIT
     if line_limit > room:
         line_limit = room
     # s.seen: how much of the line was searched in vain

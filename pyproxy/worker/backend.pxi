@@ -24,6 +24,35 @@ cdef str _refusal_code(const char *p, Py_ssize_t n):
     return None
 
 
+cdef inline void _queue(Backend backend, Pending item) noexcept:
+    item.sent_at = backend.lane.now
+    if backend.tail is None:
+        backend.head = item
+    else:
+        backend.tail.next_out = item
+    backend.tail = item
+    if backend.aging is None:
+        backend.aging = item
+    backend.count += 1
+    backend.unflushed += 1
+    if item.pace == SHARD_WIDE:
+        backend.shard_wide += 1
+
+
+cdef inline void _pop(Backend backend, Pending item) noexcept:
+    """The head has had its turn."""
+    backend.head = item.next_out
+    if backend.head is None:
+        backend.tail = None
+    if backend.aging is item:
+        backend.aging = backend.head
+    item.next_out = None
+    backend.count -= 1
+    if item.pace == SHARD_WIDE:
+        backend.shard_wide -= 1
+        backend.free_at = backend.lane.now
+
+
 @cython.final
 cdef class Backend:
     """One shard for one protocol and database: the requests that are out, and the door to them."""
@@ -202,7 +231,7 @@ cdef class Backend:
         if self.canary:
             canary = self._made_canary()
             self._append(PyBytes_AS_STRING(canary.request), PyBytes_GET_SIZE(canary.request))
-            self._queue(canary)
+            _queue(self, canary)
             self.canaries += 1
         self._append(frame, size)
         # nothing from here on can fail: the bytes and the counts change together
@@ -212,22 +241,8 @@ cdef class Backend:
                 client = item.whole.place.client
             if client is not None:
                 client.wrote |= self.bit
-        self._queue(item)
+        _queue(self, item)
         return 0
-
-    cdef void _queue(self, Pending item) noexcept:
-        item.sent_at = self.lane.now
-        if self.tail is None:
-            self.head = item
-        else:
-            self.tail.next_out = item
-        self.tail = item
-        if self.aging is None:
-            self.aging = item
-        self.count += 1
-        self.unflushed += 1
-        if item.pace == SHARD_WIDE:
-            self.shard_wide += 1
 
     cdef Pending _made_canary(self):
         """A tombstone that knows what it swallows.  Its request ends in the very bytes of its answer."""
@@ -346,20 +361,6 @@ cdef class Backend:
                 size += PyBytes_GET_SIZE(item.request)
             item = item.next_out
         return size
-
-    cdef Pending _pop(self):
-        cdef Pending item = self.head
-        self.head = item.next_out
-        if self.head is None:
-            self.tail = None
-        if self.aging is item:
-            self.aging = self.head
-        item.next_out = None
-        self.count -= 1
-        if item.pace == SHARD_WIDE:
-            self.shard_wide -= 1
-            self.free_at = self.lane.now
-        return item
 
     # --- what goes wrong ---
 
@@ -543,7 +544,9 @@ cdef class Backend:
         self.wire = None
         self.in_transfer = False
         for i in range(sent):
-            if self._pop().expected is not None:
+            item = self.head
+            _pop(self, item)
+            if item.expected is not None:
                 self.canaries -= 1
         if self.front is not None and self.link is self.lane.links[self.shard]:     # not a lent one, nor a replica's
             self.lane.lost_sight(self.shard)

@@ -1,6 +1,30 @@
 # One client's connection: the left side of the lane.  Included by lane.pyx.
 
 
+cdef inline bint _fills(Client client, long long out) noexcept:
+    """Whether so many requests are as many as may be out: one, or as many as will not bring more than REPLIES_BYTES of
+    answers, or, where half of the memory is used, a small part of that."""
+    cdef Py_ssize_t most = REPLIES_BYTES if client.lane.held <= client.lane.memory_limit >> 1 else LARGE
+    return out > 0 and (out >= client.lane.window_limit or (out + 1) * (client.typical + 1) > most)
+
+
+cdef inline bint _is_full(Client client) noexcept:
+    """Whether it has so much out, or so many answers here, that nothing more of it is begun."""
+    return _fills(client, client.inflight) or client.held > REPLIES_BYTES or client.inflight_bytes > REQUESTS_BYTES
+
+
+cdef inline void _line_up(Client client, Pending item) noexcept:
+    if client.reply_mode:
+        item.mute = True
+        if client.reply_mode == 2:
+            client.reply_mode = 0
+    if client.tail is None:
+        client.head = item
+    else:
+        client.tail.next_placed = item
+    client.tail = item
+
+
 @cython.final
 cdef class Client:
     """One client's connection: its bytes, its order of replies, its bounds.  An asyncio.Protocol."""
@@ -220,7 +244,7 @@ cdef class Client:
         cdef Lane lane = self.lane
         cdef Py_ssize_t argc = 0, length = 0
         cdef const char *at = header(header(frame, &argc), &length)
-        cdef Route route = lane.route(PyBytes_FromStringAndSize(at, length))
+        cdef Route route = lane.route_at(at, length)
         cdef Backend backend
         cdef int i, cost = 1
         cdef Pending item
@@ -261,7 +285,7 @@ cdef class Client:
                 self.say(<bytes?>reply)
             cost = TAKEN_COST
         self._counted()
-        if self._is_full():
+        if _is_full(self):
             self.parked |= Park.WINDOW
             self.touch()
         return cost
@@ -269,18 +293,6 @@ cdef class Client:
     cdef void _counted(self):
         self.lane.commands += 1
         self.commands += 1
-
-    cdef bint _is_full(self):
-        """Whether it has so much out, or so many answers here, that nothing more of it is begun."""
-        return self.inflight >= self._window() or self.held > REPLIES_BYTES or self.inflight_bytes > REQUESTS_BYTES
-
-    cdef int _window(self):
-        """How many requests may be out: as many as will not bring more than REPLIES_BYTES of answers, or, where half of
-        the memory is used, a small part of that."""
-        cdef Py_ssize_t window = (REPLIES_BYTES if self.lane.held <= self.lane.memory_limit >> 1 else LARGE) // (self.typical + 1)
-        if window < 1:
-            return 1
-        return <int>(window if window < self.lane.window_limit else self.lane.window_limit)
 
     cdef Pending begun(self, Py_ssize_t size):
         """For a request of so many bytes; it has no place until all is done that can fail (`placed`)."""
@@ -291,21 +303,10 @@ cdef class Client:
 
     cdef void placed(self, Pending item) noexcept:
         """A request that is out takes the next place in the order of replies."""
-        self._line_up(item)
+        _line_up(self, item)
         self.inflight += 1
         self.inflight_bytes += item.size
         self.lane.inflight += 1
-
-    cdef void _line_up(self, Pending item) noexcept:
-        if self.reply_mode:
-            item.mute = True
-            if self.reply_mode == 2:
-                self.reply_mode = 0
-        if self.tail is None:
-            self.head = item
-        else:
-            self.tail.next_placed = item
-        self.tail = item
 
     cdef int say(self, bytes reply) except -1:
         """Puts the proxy's own reply into the client's order; b"" says nothing."""
@@ -326,7 +327,7 @@ cdef class Client:
             item = self.begun(0)
             item.reply = reply
             item.done = True
-            self._line_up(item)
+            _line_up(self, item)
         self.held += size
         self.lane.held += size
         return 0
@@ -393,7 +394,7 @@ cdef class Client:
     cdef int conversed(self) except -1:
         """What took a conversation to begin is out by now, in the place that it has, and is answered as any request."""
         self.talk = None
-        if self._is_full():
+        if _is_full(self):
             self.parked |= Park.WINDOW
             self.touch()
         self.unpark(Park.TALK)
@@ -834,7 +835,7 @@ cdef class Client:
             return 0
         if self.parked & Park.SWITCH and self.head is None:
             self.unpark(Park.SWITCH)
-        if (self.parked & Park.WINDOW and self.inflight <= self._window() >> 1 and not self.choked
+        if (self.parked & Park.WINDOW and not _fills(self, 2 * self.inflight - 1) and not self.choked
                 and self.held <= REPLIES_BYTES >> 1 and self.inflight_bytes <= REQUESTS_BYTES >> 1):
             self.unpark(Park.WINDOW)
         return 0

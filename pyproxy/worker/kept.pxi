@@ -142,7 +142,7 @@ cdef bint is_cheap(Backend backend, Pending item) except -1:
             or (whole is not None and (whole.asked is not None or not whole.order))):
         return False
     at = header(header(PyBytes_AS_STRING(item.request), &n), &n)
-    route = backend.lane.route(PyBytes_FromStringAndSize(at, n))
+    route = backend.lane.route_at(at, n)
     return route is not None and not item.pace and (route.plain_key > 0 or route.merge != "")
 
 

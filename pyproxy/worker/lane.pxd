@@ -53,6 +53,9 @@ cdef class Route:
     cdef readonly bint again        # what a server says that it refused was not done: it may be sent again
 
 
+ctypedef unsigned char Flag     # 0 or 1; in a byte, as all of a Pending is cleared for each request
+
+
 # The life of a Pending.  +: set; -: None, 0 or False; .: either.  "place": it is in its client's order of replies.  "turn": it
 # is in a backend's queue, among the last `unflushed` of it, or before these, where its bytes were given to a transport; or it is
 # in `kept`, or in a Taking.  check.pxi holds most of this against what there is.
@@ -87,13 +90,13 @@ cdef class Pending:
     cdef bytes reply
     cdef bytes request              # the whole frame, where it may have to be sent again; else None
     cdef Split whole
-    cdef int shard                  # -1: several; -2: a conversation, which asks shards in its own time
-    cdef bint write
-    cdef bint done
-    cdef bint mute
-    cdef bint retried
-    cdef bint stays                 # a read that only the primary may answer
-    cdef int pace                   # of the slowest of its commands
+    cdef short shard                # -1: several; -2: a conversation, which asks shards in its own time
+    cdef Flag write
+    cdef Flag done
+    cdef Flag mute
+    cdef Flag retried
+    cdef Flag stays                 # a read that only the primary may answer
+    cdef unsigned char pace         # of the slowest of its commands
     cdef Client debtor              # whose write it is that was said to be uncertain while its reply may still come
     cdef bytes expected             # of a canary: the one answer that is in step; None: it is none
     cdef int queued                 # commands of its transaction; 0: it is none
@@ -124,12 +127,18 @@ cdef class Split:
     cdef Py_ssize_t held            # bytes of the frames
     cdef object asked               # of a conversation: takes the answers; None: they are merged and are the client's
     cdef object answer              # makes the client's answer of the one that came; None: they are merged
+    cdef Pending part(self, int shard, Py_ssize_t size)
     cdef int answered(self, Pending part, bytes frame) except -1
     cdef int fail(self, Pending part, bytes line, bint unsent) except -1
     cdef int not_sent(self, Backend backend) except -1
     cdef int _hold(self, Py_ssize_t size) except -1
     cdef int _merge(self) except -1
     cdef int _failed(self, int shard, bytes line, bint unsent) except -1
+
+
+cdef struct Met:
+    unsigned long long name         # of a command as a client wrote it, if that is short, and its length; 0: none yet
+    void *route                     # of `routes`
 
 
 @cython.final
@@ -142,6 +151,7 @@ cdef class Lane:
     cdef Splitter splitter
     cdef Merger merger
     cdef dict routes
+    cdef Met met[64]
     cdef dict pools
     cdef readonly list links        # to the primaries
     cdef readonly list sides        # links to other servers of the shards
@@ -196,6 +206,7 @@ cdef class Lane:
     cdef int id_step
     cdef readonly bint draining
     cdef Route route(self, bytes name)
+    cdef Route route_at(self, const char *name, Py_ssize_t size)
     cpdef int pace_of(self, bytes frame, int queued) except -1
     cdef int slot(self, const char *key, Py_ssize_t size) except -1
     cdef void wake(self) noexcept
@@ -277,10 +288,8 @@ cdef class Client:
     cpdef finish(self)
     cdef Pending begun(self, Py_ssize_t size)
     cdef void placed(self, Pending item) noexcept
-    cdef void _line_up(self, Pending item) noexcept
     cdef int say(self, bytes reply) except -1
     cdef int conversed(self) except -1
-    cdef bint _is_full(self)
     cdef int owe(self, int shard, int writes) except -1
     cdef Backend _beside(self, Backend backend, Py_ssize_t size)
     cdef Backend _seek(self, Backend backend, bint write, Py_ssize_t size)
@@ -292,7 +301,6 @@ cdef class Client:
     cdef int _inline(self, bytes line) except -1
     cdef int _command(self, const char *frame, Py_ssize_t size) except -1
     cdef void _counted(self)
-    cdef int _window(self)
     cdef int _count_input(self) except -1
     cdef bint _is_stuck(self) except -1
     cdef int _broke(self) except -1
@@ -368,12 +376,10 @@ cdef class Backend:
     cdef int _forgive(self, Pending item) except -1
     cdef int settle_debts(self) except -1
     cdef int _release(self) except -1
-    cdef void _queue(self, Pending item) noexcept
     cdef Pending _made_canary(self)
     cdef int _mark(self) except -1
     cdef int _append(self, const char *p, Py_ssize_t n) except -1
     cdef int _pack(self) except -1
-    cdef Pending _pop(self)
     cdef int _fail(self, Pending item, str why, bint unsent) except -1
     cdef int _refuse(self, Pending item, bytes line, bint unsent) except -1
     cdef object _owner(self, Pending item)

@@ -17,7 +17,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from libc.string cimport memcpy
 
-from protocol.scan cimport FRAME, ReplyScan, counted, header, scan_reply, short_bulk
+from protocol.scan cimport FRAME, ReplyScan, counted, header, scan_reply, short_bulk, short_count
 from pyproxy.worker.lane cimport Backend, Client, Lane, Pending, Route, Split, bug, cut_off
 
 from time import monotonic
@@ -248,9 +248,16 @@ cdef int _parts(Client client, Route route, const char *frame, bytes owners, Sha
             return 1
     frames = _cut(route, frame, owners, shares, shards)
     split = _split(client, route, owners, involved, size)
-    for shard in range(shards):
-        if frames[shard] is not None:
-            _send(<Backend>backends[shard], split, <bytes>frames[shard], 0, False)
+    shard = 0
+    while shard < shards:
+        try:        # as in `_send`, and entered once
+            while shard < shards:
+                if frames[shard] is not None:
+                    _send_part(<Backend>backends[shard], split, <bytes>frames[shard], 0, False)
+                shard += 1
+        except Exception:
+            split.not_sent(<Backend>backends[shard])
+            shard += 1
     return 1
 
 
@@ -315,27 +322,26 @@ cdef Split _split_at(Client client, Route route, bytes owners, int parts, Pendin
 
 cdef int _send(Backend backend, Split split, bytes frame, int queued, bint stays) except -1:
     """One part out.  Its split has begun, so a part that cannot be put has failed, and the others go on."""
-    cdef Pending part
     try:
-        part = Pending.__new__(Pending)
-        part.whole = split
-        part.shard = backend.shard
-        part.size = PyBytes_GET_SIZE(frame)
-        part.write = split.write
-        part.stays = stays
-        part.pace = split.lane.pace_of(frame, queued) if queued or split.asked is not None else split.route.pace
-        if queued:
-            part.queued = queued
-            part.ahead = queued + 1
-        if not part.write or (backend.keeps and split.route.again and part.size <= KEPT_BYTES):
-            part.request = frame
-        if part.size < LARGE:
-            backend.put(part, PyBytes_AS_STRING(frame), part.size)
-        else:
-            _put(backend, part, frame, part.size)
+        _send_part(backend, split, frame, queued, stays)
     except Exception:
         split.not_sent(backend)
     return 0
+
+
+cdef inline int _send_part(Backend backend, Split split, bytes frame, int queued, bint stays) except -1:
+    cdef Pending part = split.part(backend.shard, PyBytes_GET_SIZE(frame))
+    if queued or split.asked is not None:
+        part.pace = split.lane.pace_of(frame, queued)
+    part.stays = stays
+    if queued:
+        part.queued = queued
+        part.ahead = queued + 1
+    if not part.write or (backend.keeps and split.route.again and part.size <= KEPT_BYTES):
+        part.request = frame
+    if part.size < LARGE:
+        return backend.put(part, PyBytes_AS_STRING(frame), part.size)
+    return _put(backend, part, frame, part.size)
 
 
 cdef int _put(Backend backend, Pending item, object frame, Py_ssize_t size) except -1:
@@ -569,7 +575,10 @@ cdef bytes _sum(Split split):
 
 cdef Py_ssize_t _elements(bytes frame, Py_ssize_t *body) except -1:
     """How many elements an array has, and where the first begins; ValueError if it is none."""
-    cdef long long count = 0
+    cdef long long count = short_count(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+    if count >= 0:
+        body[0] = 4
+        return count
     body[0] = counted(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame), &count)
     if body[0] == 0 or count < 0 or PyBytes_AS_STRING(frame)[0] != c'*':
         raise ValueError

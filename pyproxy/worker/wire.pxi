@@ -168,7 +168,7 @@ cdef class Wire:
         backend.last_frame = lane.now
         if item.ahead:
             return self._swallow(item, p, n)
-        backend._pop()
+        _pop(backend, item)
         if item.debtor is not None:
             backend._forgive(item)
         if backend.taking is not None and belongs_to_taking(backend, item, p, n):
@@ -215,7 +215,7 @@ cdef class Wire:
                 return self._out_of_step("answered something else where a canary was due")
         self.backend.heard = item.expected
         self.backend.canaries -= 1
-        self.backend._pop()     # it does not count as an answer to anybody: `last_frame` is as it was
+        _pop(self.backend, item)     # it does not count as an answer to anybody: `last_frame` is as it was
         return True
 
     cdef int _out_of_step(self, str what) except -1:
