@@ -90,6 +90,7 @@ class Deeds:
 
         def judge(reply: object, now: float) -> str | None:
             if reply is None:
+                self._ledger.found_empty(key, now)
                 return None
             if not isinstance(reply, list) or len(reply) != 2 or reply[0] != key:
                 return f"popped {str(reply)[:80]}"
@@ -152,12 +153,15 @@ class Deeds:
 
     def watched(self) -> list[Request]:
         key = self._key("r", 6)
-        return [Request((b"WATCH", key), exactly(b"OK")), self._get(key), *self._block([self._set(key)])]
+        return [Request((b"WATCH", key), exactly(b"OK")), self._get(key), *self._block([self._set(key)], watched=True)]
 
-    def _block(self, parts: Sequence[Request]) -> list[Request]:
+    def _block(self, parts: Sequence[Request], watched: bool = False) -> list[Request]:
+        def judge(reply: object, _: float) -> str | None:
+            broken = watched and reply is None
+            return None if broken else f"expected {len(parts)} answers, got {str(reply)[:80]}"
+
         queued = [Request(part.argv, exactly(b"QUEUED")) for part in parts]
-        end = Request((b"EXEC",), lambda reply, _: f"expected {len(parts)} answers, got {str(reply)[:80]}", parts=parts)
-        return [Request((b"MULTI",), exactly(b"OK")), *queued, end]
+        return [Request((b"MULTI",), exactly(b"OK")), *queued, Request((b"EXEC",), judge, parts=parts)]
 
     # --- the rest ---
 

@@ -166,6 +166,12 @@ class Ledger:
         found.popped_at = now
         return None
 
+    def found_empty(self, key: bytes, now: float) -> None:
+        """Nothing could be popped of a pile."""
+        there = [each for each in self.piles[key] if each.state is State.ACKED and not each.popped_at]
+        if len(there) > self.unknown_pops[key]:
+            self.doubts.append(self._doubt(there, now, f"{key!r} was empty, and {len(there)} had been acknowledged"))
+
     def of_pile(self, key: bytes, values: Iterable[object]) -> str | None:
         """A pile, or a part of it, was read."""
         for value in values:

@@ -30,7 +30,7 @@ and a second), until that was noticed, and on a busy machine as long again."""
 
 AFTER_S = 3.0  # what was read of a replica, or acknowledged by the old one, and is told a little later
 PROMOTION: Table = {"promoter": "replicaof", "down_after_s": 1.5, "min_between_s": 3.0, "hold_again_s": 5.0}
-OUR_DOING = "an operator asked"  # the cause of a switch that loses nothing
+PLANNED = " was=handing-over "  # of a switch that loses nothing
 DATABASES = (0, 1)
 OWED = ("inflight", "held_bytes", "held_requests", "blocked_clients", "pubsub_clients")
 TOLD = (
@@ -138,7 +138,7 @@ def _switches(lines: Sequence[str], fleet: Fleet, troubles: Troubles) -> Iterato
     names = [shard.name for shard in fleet.shards]
     offset = time.monotonic() - time.time()
     for line in lines:
-        if not line.startswith("+switch-master ") or OUR_DOING in line:
+        if not line.startswith("+switch-master ") or PLANNED in line:
             continue
         said = dict(word.split("=", 1) for word in line.split() if "=" in word)
         at = datetime.datetime.fromisoformat(said["at"]).timestamp() + offset

@@ -27,6 +27,8 @@ POLL_S = 0.1
 HEAL_S = 60.0
 WORKER_EVERY_S = 45.0
 LAG_S = 2
+OPERATOR_S = 6.0  # longer than a promotion takes
+OPERATOR_TRIES = 8
 
 
 class Troubles:
@@ -140,9 +142,19 @@ class Troubles:
 
     def _kill_primary(self, shard: LiveShard, primary: Server) -> Steps:
         primary.kill()
-        yield lambda: shard.present_primary() is not None
+        yield from self._until_replaced(shard)
         yield self._random.random()
         yield from self._revive(shard, primary)
+
+    def _until_replaced(self, shard: LiveShard) -> Steps:
+        """After some promotions in ten minutes the proxy leaves the next one to an operator: then we are that one."""
+        for _ in range(OPERATOR_TRIES):
+            until = time.monotonic() + OPERATOR_S
+            yield lambda until=until: shard.present_primary() is not None or time.monotonic() > until  # type: ignore[misc]
+            if shard.present_primary() is not None:
+                return
+            self.made["pyproxy promote of a dead one"] += 1
+            yield from self._promote(shard)
 
     def _kill(self, shard: LiveShard, replica: Server) -> Steps:
         replica.kill()
@@ -150,7 +162,7 @@ class Troubles:
         yield from self._revive(shard, replica)
 
     def _revive(self, shard: LiveShard, server: Server) -> Steps:
-        yield lambda: shard.present_primary() is not None
+        yield from self._until_replaced(shard)
         server.primary = shard.present_primary()
         if server.primary is not None:
             server.launch()

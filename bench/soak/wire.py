@@ -15,7 +15,17 @@ import hiredis
 
 from bench.soak.ledger import State, Write
 
-NOT_APPLIED = ("TRYAGAIN", "EXECABORT", "NOREPLICAS", "READONLY", "LOADING", "MASTERDOWN", "NOSCRIPT", "UNBLOCKED", "BUSY")
+NOT_APPLIED = (
+    "TRYAGAIN",
+    "EXECABORT",
+    "NOREPLICAS",
+    "READONLY",
+    "LOADING",
+    "MASTERDOWN",
+    "NOSCRIPT",
+    "UNBLOCKED",
+    "BUSY",
+)
 """First words of errors that promise that nothing was, or will be, applied."""
 
 _NOTHING = object()
@@ -27,7 +37,7 @@ Judge = Callable[[object, float], "str | None"]
 
 @dataclass(slots=True)
 class Request:
-    """`parts`: of an EXEC, what was queued. `counts`: whom an uncertain answer may have taken an element from."""
+    """`parts`: of an EXEC, what was queued; its own judge sees all but their answers. `unsure`: its fate is unknown."""
 
     argv: tuple[bytes, ...]
     judge: Judge
@@ -138,11 +148,16 @@ class Wire(asyncio.Protocol):
         if waited > self.tally.longest[0]:
             self.tally.longest = (waited, f"{self.name} {request.kind}")
         self._judge(request, reply, now)
-        if request.kind == "WAIT" and isinstance(reply, int):
-            for write in self.since_wait if reply >= 1 else ():
-                write.waited = True
-            self.since_wait.clear()
+        if request.kind == "WAIT":
+            self._waited(reply)
         self.since_wait += [write for write in request.writes if write.state is State.ACKED]
+
+    def _waited(self, reply: object) -> None:
+        """An uncertain one is said once: what it was about is not known by the next one either."""
+        for write in self.since_wait if isinstance(reply, int) and reply >= 1 else ():
+            write.waited = True
+        if isinstance(reply, int) or str(reply).startswith("UNCERTAIN"):
+            self.since_wait.clear()
 
     def _judge(self, request: Request, reply: object, now: float) -> None:
         if isinstance(reply, hiredis.ReplyError):
@@ -154,13 +169,11 @@ class Wire(asyncio.Protocol):
                 self._judge(part, answer, now)
                 self.since_wait += [write for write in part.writes if write.state is State.ACKED]
             return
-        if request.parts and reply is None:
-            _settle(request, State.REFUSED, now)
-        elif said := request.judge(reply, now):
+        if said := request.judge(reply, now):
             self.tally.misrouted.append(f"{self.name} {b' '.join(request.argv)[:80]!r}: {said}")
             _settle(request, State.UNKNOWN, now)
         else:
-            _settle(request, State.ACKED, now)
+            _settle(request, State.REFUSED if request.parts else State.ACKED, now)  # nil: a watched key has changed
 
     def _error(self, request: Request, text: str, now: float) -> None:
         code = text.partition(" ")[0]

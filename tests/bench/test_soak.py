@@ -1,9 +1,11 @@
 """What a soak promises: it is silent where all is well, and names each kind of wrong. By hand, then all of it."""
 
 import asyncio
+from random import Random
 
 import pytest
 
+from bench.soak.deeds import Deeds
 from bench.soak.ledger import Ledger, State, Switch, Verdict, Write
 from bench.soak.trial import run
 from bench.soak.wire import Request, Tally, Wire
@@ -164,6 +166,19 @@ def test_an_element_that_an_unanswered_pop_may_have_taken_is_not_missed(ledger: 
     assert verdict(ledger, {}).faults() == []
 
 
+def test_a_list_that_is_empty_after_a_push_is_stale(ledger: Ledger) -> None:
+    written(ledger, "piles")
+    ledger.found_empty(b"k", 9.0)
+    assert len(ledger.judge([], []).stale) == 1
+
+
+def test_a_list_is_empty_by_right_where_an_unanswered_pop_may_have_emptied_it(ledger: Ledger) -> None:
+    written(ledger, "piles")
+    ledger.unknown_pops[b"k"] += 1
+    ledger.found_empty(b"k", 9.0)
+    assert wrong(ledger) == []
+
+
 # --- replies ----------------------------------------------------------------------------------------------------------
 
 
@@ -205,7 +220,7 @@ def test_a_reply_too_many_is_misrouted() -> None:
     [
         (b"-TRYAGAIN shard s0 (h:1) is down, applied=no; retry later\r\n", State.REFUSED),
         (b"-UNCERTAIN shard s0 (h:1) closed, applied=unknown; read\r\n", State.UNKNOWN),
-        (b"*-1\r\n", State.REFUSED),
+        (b"-EXECABORT Transaction discarded because of: shard s0 (h:1) is down, applied=no\r\n", State.REFUSED),
         (b"*1\r\n-UNCERTAIN shard s0 (h:1) closed, applied=unknown; read\r\n", State.UNKNOWN),
         (b"*1\r\n:1\r\n", State.ACKED),
     ],
@@ -215,6 +230,34 @@ def test_a_write_of_a_transaction_has_the_fate_that_its_answer_says(error: bytes
     part = Request((b"RPUSH", b"k", write.value), lambda reply, _: None, [write])
     assert told(error, Request((b"EXEC",), lambda reply, _: "odd", parts=[part])).misrouted == []
     assert write.state is state
+
+
+@pytest.mark.parametrize(("watched", "misrouted"), [(True, 0), (False, 1)])
+def test_nil_is_an_answer_to_a_transaction_that_watches_alone(watched: bool, misrouted: int, ledger: Ledger) -> None:
+    deeds = Deeds(b"c", ledger, Random(1))
+    block = (deeds.watched() if watched else deeds.transaction())[-1]
+    assert len(told(b"*-1\r\n", block).misrouted) == misrouted
+    fate = State.REFUSED if watched else State.UNKNOWN
+    assert {write.state for part in block.parts for write in part.writes} == {fate}
+
+
+@pytest.mark.parametrize(
+    ("answers", "sure"),
+    [
+        (b":1\r\n:0\r\n", True),
+        (b":0\r\n:1\r\n", False),
+        (b"-UNCERTAIN shard s0: lost\r\n:1\r\n", False),
+        (b"-TRYAGAIN shard s0: down, applied=no\r\n:1\r\n", True),
+    ],
+)
+def test_wait_makes_sure_what_was_acknowledged_before_it_and_an_uncertain_one_nothing(
+    answers: bytes, sure: bool, ledger: Ledger
+) -> None:
+    write = ledger.write(ledger.piles, b"k")
+    push = Request((b"RPUSH", b"k", write.value), lambda reply, _: None, [write])
+    waits = [Request((b"WAIT", b"1", b"0"), lambda reply, _: None) for _ in range(2)]
+    told(b":1\r\n" + answers, push, *waits)
+    assert write.waited is sure
 
 
 def test_an_error_that_no_fault_explains_is_unexpected() -> None:
