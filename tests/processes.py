@@ -38,8 +38,11 @@ def alive(identity: Identity) -> bool:
 
 
 def command_line(pid: int) -> list[str]:
-    """The arguments a process was started with."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    """The arguments a process was started with; none if it has gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def wait_until_gone(processes: set[Identity], timeout: float = 10.0) -> None:

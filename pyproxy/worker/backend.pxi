@@ -35,8 +35,8 @@ cdef inline void _queue(Backend backend, Pending item) noexcept:
         backend.aging = item
     backend.count += 1
     backend.unflushed += 1
-    if item.pace == SHARD_WIDE:
-        backend.shard_wide += 1
+    if item.pace:
+        backend._count_slow(item, 1)
 
 
 cdef inline void _pop(Backend backend, Pending item) noexcept:
@@ -48,9 +48,8 @@ cdef inline void _pop(Backend backend, Pending item) noexcept:
         backend.aging = backend.head
     item.next_out = None
     backend.count -= 1
-    if item.pace == SHARD_WIDE:
-        backend.shard_wide -= 1
-        backend.free_at = backend.lane.now
+    if item.pace:
+        backend._count_slow(item, -1)
 
 
 @cython.final
@@ -174,7 +173,7 @@ cdef class Backend:
         self._set_door(Door.OPEN)
         self.unanswered = 0
         self.last_frame = self.free_at = self.lane.now
-        self.unsent = 0
+        self.left = 0
         self.settle_debts()
         self._mark()
 
@@ -243,6 +242,13 @@ cdef class Backend:
                 client.wrote |= self.bit
         _queue(self, item)
         return 0
+
+    cdef void _count_slow(self, Pending item, int change) noexcept:
+        if item.pace == SLOW:
+            self.slow += change
+        else:
+            self.shard_wide += change
+            self.free_at = self.lane.now    # what is behind it has its turn
 
     cdef Pending _made_canary(self):
         """A tombstone that knows what it swallows.  Its request ends in the very bytes of its answer."""
@@ -375,6 +381,7 @@ cdef class Backend:
         cdef Lane lane = self.lane
         cdef Wire wire = self.wire
         cdef double oldest = now - lane.reply_s, begun
+        cdef bint slow
         if self.waiting:
             self._let_go_late(now)
         if self.charged or self.out_bytes:
@@ -407,11 +414,13 @@ cdef class Backend:
                     self._give_over(item)
                 item = <Pending>following
         if wire is not None and self.head is not None and not wire.lost:
-            if now - begun > (max(10 * lane.silence_s, lane.slow_reply_s) if self.head.pace else 10 * lane.silence_s):
+            # of a server that is at a slow request not even the answers before that need have left
+            slow = self.slow or self.shard_wide
+            if now - begun > (max(10 * lane.silence_s, lane.slow_reply_s) if slow else 10 * lane.silence_s):
                 self.head.retried = True    # its reply has come for so long, and would again
                 wire.drop(errors.no_reply(now - begun))
             elif (not busy and now - max(begun, self.free_at, wire.last_bytes) > lane.silence_s
-                    and not (self.head.pace and now - begun < lane.slow_reply_s)):
+                    and not (slow and now - begun < lane.slow_reply_s)):
                 wire.drop(errors.no_reply(now - begun))
 
     cdef int transfers(self, bint begins) except -1:
@@ -425,7 +434,8 @@ cdef class Backend:
         """Whether bytes of a reply that is not whole yet came lately, or some of the requests have left."""
         cdef Wire wire = self.wire
         cdef Py_ssize_t unsent
-        cdef bint leaves = False
+        cdef long long left
+        cdef bint leaves
         if wire is None or wire.lost or wire.on_setup is not None:
             return False
         if wire.large is None and wire.inbuf is None and not wire.skipping:
@@ -434,10 +444,15 @@ cdef class Backend:
         elif wire.bytes_in - wire.marked_bytes >= MOVING_BYTES:     # a byte now and then does not count
             wire.marked_bytes = wire.bytes_in
             wire.marked_at = now
-        if wire.handed_over:
-            unsent = wire.transport.get_write_buffer_size()
-            leaves = unsent != self.unsent
-            self.unsent = unsent
+        unsent = _unacknowledged(wire.fd)
+        if wire.handed_over or wire.tls:
+            unsent += wire.transport.get_write_buffer_size()
+        # what a server that stands still is sent its kernel takes too, but not for long if it is much
+        left = wire.bytes_out - unsent
+        if left - self.left >= MOVING_BYTES:
+            self.left = left
+            self.left_at = now
+        leaves = unsent >= LARGE and now - self.left_at < self.lane.reply_s
         return leaves or now - wire.marked_at < self.lane.reply_s
 
     cdef int _expire_one(self, Pending item, double now) except -1:
@@ -635,8 +650,8 @@ cdef class Backend:
             item.retried = True
             item.ahead = item.queued + 1 if item.queued else 0
             self.out_bytes += PyBytes_GET_SIZE(item.request)
-            if item.pace == SHARD_WIDE:
-                self.shard_wide += 1
+            if item.pace:
+                self._count_slow(item, 1)
             if self.tail is None:
                 self.head = item
             else:

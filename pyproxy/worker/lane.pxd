@@ -343,9 +343,11 @@ cdef class Backend:
     cdef readonly bint is_bulk      # the second connection, beside that which most requests share
     cdef Backend bulk               # of the first one: the second, once there has been a need for it; None: not yet
     cdef bint in_transfer           # a large reply is coming, and nothing else can meanwhile
+    cdef int slow                   # slow requests that are out or wait to be sent, and
     cdef int shard_wide             # requests through all keys that are out or wait to be sent
     cdef double free_at             # until when it is known to have been busy with what was asked before
-    cdef Py_ssize_t unsent          # bytes that the transport had at the last tick
+    cdef long long left             # bytes that had reached the other end when enough had last, and when that was
+    cdef double left_at
     cdef set doubtful               # clients whose write was uncertain when the connection was lost; None: none
     cdef bint dirty
     cdef double last_frame
@@ -369,6 +371,7 @@ cdef class Backend:
     cpdef flush(self)
     cpdef expire(self, double now, bint busy)
     cdef int transfers(self, bint begins) except -1
+    cdef void _count_slow(self, Pending item, int change) noexcept
     cdef bint _is_moving(self, double now) except -1
     cdef int _expire_one(self, Pending item, double now) except -1
     cdef int _let_go_late(self, double now) except -1
@@ -405,6 +408,7 @@ cdef class Wire:
     cdef bint lost
     cdef readonly double last_bytes
     cdef long long bytes_in
+    cdef long long bytes_out
     cdef long long marked_bytes     # of a reply that comes: how many there were when enough had come last, and when
     cdef double marked_at
     cdef public object run_id       # of the server, once somebody has asked it; None: not known

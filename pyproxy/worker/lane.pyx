@@ -48,6 +48,13 @@ from pyproxy import access
 from pyproxy.events import Event, emit
 from pyproxy.metrics import INDEX
 
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, ...)
+
+cdef extern from "<linux/sockios.h>" nogil:
+    enum:
+        SIOCOUTQ
+
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t send(int fd, const void *data, size_t size, int flags)
     ssize_t recv(int fd, void *data, size_t size, int flags)
@@ -123,6 +130,12 @@ cdef inline Py_ssize_t _send(int fd, const char *data, Py_ssize_t size) noexcept
     if taken >= 0:
         return taken
     return -1 if errno == EPIPE or errno == ECONNRESET else 0
+
+
+cdef inline Py_ssize_t _unacknowledged(int fd) noexcept nogil:
+    """Bytes that the kernel has and the other end has not acknowledged (tcp(7)): of a long request they leave slowly."""
+    cdef int count = 0
+    return count if ioctl(fd, SIOCOUTQ, &count) == 0 else 0
 
 
 cdef inline bint _readable(int fd) noexcept nogil:

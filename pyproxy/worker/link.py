@@ -91,6 +91,7 @@ class Link:
         access: Access,
         spawn: Spawn,
         complain: Callable[[str, str, str], None],
+        asks_limits: bool = True,
     ) -> None:
         self.name = name
         self.node = node
@@ -104,6 +105,7 @@ class Link:
         self._access = access
         self._spawn = spawn
         self._complain = complain
+        self._asks_limits = asks_limits  # servers of ElastiCache refuse CONFIG
         self._pause_s = timeouts.reconnect_min_s
         self._down = ""  # why nothing can be sent; empty while the shard is up
         self._short_lived = 0  # connections in a row
@@ -338,7 +340,7 @@ class Link:
         # what went wrong, and no exception: it would know this call, which knows it, and both be left to the collector
         done: asyncio.Future[tuple[type[ConnectionError], str] | None] = loop.create_future()
         tls = self._access.tls()
-        greeting = Greeting(proto, backend.db, self._access.auths(), is_shared=lost is None)
+        greeting = Greeting(proto, backend.db, self._access.auths(), asks_limits=lost is None and self._asks_limits)
         opened = 0.0
 
         def on_setup(frame: bytes) -> None:
@@ -442,11 +444,11 @@ class Greeting:
     before that what it limits; it may refuse to say.
     """
 
-    def __init__(self, proto: int, db: int, auths: list[list[bytes]], is_shared: bool) -> None:
+    def __init__(self, proto: int, db: int, auths: list[list[bytes]], asks_limits: bool) -> None:
         nonce = os.urandom(8).hex().encode()
         self.limits = ServerLimits()
         asked = [([b"ECHO", nonce], b"$16\r\n" + nonce)]
-        if is_shared:
+        if asks_limits:
             asked[:0] = [(question, b"") for question in QUESTIONS]
         if db:
             asked.insert(0, ([b"SELECT", b"%d" % db], b"+OK"))

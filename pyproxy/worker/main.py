@@ -286,7 +286,10 @@ class Worker:
         lane, config, access = self._lane, self._setup.config, self._access
 
         def link(node: Node) -> Link:
-            return Link(lane, index, shard.name, node, config.timeouts, access, self._spawn, self._complain)
+            return Link(
+                lane, index, shard.name, node, config.timeouts, access, self._spawn, self._complain,
+                asks_limits=config.promoter_of(shard) != "elasticache",
+            )  # fmt: skip
 
         rules: ShardGate[Client]
         promotion = msgspec.structs.replace(config.promotion, promoter=config.promoter_of(shard))

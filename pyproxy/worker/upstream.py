@@ -474,7 +474,7 @@ class Connection(asyncio.Protocol):
     async def open(self, node: Node, deadline_s: float) -> None:
         """Connect, and be let in. Raises OSError, see `access.why`."""
         tls = self._access.tls()
-        self._greeting = Greeting(2, 0, self._access.auths(), is_shared=False)
+        self._greeting = Greeting(2, 0, self._access.auths(), asks_limits=False)
         try:
             async with asyncio.timeout(deadline_s):
                 loop = asyncio.get_running_loop()

@@ -24,6 +24,7 @@ cdef class Wire:
         `whole`: what the bytes are of, if it is not changed any more: then they are not copied.
         """
         cdef Py_ssize_t taken = 0
+        self.bytes_out += size
         if self.tls:
             self.transport.write(PyBytes_FromStringAndSize(data, size))
             return 0
