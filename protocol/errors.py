@@ -423,6 +423,11 @@ NOT_UNBLOCKED = "did not give up a command that waits (CLIENT UNBLOCK)"
 NO_TRANSACTION = "refused MULTI, and may have run the commands behind it one by one"
 
 
+def too_many_arguments(name: bytes, most: int) -> bytes:
+    """A command that the proxy answers itself, in one piece."""
+    return _line("ERR too many arguments for '", _raw(name), f"', which the proxy answers itself: at most {most - 1}")
+
+
 def reply_too_large(limit: int) -> bytes:
     """The answer of a server is larger than all that a worker may hold."""
     return _line(f"ERR the answer is larger than limits.memory_bytes ({limit}) of the proxy; what was asked has been done")

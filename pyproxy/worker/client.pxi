@@ -247,6 +247,7 @@ cdef class Client:
         cdef Route route = lane.route_at(at, length)
         cdef Backend backend
         cdef int i, cost = 1
+        cdef double began
         cdef Pending item
         cdef object reply
         if route is not None:
@@ -277,13 +278,18 @@ cdef class Client:
             if lane.splitter(self, route, frame, size) < 0:
                 return False
             cost += <int>argc // TURN_KEYS
+        elif route is not None and 0 < route.most < argc:
+            if self.transaction is not None:
+                self.transaction.refused = True
+            self.say(errors.too_many_arguments(route.name, route.most))
         else:
+            began = _clock()
             reply = lane.take(self, route, arguments(frame))
             if reply is NOT_NOW:
                 return False
             if reply is not None:
                 self.say(<bytes?>reply)
-            cost = TAKEN_COST
+            cost = TAKEN_COST + <int>((_clock() - began) * TURN_COMMANDS / TURN_S)
         self._counted()
         if _is_full(self):
             self.parked |= Park.WINDOW
@@ -712,7 +718,7 @@ cdef class Client:
     cdef bint _is_stuck(self) except -1:
         """Whether it is not read any further, as it has all that it may have, and takes nothing either."""
         cdef Py_ssize_t untaken
-        if not (self.choked and self.reading_paused) or self.transport is None:
+        if not (self.choked and (self.reading_paused or self.eof)) or self.transport is None:
             self.untaken_since = 0
             return False
         untaken = self.transport.get_write_buffer_size()

@@ -25,6 +25,8 @@ from pyproxy.worker.lane import NOT_NOW, Client, Lane, Route
 from pyproxy.worker.lending import Lender, Loan, Unlendable, Use
 from pyproxy.worker.split import ask, ask_on
 
+MOMENT_S = 0.1  # in which a command that need not wait is answered
+
 AGAIN_S = 0.02  # until a connection that could not be made for a write is tried again, or its gate has closed
 
 Handler = Callable[["Conversation"], Awaitable[bytes]]
@@ -94,7 +96,11 @@ class Conversation:
             self.client.answer(self._with_what_is_done(errors.internal_error()))
             self.client.finish()
             return
-        self.client.answer(b"" if self._silent and reply == errors.unblocked() else reply)
+        if self._silent and reply == errors.unblocked():
+            self.client.answer(b"")
+            self.client.finish()
+            return
+        self.client.answer(reply)
 
     @property
     def is_over(self) -> bool:
@@ -130,11 +136,12 @@ class Conversation:
             self._task.cancel()
 
     def half_closed(self) -> None:
-        """The client has closed its half. What waits is given up without a word, the rest is answered."""
-        if self._waits:
-            self._silent = True
-            self.client.finish()
-        self.drain()
+        """The client has closed its half. What has to wait is given up without a word, and what is behind it not begun.
+
+        Whether it has to wait is known when its server has had a moment to answer.
+        """
+        self._silent = True
+        self.lane.loop.call_later(MOMENT_S, self.drain)
 
     def drain(self) -> None:
         """The worker is going."""

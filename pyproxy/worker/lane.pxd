@@ -49,6 +49,7 @@ cdef class Route:
     cdef readonly str merge         # how the parts of a split are merged; "" if it is not split
     cdef readonly str merged_by     # how the answers of several shards are, whoever asked them
     cdef readonly bint write
+    cdef readonly int most          # words of a command that the proxy answers itself, in one piece; 0: as many as come
     cdef readonly int pace          # 0, SLOW or SHARD_WIDE
     cdef readonly bint again        # what a server says that it refused was not done: it may be sent again
 

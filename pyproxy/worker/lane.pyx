@@ -84,6 +84,7 @@ cdef extern from *:
 BUILD = BUILD_NAME.decode()     # see tools/make_build.py; "": the one that serves
 
 cdef enum:
+    MOST_WORDS = 1024           # of a command that the proxy answers itself: it does so in one piece
     TURN_COMMANDS = 1024        # one client's share of a loop turn
     TAKEN_COST = 4              # of it, for a command that leaves the lane: so much more work it is
     TURN_LINE = 16              # bytes of an inline command, likewise
@@ -109,6 +110,7 @@ cdef enum:
     KEPT_BYTES = 262144         # a larger write cannot be held or sent again once it was begun
 
 cdef Py_ssize_t OUT_LIMIT = 8388608     # bytes waiting for one backend before it counts as congested
+cdef double TURN_S = 0.004     # and of its time, by what cannot be told before what it takes
 cdef double GATHER_S = 0.0002   # while more comes in, requests wait so long at most for others to leave with them
 cdef double SLEPT_S = 1.0       # a worker that did not run for so long asks before it writes
 
@@ -205,6 +207,7 @@ cdef class Route:
         self.merge = command.merge if command.kind == 3 else ""
         self.merged_by = command.merge
         self.write = not command.is_read
+        self.most = MOST_WORDS if command.kind == 5 else 0
         self.pace = SHARD_WIDE if command.shard_wide else SLOW if command.slow else 0
         # a script can write, and then return what looks like a refusal
         self.again = "@scripting" not in command.row.categories.split()

@@ -251,7 +251,7 @@ cdef int begin_wide(Client client, Route route, const char *frame, Py_ssize_t si
     wide.size = size
     wide.keys = keys
     wide.owners = PyBytes_FromStringAndSize(NULL, keys * 2)
-    if type(lane.donated) is bytearray:     # what else is in it is copied by who reads on
+    if type(lane.donated) is bytearray and len(<bytearray>lane.donated) <= 2 * size:    # what else is in it is copied by who reads on
         donated = <bytearray>lane.donated
         lane.donated = None
         wide.whole = donated

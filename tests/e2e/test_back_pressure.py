@@ -243,3 +243,27 @@ def test_a_million_pings_of_one_client_are_served_between_those_of_others(proxy:
         assert answered == count * len(b"+PONG\r\n")
         assert turns > 10, "each turn lets in and out what the kernel's buffers hold, not all of it"
     assert memory.added_at_most() < 32 * MIB
+
+
+def test_a_pipeline_of_what_the_proxy_answers_itself_is_served_between_those_of_others(proxy: Proxy, reader: Talk) -> None:
+    """However long each of them takes: a client has a share of time."""
+    count = 600
+    with Talk(proxy.port) as flood:
+        flood.send(*[("COMMAND", "DOCS")] * count)
+        flood.socket.setblocking(False)
+        turns = 0
+        commands = int(proxy_info(reader)["total_commands_processed"])
+        while int(proxy_info(reader)["total_commands_processed"]) - commands - turns < count - 100:
+            turns += 1
+            with contextlib.suppress(BlockingIOError):
+                while flood.socket.recv(MIB):
+                    pass
+        assert turns > 20
+
+
+def test_what_the_proxy_answers_itself_has_a_bound(reader: Talk) -> None:
+    for command in (("COMMAND", "DOCS"), ("COMMAND", "GETKEYS", "MGET"), ("CLIENT", "LIST", "ID"), ("INFO",), ("HELLO", 3)):
+        assert "too many arguments" in error(reader.ask(*command, *["get"] * 100_000))
+    assert reader.ask("MULTI") == b"OK"
+    assert "too many arguments" in error(reader.ask("COMMAND", "INFO", *["get"] * 100_000))
+    assert error(reader.ask("EXEC")).startswith("EXECABORT ")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 
@@ -168,3 +169,27 @@ def test_after_a_reset_nothing_more_is_begun(fleet: Fleet, proxy: Proxy, talk: T
         stopped.resume()
     talk.send(("SELECT", 1), ("GET", other))
     assert talk.reads(2) == [b"OK", None]
+
+
+@pytest.mark.parametrize(
+    "waiting", [("WAIT", 0, 0), ("BLPOP", "there", 5), ("XREAD", "BLOCK", 5000, "STREAMS", "stream", 0)], ids=lambda c: c[0]
+)
+def test_what_stands_behind_a_command_that_could_wait_and_need_not_is_done(
+    proxy: Proxy, talk: Talk, waiting: tuple[str | int, ...]
+) -> None:
+    for number in range(1, 11):
+        talk.send(("RPUSH", "there", "x"), ("XADD", "stream", "*", "f", "v"))
+        talk.reads(2)
+        with Talk(proxy.port) as leaver:
+            leaver.send(waiting, ("RPUSH", "log", number))
+            leaver.socket.shutdown(socket.SHUT_WR)
+            wait_until("it to be done", lambda: talk.ask("LLEN", "log") == number, lambda: "", PATIENCE_S)  # noqa: B023
+
+
+def test_one_that_closed_its_half_and_never_reads_is_closed(proxy: Proxy, talk: Talk) -> None:
+    assert talk.ask("SET", "large", b"x" * 900_000) == b"OK"
+    with Talk(proxy.port, receive_buffer=4096) as deaf:
+        deaf.send(*[("GET", "large")] * 30)
+        deaf.socket.shutdown(socket.SHUT_WR)
+        wait_for_info(talk, "it to be closed", lambda info: info["connected_clients"] == "1")
+        assert "+client-output-limit" in proxy.log.read_text()
