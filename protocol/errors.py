@@ -430,7 +430,7 @@ def too_many_arguments(name: bytes, most: int) -> bytes:
 
 def reply_too_large(limit: int) -> bytes:
     """The answer of a server is larger than all that a worker may hold."""
-    return _line(f"ERR the answer is larger than limits.memory_bytes ({limit}) of the proxy; what was asked has been done")
+    return _line(f"ERR the answer is larger than limits.memory_bytes ({limit}) of the proxy; it was done all the same")
 
 
 def not_read(deadline_s: float) -> str:
