@@ -43,7 +43,8 @@ class Troubles:
         self._fleet = fleet
         self._proxy = proxy
         self._workers = workers
-        self._random = Random(seed)
+        self._random = Random(seed)  # for workers; each shard has its own, as each takes its time
+        self._randoms = [Random(seed * 100 + index) for index in range(len(fleet.shards))]
         self._running: dict[int, Steps] = {}
         self._awaited: dict[int, tuple[Callable[[], bool], float]] = {}
         self._begun: dict[int, tuple[float, str]] = {}
@@ -51,13 +52,14 @@ class Troubles:
     def run(self, seconds: float) -> None:
         """For so long, and until all is well again."""
         until = time.monotonic() + seconds
-        next_ = {index: time.monotonic() + self._random.random() * 3 for index in range(len(self._fleet.shards))}
+        next_ = {index: time.monotonic() + random.random() * 3 for index, random in enumerate(self._randoms)}
         worker_at = time.monotonic() + min(WORKER_EVERY_S, seconds) * self._random.random()
         while (now := time.monotonic()) < until or self._running:
             for index in list(next_):
                 if index in self._running:
                     self._step(index)
-                    next_[index] = now + self._random.random() * 4
+                    if index not in self._running:
+                        next_[index] = now + self._randoms[index].random() * 4
                 elif next_[index] <= now < until:
                     self._begin(index)
             if worker_at <= now < until:
@@ -77,21 +79,21 @@ class Troubles:
     # --- one after the other ---
 
     def _begin(self, index: int) -> None:
-        shard = self._fleet.shards[index]
+        shard, random = self._fleet.shards[index], self._randoms[index]
         primary = shard.present_primary()
         if primary is None:
             return
-        replica = self._random.choice([each for each in shard.servers if each is not primary])
+        replica = random.choice([each for each in shard.servers if each is not primary])
         kinds: dict[str, tuple[int, Steps]] = {
-            "kill -9 of a primary": (4, self._kill_primary(shard, primary)),
-            "kill -9 of a replica": (2, self._kill(shard, replica)),
-            "SIGSTOP of a primary": (4, self._pause(primary)),
-            "SIGSTOP of a replica": (2, self._pause(replica)),
-            "connections of the proxy cut": (3, self._cut(primary, "normal")),
-            "connections of replicas cut": (2, self._cut(primary, "replica")),
+            "kill -9 of a primary": (4, self._kill_primary(shard, primary, random)),
+            "kill -9 of a replica": (2, self._kill(shard, replica, random)),
+            "SIGSTOP of a primary": (4, self._pause(primary, random)),
+            "SIGSTOP of a replica": (2, self._pause(replica, random)),
+            "connections of the proxy cut": (3, self._cut(primary, "normal", random)),
+            "connections of replicas cut": (2, self._cut(primary, "replica", random)),
             "pyproxy promote": (2, self._promote(shard)),
         }
-        (name,) = self._random.choices(list(kinds), [weight for weight, _ in kinds.values()])
+        (name,) = random.choices(list(kinds), [weight for weight, _ in kinds.values()])
         self.made[name] += 1
         self._begun[index] = (time.monotonic(), name)
         self._running[index] = self._until_well(shard, kinds[name][1])
@@ -140,10 +142,10 @@ class Troubles:
         lags = [dict(word.split("=", 1) for word in line.split(",") if "=" in word) for line in lines]
         return all(each.get("state") == "online" and int(each.get("lag", 9)) < LAG_S for each in lags)
 
-    def _kill_primary(self, shard: LiveShard, primary: Server) -> Steps:
+    def _kill_primary(self, shard: LiveShard, primary: Server, random: Random) -> Steps:
         primary.kill()
         yield from self._until_replaced(shard)
-        yield self._random.random()
+        yield random.random()
         yield from self._revive(shard, primary)
 
     def _until_replaced(self, shard: LiveShard) -> Steps:
@@ -156,9 +158,9 @@ class Troubles:
             self.made["pyproxy promote of a dead one"] += 1
             yield from self._promote(shard)
 
-    def _kill(self, shard: LiveShard, replica: Server) -> Steps:
+    def _kill(self, shard: LiveShard, replica: Server, random: Random) -> Steps:
         replica.kill()
-        yield self._random.random() * 2
+        yield random.random() * 2
         yield from self._revive(shard, replica)
 
     def _revive(self, shard: LiveShard, server: Server) -> Steps:
@@ -167,19 +169,19 @@ class Troubles:
         if server.primary is not None:
             server.launch()
 
-    def _pause(self, server: Server) -> Steps:
+    def _pause(self, server: Server, random: Random) -> Steps:
         server.pause()
-        yield 0.2 + self._random.random() * 4.8
+        yield 0.2 + random.random() * 4.8
         server.resume()
         yield 1.0  # whoever was promoted meanwhile is seen by then
 
-    def _cut(self, primary: Server, kind: str) -> Steps:
-        for _ in range(self._random.choice((1, 1, 3))):
+    def _cut(self, primary: Server, kind: str, random: Random) -> Steps:
+        for _ in range(random.choice((1, 1, 3))):
             try:
                 primary.ask("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
             except (OSError, hiredis.HiredisError):
                 return
-            yield self._random.random() * 0.5
+            yield random.random() * 0.5
 
     def _promote(self, shard: LiveShard) -> Steps:
         argv = [sys.executable, "-m", "pyproxy", "promote", shard.name, "--config", str(self._proxy.config)]
