@@ -44,13 +44,18 @@ def have_gone_over(looks: Looks, primary: Node, to: Node) -> bool:
 
 
 def strays(looks: Looks, primary: Node) -> tuple[Node, ...]:
-    """Those that do not follow the primary and could."""
+    """Those that do not follow the primary and could.
+
+    One that copies another replica has the history of the primary all the same; that it does not copy the primary itself
+    is told by the name, where that is one of ours. It would be cut off with the replica in between.
+    """
     following = followers(looks, primary)
+    others = {str(node) for node in looks if node != primary}
     return tuple(
         node
         for node, look in looks.items()
         if node != primary and look.reachable and not look.loading and not look.syncing
-        and (look.role == "master" or (node not in following and look.master != str(primary)))
+        and (look.role == "master" or look.master in others or (node not in following and look.master != str(primary)))
     )  # fmt: skip
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy.fleet import VARIABLE, Fleet, Proxy, wait_until
+from pyproxy.fleet import HOST, VARIABLE, Fleet, Proxy, wait_until
+from tests.e2e.alone import Alone
 from tests.e2e.rig import PATIENCE_S, Argument, Keys, Talk, error, wait_for_info
 
 LONG_MS = int(PATIENCE_S * 1000)
@@ -230,3 +231,15 @@ def test_waitaof_is_refused_in_the_words_of_the_server(talk: Talk, keys: Keys, f
     with Talk(fleet.shards[0].primary.port) as direct:
         for argv in (("WAITAOF", 1, 0, 10), ("WAITAOF", 2, 0, 10), ("WAITAOF", 0, 0, -1), ("WAITAOF", 0, 0, "x")):
             assert error(talk.ask(*argv)) == error(direct.ask(*argv))
+
+
+def test_a_primary_that_has_become_a_replica_is_said_to_be_uncertain_once_or_not_to_be_asked() -> None:
+    with Fleet(shards=2, replicas=0) as fleet, Alone(fleet) as alone:
+        keys = Keys(alone)
+        with Talk(alone.port) as writer, Talk(alone.port) as other:
+            assert writer.ask("SET", keys.one(0), "v") == b"OK"
+            fleet.shards[0].primary.ask("REPLICAOF", HOST, fleet.shards[1].primary.port)
+            said = error(writer.ask("WAIT", 0, 50))
+            assert said.startswith("UNCERTAIN shard s0 ") and "was replaced" in said
+            said = error(other.ask("WAIT", 0, 50))
+            assert said.startswith("TRYAGAIN shard s0 ") and "applied=no" in said

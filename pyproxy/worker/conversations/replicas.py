@@ -22,6 +22,8 @@ from pyproxy.worker.lending import Use
 FENCE = Request([b"SPUBLISH", b"__pyproxy:fence", b""])
 """Sharded, as no pattern matches such a channel. A PING would do on Redis 7, but not on Valkey 9."""
 
+_OF_A_REPLICA = b" cannot be used with replica instances"
+
 
 async def _wait(talk: Conversation) -> bytes:
     wanted, timeout_ms = (number(word) for word in talk.argv[1:])
@@ -63,10 +65,20 @@ async def _ask(
     for shard, task in asking.items():
         frame = task.result()
         if frame.startswith(b"-"):
-            raise Refusal(frame)
+            raise Refusal(_demoted(talk, shard) if _OF_A_REPLICA in frame else frame)
         counts[shard] = [int(each[1:]) for each in frame.split(b"\r\n") if each.startswith(b":")]
     _wrote(talk)  # what was lost meanwhile
     return counts
+
+
+def _demoted(talk: Conversation, shard: int) -> bytes:
+    """It has become a replica, and may have thrown away what this client wrote to it. That is said once, too."""
+    client, name, node = talk.client, talk.name(shard), talk.lane.links[shard].node
+    if not client.wrote & _bit(shard):
+        return errors.not_applied(name, node, "is a replica by now")
+    client.unsure &= ~_bit(shard)
+    client.wrote &= ~_bit(shard)
+    return errors.uncertain(name, node, errors.OUT_OF_SIGHT)
 
 
 async def _reply_of(talk: Conversation, shard: int, timeout_ms: int, fenced: bool) -> bytes:

@@ -499,6 +499,21 @@ def test_those_that_do_not_follow_the_new_primary_are_tidied() -> None:
     assert shard.effects == []
 
 
+def test_a_replica_of_a_replica_is_tidied_though_it_has_the_history_of_the_primary() -> None:
+    """It was away when its primary was replaced, and follows that one still, which follows the new primary."""
+    shard = DrawnShard()
+    shard.kill(P1)
+    fail_over(shard, P2)
+    shard.wake(P1)
+    shard.make_replica(P1, P2)
+    shard.make_replica(P3, P2)
+    shard.change(P3, master=str(P1))
+    shard.look(LOOK_S)
+    shard.forget()
+    shard.watch(2.0)
+    assert shard.of(Tidy)[0] == Tidy((P3,))
+
+
 def test_a_server_that_was_never_primary_here_is_not_taken_back() -> None:
     shard = DrawnShard(known=Known(0, P1))
     shard.make_master(P3)
