@@ -46,7 +46,7 @@ def have_gone_over(looks: Looks, primary: Node, to: Node) -> bool:
 def strays(looks: Looks, primary: Node) -> tuple[Node, ...]:
     """Those that do not follow the primary and could.
 
-    One that copies another replica has the history of the primary all the same; that it does not copy the primary itself
+    One that copies another replica has the history of the primary all the same; that it does not copy the primary
     is told by the name, where that is one of ours. It would be cut off with the replica in between.
     """
     following = followers(looks, primary)
