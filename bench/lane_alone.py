@@ -79,6 +79,7 @@ class Up:
     """A link whose only backend is connected."""
 
     def __init__(self, lane: Lane, index: int) -> None:
+        self.index = index
         self.name = f"s{index}"
         self.node = f"127.0.0.1:{index}"
         self.end = End()

@@ -12,19 +12,25 @@ cdef int check(Lane lane) except -1:
     cdef Client client
     cdef set answered = set()       # the places that somebody will answer
     cdef dict parts = {}            # client -> bytes of parts that wait for their siblings
+    cdef dict owed = {}             # client -> shard -> how many of its writes may still be applied
     cdef list backends = _all_backends(lane)
     cdef long long held = lane.handed_on, handed_on = 0, inflight = 0
     for backend in backends:
-        _check_backend(lane, <Backend>backend, answered, parts)
+        _check_backend(lane, <Backend>backend, answered, parts, owed)
         handed_on += (<Backend>backend).charged
     _expect(lane, "bytes that wait for servers", lane.handed_on, handed_on)
+    _check_gates(lane, backends)
     dirty = set(lane.dirty_clients)
     backlog = set(lane.backlog)
+    lingering = set(lane.lingering)
     waiting = {client for backend in backends for client in (<Backend>backend).waiting}
     for each in lane.clients:
         client = <Client>each
         _check_client(client, answered, parts.get(client, 0), client in dirty)
+        _expect(client, "writes that may still be applied", client.unresolved or {}, owed.get(client, {}))
+        _check_at(client, backends)
         _check_parked(client, client in backlog, client in waiting)
+        _check_end(client, client in lingering)
         held += client.held + client.in_counted + client.queued_bytes + client.subscribed_bytes
         inflight += client.inflight
     _expect(lane, "bytes held", lane.held, held)
@@ -48,7 +54,13 @@ cdef list _all_backends(Lane lane):
     return found
 
 
-cdef int _check_backend(Lane lane, Backend backend, set answered, dict parts) except -1:
+cdef int _owe(dict owed, Client client, int shard) except -1:
+    cdef dict shards = owed.setdefault(client, {})
+    shards[shard] = shards.get(shard, 0) + 1
+    return 0
+
+
+cdef int _check_backend(Lane lane, Backend backend, set answered, dict parts, dict owed) except -1:
     cdef Pending item = backend.head, last = None
     cdef Py_ssize_t count = 0, canaries = 0, shard_wide = 0, slow = 0
     cdef bint ages = backend.aging is None
@@ -61,6 +73,8 @@ cdef int _check_backend(Lane lane, Backend backend, set answered, dict parts) ex
         shard_wide += item.pace == SHARD_WIDE
         slow += item.pace == SLOW
         ages = ages or item is backend.aging
+        if item.debtor is not None:
+            _owe(owed, item.debtor, backend.shard)
         _check_item(backend, item, answered, parts)
         last = item
         item = item.next_out
@@ -82,9 +96,18 @@ cdef int _check_backend(Lane lane, Backend backend, set answered, dict parts) ex
         raise Broken(f"{backend}: {count - backend.unflushed} requests are out, and there is no connection")
     if backend.wire is not None and backend.unflushed and not (backend.dirty or backend.wire.choked or backend.wire.lost):
         raise Broken(f"{backend}: {backend.unflushed} requests wait for a turn that nobody asks for")
+    if backend.in_transfer and (backend.wire is None or not (backend.wire.large is not None or backend.wire.skipping
+                                                             or backend.wire.inbuf is not None)):
+        raise Broken(f"{backend}: a large reply comes on no connection")
+    plain = is_open and backend.door == Door.OPEN and not (backend._guarded or backend.in_transfer or backend.wire.choked)
+    _expect(backend, "whether all is as usual", backend.plain, plain)
+    for client in backend.doubtful or ():
+        _owe(owed, <Client>client, backend.shard)
     for held in backend.kept:
         if (<Pending>held).next_out is not None:
             raise Broken(f"{backend}: what is kept is in a queue")
+        if (<Pending>held).debtor is not None:
+            raise Broken(f"{backend}: what is kept was never sent, and may still be applied")
         _check_item(backend, <Pending>held, answered, parts)
     if backend.taking is not None:
         for taking in backend.taking.values():
@@ -149,14 +172,82 @@ cdef int _check_client(Client client, set answered, Py_ssize_t in_parts, bint di
     return 0
 
 
+cdef int _check_gates(Lane lane, list backends) except -1:
+    """Who is held at a gate knows of it, and what a gate counts is there."""
+    cdef dict requests = {}, sizes = {}     # front -> of the writes that were begun and are kept
+    cdef dict holds = {}                    # the numbers of several gates, by identity -> numbers, requests, bytes
+    cdef Client client
+    cdef Pending item
+    for backend in backends:
+        front = (<Backend>backend).front
+        for held in (<Backend>backend).kept:
+            item = <Pending>held
+            if front is None:
+                raise Broken(f"{backend}: a request is kept, and there is no gate that it waits for")
+            if item.write:
+                requests[front] = requests.get(front, 0) + 1
+                sizes[front] = sizes.get(front, 0) + item.size
+        if front is not None:
+            requests.setdefault(front, 0)
+    for front, kept in requests.items():
+        gate = front.gate
+        for client in gate.parked:
+            if client not in lane.clients or not client.parked & Park.HOLD or client.front is not front:
+                raise Broken(f"{front.link}: {client} is held at its gate, and does not know of it")
+        size = sum([each.bytes for each in gate.parked.values()])
+        _expect(front.link, "writes that are kept", gate.kept_requests, kept)
+        _expect(front.link, "bytes of writes that are kept", gate.kept_bytes, sizes.get(front, 0))
+        _expect(front.link, "bytes held at its gate", gate.held.bytes, size + gate.kept_bytes)
+        _, all_requests, all_bytes = holds.get(id(gate.holds), (None, 0, 0))
+        holds[id(gate.holds)] = gate.holds, all_requests + len(gate.parked) + kept, all_bytes + size + gate.kept_bytes
+    for counted, all_requests, all_bytes in holds.values():
+        _expect(lane, "what all gates hold", (counted.requests, counted.bytes), (all_requests, all_bytes))
+    return 0
+
+
+cdef int _check_at(Client client, list backends) except -1:
+    """Its shards are those of the lane, and where it is in between is a connection to one of them, or forgotten by all."""
+    cdef Backend backend
+    if client.pool is not client.lane.pools.get((client.proto, client.db)):
+        raise Broken(f"{client}: its shards are not those of its protocol and database")
+    if [backend.link for backend in client.pool] != client.lane.links:
+        raise Broken(f"{client}: its shards are not those that there are")
+    for shard, at in (client.at or {}).items():
+        backend = <Backend>at
+        if not 0 <= shard < len(client.pool) or backend.shard != shard:
+            raise Broken(f"{client}: what it asks of shard {shard} goes to {backend}")
+        if backend is client.pool[shard]:
+            raise Broken(f"{client}: that it asks shard {shard} where all do is told apart")
+        # what it used before is forgotten when it asks next; until then nothing of it may be out
+        if (backend not in backends or (backend.proto, backend.db) != (client.proto, client.db)) and client._out_to(shard):
+            if not client.parked & (Park.SWITCH | Park.TALK):
+                raise Broken(f"{client}: it has something out to shard {shard}, and uses {backend}")
+    return 0
+
+
+cdef int _check_end(Client client, bint in_lingering) except -1:
+    """Whoever is to be closed will be: when what is out for it is answered, or when it has been closed for long enough."""
+    cdef bint goes_on = client.dirty or client.choked or client.head is not None
+    _expect(client, "to be cut off if it does not close", in_lingering, client.lingering)
+    if client.lingering and not client.finishing:
+        raise Broken(f"{client}: it is closed, and would begin more")
+    if client.finishing and not (goes_on or client.lingering):
+        raise Broken(f"{client}: it has nothing more to come, and nobody closes it")
+    if client.parked & Park.DRAIN and not (goes_on or client.lingering):
+        raise Broken(f"{client}: it waits for the end of a worker, and nobody closes it")
+    if client.eof and not client.parked and not (goes_on or client.lingering):
+        raise Broken(f"{client}: it has closed its half and is answered, and nobody closes it")
+    return 0
+
+
 cdef int _check_parked(Client client, bint in_backlog, bint at_a_door) except -1:
     """Whoever waits is waited for by something that wakes it."""
-    # one that is closing begins nothing more, whatever it waited for
-    cdef bint goes_on = client.dirty or client.choked or client.head is not None or client.finishing
+    # one that is closed begins nothing more, whatever it waited for; _check_end holds that it comes to that
+    cdef bint goes_on = client.dirty or client.choked or client.head is not None or client.lingering
     _expect(client, "to have a turn to come", bool(client.parked & Park.TURN), in_backlog)
     if client.parked & Park.DOOR and not at_a_door:
         raise Broken(f"{client}: it is parked at a door, and at none it waits")
-    if client.parked & Park.HOLD and client.front is None:
+    if client.parked & Park.HOLD and (client.front is None or client not in client.front.gate.parked):
         raise Broken(f"{client}: it is held, and by no gate")
     if client.parked & Park.TALK and (client.talk is None or client.head is None or client.head.shard != -2):
         raise Broken(f"{client}: it is parked for a conversation that it does not have")

@@ -33,6 +33,7 @@ cdef int keep_unsent(Backend backend) except -1:
     for held in take_unsent(backend):
         item = <Pending>held
         owner = backend._owner(item)
+        backend._forgive(item)      # its deadline has passed, and it is not sent any more
         if owner is None or item.done:
             continue        # nobody waits for it any more
         if item.write:

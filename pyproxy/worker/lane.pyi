@@ -43,6 +43,7 @@ class Lane:
     out_of_step: int
     canary: bool
     draining: bool
+    reply_s: float
     bulk_bytes: int
     slices: Any
     block_bytes: int

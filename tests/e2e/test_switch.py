@@ -12,7 +12,7 @@ from pyproxy.fleet import Fleet, Server, Table, wait_until
 from pyproxy.messages import Awake, Complaint, Confirmed, Topology
 from pyproxy.shardmap import Node
 from tests.e2e.alone import Alone, node, promote
-from tests.e2e.rig import PATIENCE_S, Argument, Keys, Talk, error, of_a_worker, wait_for_info
+from tests.e2e.rig import PATIENCE_S, Argument, Keys, Talk, error, of_a_worker, packed, wait_for_info
 from tests.faults import Hop, Way
 
 LOST = 1
@@ -466,7 +466,7 @@ def test_a_refused_write_is_not_taken_back_past_a_later_one_that_was_applied(hop
         key = Keys(alone).one(LOST)
         hop.stall(Way.REQUESTS)
         talk.send(("SET", key, "first"), ("GET", key), ("SET", key, "second"), ("GET", key))
-        alone.wait_for("all to be out", lambda: alone.count("inflight") == 4)
+        alone.wait_for("all to have reached the hop", lambda: hop.requests.count(packed("GET", key)) == 2)
         hop.inject(b"-READONLY You can't write against a read only replica.\r\n$-1\r\n+OK\r\n$6\r\nsecond\r\n")
         replies = talk.reads(4)
         assert error(replies[0]).startswith("READONLY ")
@@ -479,7 +479,7 @@ def test_the_answer_is_decided_byte_by_byte_as_well(hopped: tuple[Alone, Hop]) -
         key = Keys(alone).one(LOST)
         hop.stall(Way.REQUESTS)
         talk.send(("SET", key, "first"), ("SET", key, "second"))
-        alone.wait_for("all to be out", lambda: alone.count("inflight") == 2)
+        alone.wait_for("all to have reached the hop", lambda: packed("SET", key, "second") in hop.requests)
         for byte in b"-READONLY no.\r\n-LOADING Redis is loading\r\n":
             hop.inject(bytes([byte]))
         alone.wait_count("taken_back", 2)
@@ -494,7 +494,7 @@ def test_a_connection_that_ends_while_it_is_decided_gives_each_the_verdict_that_
         key = Keys(alone).one(LOST)
         hop.stall()
         talk.send(("SET", key, "first"), ("SET", key, "second"))
-        alone.wait_for("all to be out", lambda: alone.count("inflight") == 2)
+        alone.wait_for("all to have reached the hop", lambda: packed("SET", key, "second") in hop.requests)
         hop.inject(b"-READONLY no.\r\n")
         hop.cut()
         assert [error(reply).split()[0] for reply in talk.reads(2)] == ["READONLY", "UNCERTAIN"]
