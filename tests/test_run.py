@@ -144,3 +144,33 @@ def test_an_environment_whose_python_is_gone_is_made_anew(checkout: Path, anothe
 def test_an_unknown_task_is_answered_with_the_known_ones(checkout: Path) -> None:
     known = "demo, test, check, bench, faults, soak, simulate, pyproxy or lock"
     assert run(checkout, "dmeo") == (1, f"run: unknown task 'dmeo': {known}\n")
+
+
+# --- .ci/run, with a ./run that only says what pytest would ---
+
+
+CLOSING = {0: "== 8 passed, 1 skipped in 61.20s (0:01:01) ==", 1: "== 1 failed, 7 passed in 60.10s (0:01:00) ==", 2: ""}
+"""By how a suite ends; the last one was killed."""
+
+
+@pytest.mark.parametrize("serving", CLOSING)
+@pytest.mark.parametrize("checked", CLOSING)
+def test_both_suites_are_run_and_it_fails_if_either_does(tmp_path: Path, serving: int, checked: int) -> None:
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/run", tmp_path / ".ci")
+    said = {name: f"FAILED tests/{name}.py\n{CLOSING[code]}" for name, code in (("s", serving), ("c", checked))}
+    (tmp_path / "run").write_text(
+        f'#!/bin/sh\ncase "$*" in\n"test -k x") echo "{said["s"]}"; exit {serving} ;;\n'
+        f'"test --checked -k x") echo "{said["c"]}"; exit {checked} ;;\n*) exit 3 ;;\nesac\n'
+    )
+    (tmp_path / "run").chmod(0o755)
+    ended = subprocess.run(
+        ["bash", ".ci/run", "-k", "x"], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False
+    )
+    assert ended.returncode == (1 if serving or checked else 0)
+    shown = ended.stdout[ended.stdout.index("\n--- the serving build") :]
+    first, second = shown.split("--- the checked build ---\n")
+    for text, name, code in ((first, "s", serving), (second, "c", checked)):
+        lines = text.strip().splitlines()
+        assert f"FAILED tests/{name}.py" in lines
+        assert lines[-1] == CLOSING[code] if CLOSING[code] else "before pytest's closing line" in text
