@@ -542,7 +542,8 @@ cdef class Backend:
         cdef Py_ssize_t sent = self.count - self.unflushed, i
         cdef dict last_write = {}
         cdef list items = [], doubtful = []
-        cdef Backend home = self.link.backends.get((self.proto, self.db), self)   # of a lent one: the shared one
+        # of a lent one, that is forgotten with its connection: a shared one, which will be connected again
+        cdef Backend home = self.link.backends.get((self.proto, self.db)) or self.link.backends.get((2, 0), self)
         for i in range(sent):
             items.append(item)
             if item.debtor is not None:

@@ -81,6 +81,15 @@ cdef extern from *:
     const char *BUILD_NAME
     bint CHECKED_BUILD      # known to the C compiler: nothing is left of what depends on it in the build that serves
 
+cdef extern from *:
+    """
+    /* One of 64. The product is meant to wrap, which the checked build holds against a product of its own. */
+    static inline unsigned int met_place(unsigned long long word) {
+        return (unsigned int)(word * 0x9E3779B97F4A7C15ULL >> 58);
+    }
+    """
+    unsigned int met_place(unsigned long long word) noexcept nogil
+
 BUILD = BUILD_NAME.decode()     # see tools/make_build.py; "": the one that serves
 
 cdef enum:
@@ -439,7 +448,7 @@ cdef class Lane:
             return self.route(PyBytes_FromStringAndSize(name, size))
         for i in range(size):
             word = word << 8 | <unsigned char>name[i]
-        met = &self.met[word * 0x9E3779B97F4A7C15ULL >> 58]
+        met = &self.met[met_place(word)]
         if met.name == word:
             return <Route>met.route
         route = self.route(PyBytes_FromStringAndSize(name, size))

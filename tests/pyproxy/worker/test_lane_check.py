@@ -137,7 +137,7 @@ def test_an_unresolved_write_that_is_nowhere_is_found(alone: LaneAlone) -> None:
     expired(alone, client)
     for link in alone.links:
         link.backends.clear()
-    with pytest.raises(Broken, match="expected writes that may still be applied to be {}, got {"):
+    with pytest.raises(Broken, match=r"expected writes that may still be applied to be \{\}, got \{"):
         alone.lane.check()
 
 
