@@ -279,7 +279,10 @@ cdef Found _element(const char *line, Py_ssize_t room, ReplyScan *s, bint resp3,
             return NEED_MORE
         size[0] += value + 2
         return FRAME if line[size[0] - 2] == c'\r' and line[size[0] - 1] == c'\n' else BAD
-    if kind == c'+' or kind == c'-' or kind == c':':
+    if kind == c'+' or kind == c'-':
+        # a line that ends in LF alone would take the next one along
+        return FRAME if memchr(line, c'\n', cr - line) == NULL else BAD
+    if kind == c':':
         return FRAME
     if kind == c'*' or (resp3 and (kind == c'~' or kind == c'%' or kind == c'|')):
         if not _integer(line + 1, size[0] - 3, &value) or value < -1 or value > 0x7fffffff:

@@ -28,6 +28,9 @@ from collections.abc import Mapping
 from typing import Any
 
 LINES = 20
+VALUE_LIMIT = 4000
+"""Characters of one value of a line."""
+
 WINDOW_S = 10.0
 """So many lines of one event about one subject in so many seconds."""
 
@@ -176,8 +179,13 @@ def _close_windows(now: float) -> None:
 def _say(event: Event, fields: Mapping[str, object]) -> None:
     name, level = event.value
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    words = [name, *(f"{key}={_quoted(str(value))}" for key, value in fields.items()), f"at={now}"]
+    words = [name, *(f"{key}={_quoted(_bounded(str(value)))}" for key, value in fields.items()), f"at={now}"]
     _log.log(level, "%s", " ".join(words))
+
+
+def _bounded(text: str) -> str:
+    """What servers and clients say may be of any length; the end of it, as of a trace that is what matters."""
+    return text if len(text) <= VALUE_LIMIT else f"{text[:100]} ... {text[-VALUE_LIMIT:]}"
 
 
 def _quoted(text: str) -> str:

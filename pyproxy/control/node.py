@@ -16,6 +16,9 @@ from pyproxy.access import Access, admitted, why
 from pyproxy.shardmap import Node
 
 REPLY_LIMIT = 16 << 20
+
+INFO_LIMIT = 128 << 10
+"""Of what a server says of itself at each look, and what all workers are told: twenty times what one says by itself."""
 """Bytes of the replies to one call. COMMAND of Valkey 9 is 250 KB, INFO 10 KB; a sampled key may be longer."""
 
 READ_BYTES = 256 * 1024
@@ -72,8 +75,13 @@ class NodeConnection:
         except OSError as exc:
             raise NodeError(why(exc)) from None
 
-    async def ask(self, *commands: tuple[bytes, ...], deadline_s: float) -> list[Value]:
-        """The replies to these commands, in their order; an error reply is an `Error` value. Raises NodeError."""
+    async def ask(
+        self, *commands: tuple[bytes, ...], deadline_s: float, most: int = 0
+    ) -> list[Value]:
+        """The replies to these commands, in their order; an error reply is an `Error` value. Raises NodeError.
+
+        `most`: bytes of all replies together; 0: REPLY_LIMIT.
+        """
         frames: list[bytes] = []
         machine = scan.Replies()
         received = 0
@@ -85,8 +93,8 @@ class NodeConnection:
                     received += len(data)
                     if not data:
                         raise NodeError("connection closed by the server")
-                    if received > REPLY_LIMIT:
-                        raise NodeError(f"reply of more than {REPLY_LIMIT} bytes")
+                    if received > (most or REPLY_LIMIT):
+                        raise NodeError(f"reply of more than {most or REPLY_LIMIT} bytes")
                     frames += machine.feed(data)
             if len(frames) > len(commands):
                 raise NodeError("reply that nobody asked for")
@@ -95,6 +103,8 @@ class NodeConnection:
             raise NodeError(f"no reply within {deadline_s:g} s", silent=True) from None
         except OSError as exc:
             raise NodeError(why(exc)) from None
+        except RuntimeError:  # what uvloop says of a connection that was reset while nobody looked
+            raise NodeError("connection closed by the server") from None
         except (scan.ProtocolError, BadFrame):
             raise NodeError("not a redis server: it answered what is no reply") from None
 

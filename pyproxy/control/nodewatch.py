@@ -22,7 +22,7 @@ from protocol.reply import Error, Value
 from pyproxy.access import Access
 from pyproxy.control import judge, sample
 from pyproxy.control.atwork import Stretches
-from pyproxy.control.node import NodeConnection, NodeError
+from pyproxy.control.node import INFO_LIMIT, NodeConnection, NodeError
 from pyproxy.events import Event, emit
 from pyproxy.messages import NodeLook
 from pyproxy.shardmap import Node, Shard, ShardMap
@@ -139,7 +139,8 @@ class NodeWatch:
     async def _put(self, connection: NodeConnection, *questions: tuple[bytes, ...]) -> list[Value]:
         """The answers. Raises NodeError."""
         self._asked_at = time.monotonic()
-        return await connection.ask(*questions, deadline_s=DEADLINE_S)
+        most = INFO_LIMIT if questions[-1][0] == b"INFO" else 0
+        return await connection.ask(*questions, deadline_s=DEADLINE_S, most=most)
 
     def take_over(self, other: "NodeWatch") -> None:
         """Go on from what the other one has seen of the same server."""

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from protocol import errors
 from protocol.commands import BadKeys, Command
 from protocol.request import Asked, Block, Request
+from protocol.reply import BadFrame
 from protocol.scan import ProtocolError, elements
 from pyproxy.events import Event, emit
 from pyproxy.worker.here import Here
@@ -87,6 +88,8 @@ class Conversation:
             reply = await handler(self)
         except (Refusal, Unlendable, BadKeys) as refusal:
             reply = self._with_what_is_done(refusal.line)
+        except BadFrame:
+            reply = self._with_what_is_done(errors.unexpected_part(self.command.name))
         except asyncio.CancelledError:
             if not self._end:
                 raise

@@ -58,7 +58,13 @@ cdef extern from "<linux/sockios.h>" nogil:
 cdef extern from "<sys/socket.h>" nogil:
     ssize_t send(int fd, const void *data, size_t size, int flags)
     ssize_t recv(int fd, void *data, size_t size, int flags)
+    int setsockopt(int fd, int level, int name, const void *value, unsigned int size)
+    struct linger:
+        int l_onoff
+        int l_linger
     enum:
+        SOL_SOCKET
+        SO_LINGER
         MSG_PEEK
         MSG_DONTWAIT
         MSG_NOSIGNAL
@@ -147,6 +153,14 @@ cdef inline Py_ssize_t _unacknowledged(int fd) noexcept nogil:
     """Bytes that the kernel has and the other end has not acknowledged (tcp(7)): of a long request they leave slowly."""
     cdef int count = 0
     return count if ioctl(fd, SIOCOUTQ, &count) == 0 else 0
+
+
+cdef inline void _reset_on_close(int fd) noexcept nogil:
+    """Has the kernel forget what it has not sent when the socket is closed (socket(7), SO_LINGER)."""
+    cdef linger at_once
+    at_once.l_onoff = 1
+    at_once.l_linger = 0
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once))
 
 
 cdef inline bint _readable(int fd) noexcept nogil:

@@ -193,6 +193,8 @@ class Lender:
         if loan is None:
             return await self._new(link, proto, db, share)
         loan.share = share
+        # it has served others: what it may have said too much must not be taken for an answer to this one
+        loan.backend.canary = self._lane.canary and use is Use.BRIEF
         return loan
 
     def take_back(self, loan: Loan) -> None:

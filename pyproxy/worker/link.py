@@ -134,7 +134,7 @@ class Link:
     def _new(self, proto: int, db: int, *, bulk: bool = False) -> Backend:
         backend = Backend(self._lane, self, self.index, proto, db, bulk)
         self.backends[(proto, db, BULK) if bulk else (proto, db)] = backend
-        backend.canary = self._lane.canary  # not one that is lent: its answers are all for the same client
+        backend.canary = self._lane.canary
         if self._down:
             backend.shut(self.refusal)
         if self.front is not None:

@@ -4,6 +4,7 @@ The reply to CONFIG GET comes in, what may be sent goes out. A server that refus
 is taken for one with the limits of Redis.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from protocol.reply import BadFrame, Value, decode
@@ -68,8 +69,9 @@ def _settings(frame: bytes) -> dict[str, str]:
     except BadFrame:
         return {}
     if isinstance(said, list):
-        said = dict(zip(said[::2], said[1::2], strict=False))
-    pairs = said.items() if isinstance(said, dict) else ()
+        pairs: Iterable[tuple[Value, Value]] = zip(said[::2], said[1::2], strict=False)
+    else:
+        pairs = said.items() if isinstance(said, dict) else ()
     return {
         name.decode("latin-1"): value.decode("latin-1")
         for name, value in pairs

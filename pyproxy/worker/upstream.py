@@ -566,7 +566,7 @@ class Connection(asyncio.Protocol):
                 if parts >= BATCH:
                     yield parts
                     parts = 0
-        except hiredis.ProtocolError as exc:
+        except (hiredis.HiredisError, TypeError, ValueError) as exc:  # hiredis' own too, of a map whose key is a list
             self.drop(errors.garbled(str(exc)))
         self._taking = False
         if self._paused and self._transport is not None and not self._dropped:

@@ -340,6 +340,8 @@ cdef class Wire:
         self.large = None
         try:
             if self.transport is not None:
+                # What the kernel still has of it must not arrive later, when it is long said to be uncertain.
+                _reset_on_close(self.fd)
                 self.transport.abort()
         except Exception:
             bug(self)

@@ -3,6 +3,7 @@
 Such a write may still be applied by the primary. A replica does not know of it, and its answer would be the past.
 """
 
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -117,3 +118,17 @@ def test_a_write_that_was_lost_with_its_connection_counts_until_there_is_a_prima
                 wait_until(
                     "the primary to answer", lambda: talk.ask("GET", key) in (b"5", b"6"), lambda: "", PATIENCE_S
                 )
+
+
+def test_what_a_connection_still_had_to_send_is_forgotten_when_it_is_given_up(fleet: Fleet) -> None:
+    """Its socket is reset, or the kernel would go on sending what clients were told is uncertain."""
+    with socket.create_server((HOST, 0)) as deaf:
+        port: int = deaf.getsockname()[1]
+        timeouts = {"connect_s": 0.3, "reply_s": 0.3}
+        with Alone(fleet, {SLOW: Node(HOST, port)}, timeouts=timeouts):
+            deaf.settimeout(PATIENCE_S)
+            connection, _ = deaf.accept()
+            connection.settimeout(PATIENCE_S)
+            assert connection.recv(65536)
+            with pytest.raises(ConnectionResetError):
+                assert connection.recv(65536) == b"", "it was closed as if all were well"

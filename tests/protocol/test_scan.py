@@ -369,6 +369,8 @@ def ends_within(frame: bytes) -> bool:
         b"*" + b"1" * 20_000,
         b"*1\r\n$" + b"1" * 20_000,
         b"+a\rb\r\n",
+        b"+OK\n+OK\r\n",
+        b"-ERR a\nb\r\n",
         b">1\r\n:1\r\n",
         b"+" + b"a" * 70_000,
         b"*2147483647\r\n" * 600,

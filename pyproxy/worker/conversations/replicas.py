@@ -15,6 +15,7 @@ from contextlib import nullcontext
 
 from protocol import errors
 from protocol.keyspecs import number
+from protocol.reply import BadFrame
 from protocol.request import Request
 from pyproxy.worker.conversation import Conversation, Handler, Refusal
 from pyproxy.worker.lending import Use
@@ -66,7 +67,7 @@ async def _ask(
         frame = task.result()
         if frame.startswith(b"-"):
             raise Refusal(_demoted(talk, shard) if _OF_A_REPLICA in frame else frame)
-        counts[shard] = [int(each[1:]) for each in frame.split(b"\r\n") if each.startswith(b":")]
+        counts[shard] = _numbers(frame, 1 if talk.command.name == b"wait" else 2)
     _wrote(talk)  # what was lost meanwhile
     return counts
 
@@ -91,6 +92,14 @@ async def _reply_of(talk: Conversation, shard: int, timeout_ms: int, fenced: boo
             said = await talk.ask_on(loan, Request(talk.argv), write=False, deadline_s=deadline_s)
         loan.keep = True
     return said
+
+
+def _numbers(frame: bytes, count: int) -> list[int]:
+    """The numbers of a reply. Raises BadFrame where there are not so many."""
+    found = [each[1:] for each in frame.split(b"\r\n") if each.startswith(b":")]
+    if len(found) != count or not all(each.isdigit() for each in found):
+        raise BadFrame
+    return list(map(int, found))
 
 
 def _wrote(talk: Conversation) -> set[int]:

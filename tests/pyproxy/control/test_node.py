@@ -1,5 +1,7 @@
 import asyncio
 import contextlib
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -196,3 +198,35 @@ async def test_what_a_subscriber_is_told_is_heard_and_so_is_the_end(server: Serv
     with pytest.raises(NodeError, match=r"^connection closed by the server$"):
         await connection.hears(5.0)
     connection.close()
+
+
+async def test_a_connection_that_was_reset_between_two_questions_is_told_as_such() -> None:
+    """Nobody reads it meanwhile, and the loop refuses to write to it in words of its own."""
+
+    async def pong_and_reset(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"+PONG\r\n")
+        await writer.drain()
+        sock: socket.socket = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    async with faulty(pong_and_reset) as connection:
+        with contextlib.suppress(NodeError):  # the reset may be faster than the answer
+            await connection.ask(PING, deadline_s=5.0)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        await until_closed(connection)
+        with pytest.raises(NodeError):
+            await connection.ask(PING, deadline_s=5.0)
+
+
+async def until_closed(connection: NodeConnection) -> None:
+    async with asyncio.timeout(5.0):
+        while "closing" not in repr(connection):
+            await asyncio.sleep(0.01)
+
+
+async def test_what_a_server_says_of_itself_is_bounded() -> None:
+    async with faulty(says(b"$300000\r\n" + b"x" * 300_000 + b"\r\n")) as connection:
+        with pytest.raises(NodeError, match=f"reply of more than {node.INFO_LIMIT} bytes"):
+            await connection.ask((b"INFO",), deadline_s=5.0, most=node.INFO_LIMIT)

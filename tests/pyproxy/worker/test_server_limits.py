@@ -74,3 +74,7 @@ def test_output_buffers_with_a_limit_and_evictions_are_risks() -> None:
 )
 def test_whatever_else_it_answers_it_counts_as_one_with_the_limits_of_redis(frame: bytes) -> None:
     assert ServerLimits().heard(frame) == ServerLimits()
+
+
+def test_an_answer_of_another_shape_says_nothing() -> None:
+    assert ServerLimits().heard(b"*3\r\n*2\r\n+a\r\n+b\r\n:1\r\n-ERR\r\n") == ServerLimits()
