@@ -1,6 +1,6 @@
 """Builds the compiled modules for finding faults instead of for serving, in a copy of the whole repository.
 
-    python -m tools.make_build checked      .checked: each index, attribute and sum is checked, and all queues after each turn
+    python -m tools.make_build checked      .checked: checks each index, attribute and sum, and after a turn all queues
     python -m tools.make_build sanitized    .sanitized: as for serving, but under AddressSanitizer and UBSan
 
 A copy, as modules built otherwise would have the names of those that serve. `./run test --checked` and `./run check

@@ -17,8 +17,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 
 from protocol import errors
 from protocol.commands import BadKeys, Command
-from protocol.request import Asked, Block, Request
 from protocol.reply import BadFrame
+from protocol.request import Asked, Block, Request
 from protocol.scan import ProtocolError, elements
 from pyproxy.events import Event, emit
 from pyproxy.worker.here import Here

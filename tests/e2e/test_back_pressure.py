@@ -189,7 +189,7 @@ def test_a_server_that_does_not_read_costs_bounded_memory(fleet: Fleet, proxy: P
 
 
 def test_what_was_handed_to_a_server_that_hangs_counts_in_the_budget(fleet: Fleet, keys: Keys) -> None:
-    """Clients send it nearly a megabyte each, in both protocols and many databases, and again whenever they are answered."""
+    """Clients send it nearly a megabyte each, in both protocols and many databases, and again once answered."""
     limits: Table = {"memory_bytes": 64 * MIB, "bulk_bytes": 16 * MIB, "borrowed": 10}
     timeouts: Table = {"reply_s": 0.3, "silence_s": PATIENCE_S, "connect_s": PATIENCE_S}
     slow, key, other = fleet.shards[1].primary, keys.one(1, "hangs"), keys.one(0, "other")
@@ -245,7 +245,7 @@ def test_a_million_pings_of_one_client_are_served_between_those_of_others(proxy:
     assert memory.added_at_most() < 32 * MIB
 
 
-def test_a_pipeline_of_what_the_proxy_answers_itself_is_served_between_those_of_others(proxy: Proxy, reader: Talk) -> None:
+def test_a_pipeline_of_what_the_proxy_answers_is_served_between_those_of_others(proxy: Proxy, reader: Talk) -> None:
     """However long each of them takes: a client has a share of time."""
     count = 600
     with Talk(proxy.port) as flood:
@@ -262,7 +262,8 @@ def test_a_pipeline_of_what_the_proxy_answers_itself_is_served_between_those_of_
 
 
 def test_what_the_proxy_answers_itself_has_a_bound(reader: Talk) -> None:
-    for command in (("COMMAND", "DOCS"), ("COMMAND", "GETKEYS", "MGET"), ("CLIENT", "LIST", "ID"), ("INFO",), ("HELLO", 3)):
+    commands = (("COMMAND", "DOCS"), ("COMMAND", "GETKEYS", "MGET"), ("CLIENT", "LIST", "ID"), ("INFO",), ("HELLO", 3))
+    for command in commands:
         assert "too many arguments" in error(reader.ask(*command, *["get"] * 100_000))
     assert reader.ask("MULTI") == b"OK"
     assert "too many arguments" in error(reader.ask("COMMAND", "INFO", *["get"] * 100_000))

@@ -180,7 +180,7 @@ def test_a_reply_that_stops_coming_is_given_up(over_the_wire: Alone, hop: Hop) -
 
 @contextlib.contextmanager
 def at_work(port: int, key: str) -> Iterator[None]:
-    """The worker is nearly always in the middle of one client's request, and comes to the others between two of them."""
+    """The worker is nearly always in the middle of a request of one client, and comes to others between two of them."""
     ends = threading.Event()
     with Talk(port) as talk:
         block = packed("EXISTS", *[key] * 4000) * 20

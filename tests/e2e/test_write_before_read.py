@@ -172,7 +172,9 @@ def test_after_a_reset_nothing_more_is_begun(fleet: Fleet, proxy: Proxy, talk: T
 
 
 @pytest.mark.parametrize(
-    "waiting", [("WAIT", 0, 0), ("BLPOP", "there", 5), ("XREAD", "BLOCK", 5000, "STREAMS", "stream", 0)], ids=lambda c: c[0]
+    "waiting",
+    [("WAIT", 0, 0), ("BLPOP", "there", 5), ("XREAD", "BLOCK", 5000, "STREAMS", "stream", 0)],
+    ids=lambda waiting: str(waiting[0]),
 )
 def test_what_stands_behind_a_command_that_could_wait_and_need_not_is_done(
     proxy: Proxy, talk: Talk, waiting: tuple[str | int, ...]

@@ -222,7 +222,7 @@ async def test_a_connection_that_was_reset_between_two_questions_is_told_as_such
 
 async def until_closed(connection: NodeConnection) -> None:
     async with asyncio.timeout(5.0):
-        while "closing" not in repr(connection):
+        while "closing" not in repr(connection):  # noqa: ASYNC110 - the transport tells nobody
             await asyncio.sleep(0.01)
 
 

@@ -1,6 +1,6 @@
 """Canaries: a server that answers out of step is noticed before a client is given what another asked for.
 
-The lane runs alone, between clients and one server that is a list of bytes and slips by one answer: it leaves one out, or
+The lane alone, between clients and one server that is a list of bytes and slips by one answer: it leaves one out or
 gives one twice. In each run it is another answer.
 """
 
