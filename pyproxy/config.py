@@ -56,7 +56,7 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     connect_s: Seconds = 1.0  # to a backend
     reply_s: Seconds = 1.0  # from a backend; then the client gets an error, and the late reply is swallowed
-    slow_reply_s: Seconds = 30.0  # instead, to what may keep a server at work: KEYS, SMEMBERS, a script ...
+    slow_reply_s: Seconds = 30.0  # instead, to what goes through all keys: KEYS, FLUSHALL, FLUSHDB, SORT
     silence_s: Seconds = 3.0  # a backend connection that owes replies and sends no byte is dropped
     reconnect_min_s: Seconds = 0.05
     reconnect_max_s: Seconds = 5.0

@@ -101,7 +101,8 @@ do not, the answer is
 
 as it is to a SORT whose BY or GET names keys that may lie elsewhere. A `{{hash tag}}` keeps keys together. Commands
 marked "emulated" are served all the same where the configuration says `cross_shard = "emulate"`, not atomic:
-[cross-shard.md](cross-shard.md). What "may be slow" is waited for until `timeouts.slow_reply_s`; while KEYS, FLUSHALL,
+[cross-shard.md](cross-shard.md). What "may be slow" is waited for for `timeouts.silence_s`; KEYS, FLUSHALL, FLUSHDB and
+SORT for `timeouts.slow_reply_s`. While one of KEYS, FLUSHALL,
 FLUSHDB or SORT is with a server it is not taken for a silent one either, and what is behind it waits too.
 """
 

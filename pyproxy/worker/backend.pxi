@@ -35,8 +35,8 @@ cdef inline void _queue(Backend backend, Pending item) noexcept:
         backend.aging = item
     backend.count += 1
     backend.unflushed += 1
-    if item.pace:
-        backend._count_slow(item, 1)
+    if item.pace == SHARD_WIDE:
+        backend._count_shard_wide(1)
 
 
 cdef inline void _pop(Backend backend, Pending item) noexcept:
@@ -48,8 +48,8 @@ cdef inline void _pop(Backend backend, Pending item) noexcept:
         backend.aging = backend.head
     item.next_out = None
     backend.count -= 1
-    if item.pace:
-        backend._count_slow(item, -1)
+    if item.pace == SHARD_WIDE:
+        backend._count_shard_wide(-1)
 
 
 @cython.final
@@ -243,12 +243,9 @@ cdef class Backend:
         _queue(self, item)
         return 0
 
-    cdef void _count_slow(self, Pending item, int change) noexcept:
-        if item.pace == SLOW:
-            self.slow += change
-        else:
-            self.shard_wide += change
-            self.free_at = self.lane.now    # what is behind it has its turn
+    cdef void _count_shard_wide(self, int change) noexcept:
+        self.shard_wide += change
+        self.free_at = self.lane.now    # what is behind it has its turn
 
     cdef Pending _made_canary(self):
         """A tombstone that knows what it swallows.  Its request ends in the very bytes of its answer."""
@@ -381,7 +378,6 @@ cdef class Backend:
         cdef Lane lane = self.lane
         cdef Wire wire = self.wire
         cdef double oldest = now - lane.reply_s, begun
-        cdef bint slow
         if self.waiting:
             self._let_go_late(now)
         if self.charged or self.out_bytes:
@@ -402,7 +398,7 @@ cdef class Backend:
             if wire is not None and not wire.lost and _readable(wire.fd):
                 return      # this process is late, not the server
             while item is not None and max(item.sent_at, self.free_at) < oldest:
-                if item.pace == SLOW and max(item.sent_at, self.free_at) >= now - lane.slow_reply_s:
+                if item.pace == SLOW and max(item.sent_at, self.free_at) >= now - lane.slow_s:
                     item = item.next_out    # looked at again, those behind it are not waited for
                     continue
                 if self.aging is item:
@@ -414,13 +410,12 @@ cdef class Backend:
                     self._give_over(item)
                 item = <Pending>following
         if wire is not None and self.head is not None and not wire.lost:
-            # of a server that is at a slow request not even the answers before that need have left
-            slow = self.slow or self.shard_wide
-            if now - begun > (max(10 * lane.silence_s, lane.slow_reply_s) if slow else 10 * lane.silence_s):
+            # of a server that is at a request through all its keys not even the answers before that need have left
+            if now - begun > (max(10 * lane.silence_s, lane.slow_reply_s) if self.shard_wide else 10 * lane.silence_s):
                 self.head.retried = True    # its reply has come for so long, and would again
                 wire.drop(errors.no_reply(now - begun))
             elif (not busy and now - max(begun, self.free_at, wire.last_bytes) > lane.silence_s
-                    and not (slow and now - begun < lane.slow_reply_s)):
+                    and not (self.shard_wide and now - begun < lane.slow_reply_s)):
                 wire.drop(errors.no_reply(now - begun))
 
     cdef int transfers(self, bint begins) except -1:
@@ -467,12 +462,12 @@ cdef class Backend:
             give_up(self, self._owner(item))
         if item.write:
             owner = self._owner(item)
-            self._fail(item, errors.no_reply(self.lane.slow_reply_s if item.pace else self.lane.reply_s), False)
+            self._fail(item, errors.no_reply(self.lane.deadline_s(item.pace)), False)
             if owner is not None:
                 item.debtor = <Client>owner
                 item.debtor.owe(self.shard, 1)
         elif not read_elsewhere(self, item):
-            self._fail(item, errors.no_reply(self.lane.slow_reply_s if item.pace else self.lane.reply_s), False)
+            self._fail(item, errors.no_reply(self.lane.deadline_s(item.pace)), False)
         return 0
 
     cdef int doubt(self, object owner) except -1:
@@ -651,8 +646,8 @@ cdef class Backend:
             item.retried = True
             item.ahead = item.queued + 1 if item.queued else 0
             self.out_bytes += PyBytes_GET_SIZE(item.request)
-            if item.pace:
-                self._count_slow(item, 1)
+            if item.pace == SHARD_WIDE:
+                self._count_shard_wide(1)
             if self.tail is None:
                 self.head = item
             else:

@@ -62,7 +62,7 @@ cdef int _owe(dict owed, Client client, int shard) except -1:
 
 cdef int _check_backend(Lane lane, Backend backend, set answered, dict parts, dict owed) except -1:
     cdef Pending item = backend.head, last = None
-    cdef Py_ssize_t count = 0, canaries = 0, shard_wide = 0, slow = 0
+    cdef Py_ssize_t count = 0, canaries = 0, shard_wide = 0
     cdef bint ages = backend.aging is None
     cdef bint is_open = backend.door == Door.OPEN or backend.door == Door.CONGESTED
     while item is not None:
@@ -71,7 +71,6 @@ cdef int _check_backend(Lane lane, Backend backend, set answered, dict parts, di
             raise Broken(f"{backend}: more is in the queue than the {backend.count} that are counted")
         canaries += item.expected is not None
         shard_wide += item.pace == SHARD_WIDE
-        slow += item.pace == SLOW
         ages = ages or item is backend.aging
         if item.debtor is not None:
             _owe(owed, item.debtor, backend.shard)
@@ -81,7 +80,6 @@ cdef int _check_backend(Lane lane, Backend backend, set answered, dict parts, di
     _expect(backend, "requests in the queue", count, backend.count)
     _expect(backend, "canaries in the queue", canaries, backend.canaries)
     _expect(backend, "requests through all keys", shard_wide, backend.shard_wide)
-    _expect(backend, "slow requests", slow, backend.slow)
     if last is not backend.tail:
         raise Broken(f"{backend}: its tail is not the last of its queue")
     if not ages:

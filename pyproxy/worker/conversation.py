@@ -220,8 +220,7 @@ class Conversation:
 
     def deadline_s(self, asked: Asked) -> float:
         """How long a server may take to answer this: what is known to be slow has a deadline of its own."""
-        timeouts = self.here.setup.config.timeouts
-        return timeouts.slow_reply_s if self.lane.pace_of(asked.frame, asked.queued) else timeouts.reply_s
+        return self.lane.deadline_s(self.lane.pace_of(asked.frame, asked.queued))
 
     def shard_of_keys(self, several: Callable[[Sequence[str]], bytes] | None = None) -> int:
         """The one shard of all keys of the command. Raises BadKeys, or Refusal where there are several.

@@ -187,8 +187,8 @@ cdef list take_unsent(Backend backend):
     for held in taken:
         item = <Pending>held
         item.next_out = None
-        if item.pace:
-            backend._count_slow(item, -1)
+        if item.pace == SHARD_WIDE:
+            backend._count_shard_wide(-1)
     if not aging_stays:
         backend.aging = None
     backend.canaries -= canaries

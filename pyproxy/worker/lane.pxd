@@ -183,7 +183,8 @@ cdef class Lane:
     cdef readonly long long output_limit
     cdef Py_ssize_t first_typical   # size that the answers of a new client are taken to have
     cdef readonly double reply_s
-    cdef readonly double slow_reply_s
+    cdef readonly double slow_reply_s   # for what goes through all keys
+    cdef readonly double slow_s         # for other slow requests
     cdef readonly double silence_s
     cdef readonly long long held
     cdef readonly long long handed_on       # of it, what waits for a server: it is no client's any more
@@ -208,6 +209,7 @@ cdef class Lane:
     cdef readonly bint draining
     cdef Route route(self, bytes name)
     cdef Route route_at(self, const char *name, Py_ssize_t size)
+    cpdef double deadline_s(self, int pace)
     cpdef int pace_of(self, bytes frame, int queued) except -1
     cdef int slot(self, const char *key, Py_ssize_t size) except -1
     cdef void wake(self) noexcept
@@ -344,7 +346,6 @@ cdef class Backend:
     cdef readonly bint is_bulk      # the second connection, beside that which most requests share
     cdef Backend bulk               # of the first one: the second, once there has been a need for it; None: not yet
     cdef bint in_transfer           # a large reply is coming, and nothing else can meanwhile
-    cdef int slow                   # slow requests that are out or wait to be sent, and
     cdef int shard_wide             # requests through all keys that are out or wait to be sent
     cdef double free_at             # until when it is known to have been busy with what was asked before
     cdef long long left             # bytes that had reached the other end when enough had last, and when that was
@@ -372,7 +373,7 @@ cdef class Backend:
     cpdef flush(self)
     cpdef expire(self, double now, bint busy)
     cdef int transfers(self, bint begins) except -1
-    cdef void _count_slow(self, Pending item, int change) noexcept
+    cdef void _count_shard_wide(self, int change) noexcept
     cdef bint _is_moving(self, double now) except -1
     cdef int _expire_one(self, Pending item, double now) except -1
     cdef int _let_go_late(self, double now) except -1

@@ -363,6 +363,7 @@ cdef class Lane:
         self.reply_s = config.timeouts.reply_s
         self.slow_reply_s = config.timeouts.slow_reply_s
         self.silence_s = config.timeouts.silence_s
+        self.slow_s = min(self.silence_s, self.slow_reply_s)
         self.canary = config.canary
         self._random = b""
         self.hash32 = mmh3.mmh3_32_uintdigest
@@ -470,6 +471,10 @@ cdef class Lane:
             met.name = word
             met.route = <void *>route
         return route
+
+    cpdef double deadline_s(self, int pace):
+        """How long a server may take to answer a request of this pace."""
+        return self.slow_reply_s if pace == SHARD_WIDE else self.slow_s if pace else self.reply_s
 
     cpdef int pace_of(self, bytes frame, int queued) except -1:
         """Of the slowest command in a request; of a block of `queued` commands with its MULTI and EXEC."""

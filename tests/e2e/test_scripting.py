@@ -368,7 +368,7 @@ FOREVER = "while true do end"
 
 
 def test_a_script_that_takes_too_long_is_uncertain_and_can_be_killed(fleet: Fleet) -> None:
-    quick: Table = {"reply_s": 0.5, "slow_reply_s": 0.5}
+    quick: Table = {"reply_s": 0.5, "silence_s": 0.5}
     busy = fleet.shards[0].primary
     busy.ask("CONFIG", "SET", "busy-reply-threshold", "50")
     with Proxy(fleet, timeouts=quick) as proxy, Talk(proxy.port) as talk, Talk(proxy.port) as other:

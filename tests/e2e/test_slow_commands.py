@@ -38,7 +38,8 @@ def stopped(fleet: Fleet) -> Iterator[list[Server]]:
 
 
 def alone(fleet: Fleet, slow_reply_s: float) -> Alone:
-    timeouts = {"reply_s": REPLY_S, "slow_reply_s": slow_reply_s, "silence_s": REPLY_S * 2, "connect_s": PATIENCE_S}
+    silence_s = 2 * REPLY_S if slow_reply_s == PATIENCE_S else slow_reply_s
+    timeouts = {"reply_s": REPLY_S, "slow_reply_s": slow_reply_s, "silence_s": silence_s, "connect_s": PATIENCE_S}
     return Alone(fleet, timeouts=timeouts, promotion={"promoter": "replicaof"})
 
 

@@ -59,7 +59,7 @@ async def send(
 
     Raises Refusal for any other answer, with those who have `applied` theirs before. Scripts may take their time.
     """
-    transaction, deadline_s = talk.client.transaction, talk.here.setup.config.timeouts.slow_reply_s
+    transaction, deadline_s = talk.client.transaction, talk.here.setup.config.timeouts.silence_s
     for shard, loan in loans.items():
         try:
             reply = await talk.ask_on(loan, blocks[shard], write=transaction.write, deadline_s=deadline_s)

@@ -137,7 +137,7 @@ async def _on_primary(talk: Conversation, shard: int, said_on: SaidOn) -> bytes:
 
 async def _run(talk: Conversation, loan: Loan) -> bytes:
     """It may take its time, as nobody else waits for it on this connection; but not for ever."""
-    write, deadline_s = not talk.command.is_read, talk.here.setup.config.timeouts.slow_reply_s
+    write, deadline_s = not talk.command.is_read, talk.here.setup.config.timeouts.silence_s
     return await talk.ask_on(loan, Request(talk.argv), write=write, deadline_s=deadline_s)
 
 

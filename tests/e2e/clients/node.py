@@ -8,7 +8,6 @@ import base64
 import fcntl
 import json
 import os
-import select
 import shutil
 import subprocess
 import time
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+
+from tests.waiting import readable_within
 
 ROOT = Path(__file__).parents[3]
 DRIVERS = Path(__file__).parent / "js"
@@ -128,7 +129,7 @@ class NodeClient:
         assert self._node.stdout is not None
         deadline = time.monotonic() + STEP_S
         while b"\n" not in self._received:
-            readable, _, _ = select.select([self._node.stdout], [], [], max(0.0, deadline - time.monotonic()))
+            readable = readable_within(self._node.stdout, deadline - time.monotonic())
             assert readable, f"{self.library.name} said nothing for {STEP_S:g} s, after {self._received!r}"
             more = self._node.stdout.read(65536)
             assert more, f"node ended: {self._received!r}"

@@ -2,7 +2,6 @@ import fcntl
 import os
 import pty
 import re
-import select
 import shutil
 import signal
 import struct
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyproxy.fleet import HOST, Fleet, Proxy
+from tests.waiting import readable_within
 
 pytestmark = pytest.mark.skipif(shutil.which("redis-cli") is None, reason="redis-cli is not installed")
 
@@ -131,7 +131,7 @@ class Terminal:
         """Return once the pattern stands in what was shown since the last keys."""
         deadline = time.monotonic() + PATIENCE_S
         while not re.search(pattern, self.shown):
-            readable, _, _ = select.select([self._fd], [], [], max(0.0, deadline - time.monotonic()))
+            readable = readable_within(self._fd, deadline - time.monotonic())
             assert readable, f"waited {PATIENCE_S:g} s for {pattern!r}; shown: {self.shown!r}"
             self._seen += os.read(self._fd, 65536).decode(errors="replace")
 
