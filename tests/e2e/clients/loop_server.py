@@ -46,7 +46,7 @@ class LoopProxy(Proxy):
             assert text.count(f'"{written}"') == 1, f"the profile says {written} {text.count(written)} times"
             text = text.replace(f'"{written}"', f'"{here}"')
         if patient:
-            for name in ("connect_s", "reply_s", "silence_s", "down_after_s"):
+            for name in ("connect_s", "reply_s", "slow_reply_s", "silence_s", "down_after_s"):
                 text, count = re.subn(rf"^{name} = .*$", f"{name} = {PATIENCE_S}", text, flags=re.MULTILINE)
                 assert count == 1, f"the profile says {name} {count} times"
         self.config.write_text(text)
