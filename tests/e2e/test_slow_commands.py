@@ -156,19 +156,21 @@ def test_a_long_reply_is_waited_for_while_it_comes_and_those_behind_it_too(over_
         assert over_the_wire.count("timeouts") == 0
 
 
-def test_a_long_request_is_waited_for_while_it_leaves_and_those_behind_it_too(over_the_wire: Alone, hop: Hop) -> None:
-    """It is longer than what the kernel's buffers take at once."""
-    size = 24 << 20
-    key, other = Keys(over_the_wire).on(SLOW, 2)
-    with Talk(over_the_wire.port) as asking, Talk(over_the_wire.port) as behind:
-        assert behind.ask("DEL", other) in (0, 1)
-        hop.drip(GAP_S / 10, Way.REQUESTS, piece=65536)
-        asking.send(("SET", key, b"x" * size))
-        wait_until("it to be out", lambda: over_the_wire.count("inflight") == 1, lambda: "", PATIENCE_S)
-        behind.send(("SET", other, "v"), ("GET", other))
-        assert asking.read() == b"OK"
-        assert behind.reads(2) == [b"OK", b"v"]
-        assert over_the_wire.count("timeouts") == 0
+def test_a_long_request_is_waited_for_while_it_leaves_and_those_behind_it_too(fleet: Fleet, hop: Hop) -> None:
+    """It is longer than what the kernel's buffers take at once, and leaves for longer than a deadline."""
+    size, reply_s = 24 << 20, 5.0
+    timeouts = {"reply_s": reply_s, "silence_s": reply_s, "connect_s": PATIENCE_S}
+    with Alone(fleet, {SLOW: Node(HOST, hop.port)}, timeouts=timeouts) as worker:
+        key, other = Keys(worker).on(SLOW, 2)
+        with Talk(worker.port) as asking, Talk(worker.port) as behind:
+            assert behind.ask("DEL", other) in (0, 1)
+            hop.drip(GAP_S / 2, Way.REQUESTS, piece=65536)
+            asking.send(("SET", key, b"x" * size))
+            wait_until("it to be out", lambda: worker.count("inflight") == 1, lambda: "", PATIENCE_S)
+            behind.send(("SET", other, "v"), ("GET", other))
+            assert asking.read() == b"OK"
+            assert behind.reads(2) == [b"OK", b"v"]
+            assert worker.count("timeouts") == 0
 
 
 def test_a_reply_that_stops_coming_is_given_up(over_the_wire: Alone, hop: Hop) -> None:
