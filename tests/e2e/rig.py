@@ -14,7 +14,7 @@ import hiredis
 
 from protocol import request
 from pyproxy.config import Config
-from pyproxy.fleet import HOST, Fleet, Proxy, Table, Value, wait_until
+from pyproxy.fleet import HOST, Fleet, Proxy, Server, Table, Value, wait_until
 from tests.faults import Hop
 
 PATIENCE_S = 20.0
@@ -162,3 +162,22 @@ def wait_for_info(talk: Talk, what: str, done: Callable[[dict[str, str]], bool])
         return done(seen)
 
     wait_until(what, look, lambda: f"INFO says {seen}", PATIENCE_S)
+
+
+@contextlib.contextmanager
+def killed(server: Server, *proxies: Proxy) -> Iterator[None]:
+    """That server is dead inside, and these proxies know it; after it, it is back and they know that too.
+
+    For a server and proxies that later tests use as well: those would otherwise meet the end of this outage.
+    """
+    with contextlib.ExitStack() as clients:
+        talks = [clients.enter_context(Talk(proxy.port)) for proxy in proxies]
+        server.kill()
+        try:
+            for talk in talks:
+                wait_for_info(talk, "the shard to be down", lambda info: info["shards_down"] == "1")
+            yield
+        finally:
+            server.start()
+        for talk in talks:
+            wait_for_info(talk, "the shard to be back", lambda info: info["shards_down"] == "0")

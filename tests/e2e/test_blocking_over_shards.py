@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyproxy.fleet import Fleet, Proxy, Server
-from tests.e2e.rig import PATIENT, Keys, Talk, error, packed, wait_for_info
+from tests.e2e.rig import PATIENT, Keys, Talk, error, killed, packed, wait_for_info
 from tests.e2e.twin.talk import Talk as Frames
 from tests.e2e.waiters import MOVERS, WAITERS, Waiter, asked, blocked, empty, wait_blocked
 
@@ -232,13 +232,10 @@ def test_for_a_client_that_left_nothing_is_taken(proxy: Proxy, talk: Talk, names
     assert talk.ask("LLEN", names[1]) == 1
 
 
-def test_a_shard_that_is_down_is_an_error_and_not_nil(fleet: Fleet, names: tuple[str, str]) -> None:
-    with Proxy(fleet, cross_shard="emulate") as proxy, Talk(proxy.port) as talk:
+def test_a_shard_that_is_down_is_an_error_and_not_nil(fleet: Fleet, proxy: Proxy, names: tuple[str, str]) -> None:
+    with Proxy(fleet, cross_shard="emulate") as own, Talk(own.port) as talk:
         assert talk.ask("BLPOP", *names, "0.01") is None
-        fleet.shards[0].primary.kill()
-        try:
+        with killed(fleet.shards[0].primary, proxy):
             assert error(talk.ask("BLPOP", *names, 5)).split()[0] in ("TRYAGAIN", "UNCERTAIN")
             assert error(talk.ask("BLPOP", *names, 5)).startswith("TRYAGAIN shard s0 ")
-        finally:
-            fleet.shards[0].primary.start()
     assert blocked(fleet.shards[2].primary) == 0

@@ -6,7 +6,7 @@ import pytest
 
 from pyproxy.fleet import Fleet, Proxy, wait_until
 from pyproxy.scripts import digest_of
-from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, error
+from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, error, killed
 
 COUNT = "return #redis.pcall('keys', 'userid.*')"
 NAMES = "return redis.call('keys', ARGV[1])"
@@ -244,19 +244,18 @@ def test_in_a_transaction_of_one_shard_it_is_refused(fleet: Fleet, users: list[s
         assert talk.ask("EXISTS", *users) == len(users)
 
 
-def test_where_a_shard_is_down_nothing_is_run_on_the_others(users: list[str], fleet: Fleet) -> None:
-    with ruled(fleet, "split") as proxy, Talk(proxy.port) as talk:
+def test_where_a_shard_is_down_nothing_is_run_on_the_others(
+    users: list[str], fleet: Fleet, proxy: Proxy, all_of_them: Proxy
+) -> None:
+    with ruled(fleet, "split") as own, Talk(own.port) as talk:
         lost = fleet.shards[1].primary
-        lost.kill()
-        try:
+        with killed(lost, proxy, all_of_them):
             for reply in (talk.ask("EVAL", CLEAR, 0, "*"), executed(talk, ("EVAL", CLEAR, 0, "*"))):
                 line = error(reply)
                 assert line.startswith(("TRYAGAIN ", "EXECABORT ")) and "s1" in line and "applied=no" in line
             for shard in (0, 2):
                 assert fleet.shards[shard].primary.ask("DBSIZE") == 2
-        finally:
-            lost.start()
-        wait_until("the shard", lambda: talk.ask("EVAL", CLEAR, 0, "*") == 4, proxy.tail, PATIENCE_S)
+        wait_until("the shard", lambda: talk.ask("EVAL", CLEAR, 0, "*") == 4, own.tail, PATIENCE_S)
 
 
 def executed(talk: Talk, *commands: tuple[str | int, ...]) -> object:

@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from pyproxy.fleet import HOST, Fleet, Proxy
-from tests.e2e.rig import Argument, Keys, Talk, error
+from tests.e2e.rig import Argument, Keys, Talk, error, killed
 
 
 @pytest.fixture(autouse=True)
@@ -47,15 +47,12 @@ def test_a_conversation_stands_in_the_order_of_replies(talk: Talk, keys: Keys) -
     assert talk.reads(6) == [b"OK", key.encode(), b"v", key.encode(), 1, None]
 
 
-def test_randomkey_of_a_fleet_with_a_lost_shard_is_an_error(fleet: Fleet, keys: Keys) -> None:
-    with Proxy(fleet) as proxy, Talk(proxy.port) as talk:
+def test_randomkey_of_a_fleet_with_a_lost_shard_is_an_error(fleet: Fleet, proxy: Proxy, keys: Keys) -> None:
+    with Proxy(fleet) as own, Talk(own.port) as talk:
         talk.ask("SET", keys.one(0), "v")
-        fleet.shards[1].primary.kill()
-        try:
+        with killed(fleet.shards[1].primary, proxy):
             said = error(talk.ask("RANDOMKEY"))
             assert said.startswith("TRYAGAIN shard s1") and "applied=no" in said
-        finally:
-            fleet.shards[1].primary.start()
 
 
 # --- SCAN -------------------------------------------------------------------------------------------------------------
@@ -201,11 +198,12 @@ def test_keys_dbsize_and_flushes_are_about_all_shards(talk: Talk, keys: Keys, pr
 
 
 @pytest.mark.parametrize("argv", [("SCAN", "0"), ("KEYS", "*"), ("DBSIZE",), ("FLUSHDB",), ("FLUSHALL",)])
-def test_of_a_fleet_with_a_lost_shard_nothing_is_left_out(fleet: Fleet, keys: Keys, argv: tuple[str, ...]) -> None:
-    with Proxy(fleet) as proxy, Talk(proxy.port) as talk:
+def test_of_a_fleet_with_a_lost_shard_nothing_is_left_out(
+    fleet: Fleet, proxy: Proxy, keys: Keys, argv: tuple[str, ...]
+) -> None:
+    with Proxy(fleet) as own, Talk(own.port) as talk:
         talk.ask("SET", keys.one(0), "v")
-        fleet.shards[1].primary.kill()
-        try:
+        with killed(fleet.shards[1].primary, proxy):
             for proto in (2, 3):
                 talk.ask("HELLO", proto)
                 reply = talk.ask(*argv)
@@ -214,5 +212,3 @@ def test_of_a_fleet_with_a_lost_shard_nothing_is_left_out(fleet: Fleet, keys: Ke
                     reply = talk.ask("SCAN", reply[0])
                 said = error(reply)
                 assert said.startswith("TRYAGAIN shard s1") and "applied=no" in said
-        finally:
-            fleet.shards[1].primary.start()

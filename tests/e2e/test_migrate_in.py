@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyproxy.fleet import HOST, Fleet, Proxy, Server
-from tests.e2e.rig import Keys, Talk, error, packed
+from tests.e2e.rig import Keys, Talk, error, killed, packed
 
 SEED = 20_606
 KEYS = 1000
@@ -114,12 +114,9 @@ def test_keys_of_a_shard_that_is_down_are_an_error_and_stay_at_the_source(
 ) -> None:
     well, lost = Keys(proxy).one(0), Keys(proxy).one(1)
     source.ask("MSET", well, "a", lost, "b")
-    fleet.shards[1].primary.kill()
-    try:
+    with killed(fleet.shards[1].primary, proxy):
         with Talk(proxy.port) as talk:
             assert "applied=no" in error(talk.ask("SET", lost, "x"))  # the proxy knows
             assert "TRYAGAIN shard s1" in error(migrate(source, proxy, well, lost))
             assert talk.ask("GET", well) == b"a"
         assert (source.ask("EXISTS", well), source.ask("GET", lost)) == (0, b"b")
-    finally:
-        fleet.shards[1].primary.start()

@@ -10,7 +10,7 @@ import pytest
 from protocol.request import encode
 from pyproxy.fleet import Fleet, Proxy, Server, Table, wait_until
 from pyproxy.scripts import digest_of
-from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, error, proxy_info
+from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, error, killed, proxy_info
 from tests.processes import command_line, family
 from tests.wire import exchange
 
@@ -336,12 +336,11 @@ def test_a_promotion_goes_unnoticed(server: Server) -> None:
         assert promoted.ask("GET", key) == b"6"
 
 
-def test_a_lost_shard_is_an_error_and_the_others_go_on(fleet: Fleet) -> None:
-    with Proxy(fleet) as proxy, Talk(proxy.port) as talk:
-        keys, lost = Keys(proxy), fleet.shards[1].primary
+def test_a_lost_shard_is_an_error_and_the_others_go_on(fleet: Fleet, proxy: Proxy) -> None:
+    with Proxy(fleet) as own, Talk(own.port) as talk:
+        keys, lost = Keys(own), fleet.shards[1].primary
         assert talk.ask("EVAL", COUNT, 1, keys.one(1)) == 1
-        lost.kill()
-        try:
+        with killed(lost, proxy):
             for line in (("EVAL", COUNT, 1, keys.one(1)), ("EVALSHA_RO", sha(COUNT), 1, keys.one(1))):
                 said_of_it = error(talk.ask(*line))
                 assert said_of_it.startswith("TRYAGAIN shard s1 ") and "applied=no" in said_of_it
@@ -351,8 +350,6 @@ def test_a_lost_shard_is_an_error_and_the_others_go_on(fleet: Fleet) -> None:
             assert talk.ask("FUNCTION", "LIST") == []
             assert [talk.ask("EVALSHA", sha(COUNT), 1, keys.one(shard)) for shard in (0, 2)] == [1, 1]
             assert talk.ask("EVALSHA", sha(SET), 1, keys.one(0), "v") == b"OK"
-        finally:
-            lost.start()
 
 
 def test_a_text_is_kept_though_the_gate_of_one_shard_is_closed() -> None:
@@ -520,13 +517,10 @@ def test_where_blocks_are_split_each_script_runs_on_its_shard(fleet: Fleet) -> N
         assert answer == [b"OK", 1, 11, 21, b"none"]
 
 
-def test_a_block_with_scripts_on_a_lost_shard_is_discarded(fleet: Fleet) -> None:
-    with Proxy(fleet) as proxy, Talk(proxy.port) as talk:
-        key, lost = Keys(proxy).one(1), fleet.shards[1].primary
-        lost.kill()
-        try:
+def test_a_block_with_scripts_on_a_lost_shard_is_discarded(fleet: Fleet, proxy: Proxy) -> None:
+    with Proxy(fleet) as own, Talk(own.port) as talk:
+        key, lost = Keys(own).one(1), fleet.shards[1].primary
+        with killed(lost, proxy):
             answer = error(executed(talk, ("EVAL", COUNT, 1, key)))
             assert answer.startswith("EXECABORT ") and "applied=no" in answer
-        finally:
-            lost.start()
-        wait_until("the shard", lambda: executed(talk, ("EVAL", COUNT, 1, key)) == [1], proxy.tail, PATIENCE_S)
+        wait_until("the shard", lambda: executed(talk, ("EVAL", COUNT, 1, key)) == [1], own.tail, PATIENCE_S)

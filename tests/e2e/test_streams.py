@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyproxy.fleet import Fleet, Proxy, Server
-from tests.e2e.rig import Argument, Keys, Talk, error, packed
+from tests.e2e.rig import Argument, Keys, Talk, error, killed, packed
 
 
 @pytest.fixture(scope="module")
@@ -151,12 +151,9 @@ def test_streams_over_shards_are_refused_in_a_transaction(talk: Talk, names: lis
     assert error(talk.reads(3)[1]).startswith("CROSSSLOT")
 
 
-def test_a_stream_of_a_lost_shard_is_an_error(fleet: Fleet, names: list[str]) -> None:
-    with Proxy(fleet) as proxy, Talk(proxy.port) as talk:
+def test_a_stream_of_a_lost_shard_is_an_error(fleet: Fleet, proxy: Proxy, names: list[str]) -> None:
+    with Proxy(fleet) as own, Talk(own.port) as talk:
         talk.ask("XADD", names[0], "1-1", "f", "v")
-        fleet.shards[1].primary.kill()
-        try:
+        with killed(fleet.shards[1].primary, proxy):
             said = error(talk.ask("XREAD", "STREAMS", *names[:2], "0", "0"))
             assert "TRYAGAIN shard s1" in said and "applied=no" in said
-        finally:
-            fleet.shards[1].primary.start()

@@ -16,7 +16,7 @@ import pytest
 from protocol.commands import Kind
 from protocol.table import lookup
 from pyproxy.fleet import VARIABLE, Fleet, Proxy, Server, ask, find_backend, wait_until
-from tests.e2e.rig import PATIENCE_S, PATIENT
+from tests.e2e.rig import PATIENCE_S, PATIENT, killed
 from tests.e2e.twin.allowed import may_differ
 from tests.e2e.twin.examples import EXAMPLES
 from tests.e2e.twin.talk import Talk, ask_all
@@ -249,11 +249,8 @@ def test_a_setting_that_no_server_has_is_left_out(proxy: Proxy) -> None:
 
 
 def test_a_setting_is_shown_while_a_shard_is_down_as_the_others_have_it(fleet: Fleet, proxy: Proxy) -> None:
-    fleet.shards[2].primary.kill()
-    try:
+    with killed(fleet.shards[2].primary, proxy):
         assert ask(proxy.port, "CONFIG", "GET", OPEN, "databases") == [OPEN.encode(), b"5", b"databases", b"16"]
-    finally:
-        fleet.shards[2].primary.start()
 
 
 def test_a_setting_that_a_client_has_set_is_shown_as_it_was_set_whatever_the_servers_have(fleet: Fleet) -> None:
@@ -291,12 +288,8 @@ def test_the_doctor_looks_at_every_shard(fleet: Fleet, proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("command", ["DOCTOR", "PURGE"])
 def test_a_shard_that_is_down_is_an_error_for_the_whole_report(command: str, fleet: Fleet, proxy: Proxy) -> None:
-    fleet.shards[2].primary.kill()
-    try:
-        with pytest.raises(hiredis.ReplyError, match="TRYAGAIN shard s2 "):
-            raise_reply(proxy, "MEMORY", command)
-    finally:
-        fleet.shards[2].primary.start()
+    with killed(fleet.shards[2].primary, proxy), pytest.raises(hiredis.ReplyError, match="TRYAGAIN shard s2 "):
+        raise_reply(proxy, "MEMORY", command)
 
 
 def raise_reply(proxy: Proxy, *argv: str) -> None:
