@@ -55,8 +55,10 @@ COUNTERS = (
 FIELDS = GAUGES + COUNTERS
 INDEX = {name: position for position, name in enumerate(FIELDS)}
 
-BEAT_S = 0.25
-HUNG_S = 0.5
+BEAT_S = 0.5
+"""A worker beats at least so often, even one of which nobody wants anything."""
+
+HUNG_S = 0.75
 """A worker whose last beat is older than this takes no part in who accepts next."""
 
 # A row fills whole cache lines (8 words of 64 bits), or two workers would fight for the line they share.

@@ -53,7 +53,7 @@ from pyproxy.messages import (
     Topology,
     Work,
 )
-from pyproxy.metrics import INDEX, Page
+from pyproxy.metrics import BEAT_S, INDEX, Page
 from pyproxy.shardmap import Node, Shard, ShardMap
 from pyproxy.slices import Line, Slices
 from pyproxy.worker import split
@@ -69,7 +69,7 @@ from pyproxy.worker.pubsub import BATCH_NAMES
 from pyproxy.worker.session import Session
 
 TICK_S = 0.02  # how exactly deadlines are kept
-REST_S = 0.25  # between two ticks while nothing is out; less than metrics.HUNG_S, as each tick is a beat
+REST_S = BEAT_S  # between two ticks while nothing is out: each is a beat, and tells the lane that it has not slept
 HOLDING_S = 0.1  # how often at most the parent is told what is held
 AT_WORK_S = 0.3  # a request through all keys that takes longer is told to the parent, which may think its server down
 SELDOM_S = 1.0  # unfinished requests, memory
@@ -420,23 +420,27 @@ class Worker:
         """Soon while anything is out or waits; else seldom. What is over by then never was its business."""
         loop = asyncio.get_running_loop()
         rest_until = loop.time() + REST_S
+        is_busy = self._is_busy(lane)
         while True:
+            if not is_busy:
+                self._begun.clear()
+                lane.at_rest = True
+                timer = loop.call_at(rest_until, self._begun.set)
+                await self._begun.wait()
+                timer.cancel()
+                lane.at_rest = False
+                if loop.time() >= rest_until - TICK_S:
+                    return
             await asyncio.sleep(TICK_S)
-            if lane.has_deadlines or self._is_busy():
-                return
-            self._begun.clear()
-            lane.at_rest = True
-            timer = loop.call_at(rest_until, self._begun.set)
-            await self._begun.wait()
-            timer.cancel()
-            lane.at_rest = False
-            if loop.time() >= rest_until - TICK_S:
+            is_busy = self._is_busy(lane)
+            if is_busy:
                 return
 
-    def _is_busy(self) -> bool:
+    def _is_busy(self, lane: Lane) -> bool:
         assert self._here
         return (
-            bool(self._applied.busy or self._applied.deaf or self._at_work or self._here.register.has_news)
+            lane.has_deadlines
+            or bool(self._applied.busy or self._applied.deaf or self._at_work or self._here.register.has_news)
             or any(not front.at_rest for front in self._fronts)
             or (self._hub is not None and not self._hub.at_rest)
         )

@@ -36,6 +36,7 @@ from pyproxy.worker.pubsub import MESSAGE, Sort
 from pyproxy.worker.roll import Roll, Wanted
 
 PING_S = 1.0  # of silence, before the server is asked
+UNUSED_PING_S = 5.0  # the same where nobody is subscribed, so that nothing is missed; still in time for its `timeout`
 STEADY_S = 1.0  # a connection that lived so long is made again at once
 SLEPT_S = 1.0  # a worker that did not run for so long has heard nothing, whatever was said
 LATE_S = 0.05  # a turn that was longer counts as so long: what came meanwhile was not looked at
@@ -236,7 +237,7 @@ class Upstream:
         if connection.pinged_at > connection.heard_at:
             if now - connection.pinged_at > self._timeouts.silence_s:
                 connection.drop(errors.no_reply(now - connection.pinged_at))
-        elif now - connection.heard_at > PING_S:
+        elif now - connection.heard_at > (PING_S if self.names else UNUSED_PING_S):
             connection.pinged_at = now
             self._answers.append([])
             connection.write(PING)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,26 @@ def test_at_rest_it_looks_seldom_and_still_often_enough_to_be_seen_alive(fleet: 
         assert talk.ask("PING") == b"PONG"
         most = COUNTED_S / REST_S * 2
         wait_until("it to rest", lambda: len(beats(worker, COUNTED_S)) <= most, worker.tail, PATIENCE_S * 2)
+
+
+def wakes(worker: Alone, for_s: float) -> int:
+    """How often it waited for the world, in so many seconds."""
+
+    def waits() -> int:
+        said = Path(f"/proc/{worker.pid}/status").read_text()
+        return int(said.partition("\nvoluntary_ctxt_switches:")[2].split(None, 1)[0])
+
+    before, until = waits(), time.monotonic() + for_s
+    wait_until("the time to pass", lambda: time.monotonic() > until, str, for_s + PATIENCE_S)
+    return waits() - before
+
+
+def test_at_rest_it_wakes_for_its_looks_alone(fleet: Fleet) -> None:
+    """Beside that it wakes for the answers to its PINGs: not in all windows of this length, as nobody is subscribed."""
+    with Alone(fleet) as worker, Talk(worker.port) as talk:
+        assert talk.ask("PING") == b"PONG"
+        most = COUNTED_S / REST_S + 1
+        wait_until("it to rest", lambda: wakes(worker, COUNTED_S) <= most, worker.tail, PATIENCE_S * 2)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from pyproxy.metrics import COUNTERS, FIELDS, GAUGES, INDEX, STRIDE, Page
+from pyproxy.metrics import BEAT_S, COUNTERS, FIELDS, GAUGES, HUNG_S, INDEX, STRIDE, Page
 
 NOW_US = 10_000_000
 
@@ -101,8 +101,15 @@ def test_a_worker_that_died_does_not_keep_the_others_from_accepting() -> None:
 def test_a_worker_that_hangs_does_not_keep_the_others_from_accepting() -> None:
     page = Page.create(2)
     running(page, 0, clients=5)
-    running(page, 1, clients=0, beat_us=NOW_US - 600_000)
+    running(page, 1, clients=0, beat_us=NOW_US - int(HUNG_S * 1e6) - 1)
     assert page.fewest_clients(NOW_US) == 5
+
+
+def test_a_worker_at_rest_has_its_turn_to_accept() -> None:
+    page = Page.create(2)
+    running(page, 0, clients=5)
+    running(page, 1, clients=0, beat_us=NOW_US - int(BEAT_S * 1e6))
+    assert page.fewest_clients(NOW_US) == 0
 
 
 def test_without_a_running_worker_the_fewest_clients_are_none() -> None:
