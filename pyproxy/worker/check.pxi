@@ -219,11 +219,19 @@ cdef int _check_at(Client client, list backends) except -1:
             raise Broken(f"{client}: what it asks of shard {shard} goes to {backend}")
         if backend is client.pool[shard]:
             raise Broken(f"{client}: that it asks shard {shard} where all do is told apart")
-        # what it used before is forgotten when it asks next; until then nothing of it may be out
-        if (backend not in backends or (backend.proto, backend.db) != (client.proto, client.db)) and client._out_to(shard):
-            if not client.parked & (Park.SWITCH | Park.TALK):
-                raise Broken(f"{client}: it has something out to shard {shard}, and uses {backend}")
+        # what it used before is forgotten when it asks next; what was out there was answered, or asked elsewhere
+        if (backend not in backends or (backend.proto, backend.db) != (client.proto, client.db)) and _is_out_at(client, backend):
+            raise Broken(f"{client}: it uses {backend} no more, and has something out there")
     return 0
+
+
+cdef bint _is_out_at(Client client, Backend backend):
+    cdef Pending item = backend.head
+    while item is not None:
+        if item.client is client:
+            return True
+        item = item.next_out
+    return False
 
 
 cdef int _check_end(Client client, bint in_lingering) except -1:
