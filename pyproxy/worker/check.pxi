@@ -219,19 +219,10 @@ cdef int _check_at(Client client, list backends) except -1:
             raise Broken(f"{client}: what it asks of shard {shard} goes to {backend}")
         if backend is client.pool[shard]:
             raise Broken(f"{client}: that it asks shard {shard} where all do is told apart")
-        # what it used before is forgotten when it asks next; what was out there was answered, or asked elsewhere
-        if (backend not in backends or (backend.proto, backend.db) != (client.proto, client.db)) and _is_out_at(client, backend):
-            raise Broken(f"{client}: it uses {backend} no more, and has something out there")
+        # after a switch, or where that connection is given up, it is forgotten when the client asks next, and has nothing out
+        if backend not in backends and backend.head is not None:
+            raise Broken(f"{client}: it uses {backend}, which was given up and has requests out")
     return 0
-
-
-cdef bint _is_out_at(Client client, Backend backend):
-    cdef Pending item = backend.head
-    while item is not None:
-        if item.client is client:
-            return True
-        item = item.next_out
-    return False
 
 
 cdef int _check_end(Client client, bint in_lingering) except -1:
