@@ -260,3 +260,31 @@ def test_a_place_of_one_machine_is_found(tmp_path: Path) -> None:
 
 def test_a_source_without_a_test_file_is_found(tmp_path: Path) -> None:
     assert untested(house(tmp_path, {"pyproxy/a.py": ""})) == ["pyproxy/a.py: no tests/pyproxy/test_a.py"]
+
+
+# Pauses, and a client's own patience. Anywhere else who is waited for is a server or another process.
+PAUSES = {
+    "pyproxy/control/promoters/elasticache.py": 1,
+    "pyproxy/control/supervisor.py": 1,
+    "pyproxy/control/watcher.py": 1,
+    "pyproxy/worker/conversations/polling.py": 1,
+    "pyproxy/worker/upstream.py": 1,
+}
+
+
+def own_timers(source: str) -> int:
+    """How often a source has asyncio itself end a wait."""
+    return len(re.findall(r"asyncio\.timeout(?:_at)?\(|\bwait_for\(|\bwait\(.*\btimeout=", source))
+
+
+def test_whoever_waits_for_another_process_has_a_deadline_that_is_not_used_up_by_its_own_lateness() -> None:
+    """See deadline.py."""
+    paths = [path for top in ("worker", "control") for path in (ROOT / "pyproxy" / top).rglob("*.py")]
+    found = {str(path.relative_to(ROOT)): own_timers(path.read_text()) for path in paths}
+    assert {path: count for path, count in found.items() if count} == PAUSES
+
+
+@pytest.mark.parametrize("line", ["asyncio.timeout(1)", "asyncio.timeout_at(1)", "asyncio.wait_for(it, 1)",
+                                  "asyncio.wait([it], timeout=1)"])
+def test_a_timer_of_asyncio_is_seen(line: str) -> None:
+    assert own_timers(f"    async with {line}:") == 1

@@ -55,6 +55,7 @@ from pyproxy.control.settings import Keeper
 from pyproxy.control.statefile import Kept, StateFile
 from pyproxy.control.supervisor import Supervisor
 from pyproxy.control.watcher import Watcher
+from pyproxy.deadline import within
 from pyproxy.events import emit
 from pyproxy.messages import Gate, NodeLook, Settings, ShardLook, Topology
 from pyproxy.shardmap import Node, Shard
@@ -200,7 +201,7 @@ class Conductor:
         """Whoever decides is heard before anything is done."""
         authorities = [care for care in self._shards.values() if care.promoter.is_authority]
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ANNOUNCED_S):
+            async with within(ANNOUNCED_S):
                 for care in authorities:
                     await care.announced.wait()
 
@@ -332,7 +333,7 @@ class Conductor:
         deadline_s = max(self._config.promotion.deadline_s, 4 * care.promoter.usual_s)
         outcome: Happening
         try:
-            async with asyncio.timeout(deadline_s):
+            async with within(deadline_s):
                 await attempt
             outcome = Promoted()
         except PromotionFailed as exc:

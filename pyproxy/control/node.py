@@ -13,6 +13,7 @@ from protocol import scan
 from protocol.reply import BadFrame, Error, Value, decode
 from protocol.request import Request
 from pyproxy.access import Access, admitted, why
+from pyproxy.deadline import within
 from pyproxy.shardmap import Node
 
 REPLY_LIMIT = 16 << 20
@@ -49,7 +50,7 @@ class NodeConnection:
         tls = None
         try:
             tls = access.tls()
-            async with asyncio.timeout(deadline_s):
+            async with within(deadline_s):
                 reader, writer = await asyncio.open_connection(node.host, node.port, ssl=tls)
         except TimeoutError:
             why_not = f"not connected{' over tls' if tls else ''} within {deadline_s:g} s"
@@ -86,7 +87,7 @@ class NodeConnection:
         machine = scan.Replies()
         received = 0
         try:
-            async with asyncio.timeout(deadline_s):
+            async with within(deadline_s):
                 self._writer.write(b"".join(Request(argv).frame for argv in commands))
                 while len(frames) < len(commands):
                     data = await self._reader.read(READ_BYTES)
@@ -114,7 +115,7 @@ class NodeConnection:
         Raises NodeError.
         """
         try:
-            async with asyncio.timeout(within_s):
+            async with within(within_s):
                 data = await self._reader.read(READ_BYTES)
         except TimeoutError:
             return False

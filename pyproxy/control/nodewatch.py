@@ -9,7 +9,6 @@ to its shard, or two endpoints were swapped (sample.py).
 Nothing is ever written to a server.
 """
 
-import asyncio
 import itertools
 import time
 from collections.abc import Callable, Iterable
@@ -23,6 +22,7 @@ from pyproxy.access import Access
 from pyproxy.control import judge, sample
 from pyproxy.control.atwork import Stretches
 from pyproxy.control.node import INFO_LIMIT, NodeConnection, NodeError
+from pyproxy.deadline import within
 from pyproxy.events import Event, emit
 from pyproxy.messages import NodeLook
 from pyproxy.shardmap import Node, Shard, ShardMap
@@ -246,7 +246,7 @@ class PrimaryWatch(NodeWatch):
         questions = ((b"RANDOMKEY",),) * SAMPLES
         found = []
         try:
-            async with asyncio.timeout(SAMPLE_S):
+            async with within(SAMPLE_S):
                 for database in databases:
                     replies = await self._put(connection, (b"SELECT", b"%d" % database), *questions)
                     found += [(database, key) for key in replies[1:] if isinstance(key, bytes)]

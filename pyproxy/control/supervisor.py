@@ -21,6 +21,7 @@ from functools import partial
 
 from pyproxy.channel import Channel, encoded
 from pyproxy.control.subscriptions import BATCH_NAMES, Sums
+from pyproxy.deadline import within
 from pyproxy.events import Event, emit
 from pyproxy.messages import (
     Applied,
@@ -166,7 +167,7 @@ class Supervisor:
         heard = asyncio.Event()
         self._waiting.add(heard)
         try:
-            async with asyncio.timeout(deadline_s):
+            async with within(deadline_s):
                 while late():
                     await heard.wait()
                     heard.clear()
@@ -284,7 +285,7 @@ class Supervisor:
     async def _guard(self, worker: Worker) -> None:
         """Kill a worker that does not get ready, or left its channel and stays; when draining, it has a deadline."""
         try:
-            async with asyncio.timeout(READY_S):
+            async with within(READY_S):
                 await worker.ready.wait()
         except TimeoutError:
             worker.kill(f"not ready within {READY_S:g} s")

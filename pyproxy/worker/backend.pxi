@@ -372,7 +372,7 @@ cdef class Backend:
 
         `busy`: the server is at a request through all its keys that came from us, here or on another connection.
         A deadline is counted from when the server could turn to the request: not while it is busy with such a one, nor
-        while bytes of a long reply come or those of a long request leave.
+        while bytes of a long reply come or those of a long request leave. Nor is what this process was late by.
         """
         cdef Pending item
         cdef Lane lane = self.lane
@@ -391,24 +391,24 @@ cdef class Backend:
             return
         begun = max(self.last_frame, self.head.sent_at)     # of what the server is at
         busy = busy and now - begun < lane.slow_reply_s - lane.reply_s
-        if busy or self._is_moving(now):
+        if busy or lane.is_late or self._is_moving(now):
             self.free_at = now
         item = self.aging
-        if item is not None and max(item.sent_at, self.free_at) < oldest:
-            if wire is not None and not wire.lost and _readable(wire.fd):
-                return      # this process is late, not the server
-            while item is not None and max(item.sent_at, self.free_at) < oldest:
-                if item.pace == SLOW and max(item.sent_at, self.free_at) >= now - lane.slow_s:
-                    item = item.next_out    # looked at again, those behind it are not waited for
-                    continue
-                if self.aging is item:
-                    self.aging = item.next_out
-                following = item.next_out
-                try:
-                    self._expire_one(item, now)
-                except Exception:
-                    self._give_over(item)
-                item = <Pending>following
+        if (((item is not None and max(item.sent_at, self.free_at) < oldest) or now - begun > lane.silence_s)
+                and wire is not None and not wire.lost and _readable(wire.fd)):
+            return      # this process is late, not the server
+        while item is not None and max(item.sent_at, self.free_at) < oldest:
+            if item.pace == SLOW and max(item.sent_at, self.free_at) >= now - lane.slow_s:
+                item = item.next_out    # looked at again, those behind it are not waited for
+                continue
+            if self.aging is item:
+                self.aging = item.next_out
+            following = item.next_out
+            try:
+                self._expire_one(item, now)
+            except Exception:
+                self._give_over(item)
+            item = <Pending>following
         if wire is not None and self.head is not None and not wire.lost:
             # of a server that is at a request through all its keys not even the answers before that need have left
             if now - begun > (max(10 * lane.silence_s, lane.slow_reply_s) if self.shard_wide else 10 * lane.silence_s):

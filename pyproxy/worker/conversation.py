@@ -20,6 +20,7 @@ from protocol.commands import BadKeys, Command
 from protocol.reply import BadFrame
 from protocol.request import Asked, Block, Request
 from protocol.scan import ProtocolError, elements
+from pyproxy.deadline import Deadline
 from pyproxy.events import Event, emit
 from pyproxy.worker.here import Here
 from pyproxy.worker.lane import NOT_NOW, Client, Lane, Route
@@ -144,7 +145,7 @@ class Conversation:
         Whether it has to wait is known when its server has had a moment to answer.
         """
         self._silent = True
-        self.lane.loop.call_later(MOMENT_S, self.drain)
+        Deadline(MOMENT_S, self.drain)
 
     def drain(self) -> None:
         """The worker is going."""
@@ -387,13 +388,18 @@ class Conversation:
                 else:
                     answered.set_exception(Refusal((failed or {})[shard][0]))
 
-        ask_on(self.client, self.route, loan.backend, asked, write, on_answer)
-        try:
-            done, _ = await asyncio.wait([answered], timeout=deadline_s)
-            if not done:
+        def passed() -> None:
+            if not answered.done():
                 loan.drop(errors.no_reply(deadline_s or 0.0))
+
+        ask_on(self.client, self.route, loan.backend, asked, write, on_answer)
+        deadline = None if deadline_s is None else Deadline(deadline_s, passed)
+        try:
+            await asyncio.wait([answered])
             return answered.result()
         finally:
+            if deadline is not None:
+                deadline.cancel()
             if not answered.done():  # ended from outside: what comes on this connection would be somebody else's
                 answered.cancel()
                 loan.drop(errors.LOST)

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from protocol.commands import Command
+from pyproxy.deadline import within
 from pyproxy.messages import Configured, FleetLook, Script, ScriptsFlushed, Settings, Setup, ShardLook, Topology
 from pyproxy.metrics import Page
 from pyproxy.scripts import Scripts, digest_of
@@ -131,7 +132,7 @@ class Here:
         """Returns when the primaries that are up have what was configured by now; SETTLE_S are waited at most."""
         settled = self.settling.setdefault(self.configured, asyncio.Event())
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SETTLE_S):
+            async with within(SETTLE_S):
                 await settled.wait()
 
     def settled(self, number: int) -> None:
@@ -155,7 +156,7 @@ class Here:
         known = self.sharing.get(digest)
         if known is not None:
             try:
-                async with asyncio.timeout(SHARE_S):
+                async with within(SHARE_S):
                     await known.wait()
             except TimeoutError:
                 self.sharing.pop(digest, None)  # the word may be lost, and nobody is to wait for it again

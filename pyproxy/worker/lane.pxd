@@ -158,6 +158,8 @@ cdef class Lane:
     cdef readonly list sides        # links to other servers of the shards
     cdef bytes refusal              # why `Client._seek` gave no backend; None: the client was parked
     cdef double ticked
+    cdef bint slept                 # since the last tick
+    cdef bint is_late               # with this tick: what servers did meanwhile was not seen
     cdef public object on_slept
     cdef public bint at_rest        # nothing is out: `on_begun` is told of the next thing that happens
     cdef public object on_begun

@@ -127,6 +127,7 @@ cdef enum:
 cdef Py_ssize_t OUT_LIMIT = 8388608     # bytes waiting for one backend before it counts as congested
 cdef double TURN_S = 0.004     # and of its time, by what cannot be told before what it takes
 cdef double GATHER_S = 0.0002   # while more comes in, requests wait so long at most for others to leave with them
+cdef double LATE_S = 0.1        # a tick that comes so much later than the one before has seen nothing of what servers did
 cdef double SLEPT_S = 1.0       # a worker that did not run for so long asks before it writes
 
 cdef double UNTAKEN_S = 3.0     # a client that is not read any further is closed if it takes nothing for so long
@@ -532,6 +533,7 @@ cdef class Lane:
         """This process did not run for a while: the world may be another."""
         if self.now - self.ticked > SLEPT_S:
             self.ticked = self.now
+            self.slept = True
             if self.on_slept is not None:
                 self.on_slept(self.now)
         return 0
@@ -661,7 +663,9 @@ cdef class Lane:
         cdef Client client
         cdef bint busy
         self.now = _clock()
+        self.is_late = self.slept or self.now - self.ticked > LATE_S
         self.wake_up()
+        self.slept = False
         self.ticked = self.now
         for link in self.links + self.sides:
             busy = link.busy_until > self.now

@@ -10,6 +10,7 @@ for long is refused, and who needs one briefly waits for its turn. Idle ones ser
 """
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,7 @@ from enum import Enum, auto
 
 from protocol import errors
 from pyproxy.access import Refused, why
+from pyproxy.deadline import within
 from pyproxy.worker.lane import Backend, Lane
 from pyproxy.worker.link import Link
 
@@ -134,7 +136,9 @@ class Share:
         """Whether a place came in time. Raises Unlendable where the turn is called off."""
         self._turns.append(turn)
         try:
-            await asyncio.wait([turn.come], timeout=wait_s)
+            with contextlib.suppress(TimeoutError):
+                async with within(wait_s):
+                    await asyncio.wait([turn.come])
         except asyncio.CancelledError:
             if turn.is_served:
                 self.give()

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from protocol import errors, request
 from pyproxy.access import Access, Refused, admitted, why
 from pyproxy.config import Timeouts
+from pyproxy.deadline import within
 from pyproxy.events import Event, emit
 from pyproxy.shardmap import Node
 from pyproxy.worker.lane import Backend, Lane, Wire
@@ -384,7 +385,7 @@ class Link:
         wire = Wire(backend, on_setup, on_lost)
         self._opening.add(wire)
         try:
-            async with asyncio.timeout(self._timeouts.connect_s):
+            async with within(self._timeouts.connect_s):
                 transport, _ = await loop.create_connection(
                     lambda: wire, self.node.host, self.node.port, ssl=tls
                 )

@@ -28,6 +28,7 @@ import hiredis
 from protocol import errors, request, scan
 from pyproxy.access import Access, Refused, why
 from pyproxy.config import Timeouts
+from pyproxy.deadline import within
 from pyproxy.events import Event, emit
 from pyproxy.shardmap import Node
 from pyproxy.slices import BATCH, Slices
@@ -235,10 +236,12 @@ class Upstream:
         if passed > SLEPT_S or connection.is_behind:
             connection.heard_at = now
         if connection.pinged_at > connection.heard_at:
-            if now - connection.pinged_at > self._timeouts.silence_s:
+            connection.owing_s += min(passed, LATE_S)
+            if passed <= LATE_S and connection.owing_s > self._timeouts.silence_s:  # else it is read first
                 connection.drop(errors.no_reply(now - connection.pinged_at))
         elif now - connection.heard_at > (PING_S if self.names else UNUSED_PING_S):
             connection.pinged_at = now
+            connection.owing_s = 0.0
             self._answers.append([])
             connection.write(PING)
 
@@ -406,7 +409,9 @@ class Upstream:
         passed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.fence(lambda: None if passed.done() else passed.set_result(None)):
             ends: list[asyncio.Future[Any]] = [passed, connection.lost]
-            await asyncio.wait(ends, timeout=HEAR_OUT_S, return_when=asyncio.FIRST_COMPLETED)
+            with contextlib.suppress(TimeoutError):
+                async with within(HEAR_OUT_S):
+                    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
 
     async def _pause(self, pause_s: float) -> None:
         """Before the next attempt; who is the first to want something does not wait for it."""
@@ -454,6 +459,7 @@ class Connection(asyncio.Protocol):
         self.turn = turn  # of its upstream
         self.heard_at = time.monotonic()
         self.pinged_at = 0.0
+        self.owing_s = 0.0  # an answer to that, as far as this worker has looked for it
         self.choked = False
         self.lost: asyncio.Future[str] = loop.create_future()
         self._greeted: asyncio.Future[None] = loop.create_future()
@@ -477,7 +483,7 @@ class Connection(asyncio.Protocol):
         tls = self._access.tls()
         self._greeting = Greeting(2, 0, self._access.auths(), asks_limits=False)
         try:
-            async with asyncio.timeout(deadline_s):
+            async with within(deadline_s):
                 loop = asyncio.get_running_loop()
                 await loop.create_connection(lambda: self, node.host, node.port, ssl=tls)
                 await self._greeted

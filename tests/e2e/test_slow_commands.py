@@ -233,3 +233,49 @@ def test_an_answer_that_is_in_the_socket_is_read_before_its_deadline_is_said_to_
                     os.kill(worker.pid, signal.SIGCONT)
                 assert talk.read() == number
             assert worker.count("timeouts") == 0
+
+
+def test_a_connection_whose_answer_is_in_the_socket_is_not_lost_by_a_late_worker(fleet: Fleet, hop: Hop) -> None:
+    """Its request was answered by an error long ago; that the server was silent too long since would be said next."""
+    timeouts = {"reply_s": 0.2, "silence_s": 2.0, "connect_s": PATIENCE_S}
+    with Alone(fleet, {SLOW: Node(HOST, hop.port)}, timeouts=timeouts) as worker, Talk(worker.port) as talk:
+        key = Keys(worker).one(SLOW, "silent")
+        assert talk.ask("DEL", key) in (0, 1)
+        connections = hop.accepted
+        hop.stall(Way.REPLIES)
+        assert error(talk.ask("INCR", key)).startswith("UNCERTAIN")
+        with paused(worker, 2.2):
+            hop.heal()
+        assert talk.ask("GET", key) == b"1"
+        assert hop.accepted == connections
+
+
+def test_what_a_worker_is_late_by_is_not_taken_off_the_time_of_a_server(fleet: Fleet, hop: Hop) -> None:
+    """The answer comes after the worker goes on, and long after its deadline by the clock."""
+    timeouts = {"reply_s": 2.0, "silence_s": PATIENCE_S, "connect_s": PATIENCE_S}
+    with Alone(fleet, {SLOW: Node(HOST, hop.port)}, timeouts=timeouts) as worker, Talk(worker.port) as talk:
+        key = Keys(worker).one(SLOW, "late")
+        assert talk.ask("DEL", key) in (0, 1)
+        hop.stall(Way.REPLIES)
+        asked = hop.requests.count(b"INCR") + 1
+        talk.send(("INCR", key))
+        wait_until("it to be sent", lambda: hop.requests.count(b"INCR") == asked, lambda: "")
+        beats = worker.count("beat_us")
+        with paused(worker, 2.2):
+            pass
+        wait_until("the worker to go on", lambda: worker.count("beat_us") > beats + 2_000_000, lambda: "")
+        hop.heal()
+        assert talk.read() == 1
+        assert worker.count("timeouts") == 0
+
+
+@contextlib.contextmanager
+def paused(worker: Alone, seconds: float) -> Iterator[None]:
+    """Stopped by a signal for so long, as if what it was at had taken that."""
+    os.kill(worker.pid, signal.SIGSTOP)
+    try:
+        until = time.monotonic() + seconds
+        yield
+        wait_until("the pause to be over", lambda: time.monotonic() > until, lambda: "")
+    finally:
+        os.kill(worker.pid, signal.SIGCONT)

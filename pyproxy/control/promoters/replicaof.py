@@ -20,6 +20,7 @@ from pyproxy.config import Config
 from pyproxy.control import judge
 from pyproxy.control.node import NodeConnection, NodeError
 from pyproxy.control.promoters import Announce, Case, Promoter, PromotionFailed
+from pyproxy.deadline import within
 from pyproxy.events import Event, emit
 from pyproxy.messages import NodeLook
 from pyproxy.shardmap import Node, Shard
@@ -148,7 +149,7 @@ class ReplicaOf(Promoter):
     async def _fence(self, primary: str) -> str:
         """Whether the old primary said that it takes no write for a while, for the log."""
         try:
-            async with asyncio.timeout(FENCE_S), self._connected(primary, _Clock(FENCE_S)) as server:
+            async with within(FENCE_S), self._connected(primary, _Clock(FENCE_S)) as server:
                 await server.order(b"CLIENT", b"PAUSE", _milliseconds(FENCED_S), b"WRITE")
         except (NodeError, TimeoutError):
             return "no"
@@ -252,7 +253,7 @@ class ReplicaOf(Promoter):
         at = Node.parse(node)
         step_s = clock.step()
         try:
-            async with asyncio.timeout(step_s):  # of which AUTH is a part
+            async with within(step_s):  # of which AUTH is a part
                 connection = await NodeConnection.open(at, self._access, step_s)
         except TimeoutError:
             raise NodeError(f"{node}: not connected within {step_s:g} s") from None
@@ -318,7 +319,7 @@ class ReplicaOf(Promoter):
     async def _try_to_unpause(self, primary: str, within_s: float) -> str:
         """Why it failed; empty: it is done. On a connection of its own, as the one that paused it may be broken."""
         try:
-            async with asyncio.timeout(within_s), self._connected(primary, _Clock(within_s)) as server:
+            async with within(within_s), self._connected(primary, _Clock(within_s)) as server:
                 await server.order(b"CLIENT", b"UNPAUSE")
         except (NodeError, TimeoutError) as exc:
             return str(exc) or "no reply in time"

@@ -24,6 +24,7 @@ from pyproxy.config import BackendAccess, Config
 from pyproxy.control.judge import parse_info
 from pyproxy.control.node import NodeConnection, NodeError
 from pyproxy.control.promoters import Announce, Announcement, Case, Promoter, PromotionFailed
+from pyproxy.deadline import within
 from pyproxy.events import Event, emit
 from pyproxy.shardmap import Node, Shard
 
@@ -125,7 +126,7 @@ class SentinelPromoter(Promoter):
             raise PromotionFailed("the sentinels have not said yet who is the primary")
         self._announced.clear()
         try:
-            async with asyncio.timeout(deadline_s):
+            async with within(deadline_s):
                 try:
                     await self._order(case, b"COORDINATED")
                     await self._announced.wait()
@@ -390,7 +391,7 @@ async def _offset(connection: NodeConnection, field: str) -> int:
 async def _addresses(node: Node) -> set[str]:
     """The IP addresses of its host; none if they are not to be had in time."""
     try:
-        async with asyncio.timeout(DEADLINE_S):
+        async with within(DEADLINE_S):
             found = await asyncio.get_running_loop().getaddrinfo(node.host, node.port, type=socket.SOCK_STREAM)
     except (OSError, TimeoutError, UnicodeError):
         return set()

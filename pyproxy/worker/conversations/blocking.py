@@ -24,6 +24,7 @@ import contextlib
 from protocol import errors
 from protocol.reply import Error, decode
 from protocol.request import Request
+from pyproxy.deadline import within
 from pyproxy.worker.conversation import Conversation, Handler, NotSent, Refusal
 from pyproxy.worker.conversations.patience import Patience
 from pyproxy.worker.conversations.polling import NIL, NOTHING, POLLED, poll
@@ -141,7 +142,7 @@ class _Turn:
         A hand-over that waits for it in vain is given up. A client that has left is not waited for long.
         """
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._talk.reply_s if self._talk.stopped else None):
+            async with within(self._talk.reply_s if self._talk.stopped else None):
                 while await self._unblocks():  # noqa: ASYNC110 - the server says nothing by itself
                     await asyncio.sleep(UNBLOCK_AGAIN_S)
         self._loan.drop(errors.NOT_UNBLOCKED)
