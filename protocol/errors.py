@@ -429,8 +429,14 @@ def too_many_arguments(name: bytes, most: int) -> bytes:
 
 
 def reply_too_large(limit: int) -> bytes:
-    """The answer of a server is larger than all that a worker may hold."""
-    return _line(f"ERR the answer is larger than limits.memory_bytes ({limit}) of the proxy; it was done all the same")
+    """The answer of a server is larger than what a worker may hold, or than what is left of that."""
+    return _line(
+        f"ERR the answer is beyond the memory budget of the proxy (limits.memory_bytes, {limit}), alone or with ",
+        "others that came at the same time; it was done all the same",
+    )
+
+
+OVER_MEMORY = "sends an answer that is beyond the memory budget of the proxy (limits.memory_bytes)"
 
 
 def not_read(deadline_s: float) -> str:
@@ -544,6 +550,7 @@ def not_restored(shard: str, line: bytes) -> bytes:
     return _line(f"ERR shard {shard} does not take a value of another shard: ", line[1:].rstrip(b"\r\n"))
 
 
+TAKEN_AWAY = "has elements at the source that others take away, each before it is moved"
 INCOMPLETE = "has run it without all the values of other shards"
 COPIES_EXPIRED = b"-ERR they expired before they were read\r\n"
 

@@ -149,3 +149,46 @@ def decode(frame: bytes) -> Value:
 
 def _error(line: str) -> Error:
     return Error(line.encode())
+
+
+# --- an answer that is understood has to be looked at first, as a server may say anything -----------------------------
+
+
+def listed(said: Value) -> list[Value]:
+    """An array. Raises BadFrame for anything else."""
+    if not isinstance(said, list):
+        raise BadFrame(f"expected an array, got {said!r:.64}")
+    return said
+
+
+def fields(said: Value) -> dict[bytes, Value]:
+    """A map, or an array of names that each stand before their value. Raises BadFrame for anything else."""
+    if isinstance(said, Mapping):
+        pairs = list(said.items())
+    else:
+        words = listed(said)
+        if len(words) % 2:
+            raise BadFrame(f"expected names and values, got {len(words)} words")
+        pairs = list(zip(words[::2], words[1::2], strict=True))
+    found: dict[bytes, Value] = {}
+    for name, value in pairs:
+        if not isinstance(name, bytes):
+            raise BadFrame(f"expected a name, got {name!r:.64}")
+        found[name] = value
+    return found
+
+
+def text_of(said: Mapping[bytes, Value], name: bytes) -> bytes:
+    """The text of a field. Raises BadFrame where there is none."""
+    text = said.get(name)
+    if not isinstance(text, bytes):
+        raise BadFrame(f"expected a text as {name.decode()}, got {text!r:.64}")
+    return text
+
+
+def integer(frame: bytes) -> int:
+    """The number of an integer's frame. Raises BadFrame for anything else."""
+    number = decode(frame)
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise BadFrame(f"expected an integer, got {frame[:64]!r}")
+    return number

@@ -89,7 +89,7 @@ class Conversation:
             reply = await handler(self)
         except (Refusal, Unlendable, BadKeys) as refusal:
             reply = self._with_what_is_done(refusal.line)
-        except BadFrame:
+        except (BadFrame, ProtocolError):  # a server has answered with something that is no answer to this
             reply = self._with_what_is_done(errors.unexpected_part(self.command.name))
         except asyncio.CancelledError:
             if not self._end:
@@ -203,6 +203,10 @@ class Conversation:
         await done
 
     # --- what is asked ---
+
+    def error_of(self, frame: bytes) -> bytes:
+        """The error line for a frame that is not what was to come: the server's own, if it says one."""
+        return frame if frame.startswith(b"-") else errors.unexpected_part(self.command.name)
 
     def shard_of(self, key: bytes) -> int:
         return self.lane.shard_of(key)

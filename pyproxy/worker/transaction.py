@@ -202,7 +202,10 @@ async def in_order(lane: Lane, transaction: Transaction, frames: list[bytes | No
     """The answer to an EXEC whose blocks were answered by these arrays, by shard; others have their turns meanwhile."""
     while not transaction.do_own():  # noqa: ASYNC110 - it is the work that is waited for
         await asyncio.sleep(0)
-    assembly = Assembly(lane, transaction.commands, frames)
+    try:
+        assembly = Assembly(lane, transaction.commands, frames)
+    except ValueError:  # one of them is no array
+        return errors.unexpected_part(b"exec")
     while not assembly.step():  # noqa: ASYNC110
         await asyncio.sleep(0)
     return assembly.reply

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.reply import BadFrame, Error, Status, Value, Verbatim, decode, encode
+from protocol.reply import BadFrame, Error, Status, Value, Verbatim, decode, encode, fields, integer, listed, text_of
 from protocol.request import encode as encode_request
 from pyproxy.fleet import Server
 from tests.wire import exchange
@@ -141,3 +141,34 @@ def test_an_error_keeps_bytes_that_are_no_text() -> None:
 
 def test_false_is_a_value_and_not_the_want_of_one() -> None:
     assert decode(b"#f\r\n") is False
+
+
+def test_fields_are_those_of_a_map_or_of_a_flat_array() -> None:
+    assert fields({b"a": 1, b"b": None}) == fields([b"a", 1, b"b", None]) == {b"a": 1, b"b": None}
+    assert text_of({b"a": b"x"}, b"a") == b"x"
+    assert listed([1, b"x"]) == [1, b"x"]
+    assert integer(b":-7\r\n") == -7
+
+
+@pytest.mark.parametrize("said", [None, 1, b"x", Error(b"ERR x"), [b"a"], [1, 2], [[], 1], {1: 2}])
+def test_what_has_no_fields_is_a_bad_frame(said: Value) -> None:
+    with pytest.raises(BadFrame):
+        fields(said)
+
+
+@pytest.mark.parametrize("said", [{}, {b"a": None}, {b"a": 1}, {b"a": [b"x"]}, {b"b": b"x"}])
+def test_a_field_that_is_no_text_is_a_bad_frame(said: dict[bytes, Value]) -> None:
+    with pytest.raises(BadFrame):
+        text_of(said, b"a")
+
+
+@pytest.mark.parametrize("frame", [b"+1\r\n", b"$1\r\n1\r\n", b"#t\r\n", b"_\r\n", b"*1\r\n:1\r\n", b"-ERR 1\r\n"])
+def test_what_is_no_integer_is_a_bad_frame(frame: bytes) -> None:
+    with pytest.raises(BadFrame):
+        integer(frame)
+
+
+@pytest.mark.parametrize("said", [None, 1, b"x", {b"a": 1}])
+def test_what_is_no_array_is_a_bad_frame(said: Value) -> None:
+    with pytest.raises(BadFrame):
+        listed(said)

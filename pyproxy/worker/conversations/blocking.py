@@ -22,7 +22,7 @@ import asyncio
 import contextlib
 
 from protocol import errors
-from protocol.reply import Error, decode
+from protocol.reply import Error, decode, fields, text_of
 from protocol.request import Request
 from pyproxy.deadline import within
 from pyproxy.worker.conversation import Conversation, Handler, NotSent, Refusal
@@ -64,10 +64,8 @@ async def _resolve_last_ids(talk: Conversation, patience: Patience) -> None:
         said = decode(await talk.ask(talk.shard_of(talk.argv[key]), b"XINFO", b"STREAM", talk.argv[key], primary=True))
         if said == Error(b"ERR no such key"):
             patience.argv[place] = b"0-0"
-        elif isinstance(said, dict):
-            patience.argv[place] = said[b"last-generated-id"]
-        elif isinstance(said, list):
-            patience.argv[place] = said[said.index(b"last-generated-id") + 1]
+        elif not isinstance(said, Error):
+            patience.argv[place] = text_of(fields(said), b"last-generated-id")
 
 
 async def _at_server(talk: Conversation, shard: int, patience: Patience) -> bytes:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from protocol import errors
 from protocol.keyspecs import number
+from protocol.reply import BadFrame, decode, integer
 from protocol.scan import elements
 from pyproxy.worker import cursor
 from pyproxy.worker.conversation import Conversation, Handler, Refusal
@@ -18,13 +19,19 @@ ATTEMPTS = 4
 COUNT = 10
 """Keys of a page, if its client does not say (server.c, scanGenericCommand)."""
 
+_CURSOR = re.compile(rb"[0-9]{1,20}")
+
 _RUN_ID = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 
 
 async def _randomkey(talk: Conversation) -> bytes:
     """A key of a shard that is chosen by how many keys it has; nil only if every shard is empty."""
     sizes = await talk.ask_all(b"DBSIZE")
-    counts = {shard: int(frame[1:-2]) for shard, frame in sizes.items() if frame.startswith(b":")}
+    counts = {}
+    for shard, frame in sizes.items():
+        if frame.startswith(b"-"):
+            raise Refusal(errors.part_failed(talk.name(shard), frame))
+        counts[shard] = max(integer(frame), 0)
     nil = b"_\r\n" if talk.client.proto == 3 else b"$-1\r\n"
     while any(counts.values()):
         (shard,) = random.choices(list(counts), list(counts.values()))
@@ -54,10 +61,8 @@ async def _scan(talk: Conversation) -> bytes:
             frame = refusal.line
         if frame.startswith(b"-"):
             return _reply(cursor.write(at, shards), count, found) if count else frame
-        said, keys = elements(frame, talk.client.proto == 3)
-        head, _, more = keys.partition(b"\r\n")
-        count, found = count + int(head[1:]), found + more
-        reached = int(said.split(b"\r\n")[1])
+        reached, more, keys = _found(frame, talk.client.proto)
+        count, found = count + more, found + keys
         if reached:
             written = cursor.write(Position(at.shard, generation, reached), shards)
             return _reply(written, count, found) if written else errors.cursor_too_large(talk.name(at.shard), reached)
@@ -66,6 +71,16 @@ async def _scan(talk: Conversation) -> bytes:
         at = Position(at.shard + 1)
         if count >= wanted or (count and talk.lane.loop.time() >= until):
             return _reply(cursor.write(at, shards), count, found)
+
+
+def _found(frame: bytes, proto: int) -> tuple[int, int, bytes]:
+    """The answer to a SCAN: the server's cursor, how many keys, their frames. Raises BadFrame, ProtocolError."""
+    words = elements(frame, proto == 3)
+    said = decode(words[0]) if len(words) == 2 else None
+    if not isinstance(said, bytes) or not _CURSOR.fullmatch(said) or not words[1].startswith(b"*"):
+        raise BadFrame(f"expected a cursor and keys, got {frame[:64]!r}")
+    head, _, keys = words[1].partition(b"\r\n")
+    return int(said), max(int(head[1:]), 0), keys
 
 
 def _count(argv: Sequence[bytes]) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from protocol import errors
 from protocol.keyspecs import number
+from protocol.reply import BadFrame
 from protocol.request import Block, Request
 from pyproxy.worker.conversation import Conversation, Handler, Refusal
 from pyproxy.worker.conversations.operands import OK, check_size, value
@@ -26,6 +27,7 @@ TRIES = 20
 """How often a source may be changed by others, until it is left where it is."""
 
 NONE, ONE = b":0\r\n", b":1\r\n"
+NIL = (b"$-1\r\n", b"_\r\n")  # of an element, in RESP2 and RESP3
 TAKEN = b"-BUSYKEY "  # what RESTORE says where a key is there that it may not replace
 
 
@@ -59,9 +61,9 @@ async def _renamed(talk: Conversation, *, replace: bool, done: bytes) -> bytes:
             written = await talk.ask(there, *command, write=True)
             if written != OK:
                 if attempt:
-                    raise Refusal(written)
+                    raise Refusal(talk.error_of(written))
                 await _unwatch(talk, loan)
-                return NONE if written.startswith(TAKEN) and not replace else written
+                return NONE if written.startswith(TAKEN) and not replace else talk.error_of(written)
             talk.applied(there)
             if await _deleted(talk, loan, source):
                 loan.keep = True
@@ -71,7 +73,9 @@ async def _renamed(talk: Conversation, *, replace: bool, done: bytes) -> bytes:
 
 async def _watched(talk: Conversation, loan: Loan, key: bytes) -> tuple[bytes, int] | None:
     """A key of this connection's shard, watched from now on: its value as DUMP gives it, and its PTTL. None: no key."""
-    _, size = await asyncio.gather(_ask(talk, loan, b"WATCH", key), _ask(talk, loan, b"MEMORY", b"USAGE", key))
+    watched, size = await asyncio.gather(_ask(talk, loan, b"WATCH", key), _ask(talk, loan, b"MEMORY", b"USAGE", key))
+    if watched != b"OK":
+        raise BadFrame("WATCH was not answered as it is")  # so what was changed meanwhile might not be seen
     check_size(talk, size if isinstance(size, int) else 0)
     payload, left_ms = await asyncio.gather(_ask(talk, loan, b"DUMP", key), _ask(talk, loan, b"PTTL", key))
     return _found(talk, payload, left_ms)
@@ -83,8 +87,11 @@ async def _unwatch(talk: Conversation, loan: Loan) -> None:
 
 
 def _found(talk: Conversation, payload: object, left_ms: object) -> tuple[bytes, int] | None:
-    if not isinstance(payload, bytes) or not isinstance(left_ms, int) or left_ms == -2:
+    """Of the answers to DUMP and PTTL. Raises BadFrame for any that are none."""
+    if payload is None or left_ms == -2:
         return None
+    if not isinstance(payload, bytes) or not isinstance(left_ms, int) or left_ms < -1:
+        raise BadFrame(f"expected the answers to DUMP and PTTL, got {payload!r:.64} and {left_ms!r:.64}")
     check_size(talk, len(payload))
     return payload, left_ms
 
@@ -99,7 +106,10 @@ async def _deleted(talk: Conversation, loan: Loan, key: bytes) -> bool:
     """Whether a key that is watched was as it had been, and is gone now."""
     block = Block([Request([b"DEL", key])])
     frame = await talk.ask_on(loan, block, write=True, deadline_s=talk.reply_s)
-    return value(talk, loan.link.index, frame) == [1]
+    said = value(talk, loan.link.index, frame)
+    if said not in (None, [0], [1]):
+        raise BadFrame(f"expected the answer to a block with a DEL, got {frame[:64]!r}")
+    return said == [1]
 
 
 def restore(key: bytes, payload: bytes, left_ms: int, *, replace: bool) -> list[bytes]:
@@ -127,7 +137,7 @@ async def _copy(talk: Conversation) -> bytes:
             loan.keep = True
     if written.startswith(TAKEN):
         return NONE
-    return ONE if written == OK else written
+    return ONE if written == OK else talk.error_of(written)
 
 
 def copy_options(argv: Sequence[bytes]) -> tuple[bool, int | None]:
@@ -161,17 +171,17 @@ async def _smove(talk: Conversation) -> bytes:
     if frame == NONE:
         return await _not_a_member(talk)
     if frame != ONE:
-        return frame
+        return talk.error_of(frame)
     added = await talk.ask(there, b"SADD", destination, member, write=True)
     if added not in (NONE, ONE):
-        return added
+        return talk.error_of(added)
     if added == ONE:
         talk.applied(there)
     removed = await talk.ask(here, b"SREM", source, member, write=True)
     if removed == NONE and added == ONE:
         return errors.source_taken(talk.name(here), talk.name(there))
     if removed not in (NONE, ONE):
-        raise Refusal(removed)
+        raise Refusal(talk.error_of(removed))
     return removed
 
 
@@ -181,7 +191,7 @@ async def _not_a_member(talk: Conversation) -> bytes:
     if await talk.ask(here, b"EXISTS", source, primary=True) == NONE:
         return NONE
     frame = await talk.ask(there, b"SISMEMBER", destination, talk.argv[3], primary=True)
-    return NONE if frame in (NONE, ONE) else frame
+    return NONE if frame in (NONE, ONE) else talk.error_of(frame)
 
 
 async def _rpoplpush(talk: Conversation) -> bytes:
@@ -198,25 +208,31 @@ async def _lmove(talk: Conversation) -> bytes:
 async def _moved(talk: Conversation, from_side: bytes, to_side: bytes) -> bytes:
     """An element from the end of one list to an end of another.
 
-    Where somebody else takes it from the source first, it is taken back from the destination, and the next one moved.
+    Where somebody else takes it from the source first, it is taken back from the destination, and the next one moved,
+    for as long as a reply may take.
     """
     source, here, destination, there = _ends(talk)
     place, one_from = (b"0", b"1") if from_side == b"left" else (b"-1", b"-1")
     push, one_to = (b"LPUSH", b"1") if to_side == b"left" else (b"RPUSH", b"-1")
+    until = talk.lane.loop.time() + talk.reply_s
     while True:
         frame = await talk.ask(here, b"LINDEX", source, place, primary=True)
+        if frame in NIL:
+            return frame
         element = _element(frame)
         if element is None:
-            return frame  # nil, or what is wrong with it
+            return talk.error_of(frame)
+        if talk.lane.loop.time() >= until:
+            return errors.not_applied(talk.name(here), talk.lane.links[here].node, errors.TAKEN_AWAY)
         pushed = await talk.ask(there, push, destination, element, write=True)
         if not pushed.startswith(b":"):
-            return pushed
+            return talk.error_of(pushed)
         talk.applied(there)
         removed = await talk.ask(here, b"LREM", source, one_from, element, write=True)
         if removed == ONE:
             return frame
         if removed != NONE:
-            raise Refusal(removed)
+            raise Refusal(talk.error_of(removed))
         if await talk.ask(there, b"LREM", destination, one_to, element, write=True) != ONE:
             return errors.source_taken(talk.name(here), talk.name(there))
         talk.undone(there)

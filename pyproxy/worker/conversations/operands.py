@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, count
 
 from protocol import errors, reply
-from protocol.reply import Error
+from protocol.reply import BadFrame, Error
 from pyproxy.worker.conversation import Conversation, Handler, Refusal
 
 COPY_MS = b"60000"
@@ -40,7 +40,9 @@ async def fetch(talk: Conversation, keys: Mapping[int, Sequence[bytes]], *, prim
     for shard, each in keys.items():
         for key, frame in zip(each, frames.pop(shard), strict=True):
             payload = value(talk, shard, frame)
-            if isinstance(payload, bytes):
+            if payload is not None:
+                if not isinstance(payload, bytes):
+                    raise BadFrame(f"expected a value of DUMP, got {frame[:64]!r}")
                 found[key] = payload
     check_size(talk, sum(map(len, found.values())))
     return found

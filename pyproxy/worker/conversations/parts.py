@@ -13,6 +13,7 @@ from itertools import groupby
 
 from protocol import errors
 from protocol.keyspecs import number
+from protocol.reply import integer
 from pyproxy.worker.conversation import Conversation, Handler, Refusal
 
 NONE, ONE = b":0\r\n", b":1\r\n"
@@ -62,8 +63,8 @@ async def _set(
             return errors.condition_lost(talk.name(shard), done)
         if frame != ONE:
             if done:
-                raise Refusal(frame)
-            return frame
+                raise Refusal(talk.error_of(frame))
+            return talk.error_of(frame)
         talk.applied(shard)
         done.append(talk.name(shard))
     return ONE
@@ -74,6 +75,8 @@ async def _holds(talk: Conversation, parts: dict[int, list[bytes]], must: bytes)
     for shard, frame in frames.items():
         if frame.startswith(b"-"):
             raise Refusal(errors.part_failed(talk.name(shard), frame))
+        if not 0 <= integer(frame) <= len(parts[shard]) // 2:
+            raise Refusal(errors.unexpected_part(talk.command.name))
         if frame != b":%d\r\n" % (len(parts[shard]) // 2 if must == b"xx" else 0):
             return False
     return True

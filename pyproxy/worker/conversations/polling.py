@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 from protocol import errors, scan
 from protocol.keyspecs import timeout_place
+from protocol.reply import BadFrame
 from pyproxy.worker.conversation import Conversation, Handler, Refusal
 from pyproxy.worker.conversations.moves import HANDLERS as MOVES
 from pyproxy.worker.conversations.patience import Patience
@@ -76,8 +77,17 @@ def _groups(talk: Conversation, positions: Sequence[int]) -> Iterator[tuple[int,
 def _elements(frame: bytes) -> list[bytes]:
     """Of an array; of a map its keys and values."""
     head, _, body = frame.partition(b"\r\n")
+    if head[:1] not in (b"*", b"%"):
+        raise BadFrame(f"expected an array, got {frame[:64]!r}")
     count = int(head[1:]) * (2 if head.startswith(b"%") else 1)
-    return scan.elements(b"*%d\r\n%b" % (count, body), True)
+    return scan.elements(b"*%d\r\n%b" % (max(count, 0), body), True)
+
+
+def _only(count: int, words: list[bytes]) -> list[bytes]:
+    """These, of which there must be so many. Raises BadFrame."""
+    if len(words) != count:
+        raise BadFrame(f"expected {count} elements, got {len(words)}")
+    return words
 
 
 # --- lists and sorted sets --------------------------------------------------------------------------------------------
@@ -90,9 +100,9 @@ def _popping(name: bytes, where: bytes) -> Round:
         reply = await _pop(talk, argv, groups, name, [where])
         if reply is None or reply.startswith(b"-"):
             return reply
-        key, popped = _elements(reply)
-        (element,) = _elements(popped)
-        words = [key, element] if name == b"LMPOP" else [key, *_elements(element)]
+        key, popped = _only(2, _elements(reply))
+        (element,) = _only(1, _elements(popped))
+        words = [key, element] if name == b"LMPOP" else [key, *_only(2, _elements(element))]
         return b"*%d\r\n" % len(words) + b"".join(words)
 
     return ask
@@ -162,6 +172,8 @@ async def _read(talk: Conversation, argv: Sequence[bytes], groups: Groups) -> by
                 break
             return reply
         if reply not in NOTHING:
+            if not reply.startswith(b"%" if talk.client.proto == 3 else b"*"):
+                raise BadFrame(f"expected streams, got {reply[:64]!r}")  # else the header below would count wrong
             found += _elements(reply)
     if not found:
         return None

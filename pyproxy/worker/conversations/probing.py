@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from protocol import scan
+from protocol.reply import BadFrame, integer
 from protocol.request import Asked, Block, Request
 from pyproxy.worker.conversation import Conversation
 from pyproxy.worker.split import ask
@@ -162,7 +163,10 @@ class Line:
     def _counted(self, keys: Sequence[tuple[bytes, bytes]], frame: bytes) -> None:
         sizes = scan.elements(frame, True) if frame.startswith(b"*%d\r\n" % len(keys)) else [b"-"] * len(keys)
         for (size, key), said in zip(keys, sizes, strict=True):
-            left = int(said[1:-2]) if said.startswith(b":") else len(self._waiters)  # WRONGTYPE, which they are told
+            try:
+                left = integer(said)
+            except BadFrame:
+                left = len(self._waiters)  # WRONGTYPE, which they are told
             for waiter in self._waiters:
                 if left <= 0:
                     break

@@ -25,8 +25,7 @@ async def _purge(talk: Conversation) -> bytes:
 
 
 def _not_done(talk: Conversation, shard: int, frame: bytes) -> bytes:
-    line = frame if frame[:1] == b"-" else errors.unexpected_part(talk.command.name)
-    return errors.part_failed(talk.name(shard), line)
+    return errors.part_failed(talk.name(shard), talk.error_of(frame))
 
 
 HANDLERS: dict[bytes, Handler] = {b"memory|doctor": _doctor, b"memory|purge": _purge}

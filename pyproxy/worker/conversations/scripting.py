@@ -14,12 +14,11 @@ replies, of which the second would be another client's.
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
 
 from protocol import errors
 from protocol.keyspecs import number
 from protocol.lua import may_use_keys
-from protocol.reply import decode, encode
+from protocol.reply import BadFrame, Error, Value, decode, encode, fields, listed, text_of
 from protocol.request import Request
 from pyproxy.scripts import digest_of
 from pyproxy.worker.conversation import Conversation, Handler, NotSent, Refusal
@@ -183,27 +182,21 @@ async def _code_of(talk: Conversation, loan: Loan, function: bytes) -> list[byte
 
     Raises Refusal where the server does not say.
     """
-    frame = await _ask(talk, loan, b"FUNCTION", b"LIST")
-    for library in _libraries(frame):
-        functions = library[b"functions"]
-        assert isinstance(functions, list)
-        if function.lower() in [_fields(each)[b"name"].lower() for each in functions]:
-            name = library[b"library_name"]
+    for library in _libraries(await _ask(talk, loan, b"FUNCTION", b"LIST")):
+        functions = [fields(each) for each in listed(library.get(b"functions"))]
+        if function.lower() in [text_of(each, b"name").lower() for each in functions]:
+            name = text_of(library, b"library_name")
             shown = _libraries(await _ask(talk, loan, b"FUNCTION", b"LIST", b"LIBRARYNAME", name, b"WITHCODE"))
-            return [each[b"library_code"] for each in shown]
+            return [text_of(each, b"library_code") for each in shown]
     return []
 
 
-def _libraries(frame: bytes) -> list[dict[bytes, Any]]:
-    """Of an answer to FUNCTION LIST: maps, or flat lists."""
+def _libraries(frame: bytes) -> list[dict[bytes, Value]]:
+    """Of an answer to FUNCTION LIST: maps, or flat lists. Raises Refusal for an error, BadFrame for anything else."""
     said = decode(frame)
-    if not isinstance(said, list):
+    if isinstance(said, Error):
         raise Refusal(frame)
-    return [_fields(each) for each in said]
-
-
-def _fields(said: Any) -> dict[bytes, Any]:
-    return said if isinstance(said, dict) else dict(zip(said[::2], said[1::2], strict=True))
+    return [fields(each) for each in listed(said)]
 
 
 # --- in a transaction -------------------------------------------------------------------------------------------------
@@ -244,10 +237,18 @@ async def _which(talk: Conversation, loan: Loan, digests: Sequence[bytes]) -> li
     if not digests:
         return []
     try:
-        said = decode(await _ask(talk, loan, b"SCRIPT", b"EXISTS", *digests))
-    except Refusal:
+        has = _said_to_exist(await _ask(talk, loan, b"SCRIPT", b"EXISTS", *digests), len(digests))
+    except (Refusal, BadFrame):
         return []
-    return [digest for digest, has in zip(digests, said, strict=True) if has == 1] if isinstance(said, list) else []
+    return [digest for digest, there in zip(digests, has, strict=True) if there]
+
+
+def _said_to_exist(frame: bytes, count: int) -> list[bool]:
+    """The answer to SCRIPT EXISTS of so many digests. Raises BadFrame."""
+    said = listed(decode(frame))
+    if len(said) != count or any(each not in (0, 1) for each in said):
+        raise BadFrame(f"expected {count} times 0 or 1, got {frame[:64]!r}")
+    return [each == 1 for each in said]
 
 
 # --- asked of all shards ----------------------------------------------------------------------------------------------
@@ -315,10 +316,10 @@ async def _script_exists(talk: Conversation) -> bytes:
     if unknown:
         frames = await talk.ask_all(b"SCRIPT", b"EXISTS", *unknown, primary=True)
         for shard, frame in frames.items():
-            said = decode(frame)
-            if not isinstance(said, list):
+            if frame.startswith(b"-"):
                 return errors.part_failed(talk.name(shard), frame)
-            lacking |= {digest for digest, has in zip(unknown, said, strict=True) if has != 1}
+            has = _said_to_exist(frame, len(unknown))
+            lacking |= {digest for digest, there in zip(unknown, has, strict=True) if not there}
     return encode([int(digest not in lacking) for digest in digests], talk.client.proto)
 
 

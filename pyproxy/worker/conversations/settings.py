@@ -68,5 +68,5 @@ async def _asked_first(talk: Conversation) -> bytes:
     for shard, frame in frames.items():
         if frame != OK:
             took = [talk.name(other) for other, said in frames.items() if said == OK]
-            return part_failed(talk.name(shard), frame, took)
+            return part_failed(talk.name(shard), talk.error_of(frame), took)
     return b""

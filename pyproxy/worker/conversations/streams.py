@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from protocol import errors
-from protocol.reply import RESP3, decode
+from protocol.reply import RESP3, Error, decode, fields, listed, text_of
 from protocol.scan import ProtocolError, elements
 from pyproxy.worker.conversation import Conversation, Handler, Refusal
 
@@ -71,8 +71,9 @@ async def _without_group(
 def _has_group(frame: bytes, group: bytes) -> bool:
     """`frame`: the answer to XINFO GROUPS, of maps or flat lists that begin with the name."""
     said = decode(frame)
-    names = [each[b"name"] if isinstance(each, dict) else each[1] for each in said] if isinstance(said, list) else []
-    return group in names
+    if isinstance(said, Error):
+        return False
+    return group in [text_of(fields(each), b"name") for each in listed(said)]
 
 
 async def _one_by_one(talk: Conversation, commands: Mapping[int, Sequence[bytes]]) -> dict[int, bytes]:
