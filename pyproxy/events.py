@@ -137,6 +137,7 @@ class Event(enum.Enum):
     ACCEPT = "+accept-failed", logging.ERROR
     MAX_CLIENTS = "+max-clients", logging.WARNING  # connections are turned away
     SHED = "+shed", logging.WARNING  # a client was closed to keep the memory budget
+    REPLY_DISCARDED = "+reply-discarded", logging.WARNING  # an answer that came was thrown away, likewise
     BUG = "+bug", logging.ERROR  # an exception that nobody expected
 
 

@@ -108,7 +108,8 @@ cdef class Backend:
             self.link.connect(self)
         if self.door == Door.SHUT:
             return 0
-        if self.lane.held + size > self.lane.memory_limit // 4 * 3:
+        # what another server does not bring to its end is no reason: it is given up where the budget needs that
+        if self.lane.held - self.lane.arriving + size > self.lane.memory_limit // 4 * 3:
             self.refusal = errors.not_applied(self.link.name, self.link.node, errors.OVER_BUDGET)
             return 0
         if self.door == Door.OPEN and self.out_bytes <= OUT_LIMIT:

@@ -14,10 +14,16 @@ cdef int check(Lane lane) except -1:
     cdef dict parts = {}            # client -> bytes of parts that wait for their siblings
     cdef dict owed = {}             # client -> shard -> how many of its writes may still be applied
     cdef list backends = _all_backends(lane)
-    cdef long long held = lane.handed_on, handed_on = 0, inflight = 0
+    cdef long long held = lane.handed_on, handed_on = 0, arriving = 0, inflight = 0
     for backend in backends:
         _check_backend(lane, <Backend>backend, answered, parts, owed)
         handed_on += (<Backend>backend).charged
+    for wire in lane.arrivals:
+        arriving += (<Wire>wire).charged
+        if (<Wire>wire).lost or not (<Wire>wire).charged:
+            raise Broken(f"{lane}: nothing arrives on a connection that is listed for it")
+    _expect(lane, "bytes of replies that are not whole", lane.arriving, arriving)
+    handed_on += arriving
     _expect(lane, "bytes that wait for servers", lane.handed_on, handed_on)
     _check_gates(lane, backends)
     dirty = set(lane.dirty_clients)
@@ -97,7 +103,8 @@ cdef int _check_backend(Lane lane, Backend backend, set answered, dict parts, di
     if backend.wire is not None and backend.unflushed and not (backend.dirty or backend.wire.choked or backend.wire.lost):
         raise Broken(f"{backend}: {backend.unflushed} requests wait for a turn that nobody asks for")
     if backend.in_transfer and (backend.wire is None or not (backend.wire.large is not None or backend.wire.skipping
-                                                             or backend.wire.inbuf is not None)):
+                                                             or backend.wire.inbuf is not None
+                                                             or backend.wire.overlong)):
         raise Broken(f"{backend}: a large reply comes on no connection")
     plain = is_open and backend.door == Door.OPEN and not (backend._guarded or backend.in_transfer or backend.wire.choked)
     _expect(backend, "whether all is as usual", backend.plain, plain)

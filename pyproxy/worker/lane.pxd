@@ -189,7 +189,10 @@ cdef class Lane:
     cdef readonly double slow_s         # for other slow requests
     cdef readonly double silence_s
     cdef readonly long long held
-    cdef readonly long long handed_on       # of it, what waits for a server: it is no client's any more
+    cdef readonly long long handed_on       # of it, what waits for a server, or comes from one: it is no client's
+    cdef readonly long long arriving        # of that, replies that are not whole yet, if they are large
+    cdef list arrivals                      # the wires on which they come
+    cdef int keep_budget(self) except -1
     cdef bint _is_over(self)
     cdef readonly long long commands
     cdef readonly long long errors
@@ -403,7 +406,9 @@ cdef class Wire:
     cdef bytes large                # a bulk that is being received, of its final size
     cdef Py_ssize_t large_filled
     cdef Py_ssize_t skipping        # bytes still to come of a bulk that is larger than the memory budget: thrown away
-    cdef bint overlong              # so is what comes of an array
+    cdef char last                  # the last byte that was thrown away
+    cdef bint overlong              # all that comes of this answer is thrown away
+    cdef Py_ssize_t charged         # what of the lane's `held` is for an answer that is not whole
     cdef ReplyScan scan
     cdef int fd
     cdef bint tls                   # the socket belongs to the transport alone
@@ -431,6 +436,11 @@ cdef class Wire:
     cdef bint _begin_large(self, const char *p, Py_ssize_t n) except -1
     cdef Py_ssize_t _fill(self, bytes data) except -1
     cdef Py_ssize_t _skip(self, bytes data) except -1
+    cdef int _unfinished(self) except -1
+    cdef int _charge(self, Py_ssize_t size) except -1
+    cdef int discard(self) except -1
+    cdef int _trim(self) except -1
+    cdef int _end_garbled(self, str why) except -2
     cdef int _deliver_overlong(self) except -1
 
 

@@ -113,6 +113,8 @@ cdef enum:
     WINDOW_MEMORY = 16777216    # 16 MiB of the memory, if that is fewer
     WRITE_BYTES = 262144        # given to a transport at once
     LINE_ROOM = 65536           # what a server says in an error, beside a key and a name that the client sent
+    COUNTED_BYTES = 65536       # of a reply that is not whole, counted in the memory budget; less costs no more to keep
+    SETUP_BYTES = 131072        # of a reply before any request: none is as long
     LARGE = 16384               # from here on bytes are passed on as they are, not joined
     LARGEST = 67108864          # a server's header is believed up to here; more is kept as it comes
     MOVING_BYTES = 1024         # of a reply that is not whole yet, within its deadline: then it is waited for
@@ -352,6 +354,7 @@ cdef class Lane:
         self.backlog = []
         self.clients = set()
         self.lingering = []
+        self.arrivals = []
         self.limits.args = config.limits.args
         self.limits.bulk = self.bulk_limit = config.limits.bulk_bytes
         self.block_bytes = 1 << 62
@@ -627,6 +630,21 @@ cdef class Lane:
             self.shed_clients += 1
             emit(Event.SHED, id=client.id, addr=client.addr, bytes=client.buffered, limit=self.memory_limit)
             client.abandon()
+
+    cdef int keep_budget(self) except -1:
+        """Above the budget of memory the largest reply that has not come to its end is thrown away, and so on, until it is
+        kept or these are a quarter of it at most: more is for the clients to give, see `_shed`."""
+        cdef Wire wire, largest
+        while self.held > self.memory_limit and self.arriving > self.memory_limit >> 2:
+            largest = None
+            for each in self.arrivals:
+                wire = <Wire>each
+                if largest is None or wire.charged > largest.charged:
+                    largest = wire
+            largest.discard()
+        if self.held > self.memory_limit:
+            self.wake()
+        return 0
 
     cdef int settle(self, Pending item, bytes frame) except -1:
         """Gives a request its reply, whoever waits for it; a tombstone swallows it."""

@@ -73,6 +73,8 @@ cdef class Wire:
             used = self._cut(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
             if 0 <= used < PyBytes_GET_SIZE(data):
                 self.inbuf = bytearray(data[used:])
+                if self.overlong or PyBytes_GET_SIZE(data) - used >= COUNTED_BYTES:
+                    self._unfinished()
             return 0
         inbuf = self.inbuf
         inbuf += data
@@ -81,13 +83,86 @@ cdef class Wire:
             self.inbuf = None
         elif used:
             del inbuf[:used]
-        if self.inbuf is not None and len(inbuf) > self.backend.lane.memory_limit:
-            self.overlong = True
-        if self.overlong and self.inbuf is not None:
-            del inbuf[:self.scan.pos]
-            self.scan.pos = 0
-        if self.on_setup is None and self.large is None and not self.lost:
+        if self.on_setup is None and self.large is None and not self.skipping and not self.lost:
             self.backend.transfers(self.inbuf is not None and len(inbuf) >= BULK_BYTES)     # of an array, say
+        if self.inbuf is not None and (self.overlong or self.charged or len(inbuf) >= COUNTED_BYTES):
+            self._unfinished()
+        elif self.charged and self.inbuf is None and self.large is None:
+            self._charge(0)
+        return 0
+
+    # --- what has come of a reply that is not whole ---
+
+    cdef int _unfinished(self) except -1:
+        """Counts what is buffered of a reply whose end has not come; what is thrown away is not kept."""
+        if self.on_setup is not None:
+            if len(self.inbuf) > SETUP_BYTES:
+                self.drop(errors.garbled("sent a reply without an end before it was asked anything"))
+            return 0
+        if self.overlong:
+            self._trim()
+        self._charge(len(self.inbuf) if self.inbuf is not None else 0)
+        if self.charged > self.backend.lane.memory_limit:
+            return self.discard()
+        return self.backend.lane.keep_budget()
+
+    cdef int _charge(self, Py_ssize_t size) except -1:
+        """So much of the worker's budget of memory is what this server has said of a reply that is not whole."""
+        cdef Lane lane = self.backend.lane
+        if size < COUNTED_BYTES:
+            size = 0
+        if size and not self.charged:
+            lane.arrivals.append(self)
+        elif self.charged and not size:
+            lane.arrivals.remove(self)
+        lane.held += size - self.charged
+        lane.handed_on += size - self.charged
+        lane.arriving += size - self.charged
+        self.charged = size
+        return 0
+
+    cdef int discard(self) except -1:
+        """What has come of this reply is thrown away, and so will be what comes of it; who asked is told so.
+
+        Only a line cannot be passed over: its end is not known.
+        """
+        cdef Backend backend = self.backend
+        emit(Event.REPLY_DISCARDED, shard=backend.link.name, node=backend.link.node, bytes=self.charged,
+             limit=backend.lane.memory_limit)
+        if self.large is not None:
+            self.skipping = PyBytes_GET_SIZE(self.large) - self.large_filled
+            self.last = PyBytes_AS_STRING(self.large)[self.large_filled - 1]
+            self.large = None
+            self.overlong = True
+            self._charge(0)
+            return 0
+        self.overlong = True
+        if self.inbuf is not None:
+            self._trim()
+        self._charge(len(self.inbuf) if self.inbuf is not None else 0)
+        if self.charged:
+            self._end_garbled(errors.OVER_MEMORY)
+        return 0
+
+    cdef int _trim(self) except -1:
+        """Of an answer that is thrown away no more is kept than the beginning of an element that is not known yet."""
+        cdef const char *p
+        cdef Py_ssize_t n, size
+        cdef long long value = 0
+        del self.inbuf[:self.scan.pos]
+        self.scan.pos = 0
+        p = PyByteArray_AS_STRING(self.inbuf)
+        n = len(self.inbuf)
+        if n < LARGE or (p[0] != c'$' and p[0] != c'=' and p[0] != c'!'):
+            return 0
+        size = counted(p, n, &value)
+        if size == 0 or size + value + 2 <= n:
+            return 0
+        self.skipping = size + value + 2 - n
+        self.last = p[n - 1]
+        self.inbuf = None
+        self.scan.left -= 1     # it is an element less
+        self.scan.seen = 0
         return 0
 
     cdef int _broke(self, Pending item) except -1:
@@ -145,12 +220,16 @@ cdef class Wire:
         return pos
 
     cdef int _garbled(self, str what) except -2:
-        """The server broke the protocol -> -1.  What it answered in this way is not asked again: it would do so again,
-        and each time everybody's requests would be lost with the connection."""
+        """The server broke the protocol -> -1."""
+        return self._end_garbled(errors.garbled(what))
+
+    cdef int _end_garbled(self, str why) except -2:
+        """It is given up for what it has answered -> -1.  That is not asked again: it would be answered so again, and
+        each time everybody's requests would be lost with the connection."""
         cdef Backend backend = self.backend
         if self.on_setup is None and backend.wire is self and backend.count > backend.unflushed:
             backend.head.retried = True
-        self.drop(errors.garbled(what))
+        self.drop(why)
         return -1
 
     cdef bint _owes(self) except -1:
@@ -253,6 +332,8 @@ cdef class Wire:
             return False    # all of it is here, so the scanner waits for something else
         if value > self.backend.lane.memory_limit:
             self.skipping = size - n
+            self.last = p[n - 1]
+            self.overlong = True
             self.backend.transfers(True)
             self.scan.left = 0
             self.scan.pos = 0
@@ -264,6 +345,7 @@ cdef class Wire:
         self.large_filled = n
         self.scan.left = 0
         self.scan.pos = 0
+        self._charge(n)     # the next piece finds out whether that is too much
         return True
 
     cdef Py_ssize_t _fill(self, bytes data) except -1:
@@ -275,8 +357,11 @@ cdef class Wire:
         memcpy(p + self.large_filled, PyBytes_AS_STRING(data), taken)
         self.large_filled += taken
         if self.large_filled < size:
+            self._charge(self.large_filled)
+            self.backend.lane.keep_budget()
             return taken
         self.large = None
+        self._charge(0)
         self.backend.transfers(False)
         if p[size - 2] != c'\r' or p[size - 1] != c'\n':
             self._garbled("sent bytes that are not a reply")
@@ -289,13 +374,16 @@ cdef class Wire:
         return taken
 
     cdef Py_ssize_t _skip(self, bytes data) except -1:
-        """Throws more of a bulk away -> bytes of `data` that belong to it."""
+        """Throws more of a bulk away, the answer or an element of it -> bytes of `data` that belong to it."""
         cdef Py_ssize_t taken = min(PyBytes_GET_SIZE(data), self.skipping)
+        cdef const char *p = PyBytes_AS_STRING(data)
         self.skipping -= taken
-        if self.skipping == 0:
-            self.backend.transfers(False)
-            if self._owes():
-                self._deliver_overlong()
+        if self.skipping:
+            self.last = p[taken - 1]
+        elif (p[taken - 2] if taken > 1 else self.last) != c'\r' or p[taken - 1] != c'\n':
+            self._garbled("sent bytes that are not a reply")
+        elif self.scan.left == 0 and self._owes():
+            self._deliver_overlong()
         return taken
 
     cdef int _deliver_overlong(self) except -1:
@@ -304,6 +392,7 @@ cdef class Wire:
         cdef bytes line = errors.reply_too_large(self.backend.lane.memory_limit)
         self.overlong = False
         try:
+            self.backend.transfers(False)
             return self._deliver(item, PyBytes_AS_STRING(line), PyBytes_GET_SIZE(line), line)
         except Exception:
             return self._broke(item)
@@ -338,6 +427,7 @@ cdef class Wire:
         self.lost = True
         self.inbuf = None
         self.large = None
+        self._charge(0)
         try:
             if self.transport is not None:
                 # What the kernel still has of it must not arrive later, when it is long said to be uncertain.

@@ -14,7 +14,7 @@ import hiredis
 
 from protocol import request
 from pyproxy.config import Config
-from pyproxy.fleet import HOST, Fleet, Proxy, Server, Table, Value, wait_until
+from pyproxy.fleet import HOST, Fleet, Process, Proxy, Server, Table, Value, wait_until
 from tests.faults import Hop
 
 PATIENCE_S = 20.0
@@ -142,7 +142,7 @@ class Keys:
         return self.on(shard, 1, prefix)[0]
 
 
-def wait_for_line(proxy: Proxy, pattern: str) -> None:
+def wait_for_line(proxy: Process, pattern: str) -> None:
     wait_until(f"the log to say {pattern!r}", lambda: bool(re.search(pattern, proxy.log.read_text())), proxy.tail)
 
 
