@@ -104,7 +104,7 @@ def never_taken(client: object, route: object, argv: object) -> object:
 class LaneAlone:
     """Its clients come by `client`; its shards are `links`, in equal parts of the slots."""
 
-    def __init__(self, shards: int) -> None:
+    def __init__(self, shards: int, take: Callable[[Any, Any, Any], object] = never_taken) -> None:
         ranges = [format_slots(slots) for slots in split_slots(shards)]
         text = "".join(
             f'[[shards]]\nname = "s{i}"\nprimary = "127.0.0.1:{7000 + i}"\nslots = ["{ranges[i]}"]\n'
@@ -112,7 +112,7 @@ class LaneAlone:
         )
         config = Config.parse(text.encode())
         self.turns = Turns()
-        self.lane = Lane(cast(AbstractEventLoop, self.turns), never_taken, Page.create(1).row(0), config, 0, 1)
+        self.lane = Lane(cast(AbstractEventLoop, self.turns), take, Page.create(1).row(0), config, 0, 1)
         split.install(self.lane, Slices(cast(AbstractEventLoop, self.turns)))
         self.lane.set_table(table.TABLE)
         self.links = [Up(self.lane, index) for index in range(shards)]

@@ -24,6 +24,7 @@ from protocol.keyspecs import (
     KeySpec,
     number,
     timeout_place,
+    together,
     why_not,
 )
 
@@ -106,7 +107,7 @@ class Command:
         """Whether a split of pairs (MSET) has whole pairs; a server finds that out when it runs it."""
         return self.kind is not Kind.SPLIT or (argc - self.first_key) % self.step == 0
 
-    def keys(self, argv: Sequence[bytes]) -> list[int]:
+    def keys(self, argv: Sequence[bytes]) -> Sequence[int]:
         """The argv positions of its keys, as COMMAND GETKEYS orders them; empty if it has none.
 
         Expects a right arity. Raises BadKeys where they cannot be determined, or where the command would read keys
@@ -134,12 +135,12 @@ class Command:
         """Whether it does, so that it needs a connection of its own. Raises BadKeys where `keys` does."""
         return self.may_wait and timeout_place(self.name, argv) > 0
 
-    def positions(self, argv: Sequence[bytes]) -> list[int]:
+    def positions(self, argv: Sequence[bytes]) -> Sequence[int]:
         """As `keys`, but it only looks where the keys are, and refuses nothing that has a right form."""
         parse = GRAMMARS.get(self.name)
         if parse is not None:
-            return parse(self.name, argv)
-        found: list[int] = []
+            return together([parse(self.name, argv)], len(argv))
+        found: list[Sequence[int]] = []
         for spec in self.key_specs:
             if not spec.names_keys:
                 continue
@@ -148,10 +149,10 @@ class Command:
                 if self._wants_no_key(spec, argv):
                     return []
                 raise BadKeys(why_not(self.name.decode(), spec, argv))
-            found += positions
-        if self.has_keys and not found:
+            found.append(positions)
+        if self.has_keys and not any(found):
             raise BadKeys(errors.syntax_error())
-        return found
+        return together(found, len(argv))
 
     def key_flags(self, argv: Sequence[bytes]) -> list[tuple[int, tuple[str, ...]]]:
         """The keys with what happens to each, as COMMAND GETKEYSANDFLAGS gives them; raises BadKeys as `positions`."""

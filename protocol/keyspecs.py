@@ -10,10 +10,11 @@ What a command is otherwise, and which shard a key belongs to, is not known here
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from itertools import chain
+from typing import NamedTuple, overload
 
 from protocol import errors
 
@@ -24,6 +25,45 @@ class BadKeys(Exception):
     def __init__(self, line: bytes) -> None:
         super().__init__(line)
         self.line = line
+
+
+class Places(Sequence[int]):
+    """Positions in argv, in order, that are not written out: there may be a million.
+
+    `runs`: each of them one behind the other, a step apart.
+    """
+
+    def __init__(self, runs: Sequence[Sequence[int]]) -> None:
+        self.runs = runs
+
+    def __len__(self) -> int:
+        return sum(map(len, self.runs))
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        place = index + len(self) if index < 0 else index
+        for run in self.runs:
+            if 0 <= place < len(run):
+                return run[place]
+            place -= len(run)
+        raise IndexError(f"expected one of {len(self)} positions, got {index}")
+
+    def __iter__(self) -> Iterator[int]:
+        return chain.from_iterable(self.runs)
+
+
+MANY = 4096
+"""Positions are written out of a command of so many words."""
+
+
+def together(runs: Sequence[Sequence[int]], argc: int) -> Sequence[int]:
+    """All these positions of a command of so many words."""
+    return Places(runs) if argc > MANY else [place for run in runs for place in run]
 
 
 class Index(NamedTuple):
@@ -80,7 +120,7 @@ class KeySpec:
         """Whether it finds all the keys it speaks of."""
         return self.begin is not None and self.find is not None and "incomplete" not in self.flags
 
-    def positions(self, argv: Sequence[bytes]) -> list[int] | None:
+    def positions(self, argv: Sequence[bytes]) -> Sequence[int] | None:
         """Where the keys are; empty if its keyword is not there; None if argv does not fit the spec."""
         match self.begin:
             case Index(index):
@@ -110,7 +150,7 @@ class KeySpec:
                 last = first + (count - 1) * step
             case None:
                 return None
-        return list(range(first, last + 1, step)) if first <= last < argc else None
+        return range(first, last + 1, step) if first <= last < argc else None
 
 
 def _after_keyword(argv: Sequence[bytes], keyword: bytes, startfrom: int) -> int:
@@ -232,7 +272,7 @@ def _stream_options(name: bytes, argv: Sequence[bytes]) -> Iterable[int]:
     return _options(argv, 1, _XREAD_OPTIONS if name == b"xread" else _XREADGROUP_OPTIONS, until=b"streams")
 
 
-def _stream_keys(name: bytes, argv: Sequence[bytes]) -> list[int]:
+def _stream_keys(name: bytes, argv: Sequence[bytes]) -> Sequence[int]:
     """Half of what stands behind STREAMS. (The key spec takes a group of that name for the word, so it is not used.)"""
     last = max(_stream_options(name, argv), default=0)
     if argv[last].lower() != b"streams":
@@ -240,19 +280,19 @@ def _stream_keys(name: bytes, argv: Sequence[bytes]) -> list[int]:
     count = (len(argv) - last - 1) // 2
     if not count:
         raise BadKeys(errors.syntax_error())
-    return list(range(last + 1, last + 1 + count))
+    return range(last + 1, last + 1 + count)
 
 
-def _migrate_keys(name: bytes, argv: Sequence[bytes]) -> list[int]:
+def _migrate_keys(name: bytes, argv: Sequence[bytes]) -> Sequence[int]:
     last = max(_options(argv, 6, _MIGRATE_OPTIONS, until=b"keys"), default=0)
     if not last or argv[last].lower() != b"keys":
         return [3]
     if argv[3] or last + 1 == len(argv):
         raise BadKeys(errors.syntax_error())
-    return list(range(last + 1, len(argv)))
+    return range(last + 1, len(argv))
 
 
-GRAMMARS: dict[bytes, Callable[[bytes, Sequence[bytes]], list[int]]] = {
+GRAMMARS: dict[bytes, Callable[[bytes, Sequence[bytes]], Sequence[int]]] = {
     b"sort": _sort_keys,
     b"sort_ro": _sort_keys,
     b"georadius": _georadius_keys,

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, Final, Self
 
-from protocol.scan import is_request
+from protocol.scan import Words, is_request
 
 # C's isspace() separates arguments, but only four of its six characters end one that was begun (sds.c, sdssplitargs).
 _UNLIKE_SPLIT = re.compile(rb"[\"'\v\f]")  # without these a line is split as by Python, many times faster
@@ -59,6 +59,11 @@ def encode(argv: Sequence[bytes]) -> bytes:
     return b"".join(out)
 
 
+def size_of(argv: Sequence[bytes]) -> int:
+    """About how many bytes it takes."""
+    return len(argv.frame) if isinstance(argv, Words) else sum(map(len, argv))
+
+
 class Request:
     """One request: `frame` is exactly one, so it is answered exactly once."""
 
@@ -67,7 +72,7 @@ class Request:
     queued: ClassVar[int] = 0
 
     def __init__(self, argv: Sequence[bytes]) -> None:
-        self.frame: Final = encode(argv)
+        self.frame: Final = argv.frame if isinstance(argv, Words) else encode(argv)
 
     @classmethod
     def of_frame(cls, frame: bytes) -> Self:
@@ -76,6 +81,13 @@ class Request:
             raise ValueError(f"expected exactly one request, got {frame[:64]!r}")
         made = cls.__new__(cls)
         made.frame = frame  # type: ignore[misc]  # the only other way to make one
+        return made
+
+    @classmethod
+    def of_accepted(cls, frame: bytes) -> Self:
+        """Of the bytes of one that was accepted, or that were cut out of it: nothing is looked at again."""
+        made = cls.__new__(cls)
+        made.frame = frame  # type: ignore[misc]
         return made
 
     @property

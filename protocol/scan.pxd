@@ -38,6 +38,17 @@ cdef Py_ssize_t counted(const char *p, Py_ssize_t n, long long *value) noexcept 
 cdef bytes fault_text(const Fault *fault)
 cdef list arguments(const char *frame)
 
+
+cdef class Words:
+    cdef readonly bytes frame
+    cdef public object placed       # what is known of where its keys belong; None: nothing
+    cdef Py_ssize_t count
+    cdef Py_ssize_t found           # of them it is known where they stand
+    cdef Py_ssize_t next            # where the header of the next one begins
+    cdef Py_ssize_t *at             # where their headers begin
+    cdef bint find(self, Py_ssize_t most)
+    cdef const char *word(self, Py_ssize_t index, Py_ssize_t *size)
+
 cdef inline Py_ssize_t short_bulk(const char *p, Py_ssize_t n) noexcept nogil:
     """The length of the bulk string at p if all of it is here and it has less than a hundred bytes, as most have; else 0."""
     cdef Py_ssize_t size

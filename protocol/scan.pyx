@@ -12,6 +12,7 @@ A scan that runs out of bytes keeps its place in a small struct, so a frame that
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.string cimport memchr, memcmp
 
 cdef enum:
@@ -193,6 +194,67 @@ cdef list arguments(const char *frame):
         argv.append(PyBytes_FromStringAndSize(at, size))
         at += size + 2
     return argv
+
+
+cdef class Words:
+    """The arguments of one request where they stand: a sequence of bytes, each made when it is asked for.
+
+    For very many of them, or very large ones: nothing is done for each, nor is anything copied.  `frame`: the request, as it
+    was accepted.  Nothing is read before `find` has said that all are found.
+    """
+
+    def __cinit__(self, bytes frame not None):
+        cdef Py_ssize_t count = 0
+        cdef const char *start = PyBytes_AS_STRING(frame)
+        self.frame = frame
+        self.next = header(start, &count) - start
+        self.count = count
+        self.at = <Py_ssize_t *>PyMem_RawMalloc(count * sizeof(Py_ssize_t))
+        if self.at == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        PyMem_RawFree(self.at)
+
+    cdef bint find(self, Py_ssize_t most):
+        """Looks for so many more -> whether all are found."""
+        cdef const char *start = PyBytes_AS_STRING(self.frame)
+        cdef const char *at = start + self.next
+        cdef Py_ssize_t size = 0, until = min(self.count, self.found + most)
+        while self.found < until:
+            self.at[self.found] = at - start
+            self.found += 1
+            at = header(at, &size)
+            at += size + 2
+        self.next = at - start
+        return self.found == self.count
+
+    cdef const char *word(self, Py_ssize_t index, Py_ssize_t *size):
+        """Where it stands, which is not looked at whether it is one of them."""
+        return header(PyBytes_AS_STRING(self.frame) + self.at[index], size)
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        cdef Py_ssize_t size = 0, place
+        cdef const char *at
+        if type(index) is slice:
+            return [self[each] for each in range(*index.indices(self.count))]
+        place = index + self.count if index < 0 else index
+        if place < 0 or place >= self.found:
+            raise IndexError(f"expected one of {self.found} words, got {index}")
+        at = self.word(place, &size)
+        return PyBytes_FromStringAndSize(at, size)
+
+
+def words(bytes frame not None):
+    """The arguments of one request, as `argv` gives them, where they stand.  Raises ProtocolError as that."""
+    if not is_request(frame):
+        raise ProtocolError(b"expected a request")
+    cdef Words made = Words(frame)
+    made.find(made.count)
+    return made
 
 
 cdef Found scan_reply(const char *p, Py_ssize_t n, ReplyScan *s, bint resp3, Py_ssize_t line_limit,

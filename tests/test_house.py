@@ -38,6 +38,7 @@ TESTED_ELSEWHERE = {
     "pyproxy/demo.py": "tests/e2e/test_demo.py runs it as a user does",
     "protocol/helps.py": "texts; tests/pyproxy/worker/test_local.py asks for them",
     "pyproxy/worker/here.py": "declarations only",
+    "pyproxy/worker/placing.py": "tests/pyproxy/worker/test_words.py",
     "pyproxy/worker/lane.pyx": "tests/e2e: test_order, test_lost_connection, test_slow_shard, test_back_pressure ...",
     "pyproxy/worker/front.py": "tests/e2e: test_hold, test_switch",
     "pyproxy/worker/upstream.py": "tests/e2e/test_pubsub.py",

@@ -258,6 +258,8 @@ cdef int _check_parked(Client client, bint in_backlog, bint at_a_door) except -1
         raise Broken(f"{client}: it is held, and by no gate")
     if client.parked & Park.TALK and (client.talk is None or client.head is None or client.head.shard != -2):
         raise Broken(f"{client}: it is parked for a conversation that it does not have")
+    if client.parked & Park.WORDS and client.gathering is None and not client.finishing:
+        raise Broken(f"{client}: it is parked until its words are looked through, and nobody does that")
     if client.parked & (Park.SWITCH | Park.WINDOW) and not goes_on:
         raise Broken(f"{client}: it waits for earlier requests, and has none")
     if client.parked & Park.DRAIN and not client.lane.draining:

@@ -132,6 +132,7 @@ cdef class Client:
         lane.held -= self.held + self.in_counted + self.queued_bytes + self.subscribed_bytes
         self.held = self.in_transport = self.in_counted = self.queued_bytes = self.subscribed_bytes = 0
         self.transaction = None
+        self.gathering = self.words = None
         lane.inflight -= self.inflight
         self.inflight = 0
         self.inflight_bytes = 0
@@ -212,7 +213,7 @@ cdef class Client:
                 return pos
             cost = 1
             if found == FRAME:
-                cost = self._command(p + pos, length)
+                cost = self._command(p + pos, length, True)
             elif found == INLINE:
                 cost = self._inline(p[pos:pos + length])
                 if cost:
@@ -237,9 +238,9 @@ cdef class Client:
         if not argv:
             return True
         frame = request.encode(argv)
-        return self._command(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
+        return self._command(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame), False)
 
-    cdef int _command(self, const char *frame, Py_ssize_t size) except -1:
+    cdef int _command(self, const char *frame, Py_ssize_t size, bint is_framed) except -1:
         """Begins one command, whose canonical bytes are at frame -> what it costs of the turn; 0: not now, the client was parked."""
         cdef Lane lane = self.lane
         cdef Py_ssize_t argc = 0, length = 0
@@ -282,11 +283,16 @@ cdef class Client:
             if self.transaction is not None:
                 self.transaction.refused = True
             self.say(errors.too_many_arguments(route.name, route.most))
+        elif (is_framed and self.words is None and route is not None and route.names_keys
+                and (argc > MANY_WORDS or size >= BULK_BYTES)):
+            lane.gatherer(self, route, frame, size)
+            return False
         else:
             began = _clock()
-            reply = lane.take(self, route, arguments(frame))
+            reply = lane.take(self, route, self.words if self.words is not None else arguments(frame))
             if reply is NOT_NOW:
                 return False
+            self.words = None
             if reply is not None:
                 self.say(<bytes?>reply)
             cost = TAKEN_COST + <int>((_clock() - began) * TURN_COMMANDS / TURN_S)
@@ -348,6 +354,7 @@ cdef class Client:
         """
         cdef bytes frame = asked.frame
         cdef int queued = asked.queued
+        cdef object donated = self.lane.donated
         cdef Backend backend = self._seek(<Backend>self.pool[shard], write, PyBytes_GET_SIZE(frame))
         cdef Pending item
         if backend is None:
@@ -361,7 +368,11 @@ cdef class Client:
         if queued:
             item.queued = queued
             item.ahead = queued + 1
-        backend.put(item, PyBytes_AS_STRING(frame), item.size)
+        self.lane.donated = frame       # a large one is not copied
+        try:
+            backend.put(item, PyBytes_AS_STRING(frame), item.size)
+        finally:
+            self.lane.donated = donated
         self.placed(item)
         return None
 

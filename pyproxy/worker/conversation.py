@@ -25,6 +25,7 @@ from pyproxy.events import Event, emit
 from pyproxy.worker.here import Here
 from pyproxy.worker.lane import NOT_NOW, Client, Lane, Route
 from pyproxy.worker.lending import Lender, Loan, Unlendable, Use
+from pyproxy.worker.placing import shards_of
 from pyproxy.worker.split import ask, ask_on
 
 MOMENT_S = 0.1  # in which a command that need not wait is answered
@@ -64,7 +65,7 @@ class Conversation:
         self.lane: Lane = client.lane
         self.route = route
         self.command = command
-        self.argv = list(argv)
+        self.argv = argv
         self.here = here
         self.lender = lender
         self._asked_again = asyncio.Event()
@@ -232,11 +233,12 @@ class Conversation:
 
         `several`: the line for that, from the names of the shards.
         """
-        shards = {self.shard_of(self.argv[position]) for position in self.command.keys(self.argv)}
+        shards = shards_of(self.lane, self.argv, self.command.keys(self.argv))
         if len(shards) != 1:
             names = [self.name(shard) for shard in sorted(shards)]
             raise Refusal(several(names) if several else errors.crossslot())
-        return shards.pop()
+        (shard,) = shards
+        return shard
 
     async def ask(self, shard: int, *argv: bytes, write: bool = False, primary: bool = False) -> bytes:
         """One shard's reply frame, an error of the server included. Raises Refusal where there is none.

@@ -21,6 +21,7 @@ cdef enum Park:
     DRAIN = 16      # the worker is going: nothing new is begun
     HOLD = 32       # a gate is closed; unlike for the others, reading goes on
     TALK = 64       # a conversation is going on; see conversation.py
+    WORDS = 128     # the words of its next command are looked through; see words.pxi
 
 
 # says in the log what nobody expected; the exception is the one being handled
@@ -50,6 +51,7 @@ cdef class Route:
     cdef readonly str merged_by     # how the answers of several shards are, whoever asked them
     cdef readonly bint write
     cdef readonly int most          # words of a command that the proxy answers itself, in one piece; 0: as many as come
+    cdef readonly bint names_keys   # it may name very many keys, or what it is sent with may be large, and is no plain one
     cdef readonly int pace          # 0, SLOW or SHARD_WIDE
     cdef readonly bint again        # what a server says that it refused was not done: it may be sent again
 
@@ -150,6 +152,7 @@ cdef class Lane:
     cdef object hash32
     cdef Key key
     cdef Splitter splitter
+    cdef Splitter gatherer
     cdef Merger merger
     cdef dict routes
     cdef Met met[64]
@@ -262,6 +265,8 @@ cdef class Client:
     cdef dict unresolved            # shard -> how many of its writes may still be applied there; None: none may
     cdef double door_from           # since when the command of this number has waited at a congested door
     cdef long long door_command
+    cdef object gathering           # what looks through the words of the command that is offered; None: nothing does
+    cdef object words               # those words, once that is done; None: they have not been looked through
     cdef object front               # where it is held
     cdef double hold_from
     cdef long long hold_command     # which one that was for
@@ -307,7 +312,7 @@ cdef class Client:
     cdef int _from_buffer(self) except -1
     cdef Py_ssize_t _consume(self, const char *p, Py_ssize_t n) except -1
     cdef int _inline(self, bytes line) except -1
-    cdef int _command(self, const char *frame, Py_ssize_t size) except -1
+    cdef int _command(self, const char *frame, Py_ssize_t size, bint is_framed) except -1
     cdef void _counted(self)
     cdef int _count_input(self) except -1
     cdef bint _is_stuck(self) except -1

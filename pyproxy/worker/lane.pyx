@@ -100,6 +100,7 @@ BUILD = BUILD_NAME.decode()     # see tools/make_build.py; "": the one that serv
 
 cdef enum:
     MOST_WORDS = 1024           # of a command that the proxy answers itself: it does so in one piece
+    MANY_WORDS = 4096           # of a command that leaves the lane: more are looked through in slices first
     TURN_COMMANDS = 1024        # one client's share of a loop turn
     TAKEN_COST = 4              # of it, for a command that leaves the lane: so much more work it is
     TURN_LINE = 16              # bytes of an inline command, likewise
@@ -234,6 +235,7 @@ cdef class Route:
         self.merged_by = command.merge
         self.write = not command.is_read
         self.most = MOST_WORDS if command.kind == 5 else 0
+        self.names_keys = command.kind in (1, 2, 3, 8)      # plain ones are looked through inside of MULTI
         self.pace = SHARD_WIDE if command.shard_wide else SLOW if command.slow else 0
         # a script can write, and then return what looks like a refusal
         self.again = "@scripting" not in command.row.categories.split()

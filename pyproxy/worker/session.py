@@ -18,6 +18,7 @@ from pyproxy.worker.here import Here
 from pyproxy.worker.hub import Hub
 from pyproxy.worker.lane import NOT_NOW, Client, Route
 from pyproxy.worker.lending import Lender
+from pyproxy.worker.placing import shards_of
 from pyproxy.worker.pubsub import IN_RESP2
 from pyproxy.worker.split import fan_out
 
@@ -124,7 +125,7 @@ class Session:
             return bad.line
         if command.waits(argv):
             return self._converse(client, route, command, argv, blocking.wait)
-        shards = {client.lane.shard_of(argv[position]) for position in keys}
+        shards = shards_of(client.lane, argv, keys)
         if len(shards) != 1:
             handler = ACROSS.get(command.name)
             if handler is None and self._here.setup.config.cross_shard == "emulate":
@@ -132,4 +133,5 @@ class Session:
             if handler is None:
                 return errors.crossslot()
             return self._converse(client, route, command, argv, handler)
-        return client.send(shards.pop(), Request(argv), not command.is_read, route.again)
+        (shard,) = shards
+        return client.send(shard, Request(argv), not command.is_read, route.again)

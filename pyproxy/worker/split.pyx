@@ -17,12 +17,13 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from libc.string cimport memcpy
 
-from protocol.scan cimport FRAME, ReplyScan, counted, header, scan_reply, short_bulk, short_count
-from pyproxy.worker.lane cimport Backend, Client, Lane, Pending, Route, Split, bug, cut_off
+from protocol.scan cimport FRAME, ReplyScan, Words, counted, header, scan_reply, short_bulk, short_count
+from pyproxy.worker.lane cimport Backend, Client, Lane, Park, Pending, Route, Split, bug, cut_off
 
 from time import monotonic
 
 from protocol import errors, request
+from protocol.keyspecs import BadKeys, Places
 from pyproxy.worker.lane import NOT_NOW
 
 
@@ -34,6 +35,7 @@ def install(Lane lane not None, slices not None):
     lane.slices = slices
     lane.splitter = begin
     lane.merger = merged
+    lane.gatherer = gather
 
 
 cdef enum:
@@ -110,10 +112,15 @@ cdef int begin(Client client, Route route, const char *frame, Py_ssize_t size) e
         PyMem_RawFree(shares)
 
 
-def cut(Lane lane not None, Route route not None, list argv not None):
+def cut(Lane lane not None, Route route not None, argv not None):
     """A command of a transaction -> the shard of each of its keys (as `Split.order`), and each shard's part of it."""
+    if type(argv) is Words and (<Words>argv).placed is not None and argv.placed.links is lane.links and argv.placed.parts:
+        return argv.placed.owners, argv.placed.parts
+    return _cut_at_once(lane, route, request.Request(argv).frame)
+
+
+cdef tuple _cut_at_once(Lane lane, Route route, bytes whole):
     cdef int shards = <int>len(lane.links), shard
-    cdef bytes whole = request.encode(argv)
     cdef const char *frame = PyBytes_AS_STRING(whole)
     cdef const char *at = _first_key(frame)
     cdef Py_ssize_t keys = _keys(route, frame)
@@ -789,3 +796,4 @@ cdef bytes _gather(Split split):
 
 
 include "wide.pxi"
+include "words.pxi"

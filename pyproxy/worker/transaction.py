@@ -20,9 +20,10 @@ from typing import Any
 
 from protocol import errors
 from protocol.commands import BadKeys, Command, Kind
-from protocol.request import Block, Request
+from protocol.request import Block, Request, size_of
 from pyproxy.worker.keyless import MERGES, REFUSE, UNKNOWN, Keyless, merged
 from pyproxy.worker.lane import NOT_NOW, Client, Lane, Route
+from pyproxy.worker.placing import shards_of
 from pyproxy.worker.pubsub import PUBLISH, Sort
 from pyproxy.worker.split import Assembly, cut, execute
 
@@ -61,7 +62,7 @@ class Transaction:
         self._assembly: Assembly | None = None  # of an EXEC that asks no server
         self.refused = False  # one of its commands was, so EXEC runs none
         self.write = False
-        self.scripts: list[list[bytes]] = []  # those of its commands that run one, functions too
+        self.scripts: list[Sequence[bytes]] = []  # those of its commands that run one, functions too
 
     def take(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> bytes:
         """+QUEUED, or why it is not."""
@@ -97,7 +98,7 @@ class Transaction:
                     if way == UNKNOWN:
                         said = partial(bytes, errors.no_script())
                     else:
-                        self.scripts.append(list(argv))
+                        self.scripts.append(argv)
             case Kind.PUBSUB if command.name in PUBLISH:
                 keys = (1,)
                 answer = self._counted(PUBLISH[command.name], argv[1])
@@ -111,7 +112,7 @@ class Transaction:
                 return errors.not_in_transaction(command.name)
         self._place(client.lane, route, argv, keys, answer, said, way)
         self.write = self.write or (said is None and not command.is_read)
-        client.queued(sum(map(len, argv)) + OVERHEAD * (len(argv) + 1))
+        client.queued(size_of(argv) + OVERHEAD * (len(argv) + 1))
         return b""
 
     def execute(self, client: Client, route: Route, over_shards: bool) -> object:
@@ -185,7 +186,7 @@ class Transaction:
             self.commands.append((route, answer, (shard,)) if answer is not None else shard)
             self.is_assembled = self.is_assembled or answer is not None
             return
-        owners, parts = cut(lane, route, list(argv))
+        owners, parts = cut(lane, route, argv)
         for shard, part in parts.items():
             self._add(shard, part)
         self.commands.append((route, owners, tuple(parts)))
@@ -222,9 +223,9 @@ def runs_code(command: Command) -> bool:
     return "@scripting" in command.categories and command.has_keys
 
 
-def _shards(lane: Lane, argv: Sequence[bytes], keys: Sequence[int]) -> set[int]:
+def _shards(lane: Lane, argv: Sequence[bytes], keys: Sequence[int]) -> set[int] | frozenset[int]:
     """Of a command; a script without keys is run on the shard of the empty key."""
-    return {lane.shard_of(argv[position]) for position in keys} or {lane.shard_of(b"")}
+    return shards_of(lane, argv, keys) or {lane.shard_of(b"")}
 
 
 def begin(client: Client, counted: Counted, local: Local, keyless: Keyless) -> bytes:

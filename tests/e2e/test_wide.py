@@ -103,6 +103,55 @@ def test_in_a_transaction_they_are_answered_as_by_one_server(pair: Pair) -> None
     assert pair.says("DBSIZE") == 0
 
 
+def tagged(count: int) -> list[str]:
+    """All on one shard."""
+    return [f"{{tag}}{number}" for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["SUNION", *tagged(KEYS)],
+        ["SDIFF", *tagged(KEYS)],
+        ["SUNIONSTORE", "{tag}to", *tagged(KEYS)],
+        ["SINTERCARD", KEYS, *tagged(KEYS), "LIMIT", 5],
+        ["ZUNION", KEYS, *tagged(KEYS), "WITHSCORES"],
+        ["PFCOUNT", *tagged(KEYS)],
+        ["XREAD", "STREAMS", *tagged(KEYS), *["0"] * KEYS],
+        ["EVAL", "return {#KEYS, #ARGV}", KEYS, *tagged(KEYS), "argument"],
+        ["EVAL", "return 1", KEYS + 1, *tagged(KEYS)],
+        ["BLPOP", *tagged(KEYS), "0.001"],
+        ["BLPOP", *tagged(KEYS), "{tag}list", 0],
+        ["BLMPOP", "0.001", KEYS, *tagged(KEYS), "LEFT"],
+        ["SUNION"],
+    ],
+    ids=lambda words: f"{words[0]} {len(words)}",
+)
+def test_commands_on_very_many_keys_of_one_shard_are_answered_as_by_one_server(
+    pair: Pair, words: Sequence[Argument]
+) -> None:
+    pair.says("RPUSH", "{tag}list", "element")
+    pair.says("SADD", "{tag}7", "a", "b")
+    pair.says(*words)
+    pair.says("DEL", "{tag}7", "{tag}list")
+    pair.says("MULTI")
+    pair.says(*words)
+    pair.says("PING")
+    proxy, server = map(repr, pair.each("EXEC"))  # errors by their text
+    assert proxy == server
+
+
+def test_very_many_watched_keys_are_watched_as_by_one_server(pair: Pair) -> None:
+    for changed in ("{tag}0", f"{{tag}}{KEYS - 1}", "{tag}none"):
+        assert pair.says("WATCH", *tagged(KEYS)) == b"OK"
+        for talk in pair.talks:
+            with Talk(talk.socket.getpeername()[1]) as other:
+                other.ask("SET", changed, 1)
+        pair.says("MULTI")
+        pair.says("PING")
+        assert pair.says("EXEC") == ([b"PONG"] if changed.endswith("none") else None)
+
+
 def test_a_key_of_another_type_is_answered_as_by_one_server(pair: Pair) -> None:
     pair.says("RPUSH", "key:5", "element")
     assert isinstance(pair.says("MGET", *[f"key:{number}" for number in range(KEYS)]), list)

@@ -1,12 +1,14 @@
 """Where keys stand in an argv, and when that cannot be said."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol import errors
 from protocol.commands import BadKeys, Command
-from protocol.keyspecs import KeySpec, number, timeout_place
+from protocol.keyspecs import MANY, KeySpec, number, timeout_place, together
 from protocol.request import encode
 from protocol.table import TABLE, lookup
 from pyproxy.fleet import Server
@@ -22,7 +24,7 @@ def command(line: str) -> tuple[Command, list[bytes]]:
 
 def keys(line: str) -> list[int]:
     found, argv = command(line)
-    return found.keys(argv)
+    return list(found.keys(argv))
 
 
 def refusal(line: str) -> bytes:
@@ -67,7 +69,8 @@ def test_what_the_server_does_not_take_for_a_number_is_none(text: bytes) -> None
 def test_a_key_spec_finds_its_keys_or_says_that_it_cannot(
     texts: tuple[str, ...], line: str, positions: list[int] | None
 ) -> None:
-    assert KeySpec.parse(texts).positions(line.encode().split()) == positions
+    found = KeySpec.parse(texts).positions(line.encode().split())
+    assert (found if found is None else list(found)) == positions
 
 
 @pytest.mark.parametrize(
@@ -185,3 +188,17 @@ def test_whatever_the_arguments_keys_are_inside_argv_or_refused(name: str, argum
     else:
         assert all(0 < position < len(argv) for position in positions)
         assert positions or name == "eval"
+
+
+@pytest.mark.parametrize("runs", [[range(1, 5000)], [range(1, 2), range(2, 5000)], [[3], range(7, 9000, 2)], []])
+def test_positions_that_are_not_written_out_are_those_that_are(runs: list[Sequence[int]]) -> None:
+    places, written = together(runs, MANY + 1), [place for run in runs for place in run]
+    assert together(runs, MANY) == written
+    assert list(places) == written
+    assert len(places) == len(written)
+    assert bool(places) == bool(written)
+    for index in {0, 1, -1, -2, len(written) // 2} if written else ():
+        assert places[index] == written[index]
+    assert places[1:-1:3] == written[1:-1:3]
+    with pytest.raises(IndexError):
+        places[len(written)]

@@ -23,13 +23,14 @@ import contextlib
 
 from protocol import errors
 from protocol.reply import Error, decode, fields, text_of
-from protocol.request import Request
+from protocol.request import Request, size_of
 from pyproxy.deadline import within
 from pyproxy.worker.conversation import Conversation, Handler, NotSent, Refusal
 from pyproxy.worker.conversations.patience import Patience
 from pyproxy.worker.conversations.polling import NIL, NOTHING, POLLED, poll
 from pyproxy.worker.lending import Loan, Unlendable, Use
 from pyproxy.worker.link import MOVED
+from pyproxy.worker.placing import shards_of
 
 DEMOTED = b"-UNBLOCKED force unblock from blocking operation, instance state changed "
 """From a primary that became a replica, which then closes the connection (blocked.c of Redis and Valkey).
@@ -41,12 +42,13 @@ UNBLOCK_AGAIN_S = 0.01
 
 
 async def wait(talk: Conversation) -> bytes:
-    shards = {talk.shard_of(talk.argv[position]) for position in talk.command.keys(talk.argv)}
+    shards = shards_of(talk.lane, talk.argv, talk.command.keys(talk.argv))
     patience = Patience(talk.command.name, talk.argv)
     if talk.command.name == b"xread":
         await _resolve_last_ids(talk, patience)
     if len(shards) == 1:
-        return await _at_server(talk, shards.pop(), patience)
+        (shard,) = shards
+        return await _at_server(talk, shard, patience)
     if talk.here.setup.config.cross_shard != "emulate" or talk.command.name not in POLLED:
         raise Refusal(errors.crossslot())
     if patience.refusal:
@@ -63,9 +65,9 @@ async def _resolve_last_ids(talk: Conversation, patience: Patience) -> None:
             continue
         said = decode(await talk.ask(talk.shard_of(talk.argv[key]), b"XINFO", b"STREAM", talk.argv[key], primary=True))
         if said == Error(b"ERR no such key"):
-            patience.argv[place] = b"0-0"
+            patience.put(place, b"0-0")
         elif not isinstance(said, Error):
-            patience.argv[place] = text_of(fields(said), b"last-generated-id")
+            patience.put(place, text_of(fields(said), b"last-generated-id"))
 
 
 async def _at_server(talk: Conversation, shard: int, patience: Patience) -> bytes:
@@ -74,7 +76,7 @@ async def _at_server(talk: Conversation, shard: int, patience: Patience) -> byte
     while True:
         front = talk.lane.links[shard].front
         try:
-            async with talk.lend(shard, Use.HELD, sum(map(len, talk.argv))) as loan:
+            async with talk.lend(shard, Use.HELD, size_of(talk.argv)) as loan:
                 turn = _Turn(talk, loan)
                 reply = await turn.ask(patience.request(), takes, patience.left_s)
                 loan.keep = not turn.let_go and not reply.startswith(DEMOTED)

@@ -31,13 +31,24 @@ class Patience:
     """
 
     def __init__(self, name: bytes, argv: Sequence[bytes]) -> None:
-        self.argv = list(argv)
+        self._as_it_came = argv
+        self._argv: list[bytes] | None = None
         self._place = timeout_place(name, argv)
         self._in_ms = name in (b"xread", b"xreadgroup")
         read = _milliseconds if self._in_ms else _seconds
         wait_ms, self.refusal = read(argv[self._place])
         self.deadline = time.monotonic() + wait_ms / 1000 if wait_ms > 0 else None
         self._as_it_came_until = time.monotonic() + HELD_S
+
+    @property
+    def argv(self) -> Sequence[bytes]:
+        return self._as_it_came if self._argv is None else self._argv
+
+    def put(self, place: int, word: bytes) -> None:
+        """From now on another word stands there."""
+        if self._argv is None:
+            self._argv = list(self._as_it_came)
+        self._argv[place] = word
 
     @property
     def left_s(self) -> float | None:
@@ -53,7 +64,7 @@ class Patience:
         late, self._as_it_came_until = time.monotonic() > self._as_it_came_until, 0.0
         if late and self.left_s is not None:
             left_ms = max(1, int(self.left_s * 1000))
-            self.argv[self._place] = b"%d" % left_ms if self._in_ms else b"%.3f" % (left_ms / 1000)
+            self.put(self._place, b"%d" % left_ms if self._in_ms else b"%.3f" % (left_ms / 1000))
         return Request(self.argv)
 
 

@@ -19,7 +19,7 @@ from protocol import errors
 from protocol.keyspecs import number
 from protocol.lua import may_use_keys
 from protocol.reply import BadFrame, Error, Value, decode, encode, fields, listed, text_of
-from protocol.request import Request
+from protocol.request import Request, size_of
 from pyproxy.scripts import digest_of
 from pyproxy.worker.conversation import Conversation, Handler, NotSent, Refusal
 from pyproxy.worker.keyless import AUTO, MERGES, REFUSE, UNKNOWN, merged
@@ -107,7 +107,7 @@ async def _on_its_shards(talk: Conversation, said_on: SaidOn) -> bytes:
 
 async def _on_all(talk: Conversation, said_on: SaidOn, way: str) -> bytes:
     """On one shard after another, until one says an error; all of them can be had before the first one is asked."""
-    write_bytes = 0 if talk.command.is_read else sum(map(len, talk.argv))
+    write_bytes = 0 if talk.command.is_read else size_of(talk.argv)
     frames: dict[str, bytes] = {}
     async with AsyncExitStack() as lent:
         loans = [await lent.enter_async_context(talk.lend(each, Use.ACROSS, write_bytes)) for each in talk.shards]
@@ -122,7 +122,7 @@ async def _on_all(talk: Conversation, said_on: SaidOn, way: str) -> bytes:
 
 
 async def _on_primary(talk: Conversation, shard: int, said_on: SaidOn) -> bytes:
-    write_bytes = 0 if talk.command.is_read else sum(map(len, talk.argv))
+    write_bytes = 0 if talk.command.is_read else size_of(talk.argv)
     try:
         async with talk.lend(shard, Use.BRIEF, write_bytes) as loan:
             return await said_on(loan)
@@ -282,7 +282,7 @@ async def _each_alone(talk: Conversation, write: bool) -> dict[int, bytes]:
         link = talk.lane.links[shard]
         if write and link.is_down and not link.front.closed:  # before any other has done it
             raise Refusal(errors.part_failed(link.name, link.refusal))
-        await talk.pass_gate(shard, sum(map(len, talk.argv)))
+        await talk.pass_gate(shard, size_of(talk.argv))
     for shard in talk.shards:
         try:
             frames[shard] = await _alone(talk, shard, write)

@@ -2,8 +2,6 @@
 
 import random
 
-import pytest
-
 from bench.lane_alone import LaneAlone
 from protocol.request import encode
 from protocol.table import TABLE
@@ -32,15 +30,14 @@ def test_a_name_is_its_command_in_any_case_whatever_was_asked_before() -> None:
         alone.turns.settle()
 
 
-def test_a_name_that_is_nearly_one_that_was_asked_is_not_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_nearly_one_that_was_asked_is_not_it() -> None:
     routes: list[object] = []
 
     def taken(client: object, route: object, argv: object) -> bytes:
         routes.append(route)
         return b"-ERR unknown\r\n"
 
-    monkeypatch.setattr("bench.lane_alone.never_taken", taken)
-    client, _ = LaneAlone(1).client()
+    client, _ = LaneAlone(1, taken).client()
     for name in NEARLY:
         client.data_received(encode([b"get", b"k"]))
         client.data_received(encode([name, b"k"]))
