@@ -12,21 +12,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from protocol import errors
 from protocol.commands import BadKeys, Command
 from protocol.reply import BadFrame
 from protocol.request import Asked, Block, Request
-from protocol.scan import ProtocolError, elements
+from protocol.scan import ProtocolError, Words, elements
 from pyproxy.deadline import Deadline
 from pyproxy.events import Event, emit
+from pyproxy.slices import batches
 from pyproxy.worker.here import Here
 from pyproxy.worker.lane import NOT_NOW, Client, Lane, Route
 from pyproxy.worker.lending import Lender, Loan, Unlendable, Use
 from pyproxy.worker.placing import shards_of
 from pyproxy.worker.split import ask, ask_on
+
+SLICE_S = 0.002  # of one turn, for what a conversation does itself with very many parts
+BATCH_PARTS = 500  # of them between two looks at the clock
 
 MOMENT_S = 0.1  # in which a command that need not wait is answered
 
@@ -34,6 +41,7 @@ AGAIN_S = 0.02  # until a connection that could not be made for a write is tried
 
 Handler = Callable[["Conversation"], Awaitable[bytes]]
 Failed = dict[int, tuple[bytes, bool]]
+Part = TypeVar("Part")
 
 
 class Refusal(Exception):
@@ -203,6 +211,32 @@ class Conversation:
         self.lane.slices.run(watched())
         await done
 
+    async def in_turns(self, parts: Iterable[Part]) -> AsyncIterator[list[Part]]:
+        """The parts in lists, as many in one turn as may be done in it: others have theirs in between."""
+        began = time.monotonic()
+        for some in batches(parts, BATCH_PARTS):
+            yield some
+            if time.monotonic() - began >= SLICE_S:
+                await asyncio.sleep(0)
+                self._check_not_over()
+                began = time.monotonic()
+
+    async def _request(self, argv: Sequence[bytes]) -> Request:
+        if isinstance(argv, Words) or len(argv) <= BATCH_PARTS:
+            return Request(argv)
+        encoded = [b"*%d\r\n" % len(argv)]
+        async for words in self.in_turns(argv):
+            encoded.append(b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words]))
+        return Request.of_accepted(b"".join(encoded))
+
+    async def _block(self, commands: Sequence[Sequence[bytes]]) -> Block:
+        """ValueError for none."""
+        block = Block([await self._request(argv) for argv in commands[:1]])
+        async for some in self.in_turns(itertools.islice(commands, 1, None)):
+            for argv in some:
+                block.add(await self._request(argv))
+        return block
+
     # --- what is asked ---
 
     def error_of(self, frame: bytes) -> bytes:
@@ -258,7 +292,7 @@ class Conversation:
 
         Raises Refusal where one did not answer: for writes it says which others may have applied their part.
         """
-        encoded = {shard: Request(argv) for shard, argv in parts.items()}
+        encoded = {shard: await self._request(argv) for shard, argv in parts.items()}
         frames, failed = await self._asked(encoded, write, primary)
         for shard, (line, _) in (failed or {}).items():
             if frames[shard] is None:
@@ -282,7 +316,7 @@ class Conversation:
         ValueError for a shard without any. Raises Refusal where one was not run, as `ask_each`. `leaves_nothing`: it is
         a write only as long as it runs, so nobody needs to know whether it was applied.
         """
-        parts = {shard: Block(map(Request, each)) for shard, each in blocks.items()}
+        parts = {shard: await self._block(each) for shard, each in blocks.items()}
         frames, failed = await self._asked(parts, write, primary)
         for shard, (line, _) in (failed or {}).items():
             if leaves_nothing:

@@ -141,6 +141,18 @@ def test_commands_on_very_many_keys_of_one_shard_are_answered_as_by_one_server(
     assert proxy == server
 
 
+@pytest.mark.parametrize("with_entries", [0, 1, 3000])
+def test_very_many_streams_of_all_shards_are_read_as_from_one_server(pair: Pair, with_entries: int) -> None:
+    keys = [f"key:{number}" for number in range(KEYS)]
+    for key in keys[:: KEYS // with_entries] if with_entries else ():
+        for talk in pair.talks:
+            talk.send(["XADD", key, "1-1", "field", "value"])
+    for talk in pair.talks:
+        talk.reads(with_entries)
+    pair.says("XREAD", "STREAMS", *keys, *["0"] * KEYS)
+    pair.says("XREAD", "STREAMS", *keys, *["0"] * (KEYS - 1))
+
+
 def test_very_many_watched_keys_are_watched_as_by_one_server(pair: Pair) -> None:
     for changed in ("{tag}0", f"{{tag}}{KEYS - 1}", "{tag}none"):
         assert pair.says("WATCH", *tagged(KEYS)) == b"OK"

@@ -38,12 +38,13 @@ async def fetch(talk: Conversation, keys: Mapping[int, Sequence[bytes]], *, prim
     blocks = {shard: [[b"DUMP", key] for key in each] for shard, each in keys.items()}
     frames = await talk.ask_blocks(blocks, primary=primary)
     for shard, each in keys.items():
-        for key, frame in zip(each, frames.pop(shard), strict=True):
-            payload = value(talk, shard, frame)
-            if payload is not None:
-                if not isinstance(payload, bytes):
-                    raise BadFrame(f"expected a value of DUMP, got {frame[:64]!r}")
-                found[key] = payload
+        async for some in talk.in_turns(zip(each, frames.pop(shard), strict=True)):
+            for key, frame in some:
+                payload = value(talk, shard, frame)
+                if payload is not None:
+                    if not isinstance(payload, bytes):
+                        raise BadFrame(f"expected a value of DUMP, got {frame[:64]!r}")
+                    found[key] = payload
     check_size(talk, sum(map(len, found.values())))
     return found
 
@@ -52,8 +53,11 @@ async def _measure(talk: Conversation, keys: Mapping[int, Sequence[bytes]], prim
     """Before anything is fetched: what the servers say that it takes."""
     blocks = {shard: [[b"MEMORY", b"USAGE", key] for key in each] for shard, each in keys.items()}
     frames = await talk.ask_blocks(blocks, primary=primary)
-    sizes = [value(talk, shard, frame) for shard, each in frames.items() for frame in each]
-    check_size(talk, sum(size for size in sizes if isinstance(size, int)))
+    total = 0
+    for shard, each in frames.items():
+        async for some in talk.in_turns(each):
+            total += sum(size for frame in some if isinstance(size := value(talk, shard, frame), int))
+    check_size(talk, total)
 
 
 def check_size(talk: Conversation, size: int) -> None:
@@ -75,17 +79,25 @@ async def _run(talk: Conversation) -> bytes:
     command = talk.command
     positions = command.keys(talk.argv)
     _refuse_patterns(talk.argv, positions, command.name)
-    home = _home(talk, positions)
+    shards: dict[bytes, int] = {}
+    keys: Counter[int] = Counter()
+    async for some in talk.in_turns(positions):
+        for position in some:
+            key = talk.argv[position]
+            shards[key] = shard = talk.shard_of(key)
+            keys[shard] += 1
+    home = _home(talk, keys)
     foreign: dict[int, list[bytes]] = {}
-    for key in dict.fromkeys(talk.argv[position] for position in positions):
-        shard = talk.shard_of(key)
-        if shard != home:
-            foreign.setdefault(shard, []).append(key)
+    async for found in talk.in_turns(shards.items()):
+        for key, shard in found:
+            if shard != home:
+                foreign.setdefault(shard, []).append(key)
     payloads = await fetch(talk, foreign, primary=not command.is_read)
     names = _names(talk, home, chain.from_iterable(foreign.values()))
     argv = list(talk.argv)
-    for position in positions:
-        argv[position] = names.get(argv[position], argv[position])
+    async for some in talk.in_turns(positions):
+        for position in some:
+            argv[position] = names.get(argv[position], argv[position])
     restores = [[b"RESTORE", names[key], COPY_MS, payload] for key, payload in payloads.items()]
     with talk.charged(2 * sum(map(len, payloads.values()))):  # the values, and the request that has them in it
         if restores and not command.is_read and not _of_one_version(talk, [home, *foreign]):
@@ -93,13 +105,12 @@ async def _run(talk: Conversation) -> bytes:
         return await _block(talk, home, restores, argv)
 
 
-def _home(talk: Conversation, positions: Sequence[int]) -> int:
+def _home(talk: Conversation, keys: Counter[int]) -> int:
     """Where the command is run: at its destination, or where most of its keys are."""
     if not talk.command.is_read:
         written = [position for position, flags in talk.command.key_flags(talk.argv) if "RO" not in flags]
         return talk.shard_of(talk.argv[written[0]])
-    shards = Counter(talk.shard_of(talk.argv[position]) for position in positions)
-    return shards.most_common(1)[0][0]
+    return keys.most_common(1)[0][0]
 
 
 async def _block(

@@ -6,7 +6,7 @@ atomic. Where one fails, what others have handed out stays pending for the consu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from protocol import errors
 from protocol.reply import RESP3, Error, decode, fields, listed, text_of
@@ -19,34 +19,48 @@ NIL = (b"*-1\r\n", b"_\r\n")  # of an array, in RESP2 and RESP3
 async def _xread(talk: Conversation) -> bytes:
     """XREAD and XREADGROUP: of each stream that has something its name and its entries."""
     positions = talk.command.keys(talk.argv)
-    head, keys = talk.argv[: positions[0]], [talk.argv[position] for position in positions]
-    ids = talk.argv[positions[-1] + 1 :]
-    shards = [talk.shard_of(key) for key in keys]
-    if len(ids) != len(keys):
-        return await talk.ask(shards[0], *talk.argv)  # the server says what is wrong
+    head, count = talk.argv[: positions[0]], len(positions)
+    if len(talk.argv) != positions[-1] + 1 + count:
+        return await talk.ask(talk.shard_of(talk.argv[positions[0]]), *talk.argv)  # the server says what is wrong
+    keys: list[bytes] = []
+    ids: list[bytes] = []
+    shards: list[int] = []
+    async for some in talk.in_turns(positions):
+        keys += [talk.argv[position] for position in some]
+        ids += [talk.argv[position + count] for position in some]
+        shards += [talk.shard_of(key) for key in keys[len(shards) :]]
     if talk.command.name == b"xread":
-        frames = await talk.ask_each(_of_shards(head, keys, ids, shards), primary=True)
+        frames = await talk.ask_each(await _of_shards(talk, head, keys, ids, shards), primary=True)
     elif (place := await _without_group(talk, head, keys, shards)) is not None:
         return await talk.ask(shards[place], *head, keys[place], ids[place], write=True)  # again, the server says it
     else:
-        frames = await _one_by_one(talk, _of_shards(head, keys, ids, shards))
+        frames = await _one_by_one(talk, await _of_shards(talk, head, keys, ids, shards))
     for frame in frames.values():
         if frame.startswith(b"-"):
             raise Refusal(frame)
     try:
-        return in_order(list(zip(keys, shards, strict=True)), frames, talk.client.proto)
+        answer = InOrder(frames, talk.client.proto)
+        async for streams in talk.in_turns(zip(keys, shards, strict=True)):
+            answer.take(streams)
+        return answer.frame
     except ProtocolError:
         raise Refusal(errors.unexpected_part(talk.command.name)) from None
 
 
-def _of_shards(
-    head: Sequence[bytes], keys: Sequence[bytes], ids: Sequence[bytes], shards: Sequence[int]
+async def _of_shards(
+    talk: Conversation, head: Sequence[bytes], keys: Sequence[bytes], ids: Sequence[bytes], shards: Sequence[int]
 ) -> dict[int, list[bytes]]:
     """The command of each shard, in the order of their first keys."""
     commands: dict[int, list[bytes]] = {}
-    for shard in dict.fromkeys(shards):
-        mine = [place for place, owner in enumerate(shards) if owner == shard]
-        commands[shard] = [*head, *(keys[place] for place in mine), *(ids[place] for place in mine)]
+    behind: dict[int, list[bytes]] = {}
+    async for some in talk.in_turns(zip(shards, keys, ids, strict=True)):
+        for shard, key, last in some:
+            if shard not in commands:
+                commands[shard], behind[shard] = list(head), []
+            commands[shard].append(key)
+            behind[shard].append(last)
+    for shard, command in commands.items():
+        command += behind[shard]
     return commands
 
 
@@ -87,19 +101,29 @@ async def _one_by_one(talk: Conversation, commands: Mapping[int, Sequence[bytes]
     return frames
 
 
-def in_order(streams: Sequence[tuple[bytes, int]], frames: Mapping[int, bytes], proto: int) -> bytes:
-    """The answers of shards as one: (key, shard) of each stream, and what each shard said of its own."""
-    before = b"" if proto == RESP3 else b"*2\r\n"
-    left = {shard: _of_streams(frame, proto) for shard, frame in frames.items()}
-    found = []
-    for key, shard in streams:
-        if left[shard] and left[shard][0].startswith(b"%b$%d\r\n%b\r\n" % (before, len(key), key)):
-            found.append(left[shard].pop(0))
-    if any(left.values()):
-        raise ProtocolError("a stream that was not asked for")
-    if not found:
-        return NIL[proto == RESP3]
-    return b"%b%d\r\n%b" % (b"%" if proto == RESP3 else b"*", len(found), b"".join(found))
+class InOrder:
+    """The answers of shards as one: of each stream what its shard said. ProtocolError where they are none."""
+
+    def __init__(self, frames: Mapping[int, bytes], proto: int) -> None:
+        self._proto = proto
+        self._before = b"" if proto == RESP3 else b"*2\r\n"
+        self._left = {shard: _of_streams(frame, proto)[::-1] for shard, frame in frames.items()}
+        self._found: list[bytes] = []
+
+    def take(self, streams: Iterable[tuple[bytes, int]]) -> None:
+        """(key, shard) of the next ones, in the order in which they were asked for."""
+        for key, shard in streams:
+            left = self._left[shard]
+            if left and left[-1].startswith(b"%b$%d\r\n%b\r\n" % (self._before, len(key), key)):
+                self._found.append(left.pop())
+
+    @property
+    def frame(self) -> bytes:
+        if any(self._left.values()):
+            raise ProtocolError("a stream that was not asked for")
+        if not self._found:
+            return NIL[self._proto == RESP3]
+        return b"%b%d\r\n%b" % (b"%" if self._proto == RESP3 else b"*", len(self._found), b"".join(self._found))
 
 
 def _of_streams(frame: bytes, proto: int) -> list[bytes]:

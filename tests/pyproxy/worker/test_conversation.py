@@ -1,6 +1,7 @@
 """The end of a conversation: what it may not do any more, and what its client is told; the rest is in tests/e2e."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from protocol import errors
 from protocol.request import Request
 from protocol.table import TABLE
-from pyproxy.worker.conversation import Conversation, Refusal
+from pyproxy.worker.conversation import BATCH_PARTS, SLICE_S, Conversation, Refusal
 from pyproxy.worker.here import Here
 from pyproxy.worker.lending import Use
 from tests.pyproxy.worker.asker import worker
@@ -151,3 +152,28 @@ async def test_a_refusal_leaves_the_connection_open() -> None:
         client, _, task = await begun(here, refuses)
         await task
         assert (client.said, client.closing) == ([b"-ERR no\r\n"], False)
+
+
+async def test_what_is_done_for_very_many_parts_is_done_between_the_turns_of_others() -> None:
+    turns, done = 0, []
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        asyncio.get_running_loop().call_soon(turn)
+
+    async def work(talk: Conversation) -> bytes:
+        turn()
+        async for some in talk.in_turns(range(20 * BATCH_PARTS)):
+            done.append((turns, list(some)))
+            ends_at = time.monotonic() + SLICE_S
+            while time.monotonic() < ends_at:
+                pass
+        return b"+OK\r\n"
+
+    with worker() as here:
+        client, _, task = await begun(here, work)
+        await task
+    assert client.said == [b"+OK\r\n"]
+    assert [part for _, some in done for part in some] == list(range(20 * BATCH_PARTS))
+    assert len({at for at, _ in done}) == 20, "others had a turn after each"

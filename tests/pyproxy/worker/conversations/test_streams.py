@@ -4,9 +4,16 @@ import pytest
 
 from protocol.reply import encode
 from protocol.scan import ProtocolError
-from pyproxy.worker.conversations.streams import NIL, in_order
+from pyproxy.worker.conversations.streams import NIL, InOrder
 
 STREAMS = [(b"a", 0), (b"b", 1), (b"c", 0)]
+
+
+def in_order(frames: dict[int, bytes], proto: int) -> bytes:
+    answer = InOrder(frames, proto)
+    answer.take(STREAMS[:2])
+    answer.take(STREAMS[2:])
+    return answer.frame
 
 
 def frame(proto: int, *names: str) -> bytes:
@@ -27,16 +34,16 @@ def frame(proto: int, *names: str) -> bytes:
 def test_streams_come_in_the_order_in_which_they_were_asked_for(
     proto: int, first: str, second: str, whole: str
 ) -> None:
-    assert in_order(STREAMS, {0: frame(proto, *first), 1: frame(proto, *second)}, proto) == frame(proto, *whole)
+    assert in_order({0: frame(proto, *first), 1: frame(proto, *second)}, proto) == frame(proto, *whole)
 
 
 @pytest.mark.parametrize("proto", [2, 3])
 @pytest.mark.parametrize("said", ["b", "ca", "ad"])
 def test_a_stream_that_nobody_asked_that_shard_for_is_no_answer(proto: int, said: str) -> None:
     with pytest.raises(ProtocolError):
-        in_order(STREAMS, {0: frame(proto, *said), 1: frame(proto, "b")}, proto)
+        in_order({0: frame(proto, *said), 1: frame(proto, "b")}, proto)
 
 
 def test_what_is_no_answer_to_xread_is_none() -> None:
     with pytest.raises(ProtocolError):
-        in_order(STREAMS, {0: b":1\r\n", 1: b"_\r\n"}, 3)
+        in_order({0: b":1\r\n", 1: b"_\r\n"}, 3)
