@@ -382,6 +382,7 @@ def test_what_may_be_a_burden_is_not_asked_of_the_replica_as_well(
         key = Keys(alone).one(LOST)
         assert talk.ask("SET", key, b"x" * 100_000) == b"OK"
         wait_replicated(old, new, key)
+        assert talk.ask("EVAL", "return 1", 1, key) == 1  # so there is a connection for scripts
         if asked == "a large answer":
             assert talk.ask("STRLEN", key) == talk.ask("STRLEN", key) == 100_000
             assert [len(bytes(talk.ask("GET", key))) for _ in range(3)] == [100_000] * 3  # type: ignore[call-overload]
