@@ -103,7 +103,7 @@ class Liar:
 
 
 class Impostor:
-    """No server at all, but for how it answers the set-up and PING; a context manager, `port` is where it listens.
+    """No server at all, but it answers the set-up and PING; a context manager. `port` is its port.
 
     `says`: by the name of a command what is said to it, a piece at a time, and a pause until `go_on()` between them. Any
     other command is answered by `+OK`.
@@ -157,11 +157,11 @@ class Impostor:
                         client.sendall(piece)
                         self.said += len(piece)
                     if argv[0].upper() not in self._says:
-                        client.sendall(_ordinary(argv))
+                        client.sendall(ordinary(argv))
         self._open.discard(client)
 
 
-def _ordinary(argv: Sequence[bytes]) -> bytes:
+def ordinary(argv: Sequence[bytes]) -> bytes:
     match argv[0].upper():
         case b"ECHO":
             return b"$%d\r\n%b\r\n" % (len(argv[1]), argv[1])

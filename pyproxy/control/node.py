@@ -7,6 +7,8 @@ connection is then of no more use.
 """
 
 import asyncio
+import socket
+import struct
 from typing import Self
 
 from protocol import scan
@@ -23,6 +25,8 @@ INFO_LIMIT = 128 << 10
 """Bytes of the replies to one call. COMMAND of Valkey 9 is 250 KB, INFO 10 KB; a sampled key may be longer."""
 
 READ_BYTES = 256 * 1024
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s; socket(7)
 
 
 class NodeError(Exception):
@@ -43,6 +47,7 @@ class NodeConnection:
         self._node = node
         self._reader = reader
         self._writer = writer
+        self._owed = False  # something was asked and is not answered
 
     @classmethod
     async def open(cls, node: Node, access: Access, deadline_s: float) -> Self:
@@ -88,6 +93,7 @@ class NodeConnection:
         received = 0
         try:
             async with within(deadline_s):
+                self._owed = True
                 self._writer.write(b"".join(Request(argv).frame for argv in commands))
                 while len(frames) < len(commands):
                     data = await self._reader.read(READ_BYTES)
@@ -97,6 +103,7 @@ class NodeConnection:
                     if received > (most or REPLY_LIMIT):
                         raise NodeError(f"reply of more than {most or REPLY_LIMIT} bytes")
                     frames += machine.feed(data)
+            self._owed = False
             if len(frames) > len(commands):
                 raise NodeError("reply that nobody asked for")
             return [decode(frame) for frame in frames]
@@ -126,6 +133,11 @@ class NodeConnection:
         return True
 
     def close(self) -> None:
+        if self._owed:
+            # What the kernel still has of it must not arrive later, a REPLICAOF that nobody counts on any more, say.
+            sock = self._writer.get_extra_info("socket")
+            if sock is not None:  # else it is closed already
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._writer.transport.abort()  # at once: a goodbye, as TLS has one, may wait for a server that hangs
 
     def __repr__(self) -> str:

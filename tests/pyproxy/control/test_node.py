@@ -230,3 +230,22 @@ async def test_what_a_server_says_of_itself_is_bounded() -> None:
     async with faulty(says(b"$300000\r\n" + b"x" * 300_000 + b"\r\n")) as connection:
         with pytest.raises(NodeError, match=f"reply of more than {node.INFO_LIMIT} bytes"):
             await connection.ask((b"INFO",), deadline_s=5.0, most=node.INFO_LIMIT)
+
+
+async def test_what_was_not_answered_does_not_arrive_after_the_connection_was_closed() -> None:
+    """A server that stands still has a part of it, and reads on when all is over: a REPLICAOF is not done then."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    listener.bind((HOST, 0))
+    listener.listen()
+    connection = await NodeConnection.open(Node(HOST, listener.getsockname()[1]), PLAIN, 5.0)
+    with listener, listener.accept()[0] as server:
+        with pytest.raises(NodeError, match="no reply within"):
+            await connection.ask((b"SET", b"key", b"x" * 300_000), (b"REPLICAOF", b"host", b"1"), deadline_s=0.1)
+        connection.close()
+        await asyncio.sleep(0)
+        received = b""
+        with contextlib.suppress(ConnectionResetError):
+            while data := server.recv(65536):
+                received += data
+    assert b"REPLICAOF" not in received
