@@ -337,15 +337,19 @@ cdef Found _element(const char *line, Py_ssize_t room, ReplyScan *s, bint resp3,
             return BAD
         if value == -1:
             return FRAME if kind == c'$' else BAD
+        if kind == c'=' and value < 4:
+            return BAD      # "txt:" is before its text
         if room < size[0] + value + 2:
             return NEED_MORE
+        if kind == c'=' and line[size[0] + 3] != c':':
+            return BAD
         size[0] += value + 2
         return FRAME if line[size[0] - 2] == c'\r' and line[size[0] - 1] == c'\n' else BAD
     if kind == c'+' or kind == c'-':
         # a line that ends in LF alone would take the next one along
         return FRAME if memchr(line, c'\n', cr - line) == NULL else BAD
     if kind == c':':
-        return FRAME
+        return FRAME if _integer(line + 1, size[0] - 3, &value) else BAD
     if kind == c'*' or (resp3 and (kind == c'~' or kind == c'%' or kind == c'|')):
         if not _integer(line + 1, size[0] - 3, &value) or value < -1 or value > 0x7fffffff:
             return BAD
@@ -356,7 +360,35 @@ cdef Found _element(const char *line, Py_ssize_t room, ReplyScan *s, bint resp3,
         # an attribute comes before the element it speaks of, so it does not count as one
         owed[0] = value if kind == c'|' else value - 1
         return FRAME
-    return FRAME if resp3 and (kind == c'_' or kind == c'#' or kind == c',' or kind == c'(') else BAD
+    if not resp3:
+        return BAD
+    cr = line + 1
+    room = size[0] - 3      # of what is between its first byte and its end
+    if kind == c'_':
+        return FRAME if room == 0 else BAD
+    if kind == c'#':
+        return FRAME if room == 1 and (cr[0] == c't' or cr[0] == c'f') else BAD
+    if kind == c',':
+        return FRAME if _double(cr, room) else BAD
+    # what is in a big number servers do not look at themselves: a script may say what it likes
+    return FRAME if kind == c'(' else BAD
+
+
+cdef bint _double(const char *p, Py_ssize_t n) noexcept nogil:
+    """As C prints one, or could: digits with what may be between them, or a word for what is no number."""
+    cdef bint digits = False
+    cdef Py_ssize_t i
+    if n > 0 and (p[0] == c'-' or p[0] == c'+'):
+        p += 1
+        n -= 1
+    if n == 3 and (memcmp(p, b"inf", 3) == 0 or memcmp(p, b"nan", 3) == 0):
+        return True
+    for i in range(n):
+        if c'0' <= p[i] <= c'9':
+            digits = True
+        elif memchr(b".eE+-", p[i], 5) == NULL:
+            return False
+    return digits
 
 
 cdef bytes fault_text(const Fault *fault):
@@ -468,6 +500,41 @@ cdef class Replies:
             pos += length
         del self.rest[:pos]
         return out
+
+    def whole(self, bytes data not None):
+        """-> the bytes of all whole replies, one behind the other.  Raises ProtocolError; the machine is then dead."""
+        cdef const char *p
+        cdef Py_ssize_t pos = 0, n, length = 0
+        cdef Found found
+        cdef bytes out
+        cdef bint alone = not self.rest
+        if not alone:
+            self.rest += data
+        p = <const char *>data if alone else <const char *>self.rest
+        n = len(data) if alone else len(self.rest)
+        while True:
+            found = scan_reply(p + pos, n - pos, &self.state, self.resp3, self.line_bytes, &length)
+            if found == NEED_MORE:
+                break
+            if found == BAD:
+                raise ProtocolError(b"invalid reply")
+            pos += length
+        if alone:
+            self.rest += data[pos:]
+            return data if pos == n else data[:pos]
+        out = p[:pos]
+        del self.rest[:pos]
+        return out
+
+    @property
+    def unfinished(self):
+        """Bytes of a reply whose end has not come."""
+        return len(self.rest)
+
+    @property
+    def begins(self):
+        """The first of them, eight at most."""
+        return bytes(self.rest[:8])
 
 
 def elements(bytes frame not None, bint resp3=False):

@@ -103,10 +103,10 @@ class Liar:
 
 
 class Impostor:
-    """No server at all, but it answers the set-up and PING; a context manager. `port` is its port.
+    """No server at all, but it answers the set-up and PING; a context manager. `port` is its own.
 
-    `says`: by the name of a command what is said to it, a piece at a time, and a pause until `go_on()` between them. Any
-    other command is answered by `+OK`.
+    `says`: by the name of a command what is said to it, a piece at a time, and a pause until `go_on()` between them.
+    Any other command is answered by `+OK`.
     """
 
     def __init__(self, says: Mapping[bytes, Sequence[bytes]]) -> None:

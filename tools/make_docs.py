@@ -44,6 +44,10 @@ Limits and their defaults: `limits.args`, {args:,} arguments; `limits.bulk_bytes
 not come, however steadily its bytes do. A client that has nothing unfinished may be silent for as long as it likes, as
 with Redis' own default. No header makes the proxy reserve memory.
 
+The reply of a server is held to its form as well: what is no reply, or no value of its type (`:abc`, `#x`, `,1x`),
+ends the connection, and what it answered is not asked again. Only the text of a big number (`(...`) is passed on
+unseen, as servers do with what a script returns.
+
 Each case below is held against the running proxy, in one piece, byte by byte and with good commands behind it, and
 against real servers, Redis 7.0 and Valkey 9.
 """

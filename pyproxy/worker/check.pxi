@@ -23,7 +23,7 @@ cdef int check(Lane lane) except -1:
         if (<Wire>wire).lost or not (<Wire>wire).charged:
             raise Broken(f"{lane}: nothing arrives on a connection that is listed for it")
     _expect(lane, "bytes of replies that are not whole", lane.arriving, arriving)
-    handed_on += arriving
+    handed_on += arriving + lane.listened
     _expect(lane, "bytes that wait for servers", lane.handed_on, handed_on)
     _check_gates(lane, backends)
     dirty = set(lane.dirty_clients)

@@ -54,7 +54,7 @@ from pyproxy.worker.pubsub import (
 )
 from pyproxy.worker.roll import Roll, Wanted
 from pyproxy.worker.split import relay
-from pyproxy.worker.upstream import LATE_S, Delivery, Upstream
+from pyproxy.worker.upstream import LATE_S, MESSAGE_ROOM, Delivery, Unfinished, Upstream
 
 KEYSPACE_EVENTS = (b"__keyspace@", b"__keyevent@")
 """What the names of the channels begin with that every server publishes itself (notify.c)."""
@@ -161,6 +161,8 @@ class Hub:
         self._telling = False
         self._lane = lane
         self._limit = config.limits.pubsub_bytes
+        most = max(config.limits.memory_bytes // 4, config.limits.bulk_bytes + MESSAGE_ROOM)
+        self._unfinished = Unfinished(most, lane.listens)
         self._timeouts = config.timeouts
         self._access = access
         self._spawn = spawn
@@ -205,7 +207,8 @@ class Hub:
 
     def _upstream(self, shard: Shard) -> Upstream:
         made = Upstream(
-            shard.name, shard.primary, self._timeouts, self._access, self._spawn, self._slices, self._shared, self
+            shard.name, shard.primary, self._timeouts, self._access, self._spawn, self._slices, self._shared, self,
+            self._unfinished,
         )
         if self._opened:
             made.open()

@@ -194,6 +194,7 @@ cdef class Lane:
     cdef readonly long long held
     cdef readonly long long handed_on       # of it, what waits for a server, or comes from one: it is no client's
     cdef readonly long long arriving        # of that, replies that are not whole yet, if they are large
+    cdef readonly long long listened        # and messages that are not whole, on other connections
     cdef list arrivals                      # the wires on which they come
     cdef int keep_budget(self) except -1
     cdef bint _is_over(self)

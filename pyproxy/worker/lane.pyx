@@ -633,6 +633,13 @@ cdef class Lane:
             emit(Event.SHED, id=client.id, addr=client.addr, bytes=client.buffered, limit=self.memory_limit)
             client.abandon()
 
+    def listens(self, Py_ssize_t change):
+        """So many bytes more, or less, have come of messages that are not whole."""
+        self.held += change
+        self.handed_on += change
+        self.listened += change
+        self.keep_budget()
+
     cdef int keep_budget(self) except -1:
         """Above the budget of memory the largest reply that has not come to its end is thrown away, and so on, until it is
         kept or these are a quarter of it at most: more is for the clients to give, see `_shed`."""

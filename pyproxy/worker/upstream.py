@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import heapq
 import random
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -50,6 +51,17 @@ Delivery = int | Iterator[int]  # to how many clients, or the work that it is
 
 PING = request.encode([b"PING"])
 
+MESSAGE_ROOM = 1 << 16
+"""What a message may have beside a text that is as long as clients may send one."""
+
+MESSAGE_TIMES = 10
+"""Of `silence_s`: so long a message may take from its beginning to its end."""
+
+SETUP_BYTES = 1 << 17
+
+_BEGINNING = re.compile(rb"[+-].*|\*([2-4](\r(\n(\$.*)?)?)?)?", re.DOTALL)
+"""Of what may come: a message or a confirmation, whose first word is a bulk string, or the answer to a PING."""
+
 _NOTHING = object()
 _TAKEN_BACK = object()  # the answer to an UNSUBSCRIBE is due
 _FORM = {sort: [bytes] * (4 if sort is Sort.PATTERN else 3) for sort in Sort}  # of a message
@@ -67,6 +79,28 @@ class Listener(Protocol):
 
     def refused(self, upstream: Upstream, wanted: Wanted, line: bytes) -> None:
         """The server does not take it, and says why."""
+
+
+class Unfinished:
+    """What has come of messages whose end has not, of all servers: so many bytes at most, and `charge` is told.
+
+    Above that the connection with the most of them is ended, as it may never end its message.
+    """
+
+    def __init__(self, most: int, charge: Callable[[int], None]) -> None:
+        self._most = most
+        self._charge = charge
+        self._sizes: dict[Connection, int] = {}
+
+    def keep(self, connection: Connection, size: int) -> None:
+        """So much is of this one now."""
+        change = size - self._sizes.pop(connection, 0)
+        if size:
+            self._sizes[connection] = size
+        if change:
+            self._charge(change)
+        while sum(self._sizes.values()) > self._most:
+            max(self._sizes, key=self._sizes.__getitem__).drop(errors.OVER_MEMORY)  # which keeps nothing of it
 
 
 class Progress:
@@ -96,11 +130,13 @@ class Upstream:
         slices: Slices,
         shared: Roll,
         listener: Listener,
+        unfinished: Unfinished,
     ) -> None:
         self.shard = shard
         self.node = node
         self.own = Roll()
         self.slices = slices
+        self.unfinished = unfinished
         self._timeouts = timeouts
         self._access = access
         self._spawn = spawn
@@ -235,6 +271,9 @@ class Upstream:
             return
         if passed > SLEPT_S or connection.is_behind:
             connection.heard_at = now
+        endless_s = MESSAGE_TIMES * self._timeouts.silence_s
+        if not connection.is_behind and connection.is_endless(min(passed, LATE_S), endless_s):
+            return
         if connection.pinged_at > connection.heard_at:
             connection.owing_s += min(passed, LATE_S)
             if passed <= LATE_S and connection.owing_s > self._timeouts.silence_s:  # else it is read first
@@ -335,6 +374,8 @@ class Upstream:
         if not self._answers:
             raise hiredis.ProtocolError("it sent what nobody asked for")
         due = self._answers.popleft()
+        if not isinstance(frame, hiredis.ReplyError) and not _answers(due, frame):
+            raise hiredis.ProtocolError("it answered with something else than was asked")
         if type(due) is Wanted:
             self._answered(due, frame)
         elif type(due) is list:
@@ -451,6 +492,15 @@ class Upstream:
         return f"<Upstream {self.shard} {self.node} {self._down or 'up'} {self.names} names>"
 
 
+def _answers(due: object, frame: Any) -> bool:
+    """Whether a frame can be the answer that is due."""
+    if type(due) is list:
+        return bool(frame in (b"PONG", [b"pong", b""]))
+    if type(frame) is not list or len(frame) != 3:
+        return False
+    return type(due) is not Wanted or bool(frame[1] == due.text)
+
+
 class Connection(asyncio.Protocol):
     """One connection, from its greeting to its end. `lost` is why it ended."""
 
@@ -466,7 +516,8 @@ class Connection(asyncio.Protocol):
         self._upstream = upstream
         self._access = access
         self._greeting: Greeting | None = None
-        self._replies = scan.Replies()  # to the greeting
+        self._replies = scan.Replies()  # cuts what comes: nothing is made of a header whose elements may never come
+        self._endless_s = 0.0  # how long it has been at the message whose end has not come, as far as was looked
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._transport: asyncio.Transport | None = None
         self._dropped = False
@@ -504,7 +555,15 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         self._end(reason)
 
+    def is_endless(self, passed_s: float, most_s: float) -> bool:
+        """So much time has passed more. Whether it was ended, as what it says has no end for so long."""
+        self._endless_s = self._endless_s + passed_s if self._replies.unfinished else 0.0
+        if self._endless_s > most_s:
+            self.drop(errors.garbled(f"sends a message that has not ended for {most_s:g} s"))
+        return self._dropped
+
     def _end(self, reason: str) -> None:
+        self._upstream.unfinished.keep(self, 0)
         if not self.lost.done():
             self.lost.set_result(reason)
         if not self._greeted.done():
@@ -537,7 +596,20 @@ class Connection(asyncio.Protocol):
             self.drop("set-up refused")
 
     def _hear(self, data: bytes) -> None:
-        self._reader.feed(data)
+        whole = self._replies.whole(data)
+        if whole:
+            self._endless_s = 0.0
+        unfinished = self._replies.unfinished
+        if unfinished and not _BEGINNING.fullmatch(self._replies.begins):
+            self.drop(errors.garbled("began to say what can be no message"))
+            return
+        if unfinished or whole is not data:
+            self._upstream.unfinished.keep(self, unfinished)
+            if self._dropped:
+                return
+        if not whole:
+            return
+        self._reader.feed(whole)
         if not self._taking:
             self._taking = True
             self._upstream.slices.run(self._take())
@@ -552,7 +624,11 @@ class Connection(asyncio.Protocol):
             self.drop("")  # it was given up in this turn, and who did so has not run yet
             return
         for frame in self._replies.feed(data):
+            if self._greeting.is_over:
+                raise hiredis.ProtocolError("it sent what nobody asked for")
             self.write(self._greeting.heard(frame))
+        if self._replies.unfinished > SETUP_BYTES:
+            raise hiredis.ProtocolError("its answer to the set-up does not end")
         if self._greeting.is_over:
             self._greeting = None
             self._greeted.set_result(None)

@@ -87,6 +87,8 @@ NO_REPLY = {
     "a map, in RESP2": b"%1\r\n$1\r\na\r\n$1\r\nb\r\n",
     "an attribute, in RESP2": b"|1\r\n$1\r\na\r\n$1\r\nb\r\n+OK\r\n",
     "a boolean, in RESP2": b"#t\r\n",
+    "a number of letters": b":abc\r\n",
+    "a number beyond 64 bits": b":9223372036854775808\r\n",
 }
 
 

@@ -421,3 +421,50 @@ def test_what_is_not_exactly_one_array_has_no_elements(frame: bytes) -> None:
 def test_the_fault_of_an_outcome_is_what_the_scanner_said_in_it() -> None:
     assert fault_in(closed(b"+PONG\r\n-ERR Protocol error: invalid bulk length\r\n")) == b"invalid bulk length"
     assert fault_in(closed(b"+OK\r\n")) == fault_in(closed()) == fault_in(kept(b"-ERR x\r\n")) == b""
+
+
+@settings(max_examples=200)
+@given(st.lists(REPLY2), CUTS)
+def test_whole_replies_come_as_the_bytes_that_they_are_in_any_pieces(frames: list[bytes], at: list[int]) -> None:
+    sent, machine, found = b"".join(frames) + b"*3\r\n:1\r\n", Replies(), b""
+    for piece in cut(sent, at):
+        found += machine.whole(piece)
+    assert found == b"".join(frames)
+    assert machine.unfinished == 8
+    assert machine.begins == b"*3\r\n:1\r\n"
+
+
+def test_what_is_behind_whole_replies_and_is_none_is_refused() -> None:
+    machine = Replies()
+    with pytest.raises(ProtocolError, match="invalid reply"):
+        machine.whole(b"+OK\r\n@")
+
+
+NO_VALUES = [b":", b":abc", b":+1", b":01", b":-0", b":9223372036854775808", b":-9223372036854775809"]
+NO_VALUES3 = [b"#", b"#x", b"#tt", b"#true", b"_x", b"_ ", b",", b",zz", b",1x", b",e", b",-", b",infinity",
+              b"=3\r\ntxt", b"=0\r\n", b"=5\r\ntxt-x"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "resp3"), [*((each, False) for each in NO_VALUES), *((each, True) for each in NO_VALUES3)]
+)
+@pytest.mark.parametrize("within", [b"", b"*2\r\n$1\r\nx\r\n"])
+def test_a_line_that_is_no_value_of_its_type_is_no_reply(line: bytes, within: bytes, resp3: bool) -> None:
+    assert frames_of([within + line + b"\r\n"], resp3) == ([], True)
+    assert frames_of(one_by_one(within + line + b"\r\n"), resp3) == ([], True)
+
+
+VALUES = """
+    :0 :-1 :9223372036854775807 :-9223372036854775808 #t #f _ ,0 ,-0 ,1.5 ,1e+20 ,-1.5E-7 ,inf ,-inf ,nan ,-nan
+    ,3.141592653589793 (12345678901234567890 =4|txt:
+"""
+
+
+@pytest.mark.parametrize("line", [each.replace("|", "\r\n").encode() for each in VALUES.split()])
+def test_what_servers_say_of_each_type_is_a_reply(line: bytes) -> None:
+    assert frames_of(one_by_one(line + b"\r\n"), True) == ([line + b"\r\n"], False)
+
+
+def test_a_big_number_is_what_a_script_says_that_it_is() -> None:
+    """Servers pass it on as it is, so it says nothing against them."""
+    assert frames_of([b"(what a script returned\r\n"], True) == ([b"(what a script returned\r\n"], False)

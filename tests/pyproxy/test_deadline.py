@@ -27,7 +27,7 @@ from pyproxy.worker.conversation import Conversation
 from pyproxy.worker.lane import Backend
 from pyproxy.worker.lending import Share, Turn
 from pyproxy.worker.roll import Roll
-from pyproxy.worker.upstream import Upstream
+from pyproxy.worker.upstream import Unfinished, Upstream
 from tests.pyproxy.worker.test_link import Lost
 from tests.waiting import until
 
@@ -257,7 +257,8 @@ async def subscribed(node: Node, silence_s: float) -> Upstream:
 
     timeouts = Timeouts(connect_s=DEADLINE_S, silence_s=silence_s, reconnect_min_s=ENOUGH_S, reconnect_max_s=ENOUGH_S)
     listener: Any = Nobody()
-    upstream = Upstream("s0", node, timeouts, Access(BackendAccess()), spawn, Slices(), Roll(), listener)
+    access, unfinished = Access(BackendAccess()), Unfinished(1 << 20, print)
+    upstream = Upstream("s0", node, timeouts, access, spawn, Slices(), Roll(), listener, unfinished)
     upstream.open()
     await until("an outcome", lambda: upstream.is_connected or not upstream.is_available, lambda: upstream)
     return upstream

@@ -123,7 +123,7 @@ class World:
         nodes = [Node.parse(shard.primary.address) for shard in fleet.shards]
         tables = tuple(ShardTable(name=f"s{at}", primary=node, slots=()) for at, node in enumerate(nodes))
         config = Config(shards=tables, timeouts=PATIENT)
-        lane: Any = SimpleNamespace(loop=loop, shard_of=lambda text: len(text) % len(nodes))
+        lane: Any = SimpleNamespace(loop=loop, shard_of=lambda text: len(text) % len(nodes), listens=self._charged)
         self.register = Counting(self.turn)
         access = Access(config.backend)
         self.hub = CountingHub(lane, config, access, self._spawn, Slices(), self.register, alone, self._tell)
@@ -131,6 +131,9 @@ class World:
         self._shards = [Shard(f"s{at}", node, (), ((at, at),)) for at, node in enumerate(nodes)]
         self.face(1)
         self.hub.open()
+
+    def _charged(self, change: int) -> None:
+        """Of the budget of memory, which is not looked at here."""
 
     def face(self, epoch: int) -> None:
         """All primaries are of this epoch."""
