@@ -95,3 +95,16 @@ def test_a_line_that_does_not_end_ends_its_connection_and_is_not_asked_for_again
         asked = sum(len(re.findall(rb"GET\r\n\$\d\r\nk", server.heard)) for server in servers)
         assert asked <= CONNECTIONS * len(servers)
         assert "+bug" not in alone.log.read_text()
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2], ids=["in one piece", "before its last byte", "before its end"])
+def test_a_bulk_that_is_thrown_away_ends_where_its_header_says_or_its_connection_does(fleet: Fleet, cut: int) -> None:
+    """Else what follows would be the answer to somebody else's request."""
+    said = b"$%d\r\n" % (20 * MIB) + b"x" * (20 * MIB) + b"\rX"
+    with lied_to(fleet, (said[: len(said) - cut], said[len(said) - cut :])) as (alone, servers):
+        with Talk(alone.port) as talk:
+            servers[0].go_on()
+            answer = error(talk.ask("GET", Keys(alone).one(0)))
+            assert answer.startswith("TRYAGAIN shard s0 (")
+            assert "broke the protocol" in answer
+        assert "+bug" not in alone.log.read_text()

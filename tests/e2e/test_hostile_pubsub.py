@@ -42,9 +42,11 @@ def listens(first: bytes) -> bool:
 @contextmanager
 def listened_to(fleet: Fleet) -> Iterator[tuple[Hop, Proxy]]:
     limits = {"memory_bytes": 4 * MIB, "bulk_bytes": MIB}
-    with Hop(fleet.shards[0].primary.port, listens) as hop:
-        with behind(fleet, {0: hop}, timeouts=TIMEOUTS, limits=limits) as proxy:
-            yield hop, proxy
+    with (
+        Hop(fleet.shards[0].primary.port, listens) as hop,
+        behind(fleet, {0: hop}, timeouts=TIMEOUTS, limits=limits) as proxy,
+    ):
+        yield hop, proxy
 
 
 @pytest.mark.parametrize(("said", "why"), NO_MESSAGE.values(), ids=NO_MESSAGE.keys())
