@@ -32,24 +32,38 @@ SHOWN_BYTES = 60
 # --- framing.md ------------------------------------------------------------------------------------------------------
 
 
-FRAMING = r"""A request is an array of bulk strings (`*1\r\n$4\r\nPING\r\n`) or a line (`PING\r\n`, with Redis'
-rules for quotes). An array is taken only in the one form in which an encoder writes it, so the
-proxy and a server can never disagree on where it ends. A request that is framed badly is answered
-by Redis' own error, after what was asked before it; then the connection is closed, and nothing
-behind it is done. What is only unknown, refused or short of arguments is answered by an error, and
-the connection stays.
+FRAMING = r"""This page says which requests the proxy accepts, byte by byte, and what it does with a badly framed one.
 
-Limits and their defaults: `limits.args`, {args:,} arguments; `limits.bulk_bytes`, {bulk:,} bytes of one argument;
-`limits.inline_bytes`, {line:,} bytes of a line or header; and `timeouts.unfinished_s` for a request whose end does
-not come, however steadily its bytes do. A client that has nothing unfinished may be silent for as long as it likes, as
-with Redis' own default. No header makes the proxy reserve memory.
+**What is a request?** An array of bulk strings (`*1\r\n$4\r\nPING\r\n`) or a line (`PING\r\n`, with Redis' rules for
+quotes). The proxy accepts an array only in the one form in which an encoder writes it. So the proxy and a server can
+never disagree on where a request ends.
 
-The reply of a server is held to its form as well: what is no reply, or no value of its type (`:abc`, `#x`, `,1x`),
-ends the connection, and what it answered is not asked again. Only the text of a big number (`(...`) is passed on
-unseen, as servers do with what a script returns.
+**What happens to a bad request?**
 
-Each case below is held against the running proxy, in one piece, byte by byte and with good commands behind it, and
-against real servers, Redis 7.0 and Valkey 9.
+| the request | the answer | the connection |
+| --- | --- | --- |
+| is framed badly | Redis' own error, after earlier answers | is closed; nothing behind the request is done |
+| is unknown, is refused, or has too few arguments | an error | stays open |
+
+**How large may a request be?**
+
+| option | default | what it limits |
+| --- | --- | --- |
+| `limits.args` | {args:,} | arguments |
+| `limits.bulk_bytes` | {bulk:,} bytes | one argument |
+| `limits.inline_bytes` | {line:,} bytes | a line or a header |
+
+No header makes the proxy reserve memory.
+
+**How long may it take?** A request must be complete within `timeouts.unfinished_s`, however steadily its bytes come. A
+client that has no unfinished request may be silent for as long as it likes, as with Redis' own default.
+
+**What about replies?** The reply of a server is held to its form as well. Something that is no reply, or no value of
+its type (`:abc`, `#x`, `,1x`), ends the connection to that server, and the request that it answered is not sent again.
+Only the text of a big number (`(...`) is passed on unseen, as servers do with what a script returns.
+
+**How is this page tested?** Each case below is tested with the running proxy: in one piece, byte by byte, and with good
+commands behind it. It is also compared with real servers, Redis 7.0 and Valkey 9.
 """
 
 
@@ -91,23 +105,40 @@ def _bytes(raw: bytes) -> str:
 # --- commands.md -----------------------------------------------------------------------------------------------------
 
 
-COMMANDS = """What the proxy does with each of the {count} commands and subcommands of {sources}; Redis 7.2
-and 7.4 have no others. What is refused is shown with the whole line that a client gets. `COMMAND LIST` says what is
-served, too.
+COMMANDS = """This page says what the proxy does with each of the {count} commands and subcommands of {sources}. Redis
+7.2 and 7.4 have no others. `COMMAND LIST` also says what is served.
 
-A command that a server has and this page has not is learned when the proxy connects, if all primaries know it alike, it
-is plain work on data, and its keys can be found from what the servers say of it; else it is unknown here as well.
+**What if a server has a command that is not on this page?** The proxy learns it when it connects, if all of these are
+true; otherwise the command is unknown to the proxy as well:
 
-In brackets stands how the answers of several shards become one. Where the keys of a command must lie on one shard and
-do not, the answer is
+- All primaries describe the command alike.
+- It is plain work on data.
+- Its keys can be found from what the servers say of it.
+
+## How do I read the tables?
+
+The first word in the column "here" says how the command is served:
+
+{kinds}
+What may follow it:
+
+- **A word in brackets** says how the answers of several shards become one.
+- **After "refused"** stands the whole line that a client gets.
+- **"emulated"**: with `cross_shard = "emulate"` the command is also served when its keys are on several shards. It is
+  not atomic then: see [cross-shard.md](cross-shard.md).
+- **"of several shards too"**: the keys of the command may be on several shards, whatever `cross_shard` says.
+- **"may be slow"**: the proxy waits for the answer for `timeouts.silence_s`. For KEYS, FLUSHALL, FLUSHDB and SORT it
+  waits for `timeouts.slow_reply_s`.
+
+**What if the keys of a command must be on one shard, and are not?** The answer is
 
     {crossslot}
 
-as it is to a SORT whose BY or GET names keys that may lie elsewhere. A `{{hash tag}}` keeps keys together. Commands
-marked "emulated" are served all the same where the configuration says `cross_shard = "emulate"`, not atomic:
-[cross-shard.md](cross-shard.md). What "may be slow" is waited for for `timeouts.silence_s`; KEYS, FLUSHALL, FLUSHDB and
-SORT for `timeouts.slow_reply_s`. While one of KEYS, FLUSHALL,
-FLUSHDB or SORT is with a server it is not taken for a silent one either, and what is behind it waits too.
+A SORT whose BY or GET names keys that may be on another shard gets the same answer. A `{{hash tag}}` keeps keys
+together.
+
+**What do KEYS, FLUSHALL, FLUSHDB and SORT change for other clients?** While a server is at work on one of them, the
+proxy does not take the server for a silent one, and the requests behind it wait too.
 """
 
 
@@ -121,9 +152,9 @@ def commands() -> str:
         count=sum(map(len, groups.values())),
         sources=" and ".join(source.capitalize() for source in SOURCES),
         crossslot=_line(errors.crossslot()),
+        kinds=_table(("here", "that is"), [(_kind(kind), what) for kind, what in kinds_explained().items()]),
     )
-    kinds = [(_kind(kind), what) for kind, what in kinds_explained().items()]
-    parts = ["# Commands\n", GENERATED, head, _table(("here", "that is"), kinds)]
+    parts = ["# Commands\n", GENERATED, head]
     for group, members in sorted(groups.items()):
         rows = [_command_row(command) for command in sorted(members, key=lambda command: command.name.split(b"|"))]
         parts += [f"## {group.capitalize().replace('-', ' ')}\n", _table(("command", "here"), rows)]
