@@ -228,9 +228,9 @@ class Conductor:
         """With the roles of now."""
         return [care.shard for care in self._shards.values()]
 
-    def on_seen(self, shard: str) -> None:
-        """The watcher has looked at one of its servers."""
-        if self._begun:
+    def on_seen(self, shard: str, is_news: bool) -> None:
+        """The watcher has looked at one of its servers. Of one that is well, with no news, its primary's look tells."""
+        if self._begun and (is_news or self._shards[shard].machine.phase is not Phase.HEALTHY):
             self._step(shard, Looked(self._watcher.nodes(shard)))
             self.settings.on_seen(shard)
 

@@ -41,7 +41,7 @@ def parse_info(text: str) -> tuple[dict[str, str], dict[int, dict[str, int]]]:
     """INFO's text as its fields, flat, and its keyspace by database: {0: {"keys": 3, "expires": 0, "avg_ttl": 0}}."""
     fields = dict(FIELD.findall(text))
     keyspace: dict[int, dict[str, int]] = {}
-    for name in [name for name in fields if DATABASE.fullmatch(name)]:
+    for name in [name for name in fields if name.startswith("db") and DATABASE.fullmatch(name)]:
         # 18 digits: what any message carries
         numbers = re.findall("([a-z_]+)=([0-9]{1,18})(?![0-9])", fields.pop(name))
         keyspace[int(name[2:])] = {key: int(number) for key, number in numbers}
@@ -80,6 +80,11 @@ def answered(before: NodeLook, at: float, fields: Mapping[str, str], keyspace: K
         keys=sum(counts.get("keys", 0) for counts in keyspace.values()),
         misconf=misconf,
     )
+
+
+def timeless(look: NodeLook) -> NodeLook:
+    """Without the numbers that change by themselves."""
+    return msgspec.structs.replace(look, at=0.0, answered_at=0.0, offset=0, lag_s=0)
 
 
 def goes_on(before: NodeLook, now: NodeLook, quiet: int) -> bool:

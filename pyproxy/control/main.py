@@ -95,7 +95,7 @@ class Parent:
             work=self._work,
             accepts=[each.name for each in config.shards if each.accept_misplaced],
             commands=lambda: self._page.total("commands") if self._page is not None else 0,
-            on_seen=lambda shard: self._conductor.on_seen(shard),
+            on_seen=lambda shard, is_news: self._conductor.on_seen(shard, is_news),
             complete=lambda look: self._conductor.complete(look),
         )
         self._conductor = Conductor(config, access, self._watcher, self._tell, lambda: self._supervisor)

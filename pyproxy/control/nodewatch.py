@@ -18,6 +18,7 @@ import msgspec
 
 from protocol import table
 from protocol.reply import Error, Value
+from protocol.request import Request
 from pyproxy.access import Access
 from pyproxy.control import judge, sample
 from pyproxy.control.atwork import Stretches
@@ -30,7 +31,8 @@ from pyproxy.shardmap import Node, Shard, ShardMap
 DEADLINE_S = 1.0  # of a connect, and of the replies to one question
 SAMPLE_S = 5.0  # of all samples of a primary
 SAMPLES = 20  # per database
-WHOLE_EVERY_S = 5.0  # at most between two looks at all that INFO says
+WHOLE_EVERY_S = 10.0  # at most between two looks at all that INFO says
+LITTLE = Request((b"PING",)).frame + Request((b"INFO", b"replication")).frame
 QUIET_BYTES = 14  # of PING, which a primary sends its replicas now and then; the shortest write is longer
 MOST_SAID = 10  # lines about the commands of one server
 
@@ -51,10 +53,12 @@ class NodeWatch:
         self._shard = shard
         self._configured = configured
         self.wholes = 0  # looks at all that INFO says
+        self.changes = 0  # of what was seen, beside numbers that change by themselves
         self._whole = (b"INFO", info) if info else (b"INFO",)
         self._whole_at = 0.0
         self._goes_on = True  # something: all is asked for next
         self._replication: frozenset[str] = frozenset()  # the fields of this section
+        self._lines: list[bytes] = []  # and what it said last by itself, since all was asked for
         self._connection: NodeConnection | None = None
         self._asked_at = 0.0  # the last question, if only whether it lets us in
 
@@ -86,6 +90,9 @@ class NodeWatch:
         if now.reachable:
             self._work.answered(str(self.node))
         before, self.look = self.look, now
+        if before.at_work == now.at_work and judge.timeless(before) == judge.timeless(now):
+            return
+        self.changes += 1
         for event, fields in judge.changes(before, now, self._configured):
             emit(event, shard=self._shard, node=self.node, **fields)
 
@@ -100,10 +107,9 @@ class NodeWatch:
     async def _ask(self, connection: NodeConnection, replicas: list[NodeLook]) -> NodeLook:
         is_whole = self._goes_on or time.monotonic() - self._whole_at >= WHOLE_EVERY_S
         self._goes_on = False  # what begins from now on is for the next look
-        pong, info = await self._put(connection, (b"PING",), self._whole if is_whole else (b"INFO", b"replication"))
-        quiet = None if is_whole else self._quiet(info)
-        if not is_whole and quiet is None:
-            pong, info = await self._put(connection, (b"PING",), self._whole)
+        if not is_whole and (quiet := await self._ask_little(connection)):
+            return quiet
+        pong, info = await self._put(connection, (b"PING",), self._whole)
         at = time.monotonic()
         # With MISCONF a server refuses writes, and PING so that it is noticed (server.c, processCommand), but no reads.
         misconf = _text(pong.line) if isinstance(pong, Error) and pong.code == b"MISCONF" else ""
@@ -112,29 +118,56 @@ class NodeWatch:
             return judge.refused(self.look, at, _text(refusal.line))
         if not isinstance(info, bytes):
             raise NodeError("not a redis server: its INFO is no text")
-        if quiet is None:
-            self._take_whole(_text(info), at)
-        else:
-            self.info = quiet
+        self._take_whole(_text(info), at)
         await self._settle(connection)
         now = judge.answered(self.look, at, self.info, self.keyspace, misconf)
         self._goes_on = self._goes_on or judge.goes_on(self.look, now, QUIET_BYTES)
         return msgspec.structs.replace(now, lost_keys=judge.lost_keys(self.look, now, replicas), **self._refusing(at))
 
+    async def _ask_little(self, connection: NodeConnection) -> NodeLook | None:
+        """The look, where the replication is as it was: then so is the rest, for a while. Else None."""
+        self._asked_at = time.monotonic()
+        pong, info = await connection.frames(LITTLE, 2, deadline_s=DEADLINE_S, most=INFO_LIMIT)
+        at, before = time.monotonic(), self.look
+        if not before.reachable or pong != (b"-%b\r\n" % before.misconf.encode() if before.misconf else b"+PONG\r\n"):
+            return None
+        fields = self._other_fields(info)
+        if fields is None:
+            return None
+        now = msgspec.structs.replace(before, at=at, answered_at=at)
+        if fields:
+            said = {**self.info, **fields}
+            now = judge.answered(before, at, said, self.keyspace, before.misconf)
+            if judge.goes_on(before, now, QUIET_BYTES):
+                return None
+            self.info = said
+            now = msgspec.structs.replace(
+                now, lost_keys=before.lost_keys, noreplicas=before.noreplicas, oom=before.oom
+            )
+        if self._is_unsettled:
+            await self._settle(connection)
+            now = msgspec.structs.replace(now, **self._refusing(at))
+        return now
+
+    def _other_fields(self, frame: bytes) -> dict[str, str] | None:
+        """Of INFO replication those fields that are not as they were; None: there are other fields."""
+        if not frame.startswith(b"$") or not self._replication:
+            return None
+        lines = frame.split(b"\r\n")[1:]
+        known, self._lines = self._lines, lines
+        if len(lines) == len(known):
+            lines = [line for line, before in zip(lines, known, strict=True) if line != before]
+            fields = judge.parse_info(_text(b"\r\n".join(lines)))[0] if lines else {}
+            return fields if fields.keys() <= self._replication else None
+        fields = judge.parse_info(_text(b"\r\n".join(lines)))[0]
+        return fields if fields.keys() == self._replication else None
+
     def _take_whole(self, text: str, at: float) -> None:
         self.info, self.keyspace = judge.parse_info(text)
         section = text.partition("# Replication\r\n")[2].partition("\r\n#")[0]
         self._replication = frozenset(judge.parse_info(section)[0])
+        self._lines = []
         self.wholes, self._whole_at = self.wholes + 1, at
-
-    def _quiet(self, said: Value) -> dict[str, str] | None:
-        """INFO with the replication of now, where that is as it was: then so is the rest, for a while. Else None."""
-        fields = judge.parse_info(_text(said))[0] if isinstance(said, bytes) else {}
-        if fields.keys() != self._replication:
-            return None
-        info = {**self.info, **fields}
-        now = judge.answered(self.look, self.look.at, info, self.keyspace, self.look.misconf)
-        return None if judge.goes_on(self.look, now, QUIET_BYTES) else info
 
     async def _put(self, connection: NodeConnection, *questions: tuple[bytes, ...]) -> list[Value]:
         """The answers. Raises NodeError."""
@@ -145,10 +178,16 @@ class NodeWatch:
     def take_over(self, other: "NodeWatch") -> None:
         """Go on from what the other one has seen of the same server."""
         self.look = other.look
+        self.changes = other.changes + 1
         other.close()
 
     def _connected(self) -> None:
         """The connection is new."""
+
+    @property
+    def _is_unsettled(self) -> bool:
+        """Whether there is more to ask, or something that passes with time."""
+        return False
 
     async def _settle(self, connection: NodeConnection) -> None:
         """Ask what else there is to ask of this server. Raises NodeError."""
@@ -190,6 +229,8 @@ class PrimaryWatch(NodeWatch):
         self._settled = False  # this connection was asked for its commands and its keys
         self._sample = sample.Sample(0, ())
         self._trusted = ""  # the process (run_id) whose keys were those of this shard: it is no other shard's by now
+        self._lags: dict[str, int] = {}
+        self._lags_of: dict[str, str] = {}
         self._refused: dict[str, judge.Refused] = {}  # code -> when a worker was refused with it last
 
     def refused(self, code: str) -> None:
@@ -203,12 +244,23 @@ class PrimaryWatch(NodeWatch):
             "oom": judge.out_of_memory(self.info, self.keyspace, self._refused.get("OOM"), at),
         }
 
+    @property
+    def lags(self) -> dict[str, int]:
+        """Seconds since its replicas have acknowledged what they have, by `host:port`, as it says."""
+        if self._lags_of is not self.info:
+            self._lags, self._lags_of = judge.acknowledged(self.info), self.info
+        return self._lags
+
     def trust(self) -> None:
         """It was a replica of this shard."""
         self._trusted = self.look.run_id
 
     def _connected(self) -> None:
         self._settled = False
+
+    @property
+    def _is_unsettled(self) -> bool:
+        return not self._settled or bool(self._sample.foreign or self._refused)
 
     async def _settle(self, connection: NodeConnection) -> None:
         astray = self._sample.foreign
@@ -236,6 +288,8 @@ class PrimaryWatch(NodeWatch):
             (was_misplaced, self.misplaced, Event.SHARD_MISPLACED, Event.SHARD_PLACED),
             (was_stray, self.stray, Event.STRAY_KEYS, Event.STRAY_KEYS_END),
         ):
+            if now != before:
+                self.changes += 1
             if now and not before:
                 emit(begins, shard=self._shard, node=self.node, reason=now)
             if before and not now:

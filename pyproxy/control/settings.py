@@ -137,6 +137,8 @@ class Keeper:
 
     def alarms(self, shard: str) -> list[str]:
         """What an operator must know of the settings of this shard."""
+        if not self.state.told:
+            return []
         value, fixed = self.state.told.get(NAME), self._fixed.get(shard)
         found = [
             f"{attempt.setting[0]} of {node} is not set to '{attempt.setting[1]}': {attempt.failure}"

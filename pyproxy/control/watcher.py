@@ -14,17 +14,15 @@ passes here.
 """
 
 import asyncio
-import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import msgspec
 
 from pyproxy.access import Access
-from pyproxy.control import judge
 from pyproxy.control.atwork import Stretches
 from pyproxy.control.nodewatch import NodeWatch, PrimaryWatch
 from pyproxy.events import Event, emit
@@ -55,39 +53,41 @@ class ShardWatch:
         self.name = shard.name
         self.primary = PrimaryWatch(shard, shard_map, access, work, on_commands, accepts)
         self.replicas = [NodeWatch(shard.name, node, access, work, "slave", b"") for node in shard.replicas]
-        self.complaints = {watch.node: asyncio.Event() for watch in self.nodes}
+        self.nodes: list[NodeWatch] = [self.primary, *self.replicas]  # the primary first
+        self._by_node = {watch.node: watch for watch in self.nodes}
+        self.complaints = {node: asyncio.Event() for node in self._by_node}
         self._shard_map = shard_map
         self._access = access
         self._work = work
         self._accepts = accepts
         self._on_commands = on_commands
         self._since = self._began = time.monotonic()
-
-    @property
-    def nodes(self) -> list[NodeWatch]:
-        """The primary first."""
-        return [self.primary, *self.replicas]
+        self._is_writable = False
 
     def watch(self, node: Node) -> NodeWatch:
         """The one of this server: another one after a promotion."""
-        return next(watch for watch in self.nodes if watch.node == node)
+        return self._by_node[node]
 
     def promoted(self, shard: Shard) -> None:
         """Another of its servers is the primary now; what was seen of each is kept."""
-        was_writable, before = writable(self.look), {watch.node: watch for watch in self.nodes}
+        before = self._by_node
         self.primary = PrimaryWatch(
             shard, self._shard_map, self._access, self._work, self._on_commands, self._accepts
         )
         self.replicas = [NodeWatch(shard.name, node, self._access, self._work, "slave", b"") for node in shard.replicas]
-        for watch in self.nodes:
-            watch.take_over(before[watch.node])
+        self.nodes = [self.primary, *self.replicas]
+        self._by_node = {watch.node: watch for watch in self.nodes}
+        for node, watch in self._by_node.items():
+            watch.take_over(before[node])
         self.primary.trust()
-        if writable(self.look) != was_writable:
-            self._since = time.monotonic()
+        self._review(time.monotonic())
 
     @property
     def look(self) -> ShardLook:
         """What was seen last."""
+        return self._seen(self.node_looks)
+
+    def _seen(self, nodes: tuple[NodeLook, ...]) -> ShardLook:
         primary = self.primary
         return ShardLook(
             self.name,
@@ -99,28 +99,43 @@ class ShardWatch:
             primary.misplaced,
             primary.look.at or self._began,
             self._since,
-            (primary.look, *self._replica_looks()),
+            nodes,
             stray=primary.stray,
         )
 
-    def _replica_looks(self) -> list[NodeLook]:
-        """With the lag as the primary knows it: they acknowledge every second, it pings them every 10 s only."""
-        if not self.primary.look.reachable:
-            return [watch.look for watch in self.replicas]
-        lags = judge.acknowledged(self.primary.info)
-        return [
-            msgspec.structs.replace(watch.look, lag_s=lags.get(str(watch.node), watch.look.lag_s))
-            for watch in self.replicas
-        ]
+    def _review(self, at: float) -> None:
+        """Whether it takes writes: since then, if that is new."""
+        was_writable, self._is_writable = self._is_writable, writable(self._seen((self.primary.look,)))
+        if self._is_writable != was_writable:
+            self._since = at
 
-    async def look_at(self, watch: NodeWatch) -> None:
-        """Look at one of its servers."""
-        before = writable(self.look)
+    @property
+    def node_looks(self) -> tuple[NodeLook, ...]:
+        """The primary's, then those of the replicas, with the lag as the primary knows it.
+
+        They acknowledge every second, it pings them every 10 s only.
+        """
+        if not self.primary.look.reachable:
+            return tuple(watch.look for watch in self.nodes)
+        lags = self.primary.lags
+        return (self.primary.look, *(_lagging(watch.look, lags) for watch in self.replicas))
+
+    @property
+    def state(self) -> object:
+        """Equal while nothing but the time is new. Who acknowledges each second has a lag of 0 or 1."""
+        lags = [0 if look.lag_s == 1 else look.lag_s for look in self.node_looks[1:]]
+        return self._since, [(watch.node, watch.wholes, watch.changes) for watch in self.nodes], lags
+
+    async def look_at(self, watch: NodeWatch) -> bool:
+        """Look at one of its servers -> whether anything but the time is new."""
+        wholes, changes, lag_s = watch.wholes, watch.changes, watch.look.lag_s
         await watch.look_once([each.look for each in self.replicas] if watch is self.primary else ())
-        if watch not in self.nodes:
+        if self._by_node[watch.node] is not watch:
             watch.close()  # a promotion has replaced it meanwhile
-        if writable(self.look) != before:
-            self._since = self.primary.look.at
+        if watch.changes != changes:
+            self._review(self.primary.look.at)
+        lags = watch.look.lag_s != lag_s and watch.look.node not in self.primary.lags  # nobody else says so
+        return lags or (watch.wholes, watch.changes) != (wholes, changes)
 
     def complain(self, node: str = "", code: str = "") -> None:
         """Have its servers looked at at once. `node` has refused something with `code`, if with any."""
@@ -154,13 +169,14 @@ class Watcher:
         work: Stretches | None = None,
         accepts: Collection[str] = (),
         commands: Callable[[], int] | None = None,
-        on_seen: Callable[[str], None] = lambda _shard: None,
+        on_seen: Callable[[str, bool], None] = lambda _shard, _is_news: None,
         complete: Callable[[ShardLook], ShardLook] = lambda look: look,
     ) -> None:
         """`accepts`: the shards whose keys are theirs, whatever they look like. `work`: what the servers are at work
         on, as the workers say. `commands`: how many clients have asked so far (None: some each time); while they ask
-        nothing, less is looked at. `on_seen` is called with the shard's name after each look at one of its servers.
-        `complete` adds to the look at a shard what is known of its promotion."""
+        nothing, less is looked at. `on_seen` is called after each look at a server, with the shard's name and whether
+        anything may be new: it is the primary, or not only the time is. `complete` adds to the look at a shard what is
+        known of its promotion."""
         self.topology = Topology(shard_map.version, list(shard_map.shards), [])
         self._learn = learn
         self._on_topology = on_topology
@@ -177,6 +193,7 @@ class Watcher:
             shard.name: ShardWatch(shard, shard_map, access, work, self._relearn, shard.name in accepts)
             for shard in shard_map.shards
         }
+        self._blanks = {name: ShardLook(name, "", False, "", {}, {}, "") for name in self._watches}
 
     @property
     def fleet_look(self) -> FleetLook:
@@ -186,8 +203,7 @@ class Watcher:
     def nodes(self, shard: str) -> dict[Node, NodeLook]:
         """The last looks at the servers of this shard, the primary first."""
         watch = self._watches[shard]
-        looks = watch.look.nodes  # with their lags as the primary knows them
-        return {each.node: look for each, look in zip(watch.nodes, looks, strict=True)}
+        return {each.node: look for each, look in zip(watch.nodes, watch.node_looks, strict=True)}
 
     def promoted(self, shard: Shard) -> None:
         """The primary of this shard is another one now."""
@@ -235,12 +251,11 @@ class Watcher:
 
     def _tell(self) -> None:
         """Tell what was seen, unless nothing but the time is new."""
-        look = self.fleet_look
-        news = [[watch.wholes for watch in shard.nodes] for shard in self._watches.values()], _timeless(look)
+        news = [(watch.state, self._complete(self._blanks[name])) for name, watch in self._watches.items()]
         if news != self._told:
             self._told = news
             self._looks += 1
-            self._on_look(msgspec.structs.replace(look, version=self._looks))
+            self._on_look(self.fleet_look)
 
     def complain(self, shard: str, node: str = "", code: str = "") -> None:
         """A worker has trouble with this shard: look at its servers now, or as soon as LOOK_GAP_S has passed.
@@ -255,17 +270,21 @@ class Watcher:
         complaint = shard.complaints[node]
         began = -math.inf
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._until_tick()):
-                    await complaint.wait()
-            await asyncio.sleep(max(0.0, began + LOOK_GAP_S - loop.time()))
+            timer = loop.call_later(self._until_tick(), complaint.set)
+            try:
+                await complaint.wait()
+            finally:
+                timer.cancel()
+            if (gap_s := began + LOOK_GAP_S - loop.time()) > 0:
+                await asyncio.sleep(gap_s)
             complaint.clear()
             began = loop.time()
             await self._look_at(shard, node)
 
     async def _look_at(self, shard: ShardWatch, node: Node) -> None:
-        await shard.look_at(shard.watch(node))
-        self._on_seen(shard.name)
+        watch = shard.watch(node)
+        is_news = await shard.look_at(watch)
+        self._on_seen(shard.name, is_news or watch is shard.primary)
 
     def _until_tick(self, after_s: float = 0.0) -> float:
         """Seconds until the next tick of the loop's clock, and `after_s`: all that wait by it are in step."""
@@ -291,19 +310,6 @@ class Watcher:
         return f"<Watcher {up} of {len(self._watches)} shards up>"
 
 
-def _timeless(look: FleetLook) -> list[ShardLook]:
-    """Without what changes by itself, and without INFO, in which something always does."""
-    return [
-        msgspec.structs.replace(
-            shard,
-            at=0.0,
-            info={},
-            nodes=tuple(
-                msgspec.structs.replace(
-                    node, at=0.0, answered_at=0.0, offset=0, lag_s=0 if node.lag_s == 1 else node.lag_s
-                )
-                for node in shard.nodes
-            ),
-        )
-        for shard in look.shards
-    ]
+def _lagging(look: NodeLook, lags: Mapping[str, int]) -> NodeLook:
+    lag_s = lags.get(look.node, look.lag_s)
+    return look if lag_s == look.lag_s else msgspec.structs.replace(look, lag_s=lag_s)

@@ -53,7 +53,7 @@ async def conducting(fleet: Fleet, **promotion: object) -> AsyncIterator[Run]:
     told: list[Topology] = []
     watcher = Watcher(
         config.shard_map(), access, lambda _replies: [], lambda _topology: None, lambda _look: None,
-        on_seen=lambda shard: conductor.on_seen(shard),
+        on_seen=lambda shard, is_news: conductor.on_seen(shard, is_news),
     )  # fmt: skip
 
     def tell(state: Topology | Settings) -> None:

@@ -201,7 +201,7 @@ async def test_what_a_subscriber_is_told_is_heard_and_so_is_the_end(server: Serv
 
 
 async def test_a_connection_that_was_reset_between_two_questions_is_told_as_such() -> None:
-    """Nobody reads it meanwhile, and the loop refuses to write to it in words of its own."""
+    """Nobody reads it meanwhile."""
 
     async def pong_and_reset(writer: asyncio.StreamWriter) -> None:
         writer.write(b"+PONG\r\n")
@@ -222,7 +222,7 @@ async def test_a_connection_that_was_reset_between_two_questions_is_told_as_such
 
 async def until_closed(connection: NodeConnection) -> None:
     async with asyncio.timeout(5.0):
-        while "closing" not in repr(connection):  # noqa: ASYNC110 - the transport tells nobody
+        while "closed" not in repr(connection):  # noqa: ASYNC110 - the transport tells nobody
             await asyncio.sleep(0.01)
 
 

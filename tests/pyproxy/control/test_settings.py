@@ -95,7 +95,7 @@ async def keeping(
     access = Access(config.backend)
     watcher = Watcher(
         config.shard_map(), access, lambda _replies: [], lambda _topology: None, lambda _look: None, every_s=0.1,
-        on_seen=lambda shard: keeper.on_seen(shard),
+        on_seen=lambda shard, _is_news: keeper.on_seen(shard),
     )  # fmt: skip
     fixed_by: dict[str, FixedBy] = {shard.name: not_fixed for shard in fleet.shards}
     fixed_by |= {name: group.setting for name, group in (fixed or {}).items()}

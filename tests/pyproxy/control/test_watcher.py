@@ -248,7 +248,8 @@ async def test_while_clients_ask_nothing_what_has_not_changed_is_told_seldom(fle
     told: list[FleetLook] = []
     looks: list[str] = []
     watcher = Watcher(
-        shard_map(fleet), PLAIN, table.learn, print, told.append, 0.1, commands=lambda: 0, on_seen=looks.append
+        shard_map(fleet), PLAIN, table.learn, print, told.append, 0.1, commands=lambda: 0,
+        on_seen=lambda shard, _is_news: looks.append(shard),
     )
     every_s = nodewatch.WHOLE_EVERY_S
     async with asyncio.TaskGroup() as group:
