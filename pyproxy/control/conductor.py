@@ -229,9 +229,10 @@ class Conductor:
         return [care.shard for care in self._shards.values()]
 
     def on_seen(self, shard: str, is_news: bool) -> None:
-        """The watcher has looked at one of its servers. Of one that is well, with no news, its primary's look tells."""
-        if self._begun and (is_news or self._shards[shard].machine.phase is not Phase.HEALTHY):
-            self._step(shard, Looked(self._watcher.nodes(shard)))
+        """The watcher has looked at one of its servers; where only the time is new, nothing need come of it."""
+        if self._begun:
+            if is_news or self._shards[shard].machine.waits:
+                self._step(shard, Looked(self._watcher.nodes(shard)))
             self.settings.on_seen(shard)
 
     def on_learned(self) -> None:
@@ -299,6 +300,8 @@ class Conductor:
 
     def _step(self, shard: str, event: Happening) -> None:
         care = self._shards[shard]
+        if self._begun:
+            care.machine.nodes = self._watcher.nodes(shard)  # where only the time was new, it was not told
         for effect in care.machine.step(event, time.monotonic()):
             self._carry_out(care, effect)
         if care.machine.phase is not Phase.HEALTHY:

@@ -134,6 +134,7 @@ class Machine:
         self._named = False
         self._out = False  # handing over: the promoter was asked, and has not answered
         self._tidied_at = 0.0
+        self._waits = True
 
     # --- what the others want to know ---
 
@@ -146,6 +147,11 @@ class Machine:
     def watches_only(self) -> bool:
         """Whether nobody is expected to promote."""
         return self._powers.watches_only
+
+    @property
+    def waits(self) -> bool:
+        """Whether a look with nothing new in it may have something done, as the time passes."""
+        return self.phase is not Phase.HEALTHY or self._waits
 
     @property
     def known(self) -> Known:
@@ -316,6 +322,7 @@ class Machine:
     # --- while nothing is under way: healthy, suspect, waiting, readonly, down ---
 
     def _review(self, _event: Happening, now: float) -> list[Effect]:
+        self._waits = True
         look = self.nodes.get(self.primary)
         if look is None or now - look.at > STALE_S or any(each.at <= self._switched_at for each in self.nodes.values()):
             return []  # not looked at yet, or this proxy has slept: what was seen before is not what is
@@ -345,7 +352,11 @@ class Machine:
     def _well(self, now: float) -> list[Effect]:
         if self.phase is Phase.HEALTHY:
             self._learn(now)
-            return self._strays(now)
+            effects = self._strays(now)
+            is_said = self._said is not None and self._said.node != self.primary
+            may_go = any(not look.reachable for look in self.nodes.values()) or lineage.strays(self.nodes, self.primary)
+            self._waits = bool(effects or self.alarms or is_said or may_go)
+            return effects
         look = self.nodes[self.primary]
         if not self._well_at:
             self._well_at = look.at

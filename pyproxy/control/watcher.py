@@ -128,14 +128,14 @@ class ShardWatch:
 
     async def look_at(self, watch: NodeWatch) -> bool:
         """Look at one of its servers -> whether anything but the time is new."""
-        wholes, changes, lag_s = watch.wholes, watch.changes, watch.look.lag_s
+        wholes, changes, lag_s, lags = watch.wholes, watch.changes, watch.look.lag_s, self.primary.lags
         await watch.look_once([each.look for each in self.replicas] if watch is self.primary else ())
         if self._by_node[watch.node] is not watch:
             watch.close()  # a promotion has replaced it meanwhile
         if watch.changes != changes:
             self._review(self.primary.look.at)
-        lags = watch.look.lag_s != lag_s and watch.look.node not in self.primary.lags  # nobody else says so
-        return lags or (watch.wholes, watch.changes) != (wholes, changes)
+        lags_more = self.primary.lags != lags or (watch.look.lag_s != lag_s and watch.look.node not in lags)
+        return lags_more or (watch.wholes, watch.changes) != (wholes, changes)
 
     def complain(self, node: str = "", code: str = "") -> None:
         """Have its servers looked at at once. `node` has refused something with `code`, if with any."""
@@ -175,8 +175,7 @@ class Watcher:
         """`accepts`: the shards whose keys are theirs, whatever they look like. `work`: what the servers are at work
         on, as the workers say. `commands`: how many clients have asked so far (None: some each time); while they ask
         nothing, less is looked at. `on_seen` is called after each look at a server, with the shard's name and whether
-        anything may be new: it is the primary, or not only the time is. `complete` adds to the look at a shard what is
-        known of its promotion."""
+        anything but the time is new. `complete` adds to the look at a shard what is known of its promotion."""
         self.topology = Topology(shard_map.version, list(shard_map.shards), [])
         self._learn = learn
         self._on_topology = on_topology
@@ -284,7 +283,7 @@ class Watcher:
     async def _look_at(self, shard: ShardWatch, node: Node) -> None:
         watch = shard.watch(node)
         is_news = await shard.look_at(watch)
-        self._on_seen(shard.name, is_news or watch is shard.primary)
+        self._on_seen(shard.name, is_news)
 
     def _until_tick(self, after_s: float = 0.0) -> float:
         """Seconds until the next tick of the loop's clock, and `after_s`: all that wait by it are in step."""

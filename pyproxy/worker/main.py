@@ -70,6 +70,7 @@ from pyproxy.worker.session import Session
 
 TICK_S = 0.02  # how exactly deadlines are kept
 REST_S = BEAT_S  # between two ticks while nothing is out: each is a beat, and tells the lane that it has not slept
+WHOLE_S = 0.9  # at least between two ticks that look at all, while nothing has begun; the others are beats
 HOLDING_S = 0.1  # how often at most the parent is told what is held
 AT_WORK_S = 0.3  # a request through all keys that takes longer is told to the parent, which may think its server down
 SELDOM_S = 1.0  # unfinished requests, memory
@@ -104,7 +105,9 @@ class Worker:
         self._page = page
         self._row = page.row(index)
         self._ended = asyncio.Event()
-        self._begun = asyncio.Event()  # something, while nothing was out
+        self._begun = asyncio.Event()  # something, while nothing was out; or its rest is over
+        self._stirred = True  # something has begun since it was looked at whether anything is out
+        self._whole_at = 0.0  # the next tick is one that looks at all
         self._slices = Slices()
         self._heard = Line(self._slices)  # what the others' clients are subscribed to, in the order in which it came
         self._telling = False  # what its own are
@@ -149,8 +152,10 @@ class Worker:
     # --- the parent's messages ---
 
     def _on_message(self, message: Message) -> None:
-        if not isinstance(message, FleetLook):
-            self._begun.set()
+        if isinstance(message, FleetLook):
+            self._stirred, self._whole_at = True, 0.0  # what follows from it has time until then
+        else:
+            self._stir()
         match message:
             case Setup():
                 self._begin(message)
@@ -208,7 +213,7 @@ class Worker:
         )
         self._session = Session(self._here, self._lender, self._hub)
         self._lane.on_slept = self._slept
-        self._lane.on_begun = self._begun.set
+        self._lane.on_begun = self._stir
         split.install(self._lane, self._slices)
         self._lane.set_table(table.TABLE)
         self._row[INDEX["started_us"]] = int(time.time() * 1e6)
@@ -328,7 +333,7 @@ class Worker:
                 front.confirmed()
 
     def _complain(self, shard: str, node: str, what: str) -> None:
-        self._begun.set()
+        self._stir()
         self._tell(Complaint(shard, node, what))
 
     def _tell(self, message: Message) -> None:
@@ -395,8 +400,14 @@ class Worker:
         peak = 0
         while True:
             await self._until_tick(lane)
-            lane.tick()
             now = time.monotonic()
+            if not self._stirred and now < self._whole_at:
+                lane.beat()
+                if self._hub is not None:
+                    self._hub.tick(now)
+                continue
+            self._stirred, self._whole_at = True, now + WHOLE_S
+            lane.tick()
             for front in self._fronts:
                 front.tick(now)
             if self._hub is not None:
@@ -436,7 +447,19 @@ class Worker:
             if is_busy:
                 return
 
+    def _stir(self) -> None:
+        """Something begins, or may have."""
+        self._stirred, self._whole_at = True, 0.0
+        self._begun.set()
+
     def _is_busy(self, lane: Lane) -> bool:
+        assert self._here
+        if not self._stirred:  # it was not before, and what the hub does by itself is all that can be new
+            return self._hub is not None and not self._hub.at_rest
+        self._stirred = busy = self._is_anything_out(lane)
+        return busy
+
+    def _is_anything_out(self, lane: Lane) -> bool:
         assert self._here
         return (
             lane.has_deadlines
@@ -553,7 +576,7 @@ class Worker:
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         """A task whose failure is the worker's end: nothing in it is expected to fail."""
-        self._begun.set()
+        self._stir()
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._on_task_done)
