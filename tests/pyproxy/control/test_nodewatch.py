@@ -10,7 +10,7 @@ import pytest
 from pyproxy import events
 from pyproxy.access import Access
 from pyproxy.config import BackendAccess
-from pyproxy.control import nodewatch
+from pyproxy.control import judge, nodewatch
 from pyproxy.control.atwork import Stretches
 from pyproxy.control.nodewatch import NodeWatch, PrimaryWatch
 from pyproxy.fleet import HOST, Fleet, Server
@@ -184,6 +184,28 @@ async def test_while_nothing_goes_on_little_is_asked(replica: Server) -> None:
     await looked(watch)
     await looked(watch)
     assert await wholes(watch, 5) <= 1  # that one as WHOLE_EVERY_S had passed, on a machine that was slow
+
+
+async def test_a_look_with_nothing_new_is_the_one_before_at_another_time(primary: Server, replica: Server) -> None:
+    for watch in (watch_primary(primary), watch_replica(replica)):
+        await looked(watch)
+        changes, before = watch.changes, watch.look
+        for _ in range(5):
+            await looked(watch)
+        assert watch.changes == changes
+        assert watch.look.at > before.at and watch.look.answered_at > before.answered_at
+        assert judge.timeless(watch.look) == judge.timeless(before)
+
+
+async def test_what_only_the_replication_tells_is_seen_at_the_next_look(primary: Server, replica: Server) -> None:
+    watch = watch_replica(replica)
+    for _ in range(3):
+        await looked(watch)
+    changes = watch.changes
+    for priority in (7, 100, 7):
+        replica.ask("CONFIG", "SET", "replica-priority", priority)
+        assert (await looked(watch)).priority == priority
+    assert watch.changes == changes + 3
 
 
 async def test_what_is_not_asked_for_is_looked_at_seldom(primary: Server, monkeypatch: pytest.MonkeyPatch) -> None:

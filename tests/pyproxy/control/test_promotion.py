@@ -1,5 +1,7 @@
 """What becomes of a shard whose primary is in trouble."""
 
+from collections.abc import Callable
+
 import pytest
 
 from pyproxy.control.happenings import (
@@ -602,3 +604,41 @@ def test_where_it_was_given_up_an_operator_may_name_any_server() -> None:
     shard.until(Phase.SWITCHING, 1.0)
     shard.tell(Switched())
     assert shard.answers == [True]
+
+
+# --- what time alone may do -------------------------------------------------------------------------------------------
+
+
+def test_a_shard_that_is_well_waits_for_nothing() -> None:
+    assert not DrawnShard().machine.waits
+
+
+@pytest.mark.parametrize(
+    "happens",
+    [
+        lambda shard: shard.kill(P1),
+        lambda shard: shard.kill(P2),
+        lambda shard: shard.make_master(P3),
+        lambda shard: shard.make_replica(P3, P2),
+        lambda shard: shard.announce(P2, 9),
+        lambda shard: shard.announce(ELSEWHERE, 9),
+        lambda shard: shard.tell(PauseAsked()),
+    ],
+    ids=["primary", "replica", "two masters", "copies a replica", "announced", "announced stranger", "paused"],
+)
+def test_a_shard_of_which_anything_is_to_be_expected_is_thought_about_at_each_look(
+    happens: Callable[[DrawnShard], object],
+) -> None:
+    shard = DrawnShard(SENTINEL)
+    happens(shard)
+    shard.look(LOOK_S)
+    assert shard.machine.waits
+
+
+def test_a_shard_that_is_well_again_waits_for_nothing_again() -> None:
+    shard = DrawnShard()
+    shard.kill(P2)
+    shard.look(LOOK_S)
+    shard.wake(P2, link="up")
+    shard.look(LOOK_S)
+    assert not shard.machine.waits

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyproxy.control import judge
 from pyproxy.control.happenings import (
     Announced,
     Answer,
@@ -67,6 +68,7 @@ class Watched(DrawnShard):
 
     def tell(self, event: Happening, after_s: float = 0.0) -> list[Effect]:
         phase, epoch, why = self.machine.phase, self.machine.epoch, self.machine.why
+        rests, before = self._would_rest(event), self._state()
         if isinstance(event, Looked):
             self._note(event)
         if isinstance(event, Announced):
@@ -77,9 +79,23 @@ class Watched(DrawnShard):
         effects = super().tell(event, after_s)
         self._check_effects(event, effects)
         self._check_phases(phase, effects, why)
+        assert not rests or (effects, self._state()) == ([], before), "the conductor would not have told it"
         assert self.machine.epoch >= epoch
         self._check_gate()
         return effects
+
+    def _would_rest(self, event: Happening) -> bool:
+        """Whether it waits for nothing, and only the time is new."""
+        if self.machine.waits or not isinstance(event, Looked):
+            return False
+        nodes = self.machine.nodes
+        return {node: judge.timeless(look) for node, look in event.nodes.items()} == {
+            node: judge.timeless(look) for node, look in nodes.items()
+        }
+
+    def _state(self) -> object:
+        machine = self.machine
+        return machine.known, machine.gate(), dict(machine.alarms)
 
     def _note(self, event: Looked) -> None:
         for node, look in event.nodes.items():
