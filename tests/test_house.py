@@ -267,7 +267,6 @@ def test_a_source_without_a_test_file_is_found(tmp_path: Path) -> None:
 PAUSES = {
     "pyproxy/control/promoters/elasticache.py": 1,
     "pyproxy/control/supervisor.py": 1,
-    "pyproxy/control/watcher.py": 1,
     "pyproxy/worker/conversations/polling.py": 1,
     "pyproxy/worker/upstream.py": 1,
 }
