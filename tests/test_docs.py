@@ -86,3 +86,12 @@ def test_a_test_that_is_gone_is_found() -> None:
 def test_the_promises_can_be_found_from_the_first_page_and_from_the_map() -> None:
     assert "(docs/reliability.md)" in (ROOT / "README.md").read_text()
     assert "(reliability.md)" in (DOCS / "architecture.md").read_text()
+
+
+def test_the_first_page_is_short_enough_to_be_read() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (DOCS / "README.md").read_text()
+    assert [page.name for page in DOCS.glob("*.md") if page.name != "README.md" and f"({page.name})" not in index] == []
