@@ -58,6 +58,7 @@ class NodeConnection(asyncio.Protocol):
         self._reader: asyncio.Future[None] | None = None  # waits for more
         self._is_late = False
         self._owed = False  # something was asked and is not answered
+        self.arrives_late = False  # what is asked is to be done even after this is closed, when the server goes on
 
     @classmethod
     async def open(cls, node: Node, access: Access, deadline_s: float) -> Self:
@@ -179,7 +180,7 @@ class NodeConnection(asyncio.Protocol):
     def close(self) -> None:
         if self._transport is None:
             return
-        if self._owed:
+        if self._owed and not self.arrives_late:
             # What the kernel still has of it must not arrive later, a REPLICAOF that nobody counts on any more, say.
             sock = self._transport.get_extra_info("socket")
             if sock is not None:  # else it is closed already

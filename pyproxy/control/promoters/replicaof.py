@@ -80,6 +80,11 @@ class _Server:
         if isinstance(answer, Error):
             raise _Refused(f"{self.node}: {_text(answer)}")
 
+    async def order_late(self, *argv: bytes) -> None:
+        """As `order`; and where it does not answer now, it finds this in its socket when it goes on."""
+        self._connection.arrives_late = True
+        await self.order(*argv)
+
     async def ask(self, *commands: tuple[bytes, ...]) -> list[Value]:
         try:
             return await self._connection.ask(*commands, deadline_s=self._clock.step())
@@ -147,10 +152,13 @@ class ReplicaOf(Promoter):
         await self._gather_replicas(case, clock)
 
     async def _fence(self, primary: str) -> str:
-        """Whether the old primary said that it takes no write for a while, for the log."""
+        """Whether the old primary said that it takes no write for a while, for the log.
+
+        One that stands still may go on later: then it finds this in its socket, before what its clients send next.
+        """
         try:
             async with within(FENCE_S), self._connected(primary, _Clock(FENCE_S)) as server:
-                await server.order(b"CLIENT", b"PAUSE", _milliseconds(FENCED_S), b"WRITE")
+                await server.order_late(b"CLIENT", b"PAUSE", _milliseconds(FENCED_S), b"WRITE")
         except (NodeError, TimeoutError):
             return "no"
         return "yes"
