@@ -9,10 +9,10 @@ from typing import Any, cast
 from protocol import table
 from pyproxy.config import Config
 from pyproxy.metrics import Page
-from pyproxy.shardmap import format_slots, split_slots
+from pyproxy.shard_map import format_slots, split_slots
 from pyproxy.slices import Slices
-from pyproxy.worker import split
-from pyproxy.worker.lane import Backend, Client, Lane, Wire
+from pyproxy.worker.lane import split
+from pyproxy.worker.lane.lane import Backend, Client, Lane, Wire
 
 
 class Turns:

@@ -17,7 +17,7 @@ from bench.lane_alone import LaneAlone
 from protocol import request, table
 from protocol.scan import Replies, Requests, elements
 from pyproxy.hashing import slot
-from pyproxy.worker.lane import Wire
+from pyproxy.worker.lane.lane import Wire
 
 Benchmark = Callable[..., Any]  # the fixture of pytest-benchmark, which has no types
 

@@ -521,8 +521,11 @@ def no_script() -> bytes:
 def script_without_keys(name: Words, what: Words) -> bytes:
     """``what``: how the configuration names the call: ``sha1 = "..."``, ``function = "f"``."""
     return _line(
-        "ERR command '", _raw(name).lower(), "' names no key, and what it runs may use keys, which are on several ",
-        "shards; name them, or have the configuration say what it is: [[scripts.calls]] with ", what,
+        "ERR command '",
+        _raw(name).lower(),
+        "' names no key, and what it runs may use keys, which are on several ",
+        "shards; name them, or have the configuration say what it is: [[scripts.calls]] with ",
+        what,
         ", or scripts.without_keys",
     )
 
@@ -530,7 +533,11 @@ def script_without_keys(name: Words, what: Words) -> bytes:
 def script_answers_differ(name: Words, way: Words) -> bytes:
     """The call was run on all shards, and their answers cannot be merged as the configuration says."""
     return _line(
-        "ERR the shards' answers to '", _raw(name).lower(), "' cannot be merged by ", way, ", as the configuration ",
+        "ERR the shards' answers to '",
+        _raw(name).lower(),
+        "' cannot be merged by ",
+        way,
+        ", as the configuration ",
         "says of it (scripts.without_keys, [[scripts.calls]]); each of them has run it",
     )
 
@@ -540,7 +547,9 @@ def script_answers_differ(name: Words, way: Words) -> bytes:
 
 def too_much_to_copy(name: Words, size: int, limit: int) -> bytes:
     return _line(
-        "ERR command '", _raw(name).lower(), f"' would copy {size} bytes from shard to shard, more than {limit}",
+        "ERR command '",
+        _raw(name).lower(),
+        f"' would copy {size} bytes from shard to shard, more than {limit}",
         " (limits.cross_shard_bytes); give its keys one {hash tag}",
     )
 
@@ -575,7 +584,8 @@ def condition_lost(shard: str, applied_by: Iterable[str]) -> bytes:
     """MSETNX and its like: its condition held on all shards when they were asked, and then not any more on this one."""
     return _line(
         f"UNCERTAIN shard {shard}: somebody else has changed its keys meanwhile, so nothing was set there; ",
-        "these shards have applied their part: ", ", ".join(applied_by),
+        "these shards have applied their part: ",
+        ", ".join(applied_by),
     )
 
 

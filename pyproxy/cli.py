@@ -30,11 +30,11 @@ from typing import Any
 from pyproxy import __version__, demo
 from pyproxy.access import Access, why
 from pyproxy.config import UNDISCOVERED, Config, ConfigErrors
-from pyproxy.control.admin import Command, Pause, Promote, Resume, ask
-from pyproxy.control.status import table
-from pyproxy.control.strays import CannotVerify, Strays
+from pyproxy.control.health.misplaced_keys import CannotVerify, Strays
+from pyproxy.control.http.admin import Command, Pause, Promote, Resume, ask
+from pyproxy.control.http.status import table
 from pyproxy.hashing import SLOTS, hash_tag, slot
-from pyproxy.shardmap import Node, ShardMap, format_slots, split_slots
+from pyproxy.shard_map import Node, ShardMap, format_slots, split_slots
 
 EX_UNAVAILABLE = 69  # <sysexits.h>
 EX_CONFIG = 78
@@ -61,7 +61,7 @@ class _Version(argparse.Action):
     """A build that does not serve says what it is for; see tools/make_build.py."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from pyproxy.worker.lane import BUILD  # the compiled half, which no other command here needs
+        from pyproxy.worker.lane.lane import BUILD  # the compiled half, which no other command here needs
 
         print(f"pyproxy {__version__}" + (f" ({BUILD} build)" if BUILD else ""))
         parser.exit()

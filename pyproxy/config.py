@@ -20,7 +20,7 @@ from msgspec import inspect as shape
 
 from pyproxy.config_reading import BAD, Tree, lower_first, read_struct, shown
 from pyproxy.hashing import SLOTS
-from pyproxy.shardmap import Node, Shard, ShardMap, SlotRange, format_slots, join_slots
+from pyproxy.shard_map import Node, Shard, ShardMap, SlotRange, format_slots, join_slots
 
 KIB = 1024
 MIB = 1024 * KIB

@@ -13,7 +13,7 @@ from msgspec import Meta
 from msgspec import inspect as shape
 
 from pyproxy.hashing import SLOTS
-from pyproxy.shardmap import Node, parse_slots
+from pyproxy.shard_map import Node, parse_slots
 
 Tree = dict[str, Any]
 """A Struct's fields that were read well or left out, by name; those with a problem are missing."""

@@ -23,7 +23,7 @@ import pyproxy
 from pyproxy.config import Config
 from pyproxy.fleet import FENCED, HOST, Fleet, FleetError, LiveShard, Proxy, Sentinels, Server, Table, reserve_port
 
-HOT_PATH = ("protocol.scan", "pyproxy.worker.lane", "pyproxy.worker.split")
+HOT_PATH = ("protocol.scan", "pyproxy.worker.lane.lane", "pyproxy.worker.lane.split")
 LEFT_OUT = "TLS for clients: not built yet, and refused"
 DRAIN_S = 1.0  # after Ctrl-C; the servers end as well, so there is little to wait for
 DOWN_AFTER_S = 2.0  # of silence, until a primary is replaced; Sentinels, which ping once a second, need up to one more
@@ -84,9 +84,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
 
 
-def _proxy(
-    fleet: Fleet, sentinels: Sentinels | None, keeper: socket, args: argparse.Namespace, http: str
-) -> Proxy:
+def _proxy(fleet: Fleet, sentinels: Sentinels | None, keeper: socket, args: argparse.Namespace, http: str) -> Proxy:
     tables: dict[str, Table | str] = {
         "transactions": args.transactions,
         "cross_shard": args.cross_shard,

@@ -87,7 +87,7 @@ class Event(enum.Enum):
     OOM = "+oom", logging.ERROR  # a primary is full, and refuses writes
     OOM_END = "-oom", logging.INFO
     UNFENCED = "+unfenced", logging.WARNING  # at the start: servers without min-replicas-to-write
-    SUSPECT = "+suspect", logging.WARNING  # a primary is in trouble; this and the next: promotion.py
+    SUSPECT = "+suspect", logging.WARNING  # a primary is in trouble; this and the next: machine.py
     SUSPECT_END = "-suspect", logging.INFO
     ODOWN = "+odown", logging.WARNING  # it counts as down
     TRY_FAILOVER = "+try-failover", logging.WARNING  # a replica is being promoted

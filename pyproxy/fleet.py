@@ -35,7 +35,7 @@ from typing import ClassVar, Self
 
 import hiredis
 
-from pyproxy.shardmap import format_slots, split_slots
+from pyproxy.shard_map import format_slots, split_slots
 
 HOST = "127.0.0.1"
 VARIABLE = "PYPROXY_REDIS_SERVER"
@@ -290,7 +290,7 @@ class Server(Process):
 
     @property
     def address(self) -> str:
-        """"127.0.0.1:PORT"."""
+        """ "127.0.0.1:PORT"."""
         return f"{HOST}:{self.port}"
 
     def command(self) -> list[str]:
@@ -460,7 +460,7 @@ class Sentinel(Process):
 
     @property
     def address(self) -> str:
-        """"127.0.0.1:PORT"."""
+        """ "127.0.0.1:PORT"."""
         return f"{HOST}:{self.port}"
 
     def command(self) -> list[str]:

@@ -1,6 +1,6 @@
 """From a key to its slot.
 
-A key comes in, a number from 0 to 16383 goes out. Which shard owns a slot is not known here: see shardmap.py.
+A key comes in, a number from 0 to 16383 goes out. Which shard owns a slot is not known here: see shard_map.py.
 Pure: no I/O, no state.
 """
 

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from pyproxy.config import Config
-from pyproxy.shardmap import Node, Shard
+from pyproxy.shard_map import Node, Shard
 
 
 class Setup(msgspec.Struct, frozen=True, tag=True):
@@ -155,7 +155,7 @@ class ShardLook(msgspec.Struct, frozen=True):
     keyspace: dict[int, dict[str, int]]  # database -> keys, expires, avg_ttl
     misplaced: str  # not empty: it holds mostly keys of other shards (which, and whose), and must not be used
     at: float = 0.0  # when the answer was there, or known not to come: CLOCK_MONOTONIC, s
-    since: float = 0.0  # when it became writable (looks.py), or ceased to be; the same clock
+    since: float = 0.0  # when it became writable (health.py), or ceased to be; the same clock
     nodes: tuple[NodeLook, ...] = ()  # the primary of now, then the replicas
     epoch: int = 0
     phase: str = ""  # of its promotion, see control/promotion.py

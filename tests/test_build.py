@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy.worker.lane import BUILD
+from pyproxy.worker.lane.lane import BUILD
 from tools import make_build
 
 ROOT = Path(__file__).parents[1]

@@ -52,7 +52,9 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 
 def test_a_link_to_nowhere_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# A title\n[a](page.md) [b](#a-title) [c](none.md) [d](page.md#none) [e](https://example.org/none)\n")
+    page.write_text(
+        "# A title\n[a](page.md) [b](#a-title) [c](none.md) [d](page.md#none) [e](https://example.org/none)\n"
+    )
     assert dead_links(page) == ["none.md", "page.md#none"]
 
 

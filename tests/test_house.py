@@ -35,29 +35,30 @@ TESTED_ELSEWHERE = {
     "protocol/rows.py": "generated; tests/protocol/test_table.py compares it with a live server",
     "pyproxy/__main__.py": "runs cli.main; every test that starts the program runs it",
     "pyproxy/worker/__main__.py": "runs main.serve; every worker is started by it",
-    "pyproxy/demo.py": "tests/e2e/test_demo.py runs it as a user does",
-    "protocol/helps.py": "texts; tests/pyproxy/worker/test_local.py asks for them",
-    "pyproxy/worker/here.py": "declarations only",
-    "pyproxy/worker/placing.py": "tests/pyproxy/worker/test_words.py",
-    "pyproxy/worker/lane.pyx": "tests/e2e: test_order, test_lost_connection, test_slow_shard, test_back_pressure ...",
-    "pyproxy/worker/front.py": "tests/e2e: test_hold, test_switch",
-    "pyproxy/worker/upstream.py": "tests/e2e/test_pubsub.py",
-    "pyproxy/worker/conversations/blocking.py": "tests/e2e: test_blocking, test_blocking_promotion",
-    "pyproxy/worker/conversations/polling.py": "tests/e2e/test_blocking_over_shards.py",
-    "pyproxy/worker/conversations/probing.py": "tests/e2e/test_waiting_together.py",
-    "pyproxy/worker/conversations/executing.py": "tests/e2e/test_scripting.py",
-    "pyproxy/worker/conversations/scripting.py": "tests/e2e/test_scripting.py",
-    "pyproxy/worker/conversations/keyspace.py": "tests/e2e: test_keyspace, test_scan_completeness",
-    "pyproxy/worker/conversations/replicas.py": "tests/e2e/test_wait.py",
-    "pyproxy/worker/conversations/reports.py": "tests/e2e/test_surface.py",
-    "pyproxy/worker/conversations/parts.py": "tests/e2e/test_cross_shard.py",
-    "pyproxy/worker/conversations/operands.py": "tests/e2e/test_cross_shard.py",
-    "pyproxy/worker/conversations/watching.py": "tests/e2e/test_watch.py",
-    "pyproxy/worker/conversations/settings.py": "tests/e2e/test_settings.py",
-    "pyproxy/worker/link.py": "tests/e2e: test_down_shard, test_lost_connection, test_hostile_backend",
-    "pyproxy/worker/main.py": "tests/e2e/test_processes.py",
-    "pyproxy/control/happenings.py": "declarations only",
-    "pyproxy/control/http.py": "tests/e2e/test_status.py",
+    "pyproxy/demo.py": "tests/e2e/process/test_demo.py runs it as a user does",
+    "protocol/helps.py": "texts; tests/pyproxy/worker/commands/test_local.py asks for them",
+    "pyproxy/worker/commands/context.py": "declarations only",
+    "pyproxy/worker/commands/handlers.py": "a table of names; every e2e test of a conversation goes through it",
+    "pyproxy/worker/commands/placing.py": "tests/pyproxy/worker/lane/test_words.py",
+    "pyproxy/worker/lane/lane.pyx": "tests/e2e/lane, and test_lost_connection, test_slow_shard in tests/e2e/shard",
+    "pyproxy/worker/shard/router.py": "tests/e2e: test_hold, test_switch",
+    "pyproxy/worker/pubsub/upstream.py": "tests/e2e/pubsub/test_pubsub.py",
+    "pyproxy/worker/commands/blocking.py": "tests/e2e: test_blocking, test_blocking_promotion",
+    "pyproxy/worker/commands/cross_shard/polling.py": "tests/e2e/commands/test_blocking_over_shards.py",
+    "pyproxy/worker/commands/cross_shard/probing.py": "tests/e2e/commands/test_waiting_together.py",
+    "pyproxy/worker/commands/executing.py": "tests/e2e/commands/test_scripting.py",
+    "pyproxy/worker/commands/scripting.py": "tests/e2e/commands/test_scripting.py",
+    "pyproxy/worker/commands/keyspace.py": "tests/e2e: test_keyspace, test_scan_completeness",
+    "pyproxy/worker/commands/wait.py": "tests/e2e/commands/test_wait.py",
+    "pyproxy/worker/commands/memory.py": "tests/e2e/commands/test_surface.py",
+    "pyproxy/worker/commands/cross_shard/per_key.py": "tests/e2e/commands/test_cross_shard.py",
+    "pyproxy/worker/commands/cross_shard/operands.py": "tests/e2e/commands/test_cross_shard.py",
+    "pyproxy/worker/commands/watch.py": "tests/e2e/commands/test_watch.py",
+    "pyproxy/worker/commands/settings.py": "tests/e2e/commands/test_settings.py",
+    "pyproxy/worker/shard/link.py": "tests/e2e: test_down_shard, test_lost_connection, test_hostile_backend",
+    "pyproxy/worker/main.py": "tests/e2e/process/test_processes.py",
+    "pyproxy/control/failover/transitions.py": "declarations only",
+    "pyproxy/control/http/server.py": "tests/e2e/process/test_status.py",
     "pyproxy/config_reading.py": "tests/pyproxy/test_config.py reads files; nobody else uses it",
 }
 
@@ -265,10 +266,10 @@ def test_a_source_without_a_test_file_is_found(tmp_path: Path) -> None:
 
 # Pauses, and a client's own patience. Anywhere else who is waited for is a server or another process.
 PAUSES = {
-    "pyproxy/control/promoters/elasticache.py": 1,
-    "pyproxy/control/supervisor.py": 1,
-    "pyproxy/worker/conversations/polling.py": 1,
-    "pyproxy/worker/upstream.py": 1,
+    "pyproxy/control/failover/promoters/elasticache.py": 1,
+    "pyproxy/control/process/supervisor.py": 1,
+    "pyproxy/worker/commands/cross_shard/polling.py": 1,
+    "pyproxy/worker/pubsub/upstream.py": 1,
 }
 
 
@@ -284,7 +285,8 @@ def test_whoever_waits_for_another_process_has_a_deadline_that_is_not_used_up_by
     assert {path: count for path, count in found.items() if count} == PAUSES
 
 
-@pytest.mark.parametrize("line", ["asyncio.timeout(1)", "asyncio.timeout_at(1)", "asyncio.wait_for(it, 1)",
-                                  "asyncio.wait([it], timeout=1)"])
+@pytest.mark.parametrize(
+    "line", ["asyncio.timeout(1)", "asyncio.timeout_at(1)", "asyncio.wait_for(it, 1)", "asyncio.wait([it], timeout=1)"]
+)
 def test_a_timer_of_asyncio_is_seen(line: str) -> None:
     assert own_timers(f"    async with {line}:") == 1

@@ -18,8 +18,8 @@ from protocol.commands import Command, Kind
 from protocol.rows import SOURCES
 from protocol.table import TABLE
 from pyproxy.config import Limits
-from pyproxy.worker.conversations import ACROSS, EMULATED
-from pyproxy.worker.conversations.polling import POLLED
+from pyproxy.worker.commands.cross_shard.polling import POLLED
+from pyproxy.worker.commands.handlers import ACROSS, EMULATED
 from tests.protocol.framing_cases import CASES, GROUPS, Case, Outcome
 
 ROOT = Path(__file__).parent.parent

@@ -99,9 +99,7 @@ def kept(file: Path | None) -> list[Result]:
     return [msgspec.json.decode(line, type=Result) for line in file.read_bytes().splitlines()]
 
 
-def write(
-    options: argparse.Namespace, runs: report.Runs, failed: dict[str, list[str]], facts: Sequence[str]
-) -> None:
+def write(options: argparse.Namespace, runs: report.Runs, failed: dict[str, list[str]], facts: Sequence[str]) -> None:
     from bench.failover.plot import draw  # matplotlib takes a second to import, and only this needs it
 
     options.out.mkdir(parents=True, exist_ok=True)

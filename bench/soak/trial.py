@@ -20,7 +20,7 @@ from bench.soak.troubles import Troubles
 from bench.soak.wire import Tally
 from pyproxy.fleet import FENCED, HOST, Fleet, FleetError, LiveShard, Proxy, Table, Value, ask, wait_until
 from pyproxy.hashing import slot
-from pyproxy.shardmap import split_slots
+from pyproxy.shard_map import split_slots
 
 SHARDS, REPLICAS, WORKERS = 3, 2, 2
 REST_S = 60.0

@@ -21,12 +21,13 @@ from protocol import table
 from pyproxy import __version__, events, scripts
 from pyproxy.access import Access
 from pyproxy.config import Config
-from pyproxy.control import admin, listening
-from pyproxy.control.atwork import Stretches
-from pyproxy.control.conductor import Conductor
-from pyproxy.control.status import Phase, State
-from pyproxy.control.supervisor import Supervisor
-from pyproxy.control.watcher import Watcher
+from pyproxy.control.failover.coordinator import Conductor
+from pyproxy.control.health.busy import Stretches
+from pyproxy.control.health.monitor import Watcher
+from pyproxy.control.http import admin
+from pyproxy.control.http.status import Phase, State
+from pyproxy.control.process import listener
+from pyproxy.control.process.supervisor import Supervisor
 from pyproxy.events import Event, emit
 from pyproxy.messages import AtWork, Message, Script, Scripts, ScriptsFlushed, Setup
 from pyproxy.metrics import Page
@@ -61,13 +62,13 @@ def serve(config: Config) -> int:
     events.configure()
     if config.undiscovered():
         # Here, and not above: boto3 takes half a second, and is only there where it is asked for.
-        from pyproxy.control.replication_groups import discover
+        from pyproxy.control.failover.promoters.replication_groups import discover
 
         config = config.with_nodes(discover(config))
     raise_file_limit(config)
     try:
         parent = Parent(config)
-    except listening.CannotListen as exc:
+    except listener.CannotListen as exc:
         raise StartError(str(exc), EX_UNAVAILABLE) from None
     return uvloop.run(parent.run())
 
@@ -81,8 +82,8 @@ class Parent:
         self._workers = config.workers or len(os.sched_getaffinity(0))
         self._page: Page | None = None
         self._supervisor: Supervisor | None = None  # until the shards were looked at
-        self._listener = listening.listener(config.listen)
-        self._http_listener = listening.bind(config.http.listen, "http.listen") if config.http.listen else None
+        self._listener = listener.listener(config.listen)
+        self._http_listener = listener.bind(config.http.listen, "http.listen") if config.http.listen else None
         self._admin_listener = _bind_admin(config.http.admin) if config.http.admin else None
         access = Access(config.backend)
         self._work = Stretches()
@@ -139,10 +140,10 @@ class Parent:
         if self._http_listener is None:
             return contextlib.nullcontext()
         # Here, and not above: aiohttp takes a third of a second and 14 MB, for nothing where it is not asked for.
-        from pyproxy.control import http
+        from pyproxy.control.http import server
 
-        emit(Event.LISTEN, http=listening.address(self._http_listener))
-        return http.serving(self._http_listener, self._state)
+        emit(Event.LISTEN, http=listener.address(self._http_listener))
+        return server.serving(self._http_listener, self._state)
 
     def _admin(self) -> contextlib.AbstractAsyncContextManager[None]:
         if self._admin_listener is None:
@@ -157,7 +158,7 @@ class Parent:
 
     async def _serve(self, page: Page) -> None:
         self._page = page
-        listen = listening.address(self._listener)
+        listen = listener.address(self._listener)
         supervisor = self._supervisor = Supervisor(
             WORKER,
             self._listener,

@@ -54,19 +54,19 @@ from pyproxy.messages import (
     Work,
 )
 from pyproxy.metrics import BEAT_S, INDEX, Page
-from pyproxy.shardmap import Node, Shard, ShardMap
+from pyproxy.shard_map import Node, Shard, ShardMap
 from pyproxy.slices import Line, Slices
-from pyproxy.worker import split
-from pyproxy.worker.front import Front, gone
-from pyproxy.worker.gate import Gate as ShardGate
-from pyproxy.worker.gate import Holds
-from pyproxy.worker.here import Here
-from pyproxy.worker.hub import Hub
-from pyproxy.worker.lane import Client, Lane, Route
-from pyproxy.worker.lending import Lender
-from pyproxy.worker.link import Link
-from pyproxy.worker.pubsub import BATCH_NAMES
-from pyproxy.worker.session import Session
+from pyproxy.worker.commands.context import Here
+from pyproxy.worker.commands.dispatch import Session
+from pyproxy.worker.lane import split
+from pyproxy.worker.lane.lane import Client, Lane, Route
+from pyproxy.worker.pubsub.hub import Hub
+from pyproxy.worker.pubsub.registry import BATCH_NAMES
+from pyproxy.worker.shard.gate import Gate as ShardGate
+from pyproxy.worker.shard.gate import Holds
+from pyproxy.worker.shard.link import Link
+from pyproxy.worker.shard.pool import Lender
+from pyproxy.worker.shard.router import Front, gone
 
 TICK_S = 0.02  # how exactly deadlines are kept
 REST_S = BEAT_S  # between two ticks while nothing is out: each is a beat, and tells the lane that it has not slept

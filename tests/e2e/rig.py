@@ -94,9 +94,7 @@ def error(reply: object) -> str:
 
 
 @contextlib.contextmanager
-def behind(
-    fleet: Fleet, hops: Mapping[int, Hop], workers: int = 1, **tables: Table | Value
-) -> Iterator[Proxy]:
+def behind(fleet: Fleet, hops: Mapping[int, Hop], workers: int = 1, **tables: Table | Value) -> Iterator[Proxy]:
     """A proxy that reaches the primaries of the shards with these indexes through hops."""
     proxy = Proxy(fleet, None, workers, **tables)
     text = proxy.config.read_text()

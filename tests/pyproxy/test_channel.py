@@ -85,9 +85,7 @@ async def test_the_end_of_the_other_process_is_told_once(ends: tuple[Channel, so
     [(FRAME_LIMIT + 1).to_bytes(4), (3).to_bytes(4) + b"\xc1xx", frame(Ready(1)).replace(b"Ready", b"Rexdy")],
     ids=["too long", "no MessagePack", "unknown message"],
 )
-async def test_what_is_no_message_closes_the_channel(
-    ends: tuple[Channel, socket.socket, Peer], garbage: bytes
-) -> None:
+async def test_what_is_no_message_closes_the_channel(ends: tuple[Channel, socket.socket, Peer], garbage: bytes) -> None:
     _, bare, peer = ends
     bare.send(garbage)
     await until("the end", lambda: peer.closed == 1, lambda: peer)

@@ -8,7 +8,7 @@ import pytest
 import pyproxy
 from pyproxy.cli import main
 from pyproxy.config import Config
-from pyproxy.worker.lane import BUILD
+from pyproxy.worker.lane.lane import BUILD
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pyproxy.toml"
 
@@ -185,9 +185,7 @@ def test_slots_of_an_impossible_number_of_shards_are_refused(shards: str, capsys
 
 def test_the_status_of_a_configuration_without_http_names_the_option(capsys: Output) -> None:
     assert main(["status", "--config", str(EXAMPLE)]) == 78
-    assert capsys.readouterr().err.splitlines()[1:] == [
-        'http.listen: expected the address of the status, got ""'
-    ]
+    assert capsys.readouterr().err.splitlines()[1:] == ['http.listen: expected the address of the status, got ""']
 
 
 def test_version_is_the_packages_and_says_which_build_if_it_is_not_to_serve() -> None:

@@ -18,7 +18,7 @@ from pyproxy.config import (
     ShardTable,
     Timeouts,
 )
-from pyproxy.shardmap import Node, Shard
+from pyproxy.shard_map import Node, Shard
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pyproxy.toml"
 

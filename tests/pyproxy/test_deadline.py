@@ -18,17 +18,17 @@ import pytest
 from protocol.scan import Replies, Requests
 from pyproxy.access import Access
 from pyproxy.config import BackendAccess, Config, Timeouts
-from pyproxy.control.node import NodeConnection
+from pyproxy.control.health.node_connection import NodeConnection
 from pyproxy.deadline import Deadline, within
 from pyproxy.fleet import HOST, Fleet, Server
-from pyproxy.shardmap import Node
+from pyproxy.shard_map import Node
 from pyproxy.slices import Slices
-from pyproxy.worker.conversation import Conversation
-from pyproxy.worker.lane import Backend
-from pyproxy.worker.lending import Share, Turn
-from pyproxy.worker.roll import Roll
-from pyproxy.worker.upstream import Unfinished, Upstream
-from tests.pyproxy.worker.test_link import Lost
+from pyproxy.worker.commands.conversation import Conversation
+from pyproxy.worker.lane.lane import Backend
+from pyproxy.worker.pubsub.upstream import Unfinished, Upstream
+from pyproxy.worker.pubsub.wanted import Roll
+from pyproxy.worker.shard.pool import Share, Turn
+from tests.pyproxy.worker.shard.test_link import Lost
 from tests.waiting import until
 
 DEADLINE_S = 1.0

@@ -242,8 +242,9 @@ def test_a_stopped_server_was_ended_in_order(server: Server) -> None:
 
 
 def test_a_server_that_does_not_start_is_reported_with_its_last_words() -> None:
-    with pytest.raises(FleetError, match=r"s0-primary ended with status 1:[\s\S]*no-such-option"), Fleet(
-        shards=1, replicas=0, options=("--no-such-option", "1")
+    with (
+        pytest.raises(FleetError, match=r"s0-primary ended with status 1:[\s\S]*no-such-option"),
+        Fleet(shards=1, replicas=0, options=("--no-such-option", "1")),
     ):
         pass
 

@@ -26,7 +26,7 @@ from pyproxy.messages import (
     ShardLook,
     Topology,
 )
-from pyproxy.shardmap import Node, Shard
+from pyproxy.shard_map import Node, Shard
 
 SHARD = Shard("s0", Node("127.0.0.1", 7000), (Node("::1", 7100),), ((0, 5), (6, 16383)))
 NODE = NodeLook("127.0.0.1:7000", True, "", at=1.5, role="master", offset=2**40, lost_keys=3)

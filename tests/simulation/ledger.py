@@ -35,6 +35,4 @@ class Ledger:
     def is_lost(self, shard: str, done: Done) -> bool:
         """Whether a write may be gone: its shard has got another primary since, and that one did not have it."""
         now = self.epochs[shard]
-        return any(
-            done.log[-1] not in self.kept[shard, epoch] for epoch in range(done.epoch + 1, now + 1)
-        )
+        return any(done.log[-1] not in self.kept[shard, epoch] for epoch in range(done.epoch + 1, now + 1))

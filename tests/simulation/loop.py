@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
-from pyproxy.worker import lane
+from pyproxy.worker.lane import lane
 
 START = 1000.0
 """What the time is when a history begins, CLOCK_MONOTONIC, s."""

@@ -1,12 +1,12 @@
 """Whether the clients were told the truth: each answer against what the servers did, at once and at the end.
 
-    reply i belongs to request i      its frame is the one that a server made for this very token or number
-    -TRYAGAIN, a refusal              the write is done nowhere, then and later
-    an acknowledged write             was done once; an uncertain one once or never
-    what a client reads               has in it all its own acknowledged writes, unless the server had to be replaced by
-                                      one that had not copied them; and where a write of its own is unresolved, no other
-                                      server says that it is not there, and then it is
-    WAIT                              so many replicas have all writes that this client was told are done
+reply i belongs to request i      its frame is the one that a server made for this very token or number
+-TRYAGAIN, a refusal              the write is done nowhere, then and later
+an acknowledged write             was done once; an uncertain one once or never
+what a client reads               has in it all its own acknowledged writes, unless the server had to be replaced by
+                                  one that had not copied them; and where a write of its own is unresolved, no other
+                                  server says that it is not there, and then it is
+WAIT                              so many replicas have all writes that this client was told are done
 """
 
 from protocol.scan import elements

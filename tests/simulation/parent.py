@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from pyproxy.messages import Applied, Awake, Confirmed, FleetLook, Gate, NodeLook, ShardLook, Topology
-from pyproxy.shardmap import Node, Shard
+from pyproxy.shard_map import Node, Shard
 from tests.simulation.loop import Loop
 from tests.simulation.oracle import Broken
 from tests.simulation.server import Server
@@ -167,8 +167,11 @@ class Parent:
         for index in range(len(self.shards)):
             primary = self.primary(index)
             for server in self.servers[self.shards[index].name]:
-                if server is not primary and server.alive and not server.stalled and (
-                    server.master is not primary or server.epoch != primary.epoch
+                if (
+                    server is not primary
+                    and server.alive
+                    and not server.stalled
+                    and (server.master is not primary or server.epoch != primary.epoch)
                 ):
                     server.follow(primary)
 

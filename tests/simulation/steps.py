@@ -7,7 +7,7 @@ from collections.abc import Callable
 from random import Random
 from typing import NamedTuple, TypeVar
 
-from pyproxy.worker.lane import Wire
+from pyproxy.worker.lane.lane import Wire
 from tests.simulation.client import Client
 from tests.simulation.server import REFUSALS, Connection, Server
 from tests.simulation.world import World

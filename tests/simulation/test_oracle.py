@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyproxy.worker.lane import BUILD
+from pyproxy.worker.lane.lane import BUILD
 from tests.simulation.client import Client
 from tests.simulation.oracle import Broken
 from tests.simulation.rest import rest
@@ -129,7 +129,9 @@ def test_a_client_that_waits_for_too_long_is_seen(monkeypatch: pytest.MonkeyPatc
             world.advance(10.0)
 
 
-@pytest.mark.skipif(BUILD == "checked", reason="that build ends the process at such a count, before the oracle is asked")
+@pytest.mark.skipif(
+    BUILD == "checked", reason="that build ends the process at such a count, before the oracle is asked"
+)
 def test_what_is_left_over_is_seen() -> None:
     with history(Setting()) as world:
         world.worker._fronts[0].gate.keep(10)

@@ -11,7 +11,9 @@ from unittest import mock
 
 from pyproxy import events
 from pyproxy.messages import Setup
-from pyproxy.worker import front, lane, main
+from pyproxy.worker import main
+from pyproxy.worker.lane import lane
+from pyproxy.worker.shard import router
 from tests.simulation.client import Client
 from tests.simulation.ledger import Ledger
 from tests.simulation.loop import Loop
@@ -27,6 +29,7 @@ TICK_S = 0.05
 LONGEST_S = 8.0
 """Longer no client that reads waits for its next answer, whatever the servers do: a hold, or the silence of a server,
 then a new connection, and the deadline of a reply."""
+
 
 class Bugs(logging.Handler):
     """The lines of the log that nobody expects."""
@@ -212,7 +215,7 @@ def history(setting: Setting, seed: int = 0) -> Iterator[World]:
             (main, "TICK_S", TICK_S),
             (main, "end", end),
             (main, "gone", gone),
-            (front, "gone", gone),
+            (router, "gone", gone),
             (main, "give_back", lambda held, peak: 0),
         ):
             patched.enter_context(mock.patch.object(owner, name, there))

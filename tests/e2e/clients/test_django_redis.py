@@ -60,8 +60,10 @@ def test_keys_are_found_and_deleted_by_a_pattern_on_all_shards(cache: Any) -> No
 
 
 def test_a_lock_is_held_by_one(cache: Any) -> None:
-    with cache.lock("lock", timeout=10), pytest.raises(Exception, match="acquire"), cache.lock(
-        "lock", blocking_timeout=0.01
+    with (
+        cache.lock("lock", timeout=10),
+        pytest.raises(Exception, match="acquire"),
+        cache.lock("lock", blocking_timeout=0.01),
     ):
         pass
     with cache.lock("lock", blocking_timeout=1):

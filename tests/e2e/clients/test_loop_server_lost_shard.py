@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from pyproxy.control import admin
+from pyproxy.control.http import admin
 from pyproxy.fleet import HOST, Fleet, LiveShard, Server, wait_until
 from tests.e2e.clients.loop_server import MONTH_S, NEW_DB, OLD_DB, PATTERN, LoopProxy, expire, wait_received
 from tests.e2e.clients.node import NODE_REDIS_0, NodeClient, NodeError

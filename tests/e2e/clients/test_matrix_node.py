@@ -1,5 +1,5 @@
 """What a client of node does all day, by each library's own methods: transaction, pub/sub, scan, script, blocking pop.
-Connecting and pipelines are in test_node.py.
+Connecting and pipelines are in test_node_connection.py.
 """
 
 from collections.abc import Iterator

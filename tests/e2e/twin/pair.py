@@ -12,10 +12,10 @@ from functools import cache
 
 from pyproxy.config import Config
 from pyproxy.fleet import Fleet, Server
-from pyproxy.shardmap import ShardMap
+from pyproxy.shard_map import ShardMap
 from tests.e2e.twin import allowed, state
+from tests.e2e.twin.connection import Talk, Unanswered
 from tests.e2e.twin.stream import ALL_KEYS, Batch, Request
-from tests.e2e.twin.talk import Talk, Unanswered
 
 
 class Pair:

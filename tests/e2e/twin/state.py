@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from protocol.reply import Error, Value, decode
 from tests.e2e.twin.allowed import CLOCK_MS, SINCE_2001_MS
-from tests.e2e.twin.talk import Talk, ask_all
+from tests.e2e.twin.connection import Talk, ask_all
 
 
 @dataclass(frozen=True)

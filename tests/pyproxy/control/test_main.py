@@ -14,7 +14,7 @@ import pytest
 from pyproxy.config import Config
 from pyproxy.fleet import HOST, Fleet, ask, wait_until
 from pyproxy.hashing import slot
-from pyproxy.shardmap import ShardMap
+from pyproxy.shard_map import ShardMap
 from tests.processes import Identity, command_line, family, wait_until_gone
 
 

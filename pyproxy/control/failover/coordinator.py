@@ -1,0 +1,416 @@
+"""What is done about the shards: looks, answers and commands come in; gates, primaries and promotions go out.
+
+    watcher ── looks ──▶            ┌─ machine s0 ─┐  effects ──▶ promoters      (the servers, Sentinels, AWS)
+    promoters ── announcements ──▶  │  machine s1  │          ──▶ topology, gates (the workers, and their barrier)
+    operators ── commands ──▶       └─ ...         ┘          ──▶ state file, log
+
+Every decision is a machine's (machine.py, pure); this module asks, waits, and tells it what came of it. What the
+workers are told is one whole state, the Topology: the roles of now and a gate for each shard.
+
+*The barrier.* A primary is replaced in two steps: first all workers are told of the new one behind a closed gate, and
+give up every connection of the epoch before; when each has said so (or was ended), the gate is opened. So no write
+reaches the old primary after any worker has written to the new one. Between the two the workers' subscriptions are
+waited for, but not for long.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any
+
+import msgspec
+
+from pyproxy.access import Access
+from pyproxy.config import Config
+from pyproxy.control.failover import promoters
+from pyproxy.control.failover.machine import Machine, Phase
+from pyproxy.control.failover.promoters import Announcement, Case, PromotionFailed
+from pyproxy.control.failover.state_file import Kept, StateFile
+from pyproxy.control.failover.transitions import (
+    Announced,
+    Answer,
+    AwaitQuiet,
+    Effect,
+    HandOver,
+    Happening,
+    Known,
+    Looked,
+    NotQuiet,
+    PauseAsked,
+    Powers,
+    Promote,
+    PromoteAsked,
+    Promoted,
+    PromotionRefused,
+    Quiet,
+    ResumeAsked,
+    Say,
+    Switch,
+    Switched,
+    Ticked,
+    Tidy,
+)
+from pyproxy.control.health.monitor import Watcher
+from pyproxy.control.http.admin import Handlers, Refused
+from pyproxy.control.process.settings import Keeper
+from pyproxy.control.process.supervisor import Supervisor
+from pyproxy.deadline import within
+from pyproxy.events import emit
+from pyproxy.messages import Gate, NodeLook, Settings, ShardLook, Topology
+from pyproxy.shard_map import Node, Shard
+
+TICK_S = 0.05
+"""How exactly the machines' timers are kept while anything is wrong."""
+
+QUIET_S = 1.0
+"""For all workers to hold and to have nothing out, before a planned promotion; else it is given up."""
+
+BARRIER_S = 2.0
+"""For all workers to be at a new primary; one that is not is ended."""
+
+HEARD_S = 0.2
+"""For all workers to be subscribed there, so that nobody misses what is published first; then it is opened anyway."""
+
+ENDED_S = 5.0
+"""For a worker that was killed to be gone."""
+
+ANNOUNCED_S = 2.0
+"""At the start, for whoever decides to say who is primary."""
+
+HASTY = (Phase.SUSPECT, Phase.WAITING, Phase.PROMOTING, Phase.VERIFYING, Phase.SWITCHING)
+"""Phases in which the servers are looked at as often as may be."""
+
+
+class Care:
+    """One shard: its machine, its promoter, and what the workers are told of it."""
+
+    def __init__(self, shard: Shard, machine: Machine, promoter: promoters.Promoter) -> None:
+        self.shard = shard  # with the roles of now
+        self.epoch = machine.epoch
+        self.machine = machine
+        self.promoter = promoter
+        self.announced = asyncio.Event()
+        self.refuge: Node | None = None
+        self.tidying = False
+        self.told: tuple[Shard, Gate] | None = None  # to the workers
+        self.saved: Known | None = None
+        self.asked: asyncio.Future[Answer] | None = None
+
+    def switch(self, node: Node, epoch: int) -> None:
+        """Another one of its servers is the primary."""
+        nodes = (self.shard.primary, *self.shard.replicas)
+        others = tuple(each for each in nodes if each != node)
+        self.shard = msgspec.structs.replace(self.shard, primary=node, replicas=others)
+        self.epoch = epoch
+
+    def case(self, candidate: Node, named: bool = False) -> Case:
+        looks = self.machine.nodes
+        primary = self.machine.primary
+        others = tuple(look for node, look in looks.items() if node not in (primary, candidate))
+        return Case(self.shard.name, self.machine.epoch + 1, looks[primary], looks[candidate], others, named)
+
+    def gate(self, readers: Callable[[NodeLook], bool], now: float) -> Gate:
+        """`readers`: whether a replica may be read from in peace."""
+        machine = self.machine
+        self.refuge = machine.refuge(self.refuge, now)
+        shut = machine.gate()
+        looks = machine.nodes
+        gate = Gate(
+            self.shard.name,
+            self.epoch,
+            usual_s=machine.usual_s,
+            refuge=self.refuge,
+            readers=tuple(node for node in self.shard.replicas if node in looks and readers(looks[node])),
+        )
+        if shut is None:
+            return gate
+        return msgspec.structs.replace(
+            gate, closed=shut.why, hold=shut.hold, since=shut.since, expected_at=shut.expected_at
+        )
+
+    def __repr__(self) -> str:
+        return f"<Care {self.machine}>"
+
+
+class Conductor:
+    """All shards. `topology` and `settings.state` are states that a new worker needs.
+
+    `tell` sends a state to all workers; `supervisor` is None until there are any.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        access: Access,
+        watcher: Watcher,
+        tell: Callable[[Topology | Settings], None],
+        supervisor: Callable[[], Supervisor | None],
+    ) -> None:
+        self._config = config
+        self._watcher = watcher
+        self._tell = tell
+        self._supervisor = supervisor
+        self._file = StateFile(config.promotion.state_file)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._begun = False
+        self._unwell = asyncio.Event()  # a shard is not healthy: its timers are kept
+        kept = self._file.load()
+        shards = config.shard_map().shards
+        self._shards = {shard.name: self._care(shard, access, kept.shards.get(shard.name)) for shard in shards}
+        fixed_by = {name: care.promoter.setting for name, care in self._shards.items()}
+        self.settings = Keeper(access, fixed_by, watcher.nodes, kept.settings, self._settings_changed, self._start)
+        self.topology = Topology(0, [], [])
+
+    def _care(self, shard: Shard, access: Access, known: Known | None) -> Care:
+        options, now = self._config.promotion, time.monotonic()
+        promoter = promoters.make(shard, self._config, access, lambda said: self._announced(shard.name, said))
+        watches_only = self._config.promoter_of(shard) == "none"
+        powers = Powers(promoter.acts, promoter.hands_over, promoter.is_authority, promoter.usual_s, watches_only)
+        if known is None or known.primary not in (shard.primary, *shard.replicas):
+            known = Known(0, shard.primary)
+        promoted_at = now - (time.time() - known.promoted_at) if known.promoted_at else None
+        care = Care(shard, Machine(shard.name, options, known, now, powers, promoted_at), promoter)
+        if known.primary != shard.primary:
+            care.switch(known.primary, known.epoch)
+            self._watcher.promoted(care.shard)
+        return care
+
+    # --- the life of it ---
+
+    @contextlib.asynccontextmanager
+    async def conducting(self) -> AsyncIterator[None]:
+        """Conduct until the block ends. When it begins, it is settled who is primary of what, as far as can be seen."""
+        async with asyncio.TaskGroup() as group:
+            self._spawn = group.create_task
+            for care in self._shards.values():
+                self._start(care.promoter.run(), f"follow {care.shard.name}")
+            self.settings.begin()
+            await self._first_words()
+            self._begun = True
+            for name in self._shards:
+                self._step(name, Looked(self._watcher.nodes(name)))
+            self._start(self._tick(), "tick")
+            try:
+                yield
+            finally:
+                for task in self._tasks:
+                    task.cancel()
+
+    async def _first_words(self) -> None:
+        """Whoever decides is heard before anything is done."""
+        authorities = [care for care in self._shards.values() if care.promoter.is_authority]
+        with contextlib.suppress(TimeoutError):
+            async with within(ANNOUNCED_S):
+                for care in authorities:
+                    await care.announced.wait()
+
+    async def _tick(self) -> None:
+        while True:
+            await self._unwell.wait()
+            await asyncio.sleep(TICK_S)
+            self._unwell.clear()  # a shard that is not well sets it again
+            for name, care in self._shards.items():
+                if care.machine.phase in HASTY and not care.machine.watches_only:
+                    self._watcher.complain(name)
+                if care.machine.phase is not Phase.HEALTHY:
+                    self._step(name, Ticked())
+
+    def _start(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        task = self._spawn(coroutine, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- what comes in, and what is asked ---
+
+    @property
+    def shards(self) -> list[Shard]:
+        """With the roles of now."""
+        return [care.shard for care in self._shards.values()]
+
+    def on_seen(self, shard: str, is_news: bool) -> None:
+        """The watcher has looked at one of its servers; where only the time is new, nothing need come of it."""
+        if self._begun:
+            if is_news or self._shards[shard].machine.waits:
+                self._step(shard, Looked(self._watcher.nodes(shard)))
+            self.settings.on_seen(shard)
+
+    def on_learned(self) -> None:
+        """The primaries know other commands than before."""
+        if self._begun:
+            self._publish()
+
+    def complete(self, look: ShardLook) -> ShardLook:
+        """A look at a shard, with what is known of its promotion."""
+        care, supervisor = self._shards[look.name], self._supervisor()
+        machine, shut = care.machine, care.machine.gate()
+        return msgspec.structs.replace(
+            look,
+            since=shut.since if shut else look.since,
+            epoch=care.epoch,
+            phase=machine.phase.value,
+            closed=shut.why if shut else "",
+            expected_at=shut.expected_at if shut else 0.0,
+            held=supervisor.held(look.name) if supervisor else 0,
+            alarms=(*machine.alarms.values(), *self.settings.alarms(look.name)),
+        )
+
+    @property
+    def handlers(self) -> Handlers:
+        """What operators may ask for."""
+        return Handlers(self.promote, self.pause, self.resume)
+
+    async def promote(self, shard: str, to: str) -> str:
+        """An operator's command -> what was done. Raises Refused."""
+        try:
+            node = Node.parse(to) if to else None
+        except ValueError as exc:
+            raise Refused(str(exc)) from None
+        return await self._ask(shard, PromoteAsked(node))
+
+    async def pause(self, shard: str) -> str:
+        """Hold the writes of a shard. Raises Refused."""
+        return await self._ask(shard, PauseAsked())
+
+    async def resume(self, shard: str) -> str:
+        """The end of `pause`. Raises Refused."""
+        return await self._ask(shard, ResumeAsked())
+
+    async def _ask(self, shard: str, event: Happening) -> str:
+        care = self._shards.get(shard)
+        if care is None:
+            raise Refused(f"expected one of the shards {', '.join(self._shards)}, got {shard}")
+        if care.asked is not None:
+            raise Refused(f"{shard} is busy with another command")
+        care.asked = asyncio.get_running_loop().create_future()
+        try:
+            self._step(shard, event)
+            answer = await care.asked
+        finally:
+            care.asked = None
+        if not answer.done:
+            raise Refused(answer.text)
+        return answer.text
+
+    def _announced(self, shard: str, said: Announcement) -> None:
+        self._shards[shard].announced.set()
+        self._step(shard, Announced(said))
+
+    # --- what follows ---
+
+    def _step(self, shard: str, event: Happening) -> None:
+        care = self._shards[shard]
+        if self._begun:
+            care.machine.nodes = self._watcher.nodes(shard)  # where only the time was new, it was not told
+        for effect in care.machine.step(event, time.monotonic()):
+            self._carry_out(care, effect)
+        if care.machine.phase is not Phase.HEALTHY:
+            self._unwell.set()
+        if self._begun:
+            self._publish(care)
+            if self._known(care) != care.saved:
+                self._save()
+
+    def _carry_out(self, care: Care, effect: Effect) -> None:
+        name = care.shard.name
+        match effect:
+            case Say(event, fields):
+                emit(event, **fields)
+            case Promote(candidate):
+                self._start(self._promote(care, care.promoter.promote(care.case(candidate))), f"promote {name}")
+            case HandOver(candidate, named):
+                attempt = care.promoter.hand_over(care.case(candidate, named))
+                self._start(self._promote(care, attempt), f"hand over {name}")
+            case AwaitQuiet():
+                self._start(self._await_quiet(name), f"quiet {name}")
+            case Switch(node, epoch):
+                care.switch(node, epoch)
+                self._start(self._switch(care), f"switch {name}")
+            case Tidy(strays):
+                self._start(self._tidy(care, strays), f"tidy {name}")
+            case Answer() if care.asked is not None and not care.asked.done():
+                care.asked.set_result(effect)
+
+    async def _promote(self, care: Care, attempt: Coroutine[Any, Any, None]) -> None:
+        # AWS takes its time; what was asked of it is not undone by giving up
+        deadline_s = max(self._config.promotion.deadline_s, 4 * care.promoter.usual_s)
+        outcome: Happening
+        try:
+            async with within(deadline_s):
+                await attempt
+            outcome = Promoted()
+        except PromotionFailed as exc:
+            outcome = PromotionRefused(str(exc), exc.again)
+        except TimeoutError:
+            outcome = PromotionRefused(f"no outcome within {deadline_s:g} s", True)
+        self._step(care.shard.name, outcome)
+
+    async def _await_quiet(self, shard: str) -> None:
+        supervisor = self._supervisor()
+        late = await supervisor.all_applied(self.topology.version, QUIET_S, shard) if supervisor else []
+        why = f"worker {', '.join(map(str, late))} did not hold, or had writes out, after {QUIET_S:g} s"
+        self._step(shard, NotQuiet(why) if late else Quiet())
+
+    async def _switch(self, care: Care) -> None:
+        """The barrier: no worker is left behind, or it is ended."""
+        supervisor, version = self._supervisor(), self.topology.version
+        if supervisor is not None:
+            late = await supervisor.all_applied(version, BARRIER_S)
+            while late:
+                for index in late:
+                    supervisor.kill_worker(index, f"not at the new primary of {care.shard.name} within {BARRIER_S:g} s")
+                late = await supervisor.all_applied(version, ENDED_S)
+        self._watcher.promoted(care.shard)
+        if supervisor is not None:
+            await supervisor.all_hear(care.shard.name, HEARD_S)
+        self._step(care.shard.name, Switched())
+
+    async def _tidy(self, care: Care, strays: Sequence[Node]) -> None:
+        if care.tidying:
+            return
+        care.tidying = True
+        looks = care.machine.nodes
+        try:
+            await care.promoter.tidy(looks[care.machine.primary], [looks[node] for node in strays])
+        finally:
+            care.tidying = False
+
+    def _publish(self, *changed: Care) -> None:
+        """Tell the workers, if it is something else than they were told last; of the others it is what it was."""
+        now, learned = time.monotonic(), self._watcher.topology.learned
+        is_news = learned is not self.topology.learned and learned != self.topology.learned
+        for care in changed or self._shards.values():
+            told = care.shard, care.gate(self._may_be_read, now)
+            if told != care.told:
+                care.told, is_news = told, True
+        if is_news:
+            gates = [care.told[1] for care in self._shards.values() if care.told]
+            self.topology = Topology(self.topology.version + 1, self.shards, learned, gates)
+            self._tell(self.topology)
+
+    def _may_be_read(self, look: NodeLook) -> bool:
+        """In peace: a replica that is in step."""
+        if self._config.reads == "primary" or not look.reachable or look.role != "slave":
+            return False
+        in_step = look.link == "up" and not look.syncing and not look.loading
+        return in_step and 0 <= look.lag_s <= self._config.reads_max_lag_s
+
+    def _known(self, care: Care) -> Known:
+        """As it is kept over a restart."""
+        at = care.machine.promoted_at
+        # whole seconds, or the clocks' drift would be a change
+        promoted_at = float(round(time.time() - time.monotonic() + at)) if at else 0.0
+        return msgspec.structs.replace(care.machine.known, promoted_at=promoted_at)
+
+    def _save(self) -> None:
+        for care in self._shards.values():
+            care.saved = self._known(care)
+        known = {name: care.saved for name, care in self._shards.items() if care.saved}
+        self._file.save(Kept(known, dict(self.settings.state.told)))
+
+    def _settings_changed(self) -> None:
+        self._tell(self.settings.state)
+        self._save()
+
+    def __repr__(self) -> str:
+        return f"<Conductor {list(self._shards.values())}>"

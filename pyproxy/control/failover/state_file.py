@@ -1,0 +1,58 @@
+"""What outlives a restart of the proxy: who is primary of each shard, by which epoch, of which history; and settings.
+
+A file that the parent alone writes, whole and in one step; one that cannot be read, or is no such file, is said in the
+log and counts as none, as the servers themselves tell nearly all of it.
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+import msgspec
+
+from pyproxy.control.failover.transitions import Known
+from pyproxy.events import Event, emit
+
+
+class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole of it."""
+
+    shards: dict[str, Known] = {}  # by name
+    settings: dict[str, str] = {}  # that clients have set on all servers
+
+
+class StateFile:
+    """`path` empty: nothing is kept."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path) if path else None
+        self._written = Kept()
+
+    def load(self) -> Kept:
+        """What was saved last."""
+        if self._path is None:
+            return Kept()
+        try:
+            self._written = msgspec.json.decode(self._path.read_bytes(), type=Kept)
+        except FileNotFoundError:
+            return Kept()
+        except (OSError, msgspec.MsgspecError, RecursionError) as exc:
+            emit(Event.STATE_FILE, path=self._path, expected="the state of a pyproxy", got=exc)
+        return self._written
+
+    def save(self, kept: Kept) -> None:
+        """Keep this, if it is something else than what was kept before."""
+        if self._path is None or kept == self._written:
+            return
+        beside = self._path.with_name(self._path.name + ".new")
+        try:
+            with beside.open("wb") as file:
+                file.write(msgspec.json.format(msgspec.json.encode(kept), indent=2))
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(self._path)
+        except OSError as exc:
+            emit(Event.STATE_FILE, path=self._path, expected="a file to write", got=exc.strerror)
+            with contextlib.suppress(OSError):
+                beside.unlink()
+        self._written = kept  # tried again at the next change, not at every look

@@ -1,0 +1,167 @@
+"""What may happen to a shard, and what is to be done then: the words between machine.py and the conductor.
+
+Values only. Events go into a Machine, effects come out; `Known`, `Powers` and `Shut` are what it begins with and shows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from pyproxy.control.failover.promoters import Announcement
+from pyproxy.events import Event
+from pyproxy.messages import NodeLook
+from pyproxy.shard_map import Node
+
+# --- events: what may happen ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """The last looks at all servers of the shard, whatever their role."""
+
+    nodes: Mapping[Node, NodeLook]
+
+
+@dataclass(frozen=True, slots=True)
+class Ticked:
+    """Time has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    said: Announcement
+
+
+@dataclass(frozen=True, slots=True)
+class Promoted:
+    """The promoter has done what was asked of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromotionRefused:
+    why: str
+    again: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """Every worker is at the new primary, and none has a connection to the old one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quiet:
+    """Every worker holds, and no write of the shard is out."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotQuiet:
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromoteAsked:
+    """By an operator, who may say which server it shall be."""
+
+    to: Node | None
+
+
+@dataclass(frozen=True, slots=True)
+class PauseAsked:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeAsked:
+    pass
+
+
+Happening = (
+    Looked | Ticked | Announced | Promoted | PromotionRefused | Switched | Quiet | NotQuiet
+    | PromoteAsked | PauseAsked | ResumeAsked
+)  # fmt: skip
+
+
+# --- effects: what is to be done --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Promote:
+    """Ask the promoter; answered by Promoted or PromotionRefused."""
+
+    candidate: Node
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitQuiet:
+    """See that all workers hold and have nothing out; answered by Quiet or NotQuiet."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Ask the promoter; answered by Promoted or PromotionRefused. `named`: an operator wants this one and no other."""
+
+    candidate: Node
+    named: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """Take all workers to this primary and epoch; answered by Switched."""
+
+    node: Node
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tidy:
+    """Have these made replicas of the primary."""
+
+    strays: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    event: Event
+    fields: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """To the operator who asked."""
+
+    done: bool
+    text: str
+
+
+Effect = Promote | AwaitQuiet | HandOver | Switch | Tidy | Say | Answer
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What outlives a restart of the proxy: who is primary, by which epoch, of which history."""
+
+    epoch: int
+    primary: Node
+    lineage: str = ""  # master_replid
+    promoted_at: float = 0.0  # wall clock, s; 0: never by us
+
+
+@dataclass(frozen=True, slots=True)
+class Shut:
+    """A closed gate, as clients see it."""
+
+    why: str
+    hold: bool
+    since: float
+    expected_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Powers:
+    """What the promoter of the shard can do; its attributes of the same names."""
+
+    acts: bool = False
+    hands_over: bool = False
+    is_authority: bool = False
+    usual_s: float = 1.0
+    watches_only: bool = False  # `none`: no gate is closed but for a primary that others have made

@@ -1,0 +1,188 @@
+"""Keys that lie on a shard which does not own their slot: found, and moved to where they are looked for.
+
+A checked configuration comes in; `Stray`s go out, one after the other, by SCAN of the primary of each shard in all its
+databases, at a bounded rate. Primaries are found by asking the servers of a shard for their role, as any of them may
+have been promoted.
+
+A key is moved by RESTORE at its owner, never in the place of one that is there, and is then deleted where it was only
+if nobody has changed it in between: else the copy is taken back. So no value is lost; what cannot be moved stays, and
+why is said.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Self
+
+from protocol.reply import Error, Value
+from pyproxy.access import Access
+from pyproxy.control.health import detector
+from pyproxy.control.health.key_sample import shown
+from pyproxy.control.health.node_connection import NodeConnection, NodeError
+from pyproxy.hashing import slot
+from pyproxy.shard_map import Node, Shard, ShardMap
+
+DEADLINE_S = 5.0  # of one question
+SCAN_COUNT = 500
+
+NOT_THERE = -2  # of PEXPIRETIME
+
+
+class CannotVerify(Exception):
+    """A shard cannot be looked through; the line says which, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    shard: Shard  # where it lies
+    owner: Shard  # where it belongs
+    database: int
+    key: bytes
+
+    def __str__(self) -> str:
+        where = f"{self.shard.name} database {self.database} key {shown(self.key)}"
+        return f"{where} slot {slot(self.key)} belongs to {self.owner.name}"
+
+
+class Strays:
+    """Of one fleet. A context manager; `per_s`: how many keys of one server are looked at in a second."""
+
+    def __init__(self, shard_map: ShardMap, access: Access, per_s: float) -> None:
+        self._shard_map = shard_map
+        self._access = access
+        self._per_s = per_s
+        self._primaries: dict[str, Node] = {}
+        self._open: dict[str, NodeConnection] = {}
+
+    async def __aenter__(self) -> Self:
+        """Raises CannotVerify, unless each shard has one primary that answers."""
+        for shard in self._shard_map.shards:
+            self._primaries[shard.name] = await self._primary(shard)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for connection in self._open.values():
+            connection.close()
+        self._open.clear()
+
+    async def _primary(self, shard: Shard) -> Node:
+        masters, why = [], []
+        for node in (shard.primary, *shard.replicas):
+            try:
+                with contextlib.closing(await NodeConnection.open(node, self._access, DEADLINE_S)) as connection:
+                    (info,) = await connection.ask((b"INFO", b"replication"), deadline_s=DEADLINE_S)
+            except NodeError as exc:
+                why.append(f"{node}: {exc}")
+                continue
+            fields, _ = detector.parse_info(info.decode(errors="replace") if isinstance(info, bytes) else "")
+            if fields.get("role") == "master":
+                masters.append(node)
+        if len(masters) != 1:
+            found = ", ".join(map(str, masters)) or "none"
+            raise CannotVerify("; ".join([f"shard {shard.name}: expected one primary, got {found}", *why]))
+        return masters[0]
+
+    # --- finding ---
+
+    async def find(self) -> AsyncIterator[Stray]:
+        """All of them, in the order of the shards. Raises CannotVerify."""
+        for shard in self._shard_map.shards:
+            try:
+                for database in await self._databases(shard):
+                    async for stray in self._scan(shard, database):
+                        yield stray
+            except NodeError as exc:
+                raise CannotVerify(f"shard {shard.name} ({self._primaries[shard.name]}): {exc}") from None
+
+    async def _databases(self, shard: Shard) -> list[int]:
+        (info,) = await self._ask(shard, (b"INFO", b"keyspace"))
+        _, keyspace = detector.parse_info(info.decode(errors="replace") if isinstance(info, bytes) else "")
+        return sorted(keyspace)
+
+    async def _scan(self, shard: Shard, database: int) -> AsyncIterator[Stray]:
+        """A key that SCAN gives twice is told once for each page."""
+        cursor: Value = b"0"
+        while True:
+            _, page = await self._ask(
+                shard, (b"SELECT", b"%d" % database), (b"SCAN", _bytes(cursor), b"COUNT", b"%d" % SCAN_COUNT)
+            )
+            if not isinstance(page, list) or len(page) != 2 or not isinstance(page[1], list):
+                raise NodeError(f"answered SCAN with {_said(page)}")
+            cursor, keys = page
+            for key in dict.fromkeys(key for key in keys if isinstance(key, bytes)):
+                if not shard.owns(slot(key)):
+                    yield Stray(shard, self._shard_map.shard_of(key), database, key)
+            if cursor == b"0":
+                return
+            await asyncio.sleep(SCAN_COUNT / self._per_s)
+
+    # --- moving ---
+
+    async def move(self, stray: Stray) -> str:
+        """Have it where it belongs -> why it is not; empty: it is."""
+        select, key = (b"SELECT", b"%d" % stray.database), stray.key
+        here, there = stray.shard, stray.owner
+        try:
+            _, _, value, expires_at = await self._ask(
+                here, select, (b"WATCH", key), (b"DUMP", key), (b"PEXPIRETIME", key)
+            )
+            if value is None or expires_at == NOT_THERE:
+                await self._ask(here, (b"UNWATCH",))
+                return ""  # it has gone by itself
+            if not isinstance(value, bytes) or not isinstance(expires_at, int):
+                return f"DUMP was answered with {_said(value)}, PEXPIRETIME with {_said(expires_at)}"
+            at = b"%d" % max(0, expires_at)
+            _, restored = await self._ask(there, select, (b"RESTORE", key, at, value, b"ABSTTL"))
+            if isinstance(restored, Error):
+                await self._ask(here, (b"UNWATCH",))
+                if restored.code == b"BUSYKEY":
+                    return f"both {here.name} and {there.name} have it; nothing was done"
+                return f"{there.name} refused it: {_said(restored)}"
+            *_, deleted = await self._ask(here, (b"MULTI",), (b"DEL", key), (b"EXEC",))
+            if isinstance(deleted, list):
+                return ""
+            return await self._take_back(stray, value, expires_at)
+        except NodeError as exc:
+            self._forget(here)
+            self._forget(there)
+            return f"{exc}; {here.name} and {there.name} may both have it"
+
+    async def _take_back(self, stray: Stray, value: bytes, expires_at: int) -> str:
+        """It was changed where it lay while it was copied: the copy goes, unless somebody has changed that too."""
+        key, there = stray.key, stray.owner
+        _, _, copy, its = await self._ask(
+            there, (b"SELECT", b"%d" % stray.database), (b"WATCH", key), (b"DUMP", key), (b"PEXPIRETIME", key)
+        )
+        if copy == value and its == expires_at:
+            *_, deleted = await self._ask(there, (b"MULTI",), (b"DEL", key), (b"EXEC",))
+            if isinstance(deleted, list):
+                return "it was changed meanwhile; nothing was done"
+        else:
+            await self._ask(there, (b"UNWATCH",))
+        return f"it was changed meanwhile at {stray.shard.name} and at {there.name}, and both have it"
+
+    # --- asking ---
+
+    async def _ask(self, shard: Shard, *questions: tuple[bytes, ...]) -> list[Value]:
+        """On one connection for each shard. Raises NodeError."""
+        connection = self._open.get(shard.name)
+        if connection is None:
+            node = self._primaries[shard.name]
+            connection = self._open[shard.name] = await NodeConnection.open(node, self._access, DEADLINE_S)
+        return await connection.ask(*questions, deadline_s=DEADLINE_S)
+
+    def _forget(self, shard: Shard) -> None:
+        connection = self._open.pop(shard.name, None)
+        if connection is not None:
+            connection.close()
+
+
+def _bytes(cursor: Value) -> bytes:
+    if not isinstance(cursor, bytes):
+        raise NodeError(f"answered SCAN with the cursor {_said(cursor)}")
+    return cursor
+
+
+def _said(value: Value) -> str:
+    return value.line.decode(errors="replace") if isinstance(value, Error) else f"{value!r:.60}"

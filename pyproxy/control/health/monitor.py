@@ -1,0 +1,312 @@
+"""What the parent knows of the shards.
+
+One connection to each server, primaries and replicas. Once a second, all in step, each is looked at (node_monitor.py);
+what they say goes out to the workers as one FleetLook, the whole state; while clients ask nothing and nothing happens,
+that is every few seconds. A worker that complains of a shard has its
+servers looked at at once. From the primaries' COMMAND tables the commands that the proxy may pass are learned (a new
+Topology where that changes them).
+
+    tick      tick + 0.3 s            tick + 1 s
+     |-- looks --|-- FleetLook out        |-- looks ...       a worker's copy is at most 2 s old while clients ask
+
+It never decides what follows from what it sees, never sends on its own (it is given callables), and no request
+passes here.
+"""
+
+import asyncio
+import itertools
+import math
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import msgspec
+
+from pyproxy.access import Access
+from pyproxy.control.health.busy import Stretches
+from pyproxy.control.health.node_monitor import NodeWatch, PrimaryWatch
+from pyproxy.events import Event, emit
+from pyproxy.health import unfenced, writable
+from pyproxy.messages import FleetLook, NodeLook, ShardLook, Topology
+from pyproxy.shard_map import Node, Shard, ShardMap
+
+LOOK_EVERY_S = 1.0
+LOOK_GAP_S = 0.1  # between the beginnings of two looks at one server, whoever complains
+SEND_AFTER_S = 0.3  # from the tick: by then those that answer have answered
+
+Learn = Callable[[list[Any]], list[Any]]
+"""protocol.table.learn: the COMMAND replies of the primaries -> the rows of the commands that all of them know."""
+
+
+class ShardWatch:
+    """The servers of one shard, seen from here."""
+
+    def __init__(
+        self,
+        shard: Shard,
+        shard_map: ShardMap,
+        access: Access,
+        work: Stretches,
+        on_commands: Callable[[], None],
+        accepts: bool = False,
+    ) -> None:
+        self.name = shard.name
+        self.primary = PrimaryWatch(shard, shard_map, access, work, on_commands, accepts)
+        self.replicas = [NodeWatch(shard.name, node, access, work, "slave", b"") for node in shard.replicas]
+        self.nodes: list[NodeWatch] = [self.primary, *self.replicas]  # the primary first
+        self._by_node = {watch.node: watch for watch in self.nodes}
+        self.complaints = {node: asyncio.Event() for node in self._by_node}
+        self._shard_map = shard_map
+        self._access = access
+        self._work = work
+        self._accepts = accepts
+        self._on_commands = on_commands
+        self._since = self._began = time.monotonic()
+        self._is_writable = False
+
+    def watch(self, node: Node) -> NodeWatch:
+        """The one of this server: another one after a promotion."""
+        return self._by_node[node]
+
+    def promoted(self, shard: Shard) -> None:
+        """Another of its servers is the primary now; what was seen of each is kept."""
+        before = self._by_node
+        self.primary = PrimaryWatch(shard, self._shard_map, self._access, self._work, self._on_commands, self._accepts)
+        self.replicas = [NodeWatch(shard.name, node, self._access, self._work, "slave", b"") for node in shard.replicas]
+        self.nodes = [self.primary, *self.replicas]
+        self._by_node = {watch.node: watch for watch in self.nodes}
+        for node, watch in self._by_node.items():
+            watch.take_over(before[node])
+        self.primary.trust()
+        self._review(time.monotonic())
+
+    @property
+    def look(self) -> ShardLook:
+        """What was seen last."""
+        return self._seen(self.node_looks)
+
+    def _seen(self, nodes: tuple[NodeLook, ...]) -> ShardLook:
+        primary = self.primary
+        return ShardLook(
+            self.name,
+            str(primary.node),
+            primary.look.reachable,
+            primary.look.error,
+            primary.info,
+            primary.keyspace,
+            primary.misplaced,
+            primary.look.at or self._began,
+            self._since,
+            nodes,
+            stray=primary.stray,
+        )
+
+    def _review(self, at: float) -> None:
+        """Whether it takes writes: since then, if that is new."""
+        was_writable, self._is_writable = self._is_writable, writable(self._seen((self.primary.look,)))
+        if self._is_writable != was_writable:
+            self._since = at
+
+    @property
+    def node_looks(self) -> tuple[NodeLook, ...]:
+        """The primary's, then those of the replicas, with the lag as the primary knows it.
+
+        They acknowledge every second, it pings them every 10 s only.
+        """
+        if not self.primary.look.reachable:
+            return tuple(watch.look for watch in self.nodes)
+        lags = self.primary.lags
+        return (self.primary.look, *(_lagging(watch.look, lags) for watch in self.replicas))
+
+    @property
+    def state(self) -> object:
+        """Equal while nothing but the time is new. Who acknowledges each second has a lag of 0 or 1."""
+        lags = [0 if look.lag_s == 1 else look.lag_s for look in self.node_looks[1:]]
+        return self._since, [(watch.node, watch.wholes, watch.changes) for watch in self.nodes], lags
+
+    async def look_at(self, watch: NodeWatch) -> bool:
+        """Look at one of its servers -> whether anything but the time is new."""
+        wholes, changes, lag_s, lags = watch.wholes, watch.changes, watch.look.lag_s, self.primary.lags
+        await watch.look_once([each.look for each in self.replicas] if watch is self.primary else ())
+        if self._by_node[watch.node] is not watch:
+            watch.close()  # a promotion has replaced it meanwhile
+        if watch.changes != changes:
+            self._review(self.primary.look.at)
+        lags_more = self.primary.lags != lags or (watch.look.lag_s != lag_s and watch.look.node not in lags)
+        return lags_more or (watch.wholes, watch.changes) != (wholes, changes)
+
+    def complain(self, node: str = "", code: str = "") -> None:
+        """Have its servers looked at at once. `node` has refused something with `code`, if with any."""
+        if code and node == str(self.primary.node):
+            self.primary.refused(code)
+        self.goes_on()
+        for complaint in self.complaints.values():
+            complaint.set()
+
+    def goes_on(self) -> None:
+        """Something does: the next looks are at all that INFO says."""
+        for watch in self.nodes:
+            watch.goes_on()
+
+    def __repr__(self) -> str:
+        return f"<ShardWatch {self.name} {self.nodes}>"
+
+
+class Watcher:
+    """All shards. `topology` and `fleet_look` are the states that a new worker needs."""
+
+    def __init__(
+        self,
+        shard_map: ShardMap,
+        access: Access,
+        learn: Learn,
+        on_topology: Callable[[Topology], None],
+        on_look: Callable[[FleetLook], None],
+        every_s: float = LOOK_EVERY_S,
+        *,
+        work: Stretches | None = None,
+        accepts: Collection[str] = (),
+        commands: Callable[[], int] | None = None,
+        on_seen: Callable[[str, bool], None] = lambda _shard, _is_news: None,
+        complete: Callable[[ShardLook], ShardLook] = lambda look: look,
+    ) -> None:
+        """`accepts`: the shards whose keys are theirs, whatever they look like. `work`: what the servers are at work
+        on, as the workers say. `commands`: how many clients have asked so far (None: some each time); while they ask
+        nothing, less is looked at. `on_seen` is called after each look at a server, with the shard's name and whether
+        anything but the time is new. `complete` adds to the look at a shard what is known of its promotion."""
+        self.topology = Topology(shard_map.version, list(shard_map.shards), [])
+        self._learn = learn
+        self._on_topology = on_topology
+        self._on_look = on_look
+        self._commands = commands or itertools.count().__next__
+        self._commands_before = 0
+        self._on_seen = on_seen
+        self._complete = complete
+        self._every_s = every_s
+        self._looks = 0
+        self._told: object = None
+        work = work or Stretches()
+        self._watches = {
+            shard.name: ShardWatch(shard, shard_map, access, work, self._relearn, shard.name in accepts)
+            for shard in shard_map.shards
+        }
+        self._blanks = {name: ShardLook(name, "", False, "", {}, {}, "") for name in self._watches}
+
+    @property
+    def fleet_look(self) -> FleetLook:
+        looks = [self._complete(watch.look) for watch in self._watches.values()]
+        return FleetLook(self._looks, time.monotonic(), looks)
+
+    def nodes(self, shard: str) -> dict[Node, NodeLook]:
+        """The last looks at the servers of this shard, the primary first."""
+        watch = self._watches[shard]
+        return {each.node: look for each, look in zip(watch.nodes, watch.node_looks, strict=True)}
+
+    def promoted(self, shard: Shard) -> None:
+        """The primary of this shard is another one now."""
+        self._watches[shard.name].promoted(shard)
+
+    @property
+    def misplaced(self) -> list[str]:
+        """For each shard whose primary holds mostly keys of others: which, and whose."""
+        return [watch.primary.misplaced for watch in self._watches.values() if watch.primary.misplaced]
+
+    @property
+    def unfenced(self) -> dict[str, list[str]]:
+        """For each shard with replicas, its servers that would take writes without any replica, if there are some."""
+        found = {name: unfenced(watch.look) for name, watch in self._watches.items()}
+        return {name: nodes for name, nodes in found.items() if nodes}
+
+    async def look(self) -> None:
+        """Look at all servers once, at the same time; returns within the deadlines, whatever they do."""
+        async with asyncio.TaskGroup() as group:
+            for shard in self._watches.values():
+                for watch in shard.nodes:
+                    group.create_task(self._look_at(shard, watch.node), name=f"look at {watch.node}")
+
+    async def run(self) -> None:
+        """Look and tell, until cancelled. A server that keeps us waiting delays no other's look, nor the telling."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for shard in self._watches.values():
+                    for watch in shard.nodes:
+                        group.create_task(self._keep_looking(shard, watch.node), name=f"watch {watch.node}")
+                while True:
+                    await asyncio.sleep(self._until_tick(SEND_AFTER_S))
+                    self._notice_commands()
+                    self._tell()
+        finally:
+            self.close()
+
+    def _notice_commands(self) -> None:
+        """Clients ask: whatever they do, the next looks are at all that INFO says."""
+        commands = self._commands()
+        if commands != self._commands_before:
+            self._commands_before = commands
+            for watch in self._watches.values():
+                watch.goes_on()
+
+    def _tell(self) -> None:
+        """Tell what was seen, unless nothing but the time is new."""
+        news = [(watch.state, self._complete(self._blanks[name])) for name, watch in self._watches.items()]
+        if news != self._told:
+            self._told = news
+            self._looks += 1
+            self._on_look(self.fleet_look)
+
+    def complain(self, shard: str, node: str = "", code: str = "") -> None:
+        """A worker has trouble with this shard: look at its servers now, or as soon as LOOK_GAP_S has passed.
+
+        `node` and `code`: which server has refused something, and with which code, if that is the trouble.
+        """
+        if shard in self._watches:
+            self._watches[shard].complain(node, code)
+
+    async def _keep_looking(self, shard: ShardWatch, node: Node) -> None:
+        loop = asyncio.get_running_loop()
+        complaint = shard.complaints[node]
+        began = -math.inf
+        while True:
+            timer = loop.call_later(self._until_tick(), complaint.set)
+            try:
+                await complaint.wait()
+            finally:
+                timer.cancel()
+            if (gap_s := began + LOOK_GAP_S - loop.time()) > 0:
+                await asyncio.sleep(gap_s)
+            complaint.clear()
+            began = loop.time()
+            await self._look_at(shard, node)
+
+    async def _look_at(self, shard: ShardWatch, node: Node) -> None:
+        watch = shard.watch(node)
+        is_news = await shard.look_at(watch)
+        self._on_seen(shard.name, is_news)
+
+    def _until_tick(self, after_s: float = 0.0) -> float:
+        """Seconds until the next tick of the loop's clock, and `after_s`: all that wait by it are in step."""
+        now = asyncio.get_running_loop().time()
+        return (math.floor((now - after_s) / self._every_s) + 1) * self._every_s + after_s - now
+
+    def _relearn(self) -> None:
+        """A primary's commands changed: what follows from all that answered goes out if it is something else."""
+        primaries = [watch.primary for watch in self._watches.values()]
+        learned = self._learn([primary.commands for primary in primaries if primary.commands is not None])
+        if learned != self.topology.learned:
+            self.topology = Topology(self.topology.version + 1, self.topology.shards, learned)
+            emit(Event.TOPOLOGY, version=self.topology.version, learned=len(learned))
+            self._on_topology(self.topology)
+
+    def close(self) -> None:
+        for shard in self._watches.values():
+            for watch in shard.nodes:
+                watch.close()
+
+    def __repr__(self) -> str:
+        up = sum(watch.primary.look.reachable for watch in self._watches.values())
+        return f"<Watcher {up} of {len(self._watches)} shards up>"
+
+
+def _lagging(look: NodeLook, lags: Mapping[str, int]) -> NodeLook:
+    lag_s = lags.get(look.node, look.lag_s)
+    return look if lag_s == look.lag_s else msgspec.structs.replace(look, lag_s=lag_s)

@@ -1,0 +1,189 @@
+"""The status of the proxy, as said over HTTP: what the parent knows comes in, a status, headers and JSON go out.
+
+    /livez  /__lbheartbeat__   200: the process runs; nothing behind it is looked at
+    /readyz                    503 while starting or draining, or when no shard can be used; one that cannot is not
+                               enough, or one outage would take every proxy out of service at once
+    /__heartbeat__             503 while any shard cannot be written to (Dockerflow's form: a check for each shard)
+    /shards                    the same, and everything that is known of each shard
+
+The two that say 503 for a shard also say for how long to stay away, as `Retry-After` and `Backoff` in seconds. Pure:
+nothing here listens (server.py does) or asks a server (the watcher did).
+"""
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pyproxy import __version__
+from pyproxy.health import backoff_s, integer, key_count, problem, replica_state, state, unfenced, usable, writable
+from pyproxy.messages import NodeLook, ShardLook
+from pyproxy.shard_map import Shard, format_slots
+
+ALARM_SHARE = 0.8
+"""Of maxmemory: above it a shard that grows on is soon evicting keys, or refusing writes."""
+
+
+class Phase(enum.Enum):
+    STARTING = "starting"
+    SERVING = "ok"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the parent knows. `now` is CLOCK_MONOTONIC, s."""
+
+    phase: Phase
+    shards: Sequence[Shard]
+    looks: Sequence[ShardLook]
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    body: dict[str, Any]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def live(_state: State) -> Answer:
+    return Answer(200, {"status": "ok"})
+
+
+def ready(seen: State) -> Answer:
+    if seen.phase is not Phase.SERVING:
+        return Answer(503, {"status": seen.phase.value})
+    if not any(usable(look) for look in seen.looks):
+        return Answer(503, {"status": "no shard can be used"})
+    return Answer(200, {"status": "ok"})
+
+
+def heartbeat(seen: State) -> Answer:
+    bad = [look for look in seen.looks if not writable(look)]
+    return _unless_well(
+        seen,
+        {
+            "status": "error" if bad else "ok",
+            "checks": {look.name: "ok" if writable(look) else "error" for look in seen.looks},
+            "details": {
+                look.name: {"status": "error", "level": 40, "messages": {state(look): problem(look)}} for look in bad
+            },
+        },
+    )
+
+
+def shards(seen: State) -> Answer:
+    looks = {look.name: look for look in seen.looks}
+    rows = [_shard(shard, looks[shard.name], seen.now) for shard in seen.shards]
+    body = {
+        "status": "ok" if all(map(writable, seen.looks)) else "error",
+        "version": __version__,
+        "proxy_backoff_seconds": backoff_s(seen.looks, seen.now),
+        "shards": rows,
+    }
+    return _unless_well(seen, body)
+
+
+ANSWERS: dict[str, Callable[[State], Answer]] = {
+    "/livez": live,
+    "/__lbheartbeat__": live,
+    "/readyz": ready,
+    "/__heartbeat__": heartbeat,
+    "/shards": shards,
+}
+"""Path -> what it says."""
+
+
+def table(body: Mapping[str, Any]) -> list[str]:
+    """The body of /shards as lines for a terminal: a row for each shard, then a line for each alarm."""
+    head = (
+        "SHARD", "NODE", "STATE", "ROLE", "EPOCH", "REPLICAS", "LAG S", "HELD", "KEYS", "MEMORY", "OF MAX", "EVICTED",
+        "OPS/S", "AGE S",
+    )  # fmt: skip
+    rows = [
+        (
+            shard["name"],
+            shard["node"],
+            shard["state"],
+            shard["role"] or "-",
+            str(shard["epoch"]),
+            f"{shard['connected_replicas']}/{len(shard['replicas'])}",
+            "/".join(str(each["lag_s"]) if each["lag_s"] >= 0 else "-" for each in shard["nodes"][1:]) or "-",
+            f"{shard['held']:,}",
+            f"{shard['keys']:,}",
+            f"{shard['used_memory'] / (1 << 20):,.1f}M",
+            f"{shard['used_memory'] / shard['maxmemory']:.0%}" if shard["maxmemory"] else "no limit",
+            f"{shard['evicted_keys']:,}",
+            f"{shard['ops_per_sec']:,}",
+            f"{shard['look_age_s']:.1f}",
+        )
+        for shard in body["shards"]
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [
+        "  ".join(text.ljust(width) if at < 4 else text.rjust(width) for at, (text, width) in enumerate(pairs)).rstrip()
+        for pairs in (list(zip(row, widths, strict=True)) for row in (head, *rows))
+    ]
+    alarms = [f"ALARM {shard['name']}: {alarm}" for shard in body["shards"] for alarm in shard["alarms"]]
+    bare = [shard["name"] for shard in body["shards"] if shard["unfenced"]]
+    notes = [f"unfenced, as min-replicas-to-write is not in force: {', '.join(bare)}"] if bare else []
+    return [*lines, *alarms, *notes]
+
+
+def _unless_well(seen: State, body: dict[str, Any]) -> Answer:
+    seconds = backoff_s(seen.looks, seen.now)
+    if not seconds:
+        return Answer(200, body)
+    return Answer(503, body, {"Retry-After": str(seconds), "Backoff": str(seconds)})
+
+
+def _shard(shard: Shard, look: ShardLook, now: float) -> dict[str, Any]:
+    """One element of /shards; numbers are of the last look that succeeded, and 0 where nothing is known."""
+    return {
+        "name": shard.name,
+        "node": look.node,
+        "replicas": [str(node) for node in shard.replicas],
+        "slots": [format_slots(each) for each in shard.slots],
+        "state": state(look),
+        "error": problem(look),
+        "backoff_s": backoff_s([look], now),
+        "look_age_s": round(max(0.0, now - look.at), 1),
+        "epoch": look.epoch,
+        "phase": look.phase,
+        "held": look.held,
+        "role": look.info.get("role", ""),
+        "connected_replicas": integer(look.info.get("connected_slaves")),
+        "keys": key_count(look),
+        "used_memory": integer(look.info.get("used_memory")),
+        "maxmemory": integer(look.info.get("maxmemory")),
+        "evicted_keys": integer(look.info.get("evicted_keys")),
+        "ops_per_sec": integer(look.info.get("instantaneous_ops_per_sec")),
+        "nodes": [_node(node, index == 0) for index, node in enumerate(look.nodes)],
+        "unfenced": unfenced(look),
+        "alarms": _alarms(look),
+    }
+
+
+def _node(look: NodeLook, is_primary: bool) -> dict[str, Any]:
+    """One server of a shard, in the words of INFO."""
+    return {
+        "node": look.node,
+        "state": ("up" if look.reachable else "down") if is_primary else replica_state(look),
+        "role": look.role,
+        "offset": look.offset,
+        "lag_s": look.lag_s,
+        "error": look.error,
+    }
+
+
+def _alarms(look: ShardLook) -> list[str]:
+    """What an operator should look at: a line each."""
+    found = [] if state(look) == "up" else [f"{state(look)}: {problem(look)}"]
+    found += look.alarms
+    if look.stray:
+        found.append(f"stray keys: {look.stray}; `pyproxy verify --misplaced` lists them, with --move it moves them")
+    used, limit = integer(look.info.get("used_memory")), integer(look.info.get("maxmemory"))
+    if limit > 0 and used > ALARM_SHARE * limit:
+        found.append(f"memory: {used:,} bytes are {used / limit:.0%} of maxmemory ({limit:,})")
+    return found

@@ -1,0 +1,231 @@
+"""Settings that clients were told are set: kept, told to all workers, and set on every server.
+
+    worker ── Configured ──▶ Keeper ──▶ Settings ──▶ all workers            (and the state file)
+           ◀── Settled ──      └──▶ CONFIG SET ──▶ every server, replicas too, as one of them may be primary one day
+
+A client is answered whatever the servers do; it only waits a moment for the primaries that are up. So a server that
+does not do it can only be an alarm. It is told again when it was away, is another process or has another role, and
+while it has failed. Where servers do not let themselves be told (ElastiCache), they are left alone, and what they are
+set to is all that a client may set.
+
+Which settings, and what values, is not decided here, and nothing is ever read from a server.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from protocol import notifications
+from protocol.reply import Error
+from pyproxy.access import Access
+from pyproxy.control.failover.promoters import PromotionFailed
+from pyproxy.control.health.node_connection import NodeConnection, NodeError
+from pyproxy.events import Event, emit
+from pyproxy.messages import FixedSetting, NodeLook, Settings
+from pyproxy.shard_map import Node
+
+NAME = notifications.SETTING
+"""The one that clients may set in any case, and that is compared with what it is fixed to."""
+
+DEADLINE_S = 1.0  # of a connect, and of the replies
+AGAIN_S = 5.0  # after a failure
+ASK_S, ASK_AGAIN_S = 300.0, 15.0  # between two questions what a setting is fixed to; after one without an answer
+
+FixedBy = Callable[[str], Awaitable[str | None]]
+"""Promoter.setting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sitting:
+    """What a server was told, and which process in which role it was then. Another sitting: it must be told again."""
+
+    run_id: str
+    role: str
+    told: tuple[tuple[str, str], ...]  # name, value
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    sitting: Sitting
+    failure: str = ""
+    setting: tuple[str, str] = ("", "")  # name and value of the one that failed
+    at: float = 0.0  # CLOCK_MONOTONIC, s
+
+
+class Keeper:
+    """All shards. `state` is what the workers are told; `changed` is called when it is another one.
+
+    `fixed_by` asks, for each shard, what a setting is fixed to; `nodes` has the last looks at its servers; `start`
+    has a coroutine run.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        fixed_by: Mapping[str, FixedBy],
+        nodes: Callable[[str], Mapping[Node, NodeLook]],
+        told: Mapping[str, str],
+        changed: Callable[[], None],
+        start: Callable[[Coroutine[Any, Any, None], str], None],
+    ) -> None:
+        self._access = access
+        self._fixed_by = fixed_by
+        self._nodes = nodes
+        self._changed = changed
+        self._start = start
+        self._fixed: dict[str, str | None] = dict.fromkeys(fixed_by)  # by shard; those that are not are taken out
+        self._attempts: dict[Node, Attempt] = {}
+        self._busy: set[Node] = set()
+        self._again: set[Node] = set()  # somebody may have changed it there since
+        self._waiting: list[Callable[[], None]] = []  # to be told that it is settled
+        self.state = Settings(1, dict(told), self._fixed_settings())
+
+    def begin(self) -> None:
+        """Find out what is fixed; until then, clients are asked to come again."""
+        for shard in self._fixed_by:
+            self._start(self._follow(shard), f"settings of {shard}")
+
+    def configure(self, name: str, value: str, settled: Callable[[], None]) -> None:
+        """A client has set this. The last one wins. `settled` is called when no primary that is up is left to tell."""
+        self._waiting.append(settled)
+        if self.state.told.get(name) == value:
+            # Nothing new, but somebody may have changed it at a server: said again to each at its next look.
+            self._again = {node for each in self._fixed_by for node in self._nodes(each)}
+            self._settle()
+            return
+        emit(Event.CONFIG_SET, setting=name, value=value)
+        self._publish({**self.state.told, name: value})
+        for shard in self._fixed_by:
+            self.on_seen(shard)
+
+    def on_seen(self, shard: str) -> None:
+        """A server of this shard was looked at: those that do not have what clients were told, are told."""
+        self._tell(shard)
+        self._settle()
+
+    def _tell(self, shard: str) -> None:
+        if not self.state.told or shard in self._fixed:
+            return
+        for node, look in self._nodes(shard).items():
+            if not look.reachable:
+                self._attempts.pop(node, None)
+            elif node not in self._busy and self._is_due(node, self._sitting(look)):
+                self._busy.add(node)
+                self._again.discard(node)
+                self._start(self._set(shard, node, self._sitting(look)), f"set the settings of {node}")
+
+    def _settle(self) -> None:
+        """Say so to who waits for it, if it is."""
+        if self._waiting and not any(map(self._is_untold, self._fixed_by)):
+            waiting, self._waiting = self._waiting, []
+            for settled in waiting:
+                settled()
+
+    def _is_untold(self, shard: str) -> bool:
+        """Whether its primary is up, and neither has nor has refused what clients were told."""
+        if shard in self._fixed:
+            return False
+        looks = self._nodes(shard).items()
+        primaries = [(node, self._sitting(look)) for node, look in looks if look.reachable and look.role == "master"]
+        return any(self._is_new(node, sitting) for node, sitting in primaries)
+
+    def _is_new(self, node: Node, wanted: Sitting) -> bool:
+        attempt = self._attempts.get(node)
+        return attempt is None or attempt.sitting != wanted
+
+    def alarms(self, shard: str) -> list[str]:
+        """What an operator must know of the settings of this shard."""
+        if not self.state.told:
+            return []
+        value, fixed = self.state.told.get(NAME), self._fixed.get(shard)
+        found = [
+            f"{attempt.setting[0]} of {node} is not set to '{attempt.setting[1]}': {attempt.failure}"
+            for node in self._nodes(shard)
+            if (attempt := self._attempts.get(node)) and attempt.failure
+        ]
+        if value is not None and fixed is not None and fixed != value:
+            found.append(f"{NAME} is '{fixed}' by its parameter group, and clients were told '{value}'")
+        return found
+
+    def _sitting(self, look: NodeLook) -> Sitting:
+        return Sitting(look.run_id, look.role, tuple(sorted(self.state.told.items())))
+
+    def _is_due(self, node: Node, wanted: Sitting) -> bool:
+        if node in self._again or self._is_new(node, wanted):
+            return True
+        attempt = self._attempts[node]
+        return bool(attempt.failure) and time.monotonic() >= attempt.at + AGAIN_S
+
+    async def _set(self, shard: str, node: Node, sitting: Sitting) -> None:
+        """One attempt at a time: a server is never told two values in an order that nobody knows."""
+        try:
+            setting, failure = await self._ask(node, sitting.told)
+            self._note(shard, node, Attempt(sitting, failure, setting, time.monotonic()))
+        finally:
+            self._busy.discard(node)
+        look = self._nodes(shard).get(node)
+        if look is not None and self._is_new(node, self._sitting(look)):
+            self._tell(shard)  # another value by now
+        self._settle()
+
+    async def _ask(self, node: Node, told: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], str]:
+        """What it did not do, and why; empty: it did all."""
+        commands = [(b"CONFIG", b"SET", name.encode(), value.encode()) for name, value in told]
+        try:
+            connection = await NodeConnection.open(node, self._access, DEADLINE_S)
+            try:
+                replies = await connection.ask(*commands, deadline_s=DEADLINE_S)
+            finally:
+                connection.close()
+        except NodeError as exc:
+            return told[0], str(exc)
+        for setting, reply in zip(told, replies, strict=True):
+            if isinstance(reply, Error):
+                return setting, reply.line.decode(errors="replace")
+        return ("", ""), ""
+
+    def _note(self, shard: str, node: Node, attempt: Attempt) -> None:
+        before = self._attempts.get(node)
+        was = before.failure if before else ""
+        if attempt.failure and attempt.failure != was:
+            emit(Event.CONFIG_SET_FAILED, shard=shard, node=node, setting=attempt.setting[0], why=attempt.failure)
+        if was and not attempt.failure:
+            emit(Event.CONFIG_SET_DONE, shard=shard, node=node, setting=before.setting[0] if before else "")
+        self._attempts[node] = attempt
+
+    async def _follow(self, shard: str) -> None:
+        """What the setting is fixed to there, as long as it may change."""
+        unanswered = ""
+        while True:
+            try:
+                value = await self._fixed_by[shard](NAME)
+            except PromotionFailed as exc:  # what was known stands
+                if str(exc) != unanswered:
+                    unanswered = str(exc)
+                    emit(Event.CONFIG_SET_FAILED, shard=shard, setting=NAME, why=unanswered)
+                await asyncio.sleep(ASK_AGAIN_S)
+                continue
+            unanswered = ""
+            if value is None:
+                del self._fixed[shard]
+                self._publish(self.state.told)
+                self.on_seen(shard)
+                return
+            flags = notifications.parse(value.encode())
+            self._fixed[shard] = value if flags is None else flags
+            self._publish(self.state.told)
+            await asyncio.sleep(ASK_S)
+
+    def _publish(self, told: dict[str, str]) -> None:
+        state = Settings(self.state.version + 1, told, self._fixed_settings())
+        if (state.told, state.fixed) != (self.state.told, self.state.fixed):
+            self.state = state
+            self._changed()
+
+    def _fixed_settings(self) -> list[FixedSetting]:
+        return [FixedSetting(shard, NAME, value) for shard, value in self._fixed.items()]
+
+    def __repr__(self) -> str:
+        return f"<Keeper {self.state}>"

@@ -1,0 +1,167 @@
+"""Commands that wait for something to come to a key: BLPOP and its kin, XREAD and XREADGROUP with BLOCK.
+
+Keys on one shard: the command goes as it is to the primary, on a connection that this client has alone, and the server
+keeps the order of those who wait. Keys on several shards: polling.py, or refused.
+
+Waiting ends in one of these ways:
+
+    the server answers                the client gets the answer
+    the client is reset               the connection is closed at once: the server forgets the command
+    the client closes (its half),     the server is asked to give the command up, as at its timeout (CLIENT UNBLOCK):
+      or the worker goes              what came before is still the client's
+    the gate of the shard closes      likewise; then the command waits at the gate, and goes to the primary of then
+                                      with what is left of its time
+    the connection is lost            -UNCERTAIN: something may have been taken; of XREAD, which takes nothing,
+                                      -TRYAGAIN
+    nothing comes, past the timeout   likewise
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from protocol import errors
+from protocol.reply import Error, decode, fields, text_of
+from protocol.request import Request, size_of
+from pyproxy.deadline import within
+from pyproxy.worker.commands.block_timeout import Patience
+from pyproxy.worker.commands.conversation import Conversation, Handler, NotSent, Refusal
+from pyproxy.worker.commands.cross_shard.polling import NIL, NOTHING, POLLED, poll
+from pyproxy.worker.commands.placing import shards_of
+from pyproxy.worker.shard.link import MOVED
+from pyproxy.worker.shard.pool import Loan, Unlendable, Use
+
+DEMOTED = b"-UNBLOCKED force unblock from blocking operation, instance state changed "
+"""From a primary that became a replica, which then closes the connection (blocked.c of Redis and Valkey).
+
+Other -UNBLOCKED are the client's: its stream is gone (Redis 7.0), or an operator has unblocked it.
+"""
+
+UNBLOCK_AGAIN_S = 0.01
+
+
+async def wait(talk: Conversation) -> bytes:
+    shards = shards_of(talk.lane, talk.argv, talk.command.keys(talk.argv))
+    patience = Patience(talk.command.name, talk.argv)
+    if talk.command.name == b"xread":
+        await _resolve_last_ids(talk, patience)
+    if len(shards) == 1:
+        (shard,) = shards
+        return await _at_server(talk, shard, patience)
+    if talk.here.setup.config.cross_shard != "emulate" or talk.command.name not in POLLED:
+        raise Refusal(errors.crossslot())
+    if patience.refusal:
+        raise Refusal(patience.refusal)
+    return await poll(talk, patience)
+
+
+async def _resolve_last_ids(talk: Conversation, patience: Patience) -> None:
+    """`$` means the last entry of now, also where the command is sent a second time."""
+    keys = talk.command.keys(talk.argv)
+    for key in keys:
+        place = key + len(keys)
+        if patience.argv[place : place + 1] != [b"$"]:
+            continue
+        said = decode(await talk.ask(talk.shard_of(talk.argv[key]), b"XINFO", b"STREAM", talk.argv[key], primary=True))
+        if said == Error(b"ERR no such key"):
+            patience.put(place, b"0-0")
+        elif not isinstance(said, Error):
+            patience.put(place, text_of(fields(said), b"last-generated-id"))
+
+
+async def _at_server(talk: Conversation, shard: int, patience: Patience) -> bytes:
+    """On connections of its own, one after another, to the one shard of its keys."""
+    takes = "write" in talk.command.flags
+    while True:
+        front = talk.lane.links[shard].front
+        try:
+            async with talk.lend(shard, Use.HELD, size_of(talk.argv)) as loan:
+                turn = _Turn(talk, loan)
+                reply = await turn.ask(patience.request(), takes, patience.left_s)
+                loan.keep = not turn.let_go and not reply.startswith(DEMOTED)
+        except NotSent:
+            continue
+        if reply.startswith(DEMOTED) or (turn.let_go and reply in NOTHING):
+            if talk.stopped:
+                raise Refusal(errors.unblocked())
+            if patience.is_over:
+                return NIL[talk.client.proto]
+        elif not front.takes_back(reply):
+            return reply
+
+
+class _Turn:
+    """The command at one server, on one connection."""
+
+    def __init__(self, talk: Conversation, loan: Loan) -> None:
+        self._talk = talk
+        self._loan = loan
+        self._calling: asyncio.Task[None] | None = None
+
+    @property
+    def let_go(self) -> bool:
+        """The server was asked to give it up."""
+        return self._calling is not None
+
+    async def ask(self, request: Request, takes: bool, left_s: float | None) -> bytes:
+        """Its answer. Raises Refusal where none comes; NotSent where it may be sent to another server."""
+        talk, loan = self._talk, self._loan
+        try:
+            await self._learn_id()
+            loan.let_go = self._call_back
+            with talk.waiting(self._call_back):
+                deadline_s = None if left_s is None else left_s + talk.reply_s
+                return await talk.ask_on(loan, request, write=takes, deadline_s=deadline_s)
+        except Refusal as refusal:
+            if loan.lost == MOVED and not takes:
+                raise NotSent(refusal.line) from None
+            raise
+        finally:
+            loan.let_go = None
+            if self._calling is not None:
+                self._calling.cancel()
+
+    async def _learn_id(self) -> None:
+        """By what the server knows this connection; one that does not say is asked to give nothing up."""
+        if not self._loan.id:
+            asked = Request([b"CLIENT", b"ID"])
+            try:
+                reply = await self._talk.ask_on(self._loan, asked, write=False, deadline_s=self._talk.reply_s)
+            except Refusal as refusal:
+                raise NotSent(refusal.line) if self._loan.lost == MOVED else refusal from None
+            self._loan.id = reply[1:-2] if reply.startswith(b":") else b""
+
+    def _call_back(self) -> None:
+        if self._calling is None:
+            self._calling = self._talk.lane.loop.create_task(self._unblock())
+
+    async def _unblock(self) -> None:
+        """Asked more than once: it may be there before the command, on its other connection.
+
+        A hand-over that waits for it in vain is given up. A client that has left is not waited for long.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with within(self._talk.reply_s if self._talk.stopped else None):
+                while await self._unblocks():  # noqa: ASYNC110 - the server says nothing by itself
+                    await asyncio.sleep(UNBLOCK_AGAIN_S)
+        self._loan.drop(errors.NOT_UNBLOCKED)
+
+    async def _unblocks(self) -> bool:
+        """Asked once; False: the server does not let itself be asked."""
+        talk = self._talk
+        with contextlib.suppress(Refusal, Unlendable):
+            async with talk.lender.aside(self._loan.link.index) as other:
+                if not self._loan.id:
+                    return False
+                asked = Request([b"CLIENT", b"UNBLOCK", self._loan.id, b"TIMEOUT"])
+                reply = await talk.ask_on(other, asked, write=False, deadline_s=talk.reply_s)
+                other.keep = True
+                return bool(reply.startswith(b":"))
+        return True
+
+
+_WAIT = (b"blpop", b"brpop", b"blmove", b"brpoplpush", b"blmpop", b"bzpopmin", b"bzpopmax", b"bzmpop")
+
+HANDLERS: dict[bytes, Handler] = dict.fromkeys(_WAIT, wait)
+"""XREAD and XREADGROUP wait only if they are asked to; see dispatch.py."""

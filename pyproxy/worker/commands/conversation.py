@@ -1,0 +1,452 @@
+"""A command that takes more than one question, or a connection of its own, is served by a coroutine: a conversation.
+
+The client's place in the order of replies is taken when it begins; nothing more of that client is begun until it is
+over, as on a Redis that is busy with it. It begins when all earlier requests of the client are answered, so it needs
+no order of its own. What it asks goes out like any other request: gates, doors and deadlines are the same.
+
+A handler is `async def handler(talk) -> bytes`, the reply frame; it raises Refusal for any other end. Handlers live in
+`conversations/`, one file a subject. Never used for a command that the lane can do itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from protocol import errors
+from protocol.commands import BadKeys, Command
+from protocol.reply import BadFrame
+from protocol.request import Asked, Block, Request
+from protocol.scan import ProtocolError, Words, elements
+from pyproxy.deadline import Deadline
+from pyproxy.events import Event, emit
+from pyproxy.slices import batches
+from pyproxy.worker.commands.context import Here
+from pyproxy.worker.commands.placing import shards_of
+from pyproxy.worker.lane.lane import NOT_NOW, Client, Lane, Route
+from pyproxy.worker.lane.split import ask, ask_on
+from pyproxy.worker.shard.pool import Lender, Loan, Unlendable, Use
+
+SLICE_S = 0.002  # of one turn, for what a conversation does itself with very many parts
+BATCH_PARTS = 500  # of them between two looks at the clock
+
+MOMENT_S = 0.1  # in which a command that need not wait is answered
+
+AGAIN_S = 0.02  # until a connection that could not be made for a write is tried again, or its gate has closed
+
+Handler = Callable[["Conversation"], Awaitable[bytes]]
+Failed = dict[int, tuple[bytes, bool]]
+Part = TypeVar("Part")
+
+
+class Refusal(Exception):
+    """The conversation ends with this error line."""
+
+    @property
+    def line(self) -> bytes:
+        return bytes(self.args[0])
+
+
+class NotSent(Refusal):
+    """The connection was lost before anything was sent on it."""
+
+
+class Conversation:
+    """One command of one client, from its beginning to its answer.
+
+    `argv`: the command; `command`: its row, of the subcommand if it has one.
+
+    Once it is over, nothing is asked in its name any more: what a handler has begun beside itself (a task of a group,
+    one that a `gather` left behind) lives on for a moment after it, and every method that would do something for the
+    client raises CancelledError there.
+    """
+
+    def __init__(
+        self, client: Client, route: Route, command: Command, argv: Sequence[bytes], here: Here, lender: Lender
+    ) -> None:
+        self.client = client
+        self.lane: Lane = client.lane
+        self.route = route
+        self.command = command
+        self.argv = argv
+        self.here = here
+        self.lender = lender
+        self._asked_again = asyncio.Event()
+        self.stopped = False  # the client has closed its half, or the worker goes: nothing more is waited for
+        self._waits = False
+        self._silent = False  # nobody is told that it was given up
+        self._applied: list[int] = []  # shards that have done a part of it
+        self._let_go: Callable[[], None] | None = None
+        self._end = b""  # the line it is ended with from outside
+        self._ended = False  # from outside, whether there is anybody to hear that line or not
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self, handler: Handler) -> object:
+        """None: it has begun; NOT_NOW: earlier requests of the client are still out."""
+        if self.client.converse(self) is NOT_NOW:
+            return NOT_NOW
+        self._task = self.lane.loop.create_task(self._run(handler))
+        return None
+
+    async def _run(self, handler: Handler) -> None:
+        try:
+            reply = await handler(self)
+        except (Refusal, Unlendable, BadKeys) as refusal:
+            reply = self._with_what_is_done(refusal.line)
+        except (BadFrame, ProtocolError):  # a server has answered with something that is no answer to this
+            reply = self._with_what_is_done(errors.unexpected_part(self.command.name))
+        except asyncio.CancelledError:
+            if not self._end:
+                raise
+            reply = self._with_what_is_done(self._end)
+        except Exception:
+            emit(Event.BUG, where=self, trace=traceback.format_exc())
+            self.client.answer(self._with_what_is_done(errors.internal_error()))
+            self.client.finish()
+            return
+        if self._silent and reply == errors.unblocked():
+            self.client.answer(b"")
+            self.client.finish()
+            return
+        self.client.answer(reply)
+
+    @property
+    def is_over(self) -> bool:
+        """It is answered or refused, or its client has gone."""
+        return self._ended or self.client.talk is not self
+
+    def _check_not_over(self) -> None:
+        """Raises CancelledError."""
+        if self.is_over:
+            raise asyncio.CancelledError(f"{self!r} is over")
+
+    def _with_what_is_done(self, line: bytes) -> bytes:
+        return errors.half_done(line, [self.name(shard) for shard in self._applied]) if self._applied else line
+
+    def applied(self, shard: int) -> None:
+        """A part of it is done there: an error that ends it from here on says so."""
+        if shard not in self._applied:
+            self._applied.append(shard)
+
+    def undone(self, shard: int) -> None:
+        self._applied.remove(shard)
+
+    # --- what the client's connection says ---
+
+    def go_on(self) -> None:
+        """What was asked NOT_NOW may be asked again."""
+        self._asked_again.set()
+
+    def left(self) -> None:
+        """The client has gone: nothing more is begun."""
+        self._ended = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def half_closed(self) -> None:
+        """The client has closed its half. What has to wait is given up without a word, and what is behind it not begun.
+
+        Whether it has to wait is known when its server has had a moment to answer.
+        """
+        self._silent = True
+        Deadline(MOMENT_S, self.drain)
+
+    def drain(self) -> None:
+        """The worker is going."""
+        self.stopped = True
+        if self._let_go is not None:
+            self._let_go()
+        elif self._waits:
+            self.refuse(errors.unblocked())
+
+    def refuse(self, line: bytes) -> None:
+        """End it with this line; in a transaction it is the EXEC."""
+        self._end = line if self.client.transaction is None else errors.transaction_discarded(line)
+        self._ended = True
+        if self._task is not None:
+            self._task.cancel()
+
+    @contextlib.contextmanager
+    def waiting(self, let_go: Callable[[], None] | None = None) -> Iterator[None]:
+        """Within the block it waits for something that may never come: who leaves, or a worker that goes, ends it.
+
+        `let_go` is called instead where that must not be cut off, and the block has to end by itself then. Raises
+        Refusal where it must not begin any more.
+        """
+        self._check_not_over()
+        if self.stopped:
+            raise Refusal(errors.unblocked())
+        self._waits, self._let_go = True, let_go
+        self.here.waiting.add(self)
+        try:
+            yield
+        finally:
+            self._waits, self._let_go = False, None
+            self.here.waiting.discard(self)
+
+    @property
+    def waits(self) -> bool:
+        return self._waits
+
+    async def in_slices(self, work: Iterator[int]) -> None:
+        """Have it done a slice at a time, see slices.py; what it raises is raised here."""
+        self._check_not_over()
+        done: asyncio.Future[None] = self.lane.loop.create_future()
+
+        def watched() -> Iterator[int]:
+            try:
+                for parts in work:
+                    yield parts
+                    if done.done():
+                        return  # nobody waits for it any more
+                done.set_result(None)
+            except Exception as exc:
+                done.set_exception(exc)
+
+        self.lane.slices.run(watched())
+        await done
+
+    async def in_turns(self, parts: Iterable[Part]) -> AsyncIterator[list[Part]]:
+        """The parts in lists, as many in one turn as may be done in it: others have theirs in between."""
+        began = time.monotonic()
+        for some in batches(parts, BATCH_PARTS):
+            yield some
+            if time.monotonic() - began >= SLICE_S:
+                await asyncio.sleep(0)
+                self._check_not_over()
+                began = time.monotonic()
+
+    async def _request(self, argv: Sequence[bytes]) -> Request:
+        if isinstance(argv, Words) or len(argv) <= BATCH_PARTS:
+            return Request(argv)
+        encoded = [b"*%d\r\n" % len(argv)]
+        async for words in self.in_turns(argv):
+            encoded.append(b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words]))
+        return Request.of_accepted(b"".join(encoded))
+
+    async def _block(self, commands: Sequence[Sequence[bytes]]) -> Block:
+        """ValueError for none."""
+        block = Block([await self._request(argv) for argv in commands[:1]])
+        async for some in self.in_turns(itertools.islice(commands, 1, None)):
+            for argv in some:
+                block.add(await self._request(argv))
+        return block
+
+    # --- what is asked ---
+
+    def error_of(self, frame: bytes) -> bytes:
+        """The error line for a frame that is not what was to come: the server's own, if it says one."""
+        return frame if frame.startswith(b"-") else errors.unexpected_part(self.command.name)
+
+    def shard_of(self, key: bytes) -> int:
+        return self.lane.shard_of(key)
+
+    @property
+    def shards(self) -> range:
+        return range(len(self.lane.links))
+
+    def name(self, shard: int) -> str:
+        return str(self.lane.links[shard].name)
+
+    @property
+    def reply_s(self) -> float:
+        """How long a server may take to answer."""
+        return self.here.setup.config.timeouts.reply_s
+
+    def deadline_s(self, asked: Asked) -> float:
+        """How long a server may take to answer this: what is known to be slow has a deadline of its own."""
+        return self.lane.deadline_s(self.lane.pace_of(asked.frame, asked.queued))
+
+    def shard_of_keys(self, several: Callable[[Sequence[str]], bytes] | None = None) -> int:
+        """The one shard of all keys of the command. Raises BadKeys, or Refusal where there are several.
+
+        `several`: the line for that, from the names of the shards.
+        """
+        shards = shards_of(self.lane, self.argv, self.command.keys(self.argv))
+        if len(shards) != 1:
+            names = [self.name(shard) for shard in sorted(shards)]
+            raise Refusal(several(names) if several else errors.crossslot())
+        (shard,) = shards
+        return shard
+
+    async def ask(self, shard: int, *argv: bytes, write: bool = False, primary: bool = False) -> bytes:
+        """One shard's reply frame, an error of the server included. Raises Refusal where there is none.
+
+        `primary`: a read that no replica may answer.
+        """
+        frames, failed = await self._asked({shard: Request(argv)}, write, primary)
+        frame = frames[shard]
+        if frame is None:
+            raise Refusal((failed or {})[shard][0])
+        return frame
+
+    async def ask_each(
+        self, parts: Mapping[int, Sequence[bytes]], *, write: bool = False, primary: bool = False
+    ) -> dict[int, bytes]:
+        """Several shards at once, shard -> argv: shard -> reply frame, errors of servers included.
+
+        Raises Refusal where one did not answer: for writes it says which others may have applied their part.
+        """
+        encoded = {shard: await self._request(argv) for shard, argv in parts.items()}
+        frames, failed = await self._asked(encoded, write, primary)
+        for shard, (line, _) in (failed or {}).items():
+            if frames[shard] is None:
+                raise Refusal(self._part_failed(shard, line, parts, failed or {}, write))
+        return {shard: frame for shard in parts if (frame := frames[shard]) is not None}
+
+    def _part_failed(self, shard: int, line: bytes, parts: Iterable[int], failed: Failed, write: bool) -> bytes:
+        others = [other for other in parts if other != shard and not failed.get(other, (b"", False))[1]]
+        return errors.part_failed(self.name(shard), line, [self.name(other) for other in others] if write else ())
+
+    async def ask_all(self, *argv: bytes, write: bool = False, primary: bool = False) -> dict[int, bytes]:
+        """The same of every shard."""
+        return await self.ask_each(dict.fromkeys(self.shards, argv), write=write, primary=primary)
+
+    async def ask_blocks(
+        self,
+        blocks: Mapping[int, Sequence[Sequence[bytes]]],
+        *,
+        write: bool = False,
+        primary: bool = False,
+        leaves_nothing: bool = False,
+    ) -> dict[int, list[bytes]]:
+        """A transaction on each of these shards, shard -> its commands: shard -> the reply frame of each of them.
+
+        ValueError for a shard without any. Raises Refusal where one was not run, as `ask_each`. `leaves_nothing`: it is
+        a write only as long as it runs, so nobody needs to know whether it was applied.
+        """
+        parts = {shard: await self._block(each) for shard, each in blocks.items()}
+        frames, failed = await self._asked(parts, write, primary)
+        for shard, (line, _) in (failed or {}).items():
+            if leaves_nothing:
+                raise Refusal(errors.part_failed(self.name(shard), errors.leaves_nothing(line)))
+            raise Refusal(self._part_failed(shard, line, parts, failed or {}, write))
+        try:
+            answers = {shard: elements(frames[shard] or b"", True) for shard in parts}
+        except ProtocolError:
+            raise Refusal(errors.unexpected_part(self.command.name)) from None
+        if any(len(answers[shard]) != len(blocks[shard]) for shard in parts):
+            raise Refusal(errors.unexpected_part(self.command.name))
+        return answers
+
+    @contextlib.contextmanager
+    def charged(self, size: int) -> Iterator[None]:
+        """Within the block so many bytes count as the client's."""
+        self._check_not_over()
+        self.client.queued(size)
+        try:
+            yield
+        finally:
+            if self.client.queued_bytes:  # else it has gone, and took them along
+                self.client.queued(-size)
+
+    async def _asked(
+        self, parts: Mapping[int, Asked], write: bool, primary: bool
+    ) -> tuple[list[bytes | None], Failed | None]:
+        answered: asyncio.Future[tuple[list[bytes | None], Failed | None]] = self.lane.loop.create_future()
+
+        def on_answer(frames: list[bytes | None], failed: Failed | None) -> None:
+            if not answered.done():
+                answered.set_result((frames, failed))
+
+        def begin() -> object:
+            if not all(map(self.lane.fits, parts.values())):
+                return errors.too_large(min(self.lane.bulk_bytes, self.lane.block_bytes))
+            return ask(self.client, self.route, parts, write, primary, on_answer)
+
+        await self._until_now(begin)
+        return await answered
+
+    async def _until_now(self, begin: Callable[[], object]) -> None:
+        """Raises Refusal where it is refused."""
+        while True:
+            self._check_not_over()
+            self._asked_again.clear()
+            verdict = begin()
+            if verdict is None:
+                return
+            if verdict is not NOT_NOW:
+                assert isinstance(verdict, bytes)
+                raise Refusal(verdict)
+            await self._asked_again.wait()
+
+    # --- on a connection of its own ---
+
+    async def pass_gate(self, shard: int, size: int) -> None:
+        """Wait until a write of so many bytes may be sent to this shard. Raises Refusal where it may not."""
+        await self._until_now(lambda: self.client.may_write(shard, size))
+
+    @contextlib.asynccontextmanager
+    async def lend(self, shard: int, use: Use, write_bytes: int = 0, db: int | None = None) -> AsyncIterator[Loan]:
+        """A connection to the primary of a shard, of the client's protocol and database, or `db`. Raises Unlendable.
+
+        `write_bytes`: of the write that it is borrowed for. It waits at the gate of the shard first, as another primary
+        ends all connections that are lent, and again where that closes before it has one. Raises Refusal where the
+        gate does.
+        """
+        async with contextlib.AsyncExitStack() as borrowed:
+            give_up_at = self.lane.loop.time() + self.here.setup.config.timeouts.connect_s
+            while True:
+                self._check_not_over()
+                if write_bytes:
+                    await self.pass_gate(shard, write_bytes)
+                try:
+                    database = self.client.db if db is None else db
+                    lent = self.lender.lend(shard, use, self.client.proto, database, gated=write_bytes > 0)
+                    loan = await borrowed.enter_async_context(lent)
+                    break
+                except Unlendable as exc:
+                    soon = exc.news and self.lane.loop.time() < give_up_at
+                    if not write_bytes or not (soon or self.lane.links[shard].front.closed):
+                        raise
+                    await asyncio.sleep(AGAIN_S)
+            yield loan
+
+    async def ask_on(self, loan: Loan, asked: Asked, *, write: bool, deadline_s: float | None = None) -> bytes:
+        """The reply to one request, or to the EXEC of a block, on a lent connection.
+
+        A write passes the gate of its shard first. Errors of the server are replies. Raises Refusal where none comes:
+        the connection is lost, or, with `deadline_s`, nothing came in time; then the connection is closed. Raises
+        NotSent where it was lost before anything was sent.
+        """
+        shard = loan.link.index
+        if write:
+            await self.pass_gate(shard, asked.size)
+        self._check_not_over()
+        if loan.lost:
+            raise NotSent(errors.not_applied(loan.link.name, loan.link.node, loan.lost))
+        answered: asyncio.Future[bytes] = self.lane.loop.create_future()
+
+        def on_answer(frames: list[bytes | None], failed: Failed | None) -> None:
+            if not answered.done():
+                reply = frames[shard]
+                if reply is not None:
+                    answered.set_result(reply)
+                else:
+                    answered.set_exception(Refusal((failed or {})[shard][0]))
+
+        def passed() -> None:
+            if not answered.done():
+                loan.drop(errors.no_reply(deadline_s or 0.0))
+
+        ask_on(self.client, self.route, loan.backend, asked, write, on_answer)
+        deadline = None if deadline_s is None else Deadline(deadline_s, passed)
+        try:
+            await asyncio.wait([answered])
+            return answered.result()
+        finally:
+            if deadline is not None:
+                deadline.cancel()
+            if not answered.done():  # ended from outside: what comes on this connection would be somebody else's
+                answered.cancel()
+                loan.drop(errors.LOST)
+            elif not answered.cancelled():
+                answered.exception()  # looked at: whoever has ended this in the same turn does not ask
+
+    def __repr__(self) -> str:
+        return f"<Conversation {self.command.name.decode()} of {self.client!r}>"

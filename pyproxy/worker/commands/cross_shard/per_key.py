@@ -1,0 +1,106 @@
+"""Commands that do the same for each of their keys, or for the first that will do, where these are on several shards.
+
+    MSETNX, MSETEX       the condition is asked of all shards first, then one after the other sets its keys
+    LMPOP, ZMPOP         the shards are asked in the order of the keys, until one has something
+
+Nothing is undone: what one shard has set stays, and an error names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from protocol import errors
+from protocol.keyspecs import number
+from protocol.reply import integer
+from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
+
+NONE, ONE = b":0\r\n", b":1\r\n"
+NIL = (b"*-1\r\n", b"_\r\n")  # of an array, in RESP2 and RESP3
+
+
+# --- set all or none --------------------------------------------------------------------------------------------------
+
+
+async def _msetnx(talk: Conversation) -> bytes:
+    pairs = talk.argv[1:]
+    if len(pairs) % 2:
+        return errors.wrong_arity(talk.command.name)
+    parts = _by_shard(talk, pairs)
+    return await _set(talk, parts, {shard: [b"MSETNX", *part] for shard, part in parts.items()}, must=b"nx")
+
+
+async def _msetex(talk: Conversation) -> bytes:
+    end = 2 + 2 * (number(talk.argv[1]) or 0)
+    parts, options = _by_shard(talk, talk.argv[2:end]), talk.argv[end:]
+    commands = {shard: [b"MSETEX", b"%d" % (len(part) // 2), *part, *options] for shard, part in parts.items()}
+    conditions = [option.lower() for option in options if option.lower() in (b"nx", b"xx")]
+    if len(set(conditions)) > 1:
+        return errors.syntax_error()
+    return await _set(talk, parts, commands, must=conditions[-1] if conditions else b"")
+
+
+def _by_shard(talk: Conversation, pairs: Sequence[bytes]) -> dict[int, list[bytes]]:
+    parts: dict[int, list[bytes]] = {}
+    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        parts.setdefault(talk.shard_of(key), []).extend((key, value))
+    return parts
+
+
+async def _set(
+    talk: Conversation, parts: dict[int, list[bytes]], commands: dict[int, list[bytes]], must: bytes
+) -> bytes:
+    """`must`: nx where no key may exist, xx where all must; each shard's command holds its keys to it once more."""
+    if must and not await _holds(talk, parts, must):
+        return NONE
+    done: list[str] = []
+    for shard, argv in commands.items():
+        frame = await talk.ask(shard, *argv, write=True)
+        if frame == NONE and done:
+            return errors.condition_lost(talk.name(shard), done)
+        if frame != ONE:
+            if done:
+                raise Refusal(talk.error_of(frame))
+            return talk.error_of(frame)
+        talk.applied(shard)
+        done.append(talk.name(shard))
+    return ONE
+
+
+async def _holds(talk: Conversation, parts: dict[int, list[bytes]], must: bytes) -> bool:
+    frames = await talk.ask_each({shard: [b"EXISTS", *part[::2]] for shard, part in parts.items()}, primary=True)
+    for shard, frame in frames.items():
+        if frame.startswith(b"-"):
+            raise Refusal(errors.part_failed(talk.name(shard), frame))
+        if not 0 <= integer(frame) <= len(parts[shard]) // 2:
+            raise Refusal(errors.unexpected_part(talk.command.name))
+        if frame != b":%d\r\n" % (len(parts[shard]) // 2 if must == b"xx" else 0):
+            return False
+    return True
+
+
+# --- the first that has something -------------------------------------------------------------------------------------
+
+
+async def _mpop(talk: Conversation) -> bytes:
+    positions = talk.command.keys(talk.argv)
+    name, options = talk.argv[0], talk.argv[positions[-1] + 1 :]
+    keys = [talk.argv[position] for position in positions]
+    if not options:
+        return errors.syntax_error()  # of the part of one shard a server would say that a word is missing
+    frame = b""
+    for shard, run in groupby(keys, talk.shard_of):
+        of_shard = list(run)
+        frame = await talk.ask(shard, name, b"%d" % len(of_shard), *of_shard, *options, write=True)
+        if frame not in NIL:
+            break
+    return frame
+
+
+HANDLERS: dict[bytes, Handler] = {
+    b"msetnx": _msetnx,
+    b"msetex": _msetex,
+    b"lmpop": _mpop,
+    b"zmpop": _mpop,
+}

@@ -1,0 +1,205 @@
+"""Commands that wait, and whose keys are on several shards: every shard is asked in turn, again and again.
+
+No server can wait for keys of others, and two that waited at the same time could both give an element where one was
+asked for. So the keys are asked in their order by the variant that does not wait, one shard at a time, and what comes
+first is the answer: what is there already is found in the order of the keys, as by one server; what comes later is
+found within `LONGEST_S` or so. Of lists and sorted sets probing.py looks whether they are there, for all clients of the
+worker together, and calls those who may find something. Only with `cross_shard = "emulate"`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+
+from protocol import errors, scan
+from protocol.keyspecs import timeout_place
+from protocol.reply import BadFrame
+from pyproxy.worker.commands.block_timeout import Patience
+from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
+from pyproxy.worker.commands.cross_shard.moves import HANDLERS as MOVES
+from pyproxy.worker.commands.cross_shard.probing import FIRST_S, LONGEST_S, Probe, Waiter
+
+NIL = {2: b"*-1\r\n", 3: b"_\r\n"}
+"""What a command answers at its timeout."""
+
+NOTHING = (b"*-1\r\n", b"$-1\r\n", b"_\r\n")
+"""What servers say for it: of arrays, of elements, in RESP3."""
+
+Groups = Sequence[tuple[int, Sequence[int]]]
+Round = Callable[[Conversation, Sequence[bytes], Groups], Awaitable[bytes | None]]
+
+
+async def poll(talk: Conversation, patience: Patience) -> bytes:
+    """The answer. `patience.argv` is the command; the one of the client may have words that stand for the present."""
+    argv, name = patience.argv, talk.command.name
+    positions = talk.command.keys(argv)
+    groups = list(_groups(talk, positions))
+    ask, pause_s = POLLED[name], FIRST_S
+    waiter, probe = _waiter(talk, [argv[place] for place in positions]), None
+    with contextlib.ExitStack() as blocks:
+        blocks.enter_context(talk.waiting(waiter.called.set))
+        while (reply := await ask(talk, argv, groups)) is None:
+            if talk.stopped:
+                raise Refusal(errors.unblocked())
+            left_s = patience.left_s
+            if left_s == 0.0:
+                return NIL[talk.client.proto]
+            if name not in SIZES:  # nobody else can tell when to ask again
+                left_s, pause_s = pause_s if left_s is None else min(pause_s, left_s), min(LONGEST_S, pause_s * 1.5)
+            elif probe is None:
+                probe = talk.here.probes.setdefault(talk.client.db, Probe(talk.lane.loop))
+                blocks.enter_context(probe.asking_for(waiter))
+            else:
+                probe.hurry()  # it came too late
+            waiter.called.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await waiter.called.wait()
+        return reply
+
+
+def _waiter(talk: Conversation, keys: Sequence[bytes]) -> Waiter:
+    by_shard: dict[int, list[bytes]] = {}
+    for key in keys[:1] if talk.command.name in MOVES_FROM else keys:
+        by_shard.setdefault(talk.shard_of(key), []).append(key)
+    return Waiter(talk, SIZES.get(talk.command.name, b""), by_shard)
+
+
+def _groups(talk: Conversation, positions: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
+    """The keys in their order, those together that follow each other and are on one shard."""
+    for shard, group in itertools.groupby(positions, lambda position: talk.shard_of(talk.argv[position])):
+        yield shard, list(group)
+
+
+def _elements(frame: bytes) -> list[bytes]:
+    """Of an array; of a map its keys and values."""
+    head, _, body = frame.partition(b"\r\n")
+    if head[:1] not in (b"*", b"%"):
+        raise BadFrame(f"expected an array, got {frame[:64]!r}")
+    count = int(head[1:]) * (2 if head.startswith(b"%") else 1)
+    return scan.elements(b"*%d\r\n%b" % (max(count, 0), body), True)
+
+
+def _only(count: int, words: list[bytes]) -> list[bytes]:
+    """These, of which there must be so many. Raises BadFrame."""
+    if len(words) != count:
+        raise BadFrame(f"expected {count} elements, got {len(words)}")
+    return words
+
+
+# --- lists and sorted sets --------------------------------------------------------------------------------------------
+
+
+def _popping(name: bytes, where: bytes) -> Round:
+    """BLPOP and its like: one element, whose key is said before it."""
+
+    async def ask(talk: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
+        reply = await _pop(talk, argv, groups, name, [where])
+        if reply is None or reply.startswith(b"-"):
+            return reply
+        key, popped = _only(2, _elements(reply))
+        (element,) = _only(1, _elements(popped))
+        words = [key, element] if name == b"LMPOP" else [key, *_only(2, _elements(element))]
+        return b"*%d\r\n" % len(words) + b"".join(words)
+
+    return ask
+
+
+def _popping_many(name: bytes) -> Round:
+    """BLMPOP and BZMPOP, which have a sister that does not wait."""
+
+    async def ask(talk: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
+        return await _pop(talk, argv, groups, name, argv[groups[-1][1][-1] + 1 :])
+
+    return ask
+
+
+async def _pop(
+    talk: Conversation, argv: Sequence[bytes], groups: Groups, name: bytes, rest: Sequence[bytes]
+) -> bytes | None:
+    """The answer of the first shard that has something, or that says an error: of the command that was sent."""
+    if not rest:
+        return errors.syntax_error()  # as the server says it of BLMPOP; of its sister, that a word is missing
+    for shard, positions in groups:
+        keys = [argv[position] for position in positions]
+        reply = await talk.ask(shard, name, b"%d" % len(keys), *keys, *rest, write=True)
+        if reply not in NOTHING:
+            return errors.about(talk.command.name, name, reply) if reply.startswith(b"-") else reply
+    return None
+
+
+# --- from a list to another -------------------------------------------------------------------------------------------
+
+
+def _moving(move: Handler) -> Round:
+    """BLMOVE and BRPOPLPUSH: as the command that does not wait, which finds its words in the same places."""
+
+    async def ask(talk: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
+        reply = await move(talk)
+        return None if reply in NOTHING else reply
+
+    return ask
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+async def _read(talk: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
+    """What all streams have. Where a shard fails, what a group was given by others is not lost: it is the answer."""
+    takes = "write" in talk.command.flags
+    words = list(argv)
+    while place := timeout_place(talk.command.name, words):
+        del words[place - 1 : place + 1]
+    first, count = groups[0][1][0], sum(len(positions) for _, positions in groups)
+    head = words[: first + len(words) - len(argv)]
+    if len(argv) != first + 2 * count:  # the server says what is wrong
+        return await talk.ask(groups[0][0], *words, write=takes)
+    found: list[bytes] = []
+    for shard, positions in groups:
+        keys = [argv[position] for position in positions]
+        ids = [argv[position + count] for position in positions]
+        try:
+            reply = await talk.ask(shard, *head, *keys, *ids, write=takes)
+        except Refusal:
+            if takes and found:
+                break
+            raise
+        if reply.startswith(b"-"):
+            if takes and found:
+                break
+            return reply
+        if reply not in NOTHING:
+            if not reply.startswith(b"%" if talk.client.proto == 3 else b"*"):
+                raise BadFrame(f"expected streams, got {reply[:64]!r}")  # else the header below would count wrong
+            found += _elements(reply)
+    if not found:
+        return None
+    header = b"%%%d\r\n" % (len(found) // 2) if talk.client.proto == 3 else b"*%d\r\n" % len(found)
+    return header + b"".join(found)
+
+
+POLLED: Mapping[bytes, Round] = {
+    b"blpop": _popping(b"LMPOP", b"LEFT"),
+    b"brpop": _popping(b"LMPOP", b"RIGHT"),
+    b"bzpopmin": _popping(b"ZMPOP", b"MIN"),
+    b"bzpopmax": _popping(b"ZMPOP", b"MAX"),
+    b"blmpop": _popping_many(b"LMPOP"),
+    b"bzmpop": _popping_many(b"ZMPOP"),
+    b"blmove": _moving(MOVES[b"lmove"]),
+    b"brpoplpush": _moving(MOVES[b"rpoplpush"]),
+    b"xread": _read,
+    b"xreadgroup": _read,
+}
+"""The commands -> one round, which answers None where there is nothing yet."""
+
+MOVES_FROM = (b"blmove", b"brpoplpush")
+"""Those that wait for their first key alone."""
+
+SIZES: Mapping[bytes, bytes] = {
+    **dict.fromkeys((b"blpop", b"brpop", b"blmpop", *MOVES_FROM), b"LLEN"),
+    **dict.fromkeys((b"bzpopmin", b"bzpopmax", b"bzmpop"), b"ZCARD"),
+}
+"""The commands -> the one that counts what they wait for; streams have none, as what is new depends on who asks."""

@@ -1,0 +1,137 @@
+"""What the lane does not do itself: commands that are not plain come in here, one call each, and all behind a MULTI.
+
+Local commands are answered, refusals said, keys looked for, all shards asked.  What goes out goes back through the
+lane, so the order of replies, the doors and the deadlines are the same for all.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+from protocol import errors
+from protocol.commands import BadKeys, Command, Kind
+from protocol.request import Request
+from pyproxy.events import Event, emit
+from pyproxy.worker.commands import blocking, client_list, executing, local, settings, transaction, watch
+from pyproxy.worker.commands.context import Here
+from pyproxy.worker.commands.conversation import Conversation, Handler
+from pyproxy.worker.commands.handlers import ACROSS, EMULATED, HANDLERS
+from pyproxy.worker.commands.placing import shards_of
+from pyproxy.worker.lane.lane import NOT_NOW, Client, Route
+from pyproxy.worker.lane.split import fan_out
+from pyproxy.worker.pubsub.hub import Hub
+from pyproxy.worker.pubsub.registry import IN_RESP2
+from pyproxy.worker.shard.pool import Lender
+
+# A web browser can be made to send these to any port (CVE-2016-10517): like Redis, close without a word.
+HTTP = (b"post", b"host:")
+
+NOT_QUEUED = (b"multi", b"exec", b"discard", b"watch", b"reset", b"quit")
+
+
+class Session:
+    """The worker's answer to commands that leave the hot path."""
+
+    def __init__(self, here: Here, lender: Lender, hub: Hub) -> None:
+        self._here = here
+        self._lender = lender
+        self._hub = hub
+
+    def take(self, client: Client, route: Route | None, argv: Sequence[bytes]) -> object:
+        """The reply; b"" for none; None where the client's place was taken; NOT_NOW where the client was parked."""
+        if route is None:
+            return self._unfit(client, self._unknown(client, argv))
+        command: Command = route.command
+        if command.subcommands and len(argv) > 1:
+            sub = command.subcommands.get(argv[1].lower())
+            if sub is None:
+                return self._unfit(client, errors.unknown_subcommand(command.name, argv[1]))
+            command = sub
+            client.last_command = command.name
+        if not command.arity_ok(len(argv)):
+            return self._unfit(client, errors.wrong_arity(command.name), command.name)
+        if client.limited and command.name not in IN_RESP2:
+            return self._unfit(client, errors.only_for_subscribers(command.name), command.name)
+        if client.transaction is not None and command.name not in NOT_QUEUED:
+            return client.transaction.take(client, route, command, argv)
+        match command.kind:
+            case Kind.TRANSACTION:
+                return self._transaction(client, route, command, argv)
+            case Kind.LOCAL:
+                if command.name == b"config|set":
+                    return self._converse(client, route, command, argv, settings.configure)
+                if command.name == b"config|get" and local.settings_of_servers(argv, self._here):
+                    return self._converse(client, route, command, argv, settings.show)
+                if command.name == b"client|list" and len(self._here.clients()) > client_list.MANY:
+                    return self._converse(client, route, command, argv, client_list.listed)
+                if command.name == b"hello" and client.subscriber is not None and not client.settled():
+                    return NOT_NOW  # a message in the new protocol would overtake answers in the old one
+                if command.name == b"reset" and client.subscriber is not None:
+                    return self._hub.reset(client, partial(local.answer, command.name, client, argv, self._here))
+                return local.answer(command.name, client, argv, self._here)
+            case Kind.PUBSUB:
+                return self._hub.take(client, route, command, argv)
+            case Kind.REFUSED:
+                return errors.refused(command.name, command.reason)
+            case Kind.CONVERSATION:
+                return self._converse(client, route, command, argv, HANDLERS[command.name])
+            case Kind.FANOUT:
+                return fan_out(client, route, Request(argv))
+        return self._keyed(client, route, command, argv)
+
+    def _unknown(self, client: Client, argv: Sequence[bytes]) -> bytes:
+        if argv[0].lower() in HTTP:
+            emit(Event.CLIENT_HTTP, id=client.id, addr=client.addr)
+            client.finish()
+            return b""
+        return errors.unknown_command(argv)
+
+    def _unfit(self, client: Client, line: bytes, name: bytes = b"") -> bytes:
+        """A command that cannot be run takes the transaction along that it is in; EXEC ends it, and the watch."""
+        if name == b"exec":
+            client.end_transaction()
+            client.end_watch()
+            return errors.exec_rejected(line)
+        if client.transaction is not None:
+            client.transaction.refused = True
+        return line
+
+    def _transaction(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> object:
+        match route.name:
+            case b"multi":
+                return transaction.begin(client, self._hub.counted, self._local, self._here.keyless)
+            case b"discard":
+                return transaction.discard(client)
+        if client.watched is not None and client.transaction is not None:
+            return self._converse(client, route, command, argv, watch.execute)
+        if client.transaction is not None and client.transaction.scripts:
+            return self._converse(client, route, command, argv, executing.execute)
+        return transaction.run(client, route, self._here.setup.config.transactions == "split")
+
+    def _local(self, name: bytes, client: Client, argv: Sequence[bytes]) -> bytes:
+        return local.LOCAL[name](client, argv, self._here)
+
+    def _converse(
+        self, client: Client, route: Route, command: Command, argv: Sequence[bytes], handler: Handler
+    ) -> object:
+        if client.transaction is not None and command.name == b"watch":
+            return errors.watch_in_multi()
+        return Conversation(client, route, command, argv, self._here, self._lender).begin(handler)
+
+    def _keyed(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> object:
+        """To the shard of its keys; where they are on several, as the configuration says."""
+        try:
+            keys = command.keys(argv)
+        except BadKeys as bad:
+            return bad.line
+        if command.waits(argv):
+            return self._converse(client, route, command, argv, blocking.wait)
+        shards = shards_of(client.lane, argv, keys)
+        if len(shards) != 1:
+            handler = ACROSS.get(command.name)
+            if handler is None and self._here.setup.config.cross_shard == "emulate":
+                handler = EMULATED.get(command.name)
+            if handler is None:
+                return errors.crossslot()
+            return self._converse(client, route, command, argv, handler)
+        (shard,) = shards
+        return client.send(shard, Request(argv), not command.is_read, route.again)

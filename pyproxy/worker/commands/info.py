@@ -1,0 +1,383 @@
+"""INFO: Redis' sections, over all shards and all workers.
+
+Asked for sections, it answers one text. Everything in it is at hand: the page of all workers, and the parent's last
+look at the shards (at most 2 s old while clients ask). Nobody is asked, nothing waits, and whatever is missing counts
+as zero: clients decide by this reply whether they may start at all.
+
+Clients, connections, commands and traffic are the proxy's own; keys, memory and hits are sums over the shards'
+primaries, each as it was seen last. What one process cannot say honestly for ten (percentiles) is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from pyproxy.health import backoff_s, integer, key_count, replica_state, state, unfenced
+from pyproxy.messages import NodeLook, ShardLook
+from pyproxy.worker.commands.context import Here
+from pyproxy.worker.pubsub.registry import Sort
+
+OLDEST_VERSION = "7.0.0"
+"""What is said while no backend has been seen: the oldest Redis the built-in command table covers."""
+
+Lines = Iterable[str]
+
+
+def render(asked: Sequence[bytes], here: Here) -> bytes:
+    """The text of INFO for these section names (any case; none: the default ones), CRLF lines.
+
+    ``all`` is every section, and so is ``everything``, since modules have none of their own here; unknown names are
+    passed over, so the text may be empty.
+    """
+    names = {name.lower() for name in asked} or {b"default"}
+    everything = bool(names & {b"all", b"everything"})
+    text = []
+    for title, section in SECTIONS.items():
+        by_default = title not in _ON_REQUEST and b"default" in names
+        if everything or by_default or title.lower().encode() in names:
+            text.append("".join(f"{line}\r\n" for line in (f"# {title}", *section(here))))
+    return "\r\n".join(text).encode(errors="replace")
+
+
+def lowest_version(looks: Iterable[ShardLook]) -> str:
+    """The lowest ``redis_version`` of the primaries: what every one of them can do."""
+    versions = [look.info["redis_version"] for look in looks if "redis_version" in look.info]
+    numbered = [(parts, version) for version in versions if (parts := _version_parts(version))]
+    return min(numbered)[1] if numbered else OLDEST_VERSION
+
+
+# --- the proxy's own --------------------------------------------------------------------------------------------------
+
+
+def _server(here: Here) -> Lines:
+    system = os.uname()
+    now = time.time()
+    uptime = max(0, int(now - here.setup.parent_started))
+    run_id = hashlib.sha1(f"{here.setup.listen} {here.setup.parent_started}".encode()).hexdigest()
+    return (
+        f"redis_version:{lowest_version(here.looks())}",
+        "redis_git_sha1:00000000",
+        "redis_git_dirty:0",
+        "redis_mode:standalone",
+        f"os:{system.sysname} {system.release} {system.machine}",
+        "arch_bits:64",
+        "multiplexing_api:epoll",
+        f"process_id:{os.getppid()}",  # the parent: the one process that all workers share
+        f"run_id:{run_id}",
+        f"tcp_port:{here.setup.listen.rpartition(':')[2]}",
+        f"server_time_usec:{int(now * 1_000_000)}",
+        f"uptime_in_seconds:{uptime}",
+        f"uptime_in_days:{uptime // 86400}",
+    )
+
+
+def _clients(here: Here) -> Lines:
+    return (
+        f"connected_clients:{here.page.total('clients')}",
+        "cluster_connections:0",
+        f"maxclients:{here.setup.config.limits.max_clients}",
+        f"blocked_clients:{here.page.total('blocked_clients')}",
+        "tracking_clients:0",
+        f"pubsub_clients:{here.page.total('subscribers')}",
+    )
+
+
+def _cpu(here: Here) -> Lines:
+    system, user = _cpu_seconds(here.page.get(index, "pid") for index in range(here.page.workers))
+    return (
+        f"used_cpu_sys:{system:.6f}",
+        f"used_cpu_user:{user:.6f}",
+        "used_cpu_sys_children:0.000000",
+        "used_cpu_user_children:0.000000",
+    )
+
+
+def _cpu_seconds(pids: Iterable[int]) -> tuple[float, float]:
+    """System and user time of these processes; one that is gone counts as zero (proc(5), /proc/pid/stat)."""
+    ticks = [0, 0]
+    for pid in filter(None, pids):
+        try:
+            with open(f"/proc/{pid}/stat", "rb") as stat:
+                fields = stat.read().rpartition(b")")[2].split()  # from field 3 on: the name may hold anything
+        except OSError:
+            continue
+        ticks[0] += int(fields[12])
+        ticks[1] += int(fields[11])
+    per_second = os.sysconf("SC_CLK_TCK")
+    return ticks[0] / per_second, ticks[1] / per_second
+
+
+def _proxy(here: Here) -> Iterator[str]:
+    looks = {look.name: look for look in here.looks()}
+    page = here.page
+    yield f"proxy_version:{here.setup.version}"
+    yield "hot_path:compiled"
+    yield f"workers:{here.setup.workers}"
+    yield f"worker:{here.setup.index}"
+    yield f"shards:{len(here.topology.shards)}"
+    yield f"shards_down:{sum(not look.reachable and state(look) != 'busy' for look in looks.values())}"
+    yield f"topology_version:{here.topology.version}"
+    yield f"look_age_seconds:{here.now() - here.look.at:.1f}" if here.look else "look_age_seconds:-1"
+    yield f"proxy_backoff_seconds:{backoff_s(here.looks(), here.now())}"
+    for name in ("backend_connections", "inflight", "held_bytes", "shed", "timeouts", "uncertain", "splits"):
+        yield f"{name}:{page.total(name)}"
+    yield f"protocol_errors:{page.total('protocol_errors')}"
+    yield f"out_of_step:{page.total('out_of_step')}"
+    yield f"borrowed_connections:{page.total('borrowed_connections')}"
+    yield f"held_requests:{page.total('held_requests')}"
+    yield f"held_total:{page.total('held')}"
+    for name in ("drained", "refused_held", "dropped_client_gone", "refused_at_once", "taken_back"):
+        yield f"{name}:{page.total(name)}"
+    for shard in here.topology.shards:
+        look = looks.get(shard.name)
+        yield f"shard_{shard.name}:{_shard(look, str(shard.primary))}"
+        for index, node in enumerate(look.nodes[1:] if look else ()):
+            yield f"shard_{shard.name}_replica{index}:{_replica(node)}"
+
+
+def _shard(look: ShardLook | None, primary: str) -> str:
+    if look is None:
+        return f"node={primary},state=unknown,used_memory=0,keys=0,replicas=0,unfenced=0"
+    used = integer(look.info.get("used_memory"))
+    return (
+        f"node={look.node},state={state(look)},used_memory={used},keys={key_count(look)},"
+        f"replicas={max(0, len(look.nodes) - 1)},unfenced={len(unfenced(look))}"
+    )
+
+
+def _replica(look: NodeLook) -> str:
+    lag, offset, bare = look.lag_s, look.offset, int(look.unfenced)
+    return f"node={look.node},state={replica_state(look)},lag={lag},offset={offset},unfenced={bare}"
+
+
+# --- sums over the shards ---------------------------------------------------------------------------------------------
+
+
+def _memory(here: Here) -> Lines:
+    looks = here.looks()
+    used, resident = _sum(looks, "used_memory"), _sum(looks, "used_memory_rss")
+    peak, limit = _sum(looks, "used_memory_peak"), maxmemory(looks)
+    return (
+        f"used_memory:{used}",
+        f"used_memory_human:{_human(used)}",
+        f"used_memory_rss:{resident}",
+        f"used_memory_rss_human:{_human(resident)}",
+        f"used_memory_peak:{peak}",
+        f"used_memory_peak_human:{_human(peak)}",
+        f"used_memory_lua:{_sum(looks, 'used_memory_lua')}",
+        f"maxmemory:{limit}",
+        f"maxmemory_human:{_human(limit)}",
+        f"maxmemory_policy:{maxmemory_policy(looks)}",
+        f"mem_fragmentation_ratio:{resident / used if used else 0:.2f}",
+        *(f"{name}:{_sum(looks, name)}" for name in _OF_MEMORY),
+        f"mem_allocator:{_all_of(looks, 'mem_allocator')}",
+        f"active_defrag_running:{_any(looks, 'active_defrag_running')}",
+        # each text is at every shard that has run it, and every function at all of them
+        *(f"{name}:{max((integer(look.info.get(name)) for look in looks), default=0)}" for name in _OF_CODE),
+    )
+
+
+_OF_MEMORY = (
+    "used_memory_overhead",
+    "used_memory_startup",
+    "used_memory_dataset",
+    "allocator_allocated",
+    "allocator_active",
+    "allocator_resident",
+    "mem_fragmentation_bytes",
+    "mem_not_counted_for_evict",
+    "mem_replication_backlog",
+    "mem_clients_slaves",
+    "mem_clients_normal",
+    "mem_aof_buffer",
+    "lazyfree_pending_objects",
+    "lazyfreed_objects",
+)
+_OF_CODE = ("number_of_cached_scripts", "number_of_functions", "number_of_libraries")
+
+
+def maxmemory(looks: Sequence[ShardLook]) -> int:
+    """Bytes that all shards together may use; 0, which is Redis' word for no limit, if one of them has none."""
+    limits = [integer(look.info.get("maxmemory")) for look in looks]
+    return sum(limits) if all(limits) else 0
+
+
+def maxmemory_policy(looks: Iterable[ShardLook]) -> str:
+    """The policy of the primaries; where they differ, all of them, joined by ``/``."""
+    return _all_of(looks, "maxmemory_policy") or "noeviction"
+
+
+def _all_of(looks: Iterable[ShardLook], field: str) -> str:
+    """What the primaries say, each word once, joined by ``/``."""
+    return "/".join(sorted({look.info[field] for look in looks if field in look.info}))
+
+
+def last_save(looks: Iterable[ShardLook]) -> int:
+    """When the primary that has not saved for longest did so last, in seconds since 1970; 0: nothing is known."""
+    return min((integer(look.info.get("rdb_last_save_time")) for look in looks), default=0)
+
+
+def _persistence(here: Here) -> Lines:
+    looks = here.looks()
+    return (
+        "loading:0",  # never 1: a client that reads 1 does not start
+        "async_loading:0",
+        f"rdb_changes_since_last_save:{_sum(looks, 'rdb_changes_since_last_save')}",
+        f"rdb_bgsave_in_progress:{_any(looks, 'rdb_bgsave_in_progress')}",
+        f"rdb_last_save_time:{last_save(looks)}",
+        f"rdb_last_bgsave_status:{_all_ok(looks, 'rdb_last_bgsave_status')}",
+        f"aof_enabled:{_any(looks, 'aof_enabled')}",
+        f"aof_rewrite_in_progress:{_any(looks, 'aof_rewrite_in_progress')}",
+        f"aof_last_write_status:{_all_ok(looks, 'aof_last_write_status')}",
+    )
+
+
+def _stats(here: Here) -> Iterator[str]:
+    looks, total = here.looks(), here.page.total
+    yield f"total_connections_received:{total('accepted')}"
+    yield f"total_commands_processed:{total('commands')}"
+    yield f"instantaneous_ops_per_sec:{_sum(looks, 'instantaneous_ops_per_sec')}"
+    yield f"total_net_input_bytes:{total('bytes_in')}"
+    yield f"total_net_output_bytes:{total('bytes_out')}"
+    yield f"rejected_connections:{total('rejected')}"
+    for name in _OF_THE_DATA:
+        yield f"{name}:{_sum(looks, name)}"
+    yield f"pubsub_channels:{here.register.total(Sort.CHANNEL)}"
+    yield f"pubsub_patterns:{here.register.total(Sort.PATTERN)}"
+    yield f"pubsubshard_channels:{here.register.total(Sort.SHARD)}"
+    yield f"latest_fork_usec:{max((integer(look.info.get('latest_fork_usec')) for look in looks), default=0)}"
+    for name in _OF_THE_SERVERS:
+        yield f"{name}:{_sum(looks, name)}"
+    yield f"total_error_replies:{total('errors')}"
+
+
+_OF_THE_DATA = (
+    "sync_full",
+    "sync_partial_ok",
+    "sync_partial_err",
+    "expired_keys",
+    "expired_time_cap_reached_count",
+    "expire_cycle_cpu_milliseconds",
+    "evicted_keys",
+    "total_eviction_exceeded_time",
+    "current_eviction_exceeded_time",
+    "keyspace_hits",
+    "keyspace_misses",
+)
+_OF_THE_SERVERS = (
+    "total_forks",
+    "active_defrag_hits",
+    "active_defrag_misses",
+    "active_defrag_key_hits",
+    "active_defrag_key_misses",
+    "total_active_defrag_time",
+    "current_active_defrag_time",
+    "dump_payload_sanitizations",
+)
+
+
+def _replication(here: Here) -> Lines:
+    return ("role:master", "connected_slaves:0", "master_repl_offset:0", "repl_backlog_active:0")
+
+
+def _cluster(here: Here) -> Lines:
+    return ("cluster_enabled:0",)
+
+
+def _keyspace(here: Here) -> Iterator[str]:
+    databases = [entry for look in here.looks() for entry in look.keyspace.items()]
+    for db in sorted({number for number, _ in databases}):
+        counts = [count for number, count in databases if number == db]
+        keys = sum(count.get("keys", 0) for count in counts)
+        expires = sum(count.get("expires", 0) for count in counts)
+        lived = sum(count.get("avg_ttl", 0) * count.get("expires", 0) for count in counts)
+        more = "".join(
+            f",{word}={sum(count.get(word, 0) for count in counts)}"
+            for word in dict.fromkeys(word for count in counts for word in count)
+            if word not in ("keys", "expires", "avg_ttl")
+        )
+        if keys:
+            yield f"db{db}:keys={keys},expires={expires},avg_ttl={lived // expires if expires else 0}{more}"
+
+
+def _commandstats(here: Here) -> Iterator[str]:
+    for name, stats in _summed(here.looks(), "cmdstat_").items():
+        per_call = stats["usec"] / stats["calls"] if stats.get("usec") and stats.get("calls") else 0
+        yield (
+            f"{name}:calls={stats.get('calls', 0)},usec={stats.get('usec', 0)},usec_per_call={per_call:.2f},"
+            f"rejected_calls={stats.get('rejected_calls', 0)},failed_calls={stats.get('failed_calls', 0)}"
+        )
+
+
+def _errorstats(here: Here) -> Iterator[str]:
+    for name, stats in _summed(here.looks(), "errorstat_").items():
+        yield f"{name}:count={stats.get('count', 0)}"
+
+
+def _none(here: Here) -> Lines:
+    return ()
+
+
+SECTIONS: dict[str, Callable[[Here], Lines]] = {
+    "Server": _server,
+    "Clients": _clients,
+    "Memory": _memory,
+    "Persistence": _persistence,
+    "Stats": _stats,
+    "Replication": _replication,
+    "CPU": _cpu,
+    "Modules": _none,
+    "Commandstats": _commandstats,
+    "Errorstats": _errorstats,
+    "Latencystats": _none,  # percentiles of ten shards have no sum
+    "Cluster": _cluster,
+    "Proxy": _proxy,
+    "Keyspace": _keyspace,
+}
+"""Title -> its lines, in Redis' order (server.c, genRedisInfoString)."""
+
+_ON_REQUEST = {"Commandstats", "Latencystats"}
+
+
+# --- reading what a server said ---------------------------------------------------------------------------------------
+
+
+def _sum(looks: Iterable[ShardLook], field: str) -> int:
+    return sum(integer(look.info.get(field)) for look in looks)
+
+
+def _any(looks: Iterable[ShardLook], field: str) -> int:
+    return int(any(integer(look.info.get(field)) for look in looks))
+
+
+def _all_ok(looks: Iterable[ShardLook], field: str) -> str:
+    return "ok" if all(look.info.get(field, "ok") == "ok" for look in looks) else "err"
+
+
+def _summed(looks: Iterable[ShardLook], prefix: str) -> dict[str, dict[str, int]]:
+    """``name -> {word: sum}`` of the fields ``name:word=1,word=2`` whose name begins with the prefix."""
+    sums: dict[str, dict[str, int]] = {}
+    for look in looks:
+        for name, value in look.info.items():
+            if not name.startswith(prefix):
+                continue
+            line = sums.setdefault(name, {})
+            for word, _, number in (pair.partition("=") for pair in value.split(",")):
+                line[word] = line.get(word, 0) + integer(number)
+    return dict(sorted(sums.items()))
+
+
+def _version_parts(version: str) -> tuple[int, ...]:
+    parts = version.split(".")
+    return tuple(map(int, parts)) if all(part.isascii() and part.isdigit() for part in parts) else ()
+
+
+def _human(size: int) -> str:
+    """Bytes as Redis prints them for people (server.c, bytesToHuman)."""
+    if size < 1024:
+        return f"{size}B"
+    power = min((size.bit_length() - 1) // 10, len("BKMGTP") - 1)
+    return f"{size / 1024**power:.2f}{'BKMGTP'[power]}"

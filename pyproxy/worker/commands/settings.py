@@ -1,0 +1,72 @@
+"""CONFIG SET of notify-keyspace-events, and of settings that the operator allows (`config_set`); CONFIG GET of those.
+
+What is set is kept by the parent, which sets it on all servers, and on those that come later; the client is answered
+when the primaries that are up have it, or a moment later whatever they do. Whether a value of the operator's settings
+is right, the servers know: all primaries are asked first, and if one does not take it, its answer is the client's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from protocol import notifications
+from protocol.errors import part_failed
+from protocol.reply import OK, BadFrame, decode
+from pyproxy.worker.commands import local
+from pyproxy.worker.commands.conversation import Conversation, Refusal
+
+
+async def configure(talk: Conversation) -> bytes:
+    """+OK; or an error, and nothing is kept."""
+    line = local.unsettable(talk.argv, talk.here) or await _asked_first(talk)
+    if line:
+        return line
+    reply = local.answer(b"config|set", talk.client, talk.argv, talk.here)
+    await talk.here.until_settled()
+    return reply
+
+
+async def show(talk: Conversation) -> bytes:
+    """CONFIG GET with settings that nobody has set through the proxy, as the primaries have them.
+
+    Where they differ, all values, joined by ``/``. One that does not answer, or may not say it, is passed over: a
+    client asks for settings in order to start, and what it asks for beside these is known.
+    """
+    names = local.settings_of_servers(talk.argv, talk.here)
+    values: dict[bytes, list[str]] = {name: [] for name in names}
+    asked = [asyncio.create_task(_setting_of(talk, shard, names)) for shard in talk.shards]
+    for said in await asyncio.gather(*asked):
+        for name, value in said.items():
+            if name in values and value not in values[name]:
+                values[name].append(value)
+    of_servers = {name: "/".join(each) for name, each in values.items() if each}
+    return local.shown(talk.client, talk.argv, talk.here, of_servers)
+
+
+async def _setting_of(talk: Conversation, shard: int, names: list[bytes]) -> dict[bytes, str]:
+    try:
+        said = decode(await talk.ask(shard, b"CONFIG", b"GET", *names, primary=True))
+    except (Refusal, BadFrame):
+        return {}
+    words = [word for pair in said.items() for word in pair] if isinstance(said, Mapping) else said
+    if not isinstance(words, list):
+        return {}
+    texts = [word if isinstance(word, bytes) else b"" for word in words]
+    return {name.lower(): value.decode(errors="replace") for name, value in zip(texts[::2], texts[1::2], strict=False)}
+
+
+async def _asked_first(talk: Conversation) -> bytes:
+    """What a primary says that does not take the operator's settings; empty: all took them."""
+    ours, words = notifications.SETTING.encode(), []
+    for name, value in zip(talk.argv[2::2], talk.argv[3::2], strict=True):
+        if name.lower() != ours:
+            words += [name.lower(), value]
+    if not words:
+        return b""
+    frames = await talk.ask_all(b"CONFIG", b"SET", *words, write=True)
+    for shard, frame in frames.items():
+        if frame != OK:
+            took = [talk.name(other) for other, said in frames.items() if said == OK]
+            return part_failed(talk.name(shard), talk.error_of(frame), took)
+    return b""

@@ -1,0 +1,142 @@
+"""XREAD and XREADGROUP of streams on several shards: each shard is asked for its own, and the answers become one.
+
+XREADGROUP writes: the groups are looked up first, then each shard does its part or does not, and the whole is not
+atomic. Where one fails, what others have handed out stays pending for the consumer, as after a reply that was lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from protocol import errors
+from protocol.reply import RESP3, Error, decode, fields, listed, text_of
+from protocol.scan import ProtocolError, elements
+from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
+
+NIL = (b"*-1\r\n", b"_\r\n")  # of an array, in RESP2 and RESP3
+
+
+async def _xread(talk: Conversation) -> bytes:
+    """XREAD and XREADGROUP: of each stream that has something its name and its entries."""
+    positions = talk.command.keys(talk.argv)
+    head, count = talk.argv[: positions[0]], len(positions)
+    if len(talk.argv) != positions[-1] + 1 + count:
+        return await talk.ask(talk.shard_of(talk.argv[positions[0]]), *talk.argv)  # the server says what is wrong
+    keys: list[bytes] = []
+    ids: list[bytes] = []
+    shards: list[int] = []
+    async for some in talk.in_turns(positions):
+        keys += [talk.argv[position] for position in some]
+        ids += [talk.argv[position + count] for position in some]
+        shards += [talk.shard_of(key) for key in keys[len(shards) :]]
+    if talk.command.name == b"xread":
+        frames = await talk.ask_each(await _of_shards(talk, head, keys, ids, shards), primary=True)
+    elif (place := await _without_group(talk, head, keys, shards)) is not None:
+        return await talk.ask(shards[place], *head, keys[place], ids[place], write=True)  # again, the server says it
+    else:
+        frames = await _one_by_one(talk, await _of_shards(talk, head, keys, ids, shards))
+    for frame in frames.values():
+        if frame.startswith(b"-"):
+            raise Refusal(frame)
+    try:
+        answer = InOrder(frames, talk.client.proto)
+        async for streams in talk.in_turns(zip(keys, shards, strict=True)):
+            answer.take(streams)
+        return answer.frame
+    except ProtocolError:
+        raise Refusal(errors.unexpected_part(talk.command.name)) from None
+
+
+async def _of_shards(
+    talk: Conversation, head: Sequence[bytes], keys: Sequence[bytes], ids: Sequence[bytes], shards: Sequence[int]
+) -> dict[int, list[bytes]]:
+    """The command of each shard, in the order of their first keys."""
+    commands: dict[int, list[bytes]] = {}
+    behind: dict[int, list[bytes]] = {}
+    async for some in talk.in_turns(zip(shards, keys, ids, strict=True)):
+        for shard, key, last in some:
+            if shard not in commands:
+                commands[shard], behind[shard] = list(head), []
+            commands[shard].append(key)
+            behind[shard].append(last)
+    for shard, command in commands.items():
+        command += behind[shard]
+    return commands
+
+
+async def _without_group(
+    talk: Conversation, head: Sequence[bytes], keys: Sequence[bytes], shards: Sequence[int]
+) -> int | None:
+    """The place of the first key that is no stream with the group: XREADGROUP then reads from none."""
+    options = [word.lower() for word in head]
+    if b"group" not in options:
+        return 0
+    group = head[options.index(b"group") + 1]
+    blocks: dict[int, list[list[bytes]]] = {}
+    for key, shard in zip(keys, shards, strict=True):
+        blocks.setdefault(shard, []).append([b"XINFO", b"GROUPS", key])
+    answers = await talk.ask_blocks(blocks, primary=True)
+    for place, shard in enumerate(shards):
+        if not _has_group(answers[shard].pop(0), group):
+            return place
+    return None
+
+
+def _has_group(frame: bytes, group: bytes) -> bool:
+    """`frame`: the answer to XINFO GROUPS, of maps or flat lists that begin with the name."""
+    said = decode(frame)
+    if isinstance(said, Error):
+        return False
+    return group in [text_of(fields(each), b"name") for each in listed(said)]
+
+
+async def _one_by_one(talk: Conversation, commands: Mapping[int, Sequence[bytes]]) -> dict[int, bytes]:
+    """Writes, until one is answered with an error."""
+    frames: dict[int, bytes] = {}
+    for shard, argv in commands.items():
+        frames[shard] = await talk.ask(shard, *argv, write=True)
+        if frames[shard].startswith(b"-"):
+            break
+        talk.applied(shard)
+    return frames
+
+
+class InOrder:
+    """The answers of shards as one: of each stream what its shard said. ProtocolError where they are none."""
+
+    def __init__(self, frames: Mapping[int, bytes], proto: int) -> None:
+        self._proto = proto
+        self._before = b"" if proto == RESP3 else b"*2\r\n"
+        self._left = {shard: _of_streams(frame, proto)[::-1] for shard, frame in frames.items()}
+        self._found: list[bytes] = []
+
+    def take(self, streams: Iterable[tuple[bytes, int]]) -> None:
+        """(key, shard) of the next ones, in the order in which they were asked for."""
+        for key, shard in streams:
+            left = self._left[shard]
+            if left and left[-1].startswith(b"%b$%d\r\n%b\r\n" % (self._before, len(key), key)):
+                self._found.append(left.pop())
+
+    @property
+    def frame(self) -> bytes:
+        if any(self._left.values()):
+            raise ProtocolError("a stream that was not asked for")
+        if not self._found:
+            return NIL[self._proto == RESP3]
+        return b"%b%d\r\n%b" % (b"%" if self._proto == RESP3 else b"*", len(self._found), b"".join(self._found))
+
+
+def _of_streams(frame: bytes, proto: int) -> list[bytes]:
+    """Of each stream its name and its entries: an element of an array, or two of a map (RESP3)."""
+    if frame in NIL:
+        return []
+    if proto != RESP3:
+        return elements(frame)
+    header, _, rest = frame.partition(b"\r\n")
+    if not header.startswith(b"%"):
+        raise ProtocolError("expected a map")
+    words = elements(b"*%d\r\n%b" % (2 * int(header[1:]), rest), True)
+    return [name + entries for name, entries in zip(words[::2], words[1::2], strict=True)]
+
+
+ACROSS: dict[bytes, Handler] = {b"xread": _xread, b"xreadgroup": _xread}

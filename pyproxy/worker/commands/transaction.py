@@ -1,0 +1,260 @@
+"""A transaction of one client, from its MULTI to EXEC or DISCARD.
+
+Its commands wait here, checked as far as can be without a server. At EXEC they go out in one piece to the shard of
+their keys; where they have several, to none, or, with `transactions = "split"`, in a piece to each. A piece is atomic,
+the whole is not.
+
+Commands on keys that they name, and scripts, go to a shard; PUBLISH too, its channel counts as a key. What all shards
+are asked (DBSIZE, scripts of which the configuration says that) is a part of each block. What the proxy answers itself
+(PING) it answers at EXEC, and so it does where a server would find the form wrong (MSET of a key without a value).
+SELECT and CLIENT REPLY cannot be in one: they would change a connection that others share. A block with a script goes
+out on a connection of its own.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from protocol import errors
+from protocol.commands import BadKeys, Command, Kind
+from protocol.request import Block, Request, size_of
+from pyproxy.worker.commands.keyless import MERGES, REFUSE, UNKNOWN, Keyless, merged
+from pyproxy.worker.commands.placing import shards_of
+from pyproxy.worker.lane.lane import NOT_NOW, Client, Lane, Route
+from pyproxy.worker.lane.split import Assembly, cut, execute
+from pyproxy.worker.pubsub.registry import PUBLISH, Sort
+
+QUEUED = b"+QUEUED\r\n"
+Counted = Callable[[Sort, bytes], Callable[[bytes], bytes]]
+"""What makes the answer of a PUBLISH there; see Hub.counted."""
+
+Local = Callable[[bytes, Client, Sequence[bytes]], bytes]
+"""What answers the commands that the proxy answers itself: the name, who asks, argv."""
+
+NOT_IN_A_BLOCK = (b"auth", b"client|reply", b"config|set", b"hello", b"select")
+"""Those that change what comes after them, or take their time."""
+
+Answer = Callable[[bytes], bytes]
+
+SLICE_S = 0.004  # of one turn, for one client's transaction
+
+OVERHEAD = 64  # bytes that a queued command, and each of its words, costs beside its own
+
+
+class Transaction:
+    """Between MULTI and EXEC. Where a command goes is found when it is queued, as there may be very many at EXEC.
+
+    `blocks`: by shard. `commands`: of each how its answer is found, see `split.execute`; of one that the proxy answers
+    itself what makes the answer, until `do_own` has made it. `is_assembled`: an answer in it is not a server's.
+    """
+
+    def __init__(self, counted: Counted, local: Local, keyless: Keyless) -> None:
+        self._counted = counted
+        self._local = local
+        self._keyless = keyless
+        self.blocks: dict[int, Block] = {}
+        self.commands: list[Any] = []
+        self.is_assembled = False
+        self._own: deque[int] = deque()  # the places of those that the proxy answers itself
+        self._assembly: Assembly | None = None  # of an EXEC that asks no server
+        self.refused = False  # one of its commands was, so EXEC runs none
+        self.write = False
+        self.scripts: list[Sequence[bytes]] = []  # those of its commands that run one, functions too
+
+    def take(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> bytes:
+        """+QUEUED, or why it is not."""
+        line = self._queue(client, route, command, argv)
+        if line:
+            self.refused = True
+        return line or QUEUED
+
+    def _queue(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> bytes:
+        answer, said, way = None, None, ""
+        keys: Sequence[int] = ()
+        match command.kind:
+            case Kind.PLAIN:
+                keys = (command.first_key,)
+            case Kind.SPLIT if not command.is_whole(len(argv)):
+                said = partial(errors.wrong_arity, command.name)
+            case Kind.SPLIT:
+                keys = range(command.first_key, len(argv), command.step)
+            case Kind.KEYED | Kind.CONVERSATION if command.kind is Kind.KEYED or command.may_wait or runs_code(command):
+                try:
+                    keys = command.keys(argv)
+                except BadKeys as bad:
+                    if not command.is_malformed(argv):
+                        return bad.line
+                    said = partial(bytes, bad.line)
+                if said is None and len(_shards(client.lane, argv, keys)) != 1:
+                    return errors.crossslot()
+                if said is None and runs_code(command):
+                    if not keys:
+                        way = self._keyless.way(argv, len(client.lane.links))
+                    if way == REFUSE:
+                        return self._keyless.refusal(argv)
+                    if way == UNKNOWN:
+                        said = partial(bytes, errors.no_script())
+                    else:
+                        self.scripts.append(argv)
+            case Kind.PUBSUB if command.name in PUBLISH:
+                keys = (1,)
+                answer = self._counted(PUBLISH[command.name], argv[1])
+            case Kind.FANOUT:
+                pass
+            case Kind.LOCAL if command.name not in NOT_IN_A_BLOCK:
+                said = partial(self._local, command.name, client, list(argv))
+            case Kind.REFUSED:
+                return errors.refused(command.name, command.reason)
+            case _:
+                return errors.not_in_transaction(command.name)
+        self._place(client.lane, route, argv, keys, answer, said, way)
+        self.write = self.write or (said is None and not command.is_read)
+        client.queued(size_of(argv) + OVERHEAD * (len(argv) + 1))
+        return b""
+
+    def execute(self, client: Client, route: Route, over_shards: bool) -> object:
+        """EXEC, whose route this is: its answer, None (a place was taken), or NOT_NOW."""
+        if self.refused:
+            return errors.exec_aborted()
+        if not self.commands:
+            return b"*0\r\n"
+        if len(self.blocks) > 1 and not over_shards:
+            return errors.transaction_over_shards([client.lane.links[shard].name for shard in sorted(self.blocks)])
+        if not self.do_own():
+            client.later()
+            return NOT_NOW
+        if not self.blocks:
+            return self._answer_alone(client)
+        reply: object
+        if not all(map(client.lane.fits, self.blocks.values())):
+            return errors.block_too_large(min(client.lane.bulk_bytes, client.lane.block_bytes))
+        if len(self.blocks) == 1 and not self.is_assembled:
+            ((shard, block),) = self.blocks.items()
+            reply = client.send(shard, block, self.write, True)
+        else:
+            reply = execute(client, route, self.blocks, self.commands, self.write)
+        return errors.transaction_discarded(reply) if isinstance(reply, bytes) else reply
+
+    def do_own(self) -> bool:
+        """Do what the proxy answers itself, for as long as one may in a turn -> whether all of it is done."""
+        until = time.monotonic() + SLICE_S
+        while self._own:
+            place = self._own.popleft()
+            self.commands[place] = self.commands[place]()
+            if time.monotonic() >= until:
+                return not self._own
+        return True
+
+    def _answer_alone(self, client: Client) -> object:
+        """The answer where no server is asked; NOT_NOW while there is more of it to be put together."""
+        if self._assembly is None:
+            self._assembly = Assembly(client.lane, self.commands, [])
+        if self._assembly.step():
+            return self._assembly.reply
+        client.later()
+        return NOT_NOW
+
+    def _place(
+        self,
+        lane: Lane,
+        route: Route,
+        argv: Sequence[bytes],
+        keys: Sequence[int],
+        answer: Answer | None,
+        said: Callable[[], bytes] | None,
+        way: str,
+    ) -> None:
+        """Put a command into the blocks of its shards. One whose keys are on several is cut, as outside of MULTI.
+
+        `answer`: makes its answer of the server's. `said`: makes it without one. `way`: of a script on all shards, how
+        their answers become one.
+        """
+        if said is not None:
+            self._own.append(len(self.commands))
+            self.commands.append(said)
+            self.is_assembled = True
+            return
+        if route.command.kind is Kind.FANOUT or way in MERGES:
+            everywhere, request = range(len(lane.links)), Request(argv)
+            for shard in everywhere:
+                self._add(shard, request)
+            self.commands.append(
+                (partial(_merged, lane, route, way), everywhere) if way in MERGES else (route, b"", everywhere)
+            )
+            return
+        shards = _shards(lane, argv, keys)
+        if len(shards) == 1:
+            (shard,) = shards
+            self._add(shard, Request(argv))
+            self.commands.append((route, answer, (shard,)) if answer is not None else shard)
+            self.is_assembled = self.is_assembled or answer is not None
+            return
+        owners, parts = cut(lane, route, argv)
+        for shard, part in parts.items():
+            self._add(shard, part)
+        self.commands.append((route, owners, tuple(parts)))
+
+    def _add(self, shard: int, request: Request) -> None:
+        block = self.blocks.get(shard)
+        if block is None:
+            self.blocks[shard] = Block([request])
+        else:
+            block.add(request)
+
+
+async def in_order(lane: Lane, transaction: Transaction, frames: list[bytes | None]) -> bytes:
+    """The answer to an EXEC whose blocks were answered by these arrays, by shard; others have their turns meanwhile."""
+    while not transaction.do_own():  # noqa: ASYNC110 - it is the work that is waited for
+        await asyncio.sleep(0)
+    try:
+        assembly = Assembly(lane, transaction.commands, frames)
+    except ValueError:  # one of them is no array
+        return errors.unexpected_part(b"exec")
+    while not assembly.step():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    return assembly.reply
+
+
+def _merged(lane: Lane, route: Route, way: str, frames: Sequence[bytes]) -> bytes:
+    """The one answer of all shards to a script."""
+    names = [link.name for link in lane.links]
+    return merged(route.name, way, dict(zip(names, frames, strict=True)), route.write)
+
+
+def runs_code(command: Command) -> bool:
+    """A script or a function."""
+    return "@scripting" in command.categories and command.has_keys
+
+
+def _shards(lane: Lane, argv: Sequence[bytes], keys: Sequence[int]) -> set[int] | frozenset[int]:
+    """Of a command; a script without keys is run on the shard of the empty key."""
+    return shards_of(lane, argv, keys) or {lane.shard_of(b"")}
+
+
+def begin(client: Client, counted: Counted, local: Local, keyless: Keyless) -> bytes:
+    """MULTI."""
+    if client.transaction is not None:
+        return errors.multi_in_multi()
+    client.transaction = Transaction(counted, local, keyless)
+    return b"+OK\r\n"
+
+
+def discard(client: Client) -> bytes:
+    if client.transaction is None:
+        return errors.without_multi("DISCARD")
+    client.end_transaction()
+    client.end_watch()
+    return b"+OK\r\n"
+
+
+def run(client: Client, route: Route, over_shards: bool) -> object:
+    """EXEC. A client that is parked keeps its transaction, and comes again."""
+    if client.transaction is None:
+        return errors.without_multi("EXEC")
+    reply: object = client.transaction.execute(client, route, over_shards)
+    if reply is not NOT_NOW:
+        client.end_transaction()
+    return reply

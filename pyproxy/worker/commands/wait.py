@@ -1,0 +1,118 @@
+"""WAIT and WAITAOF: how many replicas have what this client has written.
+
+Clients share the connections that they write on, so a server does not know which writes were whose. Each shard that the
+client has written to is asked, when all that it sent before is answered: a message that nobody reads is published on a
+lent connection, so it stands behind the client's writes in what the replicas get, and that connection waits for it. The
+answer is the least of all shards.
+
+Where the connection was lost that it wrote on (the server restarted, or another was promoted), its writes may be gone,
+and no number would be true: that is said once, as an error.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import nullcontext
+
+from protocol import errors
+from protocol.keyspecs import number
+from protocol.reply import BadFrame
+from protocol.request import Request
+from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
+from pyproxy.worker.shard.pool import Use
+
+FENCE = Request([b"SPUBLISH", b"__pyproxy:fence", b""])
+"""Sharded, as no pattern matches such a channel. A PING would do on Redis 7, but not on Valkey 9."""
+
+_OF_A_REPLICA = b" cannot be used with replica instances"
+
+
+async def _wait(talk: Conversation) -> bytes:
+    wanted, timeout_ms = (number(word) for word in talk.argv[1:])
+    if wanted is None or timeout_ms is None or timeout_ms < 0:
+        return await _reply_of(talk, 0, 0, fenced=False)  # the server's words for it
+    client = talk.client
+    waited = client.waited = client.waited or {}
+    wrote = _wrote(talk)
+    if not wrote and not waited:
+        counts = await _ask(talk, talk.shards, timeout_ms, fenced=False)
+        return b":%d\r\n" % min(each for (each,) in counts.values())
+    asked = [shard for shard in talk.shards if shard in wrote or waited.get(shard, wanted) < wanted]
+    for shard, (count,) in (await _ask(talk, asked, timeout_ms)).items():
+        waited[shard] = count
+        client.wrote &= ~_bit(shard)
+    return b":%d\r\n" % min(waited.values())
+
+
+async def _waitaof(talk: Conversation) -> bytes:
+    timeout_ms = number(talk.argv[3])
+    if timeout_ms is None or timeout_ms < 0:
+        return await _reply_of(talk, 0, 0, fenced=False)  # the server's words for it
+    wrote = _wrote(talk) | (talk.client.waited or {}).keys()
+    counts = await _ask(talk, wrote or talk.shards, timeout_ms)
+    return b"*2\r\n" + b"".join(b":%d\r\n" % min(each) for each in zip(*counts.values(), strict=True))
+
+
+async def _ask(talk: Conversation, shards: Iterable[int], timeout_ms: int, fenced: bool = True) -> dict[int, list[int]]:
+    """All of them at once -> the numbers of each. Raises Refusal; without an end only until the client leaves."""
+    with talk.waiting() if timeout_ms == 0 else nullcontext():
+        try:
+            async with asyncio.TaskGroup() as group:
+                asking = {shard: group.create_task(_reply_of(talk, shard, timeout_ms, fenced)) for shard in shards}
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+    counts = {}
+    for shard, task in asking.items():
+        frame = task.result()
+        if frame.startswith(b"-"):
+            raise Refusal(_demoted(talk, shard) if _OF_A_REPLICA in frame else frame)
+        counts[shard] = _numbers(frame, 1 if talk.command.name == b"wait" else 2)
+    _wrote(talk)  # what was lost meanwhile
+    return counts
+
+
+def _demoted(talk: Conversation, shard: int) -> bytes:
+    """It has become a replica, and may have thrown away what this client wrote to it. That is said once, too."""
+    client, name, node = talk.client, talk.name(shard), talk.lane.links[shard].node
+    if not client.wrote & _bit(shard):
+        return errors.not_applied(name, node, "is a replica by now")
+    client.unsure &= ~_bit(shard)
+    client.wrote &= ~_bit(shard)
+    return errors.uncertain(name, node, errors.OUT_OF_SIGHT)
+
+
+async def _reply_of(talk: Conversation, shard: int, timeout_ms: int, fenced: bool) -> bytes:
+    """What a shard says. A server that does not answer is given up at the timeout and the deadline of a request."""
+    reply_s = talk.here.setup.config.timeouts.reply_s
+    async with talk.lend(shard, Use.HELD) as loan:
+        said = await talk.ask_on(loan, FENCE, write=False, deadline_s=reply_s) if fenced else b""
+        if not said.startswith(b"-"):
+            deadline_s = timeout_ms / 1000 + reply_s if timeout_ms else None
+            said = await talk.ask_on(loan, Request(talk.argv), write=False, deadline_s=deadline_s)
+        loan.keep = True
+    return said
+
+
+def _numbers(frame: bytes, count: int) -> list[int]:
+    """The numbers of a reply. Raises BadFrame where there are not so many."""
+    found = [each[1:] for each in frame.split(b"\r\n") if each.startswith(b":")]
+    if len(found) != count or not all(each.isdigit() for each in found):
+        raise BadFrame
+    return list(map(int, found))
+
+
+def _wrote(talk: Conversation) -> set[int]:
+    """The shards it has written to since a WAIT that asked them. Raises Refusal, once, for one that was lost since."""
+    client = talk.client
+    for shard in talk.shards:
+        if client.unsure & _bit(shard):
+            client.unsure &= ~_bit(shard)
+            client.wrote &= ~_bit(shard)
+            raise Refusal(errors.uncertain(talk.name(shard), talk.lane.links[shard].node, errors.OUT_OF_SIGHT))
+    return {shard for shard in talk.shards if client.wrote & _bit(shard)}
+
+
+def _bit(shard: int) -> int:
+    return 1 << shard % 64
+
+
+HANDLERS: dict[bytes, Handler] = {b"wait": _wait, b"waitaof": _waitaof}

@@ -1,0 +1,453 @@
+"""The compiled half of a worker: what split.pyx shares with lane.pyx."""
+
+cimport cython
+
+from protocol.scan cimport Limits, ReplyScan, RequestScan
+
+
+cdef enum Door:
+    IDLE = 0        # no connection yet: the first command asks the link for one
+    QUEUE = 1       # being connected: commands wait, bounded by the connect deadline
+    OPEN = 2
+    CONGESTED = 3   # the server reads too slowly: clients are parked before their next command to it
+    SHUT = 4        # down: answered at once with `refusal`
+
+
+cdef enum Park:
+    WINDOW = 1      # too much of this client is out, or it does not read
+    SWITCH = 2      # changed protocol or database: waits until its earlier requests are answered
+    TURN = 4        # had its share of this loop turn
+    DOOR = 8        # a backend is congested
+    DRAIN = 16      # the worker is going: nothing new is begun
+    HOLD = 32       # a gate is closed; unlike for the others, reading goes on
+    TALK = 64       # a conversation is going on; see conversation.py
+    WORDS = 128     # the words of its next command are looked through; see words.pxi
+
+
+# says in the log what nobody expected; the exception is the one being handled
+cdef int bug(object where) except -1
+
+# begins a split command: 1 done, -1 not now (the client was parked)
+ctypedef int (*Splitter)(Client client, Route route, const char *frame, Py_ssize_t size) except -2
+# the one answer to a split command whose parts are all answered, in so many bytes; None: it will be given to its place
+ctypedef bytes (*Merger)(Split split, Pending place, Py_ssize_t size)
+
+
+@cython.final
+cdef class Key:
+    cdef const char *at
+    cdef Py_ssize_t size
+
+
+@cython.final
+cdef class Route:
+    cdef readonly bytes name
+    cdef readonly bytes upper        # its name as it is sent to a server
+    cdef readonly object command
+    cdef readonly int arity
+    cdef readonly int plain_key     # argv position of the only key; 0: not a plain command
+    cdef readonly int step
+    cdef readonly str merge         # how the parts of a split are merged; "" if it is not split
+    cdef readonly str merged_by     # how the answers of several shards are, whoever asked them
+    cdef readonly bint write
+    cdef readonly int most          # words of a command that the proxy answers itself, in one piece; 0: as many as come
+    cdef readonly bint names_keys   # it may name very many keys, or what it is sent with may be large, and is no plain one
+    cdef readonly int pace          # 0, SLOW or SHARD_WIDE
+    cdef readonly bint again        # what a server says that it refused was not done: it may be sent again
+
+
+ctypedef unsigned char Flag     # 0 or 1; in a byte, as all of a Pending is cleared for each request
+
+
+# The life of a Pending.  +: set; -: None, 0 or False; .: either.  "place": it is in its client's order of replies.  "turn": it
+# is in a backend's queue, among the last `unflushed` of it, or before these, where its bytes were given to a transport; or it is
+# in `kept`, or in a Taking.  check.pxi holds most of this against what there is.
+#
+#   state                    client whole  place turn       done reply request  besides
+#   begun                      +      -      -    -           -    -     .      nothing can be lost of it yet; size
+#   queued                     +      -      +    unflushed   -    -     .      sent_at; in inflight, as all that are not done
+#   sent                       +      -      +    given       -    -     .      ahead: counts down to its own answer
+#   answered                   +      -      +    -           +    +     -      until those before it are, and it is written
+#   said by the proxy          +      -      +    -           +    +     -      never counted in inflight
+#   expired                    +      -      +    given       +    +     -      its reply is an error; of a write: debtor
+#   tombstone                  -      -      -    any         .    .     .      its client left, or it expired and was written, or a
+#                                                                               part whose split has its error: swallows its reply
+#   ghost                      -      -      -    given       -    -     -      in the turn of a read that another server was asked
+#   kept                       +      -      +    kept        -    -     +      kept_since; waits for the gate, or for a server
+#   taken back                 +      -      +    a Taking    -    -     +      refused; or a read behind such a write (its frame
+#                                                                               beside it there), until it is decided
+#   place of a split           +      -      +    -           -    -     -      shard: -1, or the one it is relayed to; it is the
+#                                                                               Split's `place`, and never in a queue
+#   part of a split            -      +      -    any         -    -     .      as a request, in all of the above but for its place
+#   place of a conversation    +      -      +    -           -    -     -      shard: -2; `client.talk` answers it
+#   canary                     -      -      -    any         -    -     +      expected; where it is not sent there will be
+#                                                                               another, as it is never kept
+#
+# A place is linked by next_placed, a turn by next_out; both are None outside.
+
+@cython.final
+cdef class Pending:
+    cdef Client client
+    cdef Pending next_placed
+    cdef Pending next_out
+    cdef bytes reply
+    cdef bytes request              # the whole frame, where it may have to be sent again; else None
+    cdef Split whole
+    cdef short shard                # -1: several; -2: a conversation, which asks shards in its own time
+    cdef Flag write
+    cdef Flag done
+    cdef Flag mute
+    cdef Flag retried
+    cdef Flag stays                 # a read that only the primary may answer
+    cdef unsigned char pace         # of the slowest of its commands
+    cdef Client debtor              # whose write it is that was said to be uncertain while its reply may still come
+    cdef bytes expected             # of a canary: the one answer that is in step; None: it is none
+    cdef int queued                 # commands of its transaction; 0: it is none
+    cdef int ahead                  # answers that come before its own: to MULTI, and to each that was queued
+    cdef readonly double sent_at
+    cdef double kept_since          # when it was begun; 0: it was never kept
+    cdef Py_ssize_t size
+
+
+@cython.final
+cdef class Taking:
+    cdef list items                 # from the first refused write of a client on, with the frames that came
+    cdef int left                   # of its later requests on the connection, not answered yet
+    cdef bint applied               # one of the later writes was not refused
+
+
+@cython.final
+cdef class Split:
+    cdef Lane lane
+    cdef Pending place
+    cdef Route route
+    cdef bint write
+    cdef int left
+    cdef bytes order                # shard index of each key, as native uint16
+    cdef list commands              # of a transaction: the shard index of each, or its Spread; else None
+    cdef list frames                # of each shard: its reply, or None
+    cdef dict failed                # shard index -> (error line, whether it surely was not applied); None: none failed
+    cdef Py_ssize_t held            # bytes of the frames
+    cdef object asked               # of a conversation: takes the answers; None: they are merged and are the client's
+    cdef object answer              # makes the client's answer of the one that came; None: they are merged
+    cdef Pending part(self, int shard, Py_ssize_t size)
+    cdef int answered(self, Pending part, bytes frame) except -1
+    cdef int fail(self, Pending part, bytes line, bint unsent) except -1
+    cdef int not_sent(self, Backend backend) except -1
+    cdef int _hold(self, Py_ssize_t size) except -1
+    cdef int _merge(self) except -1
+    cdef int _failed(self, int shard, bytes line, bint unsent) except -1
+
+
+cdef struct Met:
+    unsigned long long name         # of a command as a client wrote it, if that is short, and its length; 0: none yet
+    void *route                     # of `routes`
+
+
+@cython.final
+cdef class Lane:
+    cdef readonly object loop
+    cdef readonly object take
+    cdef readonly object row
+    cdef object hash32
+    cdef Key key
+    cdef Splitter splitter
+    cdef Splitter gatherer
+    cdef Merger merger
+    cdef dict routes
+    cdef Met met[64]
+    cdef dict pools
+    cdef readonly list links        # to the primaries
+    cdef readonly list sides        # links to other servers of the shards
+    cdef bytes refusal              # why `Client._seek` gave no backend; None: the client was parked
+    cdef double ticked
+    cdef bint slept                 # since the last tick
+    cdef bint is_late               # with this tick: what servers did meanwhile was not seen
+    cdef public object on_slept
+    cdef public bint at_rest        # nothing is out: `on_begun` is told of the next thing that happens
+    cdef public object on_begun
+    cdef unsigned short owner[16384]
+    cdef public object slices       # for what takes long, see pyproxy/slices.py
+    cdef object donated             # bytes or a bytearray that are passed on uncopied where they are all of a large request
+    cdef list dirty_clients
+    cdef list dirty_backends
+    cdef double dirty_since
+    cdef bint came                  # anything, since the last turn
+    cdef list backlog
+    cdef bint awake
+    cdef readonly set clients
+    cdef int coming
+    cdef list lingering
+    cdef double now
+    cdef Limits limits
+    cdef long long bulk_limit       # the configuration's bound; that of a server may be lower
+    cdef readonly long long block_bytes     # the servers' bound of a transaction
+    cdef Py_ssize_t reply_line      # bytes that a line of a server may have
+    cdef readonly long long memory_limit
+    cdef readonly long long window_limit
+    cdef readonly long long output_limit
+    cdef Py_ssize_t first_typical   # size that the answers of a new client are taken to have
+    cdef readonly double reply_s
+    cdef readonly double slow_reply_s   # for what goes through all keys
+    cdef readonly double slow_s         # for other slow requests
+    cdef readonly double silence_s
+    cdef readonly long long held
+    cdef readonly long long handed_on       # of it, what waits for a server, or comes from one: it is no client's
+    cdef readonly long long arriving        # of that, replies that are not whole yet, if they are large
+    cdef readonly long long listened        # and messages that are not whole, on other connections
+    cdef list arrivals                      # the wires on which they come
+    cdef int keep_budget(self) except -1
+    cdef bint _is_over(self)
+    cdef readonly long long commands
+    cdef readonly long long errors
+    cdef readonly long long bytes_in
+    cdef readonly long long bytes_out
+    cdef readonly long long inflight
+    cdef readonly long long shed_clients
+    cdef readonly long long timeouts
+    cdef readonly long long uncertain
+    cdef readonly long long protocol_errors
+    cdef readonly long long splits
+    cdef readonly long long out_of_step     # connections that were ended as a canary was not answered in its turn
+    cdef readonly bint canary       # connections that clients share are watched by canaries
+    cdef bytes _random              # of which nonces are made, and how much of it is used
+    cdef Py_ssize_t _random_used
+    cdef bytes nonce(self)
+    cdef long long next_client_id
+    cdef int id_step
+    cdef readonly bint draining
+    cdef Route route(self, bytes name)
+    cdef Route route_at(self, const char *name, Py_ssize_t size)
+    cpdef double deadline_s(self, int pace)
+    cpdef int pace_of(self, bytes frame, int queued) except -1
+    cdef int slot(self, const char *key, Py_ssize_t size) except -1
+    cdef void wake(self) noexcept
+    cdef int wake_up(self) except -1
+    cpdef count_coming(self, int change)
+    cdef int lost_sight(self, int shard) except -1
+    cdef int settle(self, Pending item, bytes frame) except -1
+
+
+@cython.final
+cdef class Client:
+    cdef readonly Lane lane
+    cdef object transport
+    cdef object write
+    cdef list pool
+    cdef Pending head
+    cdef Pending tail
+    cdef list ready
+    cdef bytearray inbuf
+    cdef RequestScan scan
+    cdef Py_ssize_t offered         # bytes of the request that was offered in vain, at the beginning of `inbuf`; 0: none
+    cdef int parked
+    cdef bint dirty
+    cdef bint choked
+    cdef bint handed_over           # the transport may still have bytes of ours
+    cdef bint deaf                  # it has closed its connection: nothing more can be said to it
+    cdef bint eof
+    cdef Py_ssize_t untaken         # what the transport had for it at the last look, and since when that has not changed
+    cdef double untaken_since
+    cdef bint finishing
+    cdef bint lingering
+    cdef bint reading_paused
+    cdef bint busy
+    cdef double linger_until
+    cdef Py_ssize_t linger_unread
+    cpdef bint cut_off(self)
+    cdef Py_ssize_t held            # bytes of its answers in this process
+    cdef Py_ssize_t in_transport
+    cdef Py_ssize_t in_counted
+    cdef Py_ssize_t inflight_bytes
+    cdef int inflight
+    cdef Py_ssize_t typical         # size of its answers lately; decides how many may be out
+    cdef bytes last_name
+    cdef dict at                    # shard -> the backend of a replica that it reads from; None: of none
+    cdef dict unresolved            # shard -> how many of its writes may still be applied there; None: none may
+    cdef double door_from           # since when the command of this number has waited at a congested door
+    cdef long long door_command
+    cdef object gathering           # what looks through the words of the command that is offered; None: nothing does
+    cdef object words               # those words, once that is done; None: they have not been looked through
+    cdef object front               # where it is held
+    cdef double hold_from
+    cdef long long hold_command     # which one that was for
+    cdef readonly long long id
+    cdef readonly int proto
+    cdef readonly int db
+    cdef readonly int fd
+    cdef readonly str addr
+    cdef readonly str laddr
+    cdef readonly double created
+    cdef readonly double last_active
+    cdef readonly double unfinished_since
+    cdef readonly long long commands
+    cdef public bytes name
+    cdef public bytes lib_name
+    cdef public bytes lib_ver
+    cdef public int reply_mode
+    cdef public object transaction  # begun by MULTI; None: in none
+    cdef public object talk         # the conversation that is going on; None: none
+    cdef public object watched      # the keys of a WATCH, and the connection that watches them; None: none
+    cdef public unsigned long long wrote    # the shards it has written to since WAIT last forgot them; bit shard % 64
+    cdef public unsigned long long unsure   # those of them whose connection was lost since
+    cdef public object waited       # by WAIT: shard -> how many replicas had all of its writes; None: it never waited
+    cdef readonly Py_ssize_t queued_bytes   # of it
+    cdef object _subscriber         # what it is subscribed to, see registry.py; None: to nothing
+    cdef readonly bint limited      # subscribed, in RESP2: only few commands are taken
+    cdef Py_ssize_t subscribed_bytes    # what its subscriptions cost
+    cpdef touch(self)
+    cpdef unpark(self, int reasons)
+    cpdef go_on(self)
+    cpdef flush(self)
+    cpdef finish(self)
+    cdef Pending begun(self, Py_ssize_t size)
+    cdef void placed(self, Pending item) noexcept
+    cdef int say(self, bytes reply) except -1
+    cdef int conversed(self) except -1
+    cdef int owe(self, int shard, int writes) except -1
+    cdef Backend _beside(self, Backend backend, Py_ssize_t size)
+    cdef Backend _seek(self, Backend backend, bint write, Py_ssize_t size)
+    cdef bytes _refused_at(self, Backend backend, Py_ssize_t size)
+    cdef bint _out_to(self, int shard)
+    cdef int reads_at(self, Backend backend) except -1
+    cdef int _from_buffer(self) except -1
+    cdef Py_ssize_t _consume(self, const char *p, Py_ssize_t n) except -1
+    cdef int _inline(self, bytes line) except -1
+    cdef int _command(self, const char *frame, Py_ssize_t size, bint is_framed) except -1
+    cdef void _counted(self)
+    cdef int _count_input(self) except -1
+    cdef bint _is_stuck(self) except -1
+    cdef int _broke(self) except -1
+    cdef int _hand_over(self, list chunks, Py_ssize_t size) except -1
+    cdef int _reconsider(self) except -1
+    cdef int _close(self) except -1
+    cdef int _next_turn(self) except -1
+    cdef int _write_only(self, Pending item) except -1
+    cdef int _write(self, bytes data, Py_ssize_t size) except -1
+
+
+@cython.final
+cdef class Backend:
+    cdef readonly Lane lane
+    cdef readonly object link
+    cdef readonly int shard
+    cdef unsigned long long bit     # of the shard, in `Client.wrote`
+    cdef readonly int proto
+    cdef readonly int db
+    cdef readonly Wire wire
+    cdef readonly object front      # of the shard, once it is known
+    cdef bint plain                 # open, and all is as usual
+    cdef bint _guarded
+    cdef bint keeps                 # writes may have to be sent again: the shard has replicas
+    cdef int door
+    cdef readonly bytes refusal
+    cdef Pending head
+    cdef Pending tail
+    cdef Pending aging              # the oldest request whose deadline has not passed
+    cdef public bint canary         # an ECHO goes before each request, and its answer must come in its turn
+    cdef Py_ssize_t count
+    cdef bytes heard                # the answer of the last one
+    cdef Py_ssize_t canaries        # how many of those that are counted are canaries
+    cdef Py_ssize_t unflushed       # how many at the tail were never given to a transport
+    cdef char *out
+    cdef Py_ssize_t out_len
+    cdef Py_ssize_t out_room
+    cdef list chunks
+    cdef Py_ssize_t out_bytes
+    cdef readonly bint is_bulk      # the second connection, beside that which most requests share
+    cdef Backend bulk               # of the first one: the second, once there has been a need for it; None: not yet
+    cdef bint in_transfer           # a large reply is coming, and nothing else can meanwhile
+    cdef int shard_wide             # requests through all keys that are out or wait to be sent
+    cdef double free_at             # until when it is known to have been busy with what was asked before
+    cdef long long left             # bytes that had reached the other end when enough had last, and when that was
+    cdef double left_at
+    cdef set doubtful               # clients whose write was uncertain when the connection was lost; None: none
+    cdef bint dirty
+    cdef double last_frame
+    cdef public int unanswered      # requests in a row whose deadline passed, and nothing came since
+    cdef double unanswered_at
+    cdef list kept                  # begun, to be sent when the gate opens; in no queue
+    cdef dict taking                # client -> Taking; None: there is none
+    cdef list waiting
+    cdef int _set_door(self, int door) except -1
+    cdef int put(self, Pending item, const char *frame, Py_ssize_t size) except -1
+    cdef int _give(self, Wire wire) except -1
+    cdef int _lost_by_fault(self, Wire wire, str why) except -1
+    cdef int _give_over(self, Pending item) except -1
+    cdef Py_ssize_t charged         # what of the lane's `held` is for this one
+    cdef Py_ssize_t copies          # of it, what was copied, as it was counted last
+    cdef void _review(self) noexcept
+    cdef int charge(self) except -1
+    cdef Py_ssize_t _copied(self)
+    cdef public double idle_s       # without a request for so long, it is sent a PING; 0: never
+    cdef int admit(self, Client client, Py_ssize_t size) except -2
+    cpdef flush(self)
+    cpdef expire(self, double now, bint busy)
+    cdef int transfers(self, bint begins) except -1
+    cdef void _count_shard_wide(self, int change) noexcept
+    cdef bint _is_moving(self, double now) except -1
+    cdef int _expire_one(self, Pending item, double now) except -1
+    cdef int _let_go_late(self, double now) except -1
+    cdef int doubt(self, object owner) except -1
+    cdef int _forgive(self, Pending item) except -1
+    cdef int settle_debts(self) except -1
+    cdef int _release(self) except -1
+    cdef Pending _made_canary(self)
+    cdef int _mark(self) except -1
+    cdef int _append(self, const char *p, Py_ssize_t n) except -1
+    cdef int _pack(self) except -1
+    cdef int _fail(self, Pending item, str why, bint unsent) except -1
+    cdef int _refuse(self, Pending item, bytes line, bint unsent) except -1
+    cdef object _owner(self, Pending item)
+    cdef int _put_first(self, list retries) except -1
+
+
+@cython.final
+cdef class Wire:
+    cdef readonly Backend backend
+    cdef object transport
+    cdef object on_setup
+    cdef object on_lost
+    cdef bytearray inbuf
+    cdef bytes large                # a bulk that is being received, of its final size
+    cdef Py_ssize_t large_filled
+    cdef Py_ssize_t skipping        # bytes still to come of a bulk that is larger than the memory budget: thrown away
+    cdef char last                  # the last byte that was thrown away
+    cdef bint overlong              # all that comes of this answer is thrown away
+    cdef Py_ssize_t charged         # what of the lane's `held` is for an answer that is not whole
+    cdef ReplyScan scan
+    cdef int fd
+    cdef bint tls                   # the socket belongs to the transport alone
+    cdef bint handed_over
+    cdef bint choked
+    cdef bint lost
+    cdef readonly double last_bytes
+    cdef long long bytes_in
+    cdef long long bytes_out
+    cdef long long marked_bytes     # of a reply that comes: how many there were when enough had come last, and when
+    cdef double marked_at
+    cdef public object run_id       # of the server, once somebody has asked it; None: not known
+    cdef Py_ssize_t _cut(self, const char *p, Py_ssize_t n) except -2
+    cdef int _receive(self, bytes data) except -1
+    cdef int _broke(self, Pending item) except -1
+    cdef bint _distrusted(self, const char *p, Py_ssize_t n)
+    cdef bint _tell_of(self, const char *p, Py_ssize_t n) except -1
+    cdef int put(self, const char *data, Py_ssize_t size, object whole) except -1
+    cdef int _garbled(self, str what) except -2
+    cdef bint _owes(self) except -1
+    cdef bint _heard(self, Pending item, const char *p, Py_ssize_t n) except -1
+    cdef int _out_of_step(self, str what) except -1
+    cdef int _deliver(self, Pending item, const char *p, Py_ssize_t n, bytes frame) except -1
+    cdef int _swallow(self, Pending item, const char *p, Py_ssize_t n) except -1
+    cdef bint _begin_large(self, const char *p, Py_ssize_t n) except -1
+    cdef Py_ssize_t _fill(self, bytes data) except -1
+    cdef Py_ssize_t _skip(self, bytes data) except -1
+    cdef int _unfinished(self) except -1
+    cdef int _charge(self, Py_ssize_t size) except -1
+    cdef int discard(self) except -1
+    cdef int _trim(self) except -1
+    cdef int _end_garbled(self, str why) except -2
+    cdef int _deliver_overlong(self) except -1
+
+
+cdef int cut_off(Client client) except -1

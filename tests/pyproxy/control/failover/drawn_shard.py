@@ -1,0 +1,203 @@
+"""A shard that exists as looks only, and its machine: what is done to its servers is seen by the next look.
+
+For the tests of the machine, which never asks a server anything. Time passes when it is told to.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from pyproxy.config import Promotion
+from pyproxy.control.failover.machine import Machine, Phase
+from pyproxy.control.failover.promoters import Announcement
+from pyproxy.control.failover.transitions import (
+    Announced,
+    Answer,
+    Effect,
+    Happening,
+    Known,
+    Looked,
+    Powers,
+    Promote,
+    Promoted,
+    Say,
+    Shut,
+    Switched,
+)
+from pyproxy.messages import NodeLook
+from pyproxy.shard_map import Node
+
+P1, P2, P3 = (Node(f"10.0.0.{number}", 6379) for number in (1, 2, 3))
+ELSEWHERE = Node("10.9.9.9", 6379)
+
+PROMOTES = Powers(acts=True, hands_over=True)  # replicaof
+FOLLOWS = Powers()  # replicaof with promote = false
+SENTINEL = Powers(hands_over=True, is_authority=True)
+ELASTICACHE = Powers(acts=True, hands_over=True, is_authority=True, usual_s=30.0)
+NONE = Powers(watches_only=True)
+
+LOOK_S = 0.25
+"""Between two looks; the watcher looks once a second, and more often at a shard in trouble."""
+
+
+class DrawnShard:
+    """P1 is primary, by epoch 4 and history "a"; the others copy it. The proxy has run for a while, and all is well."""
+
+    def __init__(
+        self,
+        powers: Powers = PROMOTES,
+        *,
+        nodes: Iterable[Node] = (P1, P2, P3),
+        known: Known | None = None,
+        seasoned: bool = True,
+        **options: Any,
+    ) -> None:
+        self.now = 1000.0
+        self.histories = 0
+        self.effects: list[Effect] = []  # since `forget`
+        self.looks = {node: NodeLook(str(node)) for node in nodes}
+        for number, node in enumerate(self.looks, 1):
+            self.change(node, reachable=True, error="", run_id=f"r{number}", replid="a", priority=100, keys=50)
+            self.change(node, offset=500, role="slave", master=str(P1), link="up", lag_s=0)
+        self.change(P1, role="master", master="", link="", lag_s=-1)
+        self.options = Promotion(promoter="replicaof", **options)
+        self.machine = Machine("s1", self.options, known or Known(4, P1, "a"), self.now, powers)
+        if seasoned:
+            self.look()
+            self.now += 1000.0
+            self.look()
+            self.forget()
+
+    # --- what becomes of the servers ---
+
+    def change(self, node: Node, **fields: Any) -> None:
+        self.looks[node] = msgspec.structs.replace(self.looks[node], **fields)
+
+    def kill(self, *nodes: Node) -> None:
+        """Its connections are refused, and those who copied it know."""
+        for node in nodes:
+            self.change(node, reachable=False, error="connection refused", silent=False)
+            for other, look in self.looks.items():
+                if look.master == str(node):
+                    self.change(other, link="down")
+
+    def silence(self, *nodes: Node) -> None:
+        """It does not answer, and nobody knows why."""
+        for node in nodes:
+            self.change(node, reachable=False, error="no answer within 1 s", silent=True)
+
+    def wake(self, *nodes: Node, **fields: Any) -> None:
+        for node in nodes:
+            self.change(node, reachable=True, error="", silent=False, loading=False, **fields)
+
+    def write(self, by: int = 10) -> None:
+        """To the primary, and those in step copy it."""
+        masters = [look for look in self.looks.values() if look.role == "master"]
+        for node, look in self.looks.items():
+            copies = any(look.replid == master.replid for master in masters) and look.link != "down"
+            if copies:
+                self.change(node, offset=look.offset + by)
+
+    def make_master(self, node: Node) -> None:
+        """REPLICAOF NO ONE: a history of its own begins where it is."""
+        look = self.looks[node]
+        self.histories += 1
+        self.change(
+            node, role="master", master="", link="", replid=f"{look.replid}{self.histories}", replid2=look.replid,
+            second_offset=look.offset + 1,
+        )  # fmt: skip
+
+    def make_replica(self, node: Node, of: Node) -> None:
+        """REPLICAOF, and the copying is done."""
+        of_look = self.looks[of]
+        self.change(
+            node, role="slave", master=str(of), link="up", replid=of_look.replid, replid2=of_look.replid2,
+            second_offset=of_look.second_offset, offset=of_look.offset, keys=of_look.keys, lost_keys=0,
+        )  # fmt: skip
+
+    def empty(self, node: Node) -> None:
+        """It was restarted without its data, as a master; its replicas copy that at once."""
+        look = self.looks[node]
+        self.histories += 1
+        self.wake(node, run_id=f"{look.run_id}'", lost_keys=look.keys, keys=0, offset=0, role="master")
+        self.change(node, replid=f"e{self.histories}", replid2="", master="", link="")
+
+    # --- what the machine is told ---
+
+    def tell(self, event: Happening, after_s: float = 0.0) -> list[Effect]:
+        self.now += after_s
+        effects = self.machine.step(event, self.now)
+        self.effects += effects
+        return effects
+
+    def announce(self, node: Node, epoch: int = 0) -> list[Effect]:
+        return self.tell(Announced(Announcement(node, epoch, "a test")))
+
+    def look(self, after_s: float = 0.0) -> list[Effect]:
+        """All servers are looked at."""
+        self.now += after_s
+        for node, look in self.looks.items():
+            self.change(node, at=self.now)
+            if look.reachable:
+                self.change(node, answered_at=self.now, unanswered_since=0.0)
+            elif look.error.startswith(("LOADING ", "BUSY ")):
+                self.change(node, unanswered_since=0.0)
+            elif not look.unanswered_since:
+                self.change(node, unanswered_since=self.now)
+        return self.tell(Looked(dict(self.looks)), after_s=0.001)
+
+    def watch(self, for_s: float) -> list[Effect]:
+        """Looks, one after the other, and what followed from them."""
+        effects = []
+        for _ in range(round(for_s / LOOK_S)):
+            effects += self.look(LOOK_S)
+        return effects
+
+    def until(self, phase: Phase, within_s: float) -> None:
+        """Looks, until it is in this phase."""
+        until = self.now + within_s
+        while self.machine.phase is not phase:
+            assert self.now < until, f"expected {phase} within {within_s} s, got {self.machine}"
+            self.look(LOOK_S)
+
+    # --- what came of it ---
+
+    def forget(self) -> None:
+        self.effects = []
+
+    def of(self, kind: type) -> list[Any]:
+        """The effects of this kind."""
+        return [effect for effect in self.effects if type(effect) is kind]
+
+    @property
+    def said(self) -> list[str]:
+        return [effect.event.value[0] for effect in self.of(Say)]
+
+    @property
+    def answers(self) -> list[bool]:
+        return [effect.done for effect in self.of(Answer)]
+
+    @property
+    def phase(self) -> Phase:
+        return self.machine.phase
+
+    @property
+    def shut(self) -> bool:
+        return self.machine.gate() is not None
+
+
+def shut(shard: DrawnShard) -> Shut:
+    gate = shard.machine.gate()
+    assert gate is not None
+    return gate
+
+
+def fail_over(shard: DrawnShard, to: Node, within_s: float = 10.0) -> None:
+    """The whole of it, with a promoter that does what it is told."""
+    shard.until(Phase.PROMOTING, within_s)
+    assert shard.of(Promote)[-1] == Promote(to)
+    shard.make_master(to)
+    shard.tell(Promoted())
+    shard.until(Phase.SWITCHING, 2.0)
+    shard.tell(Switched())

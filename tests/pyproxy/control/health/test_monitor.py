@@ -1,0 +1,498 @@
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from protocol import table
+from pyproxy import events
+from pyproxy.access import Access
+from pyproxy.config import BackendAccess
+from pyproxy.control.health import node_monitor
+from pyproxy.control.health.busy import Stretches
+from pyproxy.control.health.detector import parse_info
+from pyproxy.control.health.monitor import LOOK_EVERY_S, LOOK_GAP_S, ShardWatch, Watcher
+from pyproxy.fleet import HOST, Fleet
+from pyproxy.hashing import slot
+from pyproxy.health import state, writable
+from pyproxy.messages import AtWork, FleetLook, NodeLook, ShardLook, Topology, Work
+from pyproxy.shard_map import Node, Shard, ShardMap, parse_slots
+from tests.faults import Hop
+from tests.waiting import until
+
+PLAIN = Access(BackendAccess())
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    """Two primaries of this test's own, which may be stopped and killed."""
+    with Fleet(shards=2, replicas=0) as fleet:
+        yield fleet
+
+
+def shard_map(fleet: Fleet, order: tuple[int, ...] = (0, 1)) -> ShardMap:
+    """The fleet's shards; with another order their primaries are swapped."""
+    slots = [tuple(parse_slots(text) for text in live.slots) for live in fleet.shards]
+    nodes = [Node(HOST, fleet.shards[index].primary.port) for index in order]
+    return ShardMap(1, tuple(Shard(f"s{i}", nodes[i], (), slots[i]) for i in range(len(nodes))))
+
+
+@pytest.fixture
+def replicated() -> Iterator[Fleet]:
+    """One primary with two replicas, of this test's own."""
+    with Fleet(shards=1, replicas=2) as fleet:
+        yield fleet
+
+
+def replicated_map(fleet: Fleet) -> ShardMap:
+    live = fleet.shards[0]
+    replicas = tuple(Node(HOST, each.port) for each in live.replicas)
+    return ShardMap(1, (Shard("s0", Node(HOST, live.primary.port), replicas, ((0, 16383),)),))
+
+
+def key_of(index: int, fleet: Fleet) -> str:
+    """A key of that shard."""
+    shard = shard_map(fleet).shards[index]
+    return next(key for key in map(str, range(10_000)) if shard.owns(slot(key.encode())))
+
+
+class Seen:
+    """A watcher, and what it told."""
+
+    def __init__(self, shards: ShardMap, every_s: float = LOOK_EVERY_S, work: Stretches | None = None) -> None:
+        self.topologies: list[Topology] = []
+        self.looks: list[FleetLook] = []
+        self.learned_from: list[int] = []
+        self.watcher = Watcher(shards, PLAIN, self.learn, self.topologies.append, self.looks.append, every_s, work=work)
+
+    def learn(self, replies: list[Any]) -> list[Any]:
+        self.learned_from.append(len(replies))
+        return table.learn(replies)
+
+    def told(self, index: int) -> ShardLook:
+        """A shard as the last look that was told has it; before that, as the first look saw it."""
+        return (self.looks[-1] if self.looks else self.watcher.fleet_look).shards[index]
+
+    def now(self, index: int) -> ShardLook:
+        """A shard as it was seen last, told or not."""
+        return self.watcher.fleet_look.shards[index]
+
+    def __repr__(self) -> str:
+        return repr([(shard.reachable, shard.error, shard.misplaced) for shard in self.watcher.fleet_look.shards])
+
+
+@asynccontextmanager
+async def watching(
+    shards: ShardMap, every_s: float = LOOK_EVERY_S, work: Stretches | None = None
+) -> AsyncIterator[Seen]:
+    """A watcher that has looked once, and goes on looking."""
+    seen = Seen(shards, every_s, work)
+    await seen.watcher.look()
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(seen.watcher.run())
+        yield seen
+        task.cancel()
+
+
+async def looked_once(shards: ShardMap) -> Watcher:
+    watcher = Seen(shards).watcher
+    await watcher.look()
+    watcher.close()
+    return watcher
+
+
+async def test_the_first_look_knows_info_and_keyspace_of_each_primary(fleet: Fleet) -> None:
+    fleet.shards[0].primary.ask("SET", key_of(0, fleet), "x")
+    look = (await looked_once(shard_map(fleet))).fleet_look
+    assert [shard.name for shard in look.shards] == ["s0", "s1"]
+    assert all(shard.reachable and not shard.error and not shard.misplaced for shard in look.shards)
+    assert look.shards[0].node == fleet.shards[0].primary.address
+    assert look.shards[0].info["tcp_port"] == str(fleet.shards[0].primary.port)
+    assert int(look.shards[0].info["used_memory"]) > 0
+    assert {"cmdstat_ping", "errorstat_ERR"} & look.shards[0].info.keys()  # everything, and not only the default
+    assert look.shards[0].keyspace[0]["keys"] == 1
+    assert look.shards[1].keyspace == {}
+
+
+async def test_a_primary_that_is_down_is_said_to_be_and_the_others_are_seen(fleet: Fleet) -> None:
+    fleet.shards[0].primary.kill()
+    down, up = (await looked_once(shard_map(fleet))).fleet_look.shards
+    assert (down.reachable, down.error) == (False, "connection refused")
+    assert up.reachable
+
+
+async def test_a_primary_that_hangs_holds_the_look_no_longer_than_its_deadlines(fleet: Fleet) -> None:
+    fleet.shards[0].primary.pause()
+    hangs, up = (await looked_once(shard_map(fleet))).fleet_look.shards
+    assert (hangs.reachable, hangs.error) == (False, "no reply within 1 s")
+    assert up.reachable
+
+
+async def test_a_primary_that_asks_for_a_password_is_down_in_its_own_words(fleet: Fleet) -> None:
+    fleet.shards[0].primary.ask("CONFIG", "SET", "requirepass", "secret")
+    look = (await looked_once(shard_map(fleet))).fleet_look.shards[0]
+    assert not look.reachable
+    assert look.error.startswith("NOAUTH")
+
+
+# --- keys that belong elsewhere ---------------------------------------------------------------------------------------
+
+
+def keys_of(index: int, fleet: Fleet, count: int) -> list[str]:
+    """So many of that shard."""
+    shard = shard_map(fleet).shards[index]
+    return [key for key in map(str, range(10_000)) if shard.owns(slot(key.encode()))][:count]
+
+
+def fill(fleet: Fleet, index: int, count: int = 10, at: int | None = None) -> None:
+    """Keys of the one shard, there or at another."""
+    for key in keys_of(index, fleet, count):
+        fleet.shards[index if at is None else at].primary.ask("SET", key, "x")
+
+
+async def test_swapped_endpoints_are_found_and_named_with_the_owner(fleet: Fleet) -> None:
+    fill(fleet, 0)
+    watcher = await looked_once(shard_map(fleet, order=(1, 0)))
+    here, there = fleet.shards[0].primary.address, fleet.shards[1].primary.address
+    (misplaced,) = watcher.misplaced
+    assert misplaced.startswith(f"shard s1 ({here}) holds ")
+    assert misplaced.endswith(f", which belongs to shard s0 ({there})")
+
+
+async def test_keys_of_every_database_are_sampled(fleet: Fleet) -> None:
+    fill(fleet, 0, at=1)
+    for key in keys_of(0, fleet, 10):
+        fleet.shards[1].primary.ask("MOVE", key, "9")
+    (misplaced,) = (await looked_once(shard_map(fleet))).misplaced
+    assert "in database 9" in misplaced
+
+
+async def test_a_shard_that_an_operator_accepts_is_used_whatever_its_keys(fleet: Fleet) -> None:
+    fill(fleet, 0)
+    watcher = Watcher(shard_map(fleet, order=(1, 0)), PLAIN, table.learn, print, print, accepts=["s1"])
+    await watcher.look()
+    watcher.close()
+    assert watcher.misplaced == []
+    assert "keys of other shards" in watcher.fleet_look.shards[1].stray
+
+
+async def test_keys_at_home_are_no_misplacement(fleet: Fleet) -> None:
+    for index in (0, 1):
+        fill(fleet, index)
+    watcher = await looked_once(shard_map(fleet))
+    assert watcher.misplaced == []
+    assert [shard.stray for shard in watcher.fleet_look.shards] == ["", ""]
+
+
+@pytest.mark.parametrize("at_home", [0, 100])
+async def test_a_few_keys_of_another_shard_are_an_alarm_and_take_none_out_of_service(
+    at_home: int, fleet: Fleet
+) -> None:
+    """A script wrote them, without declaring them."""
+    fill(fleet, 1, at_home)
+    fill(fleet, 0, 2, at=1)
+    look = (await looked_once(shard_map(fleet))).fleet_look.shards[1]
+    if at_home == 0:  # else they may not be among those that were sampled
+        assert "such as" in look.stray and "belongs to shard s0" in look.stray
+    assert (look.misplaced, writable(look)) == ("", True)
+
+
+async def test_a_primary_that_was_well_is_not_refused_at_a_reconnect_whatever_was_written_to_it(
+    fleet: Fleet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`for i=1,40 do redis.call('set', 'job:'..i, 1) end` on a shard that had none: it is the same server."""
+    events.configure()
+    server = fleet.shards[1].primary
+    async with watching(shard_map(fleet)) as seen:
+        fill(fleet, 0, 40, at=1)
+        server.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await until("the alarm", lambda: seen.told(1).stray != "", lambda: seen)
+        assert seen.told(1).misplaced == ""
+        server.ask("FLUSHALL")
+        await until("its end", lambda: seen.told(1).stray == "", lambda: seen)
+    said = [line.split()[0] for line in capsys.readouterr().err.splitlines()]
+    assert [event for event in said if "stray" in event or "misplaced" in event] == ["+stray-keys", "-stray-keys"]
+
+
+async def test_a_primary_that_comes_back_with_the_keys_of_another_shard_is_marked_until_they_are_gone(
+    fleet: Fleet,
+) -> None:
+    server = fleet.shards[1].primary
+    fill(fleet, 0, 40, at=1)
+    server.pause()
+    async with watching(shard_map(fleet)) as seen:
+        assert seen.watcher.misplaced == []
+        server.resume()
+        await until("the misplacement", lambda: seen.told(1).misplaced != "", lambda: seen)
+        server.ask("FLUSHALL")
+        await until("its end", lambda: seen.told(1).misplaced == "", lambda: seen)
+
+
+# --- going on looking -------------------------------------------------------------------------------------------------
+
+
+async def test_whole_looks_with_growing_versions_are_told(fleet: Fleet) -> None:
+    async with watching(shard_map(fleet)) as seen:
+        await until("three looks", lambda: len(seen.looks) >= 3, lambda: seen.looks)
+    assert all(later.version > earlier.version and later.at > earlier.at for earlier, later in pairwise(seen.looks))
+    uptimes = [look.shards[0].info["total_commands_processed"] for look in seen.looks]
+    assert len(set(uptimes)) == len(uptimes)  # each was looked at anew
+    assert all(len(look.shards) == 2 for look in seen.looks)
+
+
+async def test_while_clients_ask_nothing_what_has_not_changed_is_told_seldom(fleet: Fleet) -> None:
+    told: list[FleetLook] = []
+    looks: list[bool] = []
+    watcher = Watcher(
+        shard_map(fleet),
+        PLAIN,
+        table.learn,
+        print,
+        told.append,
+        0.1,
+        commands=lambda: 0,
+        on_seen=lambda _shard, is_news: looks.append(is_news),
+    )
+    every_s = node_monitor.WHOLE_EVERY_S
+    async with asyncio.TaskGroup() as group:
+        began = time.monotonic()
+        task = group.create_task(watcher.run())
+        await until("many looks", lambda: len(looks) > 2 * 30, lambda: looks)
+        # at first, when both were seen to be up, and for each server each time that all was asked
+        seldom = 3 + 2 * ((time.monotonic() - began) // every_s + 1)
+        assert len(told) <= seldom
+        assert looks.count(True) <= seldom  # of the others nothing need come
+        fleet.shards[0].primary.kill()
+        await until("its end to be told", lambda: not told[-1].shards[0].reachable, lambda: told[-1])
+        task.cancel()
+
+
+async def test_a_primary_that_hangs_does_not_delay_what_is_told_of_the_others(fleet: Fleet) -> None:
+    async with watching(shard_map(fleet)) as seen:
+        fleet.shards[0].primary.pause()
+        await until("the hang", lambda: not seen.told(0).reachable, lambda: seen)
+        times = {look.shards[1].at for look in seen.looks}
+        assert len(times) == len(seen.looks)
+        fleet.shards[0].primary.resume()
+        await until("its end", lambda: seen.told(0).reachable, lambda: seen)
+
+
+async def test_each_look_says_when_it_was_and_since_when_it_has_been_so(fleet: Fleet) -> None:
+    async with watching(shard_map(fleet)) as seen:
+        up = seen.watcher.fleet_look.shards[0].since
+        fleet.shards[0].primary.kill()
+        await until("its end", lambda: not seen.told(0).reachable, lambda: seen)
+        down = seen.told(0)
+        assert up < down.since == down.at
+        await until("a later look", lambda: seen.told(0).at > down.at, lambda: seen)
+        assert seen.told(0).since == down.since
+        assert seen.told(1).since < down.since
+        fleet.shards[0].primary.launch()
+        await until("its return", lambda: seen.told(0).reachable, lambda: seen)
+        assert seen.told(0).since > down.since
+
+
+async def test_what_was_seen_last_stays_while_a_primary_is_down(fleet: Fleet) -> None:
+    async with watching(shard_map(fleet)) as seen:
+        fleet.shards[0].primary.kill()
+        await until("the end of it", lambda: seen.told(0).error == "connection refused", lambda: seen)
+        assert not seen.told(0).reachable
+        assert seen.told(0).info["tcp_port"] == str(fleet.shards[0].primary.port)
+
+
+async def test_what_changes_is_logged_once(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
+    events.configure()
+    server = fleet.shards[0].primary
+    async with watching(shard_map(fleet)) as seen:
+        server.kill()
+        await until("its end", lambda: not seen.watcher.fleet_look.shards[0].reachable, lambda: seen)
+        told = len(seen.looks)
+        await until("two more looks", lambda: len(seen.looks) >= told + 2, lambda: seen)
+        server.launch()
+        await until("its return", lambda: seen.watcher.fleet_look.shards[0].reachable, lambda: seen)
+    lines = [line.split(" at=")[0] for line in capsys.readouterr().err.splitlines()]
+    where = f"shard=s0 node={server.address}"
+    assert lines[0].startswith(f"+sdown {where} role=master error=")
+    assert lines[1].startswith(f"-sdown {where} role=master down_s=")
+    assert lines[2].startswith(f"+reboot {where} run_id=")
+    assert len(lines) == 3
+
+
+async def test_a_primary_that_stands_still_for_what_a_worker_has_sent_is_busy_and_not_down(
+    fleet: Fleet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events.configure()
+    server, work = fleet.shards[0].primary, Stretches()
+    async with watching(shard_map(fleet), work=work) as seen:
+        since = time.monotonic()
+        server.pause()
+        work.hear(0, AtWork({server.address: Work("s0", since, since + 600)}))
+        await until("the silence", lambda: not seen.told(0).reachable, lambda: seen)
+        assert state(seen.told(0)) == "busy"
+        server.resume()
+        await until("its end", lambda: seen.told(0).reachable, lambda: seen)
+    lines = [line.split()[0] for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["+busy", "-busy"]
+
+
+# --- replicas ---------------------------------------------------------------------------------------------------------
+
+
+async def test_replicas_are_looked_at_beside_their_primary(replicated: Fleet) -> None:
+    (look,) = (await looked_once(replicated_map(replicated))).fleet_look.shards
+    live = replicated.shards[0]
+    assert [node.node for node in look.nodes] == [live.primary.address, *(each.address for each in live.replicas)]
+    assert [node.role for node in look.nodes] == ["master", "slave", "slave"]
+    assert all(node.reachable and node.unfenced for node in look.nodes)
+    assert len({node.replid for node in look.nodes}) == 1
+
+
+async def test_servers_without_a_minimum_of_replicas_are_named(replicated: Fleet) -> None:
+    live = replicated.shards[0]
+    live.replicas[0].ask("CONFIG", "SET", "min-replicas-to-write", "1")
+    watcher = await looked_once(replicated_map(replicated))
+    assert watcher.unfenced == {"s0": [live.primary.address, live.replicas[1].address]}
+
+
+async def test_a_shard_without_replicas_has_nobody_to_be_fenced_from(fleet: Fleet) -> None:
+    assert (await looked_once(shard_map(fleet))).unfenced == {}
+
+
+async def test_a_replica_that_hangs_delays_nothing_and_is_seen_down_and_back(replicated: Fleet) -> None:
+    async with watching(replicated_map(replicated)) as seen:
+        replicated.shards[0].replicas[1].pause()
+        await until("the hang", lambda: not seen.told(0).nodes[2].reachable, lambda: seen.told(0).nodes)
+        assert seen.told(0).reachable
+        assert seen.told(0).nodes[1].reachable
+        replicated.shards[0].replicas[1].resume()
+        await until("its return", lambda: seen.told(0).nodes[2].reachable, lambda: seen.told(0).nodes)
+
+
+async def test_the_lag_of_a_replica_grows_while_its_link_is_cut_silently(replicated: Fleet) -> None:
+    primary, replica = replicated.shards[0].primary, replicated.shards[0].replicas[0]
+    with Hop(primary.port) as hop:
+        replica.ask("REPLICAOF", HOST, hop.port)
+        async with watching(replicated_map(replicated)) as seen:
+
+            def lagging(least: int, most: int) -> bool:
+                _, cut, other = seen.told(0).nodes
+                return cut.link == "up" and least <= cut.lag_s <= most and 0 <= other.lag_s <= 2
+
+            await until("both links", lambda: lagging(0, 1), lambda: seen.told(0).nodes)
+            hop.stall()
+            await until("the lag, while the link is said to be up", lambda: lagging(3, 50), lambda: seen.told(0).nodes)
+            hop.heal()
+            await until("its end", lambda: lagging(0, 1), lambda: seen.told(0).nodes)
+
+
+def test_the_lag_is_what_the_primary_says_while_it_answers_and_else_the_replicas_own_word() -> None:
+    replicas = Node(HOST, 7101), Node(HOST, 7102)
+    shard = Shard("s0", Node(HOST, 7001), replicas, ((0, 16383),))
+    watch = ShardWatch(shard, ShardMap(1, (shard,)), PLAIN, Stretches(), lambda: None)
+    for replica in watch.replicas:
+        replica.look = NodeLook(str(replica.node), True, "", role="slave", link="up", lag_s=9)
+    watch.primary.info = {"slave0": "ip=127.0.0.1,port=7102,state=online,offset=14,lag=1"}
+    watch.primary.look = NodeLook(str(shard.primary), True, "", role="master")
+    assert [node.lag_s for node in watch.look.nodes] == [-1, 9, 1]
+    watch.primary.look = NodeLook(str(shard.primary), False, "connection refused", role="master")
+    assert [node.lag_s for node in watch.look.nodes] == [-1, 9, 9]
+
+
+def test_a_shard_is_writable_since_its_new_primary_took_over() -> None:
+    """And not since the old one ceased to be."""
+    old, new = Node(HOST, 7001), Node(HOST, 7101)
+    shard = Shard("s0", old, (new,), ((0, 16383),))
+    watch = ShardWatch(shard, ShardMap(1, (shard,)), PLAIN, Stretches(), lambda: None)
+    watch.primary.look = NodeLook(str(old), False, "connection refused")
+    watch.replicas[0].look = NodeLook(str(new), True, "", role="master")
+    lost_since = watch.look.since
+    watch.promoted(Shard("s0", new, (old,), ((0, 16383),)))
+    assert writable(watch.look)
+    assert watch.look.since > lost_since
+
+
+# --- complaints -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_complaint_has_every_server_of_the_shard_looked_at_before_its_time(replicated: Fleet) -> None:
+    primary, replica = replicated.shards[0].primary, replicated.shards[0].replicas[0]
+    async with watching(replicated_map(replicated), every_s=3600) as seen:
+        replica.ask("REPLICAOF", "NO", "ONE")
+        primary.ask("REPLICAOF", HOST, replica.port)
+        assert [node.role for node in seen.now(0).nodes] == ["master", "slave", "slave"]
+        seen.watcher.complain("s0")
+        expected = ["slave", "master", "slave"]
+        await until("the look", lambda: [n.role for n in seen.now(0).nodes] == expected, lambda: seen.now(0).nodes)
+
+
+async def test_many_complaints_make_no_more_than_five_looks_a_second(fleet: Fleet) -> None:
+    """And only at the shard that is complained of."""
+
+    def looks(index: int) -> int:
+        said = fleet.shards[index].primary.ask("INFO", "commandstats")
+        assert isinstance(said, bytes)
+        found = re.search("cmdstat_ping:calls=([0-9]+)", said.decode())
+        return int(found[1]) if found else 0
+
+    loop = asyncio.get_running_loop()
+    async with watching(shard_map(fleet), every_s=3600) as seen:
+        before, other, began = looks(0), looks(1), loop.time()
+
+        def complained_enough() -> bool:
+            seen.watcher.complain("s0")
+            return looks(0) - before >= 5
+
+        await until("five looks", complained_enough, lambda: looks(0))
+        assert looks(0) - before <= (loop.time() - began) / LOOK_GAP_S + 1
+        assert looks(1) == other
+
+
+async def test_a_complaint_of_a_shard_that_is_none_is_passed_over(fleet: Fleet) -> None:
+    (await looked_once(shard_map(fleet))).complain("s9")
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+async def test_commands_are_learned_from_all_primaries_that_answer(fleet: Fleet) -> None:
+    fleet.shards[1].primary.kill()
+    async with watching(shard_map(fleet)) as seen:
+        assert seen.learned_from == [1]
+        fleet.shards[1].primary.launch()
+        await until("the second", lambda: seen.learned_from[-1] == 2, lambda: seen.learned_from)
+
+
+async def test_a_new_topology_is_told_when_what_was_learned_changes_and_only_then(fleet: Fleet) -> None:
+    looks: list[FleetLook] = []
+    topologies: list[Topology] = []
+    watcher = Watcher(shard_map(fleet), PLAIN, lambda replies: [["cmd", len(replies)]], topologies.append, looks.append)
+    fleet.shards[1].primary.kill()
+    await watcher.look()
+    assert watcher.topology == Topology(2, list(shard_map(fleet).shards), [["cmd", 1]])
+    fleet.shards[1].primary.start()
+    await watcher.look()
+    assert [topology.version for topology in topologies] == [2, 3]
+    assert topologies[-1].learned == [["cmd", 2]]
+    fleet.shards[1].primary.kill()
+    fleet.shards[1].primary.start()
+    await watcher.look()  # finds the old connection lost
+    await watcher.look()  # connects again, and is told the same commands
+    assert watcher.fleet_look.shards[1].reachable
+    assert len(topologies) == 2
+    watcher.close()
+
+
+async def test_a_watcher_that_is_cancelled_leaves_no_connection(fleet: Fleet) -> None:
+    def connections() -> str:
+        info = fleet.shards[0].primary.ask("INFO", "clients")
+        assert isinstance(info, bytes)
+        return parse_info(info.decode())[0]["connected_clients"]
+
+    async with watching(shard_map(fleet)) as seen:
+        await until("a look", lambda: bool(seen.looks), lambda: seen)
+        assert connections() == "2"
+    await until("nobody but who asks", lambda: connections() == "1", connections)

@@ -1,0 +1,262 @@
+"""One server at a time, looked at when the test says so."""
+
+import asyncio
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pyproxy import events
+from pyproxy.access import Access
+from pyproxy.config import BackendAccess
+from pyproxy.control.health import detector, node_monitor
+from pyproxy.control.health.busy import Stretches
+from pyproxy.control.health.node_monitor import NodeWatch, PrimaryWatch
+from pyproxy.fleet import HOST, Fleet, Server
+from pyproxy.messages import NodeLook
+from pyproxy.shard_map import Node, Shard, ShardMap
+from tests.waiting import until
+
+PLAIN = Access(BackendAccess())
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    """A primary and a replica of this test's own."""
+    with Fleet(shards=1, replicas=1) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def primary(fleet: Fleet) -> Server:
+    return fleet.shards[0].primary
+
+
+@pytest.fixture
+def replica(fleet: Fleet) -> Server:
+    return fleet.shards[0].replicas[0]
+
+
+def watch_primary(server: Server) -> PrimaryWatch:
+    shard = Shard("s0", Node(HOST, server.port), (), ((0, 16383),))
+    return PrimaryWatch(shard, ShardMap(1, (shard,)), PLAIN, Stretches(), lambda: None)
+
+
+def watch_replica(server: Server) -> NodeWatch:
+    return NodeWatch("s0", Node(HOST, server.port), PLAIN, Stretches(), "slave", b"")
+
+
+async def looked(watch: NodeWatch) -> NodeLook:
+    await watch.look_once()
+    return watch.look
+
+
+async def look_until(watch: NodeWatch, what: str, pattern: str) -> NodeLook:
+    """Look until the look, as text, matches; AssertionError with the last one otherwise."""
+    deadline = time.monotonic() + 20.0
+    while not re.search(pattern, repr(await looked(watch))):
+        assert time.monotonic() < deadline, f"waited for {what}; seen: {watch.look}"
+        await asyncio.sleep(0.01)
+    return watch.look
+
+
+def logged(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The names of the events since it was asked last."""
+    return [line.split(" ")[0] for line in capsys.readouterr().err.splitlines()]
+
+
+async def test_a_primary_and_its_replica_are_seen_with_one_history(primary: Server, replica: Server) -> None:
+    primary.ask("SET", "key", "value")
+    first, second = watch_primary(primary), watch_replica(replica)
+    await looked(first)
+    await look_until(second, "the key", "keys=1")
+    assert (first.look.role, second.look.role) == ("master", "slave")
+    assert first.look.replid == second.look.replid != ""
+    assert len(first.look.run_id) == 40
+    assert first.look.offset > 0
+    assert (second.look.link, second.look.priority, second.look.syncing) == ("up", 100, False)
+    assert first.look.keys == 1
+
+
+async def test_a_primary_made_a_replica_from_outside_is_noticed(
+    primary: Server, replica: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events.configure()
+    watch = watch_primary(primary)
+    await looked(watch)
+    assert logged(capsys) == []
+    replica.ask("REPLICAOF", "NO", "ONE")
+    primary.ask("REPLICAOF", HOST, replica.port)
+    assert (await looked(watch)).role == "slave"
+    assert logged(capsys) == ["+role-change"]
+
+
+async def test_a_primary_that_restarted_empty_is_an_alarm_until_it_is_a_replica_in_step(
+    primary: Server, replica: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events.configure()
+    for number in range(10):
+        primary.ask("SET", f"key{number}", "value")
+    first, second = watch_primary(primary), watch_replica(replica)
+    await looked(first)
+    await look_until(second, "the keys", "keys=10")
+    replica.ask("REPLICAOF", "NO", "ONE")  # or it would throw its keys away as well
+    primary.kill()
+    await looked(first)
+    primary.start()
+    await first.look_once([second.look])
+    assert first.look.reachable
+    assert first.look.lost_keys == 10
+    assert logged(capsys) == ["+sdown", "+reboot", "+restarted-empty"]
+    primary.ask("REPLICAOF", HOST, replica.port)
+    await look_until(first, "the link", "link='up'")
+    assert (first.look.lost_keys, first.look.keys) == (0, 10)
+    assert sorted(logged(capsys)) == ["+role-change", "-restarted-empty"]
+
+
+async def test_a_replica_that_is_stopped_is_seen_down_and_back(
+    replica: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events.configure()
+    watch = watch_replica(replica)
+    await looked(watch)
+    replica.pause()
+    look = await looked(watch)
+    assert (look.reachable, look.error, look.role) == (False, "no reply within 1 s", "slave")
+    replica.resume()
+    await look_until(watch, "its return", "reachable=True")
+    assert logged(capsys) == ["+sdown", "-sdown"]
+
+
+async def test_a_minimum_of_replicas_is_seen(primary: Server) -> None:
+    watch = watch_primary(primary)
+    assert (await looked(watch)).unfenced
+    primary.ask("CONFIG", "SET", "min-replicas-to-write", "1")
+    await look_until(watch, "the count of good replicas, made once a second", "good_replicas=1")
+    assert not watch.look.unfenced
+
+
+async def test_a_primary_that_cannot_save_and_refuses_writes_is_noticed_and_its_recovery_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    events.configure()
+    with Fleet(shards=1, replicas=0) as fleet:  # a replica would have it save for the first copy
+        primary = fleet.shards[0].primary
+        in_the_way = fleet.directory / f"{primary.name}.rdb" / "in the way"
+        in_the_way.mkdir(parents=True)
+        watch = watch_primary(primary)
+        primary.ask("BGSAVE")
+
+        def failed() -> bool:
+            said = primary.ask("INFO", "persistence")
+            return isinstance(said, bytes) and b"rdb_last_bgsave_status:err" in said
+
+        await until("the failure", failed, primary.tail)
+        await looked(watch)
+        assert watch.look.reachable
+        assert watch.look.misconf == ""  # there are no save points, so nothing is refused
+        primary.ask("CONFIG", "SET", "save", "3600 1")
+        look = await looked(watch)
+        assert look.reachable  # reads are served
+        assert look.misconf.startswith("MISCONF ")
+        in_the_way.rmdir()
+        in_the_way.parent.rmdir()
+        primary.ask("BGSAVE")
+        await look_until(watch, "the end", "misconf=''")
+        assert logged(capsys) == ["+misconf", "-misconf"]
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------------
+
+
+async def wholes(watch: NodeWatch, looks: int) -> int:
+    """How many of so many looks are at all that INFO says."""
+    before = watch.wholes
+    for _ in range(looks):
+        assert (await looked(watch)).reachable
+    return watch.wholes - before
+
+
+async def test_while_nothing_goes_on_little_is_asked(replica: Server) -> None:
+    watch = watch_replica(replica)
+    await look_until(watch, "the link", "link='up'")
+    await looked(watch)
+    await looked(watch)
+    assert await wholes(watch, 5) <= 1  # that one as WHOLE_EVERY_S had passed, on a machine that was slow
+
+
+async def test_a_look_with_nothing_new_is_the_one_before_at_another_time(primary: Server, replica: Server) -> None:
+    for watch in (watch_primary(primary), watch_replica(replica)):
+        await looked(watch)
+        changes, before = watch.changes, watch.look
+        for _ in range(5):
+            await looked(watch)
+        assert watch.changes == changes
+        assert watch.look.at > before.at and watch.look.answered_at > before.answered_at
+        assert detector.timeless(watch.look) == detector.timeless(before)
+
+
+async def test_what_only_the_replication_tells_is_seen_at_the_next_look(primary: Server, replica: Server) -> None:
+    watch = watch_replica(replica)
+    for _ in range(3):
+        await looked(watch)
+    changes = watch.changes
+    for priority in (7, 100, 7):
+        replica.ask("CONFIG", "SET", "replica-priority", priority)
+        assert (await looked(watch)).priority == priority
+    assert watch.changes == changes + 3
+
+
+async def test_what_is_not_asked_for_is_looked_at_seldom(primary: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_monitor, "WHOLE_EVERY_S", 0.05)
+    watch = watch_primary(primary)
+    await looked(watch)
+    primary.ask("CONFIG", "SET", "maxmemory", "1gb")
+    deadline = time.monotonic() + 20.0
+    while watch.info["maxmemory"] != str(1 << 30):
+        assert time.monotonic() < deadline, f"waited for maxmemory; seen: {watch.info['maxmemory']}"
+        await looked(watch)
+
+
+@pytest.mark.parametrize("looks", [1, 5])
+async def test_keys_that_are_written_are_counted_at_the_next_look(primary: Server, looks: int) -> None:
+    watch = watch_primary(primary)
+    for _ in range(looks):
+        await looked(watch)
+    primary.ask("SET", "key", "value")
+    assert (await looked(watch)).keys == 1
+
+
+async def test_a_server_of_which_somebody_complains_is_asked_for_all(primary: Server) -> None:
+    watch = watch_primary(primary)
+    for _ in range(3):
+        await looked(watch)
+    before = watch.wholes
+    watch.refused("OOM")
+    await looked(watch)
+    assert watch.wholes == before + 1
+
+
+async def test_a_replica_that_has_gone_is_gone_from_what_is_known_of_its_primary(
+    primary: Server, replica: Server
+) -> None:
+    watch = watch_primary(primary)
+    for _ in range(3):
+        await looked(watch)
+    assert "slave0" in watch.info
+    replica.ask("REPLICAOF", "NO", "ONE")
+    await until("it to leave", lambda: b"connected_slaves:0" in str(primary.ask("INFO", "replication")).encode(), str)
+    await looked(watch)
+    assert "slave0" not in watch.info
+
+
+async def test_nothing_is_written_by_looking(primary: Server) -> None:
+    watch = watch_primary(primary)
+    primary.ask("CONFIG", "RESETSTAT")
+    for _ in range(3):
+        await looked(watch)
+    said = primary.ask("INFO", "commandstats")
+    assert isinstance(said, bytes)
+    asked = set(re.findall("cmdstat_([a-z|]+):", said.decode()))
+    assert asked - {"config|resetstat", "replconf"} == {"ping", "info", "command"}

@@ -1,0 +1,219 @@
+"""Every path in every state, without a server: what is said follows from the state alone."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from pyproxy.control.http.status import ANSWERS, Phase, State, table
+from pyproxy.messages import ShardLook
+from pyproxy.shard_map import Node, Shard
+
+NOW = 500.0
+
+INFO = {
+    "role": "master",
+    "connected_slaves": "1",
+    "used_memory": "700",
+    "maxmemory": "1000",
+    "evicted_keys": "3",
+    "instantaneous_ops_per_sec": "42",
+}
+
+
+def shard(index: int) -> Shard:
+    first = index * 8192
+    primary, replica = Node("127.0.0.1", 7000 + index), Node("127.0.0.1", 7100 + index)
+    return Shard(f"s{index}", primary, (replica,), ((first, first + 8191),))
+
+
+def look(index: int, **changes: Any) -> ShardLook:
+    """Of a shard that is up, but for these fields."""
+    fields: dict[str, Any] = {
+        "name": f"s{index}",
+        "node": f"127.0.0.1:{7000 + index}",
+        "reachable": True,
+        "error": "",
+        "info": INFO,
+        "keyspace": {0: {"keys": 5}, 3: {"keys": 2}},
+        "misplaced": "",
+        "at": NOW - 0.5,
+        "since": NOW - 100,
+    }
+    return ShardLook(**(fields | changes))
+
+
+UP = (look(0), look(1))
+DOWN = look(1, reachable=False, error="connection refused", since=NOW - 6.5)
+MISPLACED = look(1, misplaced="shard s1 holds a key of slot 1", since=NOW - 2)
+ALL_DOWN = (look(0, reachable=False, error="no reply within 1 s", since=NOW - 3), DOWN)
+ONE_DOWN, ONE_MISPLACED = (look(0), DOWN), (look(0), MISPLACED)
+
+
+def state(looks: tuple[ShardLook, ...], phase: Phase = Phase.SERVING) -> State:
+    return State(phase, (shard(0), shard(1)), looks, NOW)
+
+
+STATES = {
+    "starting": state(UP, Phase.STARTING),
+    "starting, none looked at": state(ALL_DOWN, Phase.STARTING),
+    "all up": state(UP),
+    "one down": state(ONE_DOWN),
+    "one misplaced": state(ONE_MISPLACED),
+    "all down": state(ALL_DOWN),
+    "draining": state(UP, Phase.DRAINING),
+    "draining, one down": state(ONE_DOWN, Phase.DRAINING),
+}
+
+EXPECTED = {
+    # state: (status of /readyz, seconds that /__heartbeat__ and /shards say with 503; 0: they say 200)
+    "starting": (503, 0),
+    "starting, none looked at": (503, 7),
+    "all up": (200, 0),
+    "one down": (200, 7),
+    "one misplaced": (200, 2),
+    "all down": (503, 7),
+    "draining": (503, 0),
+    "draining, one down": (503, 7),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_it_is_ready_only_while_it_serves_and_a_shard_can_be_used(name: str) -> None:
+    assert ANSWERS["/readyz"](STATES[name]).status == EXPECTED[name][0]
+
+
+@pytest.mark.parametrize("path", ["/__heartbeat__", "/shards"])
+@pytest.mark.parametrize("name", STATES)
+def test_a_shard_that_cannot_be_written_to_is_503_with_the_seconds_to_stay_away(name: str, path: str) -> None:
+    answer, seconds = ANSWERS[path](STATES[name]), EXPECTED[name][1]
+    if seconds:
+        assert (answer.status, answer.headers) == (503, {"Retry-After": str(seconds), "Backoff": str(seconds)})
+    else:
+        assert (answer.status, answer.headers) == (200, {})
+
+
+@pytest.mark.parametrize("path", ["/livez", "/__lbheartbeat__"])
+@pytest.mark.parametrize("name", STATES)
+def test_the_process_lives_whatever_the_shards_do(name: str, path: str) -> None:
+    answer = ANSWERS[path](STATES[name])
+    assert (answer.status, answer.headers) == (200, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("starting", "starting"), ("all up", "ok"), ("all down", "no shard can be used"), ("draining", "draining")],
+)
+def test_readiness_says_why(name: str, said: str) -> None:
+    assert ANSWERS["/readyz"](STATES[name]).body == {"status": said}
+
+
+def test_the_heartbeat_has_a_check_for_each_shard_and_details_of_the_bad_one() -> None:
+    assert ANSWERS["/__heartbeat__"](STATES["one down"]).body == {
+        "status": "error",
+        "checks": {"s0": "ok", "s1": "error"},
+        "details": {"s1": {"status": "error", "level": 40, "messages": {"down": "connection refused"}}},
+    }
+    assert ANSWERS["/__heartbeat__"](STATES["all up"]).body == {
+        "status": "ok",
+        "checks": {"s0": "ok", "s1": "ok"},
+        "details": {},
+    }
+
+
+def test_shards_are_told_with_all_that_is_known_of_them() -> None:
+    body = ANSWERS["/shards"](STATES["one down"]).body
+    assert (body["status"], body["proxy_backoff_seconds"]) == ("error", 7)
+    up, down = body["shards"]
+    assert up == {
+        "name": "s0",
+        "node": "127.0.0.1:7000",
+        "replicas": ["127.0.0.1:7100"],
+        "slots": ["0-8191"],
+        "state": "up",
+        "error": "",
+        "backoff_s": 0,
+        "look_age_s": 0.5,
+        "epoch": 0,
+        "phase": "",
+        "held": 0,
+        "role": "master",
+        "connected_replicas": 1,
+        "keys": 7,
+        "used_memory": 700,
+        "maxmemory": 1000,
+        "evicted_keys": 3,
+        "ops_per_sec": 42,
+        "nodes": [],
+        "unfenced": [],
+        "alarms": [],
+    }
+    assert (down["state"], down["error"], down["backoff_s"]) == ("down", "connection refused", 7)
+    assert down["alarms"] == ["down: connection refused"]
+
+
+def test_a_closed_gate_is_told_with_its_phase_and_the_seconds_until_it_is_expected_to_open() -> None:
+    shut = "is being promoted: refused"
+    promoting = look(0, closed=shut, phase="waiting", since=NOW - 9, expected_at=NOW + 4, epoch=3, held=12)
+    answer = ANSWERS["/shards"](state((promoting, look(1))))
+    assert (answer.status, answer.headers["Retry-After"], answer.headers["Backoff"]) == (503, "4", "4")
+    said = answer.body["shards"][0]
+    assert (said["state"], said["epoch"], said["held"]) == ("waiting", 3, 12)
+    assert said["alarms"] == ["waiting: it is being promoted: refused"]
+
+
+def test_what_the_machine_of_a_shard_must_be_known_of_is_an_alarm() -> None:
+    alarmed = look(0, alarms=("no replica has its keys",))
+    assert ANSWERS["/shards"](state((alarmed, look(1)))).body["shards"][0]["alarms"] == ["no replica has its keys"]
+
+
+def test_a_misplaced_shard_says_whose_keys_it_holds() -> None:
+    said = ANSWERS["/shards"](STATES["one misplaced"]).body["shards"][1]
+    assert (said["state"], said["error"]) == ("misplaced", "shard s1 holds a key of slot 1")
+
+
+@pytest.mark.parametrize(
+    ("used", "limit", "alarms"),
+    [
+        ("801", "1000", ["memory: 801 bytes are 80% of maxmemory (1,000)"]),
+        ("800", "1000", []),
+        ("1500", "1000", ["memory: 1,500 bytes are 150% of maxmemory (1,000)"]),
+        ("1500", "0", []),  # no limit
+    ],
+)
+def test_there_is_an_alarm_above_four_fifths_of_maxmemory(used: str, limit: str, alarms: list[str]) -> None:
+    full = look(0, info=INFO | {"used_memory": used, "maxmemory": limit})
+    assert ANSWERS["/shards"](state((full, look(1)))).body["shards"][0]["alarms"] == alarms
+
+
+@pytest.mark.parametrize("path", ANSWERS)
+@pytest.mark.parametrize("odd", ["\udcff", "x" * 1000, "-1", "1e3", "9" * 40])
+def test_whatever_a_server_said_is_told_as_json(path: str, odd: str) -> None:
+    seen = state((look(0, info=dict.fromkeys(INFO, odd), error=odd), look(1, info={}, keyspace={})))
+    assert json.loads(json.dumps(ANSWERS[path](seen).body))
+
+
+# --- for a terminal ---------------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_a_row_for_each_shard_and_the_alarms_below() -> None:
+    full = look(0, info=INFO | {"used_memory": str(900 << 20), "maxmemory": str(1000 << 20)})
+    lines = table(ANSWERS["/shards"](state((full, DOWN))).body)
+    assert [re.sub(" +", " ", line) for line in lines[:3]] == [
+        "SHARD NODE STATE ROLE EPOCH REPLICAS LAG S HELD KEYS MEMORY OF MAX EVICTED OPS/S AGE S",
+        "s0 127.0.0.1:7000 up master 0 1/1 - 0 7 900.0M 90% 3 42 0.5",
+        "s1 127.0.0.1:7001 down master 0 1/1 - 0 7 0.0M 70% 3 42 0.5",
+    ]
+    assert len({line.rindex(" ") for line in lines[1:3]}) == 1, "columns are in line"
+    assert lines[3:] == [
+        "ALARM s0: memory: 943,718,400 bytes are 90% of maxmemory (1,048,576,000)",
+        "ALARM s1: down: connection refused",
+    ]
+
+
+def test_the_table_of_shards_of_which_nothing_was_seen_has_its_columns() -> None:
+    lines = table(ANSWERS["/shards"](state((look(0, info={}, keyspace={}), look(1, info={}, keyspace={})))).body)
+    assert lines[1].split() == [
+        *("s0", "127.0.0.1:7000", "up", "-", "0", "0/1", "-", "0", "0", "0.0M", "no", "limit", "0", "0", "0.5")
+    ]

@@ -1,0 +1,177 @@
+"""Commands of very many words, or large ones, that leave the lane: looked through in slices before they are taken."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from bench.lane_alone import LaneAlone
+from protocol.request import Request, encode
+from protocol.scan import Words, argv
+from pyproxy.slices import BATCH, PARTS
+from pyproxy.worker.commands.placing import shards_of
+from pyproxy.worker.lane.lane import NOT_NOW, Client, Route
+from pyproxy.worker.lane.split import cut
+from tests.pyproxy.worker.lane.test_many_keys import PIECE, Steps
+
+KEYS, MANY = 20_000, 200_000
+WORDS_OF_PART = 64
+"""At most so many are looked at in the time of a part, see words.pxi."""
+
+
+class Taken:
+    """A lane of ten shards with one client, and what left it."""
+
+    def __init__(self) -> None:
+        self.alone = LaneAlone(10, self._take)
+        self.lane = self.alone.lane
+        self.client, self.end = self.alone.client()
+        self.commands: list[tuple[Route, Any]] = []
+        self.refusals = 0
+
+    def _take(self, client: Client, route: Route, words: Sequence[bytes]) -> object:
+        if self.refusals:
+            self.refusals -= 1
+            client.later()
+            return NOT_NOW
+        self.commands.append((route, words))
+        return b"+taken\r\n"
+
+    def reads(self, sent: bytes) -> None:
+        for at in range(0, len(sent), PIECE):
+            self.client.data_received(sent[at : at + PIECE])
+
+    def one(self, words: Sequence[bytes]) -> Words:
+        """What the command of these words is taken as."""
+        self.reads(encode(words))
+        self.alone.turns.settle()
+        ((_, taken),) = self.commands
+        assert isinstance(taken, Words)
+        return taken
+
+
+@pytest.fixture
+def taken() -> Taken:
+    return Taken()
+
+
+def keys(count: int) -> list[bytes]:
+    rng = random.Random(count)
+    return [b"key:%d" % rng.randrange(count) for _ in range(count)]
+
+
+def tagged(count: int) -> list[bytes]:
+    return [b"{tag}%d" % number for number in range(count)]
+
+
+COMMANDS = {
+    "SUNION": [b"SUNION", *keys(KEYS)],
+    "SUNIONSTORE": [b"SUNIONSTORE", b"to", *keys(KEYS)],
+    "PFCOUNT": [b"pfcount", *tagged(KEYS)],
+    "XREAD": [b"XREAD", b"COUNT", b"1", b"STREAMS", *keys(KEYS), *[b"0"] * KEYS],
+    "EVAL": [b"EVAL", b"return 1", b"%d" % KEYS, *keys(KEYS), b"an argument"],
+    "BLPOP": [b"BLPOP", *keys(KEYS), b"0"],
+    "WATCH": [b"WATCH", *tagged(KEYS)],
+    "SINTERCARD": [b"SINTERCARD", b"%d" % KEYS, *keys(KEYS), b"LIMIT", b"1"],
+    "ZUNION": [b"ZUNION", b"%d" % KEYS, *keys(KEYS), b"WITHSCORES"],
+    "BITOP": [b"BITOP", b"AND", b"to", *keys(KEYS)],
+    "keys that cannot be found": [b"EVAL", b"return 1", b"%d" % (KEYS + 1), *keys(KEYS)],
+    "a large argument": [b"EVAL", b"return 1", b"1", b"key", b"x" * 3_000_000],
+}
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS.keys())
+def test_it_is_taken_with_its_words_as_they_came(taken: Taken, words: list[bytes]) -> None:
+    said = taken.one(words)
+    assert len(said) == len(words)
+    assert list(said) == words
+    assert (said[1:7], said[-1], said[-3:]) == (words[1:7], words[-1], words[-3:])
+    assert Request(said).frame == encode(words)
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS.keys())
+def test_the_shards_of_its_keys_are_known(taken: Taken, words: list[bytes]) -> None:
+    said = taken.one(words)
+    ((route, _),) = taken.commands
+    if words[0] == b"EVAL" and words[2] == b"%d" % (KEYS + 1):
+        assert said.placed.shards == frozenset()
+        return
+    positions = route.command.keys(words)
+    assert list(route.command.keys(said)) == list(positions)
+    assert said.placed.shards == {taken.lane.shard_of(words[place]) for place in positions}
+    assert shards_of(taken.lane, said, route.command.keys(said)) is said.placed.shards
+
+
+@pytest.mark.parametrize(
+    "words", [[b"MGET", *keys(KEYS)], [b"MSET", *[w for k in keys(KEYS) for w in (k, b"v" + k)]]], ids=["MGET", "MSET"]
+)
+def test_in_a_transaction_it_is_cut_as_a_short_one(taken: Taken, words: list[bytes]) -> None:
+    taken.client.transaction = object()
+    said = taken.one(words)
+    ((route, _),) = taken.commands
+    owners, parts = cut(taken.lane, route, said)
+    plain_owners, plain_parts = cut(taken.lane, route, words)
+    assert owners == plain_owners
+    assert {shard: part.frame for shard, part in parts.items()} == {
+        shard: part.frame for shard, part in plain_parts.items()
+    }
+    taken.client.transaction = None
+
+
+def test_what_comes_behind_it_is_taken_behind_it(taken: Taken) -> None:
+    words = [b"SUNION", *keys(KEYS)]
+    taken.reads(encode(words) + encode([b"PING"]) + encode(words) + encode([b"TIME"]))
+    taken.alone.turns.settle()
+    assert [list(each) for _, each in taken.commands] == [words, [b"PING"], words, [b"TIME"]]
+    assert taken.end.take() == b"+taken\r\n" * 4
+
+
+def test_one_that_has_to_wait_is_offered_again_with_its_words(taken: Taken) -> None:
+    taken.refusals = 3
+    words = [b"SUNION", *keys(KEYS)]
+    assert list(taken.one(words)) == words
+    assert taken.refusals == 0
+
+
+def test_a_client_that_leaves_meanwhile_leaves_nothing(taken: Taken) -> None:
+    taken.reads(encode([b"SUNION", *keys(MANY)]))
+    taken.alone.turns.turn()
+    taken.client.connection_lost(None)
+    taken.alone.turns.settle()
+    assert not taken.commands
+    assert taken.lane.held == 0
+
+
+def test_a_change_of_the_shards_is_noticed(taken: Taken) -> None:
+    """What was known of the keys is of no use then."""
+    said = taken.one([b"SUNION", *keys(KEYS)])
+    positions = range(1, KEYS + 1)
+    owners = [0] * 16384
+    taken.lane.set_shards(list(taken.alone.links), owners)
+    assert shards_of(taken.lane, said, positions) == {0}
+
+
+@pytest.mark.parametrize("name", ["SUNION", "EVAL", "XREAD", "MGET in a transaction"])
+def test_no_step_has_more_than_its_share(name: str) -> None:
+    many = keys(MANY)
+    words = {
+        "SUNION": [b"SUNION", *many], "EVAL": [b"EVAL", b"return 1", b"%d" % MANY, *many],
+        "XREAD": [b"XREAD", b"STREAMS", *many, *[b"0"] * MANY], "MGET in a transaction": [b"MGET", *many],
+    }[name]  # fmt: skip
+    taken, steps = Taken(), Steps()
+    if name == "MGET in a transaction":
+        taken.client.transaction = object()
+    taken.lane.slices = steps
+    taken.reads(encode(words))
+    taken.alone.turns.turn()
+    done = list(steps.done())
+    assert max(done) <= BATCH
+    assert len(done) >= len(encode(words)) / (BATCH * 8192)
+    assert len(done) >= len(words) / (BATCH * WORDS_OF_PART)
+    assert sum(done) > PARTS, "it was so little that one turn would have done"
+
+
+def test_words_are_those_of_the_request(taken: Taken) -> None:
+    words = [b"EVAL", b"", b"\r\n$5\r\n", *[b"x" * size for size in range(5000)]]
+    assert list(taken.one(words)) == argv(encode(words))
