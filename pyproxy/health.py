@@ -6,7 +6,7 @@ Looks come in; states, numbers and the seconds to stay away go out. Pure: the ti
 import math
 from collections.abc import Iterable
 
-from pyproxy.messages import NodeLook, ShardLook
+from pyproxy.messages import NodeHealth, ShardHealth
 
 LEAST_BACKOFF_S = 1
 """The watcher looks once a second: nobody is told any sooner that a shard is back."""
@@ -16,7 +16,7 @@ MOST_BACKOFF_S = 30
 LEAST_RETRY_S = 0.25
 
 
-def state(look: ShardLook) -> str:
+def state(health: ShardHealth) -> str:
     """What its primary is, at worst.
 
     While the gate is closed, the phase of its promotion (machine.py); else ``busy``: it works on something slow, and
@@ -25,13 +25,13 @@ def state(look: ShardLook) -> str:
     back without its keys; ``misconf``: it cannot write its disk, and refuses writes; ``noreplicas``, ``oom``: it
     refuses writes, as it has too few replicas in step, or no memory left; else ``up``.
     """
-    if look.closed and not look.misplaced:
-        return look.phase
-    if not look.reachable:
-        return "busy" if not look.misplaced and any(primary.busy for primary in look.nodes[:1]) else "down"
-    if look.misplaced:
+    if health.closed and not health.misplaced:
+        return health.phase
+    if not health.reachable:
+        return "busy" if not health.misplaced and any(primary.busy for primary in health.nodes[:1]) else "down"
+    if health.misplaced:
         return "misplaced"
-    for primary in look.nodes[:1]:
+    for primary in health.nodes[:1]:
         if primary.role == "slave":
             return "demoted"
         if primary.misconf:
@@ -45,18 +45,20 @@ def state(look: ShardLook) -> str:
     return "up"
 
 
-def problem(look: ShardLook) -> str:
+def problem(health: ShardHealth) -> str:
     """Why it is not up, for operators; empty while it is."""
-    if look.closed and not look.misplaced:
-        return f"it {look.closed}"
-    primary = look.nodes[0] if look.nodes else None
-    match state(look):
+    if health.closed and not health.misplaced:
+        return f"it {health.closed}"
+    primary = health.nodes[0] if health.nodes else None
+    match state(health):
         case "down":
-            return look.error
+            return health.error
         case "busy":
-            return "it is at work on a slow command, and answers nobody" if primary and primary.at_work else look.error
+            return (
+                "it is at work on a slow command, and answers nobody" if primary and primary.at_work else health.error
+            )
         case "misplaced":
-            return look.misplaced
+            return health.misplaced
         case "demoted":
             return "its role is slave, and it refuses writes"
         case "misconf" if primary:
@@ -70,40 +72,40 @@ def problem(look: ShardLook) -> str:
     return ""
 
 
-def usable(look: ShardLook) -> bool:
+def usable(health: ShardHealth) -> bool:
     """Whether it serves anything, if only reads."""
-    if look.closed and not look.misplaced:
-        return any(node.reachable for node in look.nodes)
-    return state(look) not in ("down", "misplaced")
+    if health.closed and not health.misplaced:
+        return any(node.reachable for node in health.nodes)
+    return state(health) not in ("down", "misplaced")
 
 
-def writable(look: ShardLook) -> bool:
+def writable(health: ShardHealth) -> bool:
     """Whether it takes writes. One that restarted empty does: that is for the operator, and not for clients."""
-    return state(look) in ("up", "restarted-empty")
+    return state(health) in ("up", "restarted-empty")
 
 
-def replica_state(look: NodeLook) -> str:
+def replica_state(health: NodeHealth) -> str:
     """``up``, ``loading``, ``busy``, ``down``, ``master`` (it is no replica any more), ``syncing`` or ``link-down``."""
-    if not look.reachable:
-        return "loading" if look.loading else "busy" if look.busy else "down"
-    if look.role == "master":
+    if not health.reachable:
+        return "loading" if health.loading else "busy" if health.busy else "down"
+    if health.role == "master":
         return "master"
-    if look.syncing:
+    if health.syncing:
         return "syncing"
-    return "up" if look.link == "up" else "link-down"
+    return "up" if health.link == "up" else "link-down"
 
 
-def unfenced(look: ShardLook) -> list[str]:
+def unfenced(health: ShardHealth) -> list[str]:
     """Its servers that would take writes without any replica; without replicas there is nobody to be fenced from."""
-    return [node.node for node in look.nodes if node.unfenced] if len(look.nodes) > 1 else []
+    return [node.node for node in health.nodes if node.unfenced] if len(health.nodes) > 1 else []
 
 
-def backoff_s(looks: Iterable[ShardLook], now: float) -> int:
+def backoff_s(healths: Iterable[ShardHealth], now: float) -> int:
     """Whole seconds for which a client had better not come again; 0 while all of these shards are writable.
 
     The longest outage counts: nobody knows which shard the next request needs. `now` is CLOCK_MONOTONIC, s.
     """
-    outages = [remaining_s(look.since, look.expected_at, now) for look in looks if not writable(look)]
+    outages = [remaining_s(health.since, health.expected_at, now) for health in healths if not writable(health)]
     return max(LEAST_BACKOFF_S, math.ceil(max(outages))) if outages else 0
 
 
@@ -116,9 +118,9 @@ def remaining_s(since: float, expected_at: float, now: float) -> float:
     return min(max(LEAST_RETRY_S, left), MOST_BACKOFF_S)
 
 
-def key_count(look: ShardLook) -> int:
+def key_count(health: ShardHealth) -> int:
     """Keys of all databases."""
-    return sum(count.get("keys", 0) for count in look.keyspace.values())
+    return sum(count.get("keys", 0) for count in health.keyspace.values())
 
 
 def integer(text: str | None) -> int:

@@ -4,7 +4,7 @@ Every message that carries state carries the whole state and its version, never 
 without harm, and the newest of a kind makes the older ones needless. How they travel is channel.py's. Subscribers alone
 is a part of a state, which may be large; it is only sent while the other end reads (`Channel.congested`).
 
-    parent -> worker    Setup (once, first), Settings, Settled, Scripts, Script, ScriptKnown, Topology, FleetLook,
+    parent -> worker    Setup (once, first), Settings, Settled, Scripts, Script, ScriptKnown, Topology, FleetHealth,
                         AtWork, Subscribers, SubscribersKnown, Confirmed, Drain
     worker -> parent    Ready, Applied, Awake, Holding, AtWork, Configured, Script, ScriptsFlushed, Subscribers,
                         SubscribersKnown, Complaint
@@ -94,7 +94,7 @@ class ScriptsFlushed(msgspec.Struct, frozen=True, tag=True):
     """A client has flushed the scripts of all shards."""
 
 
-class NodeLook(msgspec.Struct, frozen=True):
+class NodeHealth(msgspec.Struct, frozen=True):
     """What the watcher saw of one server, in the words of INFO; of the last look that was answered.
 
     `reachable`, `error`, `silent`, `at`, `unanswered_since`, `busy_until` and `loading` alone are of the last look,
@@ -144,7 +144,7 @@ class NodeLook(msgspec.Struct, frozen=True):
         return self.at_work or self.error.startswith("BUSY ")
 
 
-class ShardLook(msgspec.Struct, frozen=True):
+class ShardHealth(msgspec.Struct, frozen=True):
     """What the watcher saw of one shard when it looked last; all but `nodes` is about its primary."""
 
     name: str
@@ -156,7 +156,7 @@ class ShardLook(msgspec.Struct, frozen=True):
     misplaced: str  # not empty: it holds mostly keys of other shards (which, and whose), and must not be used
     at: float = 0.0  # when the answer was there, or known not to come: CLOCK_MONOTONIC, s
     since: float = 0.0  # when it became writable (health.py), or ceased to be; the same clock
-    nodes: tuple[NodeLook, ...] = ()  # the primary of now, then the replicas
+    nodes: tuple[NodeHealth, ...] = ()  # the primary of now, then the replicas
     epoch: int = 0
     phase: str = ""  # of its promotion, see control/promotion.py
     closed: str = ""  # why writes may not pass; empty: the gate is open
@@ -166,10 +166,10 @@ class ShardLook(msgspec.Struct, frozen=True):
     alarms: tuple[str, ...] = ()  # what an operator must know of it, beside what follows from the nodes
 
 
-class FleetLook(msgspec.Struct, frozen=True, tag=True):
+class FleetHealth(msgspec.Struct, frozen=True, tag=True):
     version: int
     at: float  # when it was sent: CLOCK_MONOTONIC, s, the same in all processes of a host
-    shards: list[ShardLook]
+    shards: list[ShardHealth]
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True):
@@ -287,7 +287,7 @@ class Complaint(msgspec.Struct, frozen=True, tag=True):
 
 
 Message = (
-    Setup | Settings | Settled | Scripts | Script | ScriptKnown | Topology | FleetLook | Confirmed | Drain
+    Setup | Settings | Settled | Scripts | Script | ScriptKnown | Topology | FleetHealth | Confirmed | Drain
     | Ready | Applied | Awake | Holding | AtWork | Configured | ScriptsFlushed | Subscribers | SubscribersKnown
     | Complaint
 )  # fmt: skip

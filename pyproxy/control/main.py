@@ -21,9 +21,9 @@ from protocol import table
 from pyproxy import __version__, events, scripts
 from pyproxy.access import Access
 from pyproxy.config import Config
-from pyproxy.control.failover.coordinator import Conductor
+from pyproxy.control.failover.coordinator import Coordinator
 from pyproxy.control.health.busy import Stretches
-from pyproxy.control.health.monitor import Watcher
+from pyproxy.control.health.monitor import HealthMonitor
 from pyproxy.control.http import admin
 from pyproxy.control.http.status import Phase, State
 from pyproxy.control.process import listener
@@ -87,7 +87,7 @@ class Parent:
         self._admin_listener = _bind_admin(config.http.admin) if config.http.admin else None
         access = Access(config.backend)
         self._work = Stretches()
-        self._watcher = Watcher(
+        self._monitor = HealthMonitor(
             config.shard_map(),
             access,
             table.learn,
@@ -97,9 +97,9 @@ class Parent:
             accepts=[each.name for each in config.shards if each.accept_misplaced],
             commands=lambda: self._page.total("commands") if self._page is not None else 0,
             on_seen=lambda shard, is_news: self._conductor.on_seen(shard, is_news),
-            complete=lambda look: self._conductor.complete(look),
+            complete=lambda health: self._conductor.complete(health),
         )
-        self._conductor = Conductor(config, access, self._watcher, self._tell, lambda: self._supervisor)
+        self._conductor = Coordinator(config, access, self._monitor, self._tell, lambda: self._supervisor)
         self._scripts = scripts.Scripts(config.limits.scripts_bytes)
         self._signals: list[int] = []  # those that end it
         self._cut = False
@@ -114,13 +114,13 @@ class Parent:
             loop.add_signal_handler(number, self._on_signal, number, main)
         try:
             async with self._http():
-                await self._watcher.look()
-                if self._watcher.misplaced:
-                    lines = "; ".join(self._watcher.misplaced)
+                await self._monitor.check_health()
+                if self._monitor.misplaced:
+                    lines = "; ".join(self._monitor.misplaced)
                     out = "if they are, set accept_misplaced of the shard; `pyproxy verify --misplaced` lists such keys"
                     expected = "shards: expected keys of its own on each primary"
                     raise StartError(f"{expected}, got: {lines}; {out}", EX_CONFIG)
-                if unfenced := self._watcher.unfenced:
+                if unfenced := self._monitor.unfenced:
                     nodes, expected = sum(map(len, unfenced.values())), "min-replicas-to-write of 1 or more"
                     emit(Event.UNFENCED, shards=",".join(unfenced), nodes=nodes, expected=expected)
                 with self._listener, contextlib.closing(Page.create(self._workers)) as page:
@@ -131,7 +131,7 @@ class Parent:
                 raise
         finally:
             self._listener.close()
-            self._watcher.close()
+            self._monitor.close()
         status = 128 + signal.SIGINT if self._cut else 0
         emit(Event.EXIT, status=status)
         return status
@@ -154,7 +154,7 @@ class Parent:
     def _state(self) -> State:
         ready = self._supervisor is not None and self._supervisor.all_ready.is_set()
         phase = Phase.DRAINING if self._signals else Phase.SERVING if ready else Phase.STARTING
-        return State(phase, self._conductor.shards, self._watcher.fleet_look.shards, time.monotonic())
+        return State(phase, self._conductor.shards, self._monitor.fleet_health.shards, time.monotonic())
 
     async def _serve(self, page: Page) -> None:
         self._page = page
@@ -165,7 +165,7 @@ class Parent:
             page,
             lambda index: Setup(index, self._workers, self._config, listen, __version__, self._started),
             self._states,
-            lambda complaint: self._watcher.complain(complaint.shard, complaint.node, complaint.code),
+            lambda complaint: self._monitor.complain(complaint.shard, complaint.node, complaint.code),
             self._on_work,
             lambda said, settled: self._conductor.settings.configure(said.name, said.value, settled),
             self._on_script,
@@ -174,7 +174,7 @@ class Parent:
         print(f"pyproxy {__version__} listening on {listen}, {', '.join(many)}", file=sys.stderr, flush=True)
         async with asyncio.TaskGroup() as group:
             beside = [
-                group.create_task(self._watcher.run(), name="watcher"),
+                group.create_task(self._monitor.run(), name="watcher"),
                 group.create_task(self._say_ready(supervisor, listen), name="ready"),
             ]
             await supervisor.run()
@@ -188,7 +188,7 @@ class Parent:
     def _states(self) -> list[Message]:
         """What a worker must know before it serves."""
         known = Scripts(self._scripts.flushes, self._scripts.texts)
-        return [self._conductor.settings.state, known, self._conductor.topology, self._watcher.fleet_look]
+        return [self._conductor.settings.state, known, self._conductor.topology, self._monitor.fleet_health]
 
     def _on_work(self, index: int, said: AtWork | None) -> None:
         """A worker says which servers are at work on what it has sent; None: it has ended."""
@@ -196,7 +196,7 @@ class Parent:
             self._work.ended(index)
             return
         for shard in self._work.hear(index, said):
-            self._watcher.complain(shard)  # what was silent answers now, or has no excuse any more
+            self._monitor.complain(shard)  # what was silent answers now, or has no excuse any more
         if self._supervisor is not None:
             self._supervisor.tell_each(self._work.others)
 
@@ -235,7 +235,7 @@ class Parent:
             emit(Event.SIGNAL_IGNORED, signal=name, why="it drains; SIGINT twice, or SIGKILL, ends it at once")
 
     def __repr__(self) -> str:
-        return f"<Parent {self._supervisor or 'starting'} {self._watcher}>"
+        return f"<Parent {self._supervisor or 'starting'} {self._monitor}>"
 
 
 def raise_file_limit(config: Config) -> None:

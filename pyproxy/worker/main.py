@@ -1,6 +1,6 @@
 """A worker process: the listening socket, the channel to the parent and the page come in; clients are served.
 
-    parent ── Setup, Settings, Settled, Scripts, Script, ScriptKnown, Topology, FleetLook, AtWork, Subscribers,
+    parent ── Setup, Settings, Settled, Scripts, Script, ScriptKnown, Topology, FleetHealth, AtWork, Subscribers,
               SubscribersKnown, Confirmed, Drain ──▶ worker
     parent ◀── Ready, Applied, Awake, Holding, AtWork, Configured, Script, ScriptsFlushed, Subscribers,
                SubscribersKnown, Complaint ── worker
@@ -36,7 +36,7 @@ from pyproxy.messages import (
     Complaint,
     Confirmed,
     Drain,
-    FleetLook,
+    FleetHealth,
     Gate,
     Held,
     Holding,
@@ -56,7 +56,7 @@ from pyproxy.messages import (
 from pyproxy.metrics import BEAT_S, INDEX, Page
 from pyproxy.shard_map import Node, Shard, ShardMap
 from pyproxy.slices import Line, Slices
-from pyproxy.worker.commands.context import Here
+from pyproxy.worker.commands.context import Context
 from pyproxy.worker.commands.dispatch import Session
 from pyproxy.worker.lane import split
 from pyproxy.worker.lane.lane import Client, Lane, Route
@@ -65,8 +65,8 @@ from pyproxy.worker.pubsub.registry import BATCH_NAMES
 from pyproxy.worker.shard.gate import Gate as ShardGate
 from pyproxy.worker.shard.gate import Holds
 from pyproxy.worker.shard.link import Link
-from pyproxy.worker.shard.pool import Lender
-from pyproxy.worker.shard.router import Front, gone
+from pyproxy.worker.shard.pool import LeasePool
+from pyproxy.worker.shard.router import ShardRouter, gone
 
 TICK_S = 0.02  # how exactly deadlines are kept
 REST_S = BEAT_S  # between two ticks while nothing is out: each is a beat, and tells the lane that it has not slept
@@ -112,7 +112,7 @@ class Worker:
         self._heard = Line(self._slices)  # what the others' clients are subscribed to, in the order in which it came
         self._telling = False  # what its own are
         self._tasks: set[asyncio.Task[None]] = set()
-        self._fronts: list[Front] = []
+        self._routers: list[ShardRouter] = []
         self._holds = Holds()
         self._applied = Applied(0)  # as the parent was told last
         self._holding: dict[str, Held] = {}
@@ -124,8 +124,8 @@ class Worker:
         self._setup: Setup | None = None
         self._access: Access | None = None
         self._lane: Lane | None = None
-        self._here: Here | None = None
-        self._lender: Lender | None = None
+        self._here: Context | None = None
+        self._lender: LeasePool | None = None
         self._hub: Hub | None = None
         self._session: Session | None = None
 
@@ -137,9 +137,9 @@ class Worker:
         heard, gone = or_end(self._on_message), or_end(self._on_parent_gone)
         self._channel = await Channel.open(self._channel_socket, heard, gone)
         await self._ended.wait()
-        for front in self._fronts:
-            front.close()
-            front.link.close()
+        for router in self._routers:
+            router.close()
+            router.link.close()
         if self._hub is not None:
             self._hub.close()
         self._channel.close()
@@ -152,7 +152,7 @@ class Worker:
     # --- the parent's messages ---
 
     def _on_message(self, message: Message) -> None:
-        if isinstance(message, FleetLook):
+        if isinstance(message, FleetHealth):
             self._stirred, self._whole_at = True, 0.0  # what follows from it has time until then
         else:
             self._stir()
@@ -169,10 +169,10 @@ class Worker:
                 self._here.script_is_known(digest)
             case Topology():
                 self._apply(message)
-            case FleetLook():
-                self._look(message)
+            case FleetHealth():
+                self._health(message)
             case AtWork(nodes=nodes):
-                for link in (link for front in self._fronts for link in front.links):
+                for link in (link for router in self._routers for link in router.links):
                     work = nodes.get(str(link.node))
                     link.busy_until = work.until if work else 0.0
             case Subscribers():
@@ -188,7 +188,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._setup = setup
         self._access = Access(setup.config.backend)
-        self._here = Here(
+        self._here = Context(
             setup,
             self._page,
             Topology(0, [], []),
@@ -199,7 +199,7 @@ class Worker:
         )
         # the session needs the lane, and the lane what takes the commands that it leaves
         self._lane = Lane(loop, self._take, self._row, setup.config, setup.index, setup.workers)
-        self._lender = Lender(self._lane, setup.config.limits.borrowed, setup.config.timeouts.reply_s)
+        self._lender = LeasePool(self._lane, setup.config.limits.borrowed, setup.config.timeouts.reply_s)
         register = self._here.register
         self._hub = Hub(
             self._lane,
@@ -260,33 +260,33 @@ class Worker:
             emit(Event.BUG, where="commands that were learned", trace=traceback.format_exc())
 
     def _face(self, topology: Topology) -> None:
-        """A front for each shard; one whose slots are as they were stays, and is told what is new."""
+        """A router for each shard; one whose slots are as they were stays, and is told what is new."""
         assert self._lane and self._here
         gates = topology.gates or [Gate(shard.name, 0) for shard in topology.shards]
-        before = zip(self._fronts, self._here.topology.shards, strict=True)
-        old = {shard.name: (front, shard) for front, shard in before}
-        fronts = []
+        before = zip(self._routers, self._here.topology.shards, strict=True)
+        old = {shard.name: (router, shard) for router, shard in before}
+        routers = []
         for index, (shard, gate) in enumerate(zip(topology.shards, gates, strict=True)):
-            front, was = old.get(shard.name, (None, None))
-            if front is None or was is None or front.link.index != index or was.slots != shard.slots:
-                front = self._front(index, shard, gate)
-            fronts.append(front)
-        gone, self._fronts = [front for front in self._fronts if front not in fronts], fronts
-        for front, shard, gate in zip(fronts, topology.shards, gates, strict=True):
-            front.tell(gate, shard)
-        if gone or self._lane.links != [front.link for front in fronts]:
+            router, was = old.get(shard.name, (None, None))
+            if router is None or was is None or router.link.index != index or was.slots != shard.slots:
+                router = self._router(index, shard, gate)
+            routers.append(router)
+        gone, self._routers = [router for router in self._routers if router not in routers], routers
+        for router, shard, gate in zip(routers, topology.shards, gates, strict=True):
+            router.tell(gate, shard)
+        if gone or self._lane.links != [router.link for router in routers]:
             owners = ShardMap(topology.version, tuple(topology.shards)).owners()
-            self._lane.set_shards([front.link for front in fronts], owners)
-        for front in gone:
-            front.close()
-            front.link.close()
-        for front in fronts:
-            if not front.link.backends:
-                front.link.connect(front.link.backend(2, 0))
+            self._lane.set_shards([router.link for router in routers], owners)
+        for router in gone:
+            router.close()
+            router.link.close()
+        for router in routers:
+            if not router.link.backends:
+                router.link.connect(router.link.backend(2, 0))
         if self._hub is not None:
             self._hub.face(topology.shards, gates)
 
-    def _front(self, index: int, shard: Shard, gate: Gate) -> Front:
+    def _router(self, index: int, shard: Shard, gate: Gate) -> ShardRouter:
         assert self._lane and self._setup and self._access
         lane, config, access = self._lane, self._setup.config, self._access
 
@@ -299,38 +299,38 @@ class Worker:
         rules: ShardGate[Client]
         promotion = msgspec.structs.replace(config.promotion, promoter=config.promoter_of(shard))
         rules = ShardGate(shard.name, shard.primary, promotion, self._holds, gate, bool(shard.replicas))
-        return Front(lane, link(shard.primary), rules, config, self._setup.index, link)
+        return ShardRouter(lane, link(shard.primary), rules, config, self._setup.index, link)
 
     def _state(self) -> Applied:
         assert self._here and self._hub
-        busy, deaf = [front.link.name for front in self._fronts if front.busy], self._hub.deaf
-        closed = [front.link.name for front in self._fronts if front.gate.said.closed]
+        busy, deaf = [router.link.name for router in self._routers if router.busy], self._hub.deaf
+        closed = [router.link.name for router in self._routers if router.gate.said.closed]
         return Applied(self._here.topology.version, busy, [name for name in closed if name in deaf])
 
-    def _look(self, look: FleetLook) -> None:
+    def _health(self, health: FleetHealth) -> None:
         assert self._here
-        self._here.look = look
-        by_name = {front.link.name: front for front in self._fronts}
-        for shard in look.shards:
-            front = by_name.get(shard.name)
-            if front is not None:
-                front.look(shard)
-                if shard.node == str(front.link.node):
-                    front.link.misplaced(shard.misplaced)
+        self._here.health = health
+        by_name = {router.link.name: router for router in self._routers}
+        for shard in health.shards:
+            router = by_name.get(shard.name)
+            if router is not None:
+                router.observe(shard)
+                if shard.node == str(router.link.node):
+                    router.link.misplaced(shard.misplaced)
 
     def _slept(self, now: float) -> None:
         """The parent may have given shards other primaries meanwhile, without waiting for this worker."""
         assert self._channel
         self._awake_at = now
-        for front in self._fronts:
-            front.slept(now)
+        for router in self._routers:
+            router.slept(now)
         self._channel.send(Awake(now))
 
     def _confirmed(self, at: float) -> None:
         if at == self._awake_at:
             self._awake_at = 0.0
-            for front in self._fronts:
-                front.confirmed()
+            for router in self._routers:
+                router.confirmed()
 
     def _complain(self, shard: str, node: str, what: str) -> None:
         self._stir()
@@ -408,8 +408,8 @@ class Worker:
                 continue
             self._stirred, self._whole_at = True, now + WHOLE_S
             lane.tick()
-            for front in self._fronts:
-                front.tick(now)
+            for router in self._routers:
+                router.tick(now)
             if self._hub is not None:
                 self._hub.tick(now)
                 self._row[INDEX["subscribers"]] = self._hub.subscribers
@@ -464,7 +464,7 @@ class Worker:
         return (
             lane.has_deadlines
             or bool(self._applied.busy or self._applied.deaf or self._at_work or self._here.register.has_news)
-            or any(not front.at_rest for front in self._fronts)
+            or any(not router.at_rest for router in self._routers)
             or (self._hub is not None and not self._hub.at_rest)
         )
 
@@ -473,7 +473,7 @@ class Worker:
         links: list[Link] = self._lane.links + self._lane.sides
         listening = self._hub.connections if self._hub is not None else 0
         self._row[INDEX["backend_connections"]] = sum(link.connections for link in links) + listening
-        self._row[INDEX["borrowed_connections"]] = sum(len(link.lent) for link in links)
+        self._row[INDEX["borrowed_connections"]] = sum(len(link.leased) for link in links)
         self._row[INDEX["blocked_clients"]] = len(self._here.waiting)
         self._row[INDEX["held_requests"]] = self._holds.requests
         for name in ("held", "drained", "refused_held", "dropped_client_gone", "refused_at_once", "taken_back"):
@@ -504,13 +504,13 @@ class Worker:
     def _look_for_gone(self) -> None:
         """Of a client that has sent so much that it is not read, the loop does not tell that it has closed."""
         assert self._here
-        for talk in list(self._here.waiting):
-            if not talk.stopped and gone(talk.client):
-                talk.half_closed()
+        for conversation in list(self._here.waiting):
+            if not conversation.stopped and gone(conversation.client):
+                conversation.half_closed()
 
     def _tell_holding(self) -> None:
         assert self._channel
-        holding = {front.link.name: held for front in self._fronts if (held := front.gate.held).requests}
+        holding = {router.link.name: held for router in self._routers if (held := router.gate.held).requests}
         if holding != self._holding:
             self._holding = holding
             self._channel.send(Holding(holding))
@@ -520,7 +520,7 @@ class Worker:
         assert self._setup and self._channel
         patience_s = self._setup.config.timeouts.slow_reply_s
         found = {}
-        for link in (link for front in self._fronts for link in front.links):
+        for link in (link for router in self._routers for link in router.links):
             since = link.slow_since
             if since and now - since >= AT_WORK_S:
                 found[str(link.node)] = Work(link.name, since, since + patience_s)
@@ -534,8 +534,8 @@ class Worker:
         if self._lane is None:
             self._ended.set()
         elif not self._lane.draining:
-            for front in self._fronts:
-                front.drain(orphan)
+            for router in self._routers:
+                router.drain(orphan)
             self._lane.drain()
             self._stop_accepting()
             self._spawn(self._until_drained(self._lane, deadline_s), "drain")

@@ -1,6 +1,6 @@
 """One worker process whose parent is the test: it says what the worker is told, and sees what the worker says.
 
-    test ── Setup, Topology, FleetLook, Confirmed ──▶ python -m pyproxy.worker ──▶ real servers
+    test ── Setup, Topology, FleetHealth, Confirmed ──▶ python -m pyproxy.worker ──▶ real servers
          ◀── Ready, Applied, Awake, Holding, Complaint ──
 
 The channel lives in a thread with an event loop of its own; the methods may be called from any test.
@@ -19,7 +19,18 @@ import msgspec
 from pyproxy.channel import Channel
 from pyproxy.config import Config
 from pyproxy.fleet import HOST, Fleet, Process, Proxy, Server, Table, Value, wait_until
-from pyproxy.messages import Applied, FleetLook, Gate, Held, Holding, Message, NodeLook, Setup, ShardLook, Topology
+from pyproxy.messages import (
+    Applied,
+    FleetHealth,
+    Gate,
+    Held,
+    Holding,
+    Message,
+    NodeHealth,
+    Setup,
+    ShardHealth,
+    Topology,
+)
 from pyproxy.metrics import Page
 from pyproxy.shard_map import Node, Shard
 
@@ -30,7 +41,7 @@ def node(server: Server) -> Node:
     return Node(HOST, server.port)
 
 
-class Alone(Process):
+class BareWorker(Process):
     """A context manager; `port` is where the worker listens. `primaries`: in place of the fleet's, by index."""
 
     def __init__(
@@ -120,13 +131,13 @@ class Alone(Process):
         self.gates[index] = msgspec.structs.replace(gate, epoch=gate.epoch + 1, closed="" if open_gate else gate.closed)
         self.tell()
 
-    def look(self, index: int, *, reachable: bool = True, misplaced: str = "") -> None:
+    def health(self, index: int, *, reachable: bool = True, misplaced: str = "") -> None:
         """Say what a watcher would have seen of a shard's primary now."""
         shard, now = self.shards[index], time.monotonic()
         answered_at = now if reachable else 0.0
-        seen = NodeLook(str(shard.primary), reachable, "", at=now, answered_at=answered_at, role="master")
-        of_shard = ShardLook(shard.name, seen.node, reachable, "", {}, {}, misplaced, now, now, nodes=(seen,))
-        self.send(FleetLook(1, now, [of_shard]))
+        seen = NodeHealth(str(shard.primary), reachable, "", at=now, answered_at=answered_at, role="master")
+        of_shard = ShardHealth(shard.name, seen.node, reachable, "", {}, {}, misplaced, now, now, nodes=(seen,))
+        self.send(FleetHealth(1, now, [of_shard]))
 
     def _on_message(self, message: Message) -> None:
         self.said.append(message)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyproxy.fleet import Fleet, Proxy
-from tests.e2e.rig import PATIENT, Keys, Talk
+from tests.e2e.rig import PATIENT, Connection, Keys
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,6 @@ def keys(proxy: Proxy) -> Keys:
 
 
 @pytest.fixture
-def talk(proxy: Proxy) -> Iterator[Talk]:
-    with Talk(proxy.port) as talk:
-        yield talk
+def conn(proxy: Proxy) -> Iterator[Connection]:
+    with Connection(proxy.port) as conn:
+        yield conn

@@ -1,6 +1,6 @@
 """What the end-to-end tests share: a blocking client, a proxy behind hops, keys that live on a given shard.
 
-Nothing is asserted here but that what must come does come: `Talk` waits up to PATIENCE_S, then says what was seen.
+Nothing is asserted here but that what must come does come: `Connection` waits up to PATIENCE_S, then says what it saw.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ Argument = str | bytes | int
 _NOTHING = object()
 
 
-class Talk:
+class Connection:
     """One client connection, in blocking calls. Error replies are returned, as hiredis.ReplyError."""
 
     def __init__(self, port: int, *, receive_buffer: int = 0) -> None:
@@ -144,22 +144,22 @@ def wait_for_line(proxy: Process, pattern: str) -> None:
     wait_until(f"the log to say {pattern!r}", lambda: bool(re.search(pattern, proxy.log.read_text())), proxy.tail)
 
 
-def proxy_info(talk: Talk) -> dict[str, str]:
+def proxy_info(conn: Connection) -> dict[str, str]:
     """The fields of INFO's sections about the proxy itself. Its numbers are up to 20 ms old."""
-    text = talk.ask("INFO", "proxy", "clients", "stats")
+    text = conn.ask("INFO", "proxy", "clients", "stats")
     assert isinstance(text, bytes)
     return dict(line.split(":", 1) for line in text.decode().splitlines() if ":" in line)
 
 
-def wait_for_info(talk: Talk, what: str, done: Callable[[dict[str, str]], bool]) -> None:
+def wait_for_info(conn: Connection, what: str, done: Callable[[dict[str, str]], bool]) -> None:
     """Return once INFO says so; FleetError with what it said last."""
     seen: dict[str, str] = {}
 
-    def look() -> bool:
-        seen.update(proxy_info(talk))
+    def health() -> bool:
+        seen.update(proxy_info(conn))
         return done(seen)
 
-    wait_until(what, look, lambda: f"INFO says {seen}", PATIENCE_S)
+    wait_until(what, health, lambda: f"INFO says {seen}", PATIENCE_S)
 
 
 @contextlib.contextmanager
@@ -169,13 +169,13 @@ def killed(server: Server, *proxies: Proxy) -> Iterator[None]:
     For a server and proxies that later tests use as well: those would otherwise meet the end of this outage.
     """
     with contextlib.ExitStack() as clients:
-        talks = [clients.enter_context(Talk(proxy.port)) for proxy in proxies]
+        talks = [clients.enter_context(Connection(proxy.port)) for proxy in proxies]
         server.kill()
         try:
-            for talk in talks:
-                wait_for_info(talk, "the shard to be down", lambda info: info["shards_down"] == "1")
+            for conn in talks:
+                wait_for_info(conn, "the shard to be down", lambda info: info["shards_down"] == "1")
             yield
         finally:
             server.start()
-        for talk in talks:
-            wait_for_info(talk, "the shard to be back", lambda info: info["shards_down"] == "0")
+        for conn in talks:
+            wait_for_info(conn, "the shard to be back", lambda info: info["shards_down"] == "0")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from protocol.request import encode
 from pyproxy.fleet import Fleet, Server, wait_until
 from tests.e2e.rig import PATIENCE_S
-from tests.e2e.twin.connection import Talk as Frames
+from tests.e2e.twin.connection import Connection as Frames
 
 
 @dataclass(frozen=True)

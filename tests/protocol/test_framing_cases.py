@@ -24,15 +24,15 @@ def version_of(server: Server) -> str:
 def test_a_server_answers_as_the_table_says(each_server: Server, name: str) -> None:
     case = CASES[name]
     expected = promised(case, version_of(each_server))
-    with Conversation(each_server.port) as talk:
-        talk.connection.sendall(case.sent)
-        seen = talk.outcome(expected)
+    with Conversation(each_server.port) as conn:
+        conn.connection.sendall(case.sent)
+        seen = conn.outcome(expected)
         if seen.end is End.RESET:  # servers close with bytes unread
             seen = Outcome(seen.answer, End.CLOSES)
         assert seen == expected
         if expected.end is End.KEEPS and b"subscribe" not in expected.answer:
-            talk.connection.sendall(GOOD)
-            assert talk.outcome(kept(GOOD_ANSWER)) == kept(GOOD_ANSWER)
+            conn.connection.sendall(GOOD)
+            assert conn.outcome(kept(GOOD_ANSWER)) == kept(GOOD_ANSWER)
 
 
 def test_where_the_proxy_differs_from_a_server_the_table_says_why_and_nowhere_else() -> None:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from pyproxy.channel import FRAME_LIMIT, Channel
-from pyproxy.messages import Applied, Complaint, Configured, FleetLook, Message, Ready, ShardLook
+from pyproxy.messages import Applied, Complaint, Configured, FleetHealth, Message, Ready, ShardHealth
 from tests.waiting import until
 
 
@@ -44,8 +44,8 @@ def frame(message: Message) -> bytes:
     return len(body).to_bytes(4) + body
 
 
-def look(version: int, size: int) -> FleetLook:
-    return FleetLook(version, 0.0, [ShardLook("s0", "n:1", True, "", {"x": "y" * size}, {}, "")])
+def health(version: int, size: int) -> FleetHealth:
+    return FleetHealth(version, 0.0, [ShardHealth("s0", "n:1", True, "", {"x": "y" * size}, {}, "")])
 
 
 async def test_messages_arrive_in_their_order_in_both_directions() -> None:
@@ -97,7 +97,7 @@ async def test_a_peer_that_does_not_read_gets_the_newest_state_of_each_kind_when
 ) -> None:
     channel, bare, _ = ends
     for version in range(1000):  # far more than socket buffers take
-        channel.send(look(version, 10_000))
+        channel.send(health(version, 10_000))
         channel.send(Applied(version))
     for shard in ("s0", "s1"):
         channel.send(Complaint(shard, "n:1", "late"))
@@ -111,10 +111,10 @@ async def test_a_peer_that_does_not_read_gets_the_newest_state_of_each_kind_when
         return any(isinstance(message, Configured) and message.name == "b" for message in reader.messages)
 
     await until("the last message", complete, lambda: reader)
-    looks = [message.version for message in reader.messages if isinstance(message, FleetLook)]
-    assert looks == sorted(looks)
-    assert looks[-1] == 999
-    assert len(looks) < 500  # the others never waited in memory
+    healths = [message.version for message in reader.messages if isinstance(message, FleetHealth)]
+    assert healths == sorted(healths)
+    assert healths[-1] == 999
+    assert len(healths) < 500  # the others never waited in memory
     assert [message for message in reader.messages if isinstance(message, Applied)][-1] == Applied(999)
     assert {message.shard for message in reader.messages if isinstance(message, Complaint)} == {"s0", "s1"}
     configured = [message for message in reader.messages if isinstance(message, Configured)]

@@ -211,7 +211,7 @@ async def test_a_connection_is_lent_by_a_worker_that_is_late(fleet: Fleet, late:
     backend = Backend(lost.link._lane, lost.link, 0, 3, 0)
     backend.queue()
     reasons: list[str] = []
-    await lost.link.open_lent(backend, 2, reasons.append)
+    await lost.link.open_leased(backend, 2, reasons.append)
     assert backend.is_open
     assert not reasons
     lost.link.close()
@@ -288,7 +288,7 @@ async def test_a_client_that_has_closed_its_half_is_answered_by_a_worker_that_is
     """Whether its command has to wait is known when the server has had a moment."""
     given_up: list[str] = []
 
-    class Talk(Conversation):
+    class Connection(Conversation):
         def __init__(self) -> None:
             self.lane = type("Lane", (), {"loop": asyncio.get_running_loop()})()
 
@@ -296,7 +296,7 @@ async def test_a_client_that_has_closed_its_half_is_answered_by_a_worker_that_is
             given_up.append("drained")
 
     answered: list[bool] = []
-    talk = Talk()
+    conn = Connection()
     ours, theirs = socket.socketpair()
     with ours, theirs:
         asyncio.get_running_loop().add_reader(
@@ -304,7 +304,7 @@ async def test_a_client_that_has_closed_its_half_is_answered_by_a_worker_that_is
         )
 
         def be_late() -> None:
-            talk.half_closed()
+            conn.half_closed()
             time.sleep(0.4)
             theirs.send(b"x")
 

@@ -16,18 +16,18 @@ from pyproxy.health import (
     usable,
     writable,
 )
-from pyproxy.messages import NodeLook, ShardLook
+from pyproxy.messages import NodeHealth, ShardHealth
 
 NOW = 1000.0
-MASTER = NodeLook("127.0.0.1:7001", True, "", answered_at=NOW, role="master")
+MASTER = NodeHealth("127.0.0.1:7001", True, "", answered_at=NOW, role="master")
 
 
-def seen(since: float = 0.0, *, reachable: bool = True, misplaced: str = "") -> ShardLook:
-    return ShardLook("s0", "127.0.0.1:7001", reachable, "", {}, {}, misplaced, NOW, since)
+def seen(since: float = 0.0, *, reachable: bool = True, misplaced: str = "") -> ShardHealth:
+    return ShardHealth("s0", "127.0.0.1:7001", reachable, "", {}, {}, misplaced, NOW, since)
 
 
 @pytest.mark.parametrize(
-    ("look", "said"),
+    ("health", "said"),
     [
         (seen(), "up"),
         (seen(reachable=False), "down"),
@@ -35,8 +35,8 @@ def seen(since: float = 0.0, *, reachable: bool = True, misplaced: str = "") -> 
         (seen(reachable=False, misplaced="holds keys of s1"), "down"),
     ],
 )
-def test_a_shard_is_writable_only_where_it_is_up(look: ShardLook, said: str) -> None:
-    assert (state(look), writable(look)) == (said, said == "up")
+def test_a_shard_is_writable_only_where_it_is_up(health: ShardHealth, said: str) -> None:
+    assert (state(health), writable(health)) == (said, said == "up")
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,10 @@ def test_a_shard_is_writable_only_where_it_is_up(look: ShardLook, said: str) -> 
         (replace(MASTER, lost_keys=1000), "restarted-empty", True, "it restarted without its 1,000 keys"),
     ],
 )
-def test_a_primary_that_answers_may_still_be_none(primary: NodeLook, said: str, takes_writes: bool, why: str) -> None:
-    look = replace(seen(), nodes=(primary,))
-    assert (state(look), writable(look), problem(look)) == (said, takes_writes, why)
-    assert usable(look)
+def test_a_primary_that_answers_may_still_be_none(primary: NodeHealth, said: str, takes_writes: bool, why: str) -> None:
+    health = replace(seen(), nodes=(primary,))
+    assert (state(health), writable(health), problem(health)) == (said, takes_writes, why)
+    assert usable(health)
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,9 @@ def test_a_primary_that_answers_may_still_be_none(primary: NodeLook, said: str, 
         (replace(MASTER, reachable=False, error="BUSY Redis is busy"), "BUSY Redis is busy"),
     ],
 )
-def test_a_primary_that_is_busy_is_not_down_and_takes_no_writes(primary: NodeLook, why: str) -> None:
-    look = replace(seen(reachable=False), error=primary.error, nodes=(primary,))
-    assert (state(look), writable(look), usable(look), problem(look)) == ("busy", False, True, why)
+def test_a_primary_that_is_busy_is_not_down_and_takes_no_writes(primary: NodeHealth, why: str) -> None:
+    health = replace(seen(reachable=False), error=primary.error, nodes=(primary,))
+    assert (state(health), writable(health), usable(health), problem(health)) == ("busy", False, True, why)
 
 
 def test_a_shard_that_is_down_or_misplaced_serves_nothing() -> None:
@@ -89,20 +89,20 @@ def test_an_outage_is_expected_to_last_as_long_again_within_bounds(lasted_s: flo
 
 
 def test_the_longest_outage_counts_and_how_long_another_shard_is_up_does_not() -> None:
-    looks = [seen(NOW - 5, reachable=False), seen(NOW - 3, misplaced="holds keys of s0"), seen(NOW - 20)]
-    assert backoff_s(looks, NOW) == 5
+    healths = [seen(NOW - 5, reachable=False), seen(NOW - 3, misplaced="holds keys of s0"), seen(NOW - 20)]
+    assert backoff_s(healths, NOW) == 5
 
 
 @given(st.floats(-10, 1e6), st.floats(0, 1e6))
 def test_the_longer_it_lasts_the_longer_the_back_off(lasted_s: float, more_s: float) -> None:
-    look = [seen(NOW, reachable=False)]
-    sooner, later = backoff_s(look, NOW + lasted_s), backoff_s(look, NOW + lasted_s + more_s)
+    health = [seen(NOW, reachable=False)]
+    sooner, later = backoff_s(health, NOW + lasted_s), backoff_s(health, NOW + lasted_s + more_s)
     assert LEAST_BACKOFF_S <= sooner <= later <= MOST_BACKOFF_S
 
 
 def test_keys_are_those_of_all_databases() -> None:
     keyspace = {0: {"keys": 3, "expires": 1}, 9: {"keys": 4}, 10: {}}
-    assert key_count(ShardLook("s0", "n:1", True, "", {}, keyspace, "")) == 7
+    assert key_count(ShardHealth("s0", "n:1", True, "", {}, keyspace, "")) == 7
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from pyproxy.messages import (
     Confirmed,
     Drain,
     FixedSetting,
-    FleetLook,
+    FleetHealth,
     Held,
     Holding,
     Message,
-    NodeLook,
+    NodeHealth,
     Ready,
     Script,
     ScriptKnown,
@@ -23,15 +23,15 @@ from pyproxy.messages import (
     Settings,
     Settled,
     Setup,
-    ShardLook,
+    ShardHealth,
     Topology,
 )
 from pyproxy.shard_map import Node, Shard
 
 SHARD = Shard("s0", Node("127.0.0.1", 7000), (Node("::1", 7100),), ((0, 5), (6, 16383)))
-NODE = NodeLook("127.0.0.1:7000", True, "", at=1.5, role="master", offset=2**40, lost_keys=3)
+NODE = NodeHealth("127.0.0.1:7000", True, "", at=1.5, role="master", offset=2**40, lost_keys=3)
 TABLE = ShardTable(name="s0", primary=SHARD.primary, slots=SHARD.slots, promoter="elasticache", replication_group="g")
-LOOK = ShardLook("s0", "127.0.0.1:7000", True, "", {"used_memory": "1"}, {0: {"keys": 3}}, "", 1.0, 0.5, (NODE,))
+LOOK = ShardHealth("s0", "127.0.0.1:7000", True, "", {"used_memory": "1"}, {0: {"keys": 3}}, "", 1.0, 0.5, (NODE,))
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ LOOK = ShardLook("s0", "127.0.0.1:7000", True, "", {"used_memory": "1"}, {0: {"k
         Setup(1, 2, Config(shards=(TABLE,)), "127.0.0.1:6380", "0.1.0", 1.5),
         Topology(3, [SHARD], [["get", 2, ["readonly"]]]),
         Settings(2, {"a": "b"}, [FixedSetting("s0", "a", None)]),
-        FleetLook(4, 12.25, [LOOK]),
+        FleetHealth(4, 12.25, [LOOK]),
         Drain(10.0),
         Ready(4711),
         Applied(3, ["s0"]),

@@ -1,7 +1,7 @@
 """The compiled lane under a scheduler: one process, no sockets, no real time, any order of events.
 
     steps (drawn from a seed, or written) ──▶ World ── the real Worker, with its Lane, Clients, Backends, Wires,
-                                                │      Links, Fronts, Gates, Session, Conversations and Lender
+                                                │      Links, Fronts, Gates, Session, Conversations and LeasePool
       Clients ── Network (far ends, cuts) ──────┼───── Servers (a small Redis, with replicas that lag)
       Loop (time that passes when told to)      └───── Parent (topologies, gates, the barrier)
 

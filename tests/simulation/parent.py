@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from pyproxy.messages import Applied, Awake, Confirmed, FleetLook, Gate, NodeLook, ShardLook, Topology
+from pyproxy.messages import Applied, Awake, Confirmed, FleetHealth, Gate, NodeHealth, ShardHealth, Topology
 from pyproxy.shard_map import Node, Shard
 from tests.simulation.loop import Loop
 from tests.simulation.oracle import Broken
@@ -44,7 +44,7 @@ class Parent:
         self.handing_over: set[int] = set()
         self.reads_replicas = False
         self._version = 0
-        self._look = 0
+        self._health = 0
 
     # --- what is so ---
 
@@ -77,11 +77,11 @@ class Parent:
         if not any(isinstance(each, Applied) and each.version == self._version for each in self.channel.said):
             raise Broken(f"the worker has not applied topology {self._version}")
 
-    def look(self) -> None:
+    def health(self) -> None:
         """What a look at all servers would find now."""
-        self._look += 1
+        self._health += 1
         now = self.loop.now
-        looks = []
+        healths = []
         for index, shard in enumerate(self.shards):
             nodes = []
             for server in (self.primary(index), *self.replicas(index)):
@@ -89,10 +89,12 @@ class Parent:
                 node = str(Node(*server.node))
                 role = "master" if server.master is None else "slave"
                 error = "" if well else "no answer"
-                nodes.append(NodeLook(node, well, error, at=now, answered_at=now * well, role=role))
+                nodes.append(NodeHealth(node, well, error, at=now, answered_at=now * well, role=role))
             first, each = nodes[0], tuple(nodes)
-            looks.append(ShardLook(shard.name, first.node, first.reachable, first.error, {}, {}, "", now, nodes=each))
-        self.worker._on_message(FleetLook(self._look, now, looks))
+            healths.append(
+                ShardHealth(shard.name, first.node, first.reachable, first.error, {}, {}, "", now, nodes=each)
+            )
+        self.worker._on_message(FleetHealth(self._health, now, healths))
 
     def confirm(self) -> None:
         """The word that a worker waits for that has slept."""
@@ -179,7 +181,7 @@ class Parent:
         """Everybody is well: all gates open."""
         self.tidy()
         self.confirm()
-        self.look()
+        self.health()
         for index in range(len(self.shards)):
             self.open(index)
         self.tell()

@@ -219,8 +219,8 @@ def _hand_over(world: World, which: int, how: int) -> None:
 
 
 @action(3)
-def _look(world: World, which: int, how: int) -> None:
-    world.parent.look()
+def _health(world: World, which: int, how: int) -> None:
+    world.parent.health()
     world.parent.confirm()
     if how % 2:
         world.parent.tidy()

@@ -77,7 +77,7 @@ class World:
         worker._on_message(Setup(0, 1, settings, "sim:1", "simulated", 0.0))
         assert worker._lane and worker._lender
         self.lane = worker._lane
-        self.lender = worker._lender
+        self.lease_pool = worker._lender
         self.parent.tell()
         self.loop.settle()
 

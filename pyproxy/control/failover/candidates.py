@@ -6,54 +6,54 @@ Offsets are numbers of one history only, so a replica of another one is no candi
 
 from collections.abc import Iterable
 
-from pyproxy.messages import NodeLook
+from pyproxy.messages import NodeHealth
 
 STALE_S = 5.0
 """A look older than this says nothing of now (Sentinel: no reply to INFO for 5 s)."""
 
 
-def ranked(replicas: Iterable[NodeLook], lineage: str, now: float) -> list[NodeLook]:
+def ranked(replicas: Iterable[NodeHealth], lineage: str, now: float) -> list[NodeHealth]:
     """The candidates, best first: the greatest offset, then the smallest priority, then the smallest run_id.
 
     `lineage` is the replication id of the primary that is to be replaced; `now` is CLOCK_MONOTONIC, s.
     """
-    fit = [look for look in replicas if not unfit(look, lineage, now)]
-    return sorted(fit, key=lambda look: (-look.offset, look.priority, look.run_id))
+    fit = [health for health in replicas if not unfit(health, lineage, now)]
+    return sorted(fit, key=lambda health: (-health.offset, health.priority, health.run_id))
 
 
-def unfit(look: NodeLook, lineage: str, now: float) -> str:
+def unfit(health: NodeHealth, lineage: str, now: float) -> str:
     """Why this server cannot become the primary; empty if it can."""
-    if not look.reachable:
-        return look.error or "it does not answer"
-    if now - look.answered_at > STALE_S:
-        return f"its last answer is {now - look.answered_at:.1f} s old"
-    if look.role != "slave":
-        return f"its role is {look.role or 'unknown'}"
-    if look.loading:
+    if not health.reachable:
+        return health.error or "it does not answer"
+    if now - health.answered_at > STALE_S:
+        return f"its last answer is {now - health.answered_at:.1f} s old"
+    if health.role != "slave":
+        return f"its role is {health.role or 'unknown'}"
+    if health.loading:
         return "it is loading its data"
-    if look.syncing:
+    if health.syncing:
         return "it is being sent the data"
-    if look.priority == 0:
+    if health.priority == 0:
         return "its replica-priority is 0"
-    if look.offset < 0:
+    if health.offset < 0:
         return "it has never had the data"
-    if not descends(look, lineage):
+    if not descends(health, lineage):
         return "its data are of another history"
     return ""
 
 
-def descends(look: NodeLook, lineage: str) -> bool:
+def descends(health: NodeHealth, lineage: str) -> bool:
     """Whether its data are those of this history, or go on from it."""
-    return bool(lineage) and lineage in (look.replid, look.replid2)
+    return bool(lineage) and lineage in (health.replid, health.replid2)
 
 
-def readable(look: NodeLook, lineage: str, now: float) -> bool:
+def readable(health: NodeHealth, lineage: str, now: float) -> bool:
     """Whether its data may be read while the primary cannot be used."""
     return (
-        look.reachable
-        and now - look.answered_at <= STALE_S
-        and not look.loading
-        and not look.syncing
-        and look.offset >= 0
-        and (not lineage or descends(look, lineage))
+        health.reachable
+        and now - health.answered_at <= STALE_S
+        and not health.loading
+        and not health.syncing
+        and health.offset >= 0
+        and (not lineage or descends(health, lineage))
     )

@@ -32,10 +32,10 @@ from pyproxy.control.failover.transitions import (
     Answer,
     AwaitQuiet,
     Effect,
+    FailoverEvent,
     HandOver,
-    Happening,
+    HealthChecked,
     Known,
-    Looked,
     NotQuiet,
     PauseAsked,
     Powers,
@@ -51,13 +51,13 @@ from pyproxy.control.failover.transitions import (
     Ticked,
     Tidy,
 )
-from pyproxy.control.health.monitor import Watcher
+from pyproxy.control.health.monitor import HealthMonitor
 from pyproxy.control.http.admin import Handlers, Refused
 from pyproxy.control.process.settings import Keeper
 from pyproxy.control.process.supervisor import Supervisor
 from pyproxy.deadline import within
 from pyproxy.events import emit
-from pyproxy.messages import Gate, NodeLook, Settings, ShardLook, Topology
+from pyproxy.messages import Gate, NodeHealth, Settings, ShardHealth, Topology
 from pyproxy.shard_map import Node, Shard
 
 TICK_S = 0.05
@@ -105,23 +105,23 @@ class Care:
         self.epoch = epoch
 
     def case(self, candidate: Node, named: bool = False) -> Case:
-        looks = self.machine.nodes
+        healths = self.machine.nodes
         primary = self.machine.primary
-        others = tuple(look for node, look in looks.items() if node not in (primary, candidate))
-        return Case(self.shard.name, self.machine.epoch + 1, looks[primary], looks[candidate], others, named)
+        others = tuple(health for node, health in healths.items() if node not in (primary, candidate))
+        return Case(self.shard.name, self.machine.epoch + 1, healths[primary], healths[candidate], others, named)
 
-    def gate(self, readers: Callable[[NodeLook], bool], now: float) -> Gate:
+    def gate(self, readers: Callable[[NodeHealth], bool], now: float) -> Gate:
         """`readers`: whether a replica may be read from in peace."""
         machine = self.machine
         self.refuge = machine.refuge(self.refuge, now)
         shut = machine.gate()
-        looks = machine.nodes
+        healths = machine.nodes
         gate = Gate(
             self.shard.name,
             self.epoch,
             usual_s=machine.usual_s,
             refuge=self.refuge,
-            readers=tuple(node for node in self.shard.replicas if node in looks and readers(looks[node])),
+            readers=tuple(node for node in self.shard.replicas if node in healths and readers(healths[node])),
         )
         if shut is None:
             return gate
@@ -133,7 +133,7 @@ class Care:
         return f"<Care {self.machine}>"
 
 
-class Conductor:
+class Coordinator:
     """All shards. `topology` and `settings.state` are states that a new worker needs.
 
     `tell` sends a state to all workers; `supervisor` is None until there are any.
@@ -143,12 +143,12 @@ class Conductor:
         self,
         config: Config,
         access: Access,
-        watcher: Watcher,
+        monitor: HealthMonitor,
         tell: Callable[[Topology | Settings], None],
         supervisor: Callable[[], Supervisor | None],
     ) -> None:
         self._config = config
-        self._watcher = watcher
+        self._monitor = monitor
         self._tell = tell
         self._supervisor = supervisor
         self._file = StateFile(config.promotion.state_file)
@@ -159,7 +159,7 @@ class Conductor:
         shards = config.shard_map().shards
         self._shards = {shard.name: self._care(shard, access, kept.shards.get(shard.name)) for shard in shards}
         fixed_by = {name: care.promoter.setting for name, care in self._shards.items()}
-        self.settings = Keeper(access, fixed_by, watcher.nodes, kept.settings, self._settings_changed, self._start)
+        self.settings = Keeper(access, fixed_by, monitor.nodes, kept.settings, self._settings_changed, self._start)
         self.topology = Topology(0, [], [])
 
     def _care(self, shard: Shard, access: Access, known: Known | None) -> Care:
@@ -173,7 +173,7 @@ class Conductor:
         care = Care(shard, Machine(shard.name, options, known, now, powers, promoted_at), promoter)
         if known.primary != shard.primary:
             care.switch(known.primary, known.epoch)
-            self._watcher.promoted(care.shard)
+            self._monitor.promoted(care.shard)
         return care
 
     # --- the life of it ---
@@ -189,7 +189,7 @@ class Conductor:
             await self._first_words()
             self._begun = True
             for name in self._shards:
-                self._step(name, Looked(self._watcher.nodes(name)))
+                self._step(name, HealthChecked(self._monitor.nodes(name)))
             self._start(self._tick(), "tick")
             try:
                 yield
@@ -212,7 +212,7 @@ class Conductor:
             self._unwell.clear()  # a shard that is not well sets it again
             for name, care in self._shards.items():
                 if care.machine.phase in HASTY and not care.machine.watches_only:
-                    self._watcher.complain(name)
+                    self._monitor.complain(name)
                 if care.machine.phase is not Phase.HEALTHY:
                     self._step(name, Ticked())
 
@@ -232,7 +232,7 @@ class Conductor:
         """The watcher has looked at one of its servers; where only the time is new, nothing need come of it."""
         if self._begun:
             if is_news or self._shards[shard].machine.waits:
-                self._step(shard, Looked(self._watcher.nodes(shard)))
+                self._step(shard, HealthChecked(self._monitor.nodes(shard)))
             self.settings.on_seen(shard)
 
     def on_learned(self) -> None:
@@ -240,19 +240,19 @@ class Conductor:
         if self._begun:
             self._publish()
 
-    def complete(self, look: ShardLook) -> ShardLook:
+    def complete(self, health: ShardHealth) -> ShardHealth:
         """A look at a shard, with what is known of its promotion."""
-        care, supervisor = self._shards[look.name], self._supervisor()
+        care, supervisor = self._shards[health.name], self._supervisor()
         machine, shut = care.machine, care.machine.gate()
         return msgspec.structs.replace(
-            look,
-            since=shut.since if shut else look.since,
+            health,
+            since=shut.since if shut else health.since,
             epoch=care.epoch,
             phase=machine.phase.value,
             closed=shut.why if shut else "",
             expected_at=shut.expected_at if shut else 0.0,
-            held=supervisor.held(look.name) if supervisor else 0,
-            alarms=(*machine.alarms.values(), *self.settings.alarms(look.name)),
+            held=supervisor.held(health.name) if supervisor else 0,
+            alarms=(*machine.alarms.values(), *self.settings.alarms(health.name)),
         )
 
     @property
@@ -276,7 +276,7 @@ class Conductor:
         """The end of `pause`. Raises Refused."""
         return await self._ask(shard, ResumeAsked())
 
-    async def _ask(self, shard: str, event: Happening) -> str:
+    async def _ask(self, shard: str, event: FailoverEvent) -> str:
         care = self._shards.get(shard)
         if care is None:
             raise Refused(f"expected one of the shards {', '.join(self._shards)}, got {shard}")
@@ -298,10 +298,10 @@ class Conductor:
 
     # --- what follows ---
 
-    def _step(self, shard: str, event: Happening) -> None:
+    def _step(self, shard: str, event: FailoverEvent) -> None:
         care = self._shards[shard]
         if self._begun:
-            care.machine.nodes = self._watcher.nodes(shard)  # where only the time was new, it was not told
+            care.machine.nodes = self._monitor.nodes(shard)  # where only the time was new, it was not told
         for effect in care.machine.step(event, time.monotonic()):
             self._carry_out(care, effect)
         if care.machine.phase is not Phase.HEALTHY:
@@ -334,7 +334,7 @@ class Conductor:
     async def _promote(self, care: Care, attempt: Coroutine[Any, Any, None]) -> None:
         # AWS takes its time; what was asked of it is not undone by giving up
         deadline_s = max(self._config.promotion.deadline_s, 4 * care.promoter.usual_s)
-        outcome: Happening
+        outcome: FailoverEvent
         try:
             async with within(deadline_s):
                 await attempt
@@ -360,7 +360,7 @@ class Conductor:
                 for index in late:
                     supervisor.kill_worker(index, f"not at the new primary of {care.shard.name} within {BARRIER_S:g} s")
                 late = await supervisor.all_applied(version, ENDED_S)
-        self._watcher.promoted(care.shard)
+        self._monitor.promoted(care.shard)
         if supervisor is not None:
             await supervisor.all_hear(care.shard.name, HEARD_S)
         self._step(care.shard.name, Switched())
@@ -369,15 +369,15 @@ class Conductor:
         if care.tidying:
             return
         care.tidying = True
-        looks = care.machine.nodes
+        healths = care.machine.nodes
         try:
-            await care.promoter.tidy(looks[care.machine.primary], [looks[node] for node in strays])
+            await care.promoter.tidy(healths[care.machine.primary], [healths[node] for node in strays])
         finally:
             care.tidying = False
 
     def _publish(self, *changed: Care) -> None:
         """Tell the workers, if it is something else than they were told last; of the others it is what it was."""
-        now, learned = time.monotonic(), self._watcher.topology.learned
+        now, learned = time.monotonic(), self._monitor.topology.learned
         is_news = learned is not self.topology.learned and learned != self.topology.learned
         for care in changed or self._shards.values():
             told = care.shard, care.gate(self._may_be_read, now)
@@ -388,12 +388,12 @@ class Conductor:
             self.topology = Topology(self.topology.version + 1, self.shards, learned, gates)
             self._tell(self.topology)
 
-    def _may_be_read(self, look: NodeLook) -> bool:
+    def _may_be_read(self, health: NodeHealth) -> bool:
         """In peace: a replica that is in step."""
-        if self._config.reads == "primary" or not look.reachable or look.role != "slave":
+        if self._config.reads == "primary" or not health.reachable or health.role != "slave":
             return False
-        in_step = look.link == "up" and not look.syncing and not look.loading
-        return in_step and 0 <= look.lag_s <= self._config.reads_max_lag_s
+        in_step = health.link == "up" and not health.syncing and not health.loading
+        return in_step and 0 <= health.lag_s <= self._config.reads_max_lag_s
 
     def _known(self, care: Care) -> Known:
         """As it is kept over a restart."""
@@ -413,4 +413,4 @@ class Conductor:
         self._save()
 
     def __repr__(self) -> str:
-        return f"<Conductor {list(self._shards.values())}>"
+        return f"<Coordinator {list(self._shards.values())}>"

@@ -7,61 +7,68 @@ ours, so who copies whom is told by the history rather than by the name.
 import statistics
 from collections.abc import Mapping
 
-from pyproxy.messages import NodeLook
+from pyproxy.messages import NodeHealth
 from pyproxy.shard_map import Node
 
 STEADY_S = 0.2
 """Two looks so far apart must agree before anything irreversible is done, or believed, because of them."""
 
-Looks = Mapping[Node, NodeLook]
+Healths = Mapping[Node, NodeHealth]
 
 
-def is_primary(look: NodeLook | None, accepted: str) -> bool:
+def is_primary(health: NodeHealth | None, accepted: str) -> bool:
     """Whether this could be the primary, as it looks. `accepted`: the run_id of one that may have lost its keys."""
-    if look is None or not look.reachable or look.role != "master" or look.loading:
+    if health is None or not health.reachable or health.role != "master" or health.loading:
         return False
-    return not look.lost_keys or look.run_id == accepted
+    return not health.lost_keys or health.run_id == accepted
 
 
-def replicas(looks: Looks, primary: Node) -> list[tuple[Node, NodeLook]]:
+def replicas(healths: Healths, primary: Node) -> list[tuple[Node, NodeHealth]]:
     """Those that answer."""
-    return [(node, look) for node, look in looks.items() if node != primary and look.reachable and look.role == "slave"]
-
-
-def followers(looks: Looks, node: Node) -> list[Node]:
-    """Who copies this one, and is in touch with it."""
-    history = looks[node].replid if node in looks else ""
     return [
-        other
-        for other, look in looks.items()
-        if look.reachable and look.role == "slave" and look.link == "up" and look.replid == history != ""
+        (node, health)
+        for node, health in healths.items()
+        if node != primary and health.reachable and health.role == "slave"
     ]
 
 
-def have_gone_over(looks: Looks, primary: Node, to: Node) -> bool:
+def followers(healths: Healths, node: Node) -> list[Node]:
+    """Who copies this one, and is in touch with it."""
+    history = healths[node].replid if node in healths else ""
+    return [
+        other
+        for other, health in healths.items()
+        if health.reachable and health.role == "slave" and health.link == "up" and health.replid == history != ""
+    ]
+
+
+def have_gone_over(healths: Healths, primary: Node, to: Node) -> bool:
     """Whether the replicas follow this one, and nobody the primary: then the primary is starved, and the past."""
-    return bool(followers(looks, to)) and not followers(looks, primary)
+    return bool(followers(healths, to)) and not followers(healths, primary)
 
 
-def strays(looks: Looks, primary: Node) -> tuple[Node, ...]:
+def strays(healths: Healths, primary: Node) -> tuple[Node, ...]:
     """Those that do not follow the primary and could.
 
     One that copies another replica has the history of the primary all the same; that it does not copy the primary
     is told by the name, where that is one of ours. It would be cut off with the replica in between.
     """
-    following = followers(looks, primary)
-    others = {str(node) for node in looks if node != primary}
+    following = followers(healths, primary)
+    others = {str(node) for node in healths if node != primary}
     return tuple(
         node
-        for node, look in looks.items()
-        if node != primary and look.reachable and not look.loading and not look.syncing
-        and (look.role == "master" or look.master in others or (node not in following and look.master != str(primary)))
+        for node, health in healths.items()
+        if node != primary and health.reachable and not health.loading and not health.syncing
+        and (
+            health.role == "master" or health.master in others
+            or (node not in following and health.master != str(primary))
+        )
     )  # fmt: skip
 
 
-def guessed(looks: Looks) -> str:
+def guessed(healths: Healths) -> str:
     """The history of a primary that nobody has seen yet: that of most replicas. Empty: there are none."""
-    of = [look.replid for look in looks.values() if look.role == "slave" and look.replid]
+    of = [health.replid for health in healths.values() if health.role == "slave" and health.replid]
     return statistics.mode(of) if of else ""
 
 
@@ -76,29 +83,29 @@ class LifeSigns:
         """Forget what was seen; the first looks after this time are what the later ones are compared with."""
         self._from, self._offsets = at, {}
 
-    def note(self, looks: Looks, primary: Node) -> None:
-        for node, look in replicas(looks, primary):
-            if look.answered_at >= self._from:
-                self._offsets.setdefault(node, (look.offset, look.answered_at))
+    def note(self, healths: Healths, primary: Node) -> None:
+        for node, health in replicas(healths, primary):
+            if health.answered_at >= self._from:
+                self._offsets.setdefault(node, (health.offset, health.answered_at))
 
-    def found(self, looks: Looks, primary: Node, history: str) -> Node | None:
+    def found(self, healths: Healths, primary: Node, history: str) -> Node | None:
         """A replica that has heard of it since."""
-        if looks[primary].reachable:
+        if healths[primary].reachable:
             return None
-        for node, look in replicas(looks, primary):
-            before, _ = self._offsets.get(node, (look.offset, 0.0))
-            if look.link == "up" and look.replid == history and look.offset > before:
+        for node, health in replicas(healths, primary):
+            before, _ = self._offsets.get(node, (health.offset, 0.0))
+            if health.link == "up" and health.replid == history and health.offset > before:
                 return node
         return None
 
-    def are_complete(self, looks: Looks, primary: Node, since: float) -> bool:
+    def are_complete(self, healths: Healths, primary: Node, since: float) -> bool:
         """Whether all were looked at after `since`, and each replica long enough for a growing offset to be seen.
 
         A primary that is silent is not waited for once more: a look at it lasts until its deadline.
         """
-        return (looks[primary].silent or looks[primary].at >= since) and all(
-            look.answered_at >= since
+        return (healths[primary].silent or healths[primary].at >= since) and all(
+            health.answered_at >= since
             and node in self._offsets
-            and look.answered_at - self._offsets[node][1] >= STEADY_S
-            for node, look in replicas(looks, primary)
+            and health.answered_at - self._offsets[node][1] >= STEADY_S
+            for node, health in replicas(healths, primary)
         )

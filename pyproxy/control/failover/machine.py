@@ -28,10 +28,10 @@ from pyproxy.control.failover.transitions import (
     Answer,
     AwaitQuiet,
     Effect,
+    FailoverEvent,
     HandOver,
-    Happening,
+    HealthChecked,
     Known,
-    Looked,
     NotQuiet,
     PauseAsked,
     Powers,
@@ -49,7 +49,7 @@ from pyproxy.control.failover.transitions import (
     Tidy,
 )
 from pyproxy.events import Event
-from pyproxy.messages import NodeLook
+from pyproxy.messages import NodeHealth
 from pyproxy.shard_map import Node
 
 RETRY_S = (1.0, 5.0, 15.0)
@@ -100,7 +100,7 @@ class Machine:
         self.lineage = known.lineage
         self.phase = Phase.HEALTHY
         self.alarms: dict[str, str] = {}  # what an operator must know of: name -> text
-        self.nodes: Mapping[Node, NodeLook] = {}
+        self.nodes: Mapping[Node, NodeHealth] = {}
         self._switched_at = 0.0  # what was seen before says nothing of the roles of now
         self.promoted_at = promoted_at
         self._options = options
@@ -196,14 +196,14 @@ class Machine:
         return min(others, key=lambda node: (-self.nodes[node].offset, str(node)), default=None)
 
     def _readable(self, node: Node, now: float) -> bool:
-        look = self.nodes.get(node)
-        if look is None or not (look.role == "slave" or node == self._target):
+        health = self.nodes.get(node)
+        if health is None or not (health.role == "slave" or node == self._target):
             return False
-        return readable(look, self.lineage, now)
+        return readable(health, self.lineage, now)
 
-    def step(self, event: Happening, now: float) -> list[Effect]:
+    def step(self, event: FailoverEvent, now: float) -> list[Effect]:
         """One event. The effects are to be carried out in their order."""
-        if isinstance(event, Looked):
+        if isinstance(event, HealthChecked):
             self.nodes = event.nodes
         if isinstance(event, Announced):
             self._heard(event.said, now)
@@ -229,45 +229,45 @@ class Machine:
         said = self._said
         if not self._powers.is_authority or said is None or said.node == self.primary:
             return None
-        look = self.nodes.get(said.node)
-        if look is None or (said.epoch and said.epoch <= self.epoch):
+        health = self.nodes.get(said.node)
+        if health is None or (said.epoch and said.epoch <= self.epoch):
             return None
-        is_replica = look.reachable and look.role == "slave" and look.answered_at > self._said_at
+        is_replica = health.reachable and health.role == "slave" and health.answered_at > self._said_at
         return None if is_replica else said
 
     def _trouble(self) -> tuple[str, bool]:
         """What is wrong with the primary, and whether writes to it cannot succeed; ("", False): nothing."""
-        look = self.nodes[self.primary]
+        health = self.nodes[self.primary]
         if overruled := self._overruled():
             return f"{overruled.by} says that {overruled.node} is primary", True
-        if look.busy:
+        if health.busy:
             return "", False  # whoever were primary would run that too, and clients hear of it from the server itself
-        if not look.reachable:
-            return look.error, not look.silent
-        if look.role == "slave":
-            return f"its role is slave (of {look.master})", True
-        if look.lost_keys and look.run_id != self._accepted and not self._powers.watches_only:
-            return f"it restarted without its {look.lost_keys:,} keys", True
-        if look.misconf and self._options.misconf_after_s and not self._powers.watches_only:
+        if not health.reachable:
+            return health.error, not health.silent
+        if health.role == "slave":
+            return f"its role is slave (of {health.master})", True
+        if health.lost_keys and health.run_id != self._accepted and not self._powers.watches_only:
+            return f"it restarted without its {health.lost_keys:,} keys", True
+        if health.misconf and self._options.misconf_after_s and not self._powers.watches_only:
             return "it answers -MISCONF", True
         return "", False
 
     def _patience_s(self) -> float:
         """How long this trouble may last until the primary counts as down."""
-        look = self.nodes.get(self.primary)
-        if look is not None:
-            if look.loading:
+        health = self.nodes.get(self.primary)
+        if health is not None:
+            if health.loading:
                 return max(self._options.down_after_s, self._options.loading_s)
-            if look.reachable and look.misconf:
+            if health.reachable and health.misconf:
                 return self._options.misconf_after_s
-            if look.reachable and look.lost_keys:
+            if health.reachable and health.lost_keys:
                 return 0.0  # its replicas copy the emptiness within a second: whoever still has the keys must be first
         return self._options.down_after_s
 
     def _counted_from(self) -> float:
         """Since when that has been so: a primary that answered, if with an error, has been silent only since then."""
-        look = self.nodes.get(self.primary)
-        return max(self._troubled_at, look.unanswered_since if look is not None else 0.0)
+        health = self.nodes.get(self.primary)
+        return max(self._troubled_at, health.unanswered_since if health is not None else 0.0)
 
     def _began_at(self, now: float) -> float:
         """When a primary that does not answer was asked first; now, for any other trouble."""
@@ -303,15 +303,15 @@ class Machine:
         return lineage.is_primary(self.nodes.get(node), self._accepted)
 
     def _candidates(self, now: float) -> list[Node]:
-        others = {node: look for node, look in self.nodes.items() if node != self.primary}
-        by_look = {id(look): node for node, look in others.items()}
-        return [by_look[id(look)] for look in ranked(others.values(), self.lineage, now)]
+        others = {node: health for node, health in self.nodes.items() if node != self.primary}
+        by_check = {id(health): node for node, health in others.items()}
+        return [by_check[id(health)] for health in ranked(others.values(), self.lineage, now)]
 
     def _learn(self, now: float) -> None:
         """The primary is well: its history is the one to go on from."""
         self.lineage = self.nodes[self.primary].replid or self.lineage
         self.alarms.clear()
-        self._strangers = {n for n, look in self.nodes.items() if n != self.primary and look.role == "master"}
+        self._strangers = {n for n, health in self.nodes.items() if n != self.primary and health.role == "master"}
         strangers = [str(node) for node in self._strangers if self.nodes[node].reachable]
         if strangers:
             self.alarms["two-masters"] = f"{', '.join(strangers)} says that it is a master too; nothing is sent there"
@@ -321,10 +321,14 @@ class Machine:
 
     # --- while nothing is under way: healthy, suspect, waiting, readonly, down ---
 
-    def _review(self, _event: Happening, now: float) -> list[Effect]:
+    def _review(self, _event: FailoverEvent, now: float) -> list[Effect]:
         self._waits = True
-        look = self.nodes.get(self.primary)
-        if look is None or now - look.at > STALE_S or any(each.at <= self._switched_at for each in self.nodes.values()):
+        health = self.nodes.get(self.primary)
+        if (
+            health is None
+            or now - health.at > STALE_S
+            or any(each.at <= self._switched_at for each in self.nodes.values())
+        ):
             return []  # not looked at yet, or this proxy has slept: what was seen before is not what is
         self.lineage = self.lineage or lineage.guessed(self.nodes)
         successor = self._successor(now)
@@ -339,8 +343,8 @@ class Machine:
             self._tried, self._rounds = [], 0
             self._target = None
             self._life.begin(now + STEADY_S)  # what was on its way to them has arrived by then
-        if self.phase is Phase.HEALTHY or look.reachable != self._answers:
-            self._troubled_at, self._answers = self._began_at(now), look.reachable
+        if self.phase is Phase.HEALTHY or health.reachable != self._answers:
+            self._troubled_at, self._answers = self._began_at(now), health.reachable
         self._life.note(self.nodes, self.primary)
         if self.phase in (Phase.HEALTHY, Phase.SUSPECT):
             effects = self._doubt(why, hard, now)
@@ -354,13 +358,15 @@ class Machine:
             self._learn(now)
             effects = self._strays(now)
             is_said = self._said is not None and self._said.node != self.primary
-            may_go = any(not look.reachable for look in self.nodes.values()) or lineage.strays(self.nodes, self.primary)
+            may_go = any(not health.reachable for health in self.nodes.values()) or lineage.strays(
+                self.nodes, self.primary
+            )
             self._waits = bool(effects or self.alarms or is_said or may_go)
             return effects
-        look = self.nodes[self.primary]
+        health = self.nodes[self.primary]
         if not self._well_at:
-            self._well_at = look.at
-        if look.at - self._well_at < STEADY_S and self._hard:
+            self._well_at = health.at
+        if health.at - self._well_at < STEADY_S and self._hard:
             return []
         self._hard = False
         self._target = None
@@ -382,7 +388,7 @@ class Machine:
 
     def _act(self, why: str, now: float) -> list[Effect]:
         """The primary is down: promote, or wait for those who do, or give up for now."""
-        if not any(look.reachable for look in self.nodes.values()):
+        if not any(health.reachable for health in self.nodes.values()):
             return self._settle(Phase.DOWN, "no server of it answers", now)
         if self.phase is Phase.DOWN:
             self._life.begin(now)
@@ -413,8 +419,8 @@ class Machine:
 
     def _missing(self) -> bool:
         """Whether a replica is silent that was there when the primary was."""
-        others = [look for node, look in self.nodes.items() if node != self.primary]
-        return any(not look.reachable and look.answered_at >= self._since - RECENT_S for look in others)
+        others = [health for node, health in self.nodes.items() if node != self.primary]
+        return any(not health.reachable and health.answered_at >= self._since - RECENT_S for health in others)
 
     def _guard(self, now: float) -> str:
         """Why nothing may be promoted now; empty: it may."""
@@ -431,8 +437,8 @@ class Machine:
 
     def _settle(self, phase: Phase, why: str, now: float) -> list[Effect]:
         self._why = why
-        look = self.nodes.get(self.primary)
-        if look is not None and look.lost_keys:
+        health = self.nodes.get(self.primary)
+        if health is not None and health.lost_keys:
             self.alarms["data-loss"] = f"{why}; `pyproxy promote` takes a server as it is"
         if self.phase is phase:
             return []
@@ -450,12 +456,12 @@ class Machine:
         )  # fmt: skip
         return [*effects, Promote(candidate)]
 
-    def _on_promoted(self, _event: Happening, now: float) -> list[Effect]:
+    def _on_promoted(self, _event: FailoverEvent, now: float) -> list[Effect]:
         assert self._target is not None
         self._promotions = [at for at in self._promotions if now - at < MANY_S] + [now]
         return self._verify(self._target, now, f"{self._target} was promoted")
 
-    def _on_refused(self, event: Happening, now: float) -> list[Effect]:
+    def _on_refused(self, event: FailoverEvent, now: float) -> list[Effect]:
         """The next candidate, or all of them once more after a pause; but first a look: it may have been done."""
         assert isinstance(event, PromotionRefused)
         self._target = None
@@ -479,18 +485,18 @@ class Machine:
         effects = self._enter(Phase.VERIFYING, now, cause, Event.VERIFYING, node=node)
         return effects + self._confirm(Ticked(), now)
 
-    def _confirm(self, _event: Happening, now: float) -> list[Effect]:
+    def _confirm(self, _event: FailoverEvent, now: float) -> list[Effect]:
         """Whether the target is seen to be the primary, twice."""
         if self._powers.is_authority:
             successor = self._successor(now)
             if successor is not None and successor != self._target:
                 return self._verify(successor, now, f"{successor} is primary by now")
         assert self._target is not None
-        look = self.nodes.get(self._target)
-        if look is not None and self._could_be(self._target):
+        health = self.nodes.get(self._target)
+        if health is not None and self._could_be(self._target):
             if not self._seen_at:
-                self._seen_at = look.answered_at
-            if look.answered_at - self._seen_at >= STEADY_S:
+                self._seen_at = health.answered_at
+            if health.answered_at - self._seen_at >= STEADY_S:
                 return self._switch(now)
         else:
             self._seen_at = 0.0
@@ -498,7 +504,7 @@ class Machine:
             self._target = None
             self._decided = self._anew = now
             self._life.begin(now)
-            why = f"{look.node if look else 'it'} was not seen to be primary in time"
+            why = f"{health.node if health else 'it'} was not seen to be primary in time"
             return self._enter(Phase.WAITING, now, why, Event.TRY_FAILED) + self._answer(False, why)
         return []
 
@@ -513,13 +519,13 @@ class Machine:
         )  # fmt: skip
         return [*effects, Switch(self._target, self._target_epoch)]
 
-    def _on_switched(self, _event: Happening, now: float) -> list[Effect]:
+    def _on_switched(self, _event: FailoverEvent, now: float) -> list[Effect]:
         assert self._target is not None
         old, self.primary, self.epoch = self.primary, self._target, self._target_epoch
         if self._said and self._said.node == old and not self._said.epoch:
             self._said = None  # it was true before
-        look = self.nodes.get(self.primary)
-        self.lineage = (look.replid if look is not None and look.role == "master" else "") or self.lineage
+        health = self.nodes.get(self.primary)
+        self.lineage = (health.replid if health is not None and health.role == "master" else "") or self.lineage
         if not self._planned:
             self.promoted_at = now
             self._durations = [*self._durations, now - self._decided][-REMEMBERED:]
@@ -546,7 +552,7 @@ class Machine:
 
     # --- an operator asks ---
 
-    def _on_promote_asked(self, event: Happening, now: float) -> list[Effect]:
+    def _on_promote_asked(self, event: FailoverEvent, now: float) -> list[Effect]:
         """In peace: hold, drain, hand over. Where it was given up: the operator knows better."""
         assert isinstance(event, PromoteAsked)
         self._asked = True
@@ -576,18 +582,18 @@ class Machine:
         effects = self._enter(Phase.HANDING_OVER, now, "an operator asked", Event.HAND_OVER, candidate=candidate)
         return [*effects, AwaitQuiet()]
 
-    def _on_quiet(self, _event: Happening, now: float) -> list[Effect]:
+    def _on_quiet(self, _event: FailoverEvent, now: float) -> list[Effect]:
         assert self._target is not None
         if self._out:
             return []
         self._out = True
         return [HandOver(self._target, self._named)]
 
-    def _on_not_quiet(self, event: Happening, now: float) -> list[Effect]:
+    def _on_not_quiet(self, event: FailoverEvent, now: float) -> list[Effect]:
         assert isinstance(event, NotQuiet)
         return [] if self._out else self._call_off(event.why, now)
 
-    def _on_handed_over(self, _event: Happening, now: float) -> list[Effect]:
+    def _on_handed_over(self, _event: FailoverEvent, now: float) -> list[Effect]:
         if not self._out:
             return []
         said = self._overruled()
@@ -595,7 +601,7 @@ class Machine:
             self._target = said.node  # they may have chosen another one
         return self._switch(now)
 
-    def _on_hand_over_refused(self, event: Happening, now: float) -> list[Effect]:
+    def _on_hand_over_refused(self, event: FailoverEvent, now: float) -> list[Effect]:
         assert isinstance(event, PromotionRefused)
         return self._call_off(event.why, now) if self._out else []
 
@@ -604,18 +610,18 @@ class Machine:
         self._target = None
         return self._enter(Phase.HEALTHY, now, why, Event.HAND_OVER_FAILED) + self._answer(False, why)
 
-    def _on_pause_asked(self, _event: Happening, now: float) -> list[Effect]:
+    def _on_pause_asked(self, _event: FailoverEvent, now: float) -> list[Effect]:
         self._asked = True
         self._since = now
         effects = self._enter(Phase.PAUSED, now, "an operator asked", Event.PAUSED)
         return effects + self._answer(True, f"{self.shard}: writes are held, then refused, until it is resumed")
 
-    def _on_resume_asked(self, event: Happening, now: float) -> list[Effect]:
+    def _on_resume_asked(self, event: FailoverEvent, now: float) -> list[Effect]:
         self._asked = True
         effects = self._enter(Phase.HEALTHY, now, "an operator asked", Event.PAUSED_END)
         return effects + self._answer(True, f"{self.shard}: writes go on") + self._review(event, now)
 
-    def _not_now(self, _event: Happening, now: float) -> list[Effect]:
+    def _not_now(self, _event: FailoverEvent, now: float) -> list[Effect]:
         return [Answer(False, f"{self.shard} is {self.phase.value}: {self.why or 'not now'}")]
 
     def _answer(self, done: bool, text: str) -> list[Effect]:
@@ -640,17 +646,17 @@ class Machine:
         }  # fmt: skip
         return [Say(event, said)]
 
-    def _ignore(self, _event: Happening, _now: float) -> list[Effect]:
+    def _ignore(self, _event: FailoverEvent, _now: float) -> list[Effect]:
         return []
 
     def __repr__(self) -> str:
         return f"<Machine {self.shard} {self.phase.value} epoch {self.epoch} primary {self.primary}>"
 
 
-Handler = Callable[[Machine, Happening, float], list[Effect]]
+Handler = Callable[[Machine, FailoverEvent, float], list[Effect]]
 
-_REVIEW: dict[type, Handler] = {Looked: Machine._review, Ticked: Machine._review, Announced: Machine._review}
-_IDLE: dict[type, Handler] = {Looked: Machine._ignore, Ticked: Machine._ignore, Announced: Machine._ignore}
+_REVIEW: dict[type, Handler] = {HealthChecked: Machine._review, Ticked: Machine._review, Announced: Machine._review}
+_IDLE: dict[type, Handler] = {HealthChecked: Machine._ignore, Ticked: Machine._ignore, Announced: Machine._ignore}
 _LATE: dict[type, Handler] = dict.fromkeys((Promoted, PromotionRefused, Switched, Quiet, NotQuiet), Machine._ignore)
 """Outcomes that nobody waits for any more."""
 _BUSY: dict[type, Handler] = dict.fromkeys((PromoteAsked, PauseAsked, ResumeAsked), Machine._not_now)
@@ -667,7 +673,7 @@ TABLE: dict[Phase, dict[type, Handler]] = {
         **_IDLE, **_LATE, **_BUSY, Promoted: Machine._on_promoted, PromotionRefused: Machine._on_refused
     },
     Phase.VERIFYING: {
-        **_LATE, **_BUSY, Looked: Machine._confirm, Ticked: Machine._confirm, Announced: Machine._confirm
+        **_LATE, **_BUSY, HealthChecked: Machine._confirm, Ticked: Machine._confirm, Announced: Machine._confirm
     },
     Phase.SWITCHING: {**_IDLE, **_LATE, **_BUSY, Switched: Machine._on_switched},
     Phase.HANDING_OVER: {

@@ -10,17 +10,17 @@ import msgspec
 
 from pyproxy.control.failover.promoters import Announcement
 from pyproxy.events import Event
-from pyproxy.messages import NodeLook
+from pyproxy.messages import NodeHealth
 from pyproxy.shard_map import Node
 
 # --- events: what may happen ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class HealthChecked:
     """The last looks at all servers of the shard, whatever their role."""
 
-    nodes: Mapping[Node, NodeLook]
+    nodes: Mapping[Node, NodeHealth]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,8 @@ class ResumeAsked:
     pass
 
 
-Happening = (
-    Looked | Ticked | Announced | Promoted | PromotionRefused | Switched | Quiet | NotQuiet
+FailoverEvent = (
+    HealthChecked | Ticked | Announced | Promoted | PromotionRefused | Switched | Quiet | NotQuiet
     | PromoteAsked | PauseAsked | ResumeAsked
 )  # fmt: skip
 

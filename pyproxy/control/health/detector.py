@@ -1,6 +1,6 @@
 """What an answer of a server means, and what has changed since the one before.
 
-INFO and the look before come in; a NodeLook, and the events that follow from the two, go out. Pure: whoever asks
+INFO and the look before come in; a NodeHealth, and the events that follow from the two, go out. Pure: whoever asks
 the servers is node_monitor.py, and what is done about it is nobody's here.
 """
 
@@ -13,7 +13,7 @@ import msgspec
 
 from pyproxy.events import Event
 from pyproxy.health import MOST_BACKOFF_S
-from pyproxy.messages import NodeLook, Work
+from pyproxy.messages import NodeHealth, Work
 
 UNWATCHED_S = 3.0
 """A server is looked at every second: where a look is later than that, nobody knows of the time between."""
@@ -48,7 +48,9 @@ def parse_info(text: str) -> tuple[dict[str, str], dict[int, dict[str, int]]]:
     return fields, keyspace
 
 
-def answered(before: NodeLook, at: float, fields: Mapping[str, str], keyspace: Keyspace, misconf: str = "") -> NodeLook:
+def answered(
+    before: NodeHealth, at: float, fields: Mapping[str, str], keyspace: Keyspace, misconf: str = ""
+) -> NodeHealth:
     """The look at a server that answered with this INFO.
 
     The offset of a slave is `slave_repl_offset`, which stays when its link is down (ROLE says -1 then). Its lag is
@@ -58,7 +60,7 @@ def answered(before: NodeLook, at: float, fields: Mapping[str, str], keyspace: K
     is_slave = fields.get("role") == "slave"
     link = fields.get("master_link_status", "") if is_slave else ""
     silence = "master_last_io_seconds_ago" if link == "up" else "master_link_down_since_seconds"
-    return NodeLook(
+    return NodeHealth(
         node=before.node,
         reachable=True,
         error="",
@@ -82,25 +84,26 @@ def answered(before: NodeLook, at: float, fields: Mapping[str, str], keyspace: K
     )
 
 
-def timeless(look: NodeLook) -> NodeLook:
+def timeless(health: NodeHealth) -> NodeHealth:
     """Without the numbers that change by themselves."""
-    return msgspec.structs.replace(look, at=0.0, answered_at=0.0, offset=0, lag_s=0)
+    return msgspec.structs.replace(health, at=0.0, answered_at=0.0, offset=0, lag_s=0)
 
 
-def goes_on(before: NodeLook, now: NodeLook, quiet: int) -> bool:
+def goes_on(before: NodeHealth, now: NodeHealth, quiet: int) -> bool:
     """Whether anything happened between two looks: it is another server, or has written more than so many bytes."""
     moved = now.offset - before.offset
     return not 0 <= moved <= quiet or _standing(before) != _standing(now)
 
 
-def _standing(look: NodeLook) -> tuple[object, ...]:
+def _standing(health: NodeHealth) -> tuple[object, ...]:
     return (
-        look.reachable, look.role, look.run_id, look.replid, look.replid2, look.second_offset, look.link, look.master,
-        look.priority, look.good_replicas, look.loading, look.syncing, look.misconf,
+        health.reachable, health.role, health.run_id, health.replid, health.replid2, health.second_offset,
+        health.link, health.master, health.priority, health.good_replicas, health.loading, health.syncing,
+        health.misconf,
     )  # fmt: skip
 
 
-def refused(before: NodeLook, at: float, error: str) -> NodeLook:
+def refused(before: NodeHealth, at: float, error: str) -> NodeHealth:
     """The look at a server that answered with this error; what it said before stays."""
     loading = error.startswith("LOADING ")
     return msgspec.structs.replace(
@@ -109,8 +112,8 @@ def refused(before: NodeLook, at: float, error: str) -> NodeLook:
 
 
 def failed(
-    before: NodeLook, asked_at: float, at: float, error: str, silent: bool = False, work: Work | None = None
-) -> NodeLook:
+    before: NodeHealth, asked_at: float, at: float, error: str, silent: bool = False, work: Work | None = None
+) -> NodeHealth:
     """The look at a server that did not answer what it was asked then; what it said before stays.
 
     As for Sentinel its silence begins when it was asked first (`act_ping_time`), and not with its last answer, after
@@ -131,7 +134,7 @@ def failed(
     )  # fmt: skip
 
 
-def lost_keys(before: NodeLook, now: NodeLook, replicas: Iterable[NodeLook]) -> int:
+def lost_keys(before: NodeHealth, now: NodeHealth, replicas: Iterable[NodeHealth]) -> int:
     """How many keys a server had before it restarted as a master without them; 0 if it has them, or is a slave by now.
 
     A primary that restarted empty and is written to is not empty when it is looked at, so one whose offset went back
@@ -202,7 +205,7 @@ def out_of_memory(fields: Mapping[str, str], keyspace: Keyspace, refused: Refuse
     return f"it uses {used:,} bytes of maxmemory ({limit:,}), and {policy} leaves nothing to evict"
 
 
-def changes(before: NodeLook, now: NodeLook, configured: str) -> Iterator[Change]:
+def changes(before: NodeHealth, now: NodeHealth, configured: str) -> Iterator[Change]:
     """The events between two looks at one server, which the configuration gives this role (master or slave)."""
     was_down = before.at > 0 and not before.reachable and not before.at_work
     if now.at_work:
@@ -272,7 +275,7 @@ def address(host: str, port: str) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _age(name: str, before: NodeLook, now: NodeLook) -> dict[str, object]:
+def _age(name: str, before: NodeHealth, now: NodeHealth) -> dict[str, object]:
     """Seconds since it last answered, if ever it did."""
     return {name: f"{now.at - before.answered_at:.1f}"} if before.answered_at else {}
 

@@ -1,13 +1,12 @@
 """What the parent knows of the shards.
 
-One connection to each server, primaries and replicas. Once a second, all in step, each is looked at (node_monitor.py);
-what they say goes out to the workers as one FleetLook, the whole state; while clients ask nothing and nothing happens,
-that is every few seconds. A worker that complains of a shard has its
-servers looked at at once. From the primaries' COMMAND tables the commands that the proxy may pass are learned (a new
-Topology where that changes them).
+There is one connection to each server, primaries and replicas. Once a second all servers are checked, in step
+(node_monitor.py). What they say goes out to the workers as one FleetHealth, the whole state; while clients ask nothing
+and nothing happens, that is every few seconds. When a worker complains of a shard, its servers are checked at once. The
+commands that the proxy may pass are learned from the primaries' COMMAND tables (a change makes a new Topology).
 
     tick      tick + 0.3 s            tick + 1 s
-     |-- looks --|-- FleetLook out        |-- looks ...       a worker's copy is at most 2 s old while clients ask
+     |-- looks --|-- FleetHealth out        |-- looks ...       a worker's copy is at most 2 s old while clients ask
 
 It never decides what follows from what it sees, never sends on its own (it is given callables), and no request
 passes here.
@@ -24,10 +23,10 @@ import msgspec
 
 from pyproxy.access import Access
 from pyproxy.control.health.busy import Stretches
-from pyproxy.control.health.node_monitor import NodeWatch, PrimaryWatch
+from pyproxy.control.health.node_monitor import NodeMonitor, PrimaryMonitor
 from pyproxy.events import Event, emit
 from pyproxy.health import unfenced, writable
-from pyproxy.messages import FleetLook, NodeLook, ShardLook, Topology
+from pyproxy.messages import FleetHealth, NodeHealth, ShardHealth, Topology
 from pyproxy.shard_map import Node, Shard, ShardMap
 
 LOOK_EVERY_S = 1.0
@@ -38,7 +37,7 @@ Learn = Callable[[list[Any]], list[Any]]
 """protocol.table.learn: the COMMAND replies of the primaries -> the rows of the commands that all of them know."""
 
 
-class ShardWatch:
+class ShardMonitor:
     """The servers of one shard, seen from here."""
 
     def __init__(
@@ -51,10 +50,10 @@ class ShardWatch:
         accepts: bool = False,
     ) -> None:
         self.name = shard.name
-        self.primary = PrimaryWatch(shard, shard_map, access, work, on_commands, accepts)
-        self.replicas = [NodeWatch(shard.name, node, access, work, "slave", b"") for node in shard.replicas]
-        self.nodes: list[NodeWatch] = [self.primary, *self.replicas]  # the primary first
-        self._by_node = {watch.node: watch for watch in self.nodes}
+        self.primary = PrimaryMonitor(shard, shard_map, access, work, on_commands, accepts)
+        self.replicas = [NodeMonitor(shard.name, node, access, work, "slave", b"") for node in shard.replicas]
+        self.nodes: list[NodeMonitor] = [self.primary, *self.replicas]  # the primary first
+        self._by_node = {monitor.node: monitor for monitor in self.nodes}
         self.complaints = {node: asyncio.Event() for node in self._by_node}
         self._shard_map = shard_map
         self._access = access
@@ -64,38 +63,42 @@ class ShardWatch:
         self._since = self._began = time.monotonic()
         self._is_writable = False
 
-    def watch(self, node: Node) -> NodeWatch:
+    def monitor(self, node: Node) -> NodeMonitor:
         """The one of this server: another one after a promotion."""
         return self._by_node[node]
 
     def promoted(self, shard: Shard) -> None:
         """Another of its servers is the primary now; what was seen of each is kept."""
         before = self._by_node
-        self.primary = PrimaryWatch(shard, self._shard_map, self._access, self._work, self._on_commands, self._accepts)
-        self.replicas = [NodeWatch(shard.name, node, self._access, self._work, "slave", b"") for node in shard.replicas]
+        self.primary = PrimaryMonitor(
+            shard, self._shard_map, self._access, self._work, self._on_commands, self._accepts
+        )
+        self.replicas = [
+            NodeMonitor(shard.name, node, self._access, self._work, "slave", b"") for node in shard.replicas
+        ]
         self.nodes = [self.primary, *self.replicas]
-        self._by_node = {watch.node: watch for watch in self.nodes}
-        for node, watch in self._by_node.items():
-            watch.take_over(before[node])
+        self._by_node = {monitor.node: monitor for monitor in self.nodes}
+        for node, monitor in self._by_node.items():
+            monitor.take_over(before[node])
         self.primary.trust()
         self._review(time.monotonic())
 
     @property
-    def look(self) -> ShardLook:
+    def health(self) -> ShardHealth:
         """What was seen last."""
-        return self._seen(self.node_looks)
+        return self._seen(self.node_healths)
 
-    def _seen(self, nodes: tuple[NodeLook, ...]) -> ShardLook:
+    def _seen(self, nodes: tuple[NodeHealth, ...]) -> ShardHealth:
         primary = self.primary
-        return ShardLook(
+        return ShardHealth(
             self.name,
             str(primary.node),
-            primary.look.reachable,
-            primary.look.error,
+            primary.health.reachable,
+            primary.health.error,
             primary.info,
             primary.keyspace,
             primary.misplaced,
-            primary.look.at or self._began,
+            primary.health.at or self._began,
             self._since,
             nodes,
             stray=primary.stray,
@@ -103,37 +106,37 @@ class ShardWatch:
 
     def _review(self, at: float) -> None:
         """Whether it takes writes: since then, if that is new."""
-        was_writable, self._is_writable = self._is_writable, writable(self._seen((self.primary.look,)))
+        was_writable, self._is_writable = self._is_writable, writable(self._seen((self.primary.health,)))
         if self._is_writable != was_writable:
             self._since = at
 
     @property
-    def node_looks(self) -> tuple[NodeLook, ...]:
+    def node_healths(self) -> tuple[NodeHealth, ...]:
         """The primary's, then those of the replicas, with the lag as the primary knows it.
 
         They acknowledge every second, it pings them every 10 s only.
         """
-        if not self.primary.look.reachable:
-            return tuple(watch.look for watch in self.nodes)
+        if not self.primary.health.reachable:
+            return tuple(monitor.health for monitor in self.nodes)
         lags = self.primary.lags
-        return (self.primary.look, *(_lagging(watch.look, lags) for watch in self.replicas))
+        return (self.primary.health, *(_lagging(monitor.health, lags) for monitor in self.replicas))
 
     @property
     def state(self) -> object:
         """Equal while nothing but the time is new. Who acknowledges each second has a lag of 0 or 1."""
-        lags = [0 if look.lag_s == 1 else look.lag_s for look in self.node_looks[1:]]
-        return self._since, [(watch.node, watch.wholes, watch.changes) for watch in self.nodes], lags
+        lags = [0 if health.lag_s == 1 else health.lag_s for health in self.node_healths[1:]]
+        return self._since, [(monitor.node, monitor.wholes, monitor.changes) for monitor in self.nodes], lags
 
-    async def look_at(self, watch: NodeWatch) -> bool:
+    async def look_at(self, monitor: NodeMonitor) -> bool:
         """Look at one of its servers -> whether anything but the time is new."""
-        wholes, changes, lag_s, lags = watch.wholes, watch.changes, watch.look.lag_s, self.primary.lags
-        await watch.look_once([each.look for each in self.replicas] if watch is self.primary else ())
-        if self._by_node[watch.node] is not watch:
-            watch.close()  # a promotion has replaced it meanwhile
-        if watch.changes != changes:
-            self._review(self.primary.look.at)
-        lags_more = self.primary.lags != lags or (watch.look.lag_s != lag_s and watch.look.node not in lags)
-        return lags_more or (watch.wholes, watch.changes) != (wholes, changes)
+        wholes, changes, lag_s, lags = monitor.wholes, monitor.changes, monitor.health.lag_s, self.primary.lags
+        await monitor.check_once([each.health for each in self.replicas] if monitor is self.primary else ())
+        if self._by_node[monitor.node] is not monitor:
+            monitor.close()  # a promotion has replaced it meanwhile
+        if monitor.changes != changes:
+            self._review(self.primary.health.at)
+        lags_more = self.primary.lags != lags or (monitor.health.lag_s != lag_s and monitor.health.node not in lags)
+        return lags_more or (monitor.wholes, monitor.changes) != (wholes, changes)
 
     def complain(self, node: str = "", code: str = "") -> None:
         """Have its servers looked at at once. `node` has refused something with `code`, if with any."""
@@ -145,14 +148,14 @@ class ShardWatch:
 
     def goes_on(self) -> None:
         """Something does: the next looks are at all that INFO says."""
-        for watch in self.nodes:
-            watch.goes_on()
+        for monitor in self.nodes:
+            monitor.goes_on()
 
     def __repr__(self) -> str:
-        return f"<ShardWatch {self.name} {self.nodes}>"
+        return f"<ShardMonitor {self.name} {self.nodes}>"
 
 
-class Watcher:
+class HealthMonitor:
     """All shards. `topology` and `fleet_look` are the states that a new worker needs."""
 
     def __init__(
@@ -161,14 +164,14 @@ class Watcher:
         access: Access,
         learn: Learn,
         on_topology: Callable[[Topology], None],
-        on_look: Callable[[FleetLook], None],
+        on_health: Callable[[FleetHealth], None],
         every_s: float = LOOK_EVERY_S,
         *,
         work: Stretches | None = None,
         accepts: Collection[str] = (),
         commands: Callable[[], int] | None = None,
         on_seen: Callable[[str, bool], None] = lambda _shard, _is_news: None,
-        complete: Callable[[ShardLook], ShardLook] = lambda look: look,
+        complete: Callable[[ShardHealth], ShardHealth] = lambda health: health,
     ) -> None:
         """`accepts`: the shards whose keys are theirs, whatever they look like. `work`: what the servers are at work
         on, as the workers say. `commands`: how many clients have asked so far (None: some each time); while they ask
@@ -177,60 +180,60 @@ class Watcher:
         self.topology = Topology(shard_map.version, list(shard_map.shards), [])
         self._learn = learn
         self._on_topology = on_topology
-        self._on_look = on_look
+        self._on_health = on_health
         self._commands = commands or itertools.count().__next__
         self._commands_before = 0
         self._on_seen = on_seen
         self._complete = complete
         self._every_s = every_s
-        self._looks = 0
+        self._healths = 0
         self._told: object = None
         work = work or Stretches()
-        self._watches = {
-            shard.name: ShardWatch(shard, shard_map, access, work, self._relearn, shard.name in accepts)
+        self._monitors = {
+            shard.name: ShardMonitor(shard, shard_map, access, work, self._relearn, shard.name in accepts)
             for shard in shard_map.shards
         }
-        self._blanks = {name: ShardLook(name, "", False, "", {}, {}, "") for name in self._watches}
+        self._blanks = {name: ShardHealth(name, "", False, "", {}, {}, "") for name in self._monitors}
 
     @property
-    def fleet_look(self) -> FleetLook:
-        looks = [self._complete(watch.look) for watch in self._watches.values()]
-        return FleetLook(self._looks, time.monotonic(), looks)
+    def fleet_health(self) -> FleetHealth:
+        healths = [self._complete(monitor.health) for monitor in self._monitors.values()]
+        return FleetHealth(self._healths, time.monotonic(), healths)
 
-    def nodes(self, shard: str) -> dict[Node, NodeLook]:
+    def nodes(self, shard: str) -> dict[Node, NodeHealth]:
         """The last looks at the servers of this shard, the primary first."""
-        watch = self._watches[shard]
-        return {each.node: look for each, look in zip(watch.nodes, watch.node_looks, strict=True)}
+        monitor = self._monitors[shard]
+        return {each.node: health for each, health in zip(monitor.nodes, monitor.node_healths, strict=True)}
 
     def promoted(self, shard: Shard) -> None:
         """The primary of this shard is another one now."""
-        self._watches[shard.name].promoted(shard)
+        self._monitors[shard.name].promoted(shard)
 
     @property
     def misplaced(self) -> list[str]:
         """For each shard whose primary holds mostly keys of others: which, and whose."""
-        return [watch.primary.misplaced for watch in self._watches.values() if watch.primary.misplaced]
+        return [monitor.primary.misplaced for monitor in self._monitors.values() if monitor.primary.misplaced]
 
     @property
     def unfenced(self) -> dict[str, list[str]]:
         """For each shard with replicas, its servers that would take writes without any replica, if there are some."""
-        found = {name: unfenced(watch.look) for name, watch in self._watches.items()}
+        found = {name: unfenced(monitor.health) for name, monitor in self._monitors.items()}
         return {name: nodes for name, nodes in found.items() if nodes}
 
-    async def look(self) -> None:
+    async def check_health(self) -> None:
         """Look at all servers once, at the same time; returns within the deadlines, whatever they do."""
         async with asyncio.TaskGroup() as group:
-            for shard in self._watches.values():
-                for watch in shard.nodes:
-                    group.create_task(self._look_at(shard, watch.node), name=f"look at {watch.node}")
+            for shard in self._monitors.values():
+                for monitor in shard.nodes:
+                    group.create_task(self._check(shard, monitor.node), name=f"look at {monitor.node}")
 
     async def run(self) -> None:
         """Look and tell, until cancelled. A server that keeps us waiting delays no other's look, nor the telling."""
         try:
             async with asyncio.TaskGroup() as group:
-                for shard in self._watches.values():
-                    for watch in shard.nodes:
-                        group.create_task(self._keep_looking(shard, watch.node), name=f"watch {watch.node}")
+                for shard in self._monitors.values():
+                    for monitor in shard.nodes:
+                        group.create_task(self._keep_checking(shard, monitor.node), name=f"watch {monitor.node}")
                 while True:
                     await asyncio.sleep(self._until_tick(SEND_AFTER_S))
                     self._notice_commands()
@@ -243,26 +246,26 @@ class Watcher:
         commands = self._commands()
         if commands != self._commands_before:
             self._commands_before = commands
-            for watch in self._watches.values():
-                watch.goes_on()
+            for monitor in self._monitors.values():
+                monitor.goes_on()
 
     def _tell(self) -> None:
         """Tell what was seen, unless nothing but the time is new."""
-        news = [(watch.state, self._complete(self._blanks[name])) for name, watch in self._watches.items()]
+        news = [(monitor.state, self._complete(self._blanks[name])) for name, monitor in self._monitors.items()]
         if news != self._told:
             self._told = news
-            self._looks += 1
-            self._on_look(self.fleet_look)
+            self._healths += 1
+            self._on_health(self.fleet_health)
 
     def complain(self, shard: str, node: str = "", code: str = "") -> None:
         """A worker has trouble with this shard: look at its servers now, or as soon as LOOK_GAP_S has passed.
 
         `node` and `code`: which server has refused something, and with which code, if that is the trouble.
         """
-        if shard in self._watches:
-            self._watches[shard].complain(node, code)
+        if shard in self._monitors:
+            self._monitors[shard].complain(node, code)
 
-    async def _keep_looking(self, shard: ShardWatch, node: Node) -> None:
+    async def _keep_checking(self, shard: ShardMonitor, node: Node) -> None:
         loop = asyncio.get_running_loop()
         complaint = shard.complaints[node]
         began = -math.inf
@@ -276,11 +279,11 @@ class Watcher:
                 await asyncio.sleep(gap_s)
             complaint.clear()
             began = loop.time()
-            await self._look_at(shard, node)
+            await self._check(shard, node)
 
-    async def _look_at(self, shard: ShardWatch, node: Node) -> None:
-        watch = shard.watch(node)
-        is_news = await shard.look_at(watch)
+    async def _check(self, shard: ShardMonitor, node: Node) -> None:
+        monitor = shard.monitor(node)
+        is_news = await shard.look_at(monitor)
         self._on_seen(shard.name, is_news)
 
     def _until_tick(self, after_s: float = 0.0) -> float:
@@ -290,7 +293,7 @@ class Watcher:
 
     def _relearn(self) -> None:
         """A primary's commands changed: what follows from all that answered goes out if it is something else."""
-        primaries = [watch.primary for watch in self._watches.values()]
+        primaries = [monitor.primary for monitor in self._monitors.values()]
         learned = self._learn([primary.commands for primary in primaries if primary.commands is not None])
         if learned != self.topology.learned:
             self.topology = Topology(self.topology.version + 1, self.topology.shards, learned)
@@ -298,15 +301,15 @@ class Watcher:
             self._on_topology(self.topology)
 
     def close(self) -> None:
-        for shard in self._watches.values():
-            for watch in shard.nodes:
-                watch.close()
+        for shard in self._monitors.values():
+            for monitor in shard.nodes:
+                monitor.close()
 
     def __repr__(self) -> str:
-        up = sum(watch.primary.look.reachable for watch in self._watches.values())
-        return f"<Watcher {up} of {len(self._watches)} shards up>"
+        up = sum(monitor.primary.health.reachable for monitor in self._monitors.values())
+        return f"<Watcher {up} of {len(self._monitors)} shards up>"
 
 
-def _lagging(look: NodeLook, lags: Mapping[str, int]) -> NodeLook:
-    lag_s = lags.get(look.node, look.lag_s)
-    return look if lag_s == look.lag_s else msgspec.structs.replace(look, lag_s=lag_s)
+def _lagging(health: NodeHealth, lags: Mapping[str, int]) -> NodeHealth:
+    lag_s = lags.get(health.node, health.lag_s)
+    return health if lag_s == health.lag_s else msgspec.structs.replace(health, lag_s=lag_s)

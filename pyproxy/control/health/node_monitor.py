@@ -1,6 +1,6 @@
 """One server, seen through one connection.
 
-A look is PING and INFO within a deadline; what it saw is a NodeLook (detector.py says what an answer means), and what
+A look is PING and INFO within a deadline; what it saw is a NodeHealth (detector.py says what an answer means), and what
 changed is logged. While nothing goes on, INFO is asked for the replication alone, and for the rest seldom.
 
 A primary is also asked, on each connect, for its COMMAND table and for a sample of its keys, most of which must belong
@@ -25,7 +25,7 @@ from pyproxy.control.health.busy import Stretches
 from pyproxy.control.health.node_connection import INFO_LIMIT, NodeConnection, NodeError
 from pyproxy.deadline import within
 from pyproxy.events import Event, emit
-from pyproxy.messages import NodeLook
+from pyproxy.messages import NodeHealth
 from pyproxy.shard_map import Node, Shard, ShardMap
 
 DEADLINE_S = 1.0  # of a connect, and of the replies to one question
@@ -37,7 +37,7 @@ QUIET_BYTES = 14  # of PING, which a primary sends its replicas now and then; th
 MOST_SAID = 10  # lines about the commands of one server
 
 
-class NodeWatch:
+class NodeMonitor:
     """A server that the configuration gives this role (master or slave, as INFO says it).
 
     `look` is what was seen last. `info` names the sections to ask for; none: the default ones.
@@ -47,7 +47,7 @@ class NodeWatch:
         self.node = node
         self._access = access
         self._work = work
-        self.look = NodeLook(str(node))
+        self.health = NodeHealth(str(node))
         self.info: dict[str, str] = {}  # of the last look that was answered
         self.keyspace: dict[int, dict[str, int]] = {}
         self._shard = shard
@@ -66,7 +66,7 @@ class NodeWatch:
         """Something does at this server, or somebody has trouble with it: the next look is at all that INFO says."""
         self._goes_on = True
 
-    async def look_once(self, replicas: Iterable[NodeLook] = ()) -> None:
+    async def check_once(self, replicas: Iterable[NodeHealth] = ()) -> None:
         """Ask the server, within deadlines, connecting first where needed; `look` then says what came of it.
 
         `replicas` are the last looks at those that copy it: they may hold what it has lost.
@@ -86,17 +86,17 @@ class NodeWatch:
             at = time.monotonic()
             # if it took longer than the deadline this process did not run, and nobody listened
             asked_at = max(self._asked_at, at - DEADLINE_S)
-            now = detector.failed(self.look, asked_at, at, str(exc), exc.silent, self._work.of(str(self.node)))
+            now = detector.failed(self.health, asked_at, at, str(exc), exc.silent, self._work.of(str(self.node)))
         if now.reachable:
             self._work.answered(str(self.node))
-        before, self.look = self.look, now
+        before, self.health = self.health, now
         if before.at_work == now.at_work and detector.timeless(before) == detector.timeless(now):
             return
         self.changes += 1
         for event, fields in detector.changes(before, now, self._configured):
             emit(event, shard=self._shard, node=self.node, **fields)
 
-    async def _try(self, replicas: Iterable[NodeLook]) -> NodeLook:
+    async def _try(self, replicas: Iterable[NodeHealth]) -> NodeHealth:
         if self._connection is None:
             self._asked_at = time.monotonic()
             self._connection = await NodeConnection.open(self.node, self._access, DEADLINE_S)
@@ -104,7 +104,7 @@ class NodeWatch:
             self._connected()
         return await self._ask(self._connection, list(replicas))
 
-    async def _ask(self, connection: NodeConnection, replicas: list[NodeLook]) -> NodeLook:
+    async def _ask(self, connection: NodeConnection, replicas: list[NodeHealth]) -> NodeHealth:
         is_whole = self._goes_on or time.monotonic() - self._whole_at >= WHOLE_EVERY_S
         self._goes_on = False  # what begins from now on is for the next look
         if not is_whole and (quiet := await self._ask_little(connection)):
@@ -115,22 +115,22 @@ class NodeWatch:
         misconf = _text(pong.line) if isinstance(pong, Error) and pong.code == b"MISCONF" else ""
         refusal = info if isinstance(info, Error) else pong if isinstance(pong, Error) and not misconf else None
         if refusal is not None:  # LOADING, NOAUTH ...: it may be better next time
-            return detector.refused(self.look, at, _text(refusal.line))
+            return detector.refused(self.health, at, _text(refusal.line))
         if not isinstance(info, bytes):
             raise NodeError("not a redis server: its INFO is no text")
         self._take_whole(_text(info), at)
         await self._settle(connection)
-        now = detector.answered(self.look, at, self.info, self.keyspace, misconf)
-        self._goes_on = self._goes_on or detector.goes_on(self.look, now, QUIET_BYTES)
+        now = detector.answered(self.health, at, self.info, self.keyspace, misconf)
+        self._goes_on = self._goes_on or detector.goes_on(self.health, now, QUIET_BYTES)
         return msgspec.structs.replace(
-            now, lost_keys=detector.lost_keys(self.look, now, replicas), **self._refusing(at)
+            now, lost_keys=detector.lost_keys(self.health, now, replicas), **self._refusing(at)
         )
 
-    async def _ask_little(self, connection: NodeConnection) -> NodeLook | None:
+    async def _ask_little(self, connection: NodeConnection) -> NodeHealth | None:
         """The look, where the replication is as it was: then so is the rest, for a while. Else None."""
         self._asked_at = time.monotonic()
         pong, info = await connection.frames(LITTLE, 2, deadline_s=DEADLINE_S, most=INFO_LIMIT)
-        at, before = time.monotonic(), self.look
+        at, before = time.monotonic(), self.health
         if not before.reachable or pong != (b"-%b\r\n" % before.misconf.encode() if before.misconf else b"+PONG\r\n"):
             return None
         fields = self._other_fields(info)
@@ -175,9 +175,9 @@ class NodeWatch:
         most = INFO_LIMIT if questions[-1][0] == b"INFO" else 0
         return await connection.ask(*questions, deadline_s=DEADLINE_S, most=most)
 
-    def take_over(self, other: "NodeWatch") -> None:
+    def take_over(self, other: "NodeMonitor") -> None:
         """Go on from what the other one has seen of the same server."""
-        self.look = other.look
+        self.health = other.health
         self.changes = other.changes + 1
         other.close()
 
@@ -193,7 +193,7 @@ class NodeWatch:
         """Ask what else there is to ask of this server. Raises NodeError."""
 
     def _refusing(self, at: float) -> dict[str, str]:
-        """Why it refuses writes, by the field of NodeLook; a replica refuses them anyway."""
+        """Why it refuses writes, by the field of NodeHealth; a replica refuses them anyway."""
         return {}
 
     def close(self) -> None:
@@ -202,10 +202,10 @@ class NodeWatch:
             self._connection = None
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.node} {'up' if self.look.reachable else self.look.error}>"
+        return f"<{type(self).__name__} {self.node} {'up' if self.health.reachable else self.health.error}>"
 
 
-class PrimaryWatch(NodeWatch):
+class PrimaryMonitor(NodeMonitor):
     """The primary of a shard. `accepts`: its keys are those of this shard, whatever they look like."""
 
     def __init__(
@@ -253,7 +253,7 @@ class PrimaryWatch(NodeWatch):
 
     def trust(self) -> None:
         """It was a replica of this shard."""
-        self._trusted = self.look.run_id
+        self._trusted = self.health.run_id
 
     def _connected(self) -> None:
         self._settled = False

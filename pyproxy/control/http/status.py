@@ -17,7 +17,7 @@ from typing import Any
 
 from pyproxy import __version__
 from pyproxy.health import backoff_s, integer, key_count, problem, replica_state, state, unfenced, usable, writable
-from pyproxy.messages import NodeLook, ShardLook
+from pyproxy.messages import NodeHealth, ShardHealth
 from pyproxy.shard_map import Shard, format_slots
 
 ALARM_SHARE = 0.8
@@ -36,7 +36,7 @@ class State:
 
     phase: Phase
     shards: Sequence[Shard]
-    looks: Sequence[ShardLook]
+    healths: Sequence[ShardHealth]
     now: float
 
 
@@ -54,32 +54,33 @@ def live(_state: State) -> Answer:
 def ready(seen: State) -> Answer:
     if seen.phase is not Phase.SERVING:
         return Answer(503, {"status": seen.phase.value})
-    if not any(usable(look) for look in seen.looks):
+    if not any(usable(health) for health in seen.healths):
         return Answer(503, {"status": "no shard can be used"})
     return Answer(200, {"status": "ok"})
 
 
 def heartbeat(seen: State) -> Answer:
-    bad = [look for look in seen.looks if not writable(look)]
+    bad = [health for health in seen.healths if not writable(health)]
     return _unless_well(
         seen,
         {
             "status": "error" if bad else "ok",
-            "checks": {look.name: "ok" if writable(look) else "error" for look in seen.looks},
+            "checks": {health.name: "ok" if writable(health) else "error" for health in seen.healths},
             "details": {
-                look.name: {"status": "error", "level": 40, "messages": {state(look): problem(look)}} for look in bad
+                health.name: {"status": "error", "level": 40, "messages": {state(health): problem(health)}}
+                for health in bad
             },
         },
     )
 
 
 def shards(seen: State) -> Answer:
-    looks = {look.name: look for look in seen.looks}
-    rows = [_shard(shard, looks[shard.name], seen.now) for shard in seen.shards]
+    healths = {health.name: health for health in seen.healths}
+    rows = [_shard(shard, healths[shard.name], seen.now) for shard in seen.shards]
     body = {
-        "status": "ok" if all(map(writable, seen.looks)) else "error",
+        "status": "ok" if all(map(writable, seen.healths)) else "error",
         "version": __version__,
-        "proxy_backoff_seconds": backoff_s(seen.looks, seen.now),
+        "proxy_backoff_seconds": backoff_s(seen.healths, seen.now),
         "shards": rows,
     }
     return _unless_well(seen, body)
@@ -132,58 +133,58 @@ def table(body: Mapping[str, Any]) -> list[str]:
 
 
 def _unless_well(seen: State, body: dict[str, Any]) -> Answer:
-    seconds = backoff_s(seen.looks, seen.now)
+    seconds = backoff_s(seen.healths, seen.now)
     if not seconds:
         return Answer(200, body)
     return Answer(503, body, {"Retry-After": str(seconds), "Backoff": str(seconds)})
 
 
-def _shard(shard: Shard, look: ShardLook, now: float) -> dict[str, Any]:
+def _shard(shard: Shard, health: ShardHealth, now: float) -> dict[str, Any]:
     """One element of /shards; numbers are of the last look that succeeded, and 0 where nothing is known."""
     return {
         "name": shard.name,
-        "node": look.node,
+        "node": health.node,
         "replicas": [str(node) for node in shard.replicas],
         "slots": [format_slots(each) for each in shard.slots],
-        "state": state(look),
-        "error": problem(look),
-        "backoff_s": backoff_s([look], now),
-        "look_age_s": round(max(0.0, now - look.at), 1),
-        "epoch": look.epoch,
-        "phase": look.phase,
-        "held": look.held,
-        "role": look.info.get("role", ""),
-        "connected_replicas": integer(look.info.get("connected_slaves")),
-        "keys": key_count(look),
-        "used_memory": integer(look.info.get("used_memory")),
-        "maxmemory": integer(look.info.get("maxmemory")),
-        "evicted_keys": integer(look.info.get("evicted_keys")),
-        "ops_per_sec": integer(look.info.get("instantaneous_ops_per_sec")),
-        "nodes": [_node(node, index == 0) for index, node in enumerate(look.nodes)],
-        "unfenced": unfenced(look),
-        "alarms": _alarms(look),
+        "state": state(health),
+        "error": problem(health),
+        "backoff_s": backoff_s([health], now),
+        "look_age_s": round(max(0.0, now - health.at), 1),
+        "epoch": health.epoch,
+        "phase": health.phase,
+        "held": health.held,
+        "role": health.info.get("role", ""),
+        "connected_replicas": integer(health.info.get("connected_slaves")),
+        "keys": key_count(health),
+        "used_memory": integer(health.info.get("used_memory")),
+        "maxmemory": integer(health.info.get("maxmemory")),
+        "evicted_keys": integer(health.info.get("evicted_keys")),
+        "ops_per_sec": integer(health.info.get("instantaneous_ops_per_sec")),
+        "nodes": [_node(node, index == 0) for index, node in enumerate(health.nodes)],
+        "unfenced": unfenced(health),
+        "alarms": _alarms(health),
     }
 
 
-def _node(look: NodeLook, is_primary: bool) -> dict[str, Any]:
+def _node(health: NodeHealth, is_primary: bool) -> dict[str, Any]:
     """One server of a shard, in the words of INFO."""
     return {
-        "node": look.node,
-        "state": ("up" if look.reachable else "down") if is_primary else replica_state(look),
-        "role": look.role,
-        "offset": look.offset,
-        "lag_s": look.lag_s,
-        "error": look.error,
+        "node": health.node,
+        "state": ("up" if health.reachable else "down") if is_primary else replica_state(health),
+        "role": health.role,
+        "offset": health.offset,
+        "lag_s": health.lag_s,
+        "error": health.error,
     }
 
 
-def _alarms(look: ShardLook) -> list[str]:
+def _alarms(health: ShardHealth) -> list[str]:
     """What an operator should look at: a line each."""
-    found = [] if state(look) == "up" else [f"{state(look)}: {problem(look)}"]
-    found += look.alarms
-    if look.stray:
-        found.append(f"stray keys: {look.stray}; `pyproxy verify --misplaced` lists them, with --move it moves them")
-    used, limit = integer(look.info.get("used_memory")), integer(look.info.get("maxmemory"))
+    found = [] if state(health) == "up" else [f"{state(health)}: {problem(health)}"]
+    found += health.alarms
+    if health.stray:
+        found.append(f"stray keys: {health.stray}; `pyproxy verify --misplaced` lists them, with --move it moves them")
+    used, limit = integer(health.info.get("used_memory")), integer(health.info.get("maxmemory"))
     if limit > 0 and used > ALARM_SHARE * limit:
         found.append(f"memory: {used:,} bytes are {used / limit:.0%} of maxmemory ({limit:,})")
     return found

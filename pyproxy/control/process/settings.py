@@ -23,7 +23,7 @@ from pyproxy.access import Access
 from pyproxy.control.failover.promoters import PromotionFailed
 from pyproxy.control.health.node_connection import NodeConnection, NodeError
 from pyproxy.events import Event, emit
-from pyproxy.messages import FixedSetting, NodeLook, Settings
+from pyproxy.messages import FixedSetting, NodeHealth, Settings
 from pyproxy.shard_map import Node
 
 NAME = notifications.SETTING
@@ -65,7 +65,7 @@ class Keeper:
         self,
         access: Access,
         fixed_by: Mapping[str, FixedBy],
-        nodes: Callable[[str], Mapping[Node, NodeLook]],
+        nodes: Callable[[str], Mapping[Node, NodeHealth]],
         told: Mapping[str, str],
         changed: Callable[[], None],
         start: Callable[[Coroutine[Any, Any, None], str], None],
@@ -108,13 +108,13 @@ class Keeper:
     def _tell(self, shard: str) -> None:
         if not self.state.told or shard in self._fixed:
             return
-        for node, look in self._nodes(shard).items():
-            if not look.reachable:
+        for node, health in self._nodes(shard).items():
+            if not health.reachable:
                 self._attempts.pop(node, None)
-            elif node not in self._busy and self._is_due(node, self._sitting(look)):
+            elif node not in self._busy and self._is_due(node, self._sitting(health)):
                 self._busy.add(node)
                 self._again.discard(node)
-                self._start(self._set(shard, node, self._sitting(look)), f"set the settings of {node}")
+                self._start(self._set(shard, node, self._sitting(health)), f"set the settings of {node}")
 
     def _settle(self) -> None:
         """Say so to who waits for it, if it is."""
@@ -127,8 +127,10 @@ class Keeper:
         """Whether its primary is up, and neither has nor has refused what clients were told."""
         if shard in self._fixed:
             return False
-        looks = self._nodes(shard).items()
-        primaries = [(node, self._sitting(look)) for node, look in looks if look.reachable and look.role == "master"]
+        healths = self._nodes(shard).items()
+        primaries = [
+            (node, self._sitting(health)) for node, health in healths if health.reachable and health.role == "master"
+        ]
         return any(self._is_new(node, sitting) for node, sitting in primaries)
 
     def _is_new(self, node: Node, wanted: Sitting) -> bool:
@@ -149,8 +151,8 @@ class Keeper:
             found.append(f"{NAME} is '{fixed}' by its parameter group, and clients were told '{value}'")
         return found
 
-    def _sitting(self, look: NodeLook) -> Sitting:
-        return Sitting(look.run_id, look.role, tuple(sorted(self.state.told.items())))
+    def _sitting(self, health: NodeHealth) -> Sitting:
+        return Sitting(health.run_id, health.role, tuple(sorted(self.state.told.items())))
 
     def _is_due(self, node: Node, wanted: Sitting) -> bool:
         if node in self._again or self._is_new(node, wanted):
@@ -165,8 +167,8 @@ class Keeper:
             self._note(shard, node, Attempt(sitting, failure, setting, time.monotonic()))
         finally:
             self._busy.discard(node)
-        look = self._nodes(shard).get(node)
-        if look is not None and self._is_new(node, self._sitting(look)):
+        health = self._nodes(shard).get(node)
+        if health is not None and self._is_new(node, self._sitting(health)):
             self._tell(shard)  # another value by now
         self._settle()
 

@@ -30,7 +30,7 @@ from pyproxy.worker.commands.conversation import Conversation, Handler, NotSent,
 from pyproxy.worker.commands.cross_shard.polling import NIL, NOTHING, POLLED, poll
 from pyproxy.worker.commands.placing import shards_of
 from pyproxy.worker.shard.link import MOVED
-from pyproxy.worker.shard.pool import Loan, Unlendable, Use
+from pyproxy.worker.shard.pool import Lease, NoLease, Use
 
 DEMOTED = b"-UNBLOCKED force unblock from blocking operation, instance state changed "
 """From a primary that became a replica, which then closes the connection (blocked.c of Redis and Valkey).
@@ -41,62 +41,66 @@ Other -UNBLOCKED are the client's: its stream is gone (Redis 7.0), or an operato
 UNBLOCK_AGAIN_S = 0.01
 
 
-async def wait(talk: Conversation) -> bytes:
-    shards = shards_of(talk.lane, talk.argv, talk.command.keys(talk.argv))
-    patience = Patience(talk.command.name, talk.argv)
-    if talk.command.name == b"xread":
-        await _resolve_last_ids(talk, patience)
+async def wait(conversation: Conversation) -> bytes:
+    shards = shards_of(conversation.lane, conversation.argv, conversation.command.keys(conversation.argv))
+    patience = Patience(conversation.command.name, conversation.argv)
+    if conversation.command.name == b"xread":
+        await _resolve_last_ids(conversation, patience)
     if len(shards) == 1:
         (shard,) = shards
-        return await _at_server(talk, shard, patience)
-    if talk.here.setup.config.cross_shard != "emulate" or talk.command.name not in POLLED:
+        return await _at_server(conversation, shard, patience)
+    if conversation.context.setup.config.cross_shard != "emulate" or conversation.command.name not in POLLED:
         raise Refusal(errors.crossslot())
     if patience.refusal:
         raise Refusal(patience.refusal)
-    return await poll(talk, patience)
+    return await poll(conversation, patience)
 
 
-async def _resolve_last_ids(talk: Conversation, patience: Patience) -> None:
+async def _resolve_last_ids(conversation: Conversation, patience: Patience) -> None:
     """`$` means the last entry of now, also where the command is sent a second time."""
-    keys = talk.command.keys(talk.argv)
+    keys = conversation.command.keys(conversation.argv)
     for key in keys:
         place = key + len(keys)
         if patience.argv[place : place + 1] != [b"$"]:
             continue
-        said = decode(await talk.ask(talk.shard_of(talk.argv[key]), b"XINFO", b"STREAM", talk.argv[key], primary=True))
+        said = decode(
+            await conversation.ask(
+                conversation.shard_of(conversation.argv[key]), b"XINFO", b"STREAM", conversation.argv[key], primary=True
+            )
+        )
         if said == Error(b"ERR no such key"):
             patience.put(place, b"0-0")
         elif not isinstance(said, Error):
             patience.put(place, text_of(fields(said), b"last-generated-id"))
 
 
-async def _at_server(talk: Conversation, shard: int, patience: Patience) -> bytes:
+async def _at_server(conversation: Conversation, shard: int, patience: Patience) -> bytes:
     """On connections of its own, one after another, to the one shard of its keys."""
-    takes = "write" in talk.command.flags
+    takes = "write" in conversation.command.flags
     while True:
-        front = talk.lane.links[shard].front
+        router = conversation.lane.links[shard].router
         try:
-            async with talk.lend(shard, Use.HELD, size_of(talk.argv)) as loan:
-                turn = _Turn(talk, loan)
+            async with conversation.lend(shard, Use.HELD, size_of(conversation.argv)) as lease:
+                turn = _Turn(conversation, lease)
                 reply = await turn.ask(patience.request(), takes, patience.left_s)
-                loan.keep = not turn.let_go and not reply.startswith(DEMOTED)
+                lease.keep = not turn.let_go and not reply.startswith(DEMOTED)
         except NotSent:
             continue
         if reply.startswith(DEMOTED) or (turn.let_go and reply in NOTHING):
-            if talk.stopped:
+            if conversation.stopped:
                 raise Refusal(errors.unblocked())
             if patience.is_over:
-                return NIL[talk.client.proto]
-        elif not front.takes_back(reply):
+                return NIL[conversation.client.proto]
+        elif not router.takes_back(reply):
             return reply
 
 
 class _Turn:
     """The command at one server, on one connection."""
 
-    def __init__(self, talk: Conversation, loan: Loan) -> None:
-        self._talk = talk
-        self._loan = loan
+    def __init__(self, conversation: Conversation, lease: Lease) -> None:
+        self._talk = conversation
+        self._loan = lease
         self._calling: asyncio.Task[None] | None = None
 
     @property
@@ -106,19 +110,19 @@ class _Turn:
 
     async def ask(self, request: Request, takes: bool, left_s: float | None) -> bytes:
         """Its answer. Raises Refusal where none comes; NotSent where it may be sent to another server."""
-        talk, loan = self._talk, self._loan
+        conversation, lease = self._talk, self._loan
         try:
             await self._learn_id()
-            loan.let_go = self._call_back
-            with talk.waiting(self._call_back):
-                deadline_s = None if left_s is None else left_s + talk.reply_s
-                return await talk.ask_on(loan, request, write=takes, deadline_s=deadline_s)
+            lease.let_go = self._call_back
+            with conversation.waiting(self._call_back):
+                deadline_s = None if left_s is None else left_s + conversation.reply_s
+                return await conversation.ask_on(lease, request, write=takes, deadline_s=deadline_s)
         except Refusal as refusal:
-            if loan.lost == MOVED and not takes:
+            if lease.lost == MOVED and not takes:
                 raise NotSent(refusal.line) from None
             raise
         finally:
-            loan.let_go = None
+            lease.let_go = None
             if self._calling is not None:
                 self._calling.cancel()
 
@@ -149,13 +153,13 @@ class _Turn:
 
     async def _unblocks(self) -> bool:
         """Asked once; False: the server does not let itself be asked."""
-        talk = self._talk
-        with contextlib.suppress(Refusal, Unlendable):
-            async with talk.lender.aside(self._loan.link.index) as other:
+        conversation = self._talk
+        with contextlib.suppress(Refusal, NoLease):
+            async with conversation.lease_pool.aside(self._loan.link.index) as other:
                 if not self._loan.id:
                     return False
                 asked = Request([b"CLIENT", b"UNBLOCK", self._loan.id, b"TIMEOUT"])
-                reply = await talk.ask_on(other, asked, write=False, deadline_s=talk.reply_s)
+                reply = await conversation.ask_on(other, asked, write=False, deadline_s=conversation.reply_s)
                 other.keep = True
                 return bool(reply.startswith(b":"))
         return True

@@ -11,13 +11,13 @@ LINE_BYTES = 512
 """What a line takes, or a little more."""
 
 
-async def listed(talk: Conversation) -> bytes:
+async def listed(conversation: Conversation) -> bytes:
     """As `local` says it of few."""
     try:
-        clients = local.chosen(talk.argv, talk.here)
+        clients = local.chosen(conversation.argv, conversation.context)
     except local.ClientError as wrong:
         raise Refusal(wrong.line) from None
     lines: list[bytes] = []
-    with talk.charged(LINE_BYTES * len(clients)):
-        await talk.in_slices(local.described(clients, talk.here.now(), lines))
-        return encode(Verbatim(b"".join(lines)), talk.client.proto)
+    with conversation.charged(LINE_BYTES * len(clients)):
+        await conversation.in_slices(local.described(clients, conversation.context.now(), lines))
+        return encode(Verbatim(b"".join(lines)), conversation.client.proto)

@@ -1,7 +1,7 @@
 """What the commands that the proxy answers itself may look at: the client that asks, and the worker it asks.
 
-Words only. The hot path makes the client, the worker's main module keeps the one `Here` up to date; whoever gets them
-reads, and changes nothing but the attributes of that one client.
+Declarations only. The hot path makes the client, and the worker's main module keeps the one `Context` up to date.
+Whoever gets them reads, and changes nothing but the attributes of that one client.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import msgspec
 
 from protocol.commands import Command
 from pyproxy.deadline import within
-from pyproxy.messages import Configured, FleetLook, Script, ScriptsFlushed, Settings, Setup, ShardLook, Topology
+from pyproxy.messages import Configured, FleetHealth, Script, ScriptsFlushed, Settings, Setup, ShardHealth, Topology
 from pyproxy.metrics import Page
 from pyproxy.scripts import Scripts, digest_of
 from pyproxy.worker.commands.keyless import Keyless
-from pyproxy.worker.pubsub.registry import Register, Subscriber
+from pyproxy.worker.pubsub.registry import Registry, Subscriber
 
 REPLY_ON, REPLY_OFF, REPLY_SKIP = 0, 1, 2
 
@@ -70,7 +70,7 @@ class Client(Protocol):
     last_command: bytes  # as in the table: b"client|info"
     reply_mode: int  # REPLY_ON, REPLY_OFF or REPLY_SKIP (the next command only)
     transaction: HasCommands | None  # begun by MULTI
-    talk: Any  # its command that takes more than one question
+    conversation: Any  # its command that takes more than one question
     queued_bytes: int  # what it costs
     watched: HasKeys | None
     subscriber: Subscriber | None  # what it is subscribed to
@@ -93,13 +93,13 @@ class Client(Protocol):
 
 
 @dataclass(slots=True)
-class Here:
+class Context:
     """This worker, as it is now."""
 
     setup: Setup
     page: Page
     topology: Topology
-    look: FleetLook | None  # None until the parent has looked once
+    health: FleetHealth | None  # None until the parent has looked once
     table: Mapping[bytes, Command]
     clients: Callable[[], Collection[Client]]  # of this worker
     tell: Callable[[Configured | Script | ScriptsFlushed], None]  # the parent
@@ -107,7 +107,7 @@ class Here:
     settings: Settings = field(default_factory=lambda: Settings(0))
     waiting: set[Waits] = field(default_factory=set)  # for something that may never come
     probes: dict[int, Any] = field(default_factory=dict)  # by database: conversations/probing.py
-    register: Register[Any] = field(default_factory=Register)  # who is subscribed to what
+    register: Registry[Any] = field(default_factory=Registry)  # who is subscribed to what
     scripts: Scripts = field(init=False)
     keyless: Keyless = field(init=False)
     sharing: dict[bytes, asyncio.Event] = field(default_factory=dict)  # digests of which not all workers know yet
@@ -118,9 +118,9 @@ class Here:
         self.scripts = Scripts(self.setup.config.limits.scripts_bytes)
         self.keyless = Keyless(self.setup.config.scripts, self.scripts)
 
-    def looks(self) -> list[ShardLook]:
+    def healths(self) -> list[ShardHealth]:
         """The last look at each shard, in no order that matters; empty before the first."""
-        return list(self.look.shards) if self.look else []
+        return list(self.health.shards) if self.health else []
 
     def configure(self, name: str, value: str) -> None:
         """Have this set on all servers. Clients of this worker see it at once, those of others when the parent says."""

@@ -4,8 +4,8 @@ The client's place in the order of replies is taken when it begins; nothing more
 over, as on a Redis that is busy with it. It begins when all earlier requests of the client are answered, so it needs
 no order of its own. What it asks goes out like any other request: gates, doors and deadlines are the same.
 
-A handler is `async def handler(talk) -> bytes`, the reply frame; it raises Refusal for any other end. Handlers live in
-`conversations/`, one file a subject. Never used for a command that the lane can do itself.
+A handler is `async def handler(conversation) -> bytes`, the reply frame; it raises Refusal for any other end. Handlers
+live beside this file, one file a subject (handlers.py). Never used for a command that the lane can do itself.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from protocol.scan import ProtocolError, Words, elements
 from pyproxy.deadline import Deadline
 from pyproxy.events import Event, emit
 from pyproxy.slices import batches
-from pyproxy.worker.commands.context import Here
+from pyproxy.worker.commands.context import Context
 from pyproxy.worker.commands.placing import shards_of
 from pyproxy.worker.lane.lane import NOT_NOW, Client, Lane, Route
 from pyproxy.worker.lane.split import ask, ask_on
-from pyproxy.worker.shard.pool import Lender, Loan, Unlendable, Use
+from pyproxy.worker.shard.pool import Lease, LeasePool, NoLease, Use
 
 SLICE_S = 0.002  # of one turn, for what a conversation does itself with very many parts
 BATCH_PARTS = 500  # of them between two looks at the clock
@@ -67,15 +67,21 @@ class Conversation:
     """
 
     def __init__(
-        self, client: Client, route: Route, command: Command, argv: Sequence[bytes], here: Here, lender: Lender
+        self,
+        client: Client,
+        route: Route,
+        command: Command,
+        argv: Sequence[bytes],
+        context: Context,
+        lease_pool: LeasePool,
     ) -> None:
         self.client = client
         self.lane: Lane = client.lane
         self.route = route
         self.command = command
         self.argv = argv
-        self.here = here
-        self.lender = lender
+        self.context = context
+        self.lease_pool = lease_pool
         self._asked_again = asyncio.Event()
         self.stopped = False  # the client has closed its half, or the worker goes: nothing more is waited for
         self._waits = False
@@ -96,7 +102,7 @@ class Conversation:
     async def _run(self, handler: Handler) -> None:
         try:
             reply = await handler(self)
-        except (Refusal, Unlendable, BadKeys) as refusal:
+        except (Refusal, NoLease, BadKeys) as refusal:
             reply = self._with_what_is_done(refusal.line)
         except (BadFrame, ProtocolError):  # a server has answered with something that is no answer to this
             reply = self._with_what_is_done(errors.unexpected_part(self.command.name))
@@ -118,7 +124,7 @@ class Conversation:
     @property
     def is_over(self) -> bool:
         """It is answered or refused, or its client has gone."""
-        return self._ended or self.client.talk is not self
+        return self._ended or self.client.conversation is not self
 
     def _check_not_over(self) -> None:
         """Raises CancelledError."""
@@ -182,12 +188,12 @@ class Conversation:
         if self.stopped:
             raise Refusal(errors.unblocked())
         self._waits, self._let_go = True, let_go
-        self.here.waiting.add(self)
+        self.context.waiting.add(self)
         try:
             yield
         finally:
             self._waits, self._let_go = False, None
-            self.here.waiting.discard(self)
+            self.context.waiting.discard(self)
 
     @property
     def waits(self) -> bool:
@@ -256,7 +262,7 @@ class Conversation:
     @property
     def reply_s(self) -> float:
         """How long a server may take to answer."""
-        return self.here.setup.config.timeouts.reply_s
+        return self.context.setup.config.timeouts.reply_s
 
     def deadline_s(self, asked: Asked) -> float:
         """How long a server may take to answer this: what is known to be slow has a deadline of its own."""
@@ -382,44 +388,44 @@ class Conversation:
         await self._until_now(lambda: self.client.may_write(shard, size))
 
     @contextlib.asynccontextmanager
-    async def lend(self, shard: int, use: Use, write_bytes: int = 0, db: int | None = None) -> AsyncIterator[Loan]:
-        """A connection to the primary of a shard, of the client's protocol and database, or `db`. Raises Unlendable.
+    async def lend(self, shard: int, use: Use, write_bytes: int = 0, db: int | None = None) -> AsyncIterator[Lease]:
+        """A connection to the primary of a shard, of the client's protocol and database, or `db`. Raises NoLease.
 
         `write_bytes`: of the write that it is borrowed for. It waits at the gate of the shard first, as another primary
         ends all connections that are lent, and again where that closes before it has one. Raises Refusal where the
         gate does.
         """
         async with contextlib.AsyncExitStack() as borrowed:
-            give_up_at = self.lane.loop.time() + self.here.setup.config.timeouts.connect_s
+            give_up_at = self.lane.loop.time() + self.context.setup.config.timeouts.connect_s
             while True:
                 self._check_not_over()
                 if write_bytes:
                     await self.pass_gate(shard, write_bytes)
                 try:
                     database = self.client.db if db is None else db
-                    lent = self.lender.lend(shard, use, self.client.proto, database, gated=write_bytes > 0)
-                    loan = await borrowed.enter_async_context(lent)
+                    leased = self.lease_pool.lend(shard, use, self.client.proto, database, gated=write_bytes > 0)
+                    lease = await borrowed.enter_async_context(leased)
                     break
-                except Unlendable as exc:
+                except NoLease as exc:
                     soon = exc.news and self.lane.loop.time() < give_up_at
-                    if not write_bytes or not (soon or self.lane.links[shard].front.closed):
+                    if not write_bytes or not (soon or self.lane.links[shard].router.closed):
                         raise
                     await asyncio.sleep(AGAIN_S)
-            yield loan
+            yield lease
 
-    async def ask_on(self, loan: Loan, asked: Asked, *, write: bool, deadline_s: float | None = None) -> bytes:
+    async def ask_on(self, lease: Lease, asked: Asked, *, write: bool, deadline_s: float | None = None) -> bytes:
         """The reply to one request, or to the EXEC of a block, on a lent connection.
 
         A write passes the gate of its shard first. Errors of the server are replies. Raises Refusal where none comes:
         the connection is lost, or, with `deadline_s`, nothing came in time; then the connection is closed. Raises
         NotSent where it was lost before anything was sent.
         """
-        shard = loan.link.index
+        shard = lease.link.index
         if write:
             await self.pass_gate(shard, asked.size)
         self._check_not_over()
-        if loan.lost:
-            raise NotSent(errors.not_applied(loan.link.name, loan.link.node, loan.lost))
+        if lease.lost:
+            raise NotSent(errors.not_applied(lease.link.name, lease.link.node, lease.lost))
         answered: asyncio.Future[bytes] = self.lane.loop.create_future()
 
         def on_answer(frames: list[bytes | None], failed: Failed | None) -> None:
@@ -432,9 +438,9 @@ class Conversation:
 
         def passed() -> None:
             if not answered.done():
-                loan.drop(errors.no_reply(deadline_s or 0.0))
+                lease.drop(errors.no_reply(deadline_s or 0.0))
 
-        ask_on(self.client, self.route, loan.backend, asked, write, on_answer)
+        ask_on(self.client, self.route, lease.backend, asked, write, on_answer)
         deadline = None if deadline_s is None else Deadline(deadline_s, passed)
         try:
             await asyncio.wait([answered])
@@ -444,7 +450,7 @@ class Conversation:
                 deadline.cancel()
             if not answered.done():  # ended from outside: what comes on this connection would be somebody else's
                 answered.cancel()
-                loan.drop(errors.LOST)
+                lease.drop(errors.LOST)
             elif not answered.cancelled():
                 answered.exception()  # looked at: whoever has ended this in the same turn does not ask
 

@@ -12,7 +12,7 @@ from protocol.commands import BadKeys, Command, Kind
 from protocol.request import Request
 from pyproxy.events import Event, emit
 from pyproxy.worker.commands import blocking, client_list, executing, local, settings, transaction, watch
-from pyproxy.worker.commands.context import Here
+from pyproxy.worker.commands.context import Context
 from pyproxy.worker.commands.conversation import Conversation, Handler
 from pyproxy.worker.commands.handlers import ACROSS, EMULATED, HANDLERS
 from pyproxy.worker.commands.placing import shards_of
@@ -20,7 +20,7 @@ from pyproxy.worker.lane.lane import NOT_NOW, Client, Route
 from pyproxy.worker.lane.split import fan_out
 from pyproxy.worker.pubsub.hub import Hub
 from pyproxy.worker.pubsub.registry import IN_RESP2
-from pyproxy.worker.shard.pool import Lender
+from pyproxy.worker.shard.pool import LeasePool
 
 # A web browser can be made to send these to any port (CVE-2016-10517): like Redis, close without a word.
 HTTP = (b"post", b"host:")
@@ -31,9 +31,9 @@ NOT_QUEUED = (b"multi", b"exec", b"discard", b"watch", b"reset", b"quit")
 class Session:
     """The worker's answer to commands that leave the hot path."""
 
-    def __init__(self, here: Here, lender: Lender, hub: Hub) -> None:
-        self._here = here
-        self._lender = lender
+    def __init__(self, context: Context, lease_pool: LeasePool, hub: Hub) -> None:
+        self._here = context
+        self._lender = lease_pool
         self._hub = hub
 
     def take(self, client: Client, route: Route | None, argv: Sequence[bytes]) -> object:

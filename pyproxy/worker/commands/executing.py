@@ -12,45 +12,45 @@ from protocol.request import Block
 from pyproxy.worker.commands.conversation import Conversation, Refusal
 from pyproxy.worker.commands.scripting import bring, learn
 from pyproxy.worker.commands.transaction import in_order
-from pyproxy.worker.shard.pool import Loan, Unlendable, Use
+from pyproxy.worker.shard.pool import Lease, NoLease, Use
 
 
-async def execute(talk: Conversation) -> bytes:
+async def execute(conversation: Conversation) -> bytes:
     """EXEC of a client that does not watch."""
     try:
-        return await _execute(talk)
-    except (Refusal, Unlendable) as refusal:
+        return await _execute(conversation)
+    except (Refusal, NoLease) as refusal:
         return errors.transaction_discarded(refusal.line)
     finally:
-        talk.client.end_transaction()
+        conversation.client.end_transaction()
 
 
-async def _execute(talk: Conversation) -> bytes:
-    transaction, config = talk.client.transaction, talk.here.setup.config
+async def _execute(conversation: Conversation) -> bytes:
+    transaction, config = conversation.client.transaction, conversation.context.setup.config
     if transaction.refused:
         return errors.exec_aborted()
     blocks: dict[int, Block] = transaction.blocks
     if len(blocks) > 1 and config.transactions != "split":
-        return errors.transaction_over_shards([talk.name(shard) for shard in sorted(blocks)])
-    frames: list[bytes | None] = [None] * len(talk.shards)
+        return errors.transaction_over_shards([conversation.name(shard) for shard in sorted(blocks)])
+    frames: list[bytes | None] = [None] * len(conversation.shards)
     applied: list[str] = []
     use = Use.BRIEF if len(blocks) == 1 else Use.ACROSS
-    async with AsyncExitStack() as lent:
-        loans = {}
+    async with AsyncExitStack() as leased:
+        leases = {}
         for shard, block in sorted(blocks.items()):
             write_bytes = block.size if transaction.write else 0
-            loans[shard] = await lent.enter_async_context(talk.lend(shard, use, write_bytes))
-            await bring(talk, loans[shard], transaction.scripts)
-        await send(talk, loans, blocks, frames, applied)
+            leases[shard] = await leased.enter_async_context(conversation.lend(shard, use, write_bytes))
+            await bring(conversation, leases[shard], transaction.scripts)
+        await send(conversation, leases, blocks, frames, applied)
     if len(blocks) == 1 and not transaction.is_assembled:
         (frame,) = (frame for frame in frames if frame is not None)
         return frame
-    return await in_order(talk.lane, transaction, frames)
+    return await in_order(conversation.lane, transaction, frames)
 
 
 async def send(
-    talk: Conversation,
-    loans: Mapping[int, Loan],
+    conversation: Conversation,
+    leases: Mapping[int, Lease],
     blocks: Mapping[int, Block],
     frames: list[bytes | None],
     applied: list[str],
@@ -59,16 +59,16 @@ async def send(
 
     Raises Refusal for any other answer, with those who have `applied` theirs before. Scripts may take their time.
     """
-    transaction, deadline_s = talk.client.transaction, talk.here.setup.config.timeouts.silence_s
-    for shard, loan in loans.items():
+    transaction, deadline_s = conversation.client.transaction, conversation.context.setup.config.timeouts.silence_s
+    for shard, lease in leases.items():
         try:
-            reply = await talk.ask_on(loan, blocks[shard], write=transaction.write, deadline_s=deadline_s)
+            reply = await conversation.ask_on(lease, blocks[shard], write=transaction.write, deadline_s=deadline_s)
         except Refusal as refusal:
             reply = refusal.line
         if not reply.startswith(b"*"):
-            raise Refusal(reply if len(blocks) == 1 else errors.part_failed(talk.name(shard), reply, applied))
-        loan.keep = True
+            raise Refusal(reply if len(blocks) == 1 else errors.part_failed(conversation.name(shard), reply, applied))
+        lease.keep = True
         frames[shard] = reply
         if transaction.write:
-            applied.append(talk.name(shard))
-        await learn(talk, loan, transaction.scripts)
+            applied.append(conversation.name(shard))
+        await learn(conversation, lease, transaction.scripts)

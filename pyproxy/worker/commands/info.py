@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from pyproxy.health import backoff_s, integer, key_count, replica_state, state, unfenced
-from pyproxy.messages import NodeLook, ShardLook
-from pyproxy.worker.commands.context import Here
+from pyproxy.messages import NodeHealth, ShardHealth
+from pyproxy.worker.commands.context import Context
 from pyproxy.worker.pubsub.registry import Sort
 
 OLDEST_VERSION = "7.0.0"
@@ -26,7 +26,7 @@ OLDEST_VERSION = "7.0.0"
 Lines = Iterable[str]
 
 
-def render(asked: Sequence[bytes], here: Here) -> bytes:
+def render(asked: Sequence[bytes], context: Context) -> bytes:
     """The text of INFO for these section names (any case; none: the default ones), CRLF lines.
 
     ``all`` is every section, and so is ``everything``, since modules have none of their own here; unknown names are
@@ -38,13 +38,13 @@ def render(asked: Sequence[bytes], here: Here) -> bytes:
     for title, section in SECTIONS.items():
         by_default = title not in _ON_REQUEST and b"default" in names
         if everything or by_default or title.lower().encode() in names:
-            text.append("".join(f"{line}\r\n" for line in (f"# {title}", *section(here))))
+            text.append("".join(f"{line}\r\n" for line in (f"# {title}", *section(context))))
     return "\r\n".join(text).encode(errors="replace")
 
 
-def lowest_version(looks: Iterable[ShardLook]) -> str:
+def lowest_version(healths: Iterable[ShardHealth]) -> str:
     """The lowest ``redis_version`` of the primaries: what every one of them can do."""
-    versions = [look.info["redis_version"] for look in looks if "redis_version" in look.info]
+    versions = [health.info["redis_version"] for health in healths if "redis_version" in health.info]
     numbered = [(parts, version) for version in versions if (parts := _version_parts(version))]
     return min(numbered)[1] if numbered else OLDEST_VERSION
 
@@ -52,13 +52,13 @@ def lowest_version(looks: Iterable[ShardLook]) -> str:
 # --- the proxy's own --------------------------------------------------------------------------------------------------
 
 
-def _server(here: Here) -> Lines:
+def _server(context: Context) -> Lines:
     system = os.uname()
     now = time.time()
-    uptime = max(0, int(now - here.setup.parent_started))
-    run_id = hashlib.sha1(f"{here.setup.listen} {here.setup.parent_started}".encode()).hexdigest()
+    uptime = max(0, int(now - context.setup.parent_started))
+    run_id = hashlib.sha1(f"{context.setup.listen} {context.setup.parent_started}".encode()).hexdigest()
     return (
-        f"redis_version:{lowest_version(here.looks())}",
+        f"redis_version:{lowest_version(context.healths())}",
         "redis_git_sha1:00000000",
         "redis_git_dirty:0",
         "redis_mode:standalone",
@@ -67,26 +67,26 @@ def _server(here: Here) -> Lines:
         "multiplexing_api:epoll",
         f"process_id:{os.getppid()}",  # the parent: the one process that all workers share
         f"run_id:{run_id}",
-        f"tcp_port:{here.setup.listen.rpartition(':')[2]}",
+        f"tcp_port:{context.setup.listen.rpartition(':')[2]}",
         f"server_time_usec:{int(now * 1_000_000)}",
         f"uptime_in_seconds:{uptime}",
         f"uptime_in_days:{uptime // 86400}",
     )
 
 
-def _clients(here: Here) -> Lines:
+def _clients(context: Context) -> Lines:
     return (
-        f"connected_clients:{here.page.total('clients')}",
+        f"connected_clients:{context.page.total('clients')}",
         "cluster_connections:0",
-        f"maxclients:{here.setup.config.limits.max_clients}",
-        f"blocked_clients:{here.page.total('blocked_clients')}",
+        f"maxclients:{context.setup.config.limits.max_clients}",
+        f"blocked_clients:{context.page.total('blocked_clients')}",
         "tracking_clients:0",
-        f"pubsub_clients:{here.page.total('subscribers')}",
+        f"pubsub_clients:{context.page.total('subscribers')}",
     )
 
 
-def _cpu(here: Here) -> Lines:
-    system, user = _cpu_seconds(here.page.get(index, "pid") for index in range(here.page.workers))
+def _cpu(context: Context) -> Lines:
+    system, user = _cpu_seconds(context.page.get(index, "pid") for index in range(context.page.workers))
     return (
         f"used_cpu_sys:{system:.6f}",
         f"used_cpu_user:{user:.6f}",
@@ -110,18 +110,18 @@ def _cpu_seconds(pids: Iterable[int]) -> tuple[float, float]:
     return ticks[0] / per_second, ticks[1] / per_second
 
 
-def _proxy(here: Here) -> Iterator[str]:
-    looks = {look.name: look for look in here.looks()}
-    page = here.page
-    yield f"proxy_version:{here.setup.version}"
+def _proxy(context: Context) -> Iterator[str]:
+    healths = {health.name: health for health in context.healths()}
+    page = context.page
+    yield f"proxy_version:{context.setup.version}"
     yield "hot_path:compiled"
-    yield f"workers:{here.setup.workers}"
-    yield f"worker:{here.setup.index}"
-    yield f"shards:{len(here.topology.shards)}"
-    yield f"shards_down:{sum(not look.reachable and state(look) != 'busy' for look in looks.values())}"
-    yield f"topology_version:{here.topology.version}"
-    yield f"look_age_seconds:{here.now() - here.look.at:.1f}" if here.look else "look_age_seconds:-1"
-    yield f"proxy_backoff_seconds:{backoff_s(here.looks(), here.now())}"
+    yield f"workers:{context.setup.workers}"
+    yield f"worker:{context.setup.index}"
+    yield f"shards:{len(context.topology.shards)}"
+    yield f"shards_down:{sum(not health.reachable and state(health) != 'busy' for health in healths.values())}"
+    yield f"topology_version:{context.topology.version}"
+    yield f"health_age_seconds:{context.now() - context.health.at:.1f}" if context.health else "health_age_seconds:-1"
+    yield f"proxy_backoff_seconds:{backoff_s(context.healths(), context.now())}"
     for name in ("backend_connections", "inflight", "held_bytes", "shed", "timeouts", "uncertain", "splits"):
         yield f"{name}:{page.total(name)}"
     yield f"protocol_errors:{page.total('protocol_errors')}"
@@ -131,35 +131,35 @@ def _proxy(here: Here) -> Iterator[str]:
     yield f"held_total:{page.total('held')}"
     for name in ("drained", "refused_held", "dropped_client_gone", "refused_at_once", "taken_back"):
         yield f"{name}:{page.total(name)}"
-    for shard in here.topology.shards:
-        look = looks.get(shard.name)
-        yield f"shard_{shard.name}:{_shard(look, str(shard.primary))}"
-        for index, node in enumerate(look.nodes[1:] if look else ()):
+    for shard in context.topology.shards:
+        health = healths.get(shard.name)
+        yield f"shard_{shard.name}:{_shard(health, str(shard.primary))}"
+        for index, node in enumerate(health.nodes[1:] if health else ()):
             yield f"shard_{shard.name}_replica{index}:{_replica(node)}"
 
 
-def _shard(look: ShardLook | None, primary: str) -> str:
-    if look is None:
+def _shard(health: ShardHealth | None, primary: str) -> str:
+    if health is None:
         return f"node={primary},state=unknown,used_memory=0,keys=0,replicas=0,unfenced=0"
-    used = integer(look.info.get("used_memory"))
+    used = integer(health.info.get("used_memory"))
     return (
-        f"node={look.node},state={state(look)},used_memory={used},keys={key_count(look)},"
-        f"replicas={max(0, len(look.nodes) - 1)},unfenced={len(unfenced(look))}"
+        f"node={health.node},state={state(health)},used_memory={used},keys={key_count(health)},"
+        f"replicas={max(0, len(health.nodes) - 1)},unfenced={len(unfenced(health))}"
     )
 
 
-def _replica(look: NodeLook) -> str:
-    lag, offset, bare = look.lag_s, look.offset, int(look.unfenced)
-    return f"node={look.node},state={replica_state(look)},lag={lag},offset={offset},unfenced={bare}"
+def _replica(health: NodeHealth) -> str:
+    lag, offset, bare = health.lag_s, health.offset, int(health.unfenced)
+    return f"node={health.node},state={replica_state(health)},lag={lag},offset={offset},unfenced={bare}"
 
 
 # --- sums over the shards ---------------------------------------------------------------------------------------------
 
 
-def _memory(here: Here) -> Lines:
-    looks = here.looks()
-    used, resident = _sum(looks, "used_memory"), _sum(looks, "used_memory_rss")
-    peak, limit = _sum(looks, "used_memory_peak"), maxmemory(looks)
+def _memory(context: Context) -> Lines:
+    healths = context.healths()
+    used, resident = _sum(healths, "used_memory"), _sum(healths, "used_memory_rss")
+    peak, limit = _sum(healths, "used_memory_peak"), maxmemory(healths)
     return (
         f"used_memory:{used}",
         f"used_memory_human:{_human(used)}",
@@ -167,16 +167,16 @@ def _memory(here: Here) -> Lines:
         f"used_memory_rss_human:{_human(resident)}",
         f"used_memory_peak:{peak}",
         f"used_memory_peak_human:{_human(peak)}",
-        f"used_memory_lua:{_sum(looks, 'used_memory_lua')}",
+        f"used_memory_lua:{_sum(healths, 'used_memory_lua')}",
         f"maxmemory:{limit}",
         f"maxmemory_human:{_human(limit)}",
-        f"maxmemory_policy:{maxmemory_policy(looks)}",
+        f"maxmemory_policy:{maxmemory_policy(healths)}",
         f"mem_fragmentation_ratio:{resident / used if used else 0:.2f}",
-        *(f"{name}:{_sum(looks, name)}" for name in _OF_MEMORY),
-        f"mem_allocator:{_all_of(looks, 'mem_allocator')}",
-        f"active_defrag_running:{_any(looks, 'active_defrag_running')}",
+        *(f"{name}:{_sum(healths, name)}" for name in _OF_MEMORY),
+        f"mem_allocator:{_all_of(healths, 'mem_allocator')}",
+        f"active_defrag_running:{_any(healths, 'active_defrag_running')}",
         # each text is at every shard that has run it, and every function at all of them
-        *(f"{name}:{max((integer(look.info.get(name)) for look in looks), default=0)}" for name in _OF_CODE),
+        *(f"{name}:{max((integer(health.info.get(name)) for health in healths), default=0)}" for name in _OF_CODE),
     )
 
 
@@ -199,58 +199,58 @@ _OF_MEMORY = (
 _OF_CODE = ("number_of_cached_scripts", "number_of_functions", "number_of_libraries")
 
 
-def maxmemory(looks: Sequence[ShardLook]) -> int:
+def maxmemory(healths: Sequence[ShardHealth]) -> int:
     """Bytes that all shards together may use; 0, which is Redis' word for no limit, if one of them has none."""
-    limits = [integer(look.info.get("maxmemory")) for look in looks]
+    limits = [integer(health.info.get("maxmemory")) for health in healths]
     return sum(limits) if all(limits) else 0
 
 
-def maxmemory_policy(looks: Iterable[ShardLook]) -> str:
+def maxmemory_policy(healths: Iterable[ShardHealth]) -> str:
     """The policy of the primaries; where they differ, all of them, joined by ``/``."""
-    return _all_of(looks, "maxmemory_policy") or "noeviction"
+    return _all_of(healths, "maxmemory_policy") or "noeviction"
 
 
-def _all_of(looks: Iterable[ShardLook], field: str) -> str:
+def _all_of(healths: Iterable[ShardHealth], field: str) -> str:
     """What the primaries say, each word once, joined by ``/``."""
-    return "/".join(sorted({look.info[field] for look in looks if field in look.info}))
+    return "/".join(sorted({health.info[field] for health in healths if field in health.info}))
 
 
-def last_save(looks: Iterable[ShardLook]) -> int:
+def last_save(healths: Iterable[ShardHealth]) -> int:
     """When the primary that has not saved for longest did so last, in seconds since 1970; 0: nothing is known."""
-    return min((integer(look.info.get("rdb_last_save_time")) for look in looks), default=0)
+    return min((integer(health.info.get("rdb_last_save_time")) for health in healths), default=0)
 
 
-def _persistence(here: Here) -> Lines:
-    looks = here.looks()
+def _persistence(context: Context) -> Lines:
+    healths = context.healths()
     return (
         "loading:0",  # never 1: a client that reads 1 does not start
         "async_loading:0",
-        f"rdb_changes_since_last_save:{_sum(looks, 'rdb_changes_since_last_save')}",
-        f"rdb_bgsave_in_progress:{_any(looks, 'rdb_bgsave_in_progress')}",
-        f"rdb_last_save_time:{last_save(looks)}",
-        f"rdb_last_bgsave_status:{_all_ok(looks, 'rdb_last_bgsave_status')}",
-        f"aof_enabled:{_any(looks, 'aof_enabled')}",
-        f"aof_rewrite_in_progress:{_any(looks, 'aof_rewrite_in_progress')}",
-        f"aof_last_write_status:{_all_ok(looks, 'aof_last_write_status')}",
+        f"rdb_changes_since_last_save:{_sum(healths, 'rdb_changes_since_last_save')}",
+        f"rdb_bgsave_in_progress:{_any(healths, 'rdb_bgsave_in_progress')}",
+        f"rdb_last_save_time:{last_save(healths)}",
+        f"rdb_last_bgsave_status:{_all_ok(healths, 'rdb_last_bgsave_status')}",
+        f"aof_enabled:{_any(healths, 'aof_enabled')}",
+        f"aof_rewrite_in_progress:{_any(healths, 'aof_rewrite_in_progress')}",
+        f"aof_last_write_status:{_all_ok(healths, 'aof_last_write_status')}",
     )
 
 
-def _stats(here: Here) -> Iterator[str]:
-    looks, total = here.looks(), here.page.total
+def _stats(context: Context) -> Iterator[str]:
+    healths, total = context.healths(), context.page.total
     yield f"total_connections_received:{total('accepted')}"
     yield f"total_commands_processed:{total('commands')}"
-    yield f"instantaneous_ops_per_sec:{_sum(looks, 'instantaneous_ops_per_sec')}"
+    yield f"instantaneous_ops_per_sec:{_sum(healths, 'instantaneous_ops_per_sec')}"
     yield f"total_net_input_bytes:{total('bytes_in')}"
     yield f"total_net_output_bytes:{total('bytes_out')}"
     yield f"rejected_connections:{total('rejected')}"
     for name in _OF_THE_DATA:
-        yield f"{name}:{_sum(looks, name)}"
-    yield f"pubsub_channels:{here.register.total(Sort.CHANNEL)}"
-    yield f"pubsub_patterns:{here.register.total(Sort.PATTERN)}"
-    yield f"pubsubshard_channels:{here.register.total(Sort.SHARD)}"
-    yield f"latest_fork_usec:{max((integer(look.info.get('latest_fork_usec')) for look in looks), default=0)}"
+        yield f"{name}:{_sum(healths, name)}"
+    yield f"pubsub_channels:{context.register.total(Sort.CHANNEL)}"
+    yield f"pubsub_patterns:{context.register.total(Sort.PATTERN)}"
+    yield f"pubsubshard_channels:{context.register.total(Sort.SHARD)}"
+    yield f"latest_fork_usec:{max((integer(health.info.get('latest_fork_usec')) for health in healths), default=0)}"
     for name in _OF_THE_SERVERS:
-        yield f"{name}:{_sum(looks, name)}"
+        yield f"{name}:{_sum(healths, name)}"
     yield f"total_error_replies:{total('errors')}"
 
 
@@ -279,16 +279,16 @@ _OF_THE_SERVERS = (
 )
 
 
-def _replication(here: Here) -> Lines:
+def _replication(context: Context) -> Lines:
     return ("role:master", "connected_slaves:0", "master_repl_offset:0", "repl_backlog_active:0")
 
 
-def _cluster(here: Here) -> Lines:
+def _cluster(context: Context) -> Lines:
     return ("cluster_enabled:0",)
 
 
-def _keyspace(here: Here) -> Iterator[str]:
-    databases = [entry for look in here.looks() for entry in look.keyspace.items()]
+def _keyspace(context: Context) -> Iterator[str]:
+    databases = [entry for health in context.healths() for entry in health.keyspace.items()]
     for db in sorted({number for number, _ in databases}):
         counts = [count for number, count in databases if number == db]
         keys = sum(count.get("keys", 0) for count in counts)
@@ -303,8 +303,8 @@ def _keyspace(here: Here) -> Iterator[str]:
             yield f"db{db}:keys={keys},expires={expires},avg_ttl={lived // expires if expires else 0}{more}"
 
 
-def _commandstats(here: Here) -> Iterator[str]:
-    for name, stats in _summed(here.looks(), "cmdstat_").items():
+def _commandstats(context: Context) -> Iterator[str]:
+    for name, stats in _summed(context.healths(), "cmdstat_").items():
         per_call = stats["usec"] / stats["calls"] if stats.get("usec") and stats.get("calls") else 0
         yield (
             f"{name}:calls={stats.get('calls', 0)},usec={stats.get('usec', 0)},usec_per_call={per_call:.2f},"
@@ -312,16 +312,16 @@ def _commandstats(here: Here) -> Iterator[str]:
         )
 
 
-def _errorstats(here: Here) -> Iterator[str]:
-    for name, stats in _summed(here.looks(), "errorstat_").items():
+def _errorstats(context: Context) -> Iterator[str]:
+    for name, stats in _summed(context.healths(), "errorstat_").items():
         yield f"{name}:count={stats.get('count', 0)}"
 
 
-def _none(here: Here) -> Lines:
+def _none(context: Context) -> Lines:
     return ()
 
 
-SECTIONS: dict[str, Callable[[Here], Lines]] = {
+SECTIONS: dict[str, Callable[[Context], Lines]] = {
     "Server": _server,
     "Clients": _clients,
     "Memory": _memory,
@@ -345,23 +345,23 @@ _ON_REQUEST = {"Commandstats", "Latencystats"}
 # --- reading what a server said ---------------------------------------------------------------------------------------
 
 
-def _sum(looks: Iterable[ShardLook], field: str) -> int:
-    return sum(integer(look.info.get(field)) for look in looks)
+def _sum(healths: Iterable[ShardHealth], field: str) -> int:
+    return sum(integer(health.info.get(field)) for health in healths)
 
 
-def _any(looks: Iterable[ShardLook], field: str) -> int:
-    return int(any(integer(look.info.get(field)) for look in looks))
+def _any(healths: Iterable[ShardHealth], field: str) -> int:
+    return int(any(integer(health.info.get(field)) for health in healths))
 
 
-def _all_ok(looks: Iterable[ShardLook], field: str) -> str:
-    return "ok" if all(look.info.get(field, "ok") == "ok" for look in looks) else "err"
+def _all_ok(healths: Iterable[ShardHealth], field: str) -> str:
+    return "ok" if all(health.info.get(field, "ok") == "ok" for health in healths) else "err"
 
 
-def _summed(looks: Iterable[ShardLook], prefix: str) -> dict[str, dict[str, int]]:
+def _summed(healths: Iterable[ShardHealth], prefix: str) -> dict[str, dict[str, int]]:
     """``name -> {word: sum}`` of the fields ``name:word=1,word=2`` whose name begins with the prefix."""
     sums: dict[str, dict[str, int]] = {}
-    for look in looks:
-        for name, value in look.info.items():
+    for health in healths:
+        for name, value in health.info.items():
             if not name.startswith(prefix):
                 continue
             line = sums.setdefault(name, {})

@@ -24,52 +24,56 @@ _CURSOR = re.compile(rb"[0-9]{1,20}")
 _RUN_ID = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 
 
-async def _randomkey(talk: Conversation) -> bytes:
+async def _randomkey(conversation: Conversation) -> bytes:
     """A key of a shard that is chosen by how many keys it has; nil only if every shard is empty."""
-    sizes = await talk.ask_all(b"DBSIZE")
+    sizes = await conversation.ask_all(b"DBSIZE")
     counts = {}
     for shard, frame in sizes.items():
         if frame.startswith(b"-"):
-            raise Refusal(errors.part_failed(talk.name(shard), frame))
+            raise Refusal(errors.part_failed(conversation.name(shard), frame))
         counts[shard] = max(integer(frame), 0)
-    nil = b"_\r\n" if talk.client.proto == 3 else b"$-1\r\n"
+    nil = b"_\r\n" if conversation.client.proto == 3 else b"$-1\r\n"
     while any(counts.values()):
         (shard,) = random.choices(list(counts), list(counts.values()))
-        key = await talk.ask(shard, b"RANDOMKEY")
+        key = await conversation.ask(shard, b"RANDOMKEY")
         if key != nil:
             return key
         counts[shard] = 0  # its last key is gone since it was counted
     return nil
 
 
-async def _scan(talk: Conversation) -> bytes:
+async def _scan(conversation: Conversation) -> bytes:
     """A page. Where a shard ends before it is full it goes on with the next, so each shard is asked once at most.
 
     A server that has as many keys in all ends with the first page, and there are clients that ask for no other. So it
     goes on while it is short, unless a request's time is over; where a shard fails, what was found before is a page.
     """
-    shards = len(talk.shards)
-    at = cursor.read(talk.argv[1], shards)
+    shards = len(conversation.shards)
+    at = cursor.read(conversation.argv[1], shards)
     if at is None:
         return errors.invalid_cursor()
-    wanted, until = _count(talk.argv), talk.lane.loop.time() + talk.reply_s
+    wanted, until = _count(conversation.argv), conversation.lane.loop.time() + conversation.reply_s
     count, found = 0, b""
     while True:
         try:
-            generation, frame = await _page(talk, at)
+            generation, frame = await _page(conversation, at)
         except Refusal as refusal:
             frame = refusal.line
         if frame.startswith(b"-"):
             return _reply(cursor.write(at, shards), count, found) if count else frame
-        reached, more, keys = _found(frame, talk.client.proto)
+        reached, more, keys = _found(frame, conversation.client.proto)
         count, found = count + more, found + keys
         if reached:
             written = cursor.write(Position(at.shard, generation, reached), shards)
-            return _reply(written, count, found) if written else errors.cursor_too_large(talk.name(at.shard), reached)
+            return (
+                _reply(written, count, found)
+                if written
+                else errors.cursor_too_large(conversation.name(at.shard), reached)
+            )
         if at.shard + 1 == shards:
             return _reply(b"0", count, found)
         at = Position(at.shard + 1)
-        if count >= wanted or (count and talk.lane.loop.time() >= until):
+        if count >= wanted or (count and conversation.lane.loop.time() >= until):
             return _reply(cursor.write(at, shards), count, found)
 
 
@@ -97,35 +101,35 @@ def _reply(at: bytes | None, count: int, keys: bytes) -> bytes:
     return b"*2\r\n$%d\r\n%b\r\n*%d\r\n%b" % (len(at), at, count, keys)
 
 
-async def _page(talk: Conversation, at: Position) -> tuple[int, bytes]:
+async def _page(conversation: Conversation, at: Position) -> tuple[int, bytes]:
     """The generation of the process that answered, and its answer: from the beginning, if another gave the cursor.
 
     A connection leads to one process for as long as it lives: if it is the same before and after, so is the process.
     """
     for _ in range(ATTEMPTS):
-        wire = _connection(talk, at.shard)
+        wire = _connection(conversation, at.shard)
         if wire is None or wire.run_id is None:
-            run_id = await _run_id(talk, at.shard)
-            if wire is None or _connection(talk, at.shard) is not wire:
+            run_id = await _run_id(conversation, at.shard)
+            if wire is None or _connection(conversation, at.shard) is not wire:
                 continue
             wire.run_id = run_id
         generation = cursor.generation(wire.run_id)
         start = at.cursor if at.generation == generation else 0
-        frame = await talk.ask(at.shard, b"SCAN", b"%d" % start, *talk.argv[2:], primary=True)
-        if _connection(talk, at.shard) is wire:
+        frame = await conversation.ask(at.shard, b"SCAN", b"%d" % start, *conversation.argv[2:], primary=True)
+        if _connection(conversation, at.shard) is wire:
             return generation, frame
-    link = talk.lane.links[at.shard]
+    link = conversation.lane.links[at.shard]
     raise Refusal(errors.not_applied(link.name, link.node, errors.LOST))
 
 
-def _connection(talk: Conversation, shard: int) -> Wire | None:
+def _connection(conversation: Conversation, shard: int) -> Wire | None:
     """To the primary of a shard, now; None: there is none."""
-    wire: Wire | None = talk.lane.links[shard].backend(talk.client.proto, talk.client.db).wire
+    wire: Wire | None = conversation.lane.links[shard].backend(conversation.client.proto, conversation.client.db).wire
     return wire
 
 
-async def _run_id(talk: Conversation, shard: int) -> bytes:
-    frame = await talk.ask(shard, b"INFO", b"server", primary=True)
+async def _run_id(conversation: Conversation, shard: int) -> bytes:
+    frame = await conversation.ask(shard, b"INFO", b"server", primary=True)
     found = _RUN_ID.search(frame)
     if found is None:
         raise Refusal(frame if frame.startswith(b"-") else errors.unexpected_part(b"info"))

@@ -1,8 +1,8 @@
 """The commands the proxy answers itself.
 
-A client, its command and this worker (`Here`) come in; one reply goes out, at once: nothing here waits, asks a shard or
-sends. What a command changes of its connection it changes on the client object. Arity is checked before; which commands
-are local is said in the command table, and a test holds the two together.
+A client, its command and this worker (`Context`) come in; one reply goes out, at once: nothing here waits, asks a shard
+or sends. What a command changes of its connection it changes on the client object. Arity is checked before; which
+commands are local is said in the command table, and a test holds the two together.
 
 Texts and checks are those of Redis 7.0 and Valkey 9.1, as if no password were set.
 """
@@ -19,10 +19,10 @@ from protocol.table import CONFIGURED_ELSEWHERE
 from pyproxy.shard_map import Node
 from pyproxy.slices import batches
 from pyproxy.worker.commands import info
-from pyproxy.worker.commands.context import REPLY_OFF, REPLY_ON, REPLY_SKIP, Client, Here
+from pyproxy.worker.commands.context import REPLY_OFF, REPLY_ON, REPLY_SKIP, Client, Context
 from pyproxy.worker.pubsub.registry import Sort
 
-Handler = Callable[[Client, Sequence[bytes], Here], bytes]
+Handler = Callable[[Client, Sequence[bytes], Context], bytes]
 
 DATABASES = 16
 USER = b"default"
@@ -32,7 +32,7 @@ _PATTERNS = 128  # of one CONFIG GET
 _PATTERN_BYTES = 256  # no setting has a name that long; a pattern that is longer matches none
 
 
-def answer(name: bytes, client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def answer(name: bytes, client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     """The reply to the local command ``name`` (as in the table: ``client|id``), or nothing if the client wants none.
 
     CLIENT REPLY SKIP mutes one command, OFF all of them, until ON or RESET: ON is answered in any case, RESET unless it
@@ -41,7 +41,7 @@ def answer(name: bytes, client: Client, argv: Sequence[bytes], here: Here) -> by
     before = client.reply_mode
     if before == REPLY_SKIP:
         client.reply_mode = REPLY_ON
-    reply = LOCAL[name](client, argv, here)
+    reply = LOCAL[name](client, argv, context)
     is_on = name == b"client|reply" and argv[2].lower() == b"on"
     speaks_again = is_on or (name == b"reset" and before == REPLY_OFF)
     return reply if before == REPLY_ON or speaks_again else b""
@@ -50,7 +50,7 @@ def answer(name: bytes, client: Client, argv: Sequence[bytes], here: Here) -> by
 # --- the connection ---------------------------------------------------------------------------------------------------
 
 
-def _ping(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _ping(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     if len(argv) > 2:
         return errors.wrong_arity("ping")
     if client.limited:
@@ -58,16 +58,16 @@ def _ping(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     return encode(argv[1], client.proto) if len(argv) == 2 else b"+PONG\r\n"
 
 
-def _echo(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _echo(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     return encode(argv[1], client.proto)
 
 
-def _quit(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _quit(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     client.finish()
     return OK
 
 
-def _reset(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _reset(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     """The library's name and version stay: the library is the same."""
     if client.subscriber is not None:
         client.subscriber.left()
@@ -79,7 +79,7 @@ def _reset(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     return b"+RESET\r\n"
 
 
-def _hello(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _hello(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     """Nothing changes unless all of it is right."""
     proto, name = client.proto, client.name
     if len(argv) > 1:
@@ -110,7 +110,7 @@ def _hello(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     # "redis" and the lowest version of the backends: clients choose by them what they may send.
     server: dict[Value, Value] = {
         "server": "redis",
-        "version": info.lowest_version(here.looks()),
+        "version": info.lowest_version(context.healths()),
         "proto": proto,
         "id": client.id,
         "mode": "standalone",
@@ -120,7 +120,7 @@ def _hello(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     return encode(server, proto)
 
 
-def _auth(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _auth(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     """The one user, ``default``, has no password, so any will do."""
     if len(argv) == 2:
         return errors.auth_without_password()
@@ -129,7 +129,7 @@ def _auth(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     return OK if argv[1] == USER else errors.wrong_password()
 
 
-def _select(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _select(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     db = _integer(argv[1])
     if db is None:
         return errors.not_an_integer()
@@ -142,40 +142,40 @@ def _select(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     return OK
 
 
-def _unwatch(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _unwatch(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     client.end_watch()
     return OK
 
 
-def _readonly(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _readonly(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     """READONLY and READWRITE, as servers without a cluster take them: Valkey since 8, and Redis does not."""
-    versions = [look.info.get("valkey_version", "") for look in here.looks()]
+    versions = [health.info.get("valkey_version", "") for health in context.healths()]
     is_known = bool(versions) and all(version.partition(".")[0] not in ("", "7") for version in versions)
     return OK if is_known else errors.no_cluster()
 
 
-def _acl_whoami(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _acl_whoami(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     return encode(USER, client.proto)
 
 
 # --- CLIENT -----------------------------------------------------------------------------------------------------------
 
 
-def _client_id(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _client_id(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     return encode(client.id, client.proto)
 
 
-def _client_info(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
-    return encode(Verbatim(_line(client, here.now())), client.proto)
+def _client_info(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
+    return encode(Verbatim(_line(client, context.now())), client.proto)
 
 
-def _client_list(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _client_list(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     """The clients of this worker; of very many see conversations/clients.py."""
     try:
-        listed, lines = chosen(argv, here), list[bytes]()
+        listed, lines = chosen(argv, context), list[bytes]()
     except ClientError as wrong:
         return wrong.line
-    for _ in described(listed, here.now(), lines):
+    for _ in described(listed, context.now(), lines):
         pass
     return encode(Verbatim(b"".join(lines)), client.proto)
 
@@ -195,7 +195,7 @@ def described(clients: Iterable[Client], now: float, lines: list[bytes]) -> Iter
         yield len(some)
 
 
-def chosen(argv: Sequence[bytes], here: Here) -> list[Client]:
+def chosen(argv: Sequence[bytes], context: Context) -> list[Client]:
     """Whom a CLIENT LIST asks for: every client is of the type ``normal`` or ``pubsub``. Raises ClientError."""
     asked = argv[2].lower() if len(argv) > 2 else b""
     ids: set[int] | None = None
@@ -215,7 +215,7 @@ def chosen(argv: Sequence[bytes], here: Here) -> list[Client]:
             ids.add(number)
     elif asked:
         raise ClientError(errors.syntax_error())
-    shown = [each for each in here.clients() if ids is None or each.id in ids]
+    shown = [each for each in context.clients() if ids is None or each.id in ids]
     if subscribed is not None:
         shown = [each for each in shown if (each.subscriber is not None) == subscribed]
     return shown
@@ -264,22 +264,22 @@ def _line(client: Client, now: float) -> bytes:
 
 def _flags(client: Client) -> str:
     """In the order in which Redis prints them."""
-    in_multi, waits = client.transaction is not None, client.talk is not None and client.talk.waits
+    in_multi, waits = client.transaction is not None, client.conversation is not None and client.conversation.waits
     return "P" * (client.subscriber is not None) + "x" * in_multi + "b" * waits or "N"
 
 
-def _client_getname(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _client_getname(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     return encode(client.name or None, client.proto)
 
 
-def _client_setname(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _client_setname(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     if not _PRINTABLE.fullmatch(argv[2]):
         return errors.bad_client_name()
     client.name = argv[2]
     return OK
 
 
-def _client_setinfo(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _client_setinfo(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     attribute, value = argv[2].upper(), argv[3]
     if attribute not in (b"LIB-NAME", b"LIB-VER"):
         return errors.unknown_client_attribute(argv[2])
@@ -292,27 +292,27 @@ def _client_setinfo(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
     return OK
 
 
-def _client_on_off(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _client_on_off(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     """NO-EVICT and NO-TOUCH: taken, since clients send them unasked, and without effect."""
     return OK if argv[2].lower() in (b"on", b"off") else errors.syntax_error()
 
 
-def _client_capa(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _client_capa(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     """What the client could do for us: follow a redirection. None is ever sent."""
     return OK
 
 
-def _client_getredir(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _client_getredir(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     """Nobody is tracked, as CLIENT TRACKING is refused."""
     return encode(-1, client.proto)
 
 
-def _client_trackinginfo(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _client_trackinginfo(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     said: dict[Value, Value] = {"flags": frozenset([b"off"]), "redirect": -1, "prefixes": []}
     return encode(said, client.proto)
 
 
-def _client_reply(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _client_reply(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     mode = argv[2].lower()
     if mode == b"on":
         client.reply_mode = REPLY_ON
@@ -330,53 +330,53 @@ def _client_reply(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
 # --- the server -------------------------------------------------------------------------------------------------------
 
 
-def _time(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _time(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     seconds, micros = divmod(time.time_ns() // 1000, 1_000_000)
     return encode([str(seconds), str(micros)], client.proto)
 
 
-def _info(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
-    return encode(Verbatim(info.render(argv[1:], here)), client.proto)
+def _info(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
+    return encode(Verbatim(info.render(argv[1:], context)), client.proto)
 
 
-def _role(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _role(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     """A master without replicas: those of the shards are no business of a client."""
     return encode(["master", 0, []], client.proto)
 
 
-def _lastsave(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _lastsave(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     """Since then, at the latest, all shards have saved."""
-    return encode(info.last_save(here.looks()), client.proto)
+    return encode(info.last_save(context.healths()), client.proto)
 
 
-def _command(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
-    return introspect.answer(argv, here.table, client.proto)
+def _command(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
+    return introspect.answer(argv, context.table, client.proto)
 
 
-def _help(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _help(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     return encode(helps.lines(argv[0]), client.proto)
 
 
-def _lolwut(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _lolwut(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     """One line for each shard, and all of them end in the same place."""
-    shards = len(here.topology.shards)
+    shards = len(context.topology.shards)
     funnel = [" " * i + "\\" * (shards - i) + "/" * (shards - i) for i in range(shards)]
-    text = "\n".join([*funnel, " " * shards + "|", f"pyproxy ver. {here.setup.version}", ""])
+    text = "\n".join([*funnel, " " * shards + "|", f"pyproxy ver. {context.setup.version}", ""])
     return encode(Verbatim(text.encode()), client.proto)
 
 
-def _config_get(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
-    return shown(client, argv, here, {})
+def _config_get(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
+    return shown(client, argv, context, {})
 
 
-def shown(client: Client, argv: Sequence[bytes], here: Here, of_servers: Mapping[bytes, str]) -> bytes:
+def shown(client: Client, argv: Sequence[bytes], context: Context, of_servers: Mapping[bytes, str]) -> bytes:
     """The answer to CONFIG GET, by name or pattern; a name is given back as it was asked for.
 
     `of_servers`: the values that the servers have said, see `settings_of_servers`.
     """
     if len(argv) - 2 > _PATTERNS:
         return errors.too_many_patterns("config|get", _PATTERNS)
-    settings = {**of_servers, **_settings(here)}
+    settings = {**of_servers, **_settings(context)}
     found: dict[bytes, bytes] = {}  # lower-case name -> name as it is shown
     for asked in argv[2:]:
         wanted = asked.lower()
@@ -388,20 +388,20 @@ def shown(client: Client, argv: Sequence[bytes], here: Here, of_servers: Mapping
     return encode(shown, client.proto)
 
 
-def _settings(here: Here) -> Mapping[bytes, str]:
+def _settings(context: Context) -> Mapping[bytes, str]:
     """What clients, exporters and redis-benchmark ask for, as it is for a client of the proxy."""
-    limits, looks = here.setup.config.limits, here.looks()
-    listen = Node.parse(here.setup.listen)
-    told = {name.encode(): value for name, value in here.settings.told.items()}
+    limits, healths = context.setup.config.limits, context.healths()
+    listen = Node.parse(context.setup.listen)
+    told = {name.encode(): value for name, value in context.settings.told.items()}
     return told | {
         b"appendonly": "no",
         b"bind": listen.host,
         b"cluster-enabled": "no",
         b"databases": str(DATABASES),
         b"maxclients": str(limits.max_clients),
-        b"maxmemory": str(info.maxmemory(looks)),
-        b"maxmemory-policy": info.maxmemory_policy(looks),
-        notifications.SETTING.encode(): _notifications(here),
+        b"maxmemory": str(info.maxmemory(healths)),
+        b"maxmemory-policy": info.maxmemory_policy(healths),
+        notifications.SETTING.encode(): _notifications(context),
         b"port": str(listen.port),
         b"proto-max-bulk-len": str(limits.bulk_bytes),
         b"replica-read-only": "yes",
@@ -411,10 +411,10 @@ def _settings(here: Here) -> Mapping[bytes, str]:
     }
 
 
-def settings_of_servers(argv: Sequence[bytes], here: Here) -> list[bytes]:
+def settings_of_servers(argv: Sequence[bytes], context: Context) -> list[bytes]:
     """Which of the settings that this CONFIG GET asks for only the servers know: of `config_set`, and not set here."""
-    known = _settings(here)
-    names = [name.encode() for name in here.setup.config.config_set if name.encode() not in known]
+    known = _settings(context)
+    names = [name.encode() for name in context.setup.config.config_set if name.encode() not in known]
     return [name for name in names if any(_asks_for(asked.lower(), name) for asked in argv[2 : 2 + _PATTERNS])]
 
 
@@ -423,35 +423,35 @@ def _asks_for(wanted: bytes, name: bytes) -> bool:
     return glob.matches(wanted, name) if is_pattern and len(wanted) <= _PATTERN_BYTES else wanted == name
 
 
-def _config_resetstat(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _config_resetstat(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     """The proxy's own numbers, of all workers; those of a server are reset at that server."""
-    here.page.reset()
+    context.page.reset()
     return OK
 
 
-def _config_set(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _config_set(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     """What is set is kept by the parent, which sets it on all servers; see conversations/settings.py."""
-    line = unsettable(argv, here)
+    line = unsettable(argv, context)
     if line:
         return line
     for name, value in zip(argv[2::2], argv[3::2], strict=True):
         is_ours = name.lower() == notifications.SETTING.encode()
-        here.configure(name.lower().decode(), notifications.parse(value) or "" if is_ours else value.decode())
+        context.configure(name.lower().decode(), notifications.parse(value) or "" if is_ours else value.decode())
     return OK
 
 
-def unsettable(argv: Sequence[bytes], here: Here) -> bytes:
+def unsettable(argv: Sequence[bytes], context: Context) -> bytes:
     """Why this CONFIG SET cannot be, as far as it is known here, and so nothing of it is done; empty: it can be."""
     if len(argv) % 2:
         return errors.syntax_error()
     names, ours = [each.lower() for each in argv[2::2]], notifications.SETTING.encode()
-    if any(name != ours and name.decode("latin-1") not in here.setup.config.config_set for name in names):
+    if any(name != ours and name.decode("latin-1") not in context.setup.config.config_set for name in names):
         return errors.refused("config|set", CONFIGURED_ELSEWHERE)
     for index, name in enumerate(names):
         if name in names[:index]:
             return errors.config_set_failed(argv[2 + 2 * index], "duplicate parameter")
     for name, value in zip(names, argv[3::2], strict=True):
-        line = _bad_flags(value, here) if name == ours else b""
+        line = _bad_flags(value, context) if name == ours else b""
         if line:
             return line
         if not value.isascii():
@@ -459,12 +459,12 @@ def unsettable(argv: Sequence[bytes], here: Here) -> bytes:
     return b""
 
 
-def _bad_flags(value: bytes, here: Here) -> bytes:
+def _bad_flags(value: bytes, context: Context) -> bytes:
     """Why notify-keyspace-events cannot be set to this."""
     name, flags = notifications.SETTING, notifications.parse(value)
     if flags is None:
         return errors.config_set_failed(name, notifications.INVALID)
-    for fixed in here.settings.fixed:
+    for fixed in context.settings.fixed:
         if fixed.name == name and fixed.value is None:
             return errors.setting_unknown(name, fixed.shard)
         if fixed.name == name and fixed.value != flags:
@@ -472,31 +472,31 @@ def _bad_flags(value: bytes, here: Here) -> bytes:
     return b""
 
 
-def _notifications(here: Here) -> str:
+def _notifications(context: Context) -> str:
     """As a client has set it, else as it is fixed."""
     name = notifications.SETTING
-    fixed = {each.value for each in here.settings.fixed if each.name == name and each.value is not None}
-    known = here.settings.told.get(name, fixed.pop() if len(fixed) == 1 else "")
+    fixed = {each.value for each in context.settings.fixed if each.name == name and each.value is not None}
+    known = context.settings.told.get(name, fixed.pop() if len(fixed) == 1 else "")
     return notifications.shown(known)
 
 
 # --- PUBSUB -----------------------------------------------------------------------------------------------------------
 
 
-def _pubsub_channels(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _pubsub_channels(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     if len(argv) > 3:
         return errors.subcommand_syntax("pubsub", argv[1])
     sort = Sort.SHARD if argv[1].lower() == b"shardchannels" else Sort.CHANNEL
-    return encode(here.register.names(sort, argv[2] if len(argv) == 3 else None), client.proto)
+    return encode(context.register.names(sort, argv[2] if len(argv) == 3 else None), client.proto)
 
 
-def _pubsub_numsub(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
+def _pubsub_numsub(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     sort = Sort.SHARD if argv[1].lower() == b"shardnumsub" else Sort.CHANNEL
-    return encode([each for name in argv[2:] for each in (name, here.register.count(sort, name))], client.proto)
+    return encode([each for name in argv[2:] for each in (name, context.register.count(sort, name))], client.proto)
 
 
-def _pubsub_numpat(client: Client, argv: Sequence[bytes], here: Here) -> bytes:
-    return encode(here.register.total(Sort.PATTERN), client.proto)
+def _pubsub_numpat(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
+    return encode(context.register.total(Sort.PATTERN), client.proto)
 
 
 def _integer(text: bytes) -> int | None:

@@ -5,27 +5,27 @@ from protocol.reply import OK, Verbatim, decode, encode
 from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
 
 
-async def _doctor(talk: Conversation) -> bytes:
+async def _doctor(conversation: Conversation) -> bytes:
     """A report of each shard, behind its name."""
     text = b""
-    for shard, frame in (await talk.ask_all(*talk.argv, primary=True)).items():
+    for shard, frame in (await conversation.ask_all(*conversation.argv, primary=True)).items():
         said = decode(frame)
         if not isinstance(said, bytes):
-            raise Refusal(_not_done(talk, shard, frame))
-        text += b"%b: %b\n" % (talk.name(shard).encode(), said.rstrip())
-    return encode(Verbatim(text), talk.client.proto)
+            raise Refusal(_not_done(conversation, shard, frame))
+        text += b"%b: %b\n" % (conversation.name(shard).encode(), said.rstrip())
+    return encode(Verbatim(text), conversation.client.proto)
 
 
-async def _purge(talk: Conversation) -> bytes:
+async def _purge(conversation: Conversation) -> bytes:
     """It loses nothing, so that it was done for some shards and not for others is no harm."""
-    for shard, frame in (await talk.ask_all(*talk.argv, primary=True)).items():
+    for shard, frame in (await conversation.ask_all(*conversation.argv, primary=True)).items():
         if frame != OK:
-            raise Refusal(_not_done(talk, shard, frame))
+            raise Refusal(_not_done(conversation, shard, frame))
     return OK
 
 
-def _not_done(talk: Conversation, shard: int, frame: bytes) -> bytes:
-    return errors.part_failed(talk.name(shard), talk.error_of(frame))
+def _not_done(conversation: Conversation, shard: int, frame: bytes) -> bytes:
+    return errors.part_failed(conversation.name(shard), conversation.error_of(frame))
 
 
 HANDLERS: dict[bytes, Handler] = {b"memory|doctor": _doctor, b"memory|purge": _purge}

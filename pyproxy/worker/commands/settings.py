@@ -17,36 +17,36 @@ from pyproxy.worker.commands import local
 from pyproxy.worker.commands.conversation import Conversation, Refusal
 
 
-async def configure(talk: Conversation) -> bytes:
+async def configure(conversation: Conversation) -> bytes:
     """+OK; or an error, and nothing is kept."""
-    line = local.unsettable(talk.argv, talk.here) or await _asked_first(talk)
+    line = local.unsettable(conversation.argv, conversation.context) or await _asked_first(conversation)
     if line:
         return line
-    reply = local.answer(b"config|set", talk.client, talk.argv, talk.here)
-    await talk.here.until_settled()
+    reply = local.answer(b"config|set", conversation.client, conversation.argv, conversation.context)
+    await conversation.context.until_settled()
     return reply
 
 
-async def show(talk: Conversation) -> bytes:
+async def show(conversation: Conversation) -> bytes:
     """CONFIG GET with settings that nobody has set through the proxy, as the primaries have them.
 
     Where they differ, all values, joined by ``/``. One that does not answer, or may not say it, is passed over: a
     client asks for settings in order to start, and what it asks for beside these is known.
     """
-    names = local.settings_of_servers(talk.argv, talk.here)
+    names = local.settings_of_servers(conversation.argv, conversation.context)
     values: dict[bytes, list[str]] = {name: [] for name in names}
-    asked = [asyncio.create_task(_setting_of(talk, shard, names)) for shard in talk.shards]
+    asked = [asyncio.create_task(_setting_of(conversation, shard, names)) for shard in conversation.shards]
     for said in await asyncio.gather(*asked):
         for name, value in said.items():
             if name in values and value not in values[name]:
                 values[name].append(value)
     of_servers = {name: "/".join(each) for name, each in values.items() if each}
-    return local.shown(talk.client, talk.argv, talk.here, of_servers)
+    return local.shown(conversation.client, conversation.argv, conversation.context, of_servers)
 
 
-async def _setting_of(talk: Conversation, shard: int, names: list[bytes]) -> dict[bytes, str]:
+async def _setting_of(conversation: Conversation, shard: int, names: list[bytes]) -> dict[bytes, str]:
     try:
-        said = decode(await talk.ask(shard, b"CONFIG", b"GET", *names, primary=True))
+        said = decode(await conversation.ask(shard, b"CONFIG", b"GET", *names, primary=True))
     except (Refusal, BadFrame):
         return {}
     words = [word for pair in said.items() for word in pair] if isinstance(said, Mapping) else said
@@ -56,17 +56,17 @@ async def _setting_of(talk: Conversation, shard: int, names: list[bytes]) -> dic
     return {name.lower(): value.decode(errors="replace") for name, value in zip(texts[::2], texts[1::2], strict=False)}
 
 
-async def _asked_first(talk: Conversation) -> bytes:
+async def _asked_first(conversation: Conversation) -> bytes:
     """What a primary says that does not take the operator's settings; empty: all took them."""
     ours, words = notifications.SETTING.encode(), []
-    for name, value in zip(talk.argv[2::2], talk.argv[3::2], strict=True):
+    for name, value in zip(conversation.argv[2::2], conversation.argv[3::2], strict=True):
         if name.lower() != ours:
             words += [name.lower(), value]
     if not words:
         return b""
-    frames = await talk.ask_all(b"CONFIG", b"SET", *words, write=True)
+    frames = await conversation.ask_all(b"CONFIG", b"SET", *words, write=True)
     for shard, frame in frames.items():
         if frame != OK:
-            took = [talk.name(other) for other, said in frames.items() if said == OK]
-            return part_failed(talk.name(shard), talk.error_of(frame), took)
+            took = [conversation.name(other) for other, said in frames.items() if said == OK]
+            return part_failed(conversation.name(shard), conversation.error_of(frame), took)
     return b""

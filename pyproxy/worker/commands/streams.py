@@ -16,44 +16,52 @@ from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
 NIL = (b"*-1\r\n", b"_\r\n")  # of an array, in RESP2 and RESP3
 
 
-async def _xread(talk: Conversation) -> bytes:
+async def _xread(conversation: Conversation) -> bytes:
     """XREAD and XREADGROUP: of each stream that has something its name and its entries."""
-    positions = talk.command.keys(talk.argv)
-    head, count = talk.argv[: positions[0]], len(positions)
-    if len(talk.argv) != positions[-1] + 1 + count:
-        return await talk.ask(talk.shard_of(talk.argv[positions[0]]), *talk.argv)  # the server says what is wrong
+    positions = conversation.command.keys(conversation.argv)
+    head, count = conversation.argv[: positions[0]], len(positions)
+    if len(conversation.argv) != positions[-1] + 1 + count:
+        return await conversation.ask(
+            conversation.shard_of(conversation.argv[positions[0]]), *conversation.argv
+        )  # the server says what is wrong
     keys: list[bytes] = []
     ids: list[bytes] = []
     shards: list[int] = []
-    async for some in talk.in_turns(positions):
-        keys += [talk.argv[position] for position in some]
-        ids += [talk.argv[position + count] for position in some]
-        shards += [talk.shard_of(key) for key in keys[len(shards) :]]
-    if talk.command.name == b"xread":
-        frames = await talk.ask_each(await _of_shards(talk, head, keys, ids, shards), primary=True)
-    elif (place := await _without_group(talk, head, keys, shards)) is not None:
-        return await talk.ask(shards[place], *head, keys[place], ids[place], write=True)  # again, the server says it
+    async for some in conversation.in_turns(positions):
+        keys += [conversation.argv[position] for position in some]
+        ids += [conversation.argv[position + count] for position in some]
+        shards += [conversation.shard_of(key) for key in keys[len(shards) :]]
+    if conversation.command.name == b"xread":
+        frames = await conversation.ask_each(await _of_shards(conversation, head, keys, ids, shards), primary=True)
+    elif (place := await _without_group(conversation, head, keys, shards)) is not None:
+        return await conversation.ask(
+            shards[place], *head, keys[place], ids[place], write=True
+        )  # again, the server says it
     else:
-        frames = await _one_by_one(talk, await _of_shards(talk, head, keys, ids, shards))
+        frames = await _one_by_one(conversation, await _of_shards(conversation, head, keys, ids, shards))
     for frame in frames.values():
         if frame.startswith(b"-"):
             raise Refusal(frame)
     try:
-        answer = InOrder(frames, talk.client.proto)
-        async for streams in talk.in_turns(zip(keys, shards, strict=True)):
+        answer = InOrder(frames, conversation.client.proto)
+        async for streams in conversation.in_turns(zip(keys, shards, strict=True)):
             answer.take(streams)
         return answer.frame
     except ProtocolError:
-        raise Refusal(errors.unexpected_part(talk.command.name)) from None
+        raise Refusal(errors.unexpected_part(conversation.command.name)) from None
 
 
 async def _of_shards(
-    talk: Conversation, head: Sequence[bytes], keys: Sequence[bytes], ids: Sequence[bytes], shards: Sequence[int]
+    conversation: Conversation,
+    head: Sequence[bytes],
+    keys: Sequence[bytes],
+    ids: Sequence[bytes],
+    shards: Sequence[int],
 ) -> dict[int, list[bytes]]:
     """The command of each shard, in the order of their first keys."""
     commands: dict[int, list[bytes]] = {}
     behind: dict[int, list[bytes]] = {}
-    async for some in talk.in_turns(zip(shards, keys, ids, strict=True)):
+    async for some in conversation.in_turns(zip(shards, keys, ids, strict=True)):
         for shard, key, last in some:
             if shard not in commands:
                 commands[shard], behind[shard] = list(head), []
@@ -65,7 +73,7 @@ async def _of_shards(
 
 
 async def _without_group(
-    talk: Conversation, head: Sequence[bytes], keys: Sequence[bytes], shards: Sequence[int]
+    conversation: Conversation, head: Sequence[bytes], keys: Sequence[bytes], shards: Sequence[int]
 ) -> int | None:
     """The place of the first key that is no stream with the group: XREADGROUP then reads from none."""
     options = [word.lower() for word in head]
@@ -75,7 +83,7 @@ async def _without_group(
     blocks: dict[int, list[list[bytes]]] = {}
     for key, shard in zip(keys, shards, strict=True):
         blocks.setdefault(shard, []).append([b"XINFO", b"GROUPS", key])
-    answers = await talk.ask_blocks(blocks, primary=True)
+    answers = await conversation.ask_blocks(blocks, primary=True)
     for place, shard in enumerate(shards):
         if not _has_group(answers[shard].pop(0), group):
             return place
@@ -90,14 +98,14 @@ def _has_group(frame: bytes, group: bytes) -> bool:
     return group in [text_of(fields(each), b"name") for each in listed(said)]
 
 
-async def _one_by_one(talk: Conversation, commands: Mapping[int, Sequence[bytes]]) -> dict[int, bytes]:
+async def _one_by_one(conversation: Conversation, commands: Mapping[int, Sequence[bytes]]) -> dict[int, bytes]:
     """Writes, until one is answered with an error."""
     frames: dict[int, bytes] = {}
     for shard, argv in commands.items():
-        frames[shard] = await talk.ask(shard, *argv, write=True)
+        frames[shard] = await conversation.ask(shard, *argv, write=True)
         if frames[shard].startswith(b"-"):
             break
-        talk.applied(shard)
+        conversation.applied(shard)
     return frames
 
 

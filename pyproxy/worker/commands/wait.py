@@ -26,53 +26,57 @@ FENCE = Request([b"SPUBLISH", b"__pyproxy:fence", b""])
 _OF_A_REPLICA = b" cannot be used with replica instances"
 
 
-async def _wait(talk: Conversation) -> bytes:
-    wanted, timeout_ms = (number(word) for word in talk.argv[1:])
+async def _wait(conversation: Conversation) -> bytes:
+    wanted, timeout_ms = (number(word) for word in conversation.argv[1:])
     if wanted is None or timeout_ms is None or timeout_ms < 0:
-        return await _reply_of(talk, 0, 0, fenced=False)  # the server's words for it
-    client = talk.client
+        return await _reply_of(conversation, 0, 0, fenced=False)  # the server's words for it
+    client = conversation.client
     waited = client.waited = client.waited or {}
-    wrote = _wrote(talk)
+    wrote = _wrote(conversation)
     if not wrote and not waited:
-        counts = await _ask(talk, talk.shards, timeout_ms, fenced=False)
+        counts = await _ask(conversation, conversation.shards, timeout_ms, fenced=False)
         return b":%d\r\n" % min(each for (each,) in counts.values())
-    asked = [shard for shard in talk.shards if shard in wrote or waited.get(shard, wanted) < wanted]
-    for shard, (count,) in (await _ask(talk, asked, timeout_ms)).items():
+    asked = [shard for shard in conversation.shards if shard in wrote or waited.get(shard, wanted) < wanted]
+    for shard, (count,) in (await _ask(conversation, asked, timeout_ms)).items():
         waited[shard] = count
         client.wrote &= ~_bit(shard)
     return b":%d\r\n" % min(waited.values())
 
 
-async def _waitaof(talk: Conversation) -> bytes:
-    timeout_ms = number(talk.argv[3])
+async def _waitaof(conversation: Conversation) -> bytes:
+    timeout_ms = number(conversation.argv[3])
     if timeout_ms is None or timeout_ms < 0:
-        return await _reply_of(talk, 0, 0, fenced=False)  # the server's words for it
-    wrote = _wrote(talk) | (talk.client.waited or {}).keys()
-    counts = await _ask(talk, wrote or talk.shards, timeout_ms)
+        return await _reply_of(conversation, 0, 0, fenced=False)  # the server's words for it
+    wrote = _wrote(conversation) | (conversation.client.waited or {}).keys()
+    counts = await _ask(conversation, wrote or conversation.shards, timeout_ms)
     return b"*2\r\n" + b"".join(b":%d\r\n" % min(each) for each in zip(*counts.values(), strict=True))
 
 
-async def _ask(talk: Conversation, shards: Iterable[int], timeout_ms: int, fenced: bool = True) -> dict[int, list[int]]:
+async def _ask(
+    conversation: Conversation, shards: Iterable[int], timeout_ms: int, fenced: bool = True
+) -> dict[int, list[int]]:
     """All of them at once -> the numbers of each. Raises Refusal; without an end only until the client leaves."""
-    with talk.waiting() if timeout_ms == 0 else nullcontext():
+    with conversation.waiting() if timeout_ms == 0 else nullcontext():
         try:
             async with asyncio.TaskGroup() as group:
-                asking = {shard: group.create_task(_reply_of(talk, shard, timeout_ms, fenced)) for shard in shards}
+                asking = {
+                    shard: group.create_task(_reply_of(conversation, shard, timeout_ms, fenced)) for shard in shards
+                }
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
     counts = {}
     for shard, task in asking.items():
         frame = task.result()
         if frame.startswith(b"-"):
-            raise Refusal(_demoted(talk, shard) if _OF_A_REPLICA in frame else frame)
-        counts[shard] = _numbers(frame, 1 if talk.command.name == b"wait" else 2)
-    _wrote(talk)  # what was lost meanwhile
+            raise Refusal(_demoted(conversation, shard) if _OF_A_REPLICA in frame else frame)
+        counts[shard] = _numbers(frame, 1 if conversation.command.name == b"wait" else 2)
+    _wrote(conversation)  # what was lost meanwhile
     return counts
 
 
-def _demoted(talk: Conversation, shard: int) -> bytes:
+def _demoted(conversation: Conversation, shard: int) -> bytes:
     """It has become a replica, and may have thrown away what this client wrote to it. That is said once, too."""
-    client, name, node = talk.client, talk.name(shard), talk.lane.links[shard].node
+    client, name, node = conversation.client, conversation.name(shard), conversation.lane.links[shard].node
     if not client.wrote & _bit(shard):
         return errors.not_applied(name, node, "is a replica by now")
     client.unsure &= ~_bit(shard)
@@ -80,15 +84,15 @@ def _demoted(talk: Conversation, shard: int) -> bytes:
     return errors.uncertain(name, node, errors.OUT_OF_SIGHT)
 
 
-async def _reply_of(talk: Conversation, shard: int, timeout_ms: int, fenced: bool) -> bytes:
+async def _reply_of(conversation: Conversation, shard: int, timeout_ms: int, fenced: bool) -> bytes:
     """What a shard says. A server that does not answer is given up at the timeout and the deadline of a request."""
-    reply_s = talk.here.setup.config.timeouts.reply_s
-    async with talk.lend(shard, Use.HELD) as loan:
-        said = await talk.ask_on(loan, FENCE, write=False, deadline_s=reply_s) if fenced else b""
+    reply_s = conversation.context.setup.config.timeouts.reply_s
+    async with conversation.lend(shard, Use.HELD) as lease:
+        said = await conversation.ask_on(lease, FENCE, write=False, deadline_s=reply_s) if fenced else b""
         if not said.startswith(b"-"):
             deadline_s = timeout_ms / 1000 + reply_s if timeout_ms else None
-            said = await talk.ask_on(loan, Request(talk.argv), write=False, deadline_s=deadline_s)
-        loan.keep = True
+            said = await conversation.ask_on(lease, Request(conversation.argv), write=False, deadline_s=deadline_s)
+        lease.keep = True
     return said
 
 
@@ -100,15 +104,17 @@ def _numbers(frame: bytes, count: int) -> list[int]:
     return list(map(int, found))
 
 
-def _wrote(talk: Conversation) -> set[int]:
+def _wrote(conversation: Conversation) -> set[int]:
     """The shards it has written to since a WAIT that asked them. Raises Refusal, once, for one that was lost since."""
-    client = talk.client
-    for shard in talk.shards:
+    client = conversation.client
+    for shard in conversation.shards:
         if client.unsure & _bit(shard):
             client.unsure &= ~_bit(shard)
             client.wrote &= ~_bit(shard)
-            raise Refusal(errors.uncertain(talk.name(shard), talk.lane.links[shard].node, errors.OUT_OF_SIGHT))
-    return {shard for shard in talk.shards if client.wrote & _bit(shard)}
+            raise Refusal(
+                errors.uncertain(conversation.name(shard), conversation.lane.links[shard].node, errors.OUT_OF_SIGHT)
+            )
+    return {shard for shard in conversation.shards if client.wrote & _bit(shard)}
 
 
 def _bit(shard: int) -> int:

@@ -18,7 +18,7 @@ from pyproxy.worker.commands.conversation import Conversation, Handler, NotSent,
 from pyproxy.worker.commands.executing import send
 from pyproxy.worker.commands.scripting import bring
 from pyproxy.worker.commands.transaction import in_order
-from pyproxy.worker.shard.pool import Lender, Loan, Unlendable, Use
+from pyproxy.worker.shard.pool import Lease, LeasePool, NoLease, Use
 
 NIL = {2: b"*-1\r\n", 3: b"_\r\n"}
 MULTI, EXEC = Request([b"MULTI"]), Request([b"EXEC"])
@@ -27,120 +27,132 @@ MULTI, EXEC = Request([b"MULTI"]), Request([b"EXEC"])
 class Watched:
     """The keys that a client watches; `keys`: how many, as CLIENT LIST shows it."""
 
-    def __init__(self, lender: Lender, loan: Loan) -> None:
-        self.loan = loan
+    def __init__(self, lease_pool: LeasePool, lease: Lease) -> None:
+        self.lease = lease
         self.keys = 0
-        self.proto, self.db = loan.proto, loan.db  # of the connection, by now
-        self._lender = lender
+        self.proto, self.db = lease.proto, lease.db  # of the connection, by now
+        self._lender = lease_pool
 
     def end(self) -> None:
         """The connection is given back if nothing is watched on it any more, else closed."""
-        self.loan.keep = self.loan.keep and (self.proto, self.db) == (self.loan.proto, self.loan.db)
-        self._lender.take_back(self.loan)
+        self.lease.keep = self.lease.keep and (self.proto, self.db) == (self.lease.proto, self.lease.db)
+        self._lender.take_back(self.lease)
 
 
-async def _watch(talk: Conversation) -> bytes:
-    client, shard = talk.client, talk.shard_of_keys(errors.watch_over_shards)
+async def _watch(conversation: Conversation) -> bytes:
+    client, shard = conversation.client, conversation.shard_of_keys(errors.watch_over_shards)
     watched: Watched | None = client.watched
     if watched is None:
-        watched = Watched(talk.lender, await talk.lender.borrow(shard, Use.HELD, client.proto, client.db))
-    elif watched.loan.link.index != shard:
-        raise Refusal(errors.watch_over_shards([watched.loan.link.name, talk.name(shard)]))
-    elif watched.loan.lost:
+        watched = Watched(
+            conversation.lease_pool, await conversation.lease_pool.borrow(shard, Use.HELD, client.proto, client.db)
+        )
+    elif watched.lease.link.index != shard:
+        raise Refusal(errors.watch_over_shards([watched.lease.link.name, conversation.name(shard)]))
+    elif watched.lease.lost:
         return b"+OK\r\n"  # and so it stays until EXEC
     client.watched = watched
-    reply = await _on_it(talk, watched, Request(talk.argv))
-    watched.keys += len(talk.argv) - 1
+    reply = await _on_it(conversation, watched, Request(conversation.argv))
+    watched.keys += len(conversation.argv) - 1
     return reply
 
 
-async def execute(talk: Conversation) -> bytes:
+async def execute(conversation: Conversation) -> bytes:
     """EXEC of a client that watches."""
-    client = talk.client
+    client = conversation.client
     try:
-        return await _run(talk, client.watched)
-    except (Refusal, Unlendable) as refusal:
+        return await _run(conversation, client.watched)
+    except (Refusal, NoLease) as refusal:
         return errors.transaction_discarded(refusal.line)
     finally:
         client.end_transaction()
         client.end_watch()
 
 
-async def _run(talk: Conversation, watched: Watched) -> bytes:
+async def _run(conversation: Conversation, watched: Watched) -> bytes:
     try:
-        return await _execute(talk, watched)
+        return await _execute(conversation, watched)
     except NotSent:
-        if not watched.loan.lost:
+        if not watched.lease.lost:
             raise
-        return await _lost(talk, watched.loan.link.index)
+        return await _lost(conversation, watched.lease.link.index)
 
 
-async def _lost(talk: Conversation, shard: int) -> bytes:
+async def _lost(conversation: Conversation, shard: int) -> bytes:
     """EXEC where the watch was lost with its connection: nil, if the shard can be had.
 
     So it waits at the gate as the block would, even where that only reads: an incident may end in a moment.
     """
-    block = talk.client.transaction.blocks.get(shard)
-    async with talk.lend(shard, Use.BRIEF, block.size if block else EXEC.size) as loan:
+    block = conversation.client.transaction.blocks.get(shard)
+    async with conversation.lend(shard, Use.BRIEF, block.size if block else EXEC.size) as lease:
         # any read of a key: a server that loads its data, or has lost its primary, refuses it
-        reply = await talk.ask_on(loan, Request([b"EXISTS", b""]), write=False, deadline_s=talk.reply_s)
-        loan.keep = True
-    return errors.exec_rejected(reply) if reply.startswith(b"-") else NIL[talk.client.proto]
+        reply = await conversation.ask_on(
+            lease, Request([b"EXISTS", b""]), write=False, deadline_s=conversation.reply_s
+        )
+        lease.keep = True
+    return errors.exec_rejected(reply) if reply.startswith(b"-") else NIL[conversation.client.proto]
 
 
-async def _execute(talk: Conversation, watched: Watched) -> bytes:
+async def _execute(conversation: Conversation, watched: Watched) -> bytes:
     """Raises NotSent where a connection was lost before anything was sent on it."""
-    transaction, own = talk.client.transaction, watched.loan.link.index
+    transaction, own = conversation.client.transaction, watched.lease.link.index
     if transaction.refused:
         return errors.exec_aborted()
     blocks: dict[int, Block] = transaction.blocks
     others = sorted(blocks.keys() - {own})
-    if others and talk.here.setup.config.transactions != "split":
-        return errors.transaction_over_shards([talk.name(shard) for shard in sorted({own, *others})])
-    if watched.loan.lost:
-        raise NotSent(errors.not_applied(watched.loan.link.name, watched.loan.link.node, watched.loan.lost))
-    async with AsyncExitStack() as lent:
-        loans = {shard: await lent.enter_async_context(talk.lend(shard, Use.ACROSS)) for shard in others}
+    if others and conversation.context.setup.config.transactions != "split":
+        return errors.transaction_over_shards([conversation.name(shard) for shard in sorted({own, *others})])
+    if watched.lease.lost:
+        raise NotSent(errors.not_applied(watched.lease.link.name, watched.lease.link.node, watched.lease.lost))
+    async with AsyncExitStack() as leased:
+        leases = {shard: await leased.enter_async_context(conversation.lend(shard, Use.ACROSS)) for shard in others}
         if transaction.write:  # all gates before anything is sent
             for shard, block in blocks.items():
-                await talk.pass_gate(shard, block.size)
-        for loan in (watched.loan, *loans.values()):
-            await bring(talk, loan, transaction.scripts)
-        checked = await _checked(talk, watched, blocks.get(own))
+                await conversation.pass_gate(shard, block.size)
+        for lease in (watched.lease, *leases.values()):
+            await bring(conversation, lease, transaction.scripts)
+        checked = await _checked(conversation, watched, blocks.get(own))
         if not checked.startswith(b"*") or checked == NIL[2] or not (others or transaction.is_assembled):
             return checked
-        frames: list[bytes | None] = [None] * len(talk.shards)
+        frames: list[bytes | None] = [None] * len(conversation.shards)
         frames[own] = checked if own in blocks else None
-        await send(talk, loans, blocks, frames, [talk.name(own)] if own in blocks and transaction.write else [])
-    return await in_order(talk.lane, transaction, frames)
+        await send(
+            conversation,
+            leases,
+            blocks,
+            frames,
+            [conversation.name(own)] if own in blocks and transaction.write else [],
+        )
+    return await in_order(conversation.lane, transaction, frames)
 
 
-async def _checked(talk: Conversation, watched: Watched, block: Block | None) -> bytes:
+async def _checked(conversation: Conversation, watched: Watched, block: Block | None) -> bytes:
     """The answer to the block of the watched shard, an empty array if it has none: nil where something was changed."""
     if block is not None:
-        reply = await _on_it(talk, watched, block)
+        reply = await _on_it(conversation, watched, block)
     else:
-        await _on_it(talk, watched, MULTI)
-        reply = await _on_it(talk, watched, EXEC)
-    watched.loan.keep = True  # whatever EXEC answers, it has ended the watch
+        await _on_it(conversation, watched, MULTI)
+        reply = await _on_it(conversation, watched, EXEC)
+    watched.lease.keep = True  # whatever EXEC answers, it has ended the watch
     return reply
 
 
-async def _on_it(talk: Conversation, watched: Watched, asked: Asked) -> bytes:
+async def _on_it(conversation: Conversation, watched: Watched, asked: Asked) -> bytes:
     """A reply on the connection that watches, in the protocol and database of the client."""
-    client = talk.client
+    client = conversation.client
     if watched.proto != client.proto:
-        await _change(talk, watched, b"HELLO", client.proto)
+        await _change(conversation, watched, b"HELLO", client.proto)
         watched.proto = client.proto
     if watched.db != client.db:
-        await _change(talk, watched, b"SELECT", client.db)
+        await _change(conversation, watched, b"SELECT", client.db)
         watched.db = client.db
     write = isinstance(asked, Block) and client.transaction.write
-    return await talk.ask_on(watched.loan, asked, write=write, deadline_s=talk.deadline_s(asked))
+    return await conversation.ask_on(watched.lease, asked, write=write, deadline_s=conversation.deadline_s(asked))
 
 
-async def _change(talk: Conversation, watched: Watched, name: bytes, number: int) -> None:
-    reply = await talk.ask_on(watched.loan, Request([name, b"%d" % number]), write=False, deadline_s=talk.reply_s)
+async def _change(conversation: Conversation, watched: Watched, name: bytes, number: int) -> None:
+    reply = await conversation.ask_on(
+        watched.lease, Request([name, b"%d" % number]), write=False, deadline_s=conversation.reply_s
+    )
     if reply.startswith(b"-"):
         raise Refusal(reply)
 

@@ -64,7 +64,7 @@ cdef class Backend:
         self.proto = proto
         self.db = db
         self.is_bulk = bulk
-        self.front = None
+        self.router = None
         self.door = Door.IDLE
         self.refusal = b""
         self.kept = []
@@ -90,9 +90,9 @@ cdef class Backend:
         self.plain = (self.door == Door.OPEN and not self._guarded and not self.in_transfer
                       and (self.wire is None or not self.wire.choked))
 
-    def guard(self, front, bint guarded, bint keeps):
-        """Whether the front of the shard must be asked before anything is begun here; whether writes may be kept."""
-        self.front = front
+    def guard(self, router, bint guarded, bint keeps):
+        """Whether the router of the shard must be asked before anything is begun here; whether writes may be kept."""
+        self.router = router
         self._guarded = guarded
         self.keeps = keeps
         self._set_door(self.door)
@@ -560,7 +560,7 @@ cdef class Backend:
             _pop(self, item)
             if item.expected is not None:
                 self.canaries -= 1
-        if self.front is not None and self.link is self.lane.links[self.shard]:     # not a lent one, nor a replica's
+        if self.router is not None and self.link is self.lane.links[self.shard]:     # not a lent one, nor a replica's
             self.lane.lost_sight(self.shard)
         # items still out get their verdict; those to be tried again are collected in their order
         retries = []

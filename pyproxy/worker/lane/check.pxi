@@ -56,7 +56,7 @@ cdef list _all_backends(Lane lane):
     cdef list found = []
     for link in lane.links + lane.sides:
         found += link.backends.values()
-        found += [loan.backend for loan in getattr(link, "lent", ())]
+        found += [lease.backend for lease in getattr(link, "lent", ())]
     return found
 
 
@@ -182,30 +182,30 @@ cdef int _check_client(Client client, set answered, Py_ssize_t in_parts, bint di
 
 cdef int _check_gates(Lane lane, list backends) except -1:
     """Who is held at a gate knows of it, and what a gate counts is there."""
-    cdef dict requests = {}, sizes = {}     # front -> of the writes that were begun and are kept
+    cdef dict requests = {}, sizes = {}     # router -> of the writes that were begun and are kept
     cdef dict holds = {}                    # the numbers of several gates, by identity -> numbers, requests, bytes
     cdef Client client
     cdef Pending item
     for backend in backends:
-        front = (<Backend>backend).front
+        router = (<Backend>backend).router
         for held in (<Backend>backend).kept:
             item = <Pending>held
-            if front is None:
+            if router is None:
                 raise Broken(f"{backend}: a request is kept, and there is no gate that it waits for")
             if item.write:
-                requests[front] = requests.get(front, 0) + 1
-                sizes[front] = sizes.get(front, 0) + item.size
-        if front is not None:
-            requests.setdefault(front, 0)
-    for front, kept in requests.items():
-        gate = front.gate
+                requests[router] = requests.get(router, 0) + 1
+                sizes[router] = sizes.get(router, 0) + item.size
+        if router is not None:
+            requests.setdefault(router, 0)
+    for router, kept in requests.items():
+        gate = router.gate
         for client in gate.parked:
-            if client not in lane.clients or not client.parked & Park.HOLD or client.front is not front:
-                raise Broken(f"{front.link}: {client} is held at its gate, and does not know of it")
+            if client not in lane.clients or not client.parked & Park.HOLD or client.router is not router:
+                raise Broken(f"{router.link}: {client} is held at its gate, and does not know of it")
         size = sum([each.bytes for each in gate.parked.values()])
-        _expect(front.link, "writes that are kept", gate.kept_requests, kept)
-        _expect(front.link, "bytes of writes that are kept", gate.kept_bytes, sizes.get(front, 0))
-        _expect(front.link, "bytes held at its gate", gate.held.bytes, size + gate.kept_bytes)
+        _expect(router.link, "writes that are kept", gate.kept_requests, kept)
+        _expect(router.link, "bytes of writes that are kept", gate.kept_bytes, sizes.get(router, 0))
+        _expect(router.link, "bytes held at its gate", gate.held.bytes, size + gate.kept_bytes)
         _, all_requests, all_bytes = holds.get(id(gate.holds), (None, 0, 0))
         holds[id(gate.holds)] = gate.holds, all_requests + len(gate.parked) + kept, all_bytes + size + gate.kept_bytes
     for counted, all_requests, all_bytes in holds.values():
@@ -254,9 +254,9 @@ cdef int _check_parked(Client client, bint in_backlog, bint at_a_door) except -1
     _expect(client, "to have a turn to come", bool(client.parked & Park.TURN), in_backlog)
     if client.parked & Park.DOOR and not at_a_door:
         raise Broken(f"{client}: it is parked at a door, and at none it waits")
-    if client.parked & Park.HOLD and (client.front is None or client not in client.front.gate.parked):
+    if client.parked & Park.HOLD and (client.router is None or client not in client.router.gate.parked):
         raise Broken(f"{client}: it is held, and by no gate")
-    if client.parked & Park.TALK and (client.talk is None or client.head is None or client.head.shard != -2):
+    if client.parked & Park.CONVERSATION and (client.conversation is None or client.head is None or client.head.shard != -2):
         raise Broken(f"{client}: it is parked for a conversation that it does not have")
     if client.parked & Park.WORDS and client.gathering is None and not client.finishing:
         raise Broken(f"{client}: it is parked until its words are looked through, and nobody does that")

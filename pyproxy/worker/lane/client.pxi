@@ -43,9 +43,9 @@ cdef class Client:
         self.transport = transport
         self.write = transport.write
         peer = transport.get_extra_info("peername") or ("", 0)
-        here = transport.get_extra_info("sockname") or ("", 0)
+        context = transport.get_extra_info("sockname") or ("", 0)
         self.addr = f"{peer[0]}:{peer[1]}"
-        self.laddr = f"{here[0]}:{here[1]}"
+        self.laddr = f"{context[0]}:{context[1]}"
         self.fd = transport.get_extra_info("socket").fileno()
         self.lane.now = _clock()
         self.created = self.last_active = self.lane.now
@@ -87,12 +87,12 @@ cdef class Client:
     def eof_received(self):
         self.eof = True
         if self.parked & Park.HOLD:
-            self.front.half_closed(self)
+            self.router.half_closed(self)
         elif self.parked & Park.SWITCH:
             for backend in self.pool:
                 forget(<Backend>backend, self, errors.client_gone(backend.link.name, backend.link.node))
-        if self.talk is not None:
-            self.talk.half_closed()
+        if self.conversation is not None:
+            self.conversation.half_closed()
         self.touch()
         return True
 
@@ -143,7 +143,7 @@ cdef class Client:
 
     def _left_gate(self):
         if self.parked & Park.HOLD:
-            self.front.left(self)
+            self.router.left(self)
 
     def _left_kept(self):
         if self.parked & Park.SWITCH:
@@ -151,10 +151,10 @@ cdef class Client:
                 forget(<Backend>backend, self, None)
 
     def _left_talk(self):
-        talk = self.talk
-        self.talk = None
-        if talk is not None:
-            talk.left()
+        conversation = self.conversation
+        self.conversation = None
+        if conversation is not None:
+            conversation.left()
 
     def _left_channels(self):
         if self._subscriber is not None:
@@ -376,10 +376,10 @@ cdef class Client:
         self.placed(item)
         return None
 
-    def converse(self, talk):
+    def converse(self, conversation):
         """Takes a place for a conversation: nothing more of this client is begun until it is over.
 
-        `talk` is told `go_on()` where it was asked to wait and may ask again, `half_closed()`, `left()`, and `drain()`.
+        `conversation` is told `go_on()` where it was asked to wait and may ask again, `half_closed()`, `left()`, and `drain()`.
         -> None; NOT_NOW while earlier requests are out: offer the command again.
         """
         cdef Pending item
@@ -390,19 +390,19 @@ cdef class Client:
         item = self.begun(0)
         item.shard = -2
         self.placed(item)
-        self.talk = talk
-        self.parked |= Park.TALK
+        self.conversation = conversation
+        self.parked |= Park.CONVERSATION
         return None
 
     def answer(self, bytes reply not None):
         """The end of a conversation; b"" says nothing."""
-        if self.talk is None:
+        if self.conversation is None:
             return
         if reply.startswith(b"-"):
             self.lane.errors += 1
         self.lane.settle(self.head, reply)
-        self.talk = None
-        self.unpark(Park.TALK)
+        self.conversation = None
+        self.unpark(Park.CONVERSATION)
 
     def later(self):
         """Others have their turn first; then the command that is being offered is offered again."""
@@ -410,11 +410,11 @@ cdef class Client:
 
     cdef int conversed(self) except -1:
         """What took a conversation to begin is out by now, in the place that it has, and is answered as any request."""
-        self.talk = None
+        self.conversation = None
         if _is_full(self):
             self.parked |= Park.WINDOW
             self.touch()
-        self.unpark(Park.TALK)
+        self.unpark(Park.CONVERSATION)
         return 0
 
     def settled(self):
@@ -458,9 +458,9 @@ cdef class Client:
         conversation is going on: whoever is gone would be held for ever.
         """
         cdef Backend backend = <Backend>self.pool[shard]
-        if self.talk is None:
+        if self.conversation is None:
             raise ValueError("expected a conversation that goes on, got one that is over")
-        cdef object said = backend.front.write(self, size) if backend._guarded else None
+        cdef object said = backend.router.write(self, size) if backend._guarded else None
         if said is None:
             self.hold_from = 0      # the same command may meet a closed gate again, minutes later
         return said
@@ -558,13 +558,13 @@ cdef class Client:
         lane.refusal = None
         if backend._guarded:
             if write:
-                said = backend.front.write(self, size)
+                said = backend.router.write(self, size)
                 if said is not None:
                     if said is not NOT_NOW:
                         lane.refusal = <bytes?>said
                     return None
             else:
-                said = backend.front.read(self, backend)
+                said = backend.router.read(self, backend)
                 if type(said) is not Backend:
                     if said is not NOT_NOW:
                         lane.refusal = <bytes?>said
@@ -662,30 +662,30 @@ cdef class Client:
 
     cdef bytes _refused_at(self, Backend backend, Py_ssize_t size):
         """The line if a write would be refused at the gate; None: it may pass or wait."""
-        return backend.front.ask(self, size) if backend._guarded else None
+        return backend.router.ask(self, size) if backend._guarded else None
 
     def held_since(self, double now):
         """Since when the command that is offered now has been held; `now` if it has not been."""
         return self.hold_from if self.hold_from and self.hold_command == self.commands else now
 
-    def hold(self, front, double since):
-        """Wait, from before the command that is being offered, until `let_go`; `front` is told if the client leaves."""
-        self.front = front
+    def hold(self, router, double since):
+        """Wait, from before the command that is being offered, until `let_go`; `router` is told if the client leaves."""
+        self.router = router
         self.hold_from = since
         self.hold_command = self.commands
         self.parked |= Park.HOLD
 
     def let_go(self):
         """The command is offered again."""
-        self.front = None
+        self.router = None
         self.unpark(Park.HOLD)
 
     def leave(self, bytes line not None):
         """It has closed its half while it was held: what it sent is not done."""
-        self.front = None
+        self.router = None
         self.parked &= ~Park.HOLD
-        if self.talk is not None:
-            self.talk.refuse(line)
+        if self.conversation is not None:
+            self.conversation.refuse(line)
         else:
             self.say(line if self.transaction is None else errors.transaction_discarded(line))
         self.finish()
@@ -703,8 +703,8 @@ cdef class Client:
             if not self.parked & ~reasons:
                 self._next_turn()
             self.parked &= ~reasons
-            if self.talk is not None and not self.parked & Park.TURN:
-                self.talk.go_on()
+            if self.conversation is not None and not self.parked & Park.TURN:
+                self.conversation.go_on()
 
     cdef int _next_turn(self) except -1:
         self.lane.backlog.append(self)
@@ -745,7 +745,7 @@ cdef class Client:
         if self.transport is None:
             return 0
         if self.parked & Park.HOLD:
-            self.front.grew(self, size)
+            self.router.grew(self, size)
         if self.choked:
             most = max(most, self.lane.output_limit - self.held)
         if not self.reading_paused and self.parked & ~Park.HOLD and size > most:

@@ -20,7 +20,7 @@ cdef enum Park:
     DOOR = 8        # a backend is congested
     DRAIN = 16      # the worker is going: nothing new is begun
     HOLD = 32       # a gate is closed; unlike for the others, reading goes on
-    TALK = 64       # a conversation is going on; see conversation.py
+    CONVERSATION = 64       # a conversation is going on; see conversation.py
     WORDS = 128     # the words of its next command are looked through; see words.pxi
 
 
@@ -79,7 +79,7 @@ ctypedef unsigned char Flag     # 0 or 1; in a byte, as all of a Pending is clea
 #   place of a split           +      -      +    -           -    -     -      shard: -1, or the one it is relayed to; it is the
 #                                                                               Split's `place`, and never in a queue
 #   part of a split            -      +      -    any         -    -     .      as a request, in all of the above but for its place
-#   place of a conversation    +      -      +    -           -    -     -      shard: -2; `client.talk` answers it
+#   place of a conversation    +      -      +    -           -    -     -      shard: -2; `client.conversation` answers it
 #   canary                     -      -      -    any         -    -     +      expected; where it is not sent there will be
 #                                                                               another, as it is never kept
 #
@@ -268,7 +268,7 @@ cdef class Client:
     cdef long long door_command
     cdef object gathering           # what looks through the words of the command that is offered; None: nothing does
     cdef object words               # those words, once that is done; None: they have not been looked through
-    cdef object front               # where it is held
+    cdef object router               # where it is held
     cdef double hold_from
     cdef long long hold_command     # which one that was for
     cdef readonly long long id
@@ -286,7 +286,7 @@ cdef class Client:
     cdef public bytes lib_ver
     cdef public int reply_mode
     cdef public object transaction  # begun by MULTI; None: in none
-    cdef public object talk         # the conversation that is going on; None: none
+    cdef public object conversation         # the conversation that is going on; None: none
     cdef public object watched      # the keys of a WATCH, and the connection that watches them; None: none
     cdef public unsigned long long wrote    # the shards it has written to since WAIT last forgot them; bit shard % 64
     cdef public unsigned long long unsure   # those of them whose connection was lost since
@@ -335,7 +335,7 @@ cdef class Backend:
     cdef readonly int proto
     cdef readonly int db
     cdef readonly Wire wire
-    cdef readonly object front      # of the shard, once it is known
+    cdef readonly object router      # of the shard, once it is known
     cdef bint plain                 # open, and all is as usual
     cdef bint _guarded
     cdef bint keeps                 # writes may have to be sent again: the shard has replicas

@@ -783,8 +783,8 @@ cdef class Lane:
         for client in list(self.clients):
             client.parked |= Park.DRAIN
             client.touch()
-            if client.talk is not None:
-                client.talk.drain()
+            if client.conversation is not None:
+                client.conversation.drain()
 
 
 cdef int _CLIENTS = INDEX["clients"], _BEAT = INDEX["beat_us"], _COMMANDS = INDEX["commands"]

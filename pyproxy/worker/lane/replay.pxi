@@ -40,8 +40,8 @@ cdef int keep_unsent(Backend backend) except -1:
             # one that is too large to be sent again cannot be held either
             size = item.size if item.request is not None else <Py_ssize_t>1 << 62
             line = backend.refusal
-            if backend.front is not None:
-                line = backend.front.keep(backend, owner, size, item.kept_since or item.sent_at, 1)
+            if backend.router is not None:
+                line = backend.router.keep(backend, owner, size, item.kept_since or item.sent_at, 1)
             if line is None:
                 keep(backend, item, owner)
                 keeping.add(owner)
@@ -61,7 +61,7 @@ cdef int send_elsewhere(Backend backend, list reads) except -1:
 
     They wait at the primary's backend: that of a replica is forgotten with its connection.
     """
-    cdef object found = backend.front.elsewhere(backend) if backend.front is not None and backend.wire is None else None
+    cdef object found = backend.router.elsewhere(backend) if backend.router is not None and backend.wire is None else None
     cdef Backend other = found if found is not None else backend, target
     cdef Client owner
     cdef Pending item
@@ -71,8 +71,8 @@ cdef int send_elsewhere(Backend backend, list reads) except -1:
         target = backend if item.stays or owner.is_unresolved(backend.shard) else other
         if target.door == Door.SHUT:
             since = item.kept_since or item.sent_at
-            if item.request is not None and backend.front is not None and backend.front.read_waits(owner, item.size, since):
-                keep(backend.front.home(backend), item, owner)
+            if item.request is not None and backend.router is not None and backend.router.read_waits(owner, item.size, since):
+                keep(backend.router.home(backend), item, owner)
             else:
                 backend._refuse(item, target.refusal, True)
             continue
@@ -94,8 +94,8 @@ cdef bint read_elsewhere(Backend backend, Pending item) except -1:
     cdef object owner = backend._owner(item)
     cdef Backend other
     cdef Pending ghost, before = None, each = item.next_out
-    if (owner is None or item.done or item.retried or item.stays or item.request is None or backend.front is None
-            or backend.front.link is not backend.link or backend.last_frame >= item.sent_at
+    if (owner is None or item.done or item.retried or item.stays or item.request is None or backend.router is None
+            or backend.router.link is not backend.link or backend.last_frame >= item.sent_at
             or (backend.wire is not None and backend.wire.last_bytes >= item.sent_at) or not is_cheap(backend, item)
             or (<Client>owner).is_unresolved(backend.shard)):
         return False
@@ -103,7 +103,7 @@ cdef bint read_elsewhere(Backend backend, Pending item) except -1:
         if each.write and backend._owner(each) is owner:
             return False
         each = each.next_out
-    found = backend.front.refuge(backend)
+    found = backend.router.refuge(backend)
     if found is None:
         return False
     other = found
@@ -223,13 +223,13 @@ cdef int keep(Backend backend, Pending item, Client owner) except -1:
     item.kept_since = item.kept_since or item.sent_at   # its time does not begin anew when it is kept again
     owner.parked |= Park.SWITCH
     if item.write:
-        backend.front.gate.keep(item.size)
+        backend.router.gate.keep(item.size)
     return 0
 
 
 cdef int unkeep(Backend backend, Pending item) except -1:
     if item.write:
-        backend.front.gate.unkeep(item.size)
+        backend.router.gate.unkeep(item.size)
     return 0
 
 
@@ -247,19 +247,19 @@ cdef int release(Backend backend) except -1:
         unkeep(backend, item)
         owner = backend._owner(item)
         if owner is None:
-            backend.front.ended(item.write, "dropped_client_gone")
+            backend.router.ended(item.write, "dropped_client_gone")
             continue
         if owner not in going:
-            going[owner] = backend.front.has_gone(owner)
+            going[owner] = backend.router.has_gone(owner)
         if going[owner] is not None:
-            backend.front.ended(item.write, "dropped_client_gone")
+            backend.router.ended(item.write, "dropped_client_gone")
             backend._refuse(item, going[owner], True)
             (<Client>owner).finish()    # what it sent behind that is not done either
         elif backend.door == Door.SHUT:
-            backend.front.ended(item.write, "refused_held")
+            backend.router.ended(item.write, "refused_held")
             backend._refuse(item, backend.refusal, True)
         else:
-            backend.front.ended(item.write, "drained")
+            backend.router.ended(item.write, "drained")
             item.sent_at = backend.lane.now
             (<Client>owner).reads_at(backend)
             put_again(backend, item)
@@ -290,10 +290,10 @@ cdef int refuse_kept(Backend backend, double before, bytes line) except -1:
             continue
         unkeep(backend, item)
         if owner is None:
-            backend.front.ended(item.write, "dropped_client_gone")
+            backend.router.ended(item.write, "dropped_client_gone")
         elif item.write:
-            backend.front.gate.give_up(owner.id)
-            backend.front.ended(True, "refused_held")
+            backend.router.gate.give_up(owner.id)
+            backend.router.ended(True, "refused_held")
             backend._refuse(item, line, True)
         else:
             reads.append(item)
@@ -319,7 +319,7 @@ cdef int forget(Backend backend, Client client, bytes line) except -1:
             backend.kept.append(item)
             continue
         unkeep(backend, item)
-        backend.front.ended(item.write, "dropped_client_gone")
+        backend.router.ended(item.write, "dropped_client_gone")
         if line is not None:
             backend._refuse(item, line, True)
             client.finish()
@@ -336,8 +336,8 @@ cdef bint take_back(Backend backend, Pending item, const char *p, Py_ssize_t n) 
     cdef Taking taking
     cdef Pending later
     cdef Py_ssize_t i
-    if (owner is None or item.request is None or backend.front is None or backend.front.link is not backend.link
-            or not backend.front.gate.takes_back(code)):
+    if (owner is None or item.request is None or backend.router is None or backend.router.link is not backend.link
+            or not backend.router.gate.takes_back(code)):
         return False
     taking = Taking.__new__(Taking)
     taking.items = [(item, PyBytes_FromStringAndSize(p, n))]
@@ -350,7 +350,7 @@ cdef bint take_back(Backend backend, Pending item, const char *p, Py_ssize_t n) 
         backend.taking = {}
     backend.taking[owner] = taking
     owner.parked |= Park.SWITCH     # nothing more of it is begun meanwhile
-    backend.front.refused(code)     # closes the gate: what was not sent is kept
+    backend.router.refused(code)     # closes the gate: what was not sent is kept
     if taking.left == 0:
         decide(backend, owner)
     return True
@@ -400,8 +400,8 @@ cdef int decide(Backend backend, Client owner) except -1:
                 writes += 1
                 size += item.size
                 since = since or item.kept_since or item.sent_at
-        line = backend.front.keep(backend, owner, size, since, writes)
-        backend.front.gate.holds.taken_back += writes
+        line = backend.router.keep(backend, owner, size, since, writes)
+        backend.router.gate.holds.taken_back += writes
     for held, frame in taking.items:
         item = <Pending>held
         if not taking.applied and line is None:
@@ -412,6 +412,6 @@ cdef int decide(Backend backend, Client owner) except -1:
             backend.lane.settle(item, frame)
         else:
             backend._fail(item, errors.LOST, True)
-    if not backend.front.closed:    # meanwhile it has been opened
+    if not backend.router.closed:    # meanwhile it has been opened
         release(backend)
     return 0

@@ -485,7 +485,7 @@ cdef Split _asking(Client client, Route route, int parts, asked):
     cdef Split split = Split.__new__(Split)
     if parts < 1:
         raise ValueError("expected at least one shard to ask, got none: nobody would ever answer")
-    if client.talk is None or client.head is None:
+    if client.conversation is None or client.head is None:
         raise ValueError("expected a conversation that goes on, got one that is over")
     split.lane = client.lane
     split.route = route

@@ -46,7 +46,7 @@ from pyproxy.worker.pubsub.registry import (
     PUBLISH,
     SUBSCRIBE,
     UNSUBSCRIBE,
-    Register,
+    Registry,
     Sort,
     Subscriber,
     confirmed,
@@ -149,7 +149,7 @@ class Hub:
         access: Access,
         spawn: Spawn,
         slices: Slices,
-        register: Register[Receiver],
+        register: Registry[Receiver],
         alone: bool,
         tell: Callable[[], None],
     ) -> None:

@@ -96,7 +96,7 @@ class Subscriber:
 # --- all clients ------------------------------------------------------------------------------------------------------
 
 
-class Register(Generic[Client]):
+class Registry(Generic[Client]):
     """All subscriptions of this worker's clients, and the numbers of all other workers' clients."""
 
     def __init__(self) -> None:

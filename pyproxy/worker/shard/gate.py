@@ -123,14 +123,14 @@ class Gate(Generic[Client]):
         self.replicated = replicated
         self.own.refused_at = 0.0
 
-    def look(self, look: messages.ShardLook) -> None:
+    def observe(self, health: messages.ShardHealth) -> None:
         """What the parent's watcher saw: trouble that was noticed here before that may be over."""
-        primary = look.nodes[0] if look.nodes else None
+        primary = health.nodes[0] if health.nodes else None
         if primary is None or primary.node != str(self.node):
             return
         if primary.reachable and primary.answered_at > self.own.stalled_at:
             self.own.stalled_at = 0.0
-        if primary.at > self.own.refused_at and state(look) == "up":
+        if primary.at > self.own.refused_at and state(health) == "up":
             self.own.refused_at = 0.0
 
     def refused(self, code: str, now: float) -> None:

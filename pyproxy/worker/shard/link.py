@@ -48,7 +48,7 @@ COMPLAIN_S = 1.0
 """How long after a complaint of a refusal the same refusal by the same shard is no news."""
 
 
-class Loan(Protocol):
+class Lease(Protocol):
     """A connection of which the link knows only that it is one; see pool.py."""
 
     let_go: Callable[[], None] | None
@@ -66,7 +66,7 @@ class Turn(Protocol):
     def call_off(self, line: bytes) -> None: ...
 
 
-class Front(Protocol):
+class ShardRouter(Protocol):
     """What a link knows of its shard; see router.py."""
 
     @property
@@ -97,7 +97,7 @@ class Link:
         self.name = name
         self.node = node
         self.limits = ServerLimits()  # of the server, as it said when it was connected to last
-        self.front: Front | None = None  # of its shard, once that is known
+        self.router: ShardRouter | None = None  # of its shard, once that is known
         self.backends: dict[tuple[int, int] | tuple[int, int, str], Backend] = {}
         self.connections = 0
         self._lane = lane
@@ -115,7 +115,7 @@ class Link:
         self._moving = False
         self._turn = 0  # grows with each `point_at`: what was begun for an earlier one comes to nothing
         self._opening: set[Wire] = set()
-        self.lent: set[Loan] = set()  # connections that one conversation each has to itself
+        self.leased: set[Lease] = set()  # connections that one conversation each has to itself
         self.turns: dict[Turn, None] = {}  # who waits for one of those, in the order of coming
         self.busy_until = 0.0  # CLOCK_MONOTONIC; the server is at a request through all its keys, sent by other workers
         self.lost_at = 0.0  # CLOCK_MONOTONIC; when the last was lost, and there has been none since; 0: there is one
@@ -138,8 +138,8 @@ class Link:
         backend.canary = self._lane.canary
         if self._down:
             backend.shut(self.refusal)
-        if self.front is not None:
-            backend.guard(self.front, self.front.guarded, self.front.replicated)
+        if self.router is not None:
+            backend.guard(self.router, self.router.guarded, self.router.replicated)
         return backend
 
     def connect(self, backend: Backend) -> None:
@@ -173,8 +173,8 @@ class Link:
                 self.connect(backend)
 
     def _give_up(self) -> None:
-        for loan in list(self.lent):
-            loan.drop(MOVED if self._moving else errors.LOST)
+        for lease in list(self.leased):
+            lease.drop(MOVED if self._moving else errors.LOST)
         for wire in list(self._opening):
             wire.drop(MOVED)
         for backend in self.backends.values():
@@ -184,7 +184,7 @@ class Link:
     @property
     def slow_since(self) -> float:
         """When the first request through all keys was sent that the server has not answered; 0.0: there is none."""
-        backends = (*self.backends.values(), *(loan.backend for loan in self.lent))
+        backends = (*self.backends.values(), *(lease.backend for lease in self.leased))
         return min((each.slow_since for each in backends if each.slow_since), default=0.0)
 
     @property
@@ -256,21 +256,21 @@ class Link:
 
     def _shut(self, reason: str) -> None:
         self._down = reason
-        self._tell_front(reason)
+        self._tell_router(reason)
         for backend in list(self.backends.values()):
             if not backend.is_open:
                 backend.shut(self.refusal)
         for turn in list(self.turns):
             turn.call_off(self.refusal)
 
-    def _tell_front(self, reason: str) -> None:
+    def _tell_router(self, reason: str) -> None:
         """Of a shard's primary its gate is told that nothing can be sent to it, and why; empty: that it can."""
-        if self.front is None or self.front.link is not self:
+        if self.router is None or self.router.link is not self:
             return
         if not reason:
-            self.front.up()
+            self.router.up()
         else:
-            self.front.down(reason)
+            self.router.down(reason)
 
     async def _recover(self) -> None:
         turn = self._turn
@@ -293,7 +293,7 @@ class Link:
             emit(Event.LINK_UP, shard=self.name, node=self.node)
             for backend in self.backends.values():
                 backend.reset()
-            self._tell_front("")
+            self._tell_router("")
             return
 
     def _lost(self, backend: Backend, reason: str, lived_s: float) -> None:
@@ -314,14 +314,14 @@ class Link:
             return
         if self._down:
             self._shut(self._down)
-        elif self._short_lived > (0 if self.front is None or self.front.link is self else SIDE_LOSSES):
+        elif self._short_lived > (0 if self.router is None or self.router.link is self else SIDE_LOSSES):
             self._went_down(errors.CLOSED if reason == errors.LOST else reason)
         elif wanted:
             self.connect(backend)
 
     # --- one connection ---
 
-    async def open_lent(self, backend: Backend, proto: int, on_lost: Callable[[str], None]) -> None:
+    async def open_leased(self, backend: Backend, proto: int, on_lost: Callable[[str], None]) -> None:
         """Connect and set up a backend that is not one of `backends`, in `proto`. Raises OSError, see `access.why`."""
         turn = self._turn
 
@@ -373,7 +373,7 @@ class Link:
                     return
                 self.lost_at = 0.0
                 if not self._down:
-                    self._tell_front("")
+                    self._tell_router("")
 
         def on_lost(reason: str) -> None:
             self._opening.discard(wire)

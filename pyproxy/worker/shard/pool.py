@@ -49,7 +49,7 @@ class Use(Enum):
     ACROSS = auto()  # until another shard has answered too: one that stands still takes these of others and no more
 
 
-class Loan:
+class Lease:
     """A connection. `keep` is set where nothing of the conversation is left on it, so that the next may have it.
 
     `proto` and `db`: as it was made; whoever changes that does not have it kept. `share`: where it has its place; None:
@@ -71,9 +71,9 @@ class Loan:
     async def open(self) -> None:
         """Raises OSError, see `access.why`."""
         self.backend.queue()
-        self.link.lent.add(self)
+        self.link.leased.add(self)
         try:
-            await self.link.open_lent(self.backend, self.proto, self._on_lost)
+            await self.link.open_leased(self.backend, self.proto, self._on_lost)
         except BaseException:
             self.drop(errors.LOST)
             raise
@@ -88,7 +88,7 @@ class Loan:
     def _on_lost(self, reason: str) -> None:
         if not self.lost:
             self.lost = reason
-            self.link.lent.discard(self)
+            self.link.leased.discard(self)
             self.leave()
             self.backend.lost(reason)
             self.backend.shut(errors.not_applied(self.link.name, self.link.node, reason))
@@ -133,7 +133,7 @@ class Share:
         return True
 
     async def wait(self, turn: Turn, wait_s: float) -> bool:
-        """Whether a place came in time. Raises Unlendable where the turn is called off."""
+        """Whether a place came in time. Raises NoLease where the turn is called off."""
         self._turns.append(turn)
         try:
             with contextlib.suppress(TimeoutError):
@@ -149,7 +149,7 @@ class Share:
         if turn.is_served:
             return True
         if turn.come.done():
-            raise Unlendable(turn.come.result(), news=True)
+            raise NoLease(turn.come.result(), news=True)
         return False
 
     def give(self) -> None:
@@ -162,7 +162,7 @@ class Share:
         self._free += 1
 
 
-class Lender:
+class LeasePool:
     """All that is lent in this worker.
 
     `held`: how many of one server may be held; `wait_s`: how long others wait for one.
@@ -173,119 +173,119 @@ class Lender:
         self._most = {Use.HELD: held, Use.BRIEF: BRIEF_MOST, Use.ACROSS: BRIEF_MOST}
         self._wait_s = wait_s
         self._shares: dict[tuple[Link, Use], Share] = {}
-        self._idle: dict[tuple[Link, int, int], list[Loan]] = {}
+        self._idle: dict[tuple[Link, int, int], list[Lease]] = {}
         self._aside: dict[Link, asyncio.Lock] = {}
 
     @asynccontextmanager
-    async def lend(self, shard: int, use: Use, proto: int, db: int, *, gated: bool = False) -> AsyncIterator[Loan]:
+    async def lend(self, shard: int, use: Use, proto: int, db: int, *, gated: bool = False) -> AsyncIterator[Lease]:
         """As `borrow`, and given back at the end of the block."""
-        loan = await self.borrow(shard, use, proto, db, gated=gated)
+        lease = await self.borrow(shard, use, proto, db, gated=gated)
         try:
-            yield loan
+            yield lease
         finally:
-            self.take_back(loan)
+            self.take_back(lease)
 
-    async def borrow(self, shard: int, use: Use, proto: int, db: int, *, gated: bool = False) -> Loan:
-        """A connection to the primary of a shard. Raises Unlendable with the line to refuse the command with.
+    async def borrow(self, shard: int, use: Use, proto: int, db: int, *, gated: bool = False) -> Lease:
+        """A connection to the primary of a shard. Raises NoLease with the line to refuse the command with.
 
         Who needs several at once takes them in the order of the shards, or two might wait for each other. `gated`: it
         is for a write that has passed the gate of the shard, and while it waits here that may close.
         """
         link: Link = self._lane.links[shard]
         share = await self._place(link, use, gated)
-        loan = self._idle_one(link, proto, db)
-        if loan is None:
+        lease = self._idle_one(link, proto, db)
+        if lease is None:
             return await self._new(link, proto, db, share)
-        loan.share = share
+        lease.share = share
         # it has served others: what it may have said too much must not be taken for an answer to this one
-        loan.backend.canary = self._lane.canary and use is Use.BRIEF
-        return loan
+        lease.backend.canary = self._lane.canary and use is Use.BRIEF
+        return lease
 
-    def take_back(self, loan: Loan) -> None:
-        if loan.keep and not loan.lost and not loan.backend.waiting_requests:
-            loan.keep = False
-            loan.idle_since = time.monotonic()
-            self._idle.setdefault((loan.link, loan.proto, loan.db), []).append(loan)
+    def take_back(self, lease: Lease) -> None:
+        if lease.keep and not lease.lost and not lease.backend.waiting_requests:
+            lease.keep = False
+            lease.idle_since = time.monotonic()
+            self._idle.setdefault((lease.link, lease.proto, lease.db), []).append(lease)
         else:
-            loan.drop(errors.LOST)
-        loan.leave()
+            lease.drop(errors.LOST)
+        lease.leave()
 
     @asynccontextmanager
-    async def aside(self, shard: int) -> AsyncIterator[Loan]:
+    async def aside(self, shard: int) -> AsyncIterator[Lease]:
         """A connection for a word about another one: for one at a time of each server, and beyond all shares."""
         link: Link = self._lane.links[shard]
         async with self._aside.setdefault(link, asyncio.Lock()):
-            loan = self._idle_one(link, 2, 0) or await self._new(link, 2, 0, None)
+            lease = self._idle_one(link, 2, 0) or await self._new(link, 2, 0, None)
             try:
-                yield loan
+                yield lease
             finally:
-                self.take_back(loan)
+                self.take_back(lease)
 
     async def _place(self, link: Link, use: Use, gated: bool) -> Share:
-        """Where a place was taken. Raises Unlendable."""
+        """Where a place was taken. Raises NoLease."""
         share = self._shares.get((link, use))
         if share is None:
             share = self._shares[link, use] = Share(self._most[use])
         if share.take():
             return share
         if link.is_down:
-            raise Unlendable(link.refusal)
+            raise NoLease(link.refusal)
         if use is Use.HELD:
-            raise Unlendable(errors.none_to_lend(link.name, link.node, share.most))
+            raise NoLease(errors.none_to_lend(link.name, link.node, share.most))
         turn = Turn(gated)
         link.turns[turn] = None
         try:
             if not await share.wait(turn, self._wait_s):
-                raise Unlendable(errors.none_came_back(link.name, link.node, share.most, self._wait_s))
+                raise NoLease(errors.none_came_back(link.name, link.node, share.most, self._wait_s))
         finally:
             del link.turns[turn]
         return share
 
-    def _idle_one(self, link: Link, proto: int, db: int) -> Loan | None:
+    def _idle_one(self, link: Link, proto: int, db: int) -> Lease | None:
         idle = self._idle.get((link, proto, db), [])
         while idle:
-            loan = idle.pop()
-            if not loan.lost:
-                return loan
+            lease = idle.pop()
+            if not lease.lost:
+                return lease
         return None
 
-    async def _new(self, link: Link, proto: int, db: int, share: Share | None) -> Loan:
+    async def _new(self, link: Link, proto: int, db: int, share: Share | None) -> Lease:
         """In this place of a share; where it cannot be had, the place is free again."""
-        loan = Loan(self._lane, link, proto, db, share)
+        lease = Lease(self._lane, link, proto, db, share)
         if link.is_down:
-            loan.leave()
-            raise Unlendable(link.refusal)
-        if len(link.lent) >= sum(self._most.values()):
+            lease.leave()
+            raise NoLease(link.refusal)
+        if len(link.leased) >= sum(self._most.values()):
             self._drop_idle(link)
         try:
-            await loan.open()
+            await lease.open()
         except OSError as exc:
             news = not link.is_down and not isinstance(exc, Refused)
-            raise Unlendable(errors.shard_down(link.name, link.node, why(exc)), news) from None
-        return loan
+            raise NoLease(errors.shard_down(link.name, link.node, why(exc)), news) from None
+        return lease
 
     def _drop_idle(self, link: Link) -> None:
         """Close one that is idle, in another protocol or database."""
         for key, idle in self._idle.items():
             while key[0] is link and idle:
-                loan = idle.pop()
-                if not loan.lost:
-                    loan.drop(errors.LOST)
+                lease = idle.pop()
+                if not lease.lost:
+                    lease.drop(errors.LOST)
                     return
 
     def tick(self, now: float) -> None:
         """Close what has been idle for long, or is too many."""
         for key, idle in list(self._idle.items()):
-            for loan in idle[:-IDLE_MOST] + [loan for loan in idle[-IDLE_MOST:] if now - loan.idle_since > IDLE_S]:
-                loan.drop(errors.LOST)
-            left = [loan for loan in idle if not loan.lost]
+            for lease in idle[:-IDLE_MOST] + [lease for lease in idle[-IDLE_MOST:] if now - lease.idle_since > IDLE_S]:
+                lease.drop(errors.LOST)
+            left = [lease for lease in idle if not lease.lost]
             if left:
                 self._idle[key] = left
             else:
                 del self._idle[key]
 
 
-class Unlendable(Exception):
+class NoLease(Exception):
     """There is no connection to be had, and nothing was sent; `line` says why.
 
     `news`: something has just become otherwise. The worker may not count the server as down yet, and in a moment its

@@ -17,7 +17,7 @@ from typing import Protocol
 from protocol import errors
 from pyproxy import messages
 from pyproxy.config import Config
-from pyproxy.messages import ShardLook
+from pyproxy.messages import ShardHealth
 from pyproxy.shard_map import Node, Shard
 from pyproxy.worker.lane.lane import NOT_NOW, Backend, Client, Lane, refusal_code
 from pyproxy.worker.shard.gate import Closed, Gate
@@ -51,7 +51,7 @@ def gone(client: HasSocket) -> bool:
     return bool(poll.poll(0))
 
 
-class Front:
+class ShardRouter:
     """`open_link(node)` makes a link to another server of the shard; `index` is the worker's, for who reads where."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Front:
         self._retired: list[Link] = []
         self._wrote: dict[int, float] = {}  # client -> its last write here
         self._forget_at = 0.0
-        link.front = self
+        link.router = self
         self.review()
 
     # --- what is known ---
@@ -91,11 +91,11 @@ class Front:
         if said.closed:
             self._call_back()
 
-    def look(self, look: ShardLook) -> None:
-        if look.node == str(self.link.node):
-            self._reachable = look.reachable
+    def observe(self, health: ShardHealth) -> None:
+        if health.node == str(self.link.node):
+            self._reachable = health.reachable
         stalled = self.gate.own.stalled_at
-        self.gate.look(look)
+        self.gate.observe(health)
         if stalled and not self.gate.own.stalled_at:
             self.link.unanswered = 0
         self.review()
@@ -134,9 +134,9 @@ class Front:
     @property
     def busy(self) -> bool:
         """Whether the gate is closed, and the answer to a write that was sent is still to come."""
-        lent = (loan.backend for loan in self.link.lent)
+        leased = (lease.backend for lease in self.link.leased)
         shared = self.link.backends.values()
-        return bool(self.gate.said.closed) and any(backend.owes_write for backend in (*shared, *lent))
+        return bool(self.gate.said.closed) and any(backend.owes_write for backend in (*shared, *leased))
 
     def takes_back(self, reply: bytes) -> bool:
         """Whether this reply to a write means that it was not done and may be tried again; then its gate is closed."""
@@ -150,9 +150,9 @@ class Front:
 
     def _call_back(self) -> None:
         """What waits at the server, for minutes perhaps, waits at the gate from now on."""
-        for loan in list(self.link.lent):
-            if loan.let_go is not None:
-                loan.let_go()
+        for lease in list(self.link.leased):
+            if lease.let_go is not None:
+                lease.let_go()
 
     def review(self) -> None:
         """Take what is known by now into effect."""
@@ -437,7 +437,7 @@ class Front:
         link = self._sides.get(node)
         if link is None:
             link = self._sides[node] = self._open_link(node)
-            link.front = self
+            link.router = self
             self._lane.sides.append(link)
             self._guard()
         return link

@@ -165,7 +165,7 @@ OPENINGS: dict[str, Opening] = {
 }
 
 
-class Talk:
+class Connection:
     """A raw connection; replies come as their bytes and as what hiredis reads in them."""
 
     def __init__(self, port: int) -> None:
@@ -187,7 +187,7 @@ class Talk:
             reader.feed(byte)
         return bytes(raw), value
 
-    def __enter__(self) -> "Talk":
+    def __enter__(self) -> "Connection":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -214,29 +214,29 @@ def byte_by_byte(request: bytes) -> Iterable[bytes]:
 def test_a_client_gets_what_it_needs_to_start(
     proxy10: Proxy, opening: Opening, cut: Callable[[bytes], Iterable[bytes]]
 ) -> None:
-    with Talk(proxy10.port) as talk:
+    with Connection(proxy10.port) as conn:
         for commands in opening:
-            talk.say(cut(b"".join(encoded(words) for words, _ in commands)))
+            conn.say(cut(b"".join(encoded(words) for words, _ in commands)))
             for words, expected in commands:
-                raw, said = talk.reply()
+                raw, said = conn.reply()
                 fits = raw == expected if isinstance(expected, bytes) else expected(raw, said)
                 assert fits, f"{words} was answered by {raw[:200]!r}; expected {expected!r}"
-        talk.say([encoded("PING")])
-        assert talk.reply()[0] in (b"+PONG\r\n", b"*2\r\n$4\r\npong\r\n$0\r\n\r\n")  # the latter once it is subscribed
+        conn.say([encoded("PING")])
+        assert conn.reply()[0] in (b"+PONG\r\n", b"*2\r\n$4\r\npong\r\n$0\r\n\r\n")  # the latter once it is subscribed
 
 
 @pytest.mark.parametrize("request_line", [b"PING\r\n", b"PING\n", b"ping\r\n"])
 def test_an_inline_ping_is_answered_as_load_balancers_expect(proxy10: Proxy, request_line: bytes) -> None:
-    with Talk(proxy10.port) as talk:
-        talk.say([request_line])
-        assert talk.reply()[0] == b"+PONG\r\n"
+    with Connection(proxy10.port) as conn:
+        conn.say([request_line])
+        assert conn.reply()[0] == b"+PONG\r\n"
 
 
 def test_the_protocol_asked_for_is_that_of_all_later_replies(proxy10: Proxy) -> None:
-    with Talk(proxy10.port) as talk:
-        talk.say([encoded("SADD connect x")])
-        talk.reply()
+    with Connection(proxy10.port) as conn:
+        conn.say([encoded("SADD connect x")])
+        conn.reply()
         words = ["SMEMBERS connect", "HELLO 3", "SMEMBERS connect", "HELLO 2", "SMEMBERS connect"]
-        talk.say([b"".join(map(encoded, words))])
-        raw = [talk.reply()[0] for _ in range(5)]
+        conn.say([b"".join(map(encoded, words))])
+        raw = [conn.reply()[0] for _ in range(5)]
         assert [raw[0], raw[2], raw[4]] == [b"*1\r\n$1\r\nx\r\n", b"~1\r\n$1\r\nx\r\n", b"*1\r\n$1\r\nx\r\n"]

@@ -9,7 +9,7 @@ import pytest
 from pyproxy.fleet import Fleet, Proxy, wait_until
 from tests.e2e.clients.node import Library, NodeClient
 from tests.e2e.clients.waiting_pops import blocked_at
-from tests.e2e.rig import PATIENCE_S, Talk
+from tests.e2e.rig import PATIENCE_S, Connection
 
 pytestmark = [pytest.mark.usefixtures("node_modules"), pytest.mark.timeout(180)]  # the first one installs
 
@@ -28,17 +28,17 @@ def test_a_transaction_is_run_as_a_whole(client: NodeClient) -> None:
     assert client.do("multi", calls) == ["OK", 2, 1, "v"]
 
 
-def test_a_watched_key_that_changed_breaks_the_transaction(client: NodeClient, talk: Talk) -> None:
+def test_a_watched_key_that_changed_breaks_the_transaction(client: NodeClient, conn: Connection) -> None:
     assert client.do("call", "watch", "{t}k") == "OK"
-    assert talk.ask("SET", "{t}k", "changed") == b"OK"
+    assert conn.ask("SET", "{t}k", "changed") == b"OK"
     assert client.do("pipeline", [["multi"], ["set", "{t}k", "x"], ["exec"]]) == ["OK", "QUEUED", None]
     assert client.do("get", "{t}k") == "changed"
 
 
 @pytest.fixture
-def talk(proxy10: Proxy) -> Iterator[Talk]:
-    with Talk(proxy10.port) as talk:
-        yield talk
+def conn(proxy10: Proxy) -> Iterator[Connection]:
+    with Connection(proxy10.port) as conn:
+        yield conn
 
 
 def test_messages_reach_who_subscribed(client: NodeClient, library: Library, proxy10: Proxy) -> None:
@@ -73,10 +73,10 @@ def test_a_script_is_run_where_its_key_is(client: NodeClient, library: Library) 
 
 
 def test_a_blocking_pop_waits_until_there_is_something(
-    client: NodeClient, library: Library, fleet10: Fleet, talk: Talk
+    client: NodeClient, library: Library, fleet10: Fleet, conn: Connection
 ) -> None:
     key = f"pop:{library.name}"
     client.begin("pop", key, 20)
     wait_until("the pop to wait", lambda: blocked_at(fleet10) == 1, lambda: f"{blocked_at(fleet10)} wait")
-    assert talk.ask("RPUSH", key, "v") == 1
+    assert conn.ask("RPUSH", key, "v") == 1
     assert client.answer() == [key, "v"]

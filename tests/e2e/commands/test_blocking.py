@@ -8,8 +8,8 @@ from contextlib import ExitStack
 import pytest
 
 from pyproxy.fleet import VARIABLE, Fleet, Proxy, Server, wait_until
-from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, error, packed, proxy_info, wait_for_info
-from tests.e2e.twin.connection import Talk as Frames
+from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, error, packed, proxy_info, wait_for_info
+from tests.e2e.twin.connection import Connection as Frames
 from tests.e2e.waiters import MOVERS, WAITERS, Waiter, asked, blocked, wait_blocked
 from tests.e2e.waiters import empty as empty_fleet
 
@@ -49,8 +49,8 @@ def key(keys: Keys) -> str:
 
 
 @pytest.fixture
-def other(proxy: Proxy) -> Iterator[Talk]:
-    with Talk(proxy.port) as other:
+def other(proxy: Proxy) -> Iterator[Connection]:
+    with Connection(proxy.port) as other:
         yield other
 
 
@@ -95,11 +95,11 @@ def test_what_comes_later_is_had_then(twins: Twins, waiter: Waiter, here: Server
     twins.ask(waiter, *waiter.before.split(" ; "))
     wait, push = waiter.words(waiter.wait, *twins.names), waiter.words(waiter.push, *twins.names)
     heard = []
-    for talk, pusher, at in zip(twins.talks, twins.pushers, (here, server), strict=True):
-        talk.say([packed(*wait) + packed("ECHO", "behind")], 0)
+    for conn, pusher, at in zip(twins.talks, twins.pushers, (here, server), strict=True):
+        conn.say([packed(*wait) + packed("ECHO", "behind")], 0)
         wait_blocked(at, 1)
         asked(pusher, push)
-        heard.append(talk.say([], 2))
+        heard.append(conn.say([], 2))
     assert heard[0] == heard[1]
     assert heard[0][1] == b"$6\r\nbehind\r\n"
     twins.ask(waiter, waiter.left)
@@ -157,9 +157,9 @@ def test_what_a_server_ends_by_itself_is_said_in_its_words(
     with Fleet(shards=1, replicas=0) as fleet, Proxy(fleet, timeouts=PATIENT) as proxy:
         (server,) = (shard.primary for shard in fleet.shards)
         server.ask("XGROUP", "CREATE", "st", "g", "$", "MKSTREAM")
-        with Talk(proxy.port) as ours, Talk(server.port) as theirs:
-            for talk in (ours, theirs):
-                talk.send(("XREADGROUP", "GROUP", "g", "c", "BLOCK", 0, "STREAMS", "st", ">"))
+        with Connection(proxy.port) as ours, Connection(server.port) as theirs:
+            for conn in (ours, theirs):
+                conn.send(("XREADGROUP", "GROUP", "g", "c", "BLOCK", 0, "STREAMS", "st", ">"))
             wait_blocked(server, 2)
             match how:
                 case "SET":
@@ -184,9 +184,9 @@ def unblock_all(server: Server) -> None:
 
 
 def test_those_who_wait_get_it_in_the_order_in_which_they_came(
-    proxy: Proxy, here: Server, other: Talk, key: str
+    proxy: Proxy, here: Server, other: Connection, key: str
 ) -> None:
-    waiters = [Talk(proxy.port) for _ in range(3)]
+    waiters = [Connection(proxy.port) for _ in range(3)]
     for count, waiter in enumerate(waiters):
         waiter.send(("BLPOP", key, 0))
         wait_blocked(here, count + 1)
@@ -196,31 +196,33 @@ def test_those_who_wait_get_it_in_the_order_in_which_they_came(
         waiter.close()
 
 
-def test_what_is_pipelined_behind_it_is_answered_after_it(talk: Talk, other: Talk, here: Server, key: str) -> None:
-    talk.send(("SET", "s", "v"), ("BLPOP", key, 0), ("GET", "s"), ("LLEN", key), ("BRPOP", key, 0), ("PING",))
+def test_what_is_pipelined_behind_it_is_answered_after_it(
+    conn: Connection, other: Connection, here: Server, key: str
+) -> None:
+    conn.send(("SET", "s", "v"), ("BLPOP", key, 0), ("GET", "s"), ("LLEN", key), ("BRPOP", key, 0), ("PING",))
     wait_blocked(here, 1)
-    assert talk.read() == b"OK"
+    assert conn.read() == b"OK"
     other.ask("RPUSH", key, "x", "y")
-    assert talk.reads(5) == [[key.encode(), b"x"], b"v", 1, [key.encode(), b"y"], b"PONG"]
+    assert conn.reads(5) == [[key.encode(), b"x"], b"v", 1, [key.encode(), b"y"], b"PONG"]
 
 
-def test_it_is_seen_in_client_list_and_in_info(talk: Talk, other: Talk, here: Server, key: str) -> None:
-    talk.send(("BLPOP", key, 0))
+def test_it_is_seen_in_client_list_and_in_info(conn: Connection, other: Connection, here: Server, key: str) -> None:
+    conn.send(("BLPOP", key, 0))
     wait_for_info(other, "a blocked client", lambda info: info["blocked_clients"] == "1")
     assert int(proxy_info(other)["borrowed_connections"]) >= 1
     listed = other.ask("CLIENT", "LIST")
     assert isinstance(listed, bytes)
     assert b" flags=b " in listed and b" cmd=blpop " in listed
     other.ask("RPUSH", key, "x")
-    talk.read()
+    conn.read()
     wait_for_info(other, "none", lambda info: info["blocked_clients"] == "0")
 
 
 def test_no_more_wait_at_a_shard_than_connections_may_be_lent(proxy: Proxy, here: Server, keys: Keys) -> None:
     key = keys.one(HERE)
     with ExitStack() as stack:
-        waiters = [stack.enter_context(Talk(proxy.port)) for _ in range(BOUND)]
-        late = stack.enter_context(Talk(proxy.port))
+        waiters = [stack.enter_context(Connection(proxy.port)) for _ in range(BOUND)]
+        late = stack.enter_context(Connection(proxy.port))
         for waiter in waiters:
             waiter.send(("BLPOP", key, 0))
         wait_blocked(here, BOUND)
@@ -233,10 +235,10 @@ def test_no_more_wait_at_a_shard_than_connections_may_be_lent(proxy: Proxy, here
         wait_blocked(here, BOUND)
 
 
-def test_a_connection_is_used_again(talk: Talk, other: Talk, here: Server, key: str) -> None:
+def test_a_connection_is_used_again(conn: Connection, other: Connection, here: Server, key: str) -> None:
     other.ask("RPUSH", key, *range(20))
     before = clients(here)
-    assert [talk.ask("BLPOP", key, 0) for _ in range(20)] == [[key.encode(), b"%d" % each] for each in range(20)]
+    assert [conn.ask("BLPOP", key, 0) for _ in range(20)] == [[key.encode(), b"%d" % each] for each in range(20)]
     assert clients(here) <= before + 1
 
 
@@ -252,19 +254,19 @@ def clients(server: Server) -> int:
 @pytest.mark.parametrize("way", ["close", "reset", "half"])
 @pytest.mark.parametrize("behind", [0, 100_000], ids=["alone", "behind-it-more-than-is-read"])
 def test_for_a_client_that_left_nothing_is_taken(
-    proxy: Proxy, here: Server, other: Talk, key: str, way: str, behind: int
+    proxy: Proxy, here: Server, other: Connection, key: str, way: str, behind: int
 ) -> None:
-    talk = Talk(proxy.port)
-    talk.send(("BLPOP", key, 0), *([("ECHO", "x" * behind)] if behind else []))
+    conn = Connection(proxy.port)
+    conn.send(("BLPOP", key, 0), *([("ECHO", "x" * behind)] if behind else []))
     wait_blocked(here, 1)
     if way == "close":
-        talk.close()
+        conn.close()
     elif way == "reset":
-        talk.reset()
+        conn.reset()
     else:
-        talk.socket.shutdown(1)
-        assert talk.until_end() == b"", "as a server has it"
-        talk.close()
+        conn.socket.shutdown(1)
+        assert conn.until_end() == b"", "as a server has it"
+        conn.close()
     wait_blocked(here, 0)
     other.ask("RPUSH", key, "x")
     assert other.ask("BLPOP", key, 0) == [key.encode(), b"x"]
@@ -274,15 +276,15 @@ def test_for_a_client_that_left_nothing_is_taken(
 def test_a_worker_that_goes_lets_all_go_and_nothing_is_taken(fleet: Fleet, keys: Keys, here: Server) -> None:
     key = keys.one(HERE)
     with Proxy(fleet, cross_shard="emulate") as proxy:
-        talks = [Talk(proxy.port) for _ in range(3)]
-        for talk in talks:
-            talk.send(("BLPOP", key, 0) if talk is not talks[2] else ("BLPOP", key, keys.one(0), 0))
+        talks = [Connection(proxy.port) for _ in range(3)]
+        for conn in talks:
+            conn.send(("BLPOP", key, 0) if conn is not talks[2] else ("BLPOP", key, keys.one(0), 0))
         wait_blocked(here, 2)
-        wait_for_info(Talk(proxy.port), "three to wait", lambda info: info["blocked_clients"] == "3")
+        wait_for_info(Connection(proxy.port), "three to wait", lambda info: info["blocked_clients"] == "3")
         proxy.terminate()
-        assert [talk.until_end().split()[0] for talk in talks] == [b"-UNBLOCKED"] * 3
-        for talk in talks:
-            talk.close()
+        assert [conn.until_end().split()[0] for conn in talks] == [b"-UNBLOCKED"] * 3
+        for conn in talks:
+            conn.close()
     assert here.ask("RPUSH", key, "x") == 1
     assert here.ask("LLEN", key) == 1
 
@@ -292,7 +294,12 @@ def test_a_worker_that_goes_lets_all_go_and_nothing_is_taken(fleet: Fleet, keys:
 
 def test_where_the_server_dies_it_is_uncertain_and_a_read_is_not(fleet: Fleet, keys: Keys) -> None:
     here, key = fleet.shards[HERE].primary, keys.one(HERE)
-    with Proxy(fleet) as proxy, Talk(proxy.port) as pops, Talk(proxy.port) as reads, Talk(proxy.port) as other:
+    with (
+        Proxy(fleet) as proxy,
+        Connection(proxy.port) as pops,
+        Connection(proxy.port) as reads,
+        Connection(proxy.port) as other,
+    ):
         pops.send(("BLPOP", key, 0))
         reads.send(("XREAD", "BLOCK", 0, "STREAMS", f"{{{key}}}s", "$"))
         wait_blocked(here, 2)
@@ -308,11 +315,11 @@ def test_where_the_server_dies_it_is_uncertain_and_a_read_is_not(fleet: Fleet, k
 
 def test_a_server_that_stands_still_past_the_timeout_is_waited_for_no_longer(fleet: Fleet, keys: Keys) -> None:
     here, key = fleet.shards[HERE].primary, keys.one(HERE)
-    with Proxy(fleet, timeouts={"reply_s": 0.3}) as proxy, Talk(proxy.port) as talk:
-        assert talk.ask("BLPOP", key, "0.01") is None
+    with Proxy(fleet, timeouts={"reply_s": 0.3}) as proxy, Connection(proxy.port) as conn:
+        assert conn.ask("BLPOP", key, "0.01") is None
         here.pause()
         try:
-            assert error(talk.ask("BLPOP", key, "0.1")).startswith(f"UNCERTAIN shard s{HERE} ")
+            assert error(conn.ask("BLPOP", key, "0.1")).startswith(f"UNCERTAIN shard s{HERE} ")
         finally:
             here.resume()
         wait_until("nobody to wait", lambda: blocked(here) == 0, lambda: "", PATIENCE_S)

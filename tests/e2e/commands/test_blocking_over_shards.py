@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from pyproxy.fleet import Fleet, Proxy, Server
-from tests.e2e.rig import PATIENT, Keys, Talk, error, killed, packed, wait_for_info
-from tests.e2e.twin.connection import Talk as Frames
+from tests.e2e.rig import PATIENT, Connection, Keys, error, killed, packed, wait_for_info
+from tests.e2e.twin.connection import Connection as Frames
 from tests.e2e.waiters import MOVERS, WAITERS, Waiter, asked, blocked, empty, wait_blocked
 
 SOON_MS = 30
@@ -49,22 +49,22 @@ def both(twins: list[Frames], waiter: Waiter, names: tuple[str, str], *lines: st
 
 
 @pytest.fixture(scope="module")
-def strict(fleet: Fleet) -> Iterator[Talk]:
-    with Proxy(fleet) as strict, Talk(strict.port) as talk:
-        yield talk
+def strict(fleet: Fleet) -> Iterator[Connection]:
+    with Proxy(fleet) as strict, Connection(strict.port) as conn:
+        yield conn
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("waiter", [*WAITERS, *MOVERS], ids=str)
-def test_by_default_it_is_refused(strict: Talk, names: tuple[str, str], waiter: Waiter) -> None:
+def test_by_default_it_is_refused(strict: Connection, names: tuple[str, str], waiter: Waiter) -> None:
     assert error(strict.ask(*waiter.words(waiter.wait, *names))).startswith("CROSSSLOT ")
 
 
-def test_in_a_transaction_it_is_refused(talk: Talk, names: tuple[str, str]) -> None:
-    talk.send(("MULTI",), ("BLPOP", *names, 0), ("EXEC",))
-    _, refused, executed = talk.reads(3)
+def test_in_a_transaction_it_is_refused(conn: Connection, names: tuple[str, str]) -> None:
+    conn.send(("MULTI",), ("BLPOP", *names, 0), ("EXEC",))
+    _, refused, executed = conn.reads(3)
     assert error(refused).startswith("CROSSSLOT ")
     assert error(executed).startswith("EXECABORT ")
 
@@ -95,9 +95,9 @@ def test_what_is_wrong_with_it_is_said_in_the_words_of_the_server_and_of_this_co
 
 
 @pytest.mark.parametrize("word", ["inf", "1e400", "0x1p16383", "9e18"])
-def test_a_timeout_beyond_all_bounds_is_out_of_range(talk: Talk, names: tuple[str, str], word: str) -> None:
+def test_a_timeout_beyond_all_bounds_is_out_of_range(conn: Connection, names: tuple[str, str], word: str) -> None:
     """So Valkey says it; Redis 7.0 counts past its largest number, and calls it negative."""
-    assert error(talk.ask("BLPOP", *names, word)) == "ERR timeout is out of range"
+    assert error(conn.ask("BLPOP", *names, word)) == "ERR timeout is out of range"
 
 
 # --- as one server ----------------------------------------------------------------------------------------------------
@@ -122,17 +122,17 @@ def test_where_all_have_something_the_order_of_the_keys_counts(
 
 @pytest.mark.parametrize("waiter", [*WAITERS, *MOVERS], ids=str)
 def test_what_comes_later_is_had_then(
-    twins: list[Frames], waiter: Waiter, names: tuple[str, str], talk: Talk, server: Server
+    twins: list[Frames], waiter: Waiter, names: tuple[str, str], conn: Connection, server: Server
 ) -> None:
     both(twins, waiter, names, *waiter.before.split(" ; "))
-    wait_for_info(talk, "nobody of before to wait", lambda info: info["blocked_clients"] == "0")
+    wait_for_info(conn, "nobody of before to wait", lambda info: info["blocked_clients"] == "0")
     for frames in twins:
         frames.say([packed(*waiter.words(waiter.wait, *names)) + packed("ECHO", "behind")], 0)
-    wait_for_info(talk, "it to wait", lambda info: info["blocked_clients"] == "1")
+    wait_for_info(conn, "it to wait", lambda info: info["blocked_clients"] == "1")
     wait_blocked(server, 1)
     push = waiter.words(waiter.push, *names)
-    talk.send(("SELECT", 5), push)
-    talk.reads(2)
+    conn.send(("SELECT", 5), push)
+    conn.reads(2)
     with Frames(server.port) as pusher:
         asked(pusher, [b"SELECT", b"5"], push)
     ours, theirs = (frames.say([], 2) for frames in twins)
@@ -174,68 +174,70 @@ def test_each_element_is_had_by_one_client_and_none_is_lost(proxy: Proxy, keys: 
     taken: list[list[object]] = [[] for _ in range(4)]
 
     def take(mine: list[object], queues: list[str]) -> None:
-        with Talk(proxy.port) as talk:
-            while (reply := talk.ask("BLPOP", *queues, 0)) and reply[1] != b"end":  # type: ignore[index]
+        with Connection(proxy.port) as conn:
+            while (reply := conn.ask("BLPOP", *queues, 0)) and reply[1] != b"end":  # type: ignore[index]
                 mine.append(reply[1])  # type: ignore[index]
 
     order = random.Random(4)
     threads = [threading.Thread(target=take, args=(mine, order.sample(names, 3))) for mine in taken]
     for thread in threads:
         thread.start()
-    with Talk(proxy.port) as talk:
+    with Connection(proxy.port) as conn:
         for element in pushed:
-            talk.ask("RPUSH", order.choice(names), element)
-        wait_for_info(talk, "all to be taken", lambda _: all(talk.ask("LLEN", name) == 0 for name in names))
+            conn.ask("RPUSH", order.choice(names), element)
+        wait_for_info(conn, "all to be taken", lambda _: all(conn.ask("LLEN", name) == 0 for name in names))
         for _ in threads:
-            talk.ask("RPUSH", names[0], "end")
+            conn.ask("RPUSH", names[0], "end")
     for thread in threads:
         thread.join()
     assert sorted(each for mine in taken for each in mine) == sorted(pushed)  # type: ignore[type-var]
 
 
-def test_each_element_is_moved_once_by_whoever_waits(proxy: Proxy, talk: Talk, names: tuple[str, str]) -> None:
+def test_each_element_is_moved_once_by_whoever_waits(proxy: Proxy, conn: Connection, names: tuple[str, str]) -> None:
     a, b = names
     moved: list[list[object]] = [[] for _ in range(3)]
 
     def move(mine: list[object]) -> None:
-        with Talk(proxy.port) as talk:
-            while (element := talk.ask("BLMOVE", a, b, "LEFT", "RIGHT", 0)) != b"end":
+        with Connection(proxy.port) as conn:
+            while (element := conn.ask("BLMOVE", a, b, "LEFT", "RIGHT", 0)) != b"end":
                 mine.append(element)
 
     threads = [threading.Thread(target=move, args=(mine,)) for mine in moved]
     for thread in threads:
         thread.start()
-    wait_for_info(talk, "all to wait", lambda info: info["blocked_clients"] == "3")
+    wait_for_info(conn, "all to wait", lambda info: info["blocked_clients"] == "3")
     pushed = [b"%d" % number for number in range(60)]
     for element in pushed:
-        talk.ask("RPUSH", a, element)
-    wait_for_info(talk, "all to be moved", lambda _: talk.ask("LLEN", a) == 0 and talk.ask("LLEN", b) == 60)
+        conn.ask("RPUSH", a, element)
+    wait_for_info(conn, "all to be moved", lambda _: conn.ask("LLEN", a) == 0 and conn.ask("LLEN", b) == 60)
     for _ in threads:
-        talk.ask("RPUSH", a, "end")
+        conn.ask("RPUSH", a, "end")
     for thread in threads:
         thread.join()
     assert sorted(each for mine in moved for each in mine) == sorted(pushed)  # type: ignore[type-var]
-    assert sorted(talk.ask("LRANGE", b, 0, -1)) == sorted([*pushed, *[b"end"] * 3])  # type: ignore[call-overload]
+    assert sorted(conn.ask("LRANGE", b, 0, -1)) == sorted([*pushed, *[b"end"] * 3])  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("way", ["close", "reset", "half"])
-def test_for_a_client_that_left_nothing_is_taken(proxy: Proxy, talk: Talk, names: tuple[str, str], way: str) -> None:
-    leaves = Talk(proxy.port)
+def test_for_a_client_that_left_nothing_is_taken(
+    proxy: Proxy, conn: Connection, names: tuple[str, str], way: str
+) -> None:
+    leaves = Connection(proxy.port)
     leaves.send(("BLPOP", *names, 0))
-    wait_for_info(talk, "it to wait", lambda info: info["blocked_clients"] == "1")
+    wait_for_info(conn, "it to wait", lambda info: info["blocked_clients"] == "1")
     if way == "half":
         leaves.socket.shutdown(1)
         assert leaves.until_end() == b""
     leaves.reset() if way == "reset" else leaves.close()
-    wait_for_info(talk, "nobody to wait", lambda info: info["blocked_clients"] == "0")
-    talk.ask("RPUSH", names[1], "x")
-    assert talk.ask("LLEN", names[1]) == 1
+    wait_for_info(conn, "nobody to wait", lambda info: info["blocked_clients"] == "0")
+    conn.ask("RPUSH", names[1], "x")
+    assert conn.ask("LLEN", names[1]) == 1
 
 
 def test_a_shard_that_is_down_is_an_error_and_not_nil(fleet: Fleet, proxy: Proxy, names: tuple[str, str]) -> None:
-    with Proxy(fleet, cross_shard="emulate") as own, Talk(own.port) as talk:
-        assert talk.ask("BLPOP", *names, "0.01") is None
+    with Proxy(fleet, cross_shard="emulate") as own, Connection(own.port) as conn:
+        assert conn.ask("BLPOP", *names, "0.01") is None
         with killed(fleet.shards[0].primary, proxy):
-            assert error(talk.ask("BLPOP", *names, 5)).split()[0] in ("TRYAGAIN", "UNCERTAIN")
-            assert error(talk.ask("BLPOP", *names, 5)).startswith("TRYAGAIN shard s0 ")
+            assert error(conn.ask("BLPOP", *names, 5)).split()[0] in ("TRYAGAIN", "UNCERTAIN")
+            assert error(conn.ask("BLPOP", *names, 5)).startswith("TRYAGAIN shard s0 ")
     assert blocked(fleet.shards[2].primary) == 0

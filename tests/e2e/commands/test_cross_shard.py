@@ -16,9 +16,9 @@ from protocol.request import encode
 from protocol.table import TABLE
 from pyproxy.fleet import Fleet, Proxy, Server
 from pyproxy.worker.commands.handlers import ACROSS, EMULATED
-from tests.e2e.bare_worker import Alone
+from tests.e2e.bare_worker import BareWorker
 from tests.e2e.lane.test_twin import PATIENT, seeds
-from tests.e2e.rig import Keys, Talk, error
+from tests.e2e.rig import Connection, Keys, error
 from tests.e2e.twin.pair import Pair, check_what_is_left, payloads
 from tests.e2e.twin.stream import Batch, Request, stream
 
@@ -269,43 +269,46 @@ def test_it_is_answered_as_by_one_server_and_leaves_the_same(
 
 
 def test_in_refuse_mode_they_are_refused(fleet: Fleet, keys: Keys) -> None:
-    with Proxy(fleet) as proxy, Talk(proxy.port) as talk:
-        talk.ask("FLUSHALL")
+    with Proxy(fleet) as proxy, Connection(proxy.port) as conn:
+        conn.ask("FLUSHALL")
         for line in ("SUNION set0 set1", "RENAME str0 str1", "MSETNX str0 1 str1 2", "LMPOP 2 list0 list1 LEFT"):
-            assert error(talk.ask(*said(line, keys))).startswith("CROSSSLOT "), line
-        assert talk.ask("DBSIZE") == 0
+            assert error(conn.ask(*said(line, keys))).startswith("CROSSSLOT "), line
+        assert conn.ask("DBSIZE") == 0
 
 
 def test_in_a_transaction_they_are_refused(proxy: Proxy, keys: Keys) -> None:
-    with Talk(proxy.port) as talk:
-        talk.send(["MULTI"], said("SUNION set0 set1", keys), ["EXEC"])
-        replies = talk.reads(3)
+    with Connection(proxy.port) as conn:
+        conn.send(["MULTI"], said("SUNION set0 set1", keys), ["EXEC"])
+        replies = conn.reads(3)
         assert replies[0] == b"OK"
         assert error(replies[1]).startswith("CROSSSLOT ")
         assert error(replies[2]).startswith("EXECABORT ")
 
 
 def test_sort_by_keys_of_the_source_cannot_store_on_another_shard(proxy: Proxy, keys: Keys) -> None:
-    with Talk(proxy.port) as talk:
+    with Connection(proxy.port) as conn:
         argv = said("SORT list0 BY weight STORE new1", keys)
         argv[3] = b"{%b}weight_*" % argv[1]
-        assert error(talk.ask(*argv)).startswith("CROSSSLOT ")
+        assert error(conn.ask(*argv)).startswith("CROSSSLOT ")
 
 
 def test_more_than_may_be_copied_is_an_error_that_says_so(fleet: Fleet, keys: Keys) -> None:
-    with Proxy(fleet, cross_shard="emulate", limits={"cross_shard_bytes": 5000}) as proxy, Talk(proxy.port) as talk:
-        talk.ask("FLUSHALL")
+    with (
+        Proxy(fleet, cross_shard="emulate", limits={"cross_shard_bytes": 5000}) as proxy,
+        Connection(proxy.port) as conn,
+    ):
+        conn.ask("FLUSHALL")
         here, there, other = said("x str0 str1 str2", keys)[1:]
-        talk.ask("SET", here, "x" * 4000)
-        talk.ask("SET", there, "x" * 4000)
-        talk.ask("SET", other, "x" * 6000)
-        assert talk.ask("BITOP", "OR", other, here) == 4000
-        line = error(talk.ask("BITOP", "OR", other, here, there))
+        conn.ask("SET", here, "x" * 4000)
+        conn.ask("SET", there, "x" * 4000)
+        conn.ask("SET", other, "x" * 6000)
+        assert conn.ask("BITOP", "OR", other, here) == 4000
+        line = error(conn.ask("BITOP", "OR", other, here, there))
         assert re.fullmatch(r"ERR command 'bitop' would copy \d+ bytes from shard to shard, more than 5000 \(.*", line)
-        talk.ask("SET", other, "x" * 6000)
-        assert "more than 5000" in error(talk.ask("RENAME", other, here))
-        assert "more than 5000" in error(talk.ask("COPY", other, here, "REPLACE"))
-        assert [talk.ask("STRLEN", key) for key in (here, there, other)] == [4000, 4000, 6000]
+        conn.ask("SET", other, "x" * 6000)
+        assert "more than 5000" in error(conn.ask("RENAME", other, here))
+        assert "more than 5000" in error(conn.ask("COPY", other, here, "REPLACE"))
+        assert [conn.ask("STRLEN", key) for key in (here, there, other)] == [4000, 4000, 6000]
 
 
 # --- nobody gets an answer that is somebody else's --------------------------------------------------------------------
@@ -315,21 +318,21 @@ def test_more_than_may_be_copied_is_an_error_that_says_so(fleet: Fleet, keys: Ke
 def test_where_no_operand_is_there_every_client_gets_its_own_answers(fleet: Fleet, proto: int) -> None:
     """With servers whose versions are not known, as before the first look, each copy is tried before it is used."""
     with (
-        Alone(fleet, cross_shard="emulate", timeouts=PATIENT) as alone,
-        Talk(alone.port) as one,
-        Talk(alone.port) as other,
+        BareWorker(fleet, cross_shard="emulate", timeouts=PATIENT) as worker,
+        Connection(worker.port) as one,
+        Connection(worker.port) as other,
     ):
-        for talk in (one, other):
-            talk.ask("HELLO", proto)
-        keys = Keys(alone)
+        for conn in (one, other):
+            conn.ask("HELLO", proto)
+        keys = Keys(worker)
         one.ask("FLUSHALL")
         for line in COMMANDS.strip().split("\n"):
             name, *rest = line.split()
             one.ask(*said(" ".join([name, *(re.sub("^[a-z]{2,}([0-9])$", r"absent\1", word) for word in rest)]), keys))
             for shard in range(3):
-                for talk in (other, one):
+                for conn in (other, one):
                     key, value = keys.one(shard, "own"), f"{line} {shard}"
-                    assert talk.ask("SET", key, value) == b"OK", line
-                    assert talk.ask("GET", key) == value.encode(), line
+                    assert conn.ask("SET", key, value) == b"OK", line
+                    assert conn.ask("GET", key) == value.encode(), line
             one.ask("FLUSHALL")
-        assert "bug" not in alone.log.read_text()
+        assert "bug" not in worker.log.read_text()

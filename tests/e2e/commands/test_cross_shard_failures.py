@@ -10,24 +10,24 @@ from collections.abc import Iterator
 import pytest
 
 from pyproxy.fleet import Fleet, Proxy, Server, wait_until
-from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, behind, error, of_a_worker
+from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, behind, error, of_a_worker
 from tests.faults import End, Hop
 
 
 @pytest.fixture(autouse=True)
-def empty(fleet: Fleet, talk: Talk, keys: Keys) -> None:
+def empty(fleet: Fleet, conn: Connection, keys: Keys) -> None:
     """No keys, and every shard can be asked: one that lost two connections in a second counts as down for a while."""
     for index, shard in enumerate(fleet.shards):
         shard.primary.ask("FLUSHALL")
-        again(talk, "EXISTS", keys.one(index))
+        again(conn, "EXISTS", keys.one(index))
 
 
-def again(talk: Talk, *argv: str) -> object:
+def again(conn: Connection, *argv: str) -> object:
     """What is answered once the shards can be asked."""
     answers: list[object] = []
 
     def asked() -> bool:
-        answers.append(talk.ask(*argv))
+        answers.append(conn.ask(*argv))
         return not str(answers[-1]).startswith("TRYAGAIN")
 
     wait_until("the shards to be up", asked, lambda: f"the answer was {answers[-1]}", PATIENCE_S)
@@ -60,78 +60,86 @@ def left(fleet: Fleet) -> list[list[bytes]]:
 # --- the connection of shard 1 is lost before it has run the command with this word -----------------------------------
 
 
-def test_rename_whose_destination_fails_leaves_the_source(talk: Talk, keys: Keys, hop: Hop, fleet: Fleet) -> None:
+def test_rename_whose_destination_fails_leaves_the_source(conn: Connection, keys: Keys, hop: Hop, fleet: Fleet) -> None:
     source, destination = keys.one(0), keys.one(1)
-    talk.ask("SET", source, "v")
+    conn.ask("SET", source, "v")
     hop.answer(b"RESTORE", b"", End.RST)
-    assert error(talk.ask("RENAME", source, destination)).startswith("UNCERTAIN shard s1 (")
+    assert error(conn.ask("RENAME", source, destination)).startswith("UNCERTAIN shard s1 (")
     assert left(fleet) == [[source.encode()], [], []]
 
 
-def test_rename_whose_source_fails_leaves_both_and_names_them(talk: Talk, keys: Keys, hop: Hop, fleet: Fleet) -> None:
+def test_rename_whose_source_fails_leaves_both_and_names_them(
+    conn: Connection, keys: Keys, hop: Hop, fleet: Fleet
+) -> None:
     source, destination = keys.one(1), keys.one(0)
-    talk.ask("SET", source, "v")
+    conn.ask("SET", source, "v")
     hop.answer(b"EXEC", b"", End.RST)
-    said = error(talk.ask("RENAME", source, destination))
+    said = error(conn.ask("RENAME", source, destination))
     assert said.startswith("UNCERTAIN shard s1: ") and said.endswith("other shards may have applied their part: s0")
     assert left(fleet) == [[destination.encode()], [source.encode()], []]
 
 
-def test_copy_that_fails_leaves_the_source(talk: Talk, keys: Keys, hop: Hop, fleet: Fleet) -> None:
+def test_copy_that_fails_leaves_the_source(conn: Connection, keys: Keys, hop: Hop, fleet: Fleet) -> None:
     source, destination = keys.one(0), keys.one(1)
-    talk.ask("SET", source, "v")
+    conn.ask("SET", source, "v")
     hop.answer(b"RESTORE", b"", End.RST)
-    assert error(talk.ask("COPY", source, destination)).startswith("UNCERTAIN shard s1 (")
+    assert error(conn.ask("COPY", source, destination)).startswith("UNCERTAIN shard s1 (")
     assert left(fleet) == [[source.encode()], [], []]
 
 
-def test_lmove_whose_source_fails_leaves_the_element_on_both(talk: Talk, keys: Keys, hop: Hop, fleet: Fleet) -> None:
+def test_lmove_whose_source_fails_leaves_the_element_on_both(
+    conn: Connection, keys: Keys, hop: Hop, fleet: Fleet
+) -> None:
     source, destination = keys.one(1), keys.one(0)
-    talk.ask("RPUSH", source, "x", "y")
+    conn.ask("RPUSH", source, "x", "y")
     hop.answer(b"LREM", b"", End.RST)
-    said = error(talk.ask("LMOVE", source, destination, "LEFT", "LEFT"))
+    said = error(conn.ask("LMOVE", source, destination, "LEFT", "LEFT"))
     assert said.startswith("UNCERTAIN shard s1: ") and said.endswith("other shards may have applied their part: s0")
     assert fleet.shards[1].primary.ask("LRANGE", source, "0", "-1") == [b"x", b"y"]
     assert fleet.shards[0].primary.ask("LRANGE", destination, "0", "-1") == [b"x"]
 
 
-def test_smove_whose_source_fails_leaves_the_member_in_both(talk: Talk, keys: Keys, hop: Hop, fleet: Fleet) -> None:
+def test_smove_whose_source_fails_leaves_the_member_in_both(
+    conn: Connection, keys: Keys, hop: Hop, fleet: Fleet
+) -> None:
     source, destination = keys.one(1), keys.one(0)
-    talk.ask("SADD", source, "x")
+    conn.ask("SADD", source, "x")
     hop.answer(b"SREM", b"", End.RST)
-    said = error(talk.ask("SMOVE", source, destination, "x"))
+    said = error(conn.ask("SMOVE", source, destination, "x"))
     assert said.startswith("UNCERTAIN shard s1: ") and said.endswith("other shards may have applied their part: s0")
     assert fleet.shards[1].primary.ask("SISMEMBER", source, "x") == 1
     assert fleet.shards[0].primary.ask("SISMEMBER", destination, "x") == 1
 
 
-def test_msetnx_that_fails_on_the_second_shard_leaves_the_first(talk: Talk, keys: Keys, hop: Hop, fleet: Fleet) -> None:
+def test_msetnx_that_fails_on_the_second_shard_leaves_the_first(
+    conn: Connection, keys: Keys, hop: Hop, fleet: Fleet
+) -> None:
     first, second, third = (keys.one(shard) for shard in range(3))
     hop.answer(b"MSETNX", b"", End.RST)
-    said = error(talk.ask("MSETNX", first, "1", second, "2", third, "3"))
+    said = error(conn.ask("MSETNX", first, "1", second, "2", third, "3"))
     assert said.startswith("UNCERTAIN shard s1: ") and said.endswith("other shards may have applied their part: s0")
     assert left(fleet) == [[first.encode()], [], []]
 
 
 def test_a_store_whose_block_is_lost_is_uncertain_and_leaves_no_copies(
-    talk: Talk, keys: Keys, hop: Hop, fleet: Fleet
+    conn: Connection, keys: Keys, hop: Hop, fleet: Fleet
 ) -> None:
     operand, destination = keys.one(0), keys.one(1)
-    talk.ask("SADD", operand, "x")
+    conn.ask("SADD", operand, "x")
     hop.answer(b"SUNIONSTORE", b"", End.RST)
-    assert error(talk.ask("SUNIONSTORE", destination, operand)).startswith("UNCERTAIN shard s1: ")
+    assert error(conn.ask("SUNIONSTORE", destination, operand)).startswith("UNCERTAIN shard s1: ")
     assert left(fleet) == [[operand.encode()], [], []]
 
 
-def test_a_read_whose_block_is_lost_may_be_tried_again(talk: Talk, keys: Keys, hop: Hop, fleet: Fleet) -> None:
+def test_a_read_whose_block_is_lost_may_be_tried_again(conn: Connection, keys: Keys, hop: Hop, fleet: Fleet) -> None:
     here, there = keys.one(1), keys.one(0)
-    talk.ask("SADD", here, "x")
-    talk.ask("SADD", there, "y")
+    conn.ask("SADD", here, "x")
+    conn.ask("SADD", there, "y")
     hop.answer(b"SUNION", b"", End.RST)
-    said = error(talk.ask("SUNION", here, there))
+    said = error(conn.ask("SUNION", here, there))
     assert said.startswith("TRYAGAIN shard s1: ") and "applied=no" in said
     assert sorted(left(fleet)[0] + left(fleet)[1]) == sorted([here.encode(), there.encode()])
-    reply = again(talk, "SUNION", here, there)
+    reply = again(conn, "SUNION", here, there)
     assert isinstance(reply, list) and sorted(reply) == [b"x", b"y"]
 
 
@@ -163,15 +171,15 @@ ON_A_LOST_SHARD = [
 ]
 
 
-def test_with_a_lost_shard_nothing_is_done_and_the_error_names_it(talk: Talk, keys: Keys, lost: Fleet) -> None:
+def test_with_a_lost_shard_nothing_is_done_and_the_error_names_it(conn: Connection, keys: Keys, lost: Fleet) -> None:
     here, there = keys.one(0), keys.one(2)
     names = {"here": here, "there": there, "nothing": keys.one(0, "none"), "stream": keys.one(0, "stream")}
-    talk.ask("SADD", here, "x")
-    talk.ask("XADD", names["stream"], "1", "f", "v")
+    conn.ask("SADD", here, "x")
+    conn.ask("XADD", names["stream"], "1", "f", "v")
     for line in ON_A_LOST_SHARD:
-        said = error(talk.ask(*(names.get(word, word) for word in line.split())))
+        said = error(conn.ask(*(names.get(word, word) for word in line.split())))
         assert said.startswith("TRYAGAIN shard s2") and "applied=no" in said, (line, said)
-    assert talk.ask("SMEMBERS", here) == [b"x"]
+    assert conn.ask("SMEMBERS", here) == [b"x"]
 
 
 # --- servers of two versions ------------------------------------------------------------------------------------------
@@ -195,14 +203,14 @@ def mixed(fleet: Fleet) -> Iterator[Proxy]:
 
 def test_a_value_that_a_shard_does_not_know_is_an_error_and_nothing_is_done(mixed: Proxy, keys: Keys) -> None:
     newer, older = keys.one(0), keys.one(2)
-    with Talk(mixed.port) as talk:
-        talk.ask("SADD", newer, "x")
-        talk.ask("SADD", older, "y")
+    with Connection(mixed.port) as conn:
+        conn.ask("SADD", newer, "x")
+        conn.ask("SADD", older, "y")
         for argv in (["SUNIONSTORE", older, newer], ["SUNION", older, newer]):
-            assert error(talk.ask(*argv)).startswith("ERR shard s2 does not take a value of another shard: ")
-        assert error(talk.ask("RENAME", newer, older)) == "ERR DUMP payload version or checksum are wrong"
-        assert [talk.ask("SMEMBERS", key) for key in (newer, older)] == [[b"x"], [b"y"]]
-        assert talk.ask("SUNIONSTORE", newer, newer, older) == 2
+            assert error(conn.ask(*argv)).startswith("ERR shard s2 does not take a value of another shard: ")
+        assert error(conn.ask("RENAME", newer, older)) == "ERR DUMP payload version or checksum are wrong"
+        assert [conn.ask("SMEMBERS", key) for key in (newer, older)] == [[b"x"], [b"y"]]
+        assert conn.ask("SUNIONSTORE", newer, newer, older) == 2
 
 
 # --- others at work on the same keys ----------------------------------------------------------------------------------
@@ -215,7 +223,7 @@ class Busy(threading.Thread):
         super().__init__()
         self.requests = requests
         self.answers: list[object] = []
-        self._talk = Talk(port)
+        self._talk = Connection(port)
 
     def run(self) -> None:
         with self._talk:
@@ -238,34 +246,34 @@ def test_lmoves_at_once_with_pushes_lose_no_element_and_double_none(
     pushes = Busy(proxy.port, [("LPUSH", source, each.decode()) for each in pushed])
     movers = [Busy(proxy.port, [("LMOVE", source, destination, *sides)] * 150) for _ in range(3)]
     run_at_once(pushes, *movers)
-    with Talk(proxy.port) as talk:
-        lists = [talk.ask("LRANGE", key, 0, -1) for key in (source, destination)]
+    with Connection(proxy.port) as conn:
+        lists = [conn.ask("LRANGE", key, 0, -1) for key in (source, destination)]
     assert sorted(lists[0] + lists[1]) == sorted(pushed)  # type: ignore[operator]
     answers = [answer for mover in movers for answer in mover.answers]
     assert [error(answer) for answer in answers if isinstance(answer, Exception)] == []
     assert sorted(answer for answer in answers if isinstance(answer, bytes)) == sorted(lists[1])  # type: ignore[call-overload]
 
 
-def test_rename_of_a_list_that_others_push_to_loses_no_element(proxy: Proxy, talk: Talk, keys: Keys) -> None:
+def test_rename_of_a_list_that_others_push_to_loses_no_element(proxy: Proxy, conn: Connection, keys: Keys) -> None:
     source, destination = keys.one(0), keys.one(2)
     pushed = [b"e%d" % number for number in range(400)]
     pushes = Busy(proxy.port, [("RPUSH", source, each.decode()) for each in pushed])
     kept: list[bytes] = []
     pushes.start()
-    while pushes.is_alive() or talk.ask("EXISTS", source):
-        if talk.ask("RENAME", source, destination) == b"OK":
-            kept += talk.ask("LRANGE", destination, 0, -1)  # type: ignore[arg-type]
+    while pushes.is_alive() or conn.ask("EXISTS", source):
+        if conn.ask("RENAME", source, destination) == b"OK":
+            kept += conn.ask("LRANGE", destination, 0, -1)  # type: ignore[arg-type]
     pushes.join()
     assert kept == pushed
 
 
-def test_of_many_who_move_a_member_one_succeeds(proxy: Proxy, talk: Talk, keys: Keys) -> None:
+def test_of_many_who_move_a_member_one_succeeds(proxy: Proxy, conn: Connection, keys: Keys) -> None:
     source, destination = keys.one(0), keys.one(2)
     members = [str(number) for number in range(100)]
-    talk.ask("SADD", source, *members)
+    conn.ask("SADD", source, *members)
     movers = [Busy(proxy.port, [("SMOVE", source, destination, each) for each in members]) for _ in range(3)]
     run_at_once(*movers)
     for answers in zip(*(mover.answers for mover in movers), strict=True):
         assert answers.count(1) == 1, answers
-    assert talk.ask("SCARD", source) == 0
-    assert talk.ask("SCARD", destination) == len(members)
+    assert conn.ask("SCARD", source) == 0
+    assert conn.ask("SCARD", destination) == len(members)

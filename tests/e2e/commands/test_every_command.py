@@ -19,7 +19,7 @@ from protocol.reply import decode
 from protocol.request import encode
 from protocol.table import TABLE, lookup
 from pyproxy.fleet import VARIABLE, Fleet, Proxy, Server, find_backend
-from tests.e2e.twin.connection import Talk, ask_all
+from tests.e2e.twin.connection import Connection, ask_all
 from tests.e2e.twin.examples import ALONE, DUMP, EXAMPLES, FAILING, FUNCTIONS, LIBRARY, Example, Step
 from tests.e2e.twin.pair import Pair, check_what_is_left
 from tests.e2e.twin.stream import Batch, Request
@@ -69,8 +69,8 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
             if binary is None or binary == find_backend().path:
                 pytest.skip("no second server on this machine: install redis-server to compare with it, too")
             patch.setenv(VARIABLE, binary)
-        with Fleet(10, 0) as fleet, Fleet(1, 0) as alone, Proxy(fleet, timeouts=PATIENT) as proxy:
-            server = alone.servers[0]
+        with Fleet(10, 0) as fleet, Fleet(1, 0) as worker, Proxy(fleet, timeouts=PATIENT) as proxy:
+            server = worker.servers[0]
             yield Place(fleet, proxy, server, payloads(server))
 
 
@@ -190,9 +190,9 @@ def check_refused(place: Place, call: Step) -> None:
 
 def asked(port: int, proto: bytes, steps: Sequence[Step]) -> list[bytes]:
     """The replies to these steps, one by one on a new connection of this protocol."""
-    with Talk(port) as talk:
-        ask_all(talk, [[b"HELLO", proto]])
-        return [ask_all(talk, [step])[0] for step in steps]
+    with Connection(port) as conn:
+        ask_all(conn, [[b"HELLO", proto]])
+        return [ask_all(conn, [step])[0] for step in steps]
 
 
 @pytest.mark.parametrize("example", REFUSED_ALONE, ids=named)

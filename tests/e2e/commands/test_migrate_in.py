@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyproxy.fleet import HOST, Fleet, Proxy, Server
-from tests.e2e.rig import Keys, Talk, error, killed, packed
+from tests.e2e.rig import Connection, Keys, error, killed, packed
 
 SEED = 20_606
 KEYS = 1000
@@ -31,9 +31,9 @@ def source(fleet: Fleet) -> Iterator[Server]:
 
 
 def migrate(source: Server, target: Proxy, *keys: str, db: int = 0) -> object:
-    with Talk(source.port) as talk:
-        talk.ask("SELECT", db)
-        return talk.ask("MIGRATE", HOST, target.port, "", db, TIMEOUT_MS, "KEYS", *keys)
+    with Connection(source.port) as conn:
+        conn.ask("SELECT", db)
+        return conn.ask("MIGRATE", HOST, target.port, "", db, TIMEOUT_MS, "KEYS", *keys)
 
 
 def fill(source: Server, count: int) -> list[str]:
@@ -55,17 +55,17 @@ def fill(source: Server, count: int) -> list[str]:
         )
         if number % 4 == 0:
             commands.append(("PEXPIRE", key, DAY_MS))
-    with Talk(source.port) as talk:
-        talk.socket.sendall(b"".join(packed(*command) for command in commands))
-        talk.reads(len(commands))
+    with Connection(source.port) as conn:
+        conn.socket.sendall(b"".join(packed(*command) for command in commands))
+        conn.reads(len(commands))
     return keys
 
 
 def values(port: int, keys: list[str]) -> list[object]:
     """What DUMP says of each; of a set, whose members have no order, SORT."""
-    with Talk(port) as talk:
-        talk.send(*[("SORT", key, "ALPHA") if number % 6 == 2 else ("DUMP", key) for number, key in enumerate(keys)])
-        return talk.reads(len(keys))
+    with Connection(port) as conn:
+        conn.send(*[("SORT", key, "ALPHA") if number % 6 == 2 else ("DUMP", key) for number, key in enumerate(keys)])
+        return conn.reads(len(keys))
 
 
 def test_each_key_comes_to_its_shard_with_its_value_and_its_time_to_live_and_leaves_the_source(
@@ -82,30 +82,30 @@ def test_each_key_comes_to_its_shard_with_its_value_and_its_time_to_live_and_lea
         mine = [key for key in keys if shard_of(key) == index]
         assert mine
         assert shard.primary.ask("EXISTS", *mine) == shard.primary.ask("DBSIZE") == len(mine)
-    with Talk(proxy.port) as talk:
+    with Connection(proxy.port) as conn:
         for number, key in enumerate(keys[:40]):
-            left = talk.ask("PTTL", key)
+            left = conn.ask("PTTL", key)
             assert isinstance(left, int)
             assert 0 < left <= DAY_MS if number % 4 == 0 else left == -1
 
 
 def test_a_database_comes_to_the_same_database(source: Server, proxy: Proxy) -> None:
-    with Talk(source.port) as talk:
-        talk.ask("SELECT", 4)
-        talk.ask("SET", "key", "of four")
+    with Connection(source.port) as conn:
+        conn.ask("SELECT", 4)
+        conn.ask("SET", "key", "of four")
     assert migrate(source, proxy, "key", db=4) == b"OK"
-    with Talk(proxy.port) as talk:
-        assert talk.ask("GET", "key") is None
-        talk.ask("SELECT", 4)
-        assert talk.ask("GET", "key") == b"of four"
+    with Connection(proxy.port) as conn:
+        assert conn.ask("GET", "key") is None
+        conn.ask("SELECT", 4)
+        assert conn.ask("GET", "key") == b"of four"
 
 
 def test_a_key_that_is_there_already_is_an_error_and_stays_at_the_source(source: Server, proxy: Proxy) -> None:
     source.ask("SET", "key", "old")
-    with Talk(proxy.port) as talk:
-        talk.ask("SET", "key", "new")
+    with Connection(proxy.port) as conn:
+        conn.ask("SET", "key", "new")
         assert "BUSYKEY" in error(migrate(source, proxy, "key"))
-        assert talk.ask("GET", "key") == b"new"
+        assert conn.ask("GET", "key") == b"new"
     assert source.ask("GET", "key") == b"old"
 
 
@@ -115,8 +115,8 @@ def test_keys_of_a_shard_that_is_down_are_an_error_and_stay_at_the_source(
     well, lost = Keys(proxy).one(0), Keys(proxy).one(1)
     source.ask("MSET", well, "a", lost, "b")
     with killed(fleet.shards[1].primary, proxy):
-        with Talk(proxy.port) as talk:
-            assert "applied=no" in error(talk.ask("SET", lost, "x"))  # the proxy knows
+        with Connection(proxy.port) as conn:
+            assert "applied=no" in error(conn.ask("SET", lost, "x"))  # the proxy knows
             assert "TRYAGAIN shard s1" in error(migrate(source, proxy, well, lost))
-            assert talk.ask("GET", well) == b"a"
+            assert conn.ask("GET", well) == b"a"
         assert (source.ask("EXISTS", well), source.ask("GET", lost)) == (0, b"b")

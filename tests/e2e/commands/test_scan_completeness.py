@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pyproxy.control.http import admin
 from pyproxy.fleet import Fleet, Proxy, wait_until
-from tests.e2e.rig import PATIENCE_S, Argument, Keys, Talk
+from tests.e2e.rig import PATIENCE_S, Argument, Connection, Keys
 
 JAVASCRIPT = 1 << 53
 SLOW = {"reply_s": PATIENCE_S, "silence_s": PATIENCE_S}  # a busy machine is no lost shard
@@ -25,38 +25,38 @@ PROMOTION: dict[str, str | float] = {
 }
 
 
-def page(talk: Talk, cursor: Argument, count: int) -> tuple[bytes, list[bytes]]:
-    reply = talk.ask("SCAN", cursor, "COUNT", count)
+def page(conn: Connection, cursor: Argument, count: int) -> tuple[bytes, list[bytes]]:
+    reply = conn.ask("SCAN", cursor, "COUNT", count)
     assert isinstance(reply, list), reply
     assert int(reply[0]) < JAVASCRIPT
     return reply[0], reply[1]
 
 
-def rest(talk: Talk, cursor: Argument, count: int = 10) -> list[bytes]:
+def rest(conn: Connection, cursor: Argument, count: int = 10) -> list[bytes]:
     """All pages from this cursor on."""
     found: list[bytes] = []
     while cursor != b"0":
-        cursor, more = page(talk, cursor, count)
+        cursor, more = page(conn, cursor, count)
         found += more
     return found
 
 
-def store(talk: Talk, names: Sequence[str]) -> None:
+def store(conn: Connection, names: Sequence[str]) -> None:
     for some in range(0, len(names), 500):
-        talk.ask("MSET", *itertools.chain.from_iterable((name, "v") for name in names[some : some + 500]))
+        conn.ask("MSET", *itertools.chain.from_iterable((name, "v") for name in names[some : some + 500]))
 
 
 # --- writers ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def talks(fleet: Fleet) -> Iterator[list[Talk]]:
+def talks(fleet: Fleet) -> Iterator[list[Connection]]:
     """Clients of two proxies, which know nothing of each other, one of them with two workers."""
     with Proxy(fleet, timeouts=SLOW) as one, Proxy(fleet, None, 2, timeouts=SLOW) as other:
-        talks = [Talk(proxy.port) for proxy in (one, other, other)]
+        talks = [Connection(proxy.port) for proxy in (one, other, other)]
         yield talks
-        for talk in talks:
-            talk.close()
+        for conn in talks:
+            conn.close()
 
 
 STEPS = st.lists(
@@ -74,7 +74,7 @@ STEPS = st.lists(
 @settings(max_examples=40)
 @given(stable=st.integers(0, 400), steps=STEPS)
 def test_keys_that_stay_are_returned_while_others_come_and_go(
-    talks: list[Talk], stable: int, steps: list[tuple[int, int, float, int]]
+    talks: list[Connection], stable: int, steps: list[tuple[int, int, float, int]]
 ) -> None:
     writer, draw, number = talks[0], random.Random(stable), itertools.count()
     writer.ask("FLUSHALL")
@@ -129,39 +129,39 @@ def test_a_shard_that_is_promoted_is_begun_again_and_no_key_is_missed(
 ) -> None:
     admin_at = {"admin": str(replicated.directory / "admin.sock")}
     proxy = Proxy(replicated, None, 1, promotion=PROMOTION, http=admin_at, timeouts=SLOW)
-    with proxy, Talk(proxy.port) as talk:
+    with proxy, Connection(proxy.port) as conn:
         names = [name for shard in range(2) for name in Keys(proxy).on(shard, 400)]
-        store(talk, names)
-        assert talk.ask("WAIT", 2, int(PATIENCE_S * 1000)) == 2
-        cursor, found = page(talk, 0, 100)
-        cursor, more = page(talk, cursor, 100)
+        store(conn, names)
+        assert conn.ask("WAIT", 2, int(PATIENCE_S * 1000)) == 2
+        cursor, found = page(conn, 0, 100)
+        cursor, more = page(conn, cursor, 100)
         loses(replicated)
-        wait_until("the new primary", lambda: talk.ask("SET", names[0], "v") == b"OK", proxy.tail)
-        again = rest(talk, cursor)
+        wait_until("the new primary", lambda: conn.ask("SET", names[0], "v") == b"OK", proxy.tail)
+        again = rest(conn, cursor)
         assert {*found, *more, *again} == {name.encode() for name in names}
         assert set(names[:400]) <= {each.decode() for each in again}, "all of the shard is returned once more"
 
 
 def test_a_promotion_of_a_shard_that_is_behind_repeats_nothing(replicated: Fleet) -> None:
-    with Proxy(replicated, None, 1, promotion=PROMOTION, timeouts=SLOW) as proxy, Talk(proxy.port) as talk:
+    with Proxy(replicated, None, 1, promotion=PROMOTION, timeouts=SLOW) as proxy, Connection(proxy.port) as conn:
         names = [name for shard in range(2) for name in Keys(proxy).on(shard, 100)]
-        store(talk, names)
-        assert talk.ask("WAIT", 2, int(PATIENCE_S * 1000)) == 2
-        cursor, found = page(talk, 0, 1000)
+        store(conn, names)
+        assert conn.ask("WAIT", 2, int(PATIENCE_S * 1000)) == 2
+        cursor, found = page(conn, 0, 1000)
         killed(replicated)
-        wait_until("the new primary", lambda: talk.ask("SET", names[0], "v") == b"OK", proxy.tail)
-        assert sorted(found + rest(talk, cursor)) == sorted(name.encode() for name in names)
+        wait_until("the new primary", lambda: conn.ask("SET", names[0], "v") == b"OK", proxy.tail)
+        assert sorted(found + rest(conn, cursor)) == sorted(name.encode() for name in names)
 
 
 def test_a_server_that_restarts_with_its_keys_is_begun_again(fleet: Fleet) -> None:
     primary = fleet.shards[1].primary
-    with Proxy(fleet) as proxy, Talk(proxy.port) as talk:
-        talk.ask("FLUSHALL")
+    with Proxy(fleet) as proxy, Connection(proxy.port) as conn:
+        conn.ask("FLUSHALL")
         names = Keys(proxy).on(1, 400)
-        store(talk, names)
-        cursor, found = page(talk, 0, 100)
+        store(conn, names)
+        cursor, found = page(conn, 0, 100)
         primary.ask("SAVE")
         primary.kill()
         primary.start()
-        wait_until("the shard", lambda: talk.ask("GET", names[0]) == b"v", proxy.tail)
-        assert {*found, *rest(talk, cursor)} == {name.encode() for name in names}
+        wait_until("the shard", lambda: conn.ask("GET", names[0]) == b"v", proxy.tail)
+        assert {*found, *rest(conn, cursor)} == {name.encode() for name in names}

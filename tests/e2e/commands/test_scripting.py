@@ -10,7 +10,7 @@ import pytest
 from protocol.request import encode
 from pyproxy.fleet import Fleet, Proxy, Server, Table, wait_until
 from pyproxy.scripts import digest_of
-from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, error, killed, proxy_info
+from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, error, killed, proxy_info
 from tests.processes import command_line, family
 from tests.wire import exchange
 
@@ -29,8 +29,8 @@ def clean(fleet: Fleet, server: Server, proxy: Proxy) -> None:
         each.ask("FLUSHALL")
         each.ask("FUNCTION", "FLUSH")
         each.ask("SCRIPT", "FLUSH")
-    with Talk(proxy.port) as talk:
-        assert talk.ask("SCRIPT", "FLUSH") == b"OK"
+    with Connection(proxy.port) as conn:
+        assert conn.ask("SCRIPT", "FLUSH") == b"OK"
 
 
 def stopped(server: Server) -> str:
@@ -127,31 +127,31 @@ def test_and_so_does_all_of_it_in_one_pipeline(proxy: Proxy, server: Server, pro
 
 
 @pytest.mark.parametrize("shard", range(3))
-def test_a_script_runs_on_the_shard_of_its_keys(talk: Talk, keys: Keys, fleet: Fleet, shard: int) -> None:
+def test_a_script_runs_on_the_shard_of_its_keys(conn: Connection, keys: Keys, fleet: Fleet, shard: int) -> None:
     key = keys.one(shard)
-    assert talk.ask("EVAL", SET, 1, key, "v") == b"OK"
-    assert talk.ask("EVALSHA", sha(SET), 1, key, "w") == b"OK"
+    assert conn.ask("EVAL", SET, 1, key, "v") == b"OK"
+    assert conn.ask("EVALSHA", sha(SET), 1, key, "w") == b"OK"
     assert fleet.shards[shard].primary.ask("GET", key) == b"w"
 
 
 @pytest.mark.parametrize("name", ["EVAL", "EVAL_RO", "EVALSHA", "EVALSHA_RO", "FCALL", "FCALL_RO"])
-def test_keys_on_several_shards_are_refused(talk: Talk, keys: Keys, name: str) -> None:
-    assert error(talk.ask(name, "return 1", 2, keys.one(0), keys.one(1))).startswith("CROSSSLOT ")
+def test_keys_on_several_shards_are_refused(conn: Connection, keys: Keys, name: str) -> None:
+    assert error(conn.ask(name, "return 1", 2, keys.one(0), keys.one(1))).startswith("CROSSSLOT ")
 
 
-def test_the_database_is_the_clients(talk: Talk, keys: Keys, fleet: Fleet) -> None:
+def test_the_database_is_the_clients(conn: Connection, keys: Keys, fleet: Fleet) -> None:
     key = keys.one(1)
-    assert talk.ask("SELECT", 5) == b"OK"
-    assert talk.ask("EVAL", SET, 1, key, "v") == b"OK"
-    assert talk.ask("GET", key) == b"v"
+    assert conn.ask("SELECT", 5) == b"OK"
+    assert conn.ask("EVAL", SET, 1, key, "v") == b"OK"
+    assert conn.ask("GET", key) == b"v"
     assert fleet.shards[1].primary.ask("GET", key) is None
-    assert talk.ask("FLUSHDB") == b"OK"
+    assert conn.ask("FLUSHDB") == b"OK"
 
 
-def test_its_answer_stands_in_the_order_of_replies(talk: Talk, keys: Keys) -> None:
+def test_its_answer_stands_in_the_order_of_replies(conn: Connection, keys: Keys) -> None:
     key = keys.one(2)
-    talk.send(("SET", key, 1), ("EVAL", COUNT, 1, key), ("GET", key), ("EVALSHA", sha(COUNT), 1, key), ("GET", key))
-    assert talk.reads(5) == [b"OK", 2, b"2", 3, b"3"]
+    conn.send(("SET", key, 1), ("EVAL", COUNT, 1, key), ("GET", key), ("EVALSHA", sha(COUNT), 1, key), ("GET", key))
+    assert conn.reads(5) == [b"OK", 2, b"2", 3, b"3"]
 
 
 def test_many_scripts_of_many_clients_need_few_connections(proxy: Proxy, keys: Keys, fleet: Fleet) -> None:
@@ -162,7 +162,7 @@ def test_many_scripts_of_many_clients_need_few_connections(proxy: Proxy, keys: K
         assert isinstance(said, bytes)
         return int(said.split(b"total_connections_received:")[1].split()[0])
 
-    with Talk(proxy.port) as one, Talk(proxy.port) as other:
+    with Connection(proxy.port) as one, Connection(proxy.port) as other:
         assert one.ask("EVAL", COUNT, 1, key) == 1
         before = connections()
         for _ in range(3):
@@ -179,11 +179,13 @@ def test_many_scripts_of_many_clients_need_few_connections(proxy: Proxy, keys: K
 
 
 @pytest.mark.parametrize("says", ["READONLY no", "NOSCRIPT No matching script.", "LOADING x", "MOVED 1 a:1"])
-def test_a_script_that_wrote_and_says_otherwise_is_run_once(talk: Talk, keys: Keys, fleet: Fleet, says: str) -> None:
+def test_a_script_that_wrote_and_says_otherwise_is_run_once(
+    conn: Connection, keys: Keys, fleet: Fleet, says: str
+) -> None:
     key = keys.one(0)
     script = f"redis.call('incr', KEYS[1]) return redis.error_reply('{says}')"
-    assert says.split()[0] in error(talk.ask("EVAL", script, 1, key)) or says.startswith("MOVED")
-    assert isinstance(talk.ask("EVALSHA", sha(script), 1, key), Exception)
+    assert says.split()[0] in error(conn.ask("EVAL", script, 1, key)) or says.startswith("MOVED")
+    assert isinstance(conn.ask("EVALSHA", sha(script), 1, key), Exception)
     assert fleet.shards[0].primary.ask("GET", key) == b"2"
 
 
@@ -198,61 +200,61 @@ def lose(fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("by", [("SCRIPT", "LOAD", COUNT), ("EVAL", COUNT, 1, "k0")])
 def test_a_text_that_was_seen_is_given_to_any_server_that_lacks_it(
-    talk: Talk, keys: Keys, fleet: Fleet, by: tuple[str, ...]
+    conn: Connection, keys: Keys, fleet: Fleet, by: tuple[str, ...]
 ) -> None:
-    talk.ask(*by)
+    conn.ask(*by)
     lose(fleet)
-    talk.ask("DEL", "k0")
+    conn.ask("DEL", "k0")
     for shard in range(3):
-        assert [talk.ask("EVALSHA", sha(COUNT), 1, keys.one(shard)) for _ in range(2)] == [1, 2]
-    assert talk.ask("SCRIPT", "EXISTS", sha(COUNT)) == [1]
+        assert [conn.ask("EVALSHA", sha(COUNT), 1, keys.one(shard)) for _ in range(2)] == [1, 2]
+    assert conn.ask("SCRIPT", "EXISTS", sha(COUNT)) == [1]
 
 
-def test_what_nobody_has_seen_is_noscript_and_eval_makes_it_known(talk: Talk, keys: Keys) -> None:
-    assert error(talk.ask("EVALSHA", sha(COUNT), 1, keys.one(0))).startswith("NOSCRIPT ")
-    assert talk.ask("EVAL", COUNT, 1, keys.one(1)) == 1
-    assert [talk.ask("EVALSHA", sha(COUNT), 1, keys.one(shard)) for shard in range(3)] == [1, 2, 1]
+def test_what_nobody_has_seen_is_noscript_and_eval_makes_it_known(conn: Connection, keys: Keys) -> None:
+    assert error(conn.ask("EVALSHA", sha(COUNT), 1, keys.one(0))).startswith("NOSCRIPT ")
+    assert conn.ask("EVAL", COUNT, 1, keys.one(1)) == 1
+    assert [conn.ask("EVALSHA", sha(COUNT), 1, keys.one(shard)) for shard in range(3)] == [1, 2, 1]
 
 
-def test_a_text_that_no_server_takes_is_not_kept(talk: Talk, keys: Keys) -> None:
-    assert error(talk.ask("EVAL", "return x x", 1, keys.one(0))).startswith("ERR Error compiling script")
-    assert error(talk.ask("SCRIPT", "LOAD", "return y y")).startswith("ERR Error compiling script")
-    assert talk.ask("SCRIPT", "EXISTS", sha("return x x"), sha("return y y")) == [0, 0]
+def test_a_text_that_no_server_takes_is_not_kept(conn: Connection, keys: Keys) -> None:
+    assert error(conn.ask("EVAL", "return x x", 1, keys.one(0))).startswith("ERR Error compiling script")
+    assert error(conn.ask("SCRIPT", "LOAD", "return y y")).startswith("ERR Error compiling script")
+    assert conn.ask("SCRIPT", "EXISTS", sha("return x x"), sha("return y y")) == [0, 0]
 
 
-def test_a_script_that_fails_is_known_all_the_same(talk: Talk, keys: Keys, fleet: Fleet) -> None:
+def test_a_script_that_fails_is_known_all_the_same(conn: Connection, keys: Keys, fleet: Fleet) -> None:
     thrown = "error('thrown')"
-    assert "thrown" in error(talk.ask("EVAL", thrown, 1, keys.one(0)))
+    assert "thrown" in error(conn.ask("EVAL", thrown, 1, keys.one(0)))
     lose(fleet)
-    assert "thrown" in error(talk.ask("EVALSHA", sha(thrown), 1, keys.one(1)))
+    assert "thrown" in error(conn.ask("EVALSHA", sha(thrown), 1, keys.one(1)))
 
 
 def test_old_texts_go_and_are_loaded_again_as_with_redis(fleet: Fleet) -> None:
-    with Proxy(fleet, limits={"scripts_bytes": 65536}) as proxy, Talk(proxy.port) as talk:
+    with Proxy(fleet, limits={"scripts_bytes": 65536}) as proxy, Connection(proxy.port) as conn:
         key = Keys(proxy).one(0)
-        assert talk.ask("EVAL", COUNT, 1, key) == 1
+        assert conn.ask("EVAL", COUNT, 1, key) == 1
         for number in range(20):
-            assert talk.ask("EVAL", f"return {number} --{'x' * 4000}", 1, key) == number
+            assert conn.ask("EVAL", f"return {number} --{'x' * 4000}", 1, key) == number
         lose(fleet)
-        assert error(talk.ask("EVALSHA", sha(COUNT), 1, key)).startswith("NOSCRIPT ")
-        assert talk.ask("EVALSHA", sha(f"return 19 --{'x' * 4000}"), 1, key) == 19
-        assert talk.ask("SCRIPT", "EXISTS", sha(COUNT)) == [0]
+        assert error(conn.ask("EVALSHA", sha(COUNT), 1, key)).startswith("NOSCRIPT ")
+        assert conn.ask("EVALSHA", sha(f"return 19 --{'x' * 4000}"), 1, key) == 19
+        assert conn.ask("SCRIPT", "EXISTS", sha(COUNT)) == [0]
 
 
 # --- all workers know -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def two(fleet: Fleet) -> Iterator[tuple[Proxy, Talk, Talk]]:
+def two(fleet: Fleet) -> Iterator[tuple[Proxy, Connection, Connection]]:
     """A proxy with two workers, and a client at each."""
     with Proxy(fleet, None, 2) as proxy:
         wait_until("both workers", lambda: "+ready " in proxy.log.read_text(), proxy.tail)
-        with Talk(proxy.port) as one, Talk(proxy.port) as other:
+        with Connection(proxy.port) as one, Connection(proxy.port) as other:
             assert {proxy_info(each)["worker"] for each in (one, other)} == {"0", "1"}
             yield proxy, one, other
 
 
-def test_what_one_worker_has_seen_all_know(two: tuple[Proxy, Talk, Talk], fleet: Fleet) -> None:
+def test_what_one_worker_has_seen_all_know(two: tuple[Proxy, Connection, Connection], fleet: Fleet) -> None:
     proxy, one, other = two
     keys = Keys(proxy)
     assert one.ask("SCRIPT", "LOAD", COUNT) == sha(COUNT).encode()
@@ -263,7 +265,7 @@ def test_what_one_worker_has_seen_all_know(two: tuple[Proxy, Talk, Talk], fleet:
     assert [other.ask("EVALSHA", sha(SET), 1, keys.one(shard), "w") for shard in range(3)] == [b"OK"] * 3
 
 
-def test_a_text_that_was_answered_is_known_to_all_at_once(two: tuple[Proxy, Talk, Talk]) -> None:
+def test_a_text_that_was_answered_is_known_to_all_at_once(two: tuple[Proxy, Connection, Connection]) -> None:
     proxy, one, other = two
     key = Keys(proxy).one(0)
     texts = [f"return {number}" for number in range(100)]
@@ -277,7 +279,7 @@ def test_a_text_that_was_answered_is_known_to_all_at_once(two: tuple[Proxy, Talk
 
 
 def test_a_flush_makes_all_forget_and_what_is_loaded_after_it_stays(
-    two: tuple[Proxy, Talk, Talk], fleet: Fleet
+    two: tuple[Proxy, Connection, Connection], fleet: Fleet
 ) -> None:
     proxy, one, other = two
     key = Keys(proxy).one(0)
@@ -299,14 +301,14 @@ def test_a_flush_makes_all_forget_and_what_is_loaded_after_it_stays(
 
 def test_a_worker_that_is_started_again_knows_them(fleet: Fleet) -> None:
     with Proxy(fleet) as proxy:
-        with Talk(proxy.port) as talk:
-            assert talk.ask("SCRIPT", "LOAD", COUNT) == sha(COUNT).encode()
+        with Connection(proxy.port) as conn:
+            assert conn.ask("SCRIPT", "LOAD", COUNT) == sha(COUNT).encode()
         worker = next(pid for pid, _ in family(proxy.pid) if "pyproxy.worker" in command_line(pid))
         os.kill(worker, signal.SIGKILL)
         lose(fleet)
         proxy.wait_for_pong(proxy.port)
-        with Talk(proxy.port) as talk:
-            assert talk.ask("EVALSHA", sha(COUNT), 1, Keys(proxy).one(1)) == 1
+        with Connection(proxy.port) as conn:
+            assert conn.ask("EVALSHA", sha(COUNT), 1, Keys(proxy).one(1)) == 1
 
 
 # --- when a server is lost, or slow -----------------------------------------------------------------------------------
@@ -319,46 +321,54 @@ PROMOTION: Table = {
 
 def test_a_promotion_goes_unnoticed(server: Server) -> None:
     """A replica has none of the scripts that its primary had."""
-    with Fleet(shards=2, replicas=2) as fleet, Proxy(fleet, promotion=PROMOTION) as proxy, Talk(proxy.port) as talk:
+    with (
+        Fleet(shards=2, replicas=2) as fleet,
+        Proxy(fleet, promotion=PROMOTION) as proxy,
+        Connection(proxy.port) as conn,
+    ):
         key, primary = Keys(proxy).one(0), fleet.shards[0].primary
-        assert talk.ask("SCRIPT", "LOAD", COUNT) == sha(COUNT).encode()
-        assert talk.ask("EVALSHA", sha(COUNT), 1, key) == 1
+        assert conn.ask("SCRIPT", "LOAD", COUNT) == sha(COUNT).encode()
+        assert conn.ask("EVALSHA", sha(COUNT), 1, key) == 1
         library = "#!lua name=l\nredis.register_function('f', function(k) return redis.call('incr', k[1]) end)"
-        assert talk.ask("FUNCTION", "LOAD", library) == b"l"
+        assert conn.ask("FUNCTION", "LOAD", library) == b"l"
         for replica in fleet.shards[0].replicas:
             wait_until("the replica", lambda: replica.ask("GET", key) == b"1", lambda: str(replica))  # noqa: B023
             wait_until("its library", lambda: replica.ask("FUNCTION", "LIST") != [], lambda: str(replica))  # noqa: B023
             assert replica.ask("SCRIPT", "EXISTS", sha(COUNT)) == [0]
         primary.kill()
-        assert [talk.ask("EVALSHA", sha(COUNT), 1, key) for _ in range(3)] == [2, 3, 4]
-        assert [talk.ask("EVAL", COUNT, 1, key), talk.ask("FCALL", "f", 1, key)] == [5, 6]
+        assert [conn.ask("EVALSHA", sha(COUNT), 1, key) for _ in range(3)] == [2, 3, 4]
+        assert [conn.ask("EVAL", COUNT, 1, key), conn.ask("FCALL", "f", 1, key)] == [5, 6]
         promoted = next(each for each in fleet.shards[0].replicas if each.says_master())
         assert promoted.ask("GET", key) == b"6"
 
 
 def test_a_lost_shard_is_an_error_and_the_others_go_on(fleet: Fleet, proxy: Proxy) -> None:
-    with Proxy(fleet) as own, Talk(own.port) as talk:
+    with Proxy(fleet) as own, Connection(own.port) as conn:
         keys, lost = Keys(own), fleet.shards[1].primary
-        assert talk.ask("EVAL", COUNT, 1, keys.one(1)) == 1
+        assert conn.ask("EVAL", COUNT, 1, keys.one(1)) == 1
         with killed(lost, proxy):
             for line in (("EVAL", COUNT, 1, keys.one(1)), ("EVALSHA_RO", sha(COUNT), 1, keys.one(1))):
-                said_of_it = error(talk.ask(*line))
+                said_of_it = error(conn.ask(*line))
                 assert said_of_it.startswith("TRYAGAIN shard s1 ") and "applied=no" in said_of_it
             for words in ("SCRIPT EXISTS nosuch", "FUNCTION STATS", "FUNCTION DELETE lib", "SCRIPT FLUSH"):
-                assert error(talk.ask(*words.split())).startswith("TRYAGAIN shard s1")
-            assert error(talk.ask("SCRIPT", "LOAD", SET)).startswith("TRYAGAIN shard s1")
-            assert talk.ask("FUNCTION", "LIST") == []
-            assert [talk.ask("EVALSHA", sha(COUNT), 1, keys.one(shard)) for shard in (0, 2)] == [1, 1]
-            assert talk.ask("EVALSHA", sha(SET), 1, keys.one(0), "v") == b"OK"
+                assert error(conn.ask(*words.split())).startswith("TRYAGAIN shard s1")
+            assert error(conn.ask("SCRIPT", "LOAD", SET)).startswith("TRYAGAIN shard s1")
+            assert conn.ask("FUNCTION", "LIST") == []
+            assert [conn.ask("EVALSHA", sha(COUNT), 1, keys.one(shard)) for shard in (0, 2)] == [1, 1]
+            assert conn.ask("EVALSHA", sha(SET), 1, keys.one(0), "v") == b"OK"
 
 
 def test_a_text_is_kept_though_the_gate_of_one_shard_is_closed() -> None:
     doubting: Table = {**PROMOTION, "down_after_s": 60.0, "on_promotion": "reject"}
-    with Fleet(shards=2, replicas=1) as fleet, Proxy(fleet, promotion=doubting) as proxy, Talk(proxy.port) as talk:
+    with (
+        Fleet(shards=2, replicas=1) as fleet,
+        Proxy(fleet, promotion=doubting) as proxy,
+        Connection(proxy.port) as conn,
+    ):
         fleet.shards[1].primary.kill()
         wait_until("the doubt", lambda: "+suspect " in proxy.log.read_text(), proxy.tail)
-        assert error(talk.ask("SCRIPT", "LOAD", SET)).startswith("TRYAGAIN shard s1 ")
-        assert talk.ask("EVALSHA", sha(SET), 1, Keys(proxy).one(0), "v") == b"OK"
+        assert error(conn.ask("SCRIPT", "LOAD", SET)).startswith("TRYAGAIN shard s1 ")
+        assert conn.ask("EVALSHA", sha(SET), 1, Keys(proxy).one(0), "v") == b"OK"
 
 
 FOREVER = "while true do end"
@@ -368,11 +378,11 @@ def test_a_script_that_takes_too_long_is_uncertain_and_can_be_killed(fleet: Flee
     quick: Table = {"reply_s": 0.5, "silence_s": 0.5}
     busy = fleet.shards[0].primary
     busy.ask("CONFIG", "SET", "busy-reply-threshold", "50")
-    with Proxy(fleet, timeouts=quick) as proxy, Talk(proxy.port) as talk, Talk(proxy.port) as other:
+    with Proxy(fleet, timeouts=quick) as proxy, Connection(proxy.port) as conn, Connection(proxy.port) as other:
         key, elsewhere = Keys(proxy).one(0), Keys(proxy).one(1)
-        talk.send(("EVAL", FOREVER, 1, key), ("SET", elsewhere, "v"))
-        assert error(talk.read()).startswith("UNCERTAIN shard s0 ")
-        assert talk.read() == b"OK"
+        conn.send(("EVAL", FOREVER, 1, key), ("SET", elsewhere, "v"))
+        assert error(conn.read()).startswith("UNCERTAIN shard s0 ")
+        assert conn.read() == b"OK"
         assert "-BUSY " in error(other.ask("EVAL", COUNT, 1, key))
         running = other.ask("FUNCTION", "STATS")
         assert (isinstance(running, list) and running[1] is None) or isinstance(running, Exception)
@@ -386,10 +396,10 @@ def test_a_script_that_runs_for_longer_than_down_after_costs_no_promotion() -> N
     with (
         Fleet(shards=1, replicas=1, options=options) as fleet,
         Proxy(fleet, promotion=PROMOTION, timeouts=PATIENT) as proxy,
-        Talk(proxy.port) as talk,
+        Connection(proxy.port) as conn,
     ):
-        assert talk.ask("EVAL", long, 1, "k") == b"done"
-        assert talk.ask("SET", "k", "v") == b"OK"
+        assert conn.ask("EVAL", long, 1, "k") == b"done"
+        assert conn.ask("SET", "k", "v") == b"OK"
         log = proxy.log.read_text()
         assert 'error="BUSY ' in log
         assert "+odown" not in log and "+promoted-slave" not in log
@@ -399,15 +409,15 @@ def test_a_client_that_leaves_takes_its_connection_along(fleet: Fleet) -> None:
     """What its script answers then is nobody's."""
     busy = fleet.shards[0].primary
     busy.ask("CONFIG", "SET", "busy-reply-threshold", "50")
-    with Proxy(fleet, timeouts=PATIENT) as proxy, Talk(proxy.port) as talk:
+    with Proxy(fleet, timeouts=PATIENT) as proxy, Connection(proxy.port) as conn:
         key = Keys(proxy).one(0)
-        with Talk(proxy.port) as leaver:
+        with Connection(proxy.port) as leaver:
             assert leaver.ask("EVAL", "return 'first'", 1, key) == b"first"
             leaver.send(("EVAL", FOREVER, 1, key))
-            wait_until("it to run", lambda: "BUSY" in str(talk.ask("EVAL", "return 1", 1, key)), proxy.tail)
-        wait_until("it to end", lambda: talk.ask("SCRIPT", "KILL") == b"OK", proxy.tail)
-        wait_until("another to run", lambda: talk.ask("EVAL", "return 'x'", 1, key) == b"x", proxy.tail)
-        assert [talk.ask("EVAL", f"return {number}", 1, key) for number in range(20)] == list(range(20))
+            wait_until("it to run", lambda: "BUSY" in str(conn.ask("EVAL", "return 1", 1, key)), proxy.tail)
+        wait_until("it to end", lambda: conn.ask("SCRIPT", "KILL") == b"OK", proxy.tail)
+        wait_until("another to run", lambda: conn.ask("EVAL", "return 'x'", 1, key) == b"x", proxy.tail)
+        assert [conn.ask("EVAL", f"return {number}", 1, key) for number in range(20)] == list(range(20))
 
 
 # --- functions --------------------------------------------------------------------------------------------------------
@@ -415,30 +425,30 @@ def test_a_client_that_leaves_takes_its_connection_along(fleet: Fleet) -> None:
 LIBRARY = "#!lua name=lib\nredis.register_function('count', function(k) return redis.call('incr', k[1]) end)"
 
 
-def test_a_library_is_on_all_shards_until_it_is_deleted(talk: Talk, keys: Keys, fleet: Fleet) -> None:
-    assert talk.ask("FUNCTION", "LOAD", LIBRARY) == b"lib"
-    assert [talk.ask("FCALL", "count", 1, keys.one(shard)) for shard in range(3)] == [1, 1, 1]
-    dump = talk.ask("FUNCTION", "DUMP")
+def test_a_library_is_on_all_shards_until_it_is_deleted(conn: Connection, keys: Keys, fleet: Fleet) -> None:
+    assert conn.ask("FUNCTION", "LOAD", LIBRARY) == b"lib"
+    assert [conn.ask("FCALL", "count", 1, keys.one(shard)) for shard in range(3)] == [1, 1, 1]
+    dump = conn.ask("FUNCTION", "DUMP")
     assert isinstance(dump, bytes)
-    assert talk.ask("FUNCTION", "DELETE", "lib") == b"OK"
-    assert error(talk.ask("FCALL", "count", 1, keys.one(1))) == "ERR Function not found"
-    assert talk.ask("FUNCTION", "RESTORE", dump) == b"OK"
-    assert [talk.ask("FCALL", "count", 1, keys.one(shard)) for shard in range(3)] == [2, 2, 2]
+    assert conn.ask("FUNCTION", "DELETE", "lib") == b"OK"
+    assert error(conn.ask("FCALL", "count", 1, keys.one(1))) == "ERR Function not found"
+    assert conn.ask("FUNCTION", "RESTORE", dump) == b"OK"
+    assert [conn.ask("FCALL", "count", 1, keys.one(shard)) for shard in range(3)] == [2, 2, 2]
     assert all(server.ask("FUNCTION", "LIST") != [] for server in fleet.servers)
 
 
-def test_where_shards_differ_the_error_names_those_that_did_their_part(talk: Talk, fleet: Fleet) -> None:
+def test_where_shards_differ_the_error_names_those_that_did_their_part(conn: Connection, fleet: Fleet) -> None:
     fleet.shards[1].primary.ask("FUNCTION", "LOAD", LIBRARY)
-    answer = error(talk.ask("FUNCTION", "LOAD", LIBRARY))
+    answer = error(conn.ask("FUNCTION", "LOAD", LIBRARY))
     assert answer == (
         "UNCERTAIN shard s1: Library 'lib' already exists; other shards may have applied their part: s0, s2"
     )
-    assert talk.ask("FUNCTION", "LOAD", "REPLACE", LIBRARY) == b"lib"
+    assert conn.ask("FUNCTION", "LOAD", "REPLACE", LIBRARY) == b"lib"
 
 
 @pytest.mark.parametrize("name", ["SCRIPT", "FUNCTION"])
-def test_help_is_in_the_words_of_valkey_whatever_the_servers_are(talk: Talk, name: str) -> None:
-    lines = talk.ask(name, "HELP")
+def test_help_is_in_the_words_of_valkey_whatever_the_servers_are(conn: Connection, name: str) -> None:
+    lines = conn.ask(name, "HELP")
     assert isinstance(lines, list)
     assert (lines[0], lines[-1]) == (
         f"{name} <subcommand> [<arg> [value] [opt] ...]. Subcommands are:".encode(),
@@ -446,8 +456,8 @@ def test_help_is_in_the_words_of_valkey_whatever_the_servers_are(talk: Talk, nam
     )
 
 
-def test_a_debugger_is_refused(talk: Talk) -> None:
-    said_of_it = error(talk.ask("SCRIPT", "DEBUG", "YES"))
+def test_a_debugger_is_refused(conn: Connection) -> None:
+    said_of_it = error(conn.ask("SCRIPT", "DEBUG", "YES"))
     assert said_of_it.startswith("ERR command 'script|debug' is not served by this proxy: ")
 
 
@@ -458,9 +468,9 @@ def block(*commands: tuple[str | int, ...]) -> list[tuple[str | int, ...]]:
     return [("MULTI",), *commands, ("EXEC",)]
 
 
-def executed(talk: Talk, *commands: tuple[str | int, ...]) -> object:
-    talk.send(*block(*commands))
-    return talk.reads(len(commands) + 2)[-1]
+def executed(conn: Connection, *commands: tuple[str | int, ...]) -> object:
+    conn.send(*block(*commands))
+    return conn.reads(len(commands) + 2)[-1]
 
 
 IN_A_BLOCK = [
@@ -482,46 +492,46 @@ def test_a_block_with_scripts_is_answered_as_by_one_server(
     assert said(proxy.port, *lines, proto=proto) == said(server.port, *lines, proto=proto)
 
 
-def test_a_block_finds_the_texts_that_its_server_lacks(talk: Talk, keys: Keys, fleet: Fleet) -> None:
-    assert executed(talk, ("EVAL", COUNT, 1, keys.one(0))) == [1]
+def test_a_block_finds_the_texts_that_its_server_lacks(conn: Connection, keys: Keys, fleet: Fleet) -> None:
+    assert executed(conn, ("EVAL", COUNT, 1, keys.one(0))) == [1]
     lose(fleet)
     for shard in range(3):
         key = keys.one(shard, "b")
-        assert executed(talk, ("SET", key, 5), ("EVALSHA", sha(COUNT), 1, key)) == [b"OK", 6]
+        assert executed(conn, ("SET", key, 5), ("EVALSHA", sha(COUNT), 1, key)) == [b"OK", 6]
 
 
-def test_a_block_that_watches_does_so_too(talk: Talk, keys: Keys, fleet: Fleet) -> None:
+def test_a_block_that_watches_does_so_too(conn: Connection, keys: Keys, fleet: Fleet) -> None:
     key = keys.one(1)
-    assert talk.ask("SCRIPT", "LOAD", COUNT) == sha(COUNT).encode()
+    assert conn.ask("SCRIPT", "LOAD", COUNT) == sha(COUNT).encode()
     lose(fleet)
-    assert talk.ask("WATCH", key) == b"OK"
-    assert executed(talk, ("EVALSHA", sha(COUNT), 1, key)) == [1]
-    assert talk.ask("WATCH", key) == b"OK"
+    assert conn.ask("WATCH", key) == b"OK"
+    assert executed(conn, ("EVALSHA", sha(COUNT), 1, key)) == [1]
+    assert conn.ask("WATCH", key) == b"OK"
     fleet.shards[1].primary.ask("INCR", key)
-    assert executed(talk, ("EVALSHA", sha(COUNT), 1, key)) is None
+    assert executed(conn, ("EVALSHA", sha(COUNT), 1, key)) is None
 
 
-def test_a_block_with_scripts_over_shards_is_refused_and_nothing_is_run(talk: Talk, keys: Keys) -> None:
+def test_a_block_with_scripts_over_shards_is_refused_and_nothing_is_run(conn: Connection, keys: Keys) -> None:
     one, other = keys.one(0), keys.one(1)
-    assert error(executed(talk, ("EVAL", COUNT, 1, one), ("INCR", other))).startswith("CROSSSLOT ")
-    assert talk.ask("EXISTS", one, other) == 0
-    talk.send(("MULTI",), ("EVAL", COUNT, 2, one, other), ("EXEC",))
-    begun, refused, aborted = talk.reads(3)
+    assert error(executed(conn, ("EVAL", COUNT, 1, one), ("INCR", other))).startswith("CROSSSLOT ")
+    assert conn.ask("EXISTS", one, other) == 0
+    conn.send(("MULTI",), ("EVAL", COUNT, 2, one, other), ("EXEC",))
+    begun, refused, aborted = conn.reads(3)
     assert (begun, error(refused)[:9], error(aborted)[:9]) == (b"OK", "CROSSSLOT", "EXECABORT")
 
 
 def test_where_blocks_are_split_each_script_runs_on_its_shard(fleet: Fleet) -> None:
-    with Proxy(fleet, transactions="split") as proxy, Talk(proxy.port) as talk:
+    with Proxy(fleet, transactions="split") as proxy, Connection(proxy.port) as conn:
         keys = Keys(proxy)
         commands = [("EVAL", COUNT, 1, keys.one(shard)) for shard in (2, 0, 1)]
-        answer = executed(talk, ("MSET", keys.one(0), 10, keys.one(1), 20), *commands, ("EVAL", "return 'none'", 0))
+        answer = executed(conn, ("MSET", keys.one(0), 10, keys.one(1), 20), *commands, ("EVAL", "return 'none'", 0))
         assert answer == [b"OK", 1, 11, 21, b"none"]
 
 
 def test_a_block_with_scripts_on_a_lost_shard_is_discarded(fleet: Fleet, proxy: Proxy) -> None:
-    with Proxy(fleet) as own, Talk(own.port) as talk:
+    with Proxy(fleet) as own, Connection(own.port) as conn:
         key, lost = Keys(own).one(1), fleet.shards[1].primary
         with killed(lost, proxy):
-            answer = error(executed(talk, ("EVAL", COUNT, 1, key)))
+            answer = error(executed(conn, ("EVAL", COUNT, 1, key)))
             assert answer.startswith("EXECABORT ") and "applied=no" in answer
-        wait_until("the shard", lambda: executed(talk, ("EVAL", COUNT, 1, key)) == [1], own.tail, PATIENCE_S)
+        wait_until("the shard", lambda: executed(conn, ("EVAL", COUNT, 1, key)) == [1], own.tail, PATIENCE_S)

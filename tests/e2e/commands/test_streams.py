@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyproxy.fleet import Fleet, Proxy, Server
-from tests.e2e.rig import Argument, Keys, Talk, error, killed, packed
+from tests.e2e.rig import Argument, Connection, Keys, error, killed, packed
 
 
 @pytest.fixture(scope="module")
@@ -18,19 +18,19 @@ class Twins:
     """The same asked of the proxy and of one plain server; the replies must be the same bytes."""
 
     def __init__(self, proxy: Proxy, server: Server, proto: int) -> None:
-        self.ours, self.theirs = Talk(proxy.port), Talk(server.port)
-        for talk in (self.ours, self.theirs):
-            talk.ask("FLUSHALL")
-            talk.ask("HELLO", proto)
+        self.ours, self.theirs = Connection(proxy.port), Connection(server.port)
+        for conn in (self.ours, self.theirs):
+            conn.ask("FLUSHALL")
+            conn.ask("HELLO", proto)
 
     def ask(self, *argv: Argument) -> bytes:
         """The reply as it came, ended by the one to a PING behind it."""
         said = []
-        for talk in (self.ours, self.theirs):
-            talk.socket.sendall(packed(*argv) + packed("PING"))
+        for conn in (self.ours, self.theirs):
+            conn.socket.sendall(packed(*argv) + packed("PING"))
             frame = b""
             while not frame.endswith(b"+PONG\r\n"):
-                frame += talk.socket.recv(1 << 20)
+                frame += conn.socket.recv(1 << 20)
             said.append(frame.removesuffix(b"+PONG\r\n"))
         assert said[0] == said[1], argv
         return said[0]
@@ -118,22 +118,22 @@ def test_xgroup_and_xinfo_are_of_the_shard_of_their_key(twins: Twins, names: lis
     assert twins.ask("XGROUP", "CREATE", "nothing", "group", "$").startswith(b"-ERR The XGROUP subcommand requires")
 
 
-def test_a_group_that_one_shard_lacks_is_an_error_and_nothing_is_handed_out(talk: Talk, names: list[str]) -> None:
+def test_a_group_that_one_shard_lacks_is_an_error_and_nothing_is_handed_out(conn: Connection, names: list[str]) -> None:
     here, there = names[:2]
-    talk.send(("FLUSHALL",), ("XADD", here, "1-1", "f", "v"), ("XADD", there, "1-1", "f", "v"))
-    talk.send(("XGROUP", "CREATE", here, "group", "0"))
-    assert talk.reads(4) == [b"OK", b"1-1", b"1-1", b"OK"]
+    conn.send(("FLUSHALL",), ("XADD", here, "1-1", "f", "v"), ("XADD", there, "1-1", "f", "v"))
+    conn.send(("XGROUP", "CREATE", here, "group", "0"))
+    assert conn.reads(4) == [b"OK", b"1-1", b"1-1", b"OK"]
     ask = ("XREADGROUP", "GROUP", "group", "consumer", "STREAMS", here, there)
-    said = error(talk.ask(*ask, ">", ">"))
+    said = error(conn.ask(*ask, ">", ">"))
     assert said.startswith(f"NOGROUP No such key '{there}'")
-    talk.ask("XGROUP", "CREATE", there, "group", "0")
+    conn.ask("XGROUP", "CREATE", there, "group", "0")
     entry = [b"1-1", [b"f", b"v"]]
-    assert talk.ask(*ask, ">", ">") == [[here.encode(), [entry]], [there.encode(), [entry]]]
+    assert conn.ask(*ask, ">", ">") == [[here.encode(), [entry]], [there.encode(), [entry]]]
 
 
-def test_streams_over_shards_stand_in_the_order_of_replies(talk: Talk, names: list[str]) -> None:
+def test_streams_over_shards_stand_in_the_order_of_replies(conn: Connection, names: list[str]) -> None:
     here, there = names[:2]
-    talk.send(
+    conn.send(
         ("FLUSHALL",),
         ("XADD", here, "1-1", "f", "v"),
         ("XADD", there, "1-1", "f", "v"),
@@ -143,17 +143,17 @@ def test_streams_over_shards_stand_in_the_order_of_replies(talk: Talk, names: li
     )
     entry = [b"1-1", [b"f", b"v"]]
     both = [[there.encode(), [entry]], [here.encode(), [entry]]]
-    assert talk.reads(6) == [b"OK", b"1-1", b"1-1", both, 1, [[there.encode(), [entry]]]]
+    assert conn.reads(6) == [b"OK", b"1-1", b"1-1", both, 1, [[there.encode(), [entry]]]]
 
 
-def test_streams_over_shards_are_refused_in_a_transaction(talk: Talk, names: list[str]) -> None:
-    talk.send(("MULTI",), ("XREAD", "STREAMS", *names[:2], "0", "0"), ("DISCARD",))
-    assert error(talk.reads(3)[1]).startswith("CROSSSLOT")
+def test_streams_over_shards_are_refused_in_a_transaction(conn: Connection, names: list[str]) -> None:
+    conn.send(("MULTI",), ("XREAD", "STREAMS", *names[:2], "0", "0"), ("DISCARD",))
+    assert error(conn.reads(3)[1]).startswith("CROSSSLOT")
 
 
 def test_a_stream_of_a_lost_shard_is_an_error(fleet: Fleet, proxy: Proxy, names: list[str]) -> None:
-    with Proxy(fleet) as own, Talk(own.port) as talk:
-        talk.ask("XADD", names[0], "1-1", "f", "v")
+    with Proxy(fleet) as own, Connection(own.port) as conn:
+        conn.ask("XADD", names[0], "1-1", "f", "v")
         with killed(fleet.shards[1].primary, proxy):
-            said = error(talk.ask("XREAD", "STREAMS", *names[:2], "0", "0"))
+            said = error(conn.ask("XREAD", "STREAMS", *names[:2], "0", "0"))
             assert "TRYAGAIN shard s1" in said and "applied=no" in said

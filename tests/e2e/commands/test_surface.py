@@ -18,7 +18,7 @@ from protocol.table import lookup
 from pyproxy.fleet import VARIABLE, Fleet, Proxy, Server, ask, find_backend, wait_until
 from tests.e2e.rig import PATIENCE_S, PATIENT, killed
 from tests.e2e.twin.allowed import may_differ
-from tests.e2e.twin.connection import Talk, ask_all
+from tests.e2e.twin.connection import Connection, ask_all
 from tests.e2e.twin.examples import EXAMPLES
 
 OPEN = "maxmemory-samples"
@@ -135,12 +135,12 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
             patch.setenv(VARIABLE, binary)
         with (
             Fleet(3, 0) as fleet,
-            Fleet(1, 0) as alone,
+            Fleet(1, 0) as worker,
             Proxy(fleet, timeouts=PATIENT, config_set=[OPEN]) as proxy,
         ):
             # what it says of the servers it has from the parent's first look
             wait_until("that", lambda: b"\r\nmem_allocator:\r\n" not in info(proxy), proxy.tail, PATIENCE_S)
-            yield Place(proxy, alone.servers[0])
+            yield Place(proxy, worker.servers[0])
 
 
 def info(proxy: Proxy) -> bytes:
@@ -156,12 +156,12 @@ def words(step: str) -> list[bytes]:
 @pytest.mark.parametrize("proto", [b"2", b"3"])
 @pytest.mark.parametrize("line", LINES)
 def test_what_the_proxy_answers_itself_is_what_a_server_answers(line: str, proto: bytes, place: Place) -> None:
-    with Talk(place.proxy.port) as ours, Talk(place.server.port) as theirs:
-        for talk in (ours, theirs):
-            ask_all(talk, [[b"HELLO", proto]])
+    with Connection(place.proxy.port) as ours, Connection(place.server.port) as theirs:
+        for conn in (ours, theirs):
+            ask_all(conn, [[b"HELLO", proto]])
         for step in line.split(" ; "):
             argv = words(step)
-            one, other = (ask_all(talk, [argv])[0] for talk in (ours, theirs))
+            one, other = (ask_all(conn, [argv])[0] for conn in (ours, theirs))
             assert one == other or step in OTHERWISE or is_fine(place, argv, one, other), f"{step}: {one!r}, {other!r}"
 
 
@@ -206,7 +206,7 @@ FORMS = {each.call[0].lower() for each in EXAMPLES if served(each.call)} - ONE_F
 def test_a_wrong_form_of_a_command_is_answered_as_by_one_server(name: str, place: Place) -> None:
     """Whoever checks it, the proxy or a shard: the words are those of a server, and name the command that was sent."""
     compared = 0
-    with Talk(place.proxy.port) as ours, Talk(place.server.port) as theirs:
+    with Connection(place.proxy.port) as ours, Connection(place.server.port) as theirs:
         for example in EXAMPLES:
             if example.call[0].lower() != name.encode():
                 continue
@@ -214,7 +214,7 @@ def test_a_wrong_form_of_a_command_is_answered_as_by_one_server(name: str, place
                 command = lookup(argv)
                 if command is None or not served(argv) or not place.knows(argv):
                     continue
-                both = [ask_all(talk, [[b"FLUSHALL"], *example.steps[:-1], argv])[-1] for talk in (ours, theirs)]
+                both = [ask_all(conn, [[b"FLUSHALL"], *example.steps[:-1], argv])[-1] for conn in (ours, theirs)]
                 alike = both[0] == both[1] or may_differ(command.name, argv, *both)
                 assert alike or both[0].startswith(b"-CROSSSLOT "), f"{argv}: {both}"
                 compared += 1

@@ -13,8 +13,8 @@ import pytest
 
 from pyproxy.fleet import HOST, Fleet, Proxy, Table, wait_until
 from pyproxy.shard_map import Node
-from tests.e2e.bare_worker import Alone
-from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, behind, error, of_a_worker, packed, wait_for_info
+from tests.e2e.bare_worker import BareWorker
+from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, behind, error, of_a_worker, packed, wait_for_info
 from tests.faults import End, Hop, Way
 
 SLOW = 1
@@ -47,13 +47,13 @@ def empty(fleet: Fleet) -> Iterator[None]:
 
 
 @pytest.fixture
-def spread(split: Proxy, keys: Keys) -> Iterator[Talk]:
+def spread(split: Proxy, keys: Keys) -> Iterator[Connection]:
     """A client of the proxy that runs transactions over several shards; all of them are served."""
-    with Talk(split.port) as talk:
+    with Connection(split.port) as conn:
         for shard in range(3):
             key = keys.one(shard)
-            wait_until(f"s{shard} to be served", lambda: talk.ask("DEL", key) == 0, split.tail, PATIENCE_S)  # noqa: B023
-        yield talk
+            wait_until(f"s{shard} to be served", lambda: conn.ask("DEL", key) == 0, split.tail, PATIENCE_S)  # noqa: B023
+        yield conn
 
 
 def shown(reply: object) -> object:
@@ -129,16 +129,16 @@ def test_a_transaction_is_answered_as_a_single_server_answers_it(
 
 def conversation(port: int, lines: str, proto: int, apart: bool) -> bytes:
     """All that is answered to these lines, up to the end of the connection, without what HELLO says."""
-    with Talk(port) as talk:
+    with Connection(port) as conn:
         if proto == 3:
-            talk.ask("HELLO", 3)
-        talk.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            conn.ask("HELLO", 3)
+        conn.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         commands = [line.split() for line in lines.split("|")]
         if commands[-1] != ["QUIT"]:
             commands.append(["QUIT"])
         for segment in [[command] for command in commands] if apart else [commands]:
-            talk.send(*segment)
-        return talk.until_end()
+            conn.send(*segment)
+        return conn.until_end()
 
 
 @pytest.mark.parametrize(
@@ -148,70 +148,74 @@ def conversation(port: int, lines: str, proto: int, apart: bool) -> bytes:
         ("WATCH {t}a", "ERR WATCH inside MULTI is not allowed"),
     ],
 )
-def test_what_redis_7_refuses_in_a_transaction_without_ending_it(talk: Talk, line: str, said: str) -> None:
-    talk.send(*block("SET {t}a 1", line))
-    begun, queued, refused, executed = talk.reads(4)
+def test_what_redis_7_refuses_in_a_transaction_without_ending_it(conn: Connection, line: str, said: str) -> None:
+    conn.send(*block("SET {t}a 1", line))
+    begun, queued, refused, executed = conn.reads(4)
     assert (begun, queued, error(refused), executed) == (b"OK", b"QUEUED", said, [b"OK"])
 
 
 @pytest.mark.parametrize("line", ["SELECT 1", "CLIENT REPLY OFF", "HELLO 3", "CONFIG SET a b", "SCAN 0", "WAIT 0 0"])
 def test_what_cannot_be_in_a_block_is_refused_in_a_transaction_and_nothing_of_it_is_run(
-    talk: Talk, keys: Keys, line: str
+    conn: Connection, keys: Keys, line: str
 ) -> None:
     key = keys.one(SLOW)
-    talk.send(*block(f"SET {key} 1", line), ["GET", key])
-    *_, refused, executed, got = talk.reads(5)
+    conn.send(*block(f"SET {key} 1", line), ["GET", key])
+    *_, refused, executed, got = conn.reads(5)
     name = "|".join(line.split()[:2]) if line.startswith("C") else line.split()[0]
     assert error(refused).startswith(f"ERR command '{name.lower()}' is not served in a transaction: ")
     assert (error(executed), got) == (ABORTED, None)
 
 
-def test_a_sort_by_keys_that_may_lie_elsewhere_is_refused_when_it_is_queued(talk: Talk) -> None:
-    talk.send(*block("SET {t}a 1", "SORT {t}l BY w_*"), ["GET", "{t}a"])
-    *_, refused, executed, got = talk.reads(5)
+def test_a_sort_by_keys_that_may_lie_elsewhere_is_refused_when_it_is_queued(conn: Connection) -> None:
+    conn.send(*block("SET {t}a 1", "SORT {t}l BY w_*"), ["GET", "{t}a"])
+    *_, refused, executed, got = conn.reads(5)
     assert error(refused).startswith("CROSSSLOT ")
     assert (error(executed), got) == (ABORTED, None)
 
 
-def test_what_all_shards_are_asked_is_refused_at_exec_where_a_block_has_one_shard(talk: Talk) -> None:
-    talk.send(*block("SET {t}a 1", "DBSIZE"), ["GET", "{t}a"])
-    *_, queued, executed, got = talk.reads(5)
+def test_what_all_shards_are_asked_is_refused_at_exec_where_a_block_has_one_shard(conn: Connection) -> None:
+    conn.send(*block("SET {t}a 1", "DBSIZE"), ["GET", "{t}a"])
+    *_, queued, executed, got = conn.reads(5)
     assert queued == b"QUEUED"
     assert error(executed).startswith("CROSSSLOT Keys in transaction don't hash to the same slot ")
     assert got is None
 
 
 @pytest.mark.parametrize("line", ["MONITOR", "CLIENT PAUSE 1", "SHUTDOWN"])
-def test_what_is_not_served_is_refused_in_a_transaction_and_nothing_of_it_is_run(talk: Talk, line: str) -> None:
-    talk.send(*block("SET {t}a 1", line), ["GET", "{t}a"])
-    *_, refused, executed, got = talk.reads(5)
+def test_what_is_not_served_is_refused_in_a_transaction_and_nothing_of_it_is_run(conn: Connection, line: str) -> None:
+    conn.send(*block("SET {t}a 1", line), ["GET", "{t}a"])
+    *_, refused, executed, got = conn.reads(5)
     assert " is not served by this proxy: " in error(refused)
     assert (error(executed), got) == (ABORTED, None)
 
 
-def test_what_a_transaction_waits_with_is_seen_in_client_list(talk: Talk, proxy: Proxy) -> None:
-    talk.send(["MULTI"], ["SET", "{t}a", "1"], ["GET", "{t}a"])
-    talk.reads(3)
-    with Talk(proxy.port) as other:
+def test_what_a_transaction_waits_with_is_seen_in_client_list(conn: Connection, proxy: Proxy) -> None:
+    conn.send(["MULTI"], ["SET", "{t}a", "1"], ["GET", "{t}a"])
+    conn.reads(3)
+    with Connection(proxy.port) as other:
         listed = other.ask("CLIENT", "LIST")
     assert isinstance(listed, bytes)
     (line,) = [line for line in listed.decode().splitlines() if "flags=x" in line]
     assert " multi=2 " in line and " multi-mem=0 " not in line
-    assert talk.ask("EXEC") == [b"OK", b"1"]
+    assert conn.ask("EXEC") == [b"OK", b"1"]
 
 
-def test_a_client_that_leaves_inside_a_transaction_applies_nothing(talk: Talk, proxy: Proxy, keys: Keys) -> None:
-    with Talk(proxy.port) as leaving:
+def test_a_client_that_leaves_inside_a_transaction_applies_nothing(conn: Connection, proxy: Proxy, keys: Keys) -> None:
+    with Connection(proxy.port) as leaving:
         leaving.send(["MULTI"], ["SET", keys.one(0), "x" * 100_000])
         assert leaving.reads(2) == [b"OK", b"QUEUED"]
-        wait_for_info(talk, "it to be counted", lambda info: int(info["held_bytes"]) > 100_000)
-    wait_for_info(talk, "nothing to be held", lambda info: info["held_bytes"] == "0")
-    assert talk.ask("GET", keys.one(0)) is None
+        wait_for_info(conn, "it to be counted", lambda info: int(info["held_bytes"]) > 100_000)
+    wait_for_info(conn, "nothing to be held", lambda info: info["held_bytes"] == "0")
+    assert conn.ask("GET", keys.one(0)) is None
 
 
 def test_a_transaction_without_end_costs_its_client_the_connection_when_memory_is_used_up(fleet: Fleet) -> None:
     limits = {"memory_bytes": 4 << 20, "bulk_bytes": 1 << 20}
-    with Proxy(fleet, limits=limits, timeouts=PATIENT) as small, Talk(small.port) as hoarder, Talk(small.port) as other:
+    with (
+        Proxy(fleet, limits=limits, timeouts=PATIENT) as small,
+        Connection(small.port) as hoarder,
+        Connection(small.port) as other,
+    ):
         hoarder.send(["MULTI"])
         with pytest.raises((AssertionError, OSError)):
             for _ in range(20):
@@ -220,12 +224,12 @@ def test_a_transaction_without_end_costs_its_client_the_connection_when_memory_i
         assert other.ask("GET", "{t}a") is None
 
 
-def test_a_large_transaction_is_run(talk: Talk) -> None:
+def test_a_large_transaction_is_run(conn: Connection) -> None:
     """Far more than a client may have out in answers or requests otherwise."""
     large = "x" * 300_000
-    talk.send(*block(*[f"APPEND {{t}}a {large}"] * 10, "STRLEN {t}a"), ["STRLEN", "{t}a"])
-    assert talk.reads(12) == [b"OK", *[b"QUEUED"] * 11]
-    assert talk.reads(2) == [[*range(300_000, 3_000_001, 300_000), 3_000_000], 3_000_000]
+    conn.send(*block(*[f"APPEND {{t}}a {large}"] * 10, "STRLEN {t}a"), ["STRLEN", "{t}a"])
+    assert conn.reads(12) == [b"OK", *[b"QUEUED"] * 11]
+    assert conn.reads(2) == [[*range(300_000, 3_000_001, 300_000), 3_000_000], 3_000_000]
 
 
 # --- keys on several shards -------------------------------------------------------------------------------------------
@@ -233,18 +237,18 @@ def test_a_large_transaction_is_run(talk: Talk) -> None:
 
 @pytest.mark.parametrize("lines", [["SET {0} 1", "SET {1} 2"], ["SET {0} 1", "MSET {0} 2 {1} 2"]])
 def test_keys_on_several_shards_are_refused_at_exec_and_nothing_is_applied(
-    talk: Talk, keys: Keys, lines: list[str]
+    conn: Connection, keys: Keys, lines: list[str]
 ) -> None:
     here, there = keys.one(0), keys.one(2)
-    talk.send(*block(*[line.format(here, there) for line in lines]), ["MGET", here, there])
-    *queued, executed, got = talk.reads(5)
+    conn.send(*block(*[line.format(here, there) for line in lines]), ["MGET", here, there])
+    *queued, executed, got = conn.reads(5)
     assert queued == [b"OK", b"QUEUED", b"QUEUED"]
     assert error(executed).startswith("CROSSSLOT Keys in transaction don't hash to the same slot ")
     assert "s0, s2" in error(executed)
     assert got == [None, None]
 
 
-def test_one_command_that_cannot_be_cut_is_refused_when_it_is_queued(spread: Talk, keys: Keys) -> None:
+def test_one_command_that_cannot_be_cut_is_refused_when_it_is_queued(spread: Connection, keys: Keys) -> None:
     spread.send(*block(f"SET {keys.one(0)} 1", f"RENAME {keys.one(0)} {keys.one(1)}"), ["GET", keys.one(0)])
     *_, refused, executed, got = spread.reads(5)
     assert error(refused).startswith("CROSSSLOT ")
@@ -252,7 +256,7 @@ def test_one_command_that_cannot_be_cut_is_refused_when_it_is_queued(spread: Tal
 
 
 @pytest.mark.parametrize("proto", [2, 3])
-def test_split_the_answers_come_in_the_order_of_the_commands(spread: Talk, keys: Keys, proto: int) -> None:
+def test_split_the_answers_come_in_the_order_of_the_commands(spread: Connection, keys: Keys, proto: int) -> None:
     a, b, c = (keys.one(shard) for shard in range(3))
     spread.ask("HELLO", proto)
     lines = [f"SET {c} 1", f"HSET h{a} f v", f"INCR {c}", f"SET {b} x", f"LPUSH {b} y", f"HGETALL h{a}", f"GET {a}"]
@@ -272,7 +276,9 @@ def test_split_the_answers_come_in_the_order_of_the_commands(spread: Talk, keys:
 
 
 @pytest.mark.parametrize("typed", [True, False], ids=["typed", "in one segment"])
-def test_split_commands_over_several_shards_are_cut_and_put_together(spread: Talk, keys: Keys, typed: bool) -> None:
+def test_split_commands_over_several_shards_are_cut_and_put_together(
+    spread: Connection, keys: Keys, typed: bool
+) -> None:
     a, b, c = (keys.one(shard) for shard in range(3))
     commands = block(
         f"MSET {a} 1 {b} 2 {c} 3",
@@ -299,7 +305,7 @@ def test_split_commands_over_several_shards_are_cut_and_put_together(spread: Tal
     ]
 
 
-def test_split_what_all_shards_are_asked_is_asked_in_each_block(spread: Talk, keys: Keys) -> None:
+def test_split_what_all_shards_are_asked_is_asked_in_each_block(spread: Connection, keys: Keys) -> None:
     a, b, c = (keys.one(shard) for shard in range(3))
     lines = [f"MSET {a} 1 {b} 2 {c} 3", "DBSIZE", "KEYS *", "PING", f"DEL {a}", "DBSIZE", "FLUSHALL", "DBSIZE"]
     spread.send(*block(*lines))
@@ -310,7 +316,7 @@ def test_split_what_all_shards_are_asked_is_asked_in_each_block(spread: Talk, ke
     assert executed == [b"OK", 3, b"PONG", 1, 2, b"OK", 0]
 
 
-def test_split_a_thousand_transactions_in_one_segment_are_each_answered_whole(spread: Talk, keys: Keys) -> None:
+def test_split_a_thousand_transactions_in_one_segment_are_each_answered_whole(spread: Connection, keys: Keys) -> None:
     counters = [keys.one(shard, "counter") for shard in range(3)]
     spread.send(*[word for _ in range(1000) for word in (*block(*[f"INCR {key}" for key in counters]), ["PING"])])
     for number in range(1, 1001):
@@ -321,11 +327,11 @@ def test_split_each_shard_gets_one_block_from_multi_to_exec(fleet: Fleet, keys: 
     with (
         Hop(fleet.shards[SLOW].primary.port, of_a_worker) as hop,
         behind(fleet, {SLOW: hop}, transactions="split", timeouts=PATIENT) as proxy,
-        Talk(proxy.port) as talk,
+        Connection(proxy.port) as conn,
     ):
         key = keys.one(SLOW)
-        talk.send(*block(f"SET {key} 1", f"SET {keys.one(0)} 1", f"GET {key}"))
-        assert talk.reads(5)[-1] == [b"OK", b"OK", b"1"]
+        conn.send(*block(f"SET {key} 1", f"SET {keys.one(0)} 1", f"GET {key}"))
+        assert conn.reads(5)[-1] == [b"OK", b"OK", b"1"]
         assert b"".join(packed(*line) for line in block(f"SET {key} 1", f"GET {key}")) in hop.requests
 
 
@@ -340,7 +346,7 @@ def transaction(request: pytest.FixtureRequest, keys: Keys) -> list[list[str]]:
 
 
 def test_a_shard_that_is_down_is_one_error_and_nothing_is_sent(
-    fleet: Fleet, split: Proxy, keys: Keys, spread: Talk, transaction: list[list[str]]
+    fleet: Fleet, split: Proxy, keys: Keys, spread: Connection, transaction: list[list[str]]
 ) -> None:
     fleet.shards[SLOW].primary.kill()
     wait_until(
@@ -355,14 +361,14 @@ def test_a_shard_that_is_down_is_one_error_and_nothing_is_sent(
 
 
 def test_a_server_killed_with_a_transaction_out_is_one_uncertain(
-    fleet: Fleet, split: Proxy, keys: Keys, spread: Talk, transaction: list[list[str]]
+    fleet: Fleet, split: Proxy, keys: Keys, spread: Connection, transaction: list[list[str]]
 ) -> None:
     server = fleet.shards[SLOW].primary
     wait_until("the shard to be served", lambda: spread.ask("DEL", keys.one(SLOW)) == 0, lambda: "", PATIENCE_S)
     server.pause()
     spread.send(*transaction, ["ECHO", "behind"])
     assert spread.reads(4) == [b"OK", *[b"QUEUED"] * 3]
-    with Talk(split.port) as other:
+    with Connection(split.port) as other:
         wait_for_info(other, "it to be out", lambda info: info["inflight"] == "1")
         wait_until_answered(other, keys, transaction)
     server.kill()
@@ -377,7 +383,7 @@ def over_shards(keys: Keys, transaction: list[list[str]]) -> bool:
     return ["INCR", keys.one(0, "counter")] in transaction
 
 
-def wait_until_answered(other: Talk, keys: Keys, transaction: list[list[str]]) -> None:
+def wait_until_answered(other: Connection, keys: Keys, transaction: list[list[str]]) -> None:
     """The part of the shard that answers."""
     if over_shards(keys, transaction):
         wait_until("s0's part", lambda: other.ask("GET", keys.one(0, "counter")) == b"1", lambda: "", PATIENCE_S)
@@ -404,11 +410,11 @@ def test_late_answers_to_a_transaction_go_to_nobody(
 ) -> None:
     """All of them, and not one more: what is asked behind it on the same connection gets its own."""
     key = keys.one(SLOW)
-    with Talk(hasty.port) as talk, Talk(hasty.port) as other:
-        assert talk.ask("SET", key, "mine") == b"OK"
+    with Connection(hasty.port) as conn, Connection(hasty.port) as other:
+        assert conn.ask("SET", key, "mine") == b"OK"
         hop.stall(Way.REPLIES)
-        talk.send(*transaction, *transaction)
-        for reply in talk.reads(10)[4::5]:
+        conn.send(*transaction, *transaction)
+        for reply in conn.reads(10)[4::5]:
             assert error(reply).startswith(f"UNCERTAIN shard s{SLOW}")
             assert f"did not answer within {REPLY_S:g} s" in error(reply)
         hop.heal()
@@ -416,18 +422,18 @@ def test_late_answers_to_a_transaction_go_to_nobody(
         replies = other.reads(7)
         assert replies[:2] == [b"mine", 4]
         assert [number for number in replies[6] if number > 3], f"after two that were run: {replies[6]}"  # type: ignore[attr-defined]
-        assert talk.ask("GET", key) == b"mine"
+        assert conn.ask("GET", key) == b"mine"
 
 
 @pytest.mark.parametrize("shards", [[SLOW], [SLOW, 0]])
 def test_a_transaction_that_only_reads_is_not_applied_where_an_answer_is_late(
     hop: Hop, hasty: Proxy, keys: Keys, shards: list[int]
 ) -> None:
-    with Talk(hasty.port) as talk:
-        assert talk.ask("EXISTS", keys.one(SLOW)) == 0
+    with Connection(hasty.port) as conn:
+        assert conn.ask("EXISTS", keys.one(SLOW)) == 0
         hop.stall(Way.REPLIES)
-        talk.send(*block(*[f"GET {keys.one(shard)}" for shard in shards], "PING"))
-        said = error(talk.reads(3 + len(shards))[-1])
+        conn.send(*block(*[f"GET {keys.one(shard)}" for shard in shards], "PING"))
+        said = error(conn.reads(3 + len(shards))[-1])
         assert said.startswith(f"EXECABORT Transaction discarded because of: shard s{SLOW}")
         assert f"did not answer within {REPLY_S:g} s, applied=no" in said
 
@@ -436,10 +442,10 @@ def test_a_client_that_leaves_with_a_transaction_out_takes_no_answer_of_others_a
     hop: Hop, hasty: Proxy, keys: Keys, transaction: list[list[str]]
 ) -> None:
     key = keys.one(SLOW)
-    with Talk(hasty.port) as other:
+    with Connection(hasty.port) as other:
         assert other.ask("SET", key, "mine") == b"OK"
         hop.stall(Way.REPLIES)
-        with Talk(hasty.port) as leaving:
+        with Connection(hasty.port) as leaving:
             leaving.send(*transaction)
             assert leaving.reads(4) == [b"OK", *[b"QUEUED"] * 3]
             wait_for_info(other, "it to be out", lambda info: info["inflight"] == "1")
@@ -455,17 +461,17 @@ def test_a_transaction_that_is_lost_is_not_sent_again_unless_it_only_reads(
 ) -> None:
     key = keys.one(SLOW, "list")
     reads, writes = block(f"LLEN {key}", f"LRANGE {key} 0 -1"), block(f"LLEN {key}", f"RPUSH {key} x")
-    with Talk(hasty.port) as talk:
-        assert talk.ask("LLEN", key) == 0
+    with Connection(hasty.port) as conn:
+        assert conn.ask("LLEN", key) == 0
         wait_until("a connection that is old enough", lambda: connected_for(fleet) >= 2, lambda: "", PATIENCE_S)
         hop.answer(b"EXEC", b"+OK\r\n+QUEUED\r\n", End.FIN)
-        talk.send(*[reads, writes][hit])
-        executed = talk.reads(4)[-1]
+        conn.send(*[reads, writes][hit])
+        executed = conn.reads(4)[-1]
         if hit == 0:
             assert executed == [0, []]
         else:
             assert error(executed).startswith(f"UNCERTAIN shard s{SLOW}")
-            wait_until("the shard to be served", lambda: talk.ask("LLEN", key) == 0, lambda: "", PATIENCE_S)
+            wait_until("the shard to be served", lambda: conn.ask("LLEN", key) == 0, lambda: "", PATIENCE_S)
 
 
 def connected_for(fleet: Fleet) -> int:
@@ -476,12 +482,12 @@ def connected_for(fleet: Fleet) -> int:
     return min(int(line.split(" age=")[1].split()[0]) for line in lines)
 
 
-def test_what_the_server_refuses_while_it_queues_aborts_the_whole(fleet: Fleet, talk: Talk, keys: Keys) -> None:
+def test_what_the_server_refuses_while_it_queues_aborts_the_whole(fleet: Fleet, conn: Connection, keys: Keys) -> None:
     server, key = fleet.shards[SLOW].primary, keys.one(SLOW)
     server.ask("CONFIG", "SET", "maxmemory", 1)
     try:
-        talk.send(*block(f"DEL {key}", f"SET {key} x"), ["EXISTS", key])
-        *queued, executed, exists = talk.reads(5)
+        conn.send(*block(f"DEL {key}", f"SET {key} x"), ["EXISTS", key])
+        *queued, executed, exists = conn.reads(5)
         assert queued == [b"OK", b"QUEUED", b"QUEUED"]
         assert (error(executed), exists) == (ABORTED, 0)
     finally:
@@ -489,7 +495,7 @@ def test_what_the_server_refuses_while_it_queues_aborts_the_whole(fleet: Fleet, 
 
 
 def test_split_a_shard_that_refuses_its_block_is_uncertain_for_the_others(
-    fleet: Fleet, spread: Talk, keys: Keys
+    fleet: Fleet, spread: Connection, keys: Keys
 ) -> None:
     server = fleet.shards[SLOW].primary
     server.ask("CONFIG", "SET", "maxmemory", 1)
@@ -502,13 +508,15 @@ def test_split_a_shard_that_refuses_its_block_is_uncertain_for_the_others(
     assert got == b"x"
 
 
-def test_a_server_that_refuses_multi_is_not_believed_to_have_run_a_block(fleet: Fleet, talk: Talk, keys: Keys) -> None:
+def test_a_server_that_refuses_multi_is_not_believed_to_have_run_a_block(
+    fleet: Fleet, conn: Connection, keys: Keys
+) -> None:
     """It has run the commands one by one."""
     server, key = fleet.shards[SLOW].primary, keys.one(SLOW)
     server.ask("ACL", "SETUSER", "default", "-multi")
     try:
-        talk.send(*block(f"SET {key} other"), ["GET", key])
-        *_, executed, got = talk.reads(4)
+        conn.send(*block(f"SET {key} other"), ["GET", key])
+        *_, executed, got = conn.reads(4)
         assert error(executed).startswith(f"UNCERTAIN shard s{SLOW}")
         assert "refused MULTI" in error(executed)
         assert got == b"other"
@@ -518,14 +526,14 @@ def test_a_server_that_refuses_multi_is_not_believed_to_have_run_a_block(fleet: 
 
 def test_a_server_that_asks_for_a_password_has_run_nothing(hop: Hop, hasty: Proxy, keys: Keys) -> None:
     key = keys.one(SLOW)
-    with Talk(hasty.port) as talk:
-        assert talk.ask("EXISTS", key) == 0
+    with Connection(hasty.port) as conn:
+        assert conn.ask("EXISTS", key) == 0
         hop.answer(b"EXEC", b"-NOAUTH Authentication required.\r\n" * 3)
-        talk.send(*block(f"SET {key} x"))
-        said = error(talk.reads(3)[-1])
+        conn.send(*block(f"SET {key} x"))
+        said = error(conn.reads(3)[-1])
         assert said.startswith(f"EXECABORT Transaction discarded because of: shard s{SLOW}")
         assert "asks for a password again, applied=no" in said
-        wait_until("the shard to be served", lambda: talk.ask("EXISTS", key) == 0, lambda: "", PATIENCE_S)
+        wait_until("the shard to be served", lambda: conn.ask("EXISTS", key) == 0, lambda: "", PATIENCE_S)
 
 
 # --- a closed gate ----------------------------------------------------------------------------------------------------
@@ -538,23 +546,23 @@ def replicated() -> Iterator[Fleet]:
 
 
 @pytest.fixture
-def alone(replicated: Fleet) -> Iterator[Alone]:
+def worker(replicated: Fleet) -> Iterator[BareWorker]:
     for shard in replicated.shards:
         shard.primary.ask("FLUSHALL")
-    with Alone(replicated, promotion=PROMOTION, transactions="split") as alone:
-        yield alone
+    with BareWorker(replicated, promotion=PROMOTION, transactions="split") as worker:
+        yield worker
 
 
 def test_a_transaction_that_writes_waits_at_a_closed_gate_and_is_run_once(
-    alone: Alone, transaction: list[list[str]]
+    worker: BareWorker, transaction: list[list[str]]
 ) -> None:
-    alone.close(SLOW)
-    with Talk(alone.port) as talk:
-        talk.send(*transaction, ["ECHO", "behind"])
-        assert talk.reads(4) == [b"OK", *[b"QUEUED"] * 3]
-        alone.wait_held(SLOW, 1)
-        alone.open(SLOW)
-        executed, behind_it = talk.reads(2)
+    worker.close(SLOW)
+    with Connection(worker.port) as conn:
+        conn.send(*transaction, ["ECHO", "behind"])
+        assert conn.reads(4) == [b"OK", *[b"QUEUED"] * 3]
+        worker.wait_held(SLOW, 1)
+        worker.open(SLOW)
+        executed, behind_it = conn.reads(2)
         assert executed in ([1, 2, 3], [1, 1, 2])
         assert behind_it == b"behind"
 
@@ -567,83 +575,85 @@ def test_a_block_that_was_begun_and_not_sent_when_the_gate_closed_is_sent_when_i
     with contextlib.ExitStack() as stack:
         hop = stack.enter_context(Hop(replicated.shards[SLOW].primary.port, of_a_worker))
         primaries = {SLOW: Node(HOST, hop.port)}
-        alone = Alone(replicated, primaries, promotion=PROMOTION, timeouts=PATIENT, transactions="split")
-        stack.enter_context(alone)
-        talk, other = (stack.enter_context(Talk(alone.port)) for _ in range(2))
-        assert isinstance(talk.ask("DEL", keys.one(SLOW)), int)
+        worker = BareWorker(replicated, primaries, promotion=PROMOTION, timeouts=PATIENT, transactions="split")
+        stack.enter_context(worker)
+        conn, other = (stack.enter_context(Connection(worker.port)) for _ in range(2))
+        assert isinstance(conn.ask("DEL", keys.one(SLOW)), int)
         hop.stall()
-        talk.send(["SELECT", "3"], *transaction, ["GET", keys.one(SLOW)])  # of which it has no connection yet
-        assert talk.reads(5) == [b"OK", b"OK", *[b"QUEUED"] * 3]
+        conn.send(["SELECT", "3"], *transaction, ["GET", keys.one(SLOW)])  # of which it has no connection yet
+        assert conn.reads(5) == [b"OK", b"OK", *[b"QUEUED"] * 3]
         wait_for_info(other, "it to be begun", lambda info: info["inflight"] == "2")
-        alone.close(SLOW)
-        alone.wait_held(SLOW, 1)
+        worker.close(SLOW)
+        worker.wait_held(SLOW, 1)
         hop.heal()
-        alone.open(SLOW)
-        executed, got = talk.reads(2)
+        worker.open(SLOW)
+        executed, got = conn.reads(2)
         assert executed in ([1, 2, 3], [1, 1, 2])
         assert got is None
 
 
 def test_a_client_that_closes_its_half_is_told_that_its_held_transaction_is_discarded(
-    alone: Alone, transaction: list[list[str]]
+    worker: BareWorker, transaction: list[list[str]]
 ) -> None:
-    alone.close(SLOW)
-    with Talk(alone.port) as talk:
-        talk.send(*transaction)
-        assert talk.reads(4) == [b"OK", *[b"QUEUED"] * 3]
-        alone.wait_held(SLOW, 1)
-        talk.socket.shutdown(socket.SHUT_WR)
-        assert talk.until_end().startswith(b"-EXECABORT Transaction discarded because of: shard s%d" % SLOW)
+    worker.close(SLOW)
+    with Connection(worker.port) as conn:
+        conn.send(*transaction)
+        assert conn.reads(4) == [b"OK", *[b"QUEUED"] * 3]
+        worker.wait_held(SLOW, 1)
+        conn.socket.shutdown(socket.SHUT_WR)
+        assert conn.until_end().startswith(b"-EXECABORT Transaction discarded because of: shard s%d" % SLOW)
 
 
 def test_a_held_transaction_of_a_client_that_leaves_is_never_sent(
-    alone: Alone, replicated: Fleet, keys: Keys, transaction: list[list[str]]
+    worker: BareWorker, replicated: Fleet, keys: Keys, transaction: list[list[str]]
 ) -> None:
-    alone.close(SLOW)
-    with Talk(alone.port) as talk:
-        talk.send(*transaction)
-        assert talk.reads(4) == [b"OK", *[b"QUEUED"] * 3]
-        alone.wait_held(SLOW, 1)
-    alone.wait_count("dropped_client_gone", 1)
-    alone.open(SLOW)
-    with Talk(alone.port) as talk:
-        assert talk.ask("MGET", keys.one(SLOW, "counter"), keys.one(0, "counter")) == [None, None]
+    worker.close(SLOW)
+    with Connection(worker.port) as conn:
+        conn.send(*transaction)
+        assert conn.reads(4) == [b"OK", *[b"QUEUED"] * 3]
+        worker.wait_held(SLOW, 1)
+    worker.wait_count("dropped_client_gone", 1)
+    worker.open(SLOW)
+    with Connection(worker.port) as conn:
+        assert conn.ask("MGET", keys.one(SLOW, "counter"), keys.one(0, "counter")) == [None, None]
 
 
-def test_a_transaction_that_only_reads_passes_a_closed_gate(alone: Alone, keys: Keys) -> None:
-    alone.close(SLOW)
-    with Talk(alone.port) as talk:
-        talk.send(*block(f"GET {keys.one(SLOW)}", f"GET {keys.one(0)}"))
-        assert talk.reads(4) == [b"OK", b"QUEUED", b"QUEUED", [None, None]]
+def test_a_transaction_that_only_reads_passes_a_closed_gate(worker: BareWorker, keys: Keys) -> None:
+    worker.close(SLOW)
+    with Connection(worker.port) as conn:
+        conn.send(*block(f"GET {keys.one(SLOW)}", f"GET {keys.one(0)}"))
+        assert conn.reads(4) == [b"OK", b"QUEUED", b"QUEUED", [None, None]]
 
 
 def test_where_nothing_may_wait_a_transaction_is_refused_whole(
-    alone: Alone, keys: Keys, transaction: list[list[str]]
+    worker: BareWorker, keys: Keys, transaction: list[list[str]]
 ) -> None:
-    alone.close(SLOW, hold=False, in_s=10.0)
-    with Talk(alone.port) as talk:
-        talk.send(*transaction)
-        said = error(talk.reads(5)[-1])
+    worker.close(SLOW, hold=False, in_s=10.0)
+    with Connection(worker.port) as conn:
+        conn.send(*transaction)
+        said = error(conn.reads(5)[-1])
         assert said.startswith(f"EXECABORT Transaction discarded because of: shard s{SLOW}")
         assert "applied=no retry_after_ms=" in said
-        assert talk.ask("GET", keys.one(0, "counter")) is None
+        assert conn.ask("GET", keys.one(0, "counter")) is None
 
 
-def test_a_transaction_that_the_server_refuses_is_not_taken_back(alone: Alone, replicated: Fleet, keys: Keys) -> None:
+def test_a_transaction_that_the_server_refuses_is_not_taken_back(
+    worker: BareWorker, replicated: Fleet, keys: Keys
+) -> None:
     """A write alone would be held, and sent again."""
     server, key = replicated.shards[SLOW].primary, keys.one(SLOW)
     server.ask("CONFIG", "SET", "min-replicas-to-write", 5)
     try:
-        with Talk(alone.port) as talk, Talk(alone.port) as held:
-            talk.send(*block(f"SET {key} x"))
-            assert error(talk.reads(3)[-1]) == ABORTED
+        with Connection(worker.port) as conn, Connection(worker.port) as held:
+            conn.send(*block(f"SET {key} x"))
+            assert error(conn.reads(3)[-1]) == ABORTED
             held.send(["SET", key, "y"])
-            alone.wait_held(SLOW, 1)
+            worker.wait_held(SLOW, 1)
             server.ask("CONFIG", "SET", "min-replicas-to-write", 0)
-            alone.close(SLOW)
-            alone.open(SLOW)
+            worker.close(SLOW)
+            worker.open(SLOW)
             assert held.read() == b"OK"
-            assert talk.ask("GET", key) == b"y"
+            assert conn.ask("GET", key) == b"y"
     finally:
         server.ask("CONFIG", "SET", "min-replicas-to-write", 0)
 
@@ -654,11 +664,11 @@ def test_what_a_server_says_to_exec_is_the_answer_whatever_it_would_mean_for_a_w
     refusal = b"-READONLY You can't write against a read only replica.\r\n"
     with Hop(replicated.shards[SLOW].primary.port, of_a_worker) as hop:
         primaries = {SLOW: Node(HOST, hop.port)}
-        with Alone(replicated, primaries, promotion=PROMOTION) as alone, Talk(alone.port) as talk:
-            assert isinstance(talk.ask("DEL", keys.one(SLOW)), int)
+        with BareWorker(replicated, primaries, promotion=PROMOTION) as worker, Connection(worker.port) as conn:
+            assert isinstance(conn.ask("DEL", keys.one(SLOW)), int)
             hop.answer(b"EXEC", b"+OK\r\n+QUEUED\r\n" + refusal)
-            talk.send(*block(f"SET {keys.one(SLOW)} x"), ["ECHO", "behind"])
-            *_, executed, behind_it = talk.reads(4)
+            conn.send(*block(f"SET {keys.one(SLOW)} x"), ["ECHO", "behind"])
+            *_, executed, behind_it = conn.reads(4)
             assert (error(executed), behind_it) == (refusal[1:-2].decode(), b"behind")
 
 
@@ -697,20 +707,20 @@ def test_very_many_commands_are_answered_in_their_order(split: Proxy, keys: Keys
                 expected[place] = stored[argv[1]]
             case "MGET":
                 expected[place] = [stored[name] for name in argv[1:]]
-    with Talk(split.port) as talk, Talk(split.port) as bystander:
-        talk.ask("FLUSHALL")
-        talk.send(("MULTI",), *asked)
-        assert set(talk.reads(MANY + 1)) == {b"OK", b"QUEUED"}
-        talk.send(("EXEC",), ("PING",))
+    with Connection(split.port) as conn, Connection(split.port) as bystander:
+        conn.ask("FLUSHALL")
+        conn.send(("MULTI",), *asked)
+        assert set(conn.reads(MANY + 1)) == {b"OK", b"QUEUED"}
+        conn.send(("EXEC",), ("PING",))
         assert bystander.ask("PING") == b"PONG"
-        assert talk.read() == expected
-        assert talk.read() == b"PONG"
+        assert conn.read() == expected
+        assert conn.read() == b"PONG"
 
 
 def test_a_client_that_leaves_in_the_middle_of_very_many_answers_leaves_nothing(split: Proxy, keys: Keys) -> None:
-    with Talk(split.port) as stays:
+    with Connection(split.port) as stays:
         for _ in range(5):
-            with Talk(split.port) as leaves:
+            with Connection(split.port) as leaves:
                 leaves.send(("MULTI",), *[("SET", keys.one(number % 3), "v") for number in range(MANY)], ("EXEC",))
                 leaves.reads(MANY + 1)
                 leaves.reset()

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pyproxy.fleet import HOST, VARIABLE, Fleet, Proxy, wait_until
-from tests.e2e.bare_worker import Alone
-from tests.e2e.rig import PATIENCE_S, Argument, Keys, Talk, error, wait_for_info
+from tests.e2e.bare_worker import BareWorker
+from tests.e2e.rig import PATIENCE_S, Argument, Connection, Keys, error, wait_for_info
 
 LONG_MS = int(PATIENCE_S * 1000)
 
@@ -36,11 +36,11 @@ def stopped(fleet: Fleet) -> Iterator[Fleet]:
 
 
 @pytest.mark.parametrize("proto", [2, 3])
-def test_wait_counts_the_replicas_that_have_the_writes(talk: Talk, keys: Keys, proto: int) -> None:
-    talk.ask("HELLO", proto)
+def test_wait_counts_the_replicas_that_have_the_writes(conn: Connection, keys: Keys, proto: int) -> None:
+    conn.ask("HELLO", proto)
     for shard in range(2):
-        assert talk.ask("SET", keys.one(shard), "v") == b"OK"
-        assert talk.ask("WAIT", 1, LONG_MS) == 1
+        assert conn.ask("SET", keys.one(shard), "v") == b"OK"
+        assert conn.ask("WAIT", 1, LONG_MS) == 1
 
 
 @pytest.mark.parametrize("program", ["", "redis-server"])
@@ -51,15 +51,15 @@ def test_wait_sees_that_a_stopped_replica_has_not_the_write(program: str, monkey
         if binary is None:
             pytest.skip(f"no {program} on PATH")
         monkeypatch.setenv(VARIABLE, binary)
-    with Fleet(shards=2, replicas=1) as fleet, Proxy(fleet) as proxy, Talk(proxy.port) as talk:
+    with Fleet(shards=2, replicas=1) as fleet, Proxy(fleet) as proxy, Connection(proxy.port) as conn:
         key = Keys(proxy).one(0)
-        assert talk.ask("SET", key, "v") == b"OK"
-        assert talk.ask("WAIT", 1, LONG_MS) == 1
+        assert conn.ask("SET", key, "v") == b"OK"
+        assert conn.ask("WAIT", 1, LONG_MS) == 1
         fleet.shards[0].replicas[0].pause()
-        talk.send(("SET", key, "w"), ("WAIT", 1, 50), ("WAIT", 1, 50))
-        assert talk.reads(3) == [b"OK", 0, 0]
+        conn.send(("SET", key, "w"), ("WAIT", 1, 50), ("WAIT", 1, 50))
+        assert conn.reads(3) == [b"OK", 0, 0]
         fleet.shards[0].replicas[0].resume()
-        assert talk.ask("WAIT", 1, LONG_MS) == 1
+        assert conn.ask("WAIT", 1, LONG_MS) == 1
 
 
 @pytest.mark.parametrize(
@@ -73,50 +73,50 @@ def test_wait_sees_that_a_stopped_replica_has_not_the_write(program: str, monkey
         [("FLUSHDB",)],
     ],
 )
-def test_every_way_to_write_counts(talk: Talk, keys: Keys, stopped: Fleet, write: list[tuple[str, ...]]) -> None:
+def test_every_way_to_write_counts(conn: Connection, keys: Keys, stopped: Fleet, write: list[tuple[str, ...]]) -> None:
     tag = keys.one(1)
     asked = [tuple(word.replace("%s", tag).replace("{0}", keys.one(0)) for word in argv) for argv in write]
-    talk.send(*asked)
-    assert not any(isinstance(reply, Exception) for reply in talk.reads(len(asked)))
-    assert talk.ask("WAIT", 1, 20) == 0
+    conn.send(*asked)
+    assert not any(isinstance(reply, Exception) for reply in conn.reads(len(asked)))
+    assert conn.ask("WAIT", 1, 20) == 0
 
 
-def test_the_least_of_the_shards_counts(talk: Talk, keys: Keys, stopped: Fleet) -> None:
-    talk.send(("SET", keys.one(0), "v"), ("SET", keys.one(1), "v"), ("WAIT", 1, 20))
-    assert talk.reads(3) == [b"OK", b"OK", 0]
+def test_the_least_of_the_shards_counts(conn: Connection, keys: Keys, stopped: Fleet) -> None:
+    conn.send(("SET", keys.one(0), "v"), ("SET", keys.one(1), "v"), ("WAIT", 1, 20))
+    assert conn.reads(3) == [b"OK", b"OK", 0]
 
 
-def test_a_shard_that_the_client_never_wrote_to_spoils_nothing(talk: Talk, keys: Keys, stopped: Fleet) -> None:
-    talk.send(("SET", keys.one(0), "v"), ("GET", keys.one(1)), ("WAIT", 1, LONG_MS))
-    assert talk.reads(3)[2] == 1
+def test_a_shard_that_the_client_never_wrote_to_spoils_nothing(conn: Connection, keys: Keys, stopped: Fleet) -> None:
+    conn.send(("SET", keys.one(0), "v"), ("GET", keys.one(1)), ("WAIT", 1, LONG_MS))
+    assert conn.reads(3)[2] == 1
 
 
-def test_what_was_waited_for_is_not_waited_for_again_but_by_more(talk: Talk, keys: Keys, fleet: Fleet) -> None:
+def test_what_was_waited_for_is_not_waited_for_again_but_by_more(conn: Connection, keys: Keys, fleet: Fleet) -> None:
     replica = fleet.shards[1].replicas[0]
-    talk.send(("SET", keys.one(1), "v"), ("WAIT", 1, LONG_MS))
-    assert talk.reads(2) == [b"OK", 1]
+    conn.send(("SET", keys.one(1), "v"), ("WAIT", 1, LONG_MS))
+    assert conn.reads(2) == [b"OK", 1]
     replica.pause()
     try:
-        talk.send(("SET", keys.one(0), "v"), ("WAIT", 1, LONG_MS), ("WAIT", 2, 20))
-        assert talk.reads(3) == [b"OK", 1, 0]
+        conn.send(("SET", keys.one(0), "v"), ("WAIT", 1, LONG_MS), ("WAIT", 2, 20))
+        assert conn.reads(3) == [b"OK", 1, 0]
     finally:
         replica.resume()
 
 
-def test_who_has_written_nothing_is_told_how_many_replicas_there_are(talk: Talk) -> None:
+def test_who_has_written_nothing_is_told_how_many_replicas_there_are(conn: Connection) -> None:
     wanted: list[Argument] = ["WAIT", 1, LONG_MS]
-    assert talk.ask(*wanted) == 1
-    talk.ask("HELLO", 3)
-    assert talk.ask("WAIT", 0, 0) in (0, 1)
-    assert talk.ask("WAIT", 5, 20) == 1
+    assert conn.ask(*wanted) == 1
+    conn.ask("HELLO", 3)
+    assert conn.ask("WAIT", 0, 0) in (0, 1)
+    assert conn.ask("WAIT", 5, 20) == 1
 
 
-def test_without_a_timeout_it_waits_for_as_long_as_it_takes(talk: Talk, keys: Keys, stopped: Fleet) -> None:
-    talk.send(("SET", keys.one(1), "v"), ("WAIT", 1, 0), ("PING",))
-    assert talk.read() == b"OK"
+def test_without_a_timeout_it_waits_for_as_long_as_it_takes(conn: Connection, keys: Keys, stopped: Fleet) -> None:
+    conn.send(("SET", keys.one(1), "v"), ("WAIT", 1, 0), ("PING",))
+    assert conn.read() == b"OK"
     wait_for_waiting(stopped, 1)
     stopped.shards[1].replicas[0].resume()
-    assert talk.reads(2) == [1, b"PONG"]
+    assert conn.reads(2) == [1, b"PONG"]
 
 
 def wait_for_waiting(fleet: Fleet, count: int) -> None:
@@ -134,17 +134,17 @@ def wait_for_waiting(fleet: Fleet, count: int) -> None:
 
 
 def test_a_client_that_leaves_waits_no_longer(proxy: Proxy, keys: Keys, stopped: Fleet) -> None:
-    with Talk(proxy.port) as talk:
-        talk.send(("SET", keys.one(1), "v"), ("WAIT", 1, 0))
-        assert talk.read() == b"OK"
+    with Connection(proxy.port) as conn:
+        conn.send(("SET", keys.one(1), "v"), ("WAIT", 1, 0))
+        assert conn.read() == b"OK"
         wait_for_waiting(stopped, 1)
     wait_for_waiting(stopped, 0)
 
 
-def test_others_are_served_meanwhile(proxy: Proxy, talk: Talk, keys: Keys, stopped: Fleet) -> None:
-    talk.send(("SET", keys.one(1), "v"), ("WAIT", 1, 0))
-    assert talk.read() == b"OK"
-    with Talk(proxy.port) as other:
+def test_others_are_served_meanwhile(proxy: Proxy, conn: Connection, keys: Keys, stopped: Fleet) -> None:
+    conn.send(("SET", keys.one(1), "v"), ("WAIT", 1, 0))
+    assert conn.read() == b"OK"
+    with Connection(proxy.port) as other:
         for shard in range(2):
             assert other.ask("SET", keys.one(shard), "w") == b"OK"
         assert other.ask("GET", keys.one(1)) == b"w"
@@ -160,22 +160,22 @@ def test_others_are_served_meanwhile(proxy: Proxy, talk: Talk, keys: Keys, stopp
         (("WAIT", "1"), "ERR wrong number of arguments for 'wait' command"),
     ],
 )
-def test_wait_refuses_what_redis_refuses_in_its_words(talk: Talk, argv: tuple[str, ...], said: str) -> None:
-    assert error(talk.ask(*argv)) == said
+def test_wait_refuses_what_redis_refuses_in_its_words(conn: Connection, argv: tuple[str, ...], said: str) -> None:
+    assert error(conn.ask(*argv)) == said
 
 
-def test_wait_is_not_served_in_a_transaction(talk: Talk) -> None:
-    talk.send(("MULTI",), ("WAIT", 1, 0), ("EXEC",))
-    assert talk.read() == b"OK"
-    assert error(talk.read()).startswith("ERR command 'wait' is not served in a transaction")
-    assert error(talk.read()).startswith("EXECABORT")
+def test_wait_is_not_served_in_a_transaction(conn: Connection) -> None:
+    conn.send(("MULTI",), ("WAIT", 1, 0), ("EXEC",))
+    assert conn.read() == b"OK"
+    assert error(conn.read()).startswith("ERR command 'wait' is not served in a transaction")
+    assert error(conn.read()).startswith("EXECABORT")
 
 
-def test_nobody_who_listens_hears_of_it(talk: Talk, keys: Keys, fleet: Fleet) -> None:
-    with Talk(fleet.shards[0].primary.port) as listener:
+def test_nobody_who_listens_hears_of_it(conn: Connection, keys: Keys, fleet: Fleet) -> None:
+    with Connection(fleet.shards[0].primary.port) as listener:
         assert listener.ask("PSUBSCRIBE", "*") == [b"psubscribe", b"*", 1]
-        talk.send(("SET", keys.one(0), "v"), ("WAIT", 1, LONG_MS))
-        assert talk.reads(2) == [b"OK", 1]
+        conn.send(("SET", keys.one(0), "v"), ("WAIT", 1, LONG_MS))
+        assert conn.reads(2) == [b"OK", 1]
         fleet.shards[0].primary.ask("PUBLISH", "theirs", "word")
         assert listener.read() == [b"pmessage", b"*", b"theirs", b"word"]
 
@@ -184,25 +184,25 @@ def test_nobody_who_listens_hears_of_it(talk: Talk, keys: Keys, fleet: Fleet) ->
 
 
 def test_a_shard_whose_connection_was_lost_is_said_to_be_uncertain_once() -> None:
-    with Fleet(shards=2, replicas=0) as fleet, Proxy(fleet) as proxy, Talk(proxy.port) as talk:
+    with Fleet(shards=2, replicas=0) as fleet, Proxy(fleet) as proxy, Connection(proxy.port) as conn:
         keys = Keys(proxy)
-        talk.ask("MSET", keys.one(0), "v", keys.one(1), "v")
+        conn.ask("MSET", keys.one(0), "v", keys.one(1), "v")
         fleet.shards[0].primary.kill()
         fleet.shards[0].primary.start()
-        wait_until("the shard", lambda: talk.ask("EXISTS", keys.one(0)) == 0, proxy.tail)
-        said = error(talk.ask("WAIT", 0, 50))
+        wait_until("the shard", lambda: conn.ask("EXISTS", keys.one(0)) == 0, proxy.tail)
+        said = error(conn.ask("WAIT", 0, 50))
         assert said.startswith("UNCERTAIN shard s0 ") and "lost its connection" in said
-        assert talk.ask("WAIT", 0, 50) == 0
+        assert conn.ask("WAIT", 0, 50) == 0
 
 
 def test_a_shard_that_is_down_is_an_error_and_one_that_is_not_concerned_is_not_asked() -> None:
-    with Fleet(shards=2, replicas=0) as fleet, Proxy(fleet) as proxy, Talk(proxy.port) as talk:
+    with Fleet(shards=2, replicas=0) as fleet, Proxy(fleet) as proxy, Connection(proxy.port) as conn:
         key = Keys(proxy).one(1)
         fleet.shards[0].primary.kill()
-        wait_for_info(talk, "the shard to be down", lambda info: info["shards_down"] == "1")
-        assert error(talk.ask("WAIT", 0, 50)).startswith("TRYAGAIN shard s0")
-        talk.send(("SET", key, "v"), ("WAIT", 0, 50))
-        assert talk.reads(2) == [b"OK", 0]
+        wait_for_info(conn, "the shard to be down", lambda info: info["shards_down"] == "1")
+        assert error(conn.ask("WAIT", 0, 50)).startswith("TRYAGAIN shard s0")
+        conn.send(("SET", key, "v"), ("WAIT", 0, 50))
+        assert conn.reads(2) == [b"OK", 0]
 
 
 # --- WAITAOF ----------------------------------------------------------------------------------------------------------
@@ -216,25 +216,25 @@ def test_waitaof_is_the_least_of_the_shards_too(tmp_path: Path) -> None:
             (tmp_path / each.name).mkdir()
             each.ask("CONFIG", "SET", "dir", str(tmp_path / each.name), "appendonly", "yes")
         keys = Keys(proxy)
-        with Talk(proxy.port) as talk:
-            talk.send(("SET", keys.one(0), "v"), ("SET", keys.one(1), "v"), ("WAITAOF", 1, 1, LONG_MS))
-            assert talk.reads(3) == [b"OK", b"OK", [1, 1]]
+        with Connection(proxy.port) as conn:
+            conn.send(("SET", keys.one(0), "v"), ("SET", keys.one(1), "v"), ("WAITAOF", 1, 1, LONG_MS))
+            assert conn.reads(3) == [b"OK", b"OK", [1, 1]]
             fleet.shards[1].replicas[0].pause()
-            talk.send(("SET", keys.one(0), "v"), ("SET", keys.one(1), "v"), ("WAITAOF", 1, 1, 2000))
-            assert talk.reads(3) == [b"OK", b"OK", [1, 0]]
+            conn.send(("SET", keys.one(0), "v"), ("SET", keys.one(1), "v"), ("WAITAOF", 1, 1, 2000))
+            assert conn.reads(3) == [b"OK", b"OK", [1, 0]]
 
 
-def test_waitaof_is_refused_in_the_words_of_the_server(talk: Talk, keys: Keys, fleet: Fleet) -> None:
-    talk.ask("SET", keys.one(0), "v")
-    with Talk(fleet.shards[0].primary.port) as direct:
+def test_waitaof_is_refused_in_the_words_of_the_server(conn: Connection, keys: Keys, fleet: Fleet) -> None:
+    conn.ask("SET", keys.one(0), "v")
+    with Connection(fleet.shards[0].primary.port) as direct:
         for argv in (("WAITAOF", 1, 0, 10), ("WAITAOF", 2, 0, 10), ("WAITAOF", 0, 0, -1), ("WAITAOF", 0, 0, "x")):
-            assert error(talk.ask(*argv)) == error(direct.ask(*argv))
+            assert error(conn.ask(*argv)) == error(direct.ask(*argv))
 
 
 def test_a_primary_that_has_become_a_replica_is_said_to_be_uncertain_once_or_not_to_be_asked() -> None:
-    with Fleet(shards=2, replicas=0) as fleet, Alone(fleet) as alone:
-        keys = Keys(alone)
-        with Talk(alone.port) as writer, Talk(alone.port) as other:
+    with Fleet(shards=2, replicas=0) as fleet, BareWorker(fleet) as worker:
+        keys = Keys(worker)
+        with Connection(worker.port) as writer, Connection(worker.port) as other:
             assert writer.ask("SET", keys.one(0), "v") == b"OK"
             fleet.shards[0].primary.ask("REPLICAOF", HOST, fleet.shards[1].primary.port)
             said = error(writer.ask("WAIT", 0, 50))

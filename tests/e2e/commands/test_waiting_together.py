@@ -8,7 +8,7 @@ import pytest
 
 from pyproxy.fleet import Fleet, Proxy, Server, wait_until
 from pyproxy.worker.commands.cross_shard.probing import LONGEST_S, MOST_KEYS
-from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, error, wait_for_info
+from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, error, wait_for_info
 from tests.e2e.waiters import empty
 
 MANY = 50
@@ -32,22 +32,22 @@ def names(keys: Keys) -> tuple[str, str]:
 
 
 @pytest.fixture
-def waiting(proxy: Proxy) -> Iterator[list[Talk]]:
+def waiting(proxy: Proxy) -> Iterator[list[Connection]]:
     """Clients of one worker, and room for more; see `wait`."""
     with ExitStack() as opened:
-        yield [opened.enter_context(Talk(proxy.port)) for _ in range(3)]
+        yield [opened.enter_context(Connection(proxy.port)) for _ in range(3)]
 
 
-def wait(talks: list[Talk], *argv: str | int) -> None:
+def wait(talks: list[Connection], *argv: str | int) -> None:
     """They wait, in this order."""
-    for number, talk in enumerate(talks, 1):
-        talk.send(argv)
-        wait_for_waiting(talk, number)
+    for number, conn in enumerate(talks, 1):
+        conn.send(argv)
+        wait_for_waiting(conn, number)
 
 
-def wait_for_waiting(talk: Talk, count: int) -> None:
+def wait_for_waiting(conn: Connection, count: int) -> None:
     """Wait until so many wait at the proxy of this client."""
-    with Talk(talk.socket.getpeername()[1]) as other:
+    with Connection(conn.socket.getpeername()[1]) as other:
         wait_for_info(other, "them to wait", lambda info: info["blocked_clients"] == str(count))
 
 
@@ -64,9 +64,9 @@ def test_while_nothing_comes_many_who_wait_cost_a_shard_one_question_each_time(
     server = fleet.shards[0].primary
     with ExitStack() as opened:
         for number in range(MANY):
-            talk = opened.enter_context(Talk(proxy.port))
-            talk.send(("BLPOP", *(f"{name}{{{name}}}{number}" for name in names), 0))
-        wait_for_waiting(talk, MANY)
+            conn = opened.enter_context(Connection(proxy.port))
+            conn.send(("BLPOP", *(f"{name}{{{name}}}{number}" for name in names), 0))
+        wait_for_waiting(conn, MANY)
 
         def asked() -> tuple[float, int]:
             """Questions beyond one each time, and rounds, while that much time passed."""
@@ -79,25 +79,25 @@ def test_while_nothing_comes_many_who_wait_cost_a_shard_one_question_each_time(
 
 
 def test_those_who_wait_at_one_worker_for_one_key_are_served_in_the_order_in_which_they_came(
-    fleet: Fleet, waiting: list[Talk], names: tuple[str, str]
+    fleet: Fleet, waiting: list[Connection], names: tuple[str, str]
 ) -> None:
     wait(waiting, "BLPOP", *names, 0)
-    for talk in waiting:
+    for conn in waiting:
         fleet.shards[0].primary.ask("RPUSH", names[1], "x")
-        assert talk.read() == [names[1].encode(), b"x"]
+        assert conn.read() == [names[1].encode(), b"x"]
 
 
-def test_as_many_look_as_there_are_elements(fleet: Fleet, waiting: list[Talk], names: tuple[str, str]) -> None:
+def test_as_many_look_as_there_are_elements(fleet: Fleet, waiting: list[Connection], names: tuple[str, str]) -> None:
     server = fleet.shards[0].primary
     wait(waiting, "BZPOPMIN", *names, 0)
     before = calls(server, "zmpop")
     server.ask("ZADD", names[1], "1", "x", "2", "y")
-    assert [talk.read() for talk in waiting[:2]] == [[names[1].encode(), b"x", b"1"], [names[1].encode(), b"y", b"2"]]
+    assert [conn.read() for conn in waiting[:2]] == [[names[1].encode(), b"x", b"1"], [names[1].encode(), b"y", b"2"]]
     assert calls(server, "zmpop") - before == 2
 
 
 def test_a_key_of_another_kind_that_comes_is_an_error(
-    fleet: Fleet, waiting: list[Talk], names: tuple[str, str]
+    fleet: Fleet, waiting: list[Connection], names: tuple[str, str]
 ) -> None:
     wait(waiting[:1], "BLPOP", *names, 0)
     fleet.shards[0].primary.ask("SET", names[1], "x")
@@ -105,7 +105,7 @@ def test_a_key_of_another_kind_that_comes_is_an_error(
 
 
 def test_a_list_that_an_element_would_be_moved_to_wakes_nobody(
-    fleet: Fleet, waiting: list[Talk], names: tuple[str, str]
+    fleet: Fleet, waiting: list[Connection], names: tuple[str, str]
 ) -> None:
     servers = [fleet.shards[index].primary for index in (2, 0)]
     servers[1].ask("RPUSH", names[1], "y")
@@ -119,7 +119,7 @@ def test_a_list_that_an_element_would_be_moved_to_wakes_nobody(
 
 
 def test_when_one_in_whose_name_all_are_asked_for_has_left_the_others_are_served(
-    fleet: Fleet, waiting: list[Talk], names: tuple[str, str]
+    fleet: Fleet, waiting: list[Connection], names: tuple[str, str]
 ) -> None:
     """The question of the first is out when it leaves: its server stands still."""
     server = fleet.shards[0].primary
@@ -135,7 +135,7 @@ def test_when_one_in_whose_name_all_are_asked_for_has_left_the_others_are_served
 
 
 def test_a_shard_that_stands_still_delays_nobody_who_waits_at_others(
-    fleet: Fleet, keys: Keys, waiting: list[Talk], names: tuple[str, str]
+    fleet: Fleet, keys: Keys, waiting: list[Connection], names: tuple[str, str]
 ) -> None:
     still, there = fleet.shards[2].primary, keys.one(1)
     wait(waiting[:1], "BLPOP", *names, 0)
@@ -150,7 +150,7 @@ def test_a_shard_that_stands_still_delays_nobody_who_waits_at_others(
 
 
 def test_whoever_waits_for_more_keys_than_are_asked_for_at_once_gets_the_last(
-    fleet: Fleet, keys: Keys, waiting: list[Talk], names: tuple[str, str]
+    fleet: Fleet, keys: Keys, waiting: list[Connection], names: tuple[str, str]
 ) -> None:
     there = keys.on(0, MOST_KEYS + 1)
     wait(waiting[:1], "BLPOP", names[0], *there, 0)
@@ -158,7 +158,9 @@ def test_whoever_waits_for_more_keys_than_are_asked_for_at_once_gets_the_last(
     assert waiting[0].read() == [there[-1].encode(), b"x"]
 
 
-def test_elements_of_another_database_are_not_taken(fleet: Fleet, waiting: list[Talk], names: tuple[str, str]) -> None:
+def test_elements_of_another_database_are_not_taken(
+    fleet: Fleet, waiting: list[Connection], names: tuple[str, str]
+) -> None:
     assert waiting[1].ask("SELECT", 3) == b"OK"
     wait(waiting[:2], "BLPOP", *names, 0)
     fleet.shards[0].primary.ask("EVAL", "redis.call('SELECT', 3) return redis.call('RPUSH', KEYS[1], 'x')", 1, names[1])

@@ -7,8 +7,8 @@ import pytest
 
 from pyproxy.fleet import Fleet, Proxy, Server, Table, wait_until
 from pyproxy.messages import Complaint
-from tests.e2e.bare_worker import Alone
-from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, behind, error, of_a_worker
+from tests.e2e.bare_worker import BareWorker
+from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, behind, error, of_a_worker
 from tests.faults import Hop
 
 SHARD = 1
@@ -49,10 +49,10 @@ def empty(fleet: Fleet) -> None:
 
 
 @pytest.fixture
-def talk(proxy: Proxy, key: str) -> Iterator[Talk]:
-    with Talk(proxy.port) as talk:
-        wait_up(talk, key)  # it may have been down before
-        yield talk
+def conn(proxy: Proxy, key: str) -> Iterator[Connection]:
+    with Connection(proxy.port) as conn:
+        wait_up(conn, key)  # it may have been down before
+        yield conn
 
 
 def lose(server: Server) -> None:
@@ -61,24 +61,24 @@ def lose(server: Server) -> None:
     assert server.ask("CLIENT", "KILL", "ID", watching.partition("id=")[2].split()[0]) == 1
 
 
-def wait_up(talk: Talk, key: str) -> None:
-    wait_until("the shard to be up", lambda: talk.ask("GET", key) is None, lambda: "", PATIENCE_S)
+def wait_up(conn: Connection, key: str) -> None:
+    wait_until("the shard to be up", lambda: conn.ask("GET", key) is None, lambda: "", PATIENCE_S)
 
 
-def wait_down(talk: Talk, key: str) -> None:
+def wait_down(conn: Connection, key: str) -> None:
     """Until the worker knows; then the connection that watched is lost as well."""
-    wait_until("the shard to be down", lambda: "is down" in str(talk.ask("GET", key)), lambda: "", PATIENCE_S)
+    wait_until("the shard to be down", lambda: "is down" in str(conn.ask("GET", key)), lambda: "", PATIENCE_S)
 
 
-def wait_lost(alone: Alone) -> None:
+def wait_lost(worker: BareWorker) -> None:
     """The same where a read would wait."""
-    alone.wait_for("the shard to be down", lambda: any("closed" in said.what for said in alone.of(Complaint)))
+    worker.wait_for("the shard to be down", lambda: any("closed" in said.what for said in worker.of(Complaint)))
 
 
-def executed(talk: Talk, block: list[list[str]]) -> object:
+def executed(conn: Connection, block: list[list[str]]) -> object:
     """What EXEC answers."""
-    talk.send(*block)
-    return talk.reads(len(block))[-1]
+    conn.send(*block)
+    return conn.reads(len(block))[-1]
 
 
 # --- nobody is promoted -----------------------------------------------------------------------------------------------
@@ -86,45 +86,45 @@ def executed(talk: Talk, block: list[list[str]]) -> object:
 
 @pytest.mark.parametrize("proto", [2, 3])
 def test_of_a_shard_that_was_killed_it_says_so_and_applies_nothing(
-    fleet: Fleet, keys: Keys, talk: Talk, key: str, block: list[list[str]], proto: int
+    fleet: Fleet, keys: Keys, conn: Connection, key: str, block: list[list[str]], proto: int
 ) -> None:
-    talk.ask("HELLO", proto)
-    assert talk.ask("WATCH", key) == b"OK"
+    conn.ask("HELLO", proto)
+    assert conn.ask("WATCH", key) == b"OK"
     fleet.shards[SHARD].primary.kill()
-    wait_down(talk, key)
-    said = error(executed(talk, block))
+    wait_down(conn, key)
+    said = error(executed(conn, block))
     assert said.startswith(DISCARDED) and " is down: " in said and "applied=no" in said
-    assert talk.ask("GET", keys.one(OTHER)) is None
+    assert conn.ask("GET", keys.one(OTHER)) is None
 
 
-def test_after_it_the_watch_is_over(fleet: Fleet, talk: Talk, key: str) -> None:
+def test_after_it_the_watch_is_over(fleet: Fleet, conn: Connection, key: str) -> None:
     primary = fleet.shards[SHARD].primary
-    assert talk.ask("WATCH", key) == b"OK"
+    assert conn.ask("WATCH", key) == b"OK"
     primary.kill()
-    wait_down(talk, key)
-    assert error(executed(talk, [["MULTI"], ["EXEC"]])).startswith(DISCARDED)
+    wait_down(conn, key)
+    assert error(executed(conn, [["MULTI"], ["EXEC"]])).startswith(DISCARDED)
     primary.start()
-    wait_up(talk, key)
+    wait_up(conn, key)
     primary.ask("SET", key, "theirs")
-    assert executed(talk, [["MULTI"], ["GET", key], ["EXEC"]]) == [b"theirs"]
+    assert executed(conn, [["MULTI"], ["GET", key], ["EXEC"]]) == [b"theirs"]
 
 
-def test_of_a_shard_that_is_back_it_is_nil(fleet: Fleet, talk: Talk, key: str, block: list[list[str]]) -> None:
+def test_of_a_shard_that_is_back_it_is_nil(fleet: Fleet, conn: Connection, key: str, block: list[list[str]]) -> None:
     primary = fleet.shards[SHARD].primary
-    assert talk.ask("WATCH", key) == b"OK"
+    assert conn.ask("WATCH", key) == b"OK"
     primary.kill()
-    wait_down(talk, key)
+    wait_down(conn, key)
     primary.start()
-    wait_up(talk, key)
-    assert executed(talk, block) is None
+    wait_up(conn, key)
+    assert executed(conn, block) is None
 
 
 def test_where_no_promoter_is_configured_it_does_not_wait_for_one(replicated: Fleet, key: str) -> None:
-    with Alone(replicated, timeouts=PATIENT) as alone, Talk(alone.port) as talk:
-        assert talk.ask("WATCH", key) == b"OK"
+    with BareWorker(replicated, timeouts=PATIENT) as worker, Connection(worker.port) as conn:
+        assert conn.ask("WATCH", key) == b"OK"
         replicated.shards[SHARD].primary.kill()
-        wait_down(talk, key)
-        assert error(executed(talk, [["MULTI"], ["SET", key, "v"], ["EXEC"]])).startswith(DISCARDED)
+        wait_down(conn, key)
+        assert error(executed(conn, [["MULTI"], ["SET", key, "v"], ["EXEC"]])).startswith(DISCARDED)
 
 
 @pytest.mark.parametrize("watching", ["connected", "lost"])
@@ -133,13 +133,13 @@ def test_of_a_shard_that_was_stopped_it_says_so(fleet: Fleet, key: str, command:
     """A block that writes was sent if the connection is there, so of that nobody knows."""
     primary = fleet.shards[SHARD].primary
     timeouts = {"reply_s": 0.4, "connect_s": 0.4, "silence_s": PATIENCE_S}
-    with Proxy(fleet, transactions="split", timeouts=timeouts) as hasty, Talk(hasty.port) as talk:
-        assert talk.ask("WATCH", key) == b"OK"
+    with Proxy(fleet, transactions="split", timeouts=timeouts) as hasty, Connection(hasty.port) as conn:
+        assert conn.ask("WATCH", key) == b"OK"
         if watching == "lost":
             lose(primary)
         primary.pause()
         try:
-            said = error(executed(talk, [["MULTI"], *([[command, key]] if command else []), ["EXEC"]]))
+            said = error(executed(conn, [["MULTI"], *([[command, key]] if command else []), ["EXEC"]]))
         finally:
             primary.resume()
         assert said.startswith(DISCARDED) and "applied=no" in said
@@ -150,13 +150,13 @@ def test_of_a_shard_that_loads_its_data_it_says_so(fleet: Fleet, key: str) -> No
     with (
         Hop(primary.port, of_a_worker) as hop,
         behind(fleet, {SHARD: hop}, timeouts=PATIENT) as proxy,
-        Talk(proxy.port) as talk,
+        Connection(proxy.port) as conn,
     ):
-        assert talk.ask("WATCH", key) == b"OK"
+        assert conn.ask("WATCH", key) == b"OK"
         lose(primary)
-        assert talk.ask("GET", key) is None  # by the same way, so the worker knows by now
+        assert conn.ask("GET", key) is None  # by the same way, so the worker knows by now
         hop.answer(b"EXISTS", b"-LOADING Redis is loading the dataset in memory\r\n")
-        said = error(executed(talk, [["MULTI"], ["GET", key], ["EXEC"]]))
+        said = error(executed(conn, [["MULTI"], ["GET", key], ["EXEC"]]))
         assert said == "EXECABORT Transaction discarded because of: LOADING Redis is loading the dataset in memory"
 
 
@@ -170,47 +170,47 @@ def replicated() -> Iterator[Fleet]:
 
 
 @pytest.fixture
-def alone(replicated: Fleet) -> Iterator[Alone]:
-    with Alone(replicated, promotion=PROMOTION, transactions="split") as alone:
-        yield alone
+def worker(replicated: Fleet) -> Iterator[BareWorker]:
+    with BareWorker(replicated, promotion=PROMOTION, transactions="split") as worker:
+        yield worker
 
 
 def test_in_an_incident_it_waits_and_is_nil_when_another_is_promoted(
-    alone: Alone, replicated: Fleet, key: str, block: list[list[str]]
+    worker: BareWorker, replicated: Fleet, key: str, block: list[list[str]]
 ) -> None:
     primary, replica = replicated.shards[SHARD].servers
-    with Talk(alone.port) as talk:
-        assert talk.ask("WATCH", key) == b"OK"
-        alone.close(SHARD)
+    with Connection(worker.port) as conn:
+        assert conn.ask("WATCH", key) == b"OK"
+        worker.close(SHARD)
         primary.kill()
-        wait_lost(alone)
-        talk.send(*block)
-        alone.wait_held(SHARD, 1)
+        wait_lost(worker)
+        conn.send(*block)
+        worker.wait_held(SHARD, 1)
         replica.ask("REPLICAOF", "NO", "ONE")
-        alone.point_at(SHARD, replica, open_gate=True)
-        assert talk.reads(len(block))[-1] is None
-        assert executed(talk, [["MULTI"], ["SET", key, "mine"], ["EXEC"]]) == [b"OK"]
+        worker.point_at(SHARD, replica, open_gate=True)
+        assert conn.reads(len(block))[-1] is None
+        assert executed(conn, [["MULTI"], ["SET", key, "mine"], ["EXEC"]]) == [b"OK"]
 
 
 def test_where_nothing_may_wait_it_says_when_to_come_again(
-    alone: Alone, replicated: Fleet, key: str, block: list[list[str]]
+    worker: BareWorker, replicated: Fleet, key: str, block: list[list[str]]
 ) -> None:
-    with Talk(alone.port) as talk:
-        assert talk.ask("WATCH", key) == b"OK"
-        alone.close(SHARD, hold=False, in_s=10.0)
+    with Connection(worker.port) as conn:
+        assert conn.ask("WATCH", key) == b"OK"
+        worker.close(SHARD, hold=False, in_s=10.0)
         replicated.shards[SHARD].primary.kill()
-        wait_lost(alone)
-        said = error(executed(talk, block))
+        wait_lost(worker)
+        said = error(executed(conn, block))
         assert said.startswith(DISCARDED) and "applied=no retry_after_ms=" in said
 
 
 def test_a_client_that_closes_its_half_while_it_waits_is_told_that_its_transaction_is_discarded(
-    alone: Alone, key: str
+    worker: BareWorker, key: str
 ) -> None:
-    alone.close(SHARD)
-    with Talk(alone.port) as talk:
-        talk.send(["WATCH", key], ["MULTI"], ["SET", key, "v"], ["EXEC"])
-        assert talk.reads(3) == [b"OK", b"OK", b"QUEUED"]
-        alone.wait_held(SHARD, 1)
-        talk.socket.shutdown(socket.SHUT_WR)
-        assert talk.until_end().startswith(b"-" + DISCARDED.encode())
+    worker.close(SHARD)
+    with Connection(worker.port) as conn:
+        conn.send(["WATCH", key], ["MULTI"], ["SET", key, "v"], ["EXEC"])
+        assert conn.reads(3) == [b"OK", b"OK", b"QUEUED"]
+        worker.wait_held(SHARD, 1)
+        conn.socket.shutdown(socket.SHUT_WR)
+        assert conn.until_end().startswith(b"-" + DISCARDED.encode())

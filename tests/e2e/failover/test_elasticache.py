@@ -10,7 +10,7 @@ import pytest
 
 from pyproxy.fleet import Fleet, FleetError, Proxy, Table, wait_until
 from pyproxy.hashing import slot
-from tests.e2e.rig import Talk, error
+from tests.e2e.rig import Connection, error
 from tests.elasticache import FakeElastiCache, Fault, Group, Refusal, options, pretend_credentials
 
 MODIFY = "ModifyReplicationGroup"
@@ -51,13 +51,13 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
         assert fake.denied() == []
 
 
-def write(talk: Talk, proxy: Proxy, value: str) -> None:
+def write(conn: Connection, proxy: Proxy, value: str) -> None:
     """Again until it is taken."""
     said: object = None
 
     def written() -> bool:
         nonlocal said
-        said = talk.ask("SET", KEY, value)
+        said = conn.ask("SET", KEY, value)
         return said == b"OK"
 
     wait_until("a write to be taken", written, lambda: f"{said}\n{proxy.tail(30)}")
@@ -71,13 +71,13 @@ def test_a_primary_that_is_killed_is_replaced_by_one_call(cloud: Cloud) -> None:
     """However long AWS names the old one; the other shard notices nothing."""
     aws, group = cloud.aws, cloud.aws.groups["rg-s0"]
     aws.begin_s, aws.modifying_s, aws.late_s = 0.2, 0.4, 3600.0
-    with cloud.proxy() as proxy, Talk(proxy.port) as talk:
-        write(talk, proxy, "before")
+    with cloud.proxy() as proxy, Connection(proxy.port) as conn:
+        write(conn, proxy, "before")
         group.members["rg-s0-001"].kill()
-        write(talk, proxy, "after")
+        write(conn, proxy, "after")
         assert group.primary != "rg-s0-001"
         assert group.members[group.primary].ask("GET", KEY) == b"after"
-        assert talk.ask("SET", OTHER, "v") == b"OK"
+        assert conn.ask("SET", OTHER, "v") == b"OK"
         assert aws.counted(MODIFY) == 1
         assert "+switch-master shard=s1" not in proxy.log.read_text()
 
@@ -86,10 +86,10 @@ def test_with_automatic_failover_the_proxy_follows_and_asks_for_nothing(cloud: C
     aws, group = cloud.aws, cloud.aws.groups["rg-s0"]
     group.automatic_failover = group.multi_az = "enabled"
     aws.detect_s, aws.modifying_s = 1.0, 0.2
-    with cloud.proxy() as proxy, Talk(proxy.port) as talk:
-        write(talk, proxy, "before")
+    with cloud.proxy() as proxy, Connection(proxy.port) as conn:
+        write(conn, proxy, "before")
         group.members["rg-s0-001"].kill()
-        write(talk, proxy, "after")
+        write(conn, proxy, "after")
         assert group.members[group.primary].ask("GET", KEY) == b"after"
         assert aws.counted(MODIFY) == 0
 
@@ -97,19 +97,19 @@ def test_with_automatic_failover_the_proxy_follows_and_asks_for_nothing(cloud: C
 def test_an_operator_hands_a_shard_over_without_an_error(cloud: Cloud) -> None:
     aws, group = cloud.aws, cloud.aws.groups["rg-s0"]
     aws.begin_s, aws.modifying_s = 0.1, 0.2
-    with cloud.proxy(on_promotion="hold") as proxy, Talk(proxy.port) as talk:
-        write(talk, proxy, "0")
+    with cloud.proxy(on_promotion="hold") as proxy, Connection(proxy.port) as conn:
+        write(conn, proxy, "0")
         command = [sys.executable, "-m", "pyproxy", "promote", "s0", "--config", str(proxy.config)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as promoting:
             written = 0
             while promoting.poll() is None:
-                assert talk.ask("INCR", KEY) == written + 1
+                assert conn.ask("INCR", KEY) == written + 1
                 written += 1
             said = promoting.stdout.read() if promoting.stdout else ""
         assert promoting.returncode == 0, f"{said}\n{proxy.tail(30)}"
         wait_available(group)
         assert group.primary != "rg-s0-001"
-        assert talk.ask("INCR", KEY) == written + 1
+        assert conn.ask("INCR", KEY) == written + 1
         assert group.members[group.primary].ask("GET", KEY) == b"%d" % (written + 1)
         assert aws.counted(MODIFY) == 1
 
@@ -126,18 +126,18 @@ SETTING = "notify-keyspace-events"
 def test_a_client_may_set_what_the_parameter_groups_say_and_nothing_else(cloud: Cloud) -> None:
     for group in cloud.aws.groups.values():
         group.parameters[SETTING] = "Ex"
-    with cloud.proxy() as proxy, Talk(proxy.port) as talk:
+    with cloud.proxy() as proxy, Connection(proxy.port) as conn:
         says = [SETTING.encode(), b"xE"]
-        wait_until("the groups to be read", lambda: talk.ask("CONFIG", "GET", SETTING) == says, proxy.tail)
-        wait_until("both", lambda: talk.ask("CONFIG", "SET", SETTING, "Ex") == b"OK", proxy.tail)
-        refused = error(talk.ask("CONFIG", "SET", SETTING, "KEA"))
+        wait_until("the groups to be read", lambda: conn.ask("CONFIG", "GET", SETTING) == says, proxy.tail)
+        wait_until("both", lambda: conn.ask("CONFIG", "SET", SETTING, "Ex") == b"OK", proxy.tail)
+        refused = error(conn.ask("CONFIG", "SET", SETTING, "KEA"))
         assert refused.startswith(f"ERR {SETTING} of shard s0 is 'xE' by its parameter group, and cannot be set by")
-        assert talk.ask("CONFIG", "GET", SETTING) == says
+        assert conn.ask("CONFIG", "GET", SETTING) == says
 
 
 def test_while_a_parameter_group_cannot_be_read_clients_shall_come_again(cloud: Cloud) -> None:
     cloud.aws.fail("DescribeCacheParameters", Fault(Refusal("AccessDenied", "not authorized", 403)), times=1000)
-    with cloud.proxy() as proxy, Talk(proxy.port) as talk:
+    with cloud.proxy() as proxy, Connection(proxy.port) as conn:
         said = "+config-set-failed shard=s0 setting=notify-keyspace-events why="
         wait_until("the failure in the log", lambda: said in proxy.log.read_text(), proxy.tail)
-        assert error(talk.ask("CONFIG", "SET", SETTING, "Ex")).startswith(f"TRYAGAIN {SETTING} of shard s0: ")
+        assert error(conn.ask("CONFIG", "SET", SETTING, "Ex")).startswith(f"TRYAGAIN {SETTING} of shard s0: ")

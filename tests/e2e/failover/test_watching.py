@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyproxy.fleet import HOST, Fleet, Proxy, Server, wait_until
-from tests.e2e.rig import Keys, Talk, error, proxy_info, wait_for_info, wait_for_line
+from tests.e2e.rig import Connection, Keys, error, proxy_info, wait_for_info, wait_for_line
 
 
 @pytest.fixture
@@ -23,9 +23,9 @@ def proxy(fleet: Fleet) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def talk(proxy: Proxy) -> Iterator[Talk]:
-    with Talk(proxy.port) as talk:
-        yield talk
+def conn(proxy: Proxy) -> Iterator[Connection]:
+    with Connection(proxy.port) as conn:
+        yield conn
 
 
 def demote(primary: Server, to: Server) -> None:
@@ -33,27 +33,27 @@ def demote(primary: Server, to: Server) -> None:
     primary.ask("REPLICAOF", HOST, to.port)
 
 
-def test_a_primary_that_became_a_replica_is_said_to_be_demoted(fleet: Fleet, proxy: Proxy, talk: Talk) -> None:
+def test_a_primary_that_became_a_replica_is_said_to_be_demoted(fleet: Fleet, proxy: Proxy, conn: Connection) -> None:
     live = fleet.shards[0]
     demote(live.primary, fleet.shards[1].primary)
     wait_for_line(proxy, rf"\+role-change shard=s0 node={live.primary.address} was=master now=slave configured=master")
-    wait_for_info(talk, "the state", lambda info: ",state=demoted," in info["shard_s0"])
-    assert ",state=up," in proxy_info(talk)["shard_s1"]
+    wait_for_info(conn, "the state", lambda info: ",state=demoted," in info["shard_s0"])
+    assert ",state=up," in proxy_info(conn)["shard_s1"]
 
 
-def test_a_primary_that_others_have_replaced_is_followed(fleet: Fleet, proxy: Proxy, talk: Talk) -> None:
+def test_a_primary_that_others_have_replaced_is_followed(fleet: Fleet, proxy: Proxy, conn: Connection) -> None:
     live, key = fleet.shards[0], Keys(proxy).one(0)
     live.replicas[0].ask("REPLICAOF", "NO", "ONE")
     live.primary.ask("REPLICAOF", HOST, live.replicas[0].port)
     wait_for_line(proxy, rf"\+switch-master shard=s0 .*new={live.replicas[0].address} new_epoch=1")
-    wait_until("a write to pass", lambda: talk.ask("SET", key, "new") == b"OK", proxy.tail)
+    wait_until("a write to pass", lambda: conn.ask("SET", key, "new") == b"OK", proxy.tail)
     assert live.replicas[0].ask("GET", key) == b"new"
-    wait_for_info(talk, "the node", lambda info: f"node={live.replicas[0].address},state=up," in info["shard_s0"])
+    wait_for_info(conn, "the node", lambda info: f"node={live.replicas[0].address},state=up," in info["shard_s0"])
 
 
 @pytest.mark.parametrize("code", ["READONLY", "NOREPLICAS", "MASTERDOWN"])
 def test_a_refusal_of_the_server_goes_to_the_client_as_it_came_and_to_the_parent_as_a_complaint(
-    fleet: Fleet, proxy: Proxy, talk: Talk, code: str
+    fleet: Fleet, proxy: Proxy, conn: Connection, code: str
 ) -> None:
     live, key = fleet.shards[0], Keys(proxy).one(0)
     match code:
@@ -66,58 +66,58 @@ def test_a_refusal_of_the_server_goes_to_the_client_as_it_came_and_to_the_parent
             live.replicas[0].kill()
             live.primary.ask("REPLICAOF", HOST, live.replicas[0].port)
     asked = ("GET", key) if code == "MASTERDOWN" else ("SET", key, "x")
-    with Talk(live.primary.port) as direct:
+    with Connection(live.primary.port) as direct:
         wait_until("the refusal", lambda: code in str(direct.ask(*asked)), lambda: str(direct.ask(*asked)))
         expected = error(direct.ask(*asked))
-    assert [error(talk.ask(*asked)) for _ in range(100)] == [expected] * 100
+    assert [error(conn.ask(*asked)) for _ in range(100)] == [expected] * 100
     line = rf'\+complaint index=0 shard=s0 node={live.primary.address} what="answered -{code}"'
     wait_for_line(proxy, line)
 
 
 def test_the_same_refusal_is_complained_of_once_a_second_and_not_for_each_request(
-    fleet: Fleet, proxy: Proxy, talk: Talk
+    fleet: Fleet, proxy: Proxy, conn: Connection
 ) -> None:
     live, keys = fleet.shards[0], Keys(proxy)
     live.primary.ask("CONFIG", "SET", "min-replicas-to-write", "2")
-    talk.send(*[("SET", key, "x") for key in keys.on(0, 1000)])
-    assert {error(reply)[:10] for reply in talk.reads(1000)} == {"NOREPLICAS"}
+    conn.send(*[("SET", key, "x") for key in keys.on(0, 1000)])
+    assert {error(reply)[:10] for reply in conn.reads(1000)} == {"NOREPLICAS"}
     wait_for_line(proxy, r"\+complaint ")
     assert proxy.log.read_text().count("+complaint ") <= 10  # a machine may take a while for them
 
 
-def test_an_error_about_the_request_is_no_complaint(proxy: Proxy, fleet: Fleet, talk: Talk) -> None:
+def test_an_error_about_the_request_is_no_complaint(proxy: Proxy, fleet: Fleet, conn: Connection) -> None:
     first, second = Keys(proxy).on(0, 2)
-    assert talk.ask("SET", first, "x") == b"OK"
-    assert error(talk.ask("INCR", first)).startswith("ERR ")
-    assert error(talk.ask("LPUSH", first, "x")).startswith("WRONGTYPE ")
+    assert conn.ask("SET", first, "x") == b"OK"
+    assert error(conn.ask("INCR", first)).startswith("ERR ")
+    assert error(conn.ask("LPUSH", first, "x")).startswith("WRONGTYPE ")
     fleet.shards[0].primary.ask("CONFIG", "SET", "min-replicas-to-write", "2")
-    assert error(talk.ask("SET", second, "x")).startswith("NOREPLICAS ")
+    assert error(conn.ask("SET", second, "x")).startswith("NOREPLICAS ")
     wait_for_line(proxy, r"\+complaint ")
     assert set(re.findall(r'\+complaint .* what="(.*)"', proxy.log.read_text())) == {"answered -NOREPLICAS"}
 
 
-def test_at_the_start_it_says_which_servers_are_unfenced(fleet: Fleet, proxy: Proxy, talk: Talk) -> None:
+def test_at_the_start_it_says_which_servers_are_unfenced(fleet: Fleet, proxy: Proxy, conn: Connection) -> None:
     assert re.search(r"\+unfenced shards=s0,s1 nodes=4 expected=", proxy.log.read_text())
     for server in (fleet.shards[0].primary, *fleet.shards[0].replicas):
         server.ask("CONFIG", "SET", "min-replicas-to-write", "1")
-    wait_for_info(talk, "the fence", lambda info: info["shard_s0"].endswith(",replicas=1,unfenced=0"))
-    assert proxy_info(talk)["shard_s1"].endswith(",replicas=1,unfenced=2")
+    wait_for_info(conn, "the fence", lambda info: info["shard_s0"].endswith(",replicas=1,unfenced=0"))
+    assert proxy_info(conn)["shard_s1"].endswith(",replicas=1,unfenced=2")
 
 
-def test_a_shard_that_is_complained_of_is_looked_at_more_often(fleet: Fleet, proxy: Proxy, talk: Talk) -> None:
+def test_a_shard_that_is_complained_of_is_looked_at_more_often(fleet: Fleet, proxy: Proxy, conn: Connection) -> None:
     key, primaries = Keys(proxy).one(0), [shard.primary for shard in fleet.shards]
     primaries[0].ask("CONFIG", "SET", "min-replicas-to-write", "2")
     for primary in primaries:
         primary.ask("CONFIG", "RESETSTAT")
 
-    def looks(primary: Server) -> int:
+    def healths(primary: Server) -> int:
         said = primary.ask("INFO", "commandstats")
         assert isinstance(said, bytes)
         found = re.search("cmdstat_ping:calls=([0-9]+)", said.decode())
         return int(found[1]) if found else 0
 
     def oftener() -> bool:
-        assert error(talk.ask("SET", key, "x")).startswith("NOREPLICAS ")
-        return looks(primaries[0]) >= looks(primaries[1]) + 3
+        assert error(conn.ask("SET", key, "x")).startswith("NOREPLICAS ")
+        return healths(primaries[0]) >= healths(primaries[1]) + 3
 
-    wait_until("more looks at it", oftener, lambda: str([looks(each) for each in primaries]))
+    wait_until("more looks at it", oftener, lambda: str([healths(each) for each in primaries]))

@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 
 from pyproxy.fleet import Fleet, Proxy, Table, wait_until
-from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, behind, error, of_a_worker, packed, proxy_info, wait_for_info
+from tests.e2e.rig import (
+    PATIENCE_S,
+    PATIENT,
+    Connection,
+    Keys,
+    behind,
+    error,
+    of_a_worker,
+    packed,
+    proxy_info,
+    wait_for_info,
+)
 from tests.faults import Hop, Way
 from tests.processes import command_line, family
 
@@ -28,9 +39,9 @@ def keys(proxy: Proxy) -> Keys:
 
 
 @pytest.fixture
-def reader(proxy: Proxy, keys: Keys) -> Iterator[Talk]:
+def reader(proxy: Proxy, keys: Keys) -> Iterator[Connection]:
     """A client that reads. There is a value of 1 MiB on each shard."""
-    with Talk(proxy.port) as reader:
+    with Connection(proxy.port) as reader:
         for key in large(keys):
             assert reader.ask("SET", key, b"x" * MIB) == b"OK"
         yield reader
@@ -58,7 +69,7 @@ class Memory:
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def wait_until_served(reader: Talk, asked: int, before: dict[str, str]) -> dict[str, str]:
+def wait_until_served(reader: Connection, asked: int, before: dict[str, str]) -> dict[str, str]:
     """Wait until all that was asked since has been begun and has its answer, or nobody who waits for one."""
     commands = int(before["total_commands_processed"]) + asked
 
@@ -70,14 +81,16 @@ def wait_until_served(reader: Talk, asked: int, before: dict[str, str]) -> dict[
 
 
 def test_clients_that_never_read_cost_at_most_the_budget_and_the_memory_comes_back(
-    proxy: Proxy, keys: Keys, reader: Talk
+    proxy: Proxy, keys: Keys, reader: Connection
 ) -> None:
     """They ask for 1.2 GB; the budget is 256 MB, and 64 MB more are allowed for what is under way."""
     memory = Memory(proxy)
     names = large(keys)
     with contextlib.ExitStack() as clients:
         for _ in range(100):
-            clients.enter_context(Talk(proxy.port, receive_buffer=4096)).send(*[("GET", name) for name in names] * 4)
+            clients.enter_context(Connection(proxy.port, receive_buffer=4096)).send(
+                *[("GET", name) for name in names] * 4
+            )
         held = [0]
 
         def begins_nothing_more(info: dict[str, str]) -> bool:
@@ -94,12 +107,12 @@ def test_clients_that_never_read_cost_at_most_the_budget_and_the_memory_comes_ba
     )
 
 
-def test_the_largest_are_shed_first_and_by_fin(proxy: Proxy, keys: Keys, reader: Talk) -> None:
+def test_the_largest_are_shed_first_and_by_fin(proxy: Proxy, keys: Keys, reader: Connection) -> None:
     name, before = large(keys)[0], proxy_info(reader)
     few, many = 6, 14
     with contextlib.ExitStack() as clients:
-        modest = [clients.enter_context(Talk(proxy.port, receive_buffer=4096)) for _ in range(10)]
-        greedy = [clients.enter_context(Talk(proxy.port, receive_buffer=4096)) for _ in range(40)]
+        modest = [clients.enter_context(Connection(proxy.port, receive_buffer=4096)) for _ in range(10)]
+        greedy = [clients.enter_context(Connection(proxy.port, receive_buffer=4096)) for _ in range(40)]
         for each in modest:
             each.send(*[("GET", name)] * few)
         for each in greedy:
@@ -112,7 +125,7 @@ def test_the_largest_are_shed_first_and_by_fin(proxy: Proxy, keys: Keys, reader:
         assert sum(was_closed_by_fin(each, many) for each in greedy) == shed
 
 
-def was_closed_by_fin(client: Talk, asked: int) -> bool:
+def was_closed_by_fin(client: Connection, asked: int) -> bool:
     """False if all that was asked for comes; a reset raises."""
     try:
         assert client.reads(asked) == [b"x" * MIB] * asked
@@ -125,7 +138,7 @@ def was_closed_by_fin(client: Talk, asked: int) -> bool:
 def test_what_waits_for_the_last_part_of_a_split_counts(fleet: Fleet, keys: Keys) -> None:
     with Hop(fleet.shards[1].primary.port, of_a_worker) as hop, behind(fleet, {1: hop}, timeouts=PATIENT) as proxy:
         names = large(keys)
-        with Talk(proxy.port) as looking, Talk(proxy.port) as waiting:
+        with Connection(proxy.port) as looking, Connection(proxy.port) as waiting:
             for name in names:
                 assert looking.ask("SET", name, b"x" * MIB) == b"OK"
             hop.stall(Way.REPLIES)
@@ -138,13 +151,16 @@ def test_what_waits_for_the_last_part_of_a_split_counts(fleet: Fleet, keys: Keys
 
 def test_a_client_that_only_sends_is_not_read_further(fleet: Fleet) -> None:
     """It pipelines ECHOs and never reads: what it may send ends, and what it costs is bounded."""
-    with Proxy(fleet, limits={"client_output_bytes": 4 * MIB}, timeouts=PATIENT) as proxy, Talk(proxy.port) as reader:
+    with (
+        Proxy(fleet, limits={"client_output_bytes": 4 * MIB}, timeouts=PATIENT) as proxy,
+        Connection(proxy.port) as reader,
+    ):
         memory = Memory(proxy)
         send_only(proxy, reader, memory)
 
 
-def send_only(proxy: Proxy, reader: Talk, memory: Memory) -> None:
-    with Talk(proxy.port, receive_buffer=4096) as sender:
+def send_only(proxy: Proxy, reader: Connection, memory: Memory) -> None:
+    with Connection(proxy.port, receive_buffer=4096) as sender:
         sender.socket.settimeout(1.0)
         block = packed("ECHO", b"x" * 1000) * 1000
         sent = 0
@@ -158,7 +174,9 @@ def send_only(proxy: Proxy, reader: Talk, memory: Memory) -> None:
         assert reader.ask("PING") == b"PONG"
 
 
-def test_a_server_that_does_not_read_costs_bounded_memory(fleet: Fleet, proxy: Proxy, keys: Keys, reader: Talk) -> None:
+def test_a_server_that_does_not_read_costs_bounded_memory(
+    fleet: Fleet, proxy: Proxy, keys: Keys, reader: Connection
+) -> None:
     """Clients are not read any further once enough waits for their server; the others do not notice."""
     memory = Memory(proxy)
     slow, key, other = fleet.shards[1].primary, keys.one(1, "slow"), keys.one(0, "other")
@@ -167,7 +185,7 @@ def test_a_server_that_does_not_read_costs_bounded_memory(fleet: Fleet, proxy: P
     slow.pause()
     try:
         with contextlib.ExitStack() as clients:
-            senders = [clients.enter_context(Talk(proxy.port)) for _ in range(50)]
+            senders = [clients.enter_context(Connection(proxy.port)) for _ in range(50)]
             for sender in senders:
                 sender.socket.setblocking(False)
             taken = [0]
@@ -195,10 +213,10 @@ def test_what_was_handed_to_a_server_that_hangs_counts_in_the_budget(fleet: Flee
     slow, key, other = fleet.shards[1].primary, keys.one(1, "hangs"), keys.one(0, "other")
     with (
         Proxy(fleet, limits=limits, timeouts=timeouts) as proxy,
-        Talk(proxy.port) as reader,
+        Connection(proxy.port) as reader,
         contextlib.ExitStack() as clients,
     ):
-        senders = [clients.enter_context(Talk(proxy.port)) for _ in range(50)]
+        senders = [clients.enter_context(Connection(proxy.port)) for _ in range(50)]
         for number, each in enumerate(senders):
             each.send(("HELLO", 2 + number % 2), ("SELECT", number % 10), ("GET", key))
             each.reads(3)
@@ -222,11 +240,11 @@ def test_what_was_handed_to_a_server_that_hangs_counts_in_the_budget(fleet: Flee
             wait_until("it to be served", lambda: each.ask("SET", key, "v") == b"OK", lambda: "")  # noqa: B023
 
 
-def test_a_million_pings_of_one_client_are_served_between_those_of_others(proxy: Proxy, reader: Talk) -> None:
+def test_a_million_pings_of_one_client_are_served_between_those_of_others(proxy: Proxy, reader: Connection) -> None:
     """They are read and answered in slices: another's request comes to its turn long before they are through."""
     count = 1_000_000
     memory = Memory(proxy)
-    with Talk(proxy.port) as flood:
+    with Connection(proxy.port) as flood:
         flood.socket.setblocking(False)
         pings = memoryview(b"*1\r\n$4\r\nPING\r\n" * count)
         answered, turns = 0, 0
@@ -245,10 +263,12 @@ def test_a_million_pings_of_one_client_are_served_between_those_of_others(proxy:
     assert memory.added_at_most() < 32 * MIB
 
 
-def test_a_pipeline_of_what_the_proxy_answers_is_served_between_those_of_others(proxy: Proxy, reader: Talk) -> None:
+def test_a_pipeline_of_what_the_proxy_answers_is_served_between_those_of_others(
+    proxy: Proxy, reader: Connection
+) -> None:
     """However long each of them takes: a client has a share of time."""
     count = 600
-    with Talk(proxy.port) as flood:
+    with Connection(proxy.port) as flood:
         flood.send(*[("COMMAND", "DOCS")] * count)
         flood.socket.setblocking(False)
         turns = 0
@@ -261,7 +281,7 @@ def test_a_pipeline_of_what_the_proxy_answers_is_served_between_those_of_others(
         assert turns > 20
 
 
-def test_what_the_proxy_answers_itself_has_a_bound(reader: Talk) -> None:
+def test_what_the_proxy_answers_itself_has_a_bound(reader: Connection) -> None:
     commands = (("COMMAND", "DOCS"), ("COMMAND", "GETKEYS", "MGET"), ("CLIENT", "LIST", "ID"), ("INFO",), ("HELLO", 3))
     for command in commands:
         assert "too many arguments" in error(reader.ask(*command, *["get"] * 100_000))

@@ -8,8 +8,8 @@ import pytest
 
 from pyproxy.fleet import HOST, Fleet, Proxy, wait_until
 from pyproxy.shard_map import Node
-from tests.e2e.bare_worker import Alone
-from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, error, of_a_worker, proxy_info
+from tests.e2e.bare_worker import BareWorker
+from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, error, of_a_worker, proxy_info
 from tests.faults import Hop, Way
 
 SHARD = 1
@@ -36,24 +36,24 @@ def the_nth(number: int) -> Callable[[bytes], bool]:
 
 def is_served(port: int, key: str) -> bool:
     """Whether a new client gets its answers while the others wait for theirs."""
-    with Talk(port) as talk:
-        talk.socket.settimeout(0.5)
-        talk.send(("SET", key, "v"), ("GET", key), ("MGET", key, key))
+    with Connection(port) as conn:
+        conn.socket.settimeout(0.5)
+        conn.send(("SET", key, "v"), ("GET", key), ("MGET", key, key))
         try:
-            return talk.socket.recv(65536) != b"" and talk.ask("PING") == b"PONG"
+            return conn.socket.recv(65536) != b"" and conn.ask("PING") == b"PONG"
         except (TimeoutError, AssertionError):
             return False
 
 
 @contextlib.contextmanager
-def behind_a_hop(fleet: Fleet, number: int) -> Iterator[tuple[Hop, Alone, Talk]]:
+def behind_a_hop(fleet: Fleet, number: int) -> Iterator[tuple[Hop, BareWorker, Connection]]:
     """A worker whose connection of this number to the shard goes through a hop, and a client of it."""
     with (
         Hop(fleet.shards[SHARD].primary.port, the_nth(number)) as hop,
-        Alone(fleet, {SHARD: Node(HOST, hop.port)}, timeouts=PATIENT) as worker,
-        Talk(worker.port) as talk,
+        BareWorker(fleet, {SHARD: Node(HOST, hop.port)}, timeouts=PATIENT) as worker,
+        Connection(worker.port) as conn,
     ):
-        yield hop, worker, talk
+        yield hop, worker, conn
 
 
 @pytest.mark.parametrize("kind", ["value", "array"])
@@ -118,23 +118,27 @@ class Model:
 def test_each_client_sees_its_own_commands_in_their_order(fleet: Fleet, seed: int) -> None:
     """Large and small ones, in pipelines, on few keys, and one of the two connections is slow."""
     draw = random.Random(seed)
-    with behind_a_hop(fleet, 1 + seed % 2) as (hop, worker, talk):
+    with behind_a_hop(fleet, 1 + seed % 2) as (hop, worker, conn):
         names = [*Keys(worker).on(SHARD, 2, f"order{seed}:"), Keys(worker).one(0)]
         hop.delay(0.03)
         model = Model(names, draw)
         for _ in range(15):
             drawn = [model.command(number) for number in range(draw.randint(1, 8))]
-            talk.send(*[command for command, _ in drawn])
-            assert talk.reads(len(drawn)) == [answer for _, answer in drawn]
+            conn.send(*[command for command, _ in drawn])
+            assert conn.reads(len(drawn)) == [answer for _, answer in drawn]
         hop.heal()
-        talk.ask("DEL", *names)
+        conn.ask("DEL", *names)
 
 
 @pytest.mark.parametrize("kind", ["value", "array", "element", "transaction"])
 def test_an_answer_beyond_the_memory_budget_is_an_error_that_says_so(fleet: Fleet, kind: str) -> None:
     """It is thrown away as it comes; others on the same connection get theirs, and nobody is closed."""
     limits = {"memory_bytes": 4 << 20, "bulk_bytes": 1 << 20}
-    with Proxy(fleet, timeouts=PATIENT, limits=limits) as proxy, Talk(proxy.port) as asking, Talk(proxy.port) as other:
+    with (
+        Proxy(fleet, timeouts=PATIENT, limits=limits) as proxy,
+        Connection(proxy.port) as asking,
+        Connection(proxy.port) as other,
+    ):
         large, small = Keys(proxy).on(SHARD, 2, f"beyond-{kind}")
         server = fleet.shards[SHARD].primary
         if kind in ("value", "transaction"):

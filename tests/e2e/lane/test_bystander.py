@@ -18,7 +18,7 @@ from protocol.request import encode
 from protocol.scan import ProtocolError, Replies
 from protocol.table import TABLE
 from pyproxy.fleet import HOST, VARIABLE, Fleet, Proxy, find_backend
-from tests.e2e.rig import PATIENCE_S, PATIENT, Argument, Keys, Talk, packed
+from tests.e2e.rig import PATIENCE_S, PATIENT, Argument, Connection, Keys, packed
 from tests.e2e.twin.examples import ALONE, EXAMPLES, FAILING, Example
 
 BACKEND = os.environ.get(VARIABLE)
@@ -31,21 +31,21 @@ LONG = 70_000
 class Bystander:
     """A client whose answers are all known beforehand."""
 
-    talk: Talk
+    conn: Connection
     keys: Sequence[str]
     counted: int = 0
 
     def begin(self, proto: int) -> Self:
-        self.talk.ask("HELLO", proto)
-        self.talk.ask("DEL", *self.keys)
+        self.conn.ask("HELLO", proto)
+        self.conn.ask("DEL", *self.keys)
         return self
 
     def goes_on(self) -> None:
         """A write and a read on each shard, one behind the other."""
-        self.talk.send(*[(name, key) for key in self.keys for name in ("INCR", "GET")])
+        self.conn.send(*[(name, key) for key in self.keys for name in ("INCR", "GET")])
         self.counted += 1
         expected = [each for _ in self.keys for each in (self.counted, b"%d" % self.counted)]
-        assert self.talk.reads(len(expected)) == expected
+        assert self.conn.reads(len(expected)) == expected
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Scene:
         mine = [self.keys.one(shard, "bystander") for shard in range(2)]
         for proto in (2, 3):
             keys = [f"{{{key}}}:{proto}" for key in mine]
-            self.bystanders.append(Bystander(Talk(self.proxy.port), keys).begin(proto))
+            self.bystanders.append(Bystander(Connection(self.proxy.port), keys).begin(proto))
         self.go_on()
         self.shared = self.connections(b" cmd=get ")
         assert [len(ids) for ids in self.shared] == [2, 2], "one for each protocol"
@@ -113,7 +113,7 @@ def scene_of(fleet: Fleet, proxy: Proxy) -> Iterator[Scene]:
         yield scene
     finally:
         for each in scene.bystanders:
-            each.talk.close()
+            each.conn.close()
 
 
 @contextlib.contextmanager
@@ -294,7 +294,7 @@ LEFT: dict[str, Said] = {
 @pytest.mark.parametrize("said", LEFT.values(), ids=LEFT.keys())
 @pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
 def test_a_client_that_leaves_in_the_middle_disturbs_no_other(scene: Scene, said: Said, reset: bool) -> None:
-    culprit = Talk(scene.proxy.port, receive_buffer=4096)
+    culprit = Connection(scene.proxy.port, receive_buffer=4096)
     culprit.send(*said)
     culprit.socket.sendall(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$100\r\nhalf")
     scene.go_on()
@@ -366,7 +366,7 @@ def test_a_block_that_is_too_large_for_a_server_is_refused_and_not_sent(kind: st
 @BOTH
 def test_an_idle_connection_is_not_closed_by_the_timeout_of_a_server(kind: str) -> None:
     with limited(kind, "--timeout", "2") as scene:
-        idle = [Talk(server.port) for server in scene.fleet.servers]
+        idle = [Connection(server.port) for server in scene.fleet.servers]
         for each in idle:
             assert each.ask("PING") == b"PONG"
         for each in idle:

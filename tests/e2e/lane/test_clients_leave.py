@@ -12,7 +12,7 @@ import pytest
 
 from pyproxy.fleet import HOST, Fleet, Proxy, wait_until
 from pyproxy.worker.shard.pool import IDLE_MOST
-from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, behind, of_a_worker, packed, wait_for_info
+from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, behind, of_a_worker, packed, wait_for_info
 from tests.faults import Hop, Way
 from tests.processes import command_line, family
 
@@ -33,9 +33,9 @@ def proxy(fleet: Fleet, hop: Hop) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def stays(proxy: Proxy, hop: Hop, keys: Keys) -> Iterator[Talk]:
+def stays(proxy: Proxy, hop: Hop, keys: Keys) -> Iterator[Connection]:
     """A client that stays: it is served as before, by the same connections, and nothing of the others is left."""
-    with Talk(proxy.port) as stays:
+    with Connection(proxy.port) as stays:
         names = [keys.one(index, "stays") for index in range(3)]
         assert stays.ask("MSET", *[word for name in names for word in (name, name)]) == b"OK"
         accepted = hop.accepted
@@ -60,22 +60,22 @@ def out(count: int) -> Callable[[dict[str, str]], bool]:
     return lambda info: info["inflight"] == str(count)
 
 
-def test_by_rst_in_the_middle_of_a_fan_out(stays: Talk, proxy: Proxy, hop: Hop, keys: Keys) -> None:
+def test_by_rst_in_the_middle_of_a_fan_out(stays: Connection, proxy: Proxy, hop: Hop, keys: Keys) -> None:
     """Two of three shards have answered, and the third answers when nobody waits any more."""
     names = [name for index in range(3) for name in keys.on(index, 100, "fan")]
     hop.stall(Way.REPLIES)
-    leaves = Talk(proxy.port)
+    leaves = Connection(proxy.port)
     leaves.send(("MGET", *names), ("DEL", *names), ("DBSIZE",))
     wait_for_info(stays, "three to be out", out(3))
     leaves.reset()
     wait_for_info(stays, "it to be gone", it_is_gone)
 
 
-def test_by_rst_in_mid_pipeline(stays: Talk, proxy: Proxy, hop: Hop, keys: Keys) -> None:
+def test_by_rst_in_mid_pipeline(stays: Connection, proxy: Proxy, hop: Hop, keys: Keys) -> None:
     """What was begun is done once, and its replies are swallowed, each by its own tombstone."""
     key = keys.one(STALLED, "pipeline")
     hop.stall(Way.REPLIES)
-    leaves = Talk(proxy.port)
+    leaves = Connection(proxy.port)
     leaves.send(*[("INCR", key)] * 10)
     wait_for_info(stays, "ten to be out", out(10))
     leaves.reset()
@@ -84,11 +84,11 @@ def test_by_rst_in_mid_pipeline(stays: Talk, proxy: Proxy, hop: Hop, keys: Keys)
     assert stays.ask("GET", key) == b"10"
 
 
-def test_by_fin_without_waiting_for_replies(stays: Talk, proxy: Proxy, hop: Hop, keys: Keys) -> None:
+def test_by_fin_without_waiting_for_replies(stays: Connection, proxy: Proxy, hop: Hop, keys: Keys) -> None:
     """Nobody can tell this from half a close: it is answered, to a socket that is not there."""
     key = keys.one(STALLED, "closed")
     hop.stall(Way.REPLIES)
-    leaves = Talk(proxy.port)
+    leaves = Connection(proxy.port)
     leaves.send(*[("INCR", key), ("MGET", key, keys.one(0)), ("DBSIZE",)] * 3)
     wait_for_info(stays, "nine to be out", out(9))
     leaves.close()
@@ -97,19 +97,19 @@ def test_by_fin_without_waiting_for_replies(stays: Talk, proxy: Proxy, hop: Hop,
     assert stays.ask("GET", key) == b"3"
 
 
-def test_in_the_middle_of_a_command_which_is_not_done(stays: Talk, proxy: Proxy, keys: Keys) -> None:
+def test_in_the_middle_of_a_command_which_is_not_done(stays: Connection, proxy: Proxy, keys: Keys) -> None:
     key = keys.one(0, "half")
-    with Talk(proxy.port) as leaves:
+    with Connection(proxy.port) as leaves:
         leaves.socket.sendall(packed("SET", key, "whole") + packed("SET", key, "half a command")[:-5])
         leaves.socket.shutdown(socket.SHUT_WR)
         assert leaves.until_end() == b"+OK\r\n"
     assert stays.ask("GET", key) == b"whole"
 
 
-def test_without_reading_replies_that_are_large(stays: Talk, proxy: Proxy, keys: Keys) -> None:
+def test_without_reading_replies_that_are_large(stays: Connection, proxy: Proxy, keys: Keys) -> None:
     key = keys.one(0, "large")
     assert stays.ask("SET", key, b"x" * (8 << 20)) == b"OK"
-    leaves = Talk(proxy.port, receive_buffer=4096)
+    leaves = Connection(proxy.port, receive_buffer=4096)
     leaves.send(("GET", key), ("GET", key), ("GET", key))
     wait_for_info(stays, "the replies to be held", lambda info: int(info["held_bytes"]) > 4 << 20)
     leaves.reset()
@@ -121,7 +121,7 @@ def test_half_a_close_is_finished_and_answered(proxy: Proxy, hop: Hop, keys: Key
     """What was sent before the FIN is done and answered, what is slow too; then comes the proxy's own FIN."""
     key = keys.one(STALLED, "half-close")
     hop.stall(Way.REPLIES)
-    with Talk(proxy.port) as half, Talk(proxy.port) as looking:
+    with Connection(proxy.port) as half, Connection(proxy.port) as looking:
         half.send(("SET", key, "v"), *[("GET", key)] * 200, ("MGET", key, keys.one(0, "nothing")), ("ECHO", "last"))
         half.socket.shutdown(socket.SHUT_WR)
         wait_for_info(looking, "requests to be out", lambda info: int(info["inflight"]) > 0)
@@ -145,34 +145,34 @@ def test_a_script_that_pipes_into_netcat_gets_its_answers(proxy: Proxy) -> None:
     assert said == b"+OK\r\n:2\r\n:1\r\n"
 
 
-def test_all_at_once_and_at_random(stays: Talk, proxy: Proxy, keys: Keys) -> None:
+def test_all_at_once_and_at_random(stays: Connection, proxy: Proxy, keys: Keys) -> None:
     """200 clients, each of which leaves somewhere in its pipeline; those that read to the end got what they asked."""
     chance = random.Random(7)
     names = [name for index in range(3) for name in keys.on(index, 10, "random")]
     assert stays.ask("MSET", *[word for name in names for word in (name, name)]) == b"OK"
     for _ in range(10):
         with contextlib.ExitStack() as rest:
-            clients = [rest.enter_context(Talk(proxy.port)) for _ in range(20)]
+            clients = [rest.enter_context(Connection(proxy.port)) for _ in range(20)]
             asked = [[chance.sample(names, 5) for _ in range(20)] for _ in clients]
             for client, lists in zip(clients, asked, strict=True):
                 client.send(*[("MGET", *each) for each in lists])
             for client, lists in zip(clients, asked, strict=True):
                 for each in lists[: chance.choice((0, 1, 10, 20))]:
                     assert client.read() == [name.encode() for name in each]
-                chance.choice((Talk.close, Talk.reset))(client)
+                chance.choice((Connection.close, Connection.reset))(client)
 
 
 def test_a_server_and_a_client_that_go_together(proxy: Proxy, hop: Hop, keys: Keys) -> None:
     """In either order, within one turn or two: no reply is left, and the shard is served again."""
     key = keys.one(STALLED, "both")
-    with Talk(proxy.port) as looking:
-        for leave in (Talk.close, Talk.reset) * 3:
+    with Connection(proxy.port) as looking:
+        for leave in (Connection.close, Connection.reset) * 3:
             wait_until("the shard to be served", lambda: looking.ask("DEL", key) in (0, 1), lambda: "", PATIENCE_S)
-            leaves = Talk(proxy.port)
+            leaves = Connection(proxy.port)
             hop.stall(Way.REPLIES)
             leaves.send(("GET", key), ("INCR", key), ("MGET", key, keys.one(0)), ("DEL", key, keys.one(2)))
             wait_for_info(looking, "four to be out", out(4))
-            hop.cut(reset=leave is Talk.reset)
+            hop.cut(reset=leave is Connection.reset)
             leave(leaves)
             hop.heal()
             wait_for_info(looking, "nothing to be left", nothing_is_left)
@@ -199,7 +199,7 @@ def test_a_storm_of_clients_that_leave_while_shards_are_asked_for_them_ends_nobo
 ) -> None:
     """A conversation that is over asks nothing, whatever it had begun beside itself."""
     rng = random.Random(5)
-    with Proxy(fleet, None, 1, timeouts=PATIENT) as proxy, Talk(proxy.port) as stays:
+    with Proxy(fleet, None, 1, timeouts=PATIENT) as proxy, Connection(proxy.port) as stays:
         worker = worker_of(proxy)
         stays.ask("PING")
         before = descriptors(worker)
@@ -224,13 +224,13 @@ def test_a_storm_of_clients_that_leave_while_shards_are_asked_for_them_ends_nobo
 
 
 def test_a_connection_that_is_being_made_for_a_client_goes_with_it(
-    proxy: Proxy, hop: Hop, keys: Keys, stays: Talk
+    proxy: Proxy, hop: Hop, keys: Keys, stays: Connection
 ) -> None:
     """Nobody waits for it any more, so it has no deadline either."""
     key, worker = keys.one(STALLED, "queue"), worker_of(proxy)
     before, accepted = descriptors(worker), hop.accepted
     hop.stall(Way.REPLIES)
-    leaving = [Talk(proxy.port) for _ in range(20)]
+    leaving = [Connection(proxy.port) for _ in range(20)]
     for each in leaving:
         each.send(("BLPOP", key, 0))
     wait_until("twenty to be made", lambda: hop.accepted == accepted + 20, lambda: f"{hop.accepted - accepted}")

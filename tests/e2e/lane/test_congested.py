@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pyproxy.fleet import Fleet, Server, wait_until
-from tests.e2e.bare_worker import Alone, promote
-from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, error
+from tests.e2e.bare_worker import BareWorker, promote
+from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, error
 
 CONGESTED = 1
 """The index of the shard whose primary does not read."""
@@ -40,10 +40,10 @@ def crowd() -> Iterator[Callable[..., None]]:
     """Has so many clients ask a server that does not read for so much that the last of them wait at its door."""
     with contextlib.ExitStack() as clients:
 
-        def ask(worker: Alone, key: str, protocol: int = 2, database: int = 0) -> None:
+        def ask(worker: BareWorker, key: str, protocol: int = 2, database: int = 0) -> None:
             for _ in range(CLIENTS):
-                talk = clients.enter_context(Talk(worker.port))
-                talk.send(("HELLO", protocol), ("SELECT", database), ("SET", key, BLOCK))
+                conn = clients.enter_context(Connection(worker.port))
+                conn.send(("HELLO", protocol), ("SELECT", database), ("SET", key, BLOCK))
 
         yield ask
 
@@ -53,9 +53,9 @@ def test_who_waits_at_the_door_of_a_replaced_primary_is_served_by_the_new_one(
     fleet: Fleet, old: Server, new: Server, crowd: Callable[..., None], protocol: int, database: int
 ) -> None:
     """In any protocol and database: the connections of some are made again only when somebody asks."""
-    with Alone(fleet, timeouts=PATIENT, promotion={"promoter": "replicaof"}) as worker:
+    with BareWorker(fleet, timeouts=PATIENT, promotion={"promoter": "replicaof"}) as worker:
         key, other = Keys(worker).on(CONGESTED, 2)
-        with Talk(worker.port) as waiting:
+        with Connection(worker.port) as waiting:
             waiting.ask("HELLO", protocol)
             assert waiting.ask("SELECT", database) == b"OK"
             assert waiting.ask("SET", other, "v") == b"OK"
@@ -87,9 +87,9 @@ def test_who_waits_at_the_door_waits_no_longer_than_for_a_reply(
     fleet: Fleet, old: Server, crowd: Callable[..., None]
 ) -> None:
     timeouts = {"reply_s": 0.4, "silence_s": PATIENCE_S, "connect_s": PATIENCE_S}
-    with Alone(fleet, timeouts=timeouts) as worker:
+    with BareWorker(fleet, timeouts=timeouts) as worker:
         key, other = Keys(worker).on(CONGESTED, 2)
-        with Talk(worker.port) as waiting:
+        with Connection(worker.port) as waiting:
             assert waiting.ask("GET", other) is None
             old.pause()
             crowd(worker, key)

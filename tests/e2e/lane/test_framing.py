@@ -25,12 +25,12 @@ def pieces(sent: bytes) -> list[bytes]:
     return [bytes([byte]) for byte in head] + chunks + [bytes([byte]) for byte in tail]
 
 
-def hold(talk: Conversation, expected: Outcome) -> None:
+def hold(conn: Conversation, expected: Outcome) -> None:
     """What comes is what is expected, and a connection that is kept takes more commands."""
-    assert talk.outcome(expected) == expected
+    assert conn.outcome(expected) == expected
     if expected.end is End.KEEPS:
-        talk.connection.sendall(GOOD)
-        assert talk.outcome(kept(GOOD_ANSWER)) == kept(GOOD_ANSWER)
+        conn.connection.sendall(GOOD)
+        assert conn.outcome(kept(GOOD_ANSWER)) == kept(GOOD_ANSWER)
 
 
 def worker_pid(proxy: Proxy) -> int:
@@ -48,16 +48,16 @@ def status(pid: int, field: str) -> int:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_request_in_one_piece_is_answered_as_the_table_says(proxy10: Proxy, name: str) -> None:
-    with Conversation(proxy10.port) as talk:
-        talk.connection.sendall(CASES[name].sent)
-        hold(talk, CASES[name].proxy)
+    with Conversation(proxy10.port) as conn:
+        conn.connection.sendall(CASES[name].sent)
+        hold(conn, CASES[name].proxy)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_request_byte_by_byte_is_answered_the_same(proxy10: Proxy, name: str) -> None:
-    with Conversation(proxy10.port) as talk:
-        talk.say(pieces(CASES[name].sent))
-        hold(talk, CASES[name].proxy)
+    with Conversation(proxy10.port) as conn:
+        conn.say(pieces(CASES[name].sent))
+        hold(conn, CASES[name].proxy)
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.with_good_behind])
@@ -65,9 +65,9 @@ def test_with_good_commands_behind_the_answer_is_the_same(proxy10: Proxy, name: 
     case, expected = CASES[name], CASES[name].with_good_behind
     assert expected is not None
     ask(proxy10.port, "DEL", GOOD_KEY)
-    with Conversation(proxy10.port) as talk:
-        talk.connection.sendall(case.sent + GOOD)
-        hold(talk, expected)
+    with Conversation(proxy10.port) as conn:
+        conn.connection.sendall(case.sent + GOOD)
+        hold(conn, expected)
     if expected.end is not End.KEEPS:
         assert ask(proxy10.port, "GET", GOOD_KEY) is None, "nothing behind a bad request is done"
 
@@ -79,9 +79,9 @@ def test_commands_that_must_wait_are_read_again_from_their_first_byte(proxy10: P
     sent = get + select + behind
     expected = kept(b"$1\r\nv\r\n+OK\r\n:0\r\n$-1\r\n")
     for cut in range(len(get + select), len(sent)):
-        with Conversation(proxy10.port) as talk:
-            talk.say([sent[:cut], sent[cut:]])
-            assert talk.outcome(expected) == expected, f"cut at {cut}"
+        with Conversation(proxy10.port) as conn:
+            conn.say([sent[:cut], sent[cut:]])
+            assert conn.outcome(expected) == expected, f"cut at {cut}"
 
 
 # --- how a bad request ends -------------------------------------------------------------------------------------------
@@ -89,11 +89,11 @@ def test_commands_that_must_wait_are_read_again_from_their_first_byte(proxy10: P
 
 def test_what_was_asked_before_a_bad_request_is_answered_before_its_error(proxy10: Proxy) -> None:
     ask(proxy10.port, "SET", "framing:k", "v")
-    with Conversation(proxy10.port) as talk:
+    with Conversation(proxy10.port) as conn:
         bad = CASES["The argument: other bytes for CRLF"]
-        talk.connection.sendall(encode([b"GET", b"framing:k"]) * 1500 + bad.sent + GOOD)
+        conn.connection.sendall(encode([b"GET", b"framing:k"]) * 1500 + bad.sent + GOOD)
         expected = closed(b"$1\r\nv\r\n" * 1500 + bad.proxy.answer)
-        assert talk.outcome(expected) == expected
+        assert conn.outcome(expected) == expected
 
 
 def test_a_client_that_goes_on_sending_reads_the_error_and_then_the_end(proxy10: Proxy) -> None:
@@ -145,13 +145,13 @@ def test_no_bytes_end_more_than_the_connection_they_come_on(proxy10: Proxy) -> N
 
 def test_headers_reserve_no_memory(proxy10: Proxy) -> None:
     pid, count = worker_pid(proxy10), 500
-    with Conversation(proxy10.port) as talk:
+    with Conversation(proxy10.port) as conn:
         clients = [connect(proxy10.port) for _ in range(count)]
-        talk.answered()
+        conn.answered()
         resident, reserved = status(pid, "VmRSS"), status(pid, "VmSize")
         for client in clients:
             client.sendall(b"*1048576\r\n$67108864\r\n")
-        talk.answered()
+        conn.answered()
         grown, asked_for = status(pid, "VmRSS") - resident, status(pid, "VmSize") - reserved
         for client in clients:
             client.close()
@@ -211,16 +211,16 @@ def test_an_unfinished_request_is_closed_when_it_is_too_old(impatient: Proxy) ->
 
 
 def test_a_drip_of_bytes_does_not_make_a_request_younger(impatient: Proxy) -> None:
-    with Conversation(impatient.port) as talk:
-        talk.connection.sendall(b"*1\r\n$1000000\r\n")
+    with Conversation(impatient.port) as conn:
+        conn.connection.sendall(b"*1\r\n$1000000\r\n")
         began, dripped = time.monotonic(), 0
-        talk.connection.settimeout(0.02)
+        conn.connection.settimeout(0.02)
         while time.monotonic() - began < 10:
             try:
-                assert talk.connection.recv(1) == b""
+                assert conn.connection.recv(1) == b""
                 break
             except TimeoutError:
-                talk.connection.sendall(b"x")
+                conn.connection.sendall(b"x")
                 dripped += 1
         else:
             pytest.fail(f"still open after {dripped} bytes in 10 s, at an unfinished_s of 0.2")

@@ -16,8 +16,8 @@ import pytest
 from protocol import scan
 from pyproxy.fleet import HOST, Fleet, wait_until
 from pyproxy.shard_map import Node
-from tests.e2e.bare_worker import Alone
-from tests.e2e.rig import PATIENCE_S, Keys, Talk, error, wait_for_line
+from tests.e2e.bare_worker import BareWorker
+from tests.e2e.rig import PATIENCE_S, Connection, Keys, error, wait_for_line
 from tests.liar import ordinary
 
 VALUE = "x" * 40_000
@@ -92,21 +92,21 @@ class Deaf:
 def test_what_was_said_to_be_uncertain_does_not_arrive_later(fleet: Fleet, kind: str, end: str) -> None:
     word = b"SET" if kind == "shared" else b"MULTI"
     timeouts = {"connect_s": PATIENCE_S, "reply_s": 0.5, "silence_s": 0.8}
-    with Deaf(word, end) as deaf, Alone(fleet, {0: Node(HOST, deaf.port)}, "", timeouts=timeouts) as alone:
-        key = Keys(alone).one(0)
-        with Talk(alone.port) as talk:
+    with Deaf(word, end) as deaf, BareWorker(fleet, {0: Node(HOST, deaf.port)}, "", timeouts=timeouts) as worker:
+        key = Keys(worker).one(0)
+        with Connection(worker.port) as conn:
             writes = [("SET", key, f"{VALUE}{LAST if number == WRITES - 1 else number}") for number in range(WRITES)]
             if kind == "shared":
-                talk.send(*writes)
+                conn.send(*writes)
             else:
-                talk.send(("WATCH", key), ("MULTI",), *writes, ("EXEC",))
-            wait_until("it to be written to", deaf.is_written_to, alone.tail, PATIENCE_S)
+                conn.send(("WATCH", key), ("MULTI",), *writes, ("EXEC",))
+            wait_until("it to be written to", deaf.is_written_to, worker.tail, PATIENCE_S)
             deaf.ends()
             if kind == "lent":
-                assert talk.reads(2 + WRITES) == [b"OK", b"OK", *[b"QUEUED"] * WRITES]
-            said = [error(talk.read()) for _ in range(WRITES if kind == "shared" else 1)]
+                assert conn.reads(2 + WRITES) == [b"OK", b"OK", *[b"QUEUED"] * WRITES]
+            said = [error(conn.read()) for _ in range(WRITES if kind == "shared" else 1)]
             assert {each.split()[0] for each in said} <= {"UNCERTAIN", "TRYAGAIN"}, "the latter were not even sent"
             if kind == "shared":
-                wait_for_line(alone, r"\+link-lost shard=s0")
+                wait_for_line(worker, r"\+link-lost shard=s0")
             received = deaf.reads_on()
             assert LAST.encode() not in received, f"{len(received)} bytes arrived"

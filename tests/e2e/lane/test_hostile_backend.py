@@ -12,7 +12,7 @@ import pytest
 
 from protocol.reply import Value, encode
 from pyproxy.fleet import Fleet, Proxy, wait_until
-from tests.e2e.rig import PATIENCE_S, Keys, Talk, behind, error, of_a_worker, packed
+from tests.e2e.rig import PATIENCE_S, Connection, Keys, behind, error, of_a_worker, packed
 from tests.faults import End, Hop, Way
 
 FAULTY = 1
@@ -42,8 +42,8 @@ class Scene:
     port: int
     key: str  # lives on the faulty server; its value is "mine"
     keys: Keys
-    victim: Talk
-    other: Talk
+    victim: Connection
+    other: Connection
 
     def others_are_well(self) -> None:
         here, there = self.keys.one(0, "other"), self.keys.one(2, "other")
@@ -53,7 +53,7 @@ class Scene:
     def connection_is_replaced(self, accepted: int) -> None:
         """By one more than there were, and what is said on it is right, in its order."""
         self.hop.heal()
-        with Talk(self.port) as later:
+        with Connection(self.port) as later:
             wait_until("the shard to be served", lambda: later.ask("GET", self.key) == b"mine", lambda: "", PATIENCE_S)
             assert self.hop.accepted > accepted
             later.send(("GET", self.key), ("STRLEN", self.key), ("ECHO", "x"), ("EXISTS", self.key))
@@ -63,7 +63,7 @@ class Scene:
 @pytest.fixture
 def scene(hop: Hop, proxy: Proxy, keys: Keys) -> Iterator[Scene]:
     key = keys.one(FAULTY)
-    with Talk(proxy.port) as victim, Talk(proxy.port) as other:
+    with Connection(proxy.port) as victim, Connection(proxy.port) as other:
         wait_until("the shard to be served", lambda: other.ask("SET", key, "mine") == b"OK", lambda: "", PATIENCE_S)
         yield Scene(hop, proxy.port, key, keys, victim, other)
     hop.heal()
@@ -274,10 +274,10 @@ def test_commands_that_cannot_be_are_passed_over_with_a_line_and_every_worker_se
     rows = [said_of(*each) for each in (*NONSENSE, ("good.get", -2, 1, 1))]
     with Fleet(shards=1, replicas=0) as fleet, Hop(fleet.shards[0].primary.port) as hop:
         hop.answer(packed("COMMAND"), b"*%d\r\n" % len(rows) + b"".join(rows), times=1000)
-        with behind(fleet, {0: hop}, 2) as proxy, Talk(proxy.port) as talk:
-            assert talk.ask("SET", "key", "value") == b"OK"
+        with behind(fleet, {0: hop}, 2) as proxy, Connection(proxy.port) as conn:
+            assert conn.ask("SET", "key", "value") == b"OK"
             for name in ("good.get", *(each[0] for each in NONSENSE)):
-                assert error(talk.ask(name, "key")).startswith("ERR unknown command")
+                assert error(conn.ask(name, "key")).startswith("ERR unknown command")
             assert b"good.get" in hop.requests.lower(), "it was learned, and the server asked"
             assert not [name for name, *_ in NONSENSE if name.encode() in hop.requests.lower()]
             said = proxy.log.read_text()

@@ -11,8 +11,8 @@ import pytest
 
 from pyproxy.fleet import HOST, Fleet, wait_until
 from pyproxy.shard_map import Node
-from tests.e2e.bare_worker import Alone
-from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, error, wait_for_line
+from tests.e2e.bare_worker import BareWorker
+from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, error, wait_for_line
 from tests.liar import Impostor
 
 MIB = 1 << 20
@@ -42,69 +42,69 @@ def peak(pid: int) -> int:
 
 
 @contextmanager
-def lied_to(fleet: Fleet, says: tuple[bytes, ...]) -> Iterator[tuple[Alone, list[Impostor]]]:
+def lied_to(fleet: Fleet, says: tuple[bytes, ...]) -> Iterator[tuple[BareWorker, list[Impostor]]]:
     with ExitStack() as open_:
         servers = [open_.enter_context(Impostor({b"GET": says})) for _ in fleet.shards]
         nodes = {place: Node(HOST, server.port) for place, server in enumerate(servers)}
         limits = {"memory_bytes": BUDGET, "bulk_bytes": 8 * MIB}
-        yield open_.enter_context(Alone(fleet, nodes, "", timeouts=PATIENT, limits=limits)), servers
+        yield open_.enter_context(BareWorker(fleet, nodes, "", timeouts=PATIENT, limits=limits)), servers
 
 
-def asking(alone: Alone, clients: ExitStack) -> Iterator[Talk]:
+def asking(worker: BareWorker, clients: ExitStack) -> Iterator[Connection]:
     """A client for each connection to each server: they have asked, and nothing is answered yet."""
-    keys = Keys(alone)
+    keys = Keys(worker)
     for number in range(CONNECTIONS):
         for shard in range(3):
-            talk = clients.enter_context(Talk(alone.port))
-            talk.ask("HELLO", 2 + number % 2)
-            talk.ask("SELECT", number // 2)
-            talk.send(("GET", keys.one(shard)), ("SET", keys.one(shard), "x"))
-            yield talk
+            conn = clients.enter_context(Connection(worker.port))
+            conn.ask("HELLO", 2 + number % 2)
+            conn.ask("SELECT", number // 2)
+            conn.send(("GET", keys.one(shard)), ("SET", keys.one(shard), "x"))
+            yield conn
 
 
 @pytest.mark.parametrize("says", ENDLESS.values(), ids=ENDLESS.keys())
 def test_replies_that_do_not_end_are_kept_within_the_budget(fleet: Fleet, says: tuple[bytes, ...]) -> None:
-    with lied_to(fleet, says) as (alone, servers), ExitStack() as clients:
-        with Talk(alone.port) as talk:
-            assert talk.ask("PING") == b"PONG"
-        pid, wanted = alone.pid, CONNECTIONS * len(says[0])
+    with lied_to(fleet, says) as (worker, servers), ExitStack() as clients:
+        with Connection(worker.port) as conn:
+            assert conn.ask("PING") == b"PONG"
+        pid, wanted = worker.pid, CONNECTIONS * len(says[0])
         before = peak(pid)
-        talks = list(asking(alone, clients))
+        talks = list(asking(worker, clients))
         for server in servers:
             wait_until("all to be said", lambda: server.said == wanted, lambda: f"{server.said}", PATIENCE_S)  # noqa: B023
-        wait_for_line(alone, r"\+reply-discarded shard=s\d node=\S+ bytes=\d+ limit=16777216 ")
+        wait_for_line(worker, r"\+reply-discarded shard=s\d node=\S+ bytes=\d+ limit=16777216 ")
         for server in servers:
             server.go_on(CONNECTIONS)
-        answers = [talk.read() for talk in talks]
+        answers = [conn.read() for conn in talks]
         assert peak(pid) - before < BUDGET + ROOM, "with 168 MiB of answers"
         refused = [answer for answer in answers if isinstance(answer, Exception)]
         assert {error(answer) for answer in refused} == {
             f"ERR the answer is beyond the memory budget of the proxy (limits.memory_bytes, {BUDGET}), alone or with "
             "others that came at the same time; it was done all the same"
         }
-        assert [talk.read() for talk in talks] == [b"OK"] * len(talks)
-        log = alone.log.read_text()
+        assert [conn.read() for conn in talks] == [b"OK"] * len(talks)
+        log = worker.log.read_text()
         assert "+link-lost" not in log and "+bug" not in log
 
 
 def test_a_line_that_does_not_end_ends_its_connection_and_is_not_asked_for_again(fleet: Fleet) -> None:
-    with lied_to(fleet, (b"+" + b"x" * (14 * MIB),)) as (alone, servers), ExitStack() as clients:
-        talks = list(asking(alone, clients))
-        wait_for_line(alone, r"\+link-lost shard=s\d .*beyond the memory budget of the proxy \(limits.memory_bytes\)")
+    with lied_to(fleet, (b"+" + b"x" * (14 * MIB),)) as (worker, servers), ExitStack() as clients:
+        talks = list(asking(worker, clients))
+        wait_for_line(worker, r"\+link-lost shard=s\d .*beyond the memory budget of the proxy \(limits.memory_bytes\)")
         del talks
         asked = sum(len(re.findall(rb"GET\r\n\$\d\r\nk", server.heard)) for server in servers)
         assert asked <= CONNECTIONS * len(servers)
-        assert "+bug" not in alone.log.read_text()
+        assert "+bug" not in worker.log.read_text()
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2], ids=["in one piece", "before its last byte", "before its end"])
 def test_a_bulk_that_is_thrown_away_ends_where_its_header_says_or_its_connection_does(fleet: Fleet, cut: int) -> None:
     """Else what follows would be the answer to somebody else's request."""
     said = b"$%d\r\n" % (20 * MIB) + b"x" * (20 * MIB) + b"\rX"
-    with lied_to(fleet, (said[: len(said) - cut], said[len(said) - cut :])) as (alone, servers):
-        with Talk(alone.port) as talk:
+    with lied_to(fleet, (said[: len(said) - cut], said[len(said) - cut :])) as (worker, servers):
+        with Connection(worker.port) as conn:
             servers[0].go_on()
-            answer = error(talk.ask("GET", Keys(alone).one(0)))
+            answer = error(conn.ask("GET", Keys(worker).one(0)))
             assert answer.startswith("TRYAGAIN shard s0 (")
             assert "broke the protocol" in answer
-        assert "+bug" not in alone.log.read_text()
+        assert "+bug" not in worker.log.read_text()

@@ -19,7 +19,7 @@ from protocol import scan
 from pyproxy.fleet import HOST, Fleet, Value
 from pyproxy.scripts import digest_of
 from pyproxy.shard_map import Node
-from tests.e2e.bare_worker import Alone
+from tests.e2e.bare_worker import BareWorker
 from tests.e2e.rig import PATIENCE_S, Argument, Keys, packed
 from tests.liar import Liar, Stage
 
@@ -161,7 +161,7 @@ class Client:
 
 @dataclass
 class Scene:
-    alone: Alone
+    worker: BareWorker
     stage: Stage
     names: dict[str, str]
 
@@ -170,13 +170,13 @@ class Scene:
         return [self.names.get(word, word) if isinstance(word, str) else word for word in argv]
 
     def client(self, proto: int) -> Client:
-        client = Client(self.alone.port)
+        client = Client(self.worker.port)
         client.ask("HELLO", proto)
         return client
 
     def logged(self, begin: int) -> str:
         """What the worker's log says from this byte on."""
-        with self.alone.log.open() as file:
+        with self.worker.log.open() as file:
             file.seek(begin)
             return file.read()
 
@@ -190,11 +190,11 @@ def scene(fleet: Fleet) -> Iterator[Scene]:
         settings = ["maxmemory-samples"]
         tables: dict[str, Value] = {"cross_shard": "emulate", "transactions": "split", "config_set": settings}
         timeouts = {"connect_s": PATIENCE_S, "reply_s": 2.0, "silence_s": PATIENCE_S}
-        alone = open_.enter_context(Alone(fleet, nodes, "", timeouts=timeouts, **tables))
-        keys = Keys(alone)
+        worker = open_.enter_context(BareWorker(fleet, nodes, "", timeouts=timeouts, **tables))
+        keys = Keys(worker)
         places = [(shard, f"{letter}{number}") for number in range(10) for shard, letter in enumerate("ab")]
         names = {name: keys.one(shard, f"{name}-") for shard, name in places}
-        yield Scene(alone, stage, names)
+        yield Scene(worker, stage, names)
 
 
 @pytest.mark.parametrize("proto", [2, 3])
@@ -202,27 +202,27 @@ def scene(fleet: Fleet) -> Iterator[Scene]:
 def test_a_lie_is_an_answer_or_an_error_and_no_surprise(scene: Scene, case: Case, proto: int) -> None:
     lies, stage, problems = LIES[2] + (LIES[3] if proto == 3 else ()), scene.stage, []
     with ExitStack() as clients:
-        talk, other = (clients.enter_context(scene.client(proto)) for _ in range(2))
-        talk.ask("FUNCTION", "LOAD", "REPLACE", LIBRARY)
+        conn, other = (clients.enter_context(scene.client(proto)) for _ in range(2))
+        conn.ask("FUNCTION", "LOAD", "REPLACE", LIBRARY)
 
         def ask(place: int = -1, lie: bytes = b"") -> bytes:
             stage.listen()
             for line in case.before:
-                talk.ask(*scene.of(line))
+                conn.ask(*scene.of(line))
             stage.listen(lambda at, _: lie if at == place else None)
-            return talk.ask(*scene.of(case.argv))
+            return conn.ask(*scene.of(case.argv))
 
         ask()
         ask()  # what is asked once only is known
         for place in range(len(stage.asked)):
             for lie in lies:
-                begin = scene.alone.log.stat().st_size
+                begin = scene.worker.log.stat().st_size
                 said, logged = ask(place, lie), scene.logged(begin)
                 asked = b" ".join(stage.asked[: place + 1])
                 stage.listen()
                 if b"internal error" in said or "+bug" in logged:
                     problems.append(f"{asked!r} answered with {lie!r}: {said!r}: {logged[-300:]}")
-                    talk = clients.enter_context(scene.client(proto))
+                    conn = clients.enter_context(scene.client(proto))
                 assert other.ask("ECHO", "x") == b"$1\r\nx\r\n"
     assert not problems, "\n".join(problems)
 

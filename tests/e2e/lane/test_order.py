@@ -7,7 +7,7 @@ import hiredis
 import pytest
 
 from pyproxy.fleet import Fleet, Proxy
-from tests.e2e.rig import Argument, Keys, Talk, error
+from tests.e2e.rig import Argument, Connection, Keys, error
 
 SHARDS = 4
 
@@ -25,10 +25,10 @@ def proxy(fleet: Fleet) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def talk(proxy: Proxy) -> Iterator[Talk]:
-    with Talk(proxy.port) as talk:
-        assert talk.ask("FLUSHALL") == b"OK"
-        yield talk
+def conn(proxy: Proxy) -> Iterator[Connection]:
+    with Connection(proxy.port) as conn:
+        assert conn.ask("FLUSHALL") == b"OK"
+        yield conn
 
 
 Asked = tuple[tuple[Argument, ...], object]
@@ -71,19 +71,19 @@ def check(replies: list[object], asked: list[Asked]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_splits_local_replies_and_errors_come_in_the_order_of_requests(talk: Talk, keys: Keys, seed: int) -> None:
+def test_splits_local_replies_and_errors_come_in_the_order_of_requests(conn: Connection, keys: Keys, seed: int) -> None:
     names = [name for shard in range(SHARDS) for name in keys.on(shard, 6)]
     asked = stream(random.Random(seed), names, 2000)
-    talk.send(*[argv for argv, _ in asked])
-    check(talk.reads(len(asked)), asked)
+    conn.send(*[argv for argv, _ in asked])
+    check(conn.reads(len(asked)), asked)
 
 
-def test_many_clients_that_pipeline_at_once_get_each_their_own(proxy: Proxy, talk: Talk, keys: Keys) -> None:
-    assert talk.ask("DBSIZE") == 0
+def test_many_clients_that_pipeline_at_once_get_each_their_own(proxy: Proxy, conn: Connection, keys: Keys) -> None:
+    assert conn.ask("DBSIZE") == 0
     streams = []
     for number in range(20):
         names = [name for shard in range(SHARDS) for name in keys.on(shard, 2, f"c{number}-")]
-        streams.append((Talk(proxy.port), stream(random.Random(number), names, 300)))
+        streams.append((Connection(proxy.port), stream(random.Random(number), names, 300)))
     for client, asked in streams:
         client.send(*[argv for argv, _ in asked])
     for client, asked in streams:
@@ -95,10 +95,10 @@ def test_many_clients_that_pipeline_at_once_get_each_their_own(proxy: Proxy, tal
 
 
 @pytest.fixture
-def load(proxy: Proxy, talk: Talk, keys: Keys) -> Iterator[None]:
+def load(proxy: Proxy, conn: Connection, keys: Keys) -> Iterator[None]:
     """Large writes of others are under way on the connection of RESP2 and database 0, so it is the slower one."""
-    assert talk.ask("PING") == b"PONG"
-    others = [Talk(proxy.port) for _ in range(4)]
+    assert conn.ask("PING") == b"PONG"
+    others = [Connection(proxy.port) for _ in range(4)]
     blob = b"x" * 500_000
     for other in others:
         for shard in range(SHARDS):
@@ -113,12 +113,12 @@ def load(proxy: Proxy, talk: Talk, keys: Keys) -> Iterator[None]:
 @pytest.mark.parametrize("round_", range(5))
 def test_after_hello_a_client_sees_its_own_write(proxy: Proxy, keys: Keys, round_: int) -> None:
     for shard in range(SHARDS):
-        with Talk(proxy.port) as talk:
+        with Connection(proxy.port) as conn:
             key = keys.one(shard, f"hello{round_}-")
-            talk.send(
+            conn.send(
                 ("SET", key, "mine"), ("HELLO", 3), ("GET", key), ("SET", key, "next"), ("HELLO", 2), ("GET", key)
             )
-            replies = talk.reads(6)
+            replies = conn.reads(6)
             assert (replies[0], replies[2], replies[3], replies[5]) == (b"OK", b"mine", b"OK", b"next")
 
 
@@ -126,34 +126,34 @@ def test_after_hello_a_client_sees_its_own_write(proxy: Proxy, keys: Keys, round
 @pytest.mark.parametrize("round_", range(5))
 def test_after_select_and_back_a_client_sees_its_own_write(proxy: Proxy, keys: Keys, round_: int) -> None:
     for shard in range(SHARDS):
-        with Talk(proxy.port) as talk:
+        with Connection(proxy.port) as conn:
             key = keys.one(shard, f"select{round_}-")
-            talk.send(
+            conn.send(
                 ("SET", key, "in 0"), ("SELECT", 1), ("GET", key), ("SET", key, "in 1"), ("SELECT", 0), ("GET", key),
                 ("MOVE", key, 2), ("SELECT", 2), ("GET", key),
             )  # fmt: skip
             expected = [b"OK", b"OK", None, b"OK", b"OK", b"in 0", 1, b"OK", b"in 0"]
-            assert talk.reads(len(expected)) == expected
+            assert conn.reads(len(expected)) == expected
 
 
 @pytest.mark.usefixtures("load")
 def test_after_a_split_write_and_hello_a_client_sees_all_its_parts(proxy: Proxy, keys: Keys) -> None:
     names = [keys.one(shard, "split") for shard in range(SHARDS)]
-    with Talk(proxy.port) as talk:
+    with Connection(proxy.port) as conn:
         for number in range(20):
             value = b"%d" % number
-            talk.send(
+            conn.send(
                 ("MSET", *[word for name in names for word in (name, value)]),
                 ("HELLO", 3 - number % 2),
                 ("MGET", *names),
             )
-            assert talk.reads(3)[2] == [value] * SHARDS
+            assert conn.reads(3)[2] == [value] * SHARDS
 
 
-def test_each_reply_is_in_the_protocol_that_its_request_was_made_in(talk: Talk, keys: Keys) -> None:
+def test_each_reply_is_in_the_protocol_that_its_request_was_made_in(conn: Connection, keys: Keys) -> None:
     key = keys.one(0, "hash")
-    talk.send(("HSET", key, "f", "v"), ("HGETALL", key), ("HELLO", 3), ("HGETALL", key), ("RESET",), ("HGETALL", key))
-    replies = talk.reads(6)
+    conn.send(("HSET", key, "f", "v"), ("HGETALL", key), ("HELLO", 3), ("HGETALL", key), ("RESET",), ("HGETALL", key))
+    replies = conn.reads(6)
     assert replies[1] == [b"f", b"v"]
     assert replies[3] == {b"f": b"v"}
     assert (replies[4], replies[5]) == (b"RESET", [b"f", b"v"])

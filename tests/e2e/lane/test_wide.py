@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pyproxy.fleet import Fleet, Proxy, Server, Table, wait_until
-from tests.e2e.bare_worker import Alone
-from tests.e2e.rig import PATIENT, Argument, Keys, Talk, error
+from tests.e2e.bare_worker import BareWorker
+from tests.e2e.rig import PATIENT, Argument, Connection, Keys, error
 
 KEYS = 30_000
 FEW = 100
@@ -28,18 +28,18 @@ def pair(request: pytest.FixtureRequest, fleet10: Fleet, proxy: Proxy, server: S
     pair = Pair(proxy, server)
     pair.each("HELLO", request.param)
     yield pair
-    for talk in pair.talks:
-        talk.close()
+    for conn in pair.talks:
+        conn.close()
 
 
 class Pair:
     """The proxy and one server, which are asked the same."""
 
     def __init__(self, proxy: Proxy, server: Server) -> None:
-        self.talks = [Talk(port) for port in (proxy.port, server.port)]
+        self.talks = [Connection(port) for port in (proxy.port, server.port)]
 
     def each(self, *words: Argument) -> list[object]:
-        return [talk.ask(*words) for talk in self.talks]
+        return [conn.ask(*words) for conn in self.talks]
 
     def says(self, *words: Argument) -> object:
         """What both say. Errors count by their text."""
@@ -145,10 +145,10 @@ def test_commands_on_very_many_keys_of_one_shard_are_answered_as_by_one_server(
 def test_very_many_streams_of_all_shards_are_read_as_from_one_server(pair: Pair, with_entries: int) -> None:
     keys = [f"key:{number}" for number in range(KEYS)]
     for key in keys[:: KEYS // with_entries] if with_entries else ():
-        for talk in pair.talks:
-            talk.send(["XADD", key, "1-1", "field", "value"])
-    for talk in pair.talks:
-        talk.reads(with_entries)
+        for conn in pair.talks:
+            conn.send(["XADD", key, "1-1", "field", "value"])
+    for conn in pair.talks:
+        conn.reads(with_entries)
     pair.says("XREAD", "STREAMS", *keys, *["0"] * KEYS)
     pair.says("XREAD", "STREAMS", *keys, *["0"] * (KEYS - 1))
 
@@ -156,8 +156,8 @@ def test_very_many_streams_of_all_shards_are_read_as_from_one_server(pair: Pair,
 def test_very_many_watched_keys_are_watched_as_by_one_server(pair: Pair) -> None:
     for changed in ("{tag}0", f"{{tag}}{KEYS - 1}", "{tag}none"):
         assert pair.says("WATCH", *tagged(KEYS)) == b"OK"
-        for talk in pair.talks:
-            with Talk(talk.socket.getpeername()[1]) as other:
+        for conn in pair.talks:
+            with Connection(conn.socket.getpeername()[1]) as other:
                 other.ask("SET", changed, 1)
         pair.says("MULTI")
         pair.says("PING")
@@ -172,16 +172,16 @@ def test_a_key_of_another_type_is_answered_as_by_one_server(pair: Pair) -> None:
 def test_what_is_sent_behind_it_is_done_behind_it(pair: Pair) -> None:
     keys = names(KEYS)
     key = keys[0]
-    for talk in pair.talks:
-        talk.send(["SET", key, 1], ["MSET", *pairs(keys)], ["INCR", "n"], ["MGET", *keys], ["DEL", *keys], ["GET", key])
-    proxy, server = [talk.reads(6) for talk in pair.talks]
+    for conn in pair.talks:
+        conn.send(["SET", key, 1], ["MSET", *pairs(keys)], ["INCR", "n"], ["MGET", *keys], ["DEL", *keys], ["GET", key])
+    proxy, server = [conn.reads(6) for conn in pair.talks]
     assert proxy == server
 
 
-def test_others_get_what_is_theirs_meanwhile(proxy: Proxy, talk: Talk) -> None:
+def test_others_get_what_is_theirs_meanwhile(proxy: Proxy, conn: Connection) -> None:
     keys = [f"key:{number}" for number in range(300_000)]
-    with Talk(proxy.port) as beside, ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(lambda: [talk.ask("MGET", *keys), talk.ask("DEL", *keys)])
+    with Connection(proxy.port) as beside, ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(lambda: [conn.ask("MGET", *keys), conn.ask("DEL", *keys)])
         asked = 0
         while not asking.done():
             asked += 1
@@ -195,19 +195,19 @@ def test_others_get_what_is_theirs_meanwhile(proxy: Proxy, talk: Talk) -> None:
 
 
 @pytest.fixture
-def talk(fleet10: Fleet, proxy: Proxy) -> Iterator[Talk]:
+def conn(fleet10: Fleet, proxy: Proxy) -> Iterator[Connection]:
     for each in fleet10.servers:
         each.ask("FLUSHALL")
-    with Talk(proxy.port) as talk:
-        yield talk
+    with Connection(proxy.port) as conn:
+        yield conn
 
 
 @pytest.mark.parametrize("name", ["MGET", "MSET", "DEL"])
-def test_a_shard_that_is_down_is_said_as_for_few_keys(fleet10: Fleet, talk: Talk, name: str) -> None:
+def test_a_shard_that_is_down_is_said_as_for_few_keys(fleet10: Fleet, conn: Connection, name: str) -> None:
     words = pairs([f"key:{number}" for number in range(KEYS)])
 
     def said(count: int) -> str:
-        return str(talk.ask(name, *words[:count]))
+        return str(conn.ask(name, *words[:count]))
 
     server = fleet10.shards[3].primary
     server.kill()
@@ -221,12 +221,12 @@ def test_a_shard_that_is_down_is_said_as_for_few_keys(fleet10: Fleet, talk: Talk
     assert not said(2 * KEYS).startswith("TRYAGAIN")
 
 
-def test_a_part_that_a_server_refuses_is_said_as_for_few_keys(fleet10: Fleet, talk: Talk) -> None:
+def test_a_part_that_a_server_refuses_is_said_as_for_few_keys(fleet10: Fleet, conn: Connection) -> None:
     words = pairs([f"key:{number}" for number in range(KEYS)])
     full = fleet10.shards[4].primary
     full.ask("CONFIG", "SET", "maxmemory", "1")
     try:
-        few, many = error(talk.ask("MSET", *words[:FEW])), error(talk.ask("MSET", *words))
+        few, many = error(conn.ask("MSET", *words[:FEW])), error(conn.ask("MSET", *words))
     finally:
         full.ask("CONFIG", "SET", "maxmemory", "0")
     assert many == few
@@ -246,41 +246,41 @@ def held_fleet() -> Iterator[Fleet]:
 
 
 @pytest.fixture
-def alone(held_fleet: Fleet) -> Iterator[Alone]:
+def worker(held_fleet: Fleet) -> Iterator[BareWorker]:
     for shard in held_fleet.shards:
         shard.primary.ask("FLUSHALL")
-    with Alone(held_fleet, promotion=PROMOTION) as alone:
-        yield alone
+    with BareWorker(held_fleet, promotion=PROMOTION) as worker:
+        yield worker
 
 
-def many_of(alone: Alone, shards: Sequence[int]) -> list[str]:
+def many_of(worker: BareWorker, shards: Sequence[int]) -> list[str]:
     """More keys than are begun at once, and fewer bytes than a client may have held."""
     count = 5000 // len(shards)
-    keys = Keys(alone)
+    keys = Keys(worker)
     return [f"{{{keys.one(shard)}}}{number}" for shard in shards for number in range(count)]
 
 
 @pytest.mark.parametrize("shards", [[0, 1, 2], [HELD]], ids=["several shards", "one"])
 def test_a_write_waits_at_a_closed_gate_and_is_sent_when_it_opens(
-    held_fleet: Fleet, alone: Alone, shards: Sequence[int]
+    held_fleet: Fleet, worker: BareWorker, shards: Sequence[int]
 ) -> None:
-    keys = many_of(alone, shards)
-    alone.close(HELD)
-    with Talk(alone.port) as talk:
-        talk.send(["MSET", *pairs(keys)], ["EXISTS", *keys])
-        alone.wait_held(HELD, 1)
+    keys = many_of(worker, shards)
+    worker.close(HELD)
+    with Connection(worker.port) as conn:
+        conn.send(["MSET", *pairs(keys)], ["EXISTS", *keys])
+        worker.wait_held(HELD, 1)
         assert all(shard.primary.ask("DBSIZE") == 0 for shard in held_fleet.shards)
-        alone.open(HELD)
-        assert talk.reads(2) == [b"OK", len(keys)]
+        worker.open(HELD)
+        assert conn.reads(2) == [b"OK", len(keys)]
 
 
-def test_one_that_leaves_while_it_is_held_takes_its_write_along(alone: Alone) -> None:
-    keys = many_of(alone, [0, 1, 2])
-    alone.close(HELD)
-    with Talk(alone.port) as talk:
-        talk.send(["MSET", *pairs(keys)])
-        alone.wait_held(HELD, 1)
-    alone.wait_held(HELD, 0)
-    alone.open(HELD)
-    with Talk(alone.port) as talk:
-        assert talk.ask("EXISTS", *keys) == 0
+def test_one_that_leaves_while_it_is_held_takes_its_write_along(worker: BareWorker) -> None:
+    keys = many_of(worker, [0, 1, 2])
+    worker.close(HELD)
+    with Connection(worker.port) as conn:
+        conn.send(["MSET", *pairs(keys)])
+        worker.wait_held(HELD, 1)
+    worker.wait_held(HELD, 0)
+    worker.open(HELD)
+    with Connection(worker.port) as conn:
+        assert conn.ask("EXISTS", *keys) == 0

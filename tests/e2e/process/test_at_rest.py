@@ -9,8 +9,8 @@ import pytest
 from pyproxy.fleet import Fleet, Proxy, wait_until
 from pyproxy.metrics import HUNG_S
 from pyproxy.worker.main import REST_S, TICK_S
-from tests.e2e.bare_worker import Alone
-from tests.e2e.rig import PATIENCE_S, Keys, Talk, error
+from tests.e2e.bare_worker import BareWorker
+from tests.e2e.rig import PATIENCE_S, Connection, Keys, error
 
 COUNTED_S = 2.0
 
@@ -21,7 +21,7 @@ def fleet() -> Iterator[Fleet]:
         yield fleet
 
 
-def beats(worker: Alone, for_s: float) -> set[int]:
+def beats(worker: BareWorker, for_s: float) -> set[int]:
     """When it looked, in so many seconds."""
     seen, until = set(), time.monotonic() + for_s
     while time.monotonic() < until:
@@ -33,13 +33,13 @@ def beats(worker: Alone, for_s: float) -> set[int]:
 def test_at_rest_it_looks_seldom_and_still_often_enough_to_be_seen_alive(fleet: Fleet) -> None:
     """A client that is connected and asks nothing changes nothing; a busy machine makes it look less often still."""
     assert REST_S < HUNG_S
-    with Alone(fleet) as worker, Talk(worker.port) as talk:
-        assert talk.ask("PING") == b"PONG"
+    with BareWorker(fleet) as worker, Connection(worker.port) as conn:
+        assert conn.ask("PING") == b"PONG"
         most = COUNTED_S / REST_S * 2
         wait_until("it to rest", lambda: len(beats(worker, COUNTED_S)) <= most, worker.tail, PATIENCE_S * 2)
 
 
-def wakes(worker: Alone, for_s: float) -> int:
+def wakes(worker: BareWorker, for_s: float) -> int:
     """How often it waited for the world, in so many seconds."""
 
     def waits() -> int:
@@ -53,8 +53,8 @@ def wakes(worker: Alone, for_s: float) -> int:
 
 def test_at_rest_it_wakes_for_its_looks_alone(fleet: Fleet) -> None:
     """Beside that it wakes for the answers to its PINGs: not in all windows of this length, as nobody is subscribed."""
-    with Alone(fleet) as worker, Talk(worker.port) as talk:
-        assert talk.ask("PING") == b"PONG"
+    with BareWorker(fleet) as worker, Connection(worker.port) as conn:
+        assert conn.ask("PING") == b"PONG"
         most = COUNTED_S / REST_S + 1
         wait_until("it to rest", lambda: wakes(worker, COUNTED_S) <= most, worker.tail, PATIENCE_S * 2)
 
@@ -63,8 +63,8 @@ def test_at_rest_it_wakes_for_its_looks_alone(fleet: Fleet) -> None:
     "asks", [("SUBSCRIBE", "news"), ("BLPOP", "key", "0"), ("BLPOP", "a", "b", "c", "d", "0")], ids=str
 )
 def test_a_client_that_waits_for_what_may_never_come_lets_it_rest(fleet: Fleet, asks: tuple[str, ...]) -> None:
-    with Alone(fleet, cross_shard="emulate") as worker, Talk(worker.port) as talk:
-        talk.send(asks)
+    with BareWorker(fleet, cross_shard="emulate") as worker, Connection(worker.port) as conn:
+        conn.send(asks)
         waiting = "subscribers" if asks[0] == "SUBSCRIBE" else "blocked_clients"
         wait_until("it to wait", lambda: worker.count(waiting) == 1, worker.tail, PATIENCE_S)
         most = COUNTED_S / REST_S * 2
@@ -72,13 +72,16 @@ def test_a_client_that_waits_for_what_may_never_come_lets_it_rest(fleet: Fleet, 
 
 
 def test_what_begins_while_it_is_at_rest_has_its_deadline(fleet: Fleet) -> None:
-    with Alone(fleet, timeouts={"reply_s": 0.1, "silence_s": PATIENCE_S}) as worker, Talk(worker.port) as talk:
+    with (
+        BareWorker(fleet, timeouts={"reply_s": 0.1, "silence_s": PATIENCE_S}) as worker,
+        Connection(worker.port) as conn,
+    ):
         key, primary = Keys(worker).one(0), fleet.shards[0].primary
-        assert talk.ask("SET", key, "v") == b"OK"
+        assert conn.ask("SET", key, "v") == b"OK"
         wait_until("it to rest", lambda: len(beats(worker, 0.5)) <= 5, worker.tail, PATIENCE_S * 2)
         primary.pause()
         try:
-            assert error(talk.ask("GET", key)).startswith("TRYAGAIN ")
+            assert error(conn.ask("GET", key)).startswith("TRYAGAIN ")
         finally:
             primary.resume()
 
@@ -95,11 +98,11 @@ def test_while_nobody_asks_a_server_says_little_to_the_parent(fleet: Fleet) -> N
     whole = primary.ask("INFO", "everything")
     assert isinstance(whole, bytes)
 
-    def said_per_look() -> float:
+    def said_per_check() -> float:
         commands, sent, until = stat("total_commands_processed"), stat("total_net_output_bytes"), time.monotonic() + 4.0
         wait_until("looks", lambda: time.monotonic() > until, str, PATIENCE_S)
-        looks = (stat("total_commands_processed") - commands - 3) / 2  # without these questions; each has a PING
-        return (stat("total_net_output_bytes") - sent) / max(1, looks)
+        healths = (stat("total_commands_processed") - commands - 3) / 2  # without these questions; each has a PING
+        return (stat("total_net_output_bytes") - sent) / max(1, healths)
 
     with Proxy(fleet):
-        wait_until("little", lambda: said_per_look() < len(whole) / 2, lambda: str(said_per_look()), PATIENCE_S * 2)
+        wait_until("little", lambda: said_per_check() < len(whole) / 2, lambda: str(said_per_check()), PATIENCE_S * 2)

@@ -19,7 +19,7 @@ import pytest
 
 from pyproxy.fleet import HOST, Fleet, Proxy, reserve_port, wait_until
 from tests.e2e.process.test_backoff import Got, Listening
-from tests.e2e.rig import PATIENCE_S, Talk, wait_for_line
+from tests.e2e.rig import PATIENCE_S, Connection, wait_for_line
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "haproxy-backoff"
 
@@ -78,8 +78,8 @@ def loop_server(redis_port: int) -> Any:
             return 200, {}
         if path == "/too-many":
             return 429, {"Retry-After": CONSTANT}
-        with Talk(redis_port) as talk:
-            if talk.ask("SETEX", path, 3600, "now") == b"OK":
+        with Connection(redis_port) as conn:
+            if conn.ask("SETEX", path, 3600, "now") == b"OK":
                 return 200, {EXPOSED: "Hawk-Session-Token"}
         return 503, {"Retry-After": CONSTANT, EXPOSED: "Hawk-Session-Token"}
 

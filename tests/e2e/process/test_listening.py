@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyproxy.fleet import HOST, Fleet, Proxy
-from tests.e2e.rig import Talk
+from tests.e2e.rig import Connection
 
 # What sd_listen_fds(3) describes: the socket is file descriptor 3, and the environment says for whom.
 HAND_OVER = """
@@ -43,18 +43,18 @@ def fleet() -> Iterator[Fleet]:
 
 
 def test_a_socket_that_is_handed_over_is_served(fleet: Fleet, listener: socket.socket) -> None:
-    with Activated(fleet, listener) as proxy, Talk(proxy.port) as talk:
-        assert talk.ask("SET", "key", "value") == b"OK"
+    with Activated(fleet, listener) as proxy, Connection(proxy.port) as conn:
+        assert conn.ask("SET", "key", "value") == b"OK"
 
 
 def test_who_connects_during_a_restart_waits_and_is_served(fleet: Fleet, listener: socket.socket) -> None:
     with Activated(fleet, listener) as proxy:
         proxy.terminate()
         assert proxy.wait() == 0
-        with Talk(proxy.port) as talk:
-            talk.send(("PING",))
+        with Connection(proxy.port) as conn:
+            conn.send(("PING",))
             with Activated(fleet, listener):
-                assert talk.read() == b"PONG"
+                assert conn.read() == b"PONG"
 
 
 def serve(fleet: Fleet, listener: socket.socket, listen: str) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,18 @@ import hiredis
 import pytest
 
 from pyproxy.fleet import HOST, Fleet, Proxy, wait_until
-from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, behind, error, of_a_worker, packed, proxy_info, wait_for_info
+from tests.e2e.rig import (
+    PATIENCE_S,
+    PATIENT,
+    Connection,
+    Keys,
+    behind,
+    error,
+    of_a_worker,
+    packed,
+    proxy_info,
+    wait_for_info,
+)
 from tests.faults import Hop, Way
 from tests.processes import Identity, alive, command_line, family, wait_until_gone
 
@@ -63,8 +74,8 @@ def workers(proxy: Proxy) -> dict[int, Identity]:
     return found
 
 
-def worker_of(talk: Talk) -> int:
-    return int(proxy_info(talk)["worker"])
+def worker_of(conn: Connection) -> int:
+    return int(proxy_info(conn)["worker"])
 
 
 # --- workers ----------------------------------------------------------------------------------------------------------
@@ -72,41 +83,41 @@ def worker_of(talk: Talk) -> int:
 
 def test_clients_are_spread_exactly_evenly(shared: Proxy) -> None:
     with contextlib.ExitStack() as stack:
-        talks = [stack.enter_context(Talk(shared.port))]
+        talks = [stack.enter_context(Connection(shared.port))]
         wait_for_info(talks[0], "nobody else to be there", lambda info: info["connected_clients"] == "1")
-        talks += [stack.enter_context(Talk(shared.port)) for _ in range(19)]
+        talks += [stack.enter_context(Connection(shared.port)) for _ in range(19)]
         assert collections.Counter(map(worker_of, talks)) == {0: 10, 1: 10}
 
 
 def test_numbers_of_clients_are_unique_over_all_workers(shared: Proxy) -> None:
     with contextlib.ExitStack() as stack:
-        talks = [stack.enter_context(Talk(shared.port)) for _ in range(10)]
-        assert len({str(talk.ask("CLIENT", "ID")) for talk in talks}) == 10
+        talks = [stack.enter_context(Connection(shared.port)) for _ in range(10)]
+        assert len({str(conn.ask("CLIENT", "ID")) for conn in talks}) == 10
 
 
 def test_a_killed_worker_is_replaced_and_nobody_else_notices(fleet: Fleet, hop: Hop) -> None:
     with own(fleet, hop, drain_s=1.0) as proxy, contextlib.ExitStack() as stack:
-        talks = [stack.enter_context(Talk(proxy.port)) for _ in range(10)]
+        talks = [stack.enter_context(Connection(proxy.port)) for _ in range(10)]
         by_worker = collections.defaultdict(list)
-        for talk in talks:
-            by_worker[worker_of(talk)].append(talk)
+        for conn in talks:
+            by_worker[worker_of(conn)].append(conn)
         names = [name for shard in range(2) for name in Keys(proxy).on(shard, 20)]
         before = workers(proxy)
-        for talk in talks:
-            talk.send(*[("INCR", name) for name in names] * 5)
+        for conn in talks:
+            conn.send(*[("INCR", name) for name in names] * 5)
         os.kill(before[1][0], signal.SIGKILL)
-        for talk in by_worker[0]:
-            assert all(isinstance(reply, int) for reply in talk.reads(200))
+        for conn in by_worker[0]:
+            assert all(isinstance(reply, int) for reply in conn.reads(200))
 
         def replaced() -> bool:
             """Whether it is back; meanwhile those who come and those who are there are served."""
-            with Talk(proxy.port) as new:
+            with Connection(proxy.port) as new:
                 assert new.ask("PING") == b"PONG"
                 index = worker_of(new)
-            for talk in by_worker[0]:
-                talk.send(*[("EXISTS", name) for name in names])
-            for talk in by_worker[0]:
-                assert talk.reads(len(names)) == [1] * len(names)
+            for conn in by_worker[0]:
+                conn.send(*[("EXISTS", name) for name in names])
+            for conn in by_worker[0]:
+                assert conn.reads(len(names)) == [1] * len(names)
             return index == 1
 
         wait_until("a client to be served by the new worker", replaced, lambda: str(workers(proxy)), PATIENCE_S)
@@ -117,13 +128,13 @@ def test_a_killed_worker_is_replaced_and_nobody_else_notices(fleet: Fleet, hop: 
 
 def test_when_the_parent_is_killed_the_workers_end_in_order(fleet: Fleet, hop: Hop) -> None:
     with own(fleet, hop, drain_s=1.0) as proxy, contextlib.ExitStack() as stack:
-        talks = [stack.enter_context(Talk(proxy.port)) for _ in range(4)]
-        assert [talk.ask("PING") for talk in talks] == [b"PONG"] * 4
+        talks = [stack.enter_context(Connection(proxy.port)) for _ in range(4)]
+        assert [conn.ask("PING") for conn in talks] == [b"PONG"] * 4
         running = family(proxy.pid)
         proxy.kill()
-        assert [talk.until_end() for talk in talks] == [b""] * 4, "closed by FIN"
-        for talk in talks:
-            talk.close()
+        assert [conn.until_end() for conn in talks] == [b""] * 4, "closed by FIN"
+        for conn in talks:
+            conn.close()
         wait_until_gone(running)
 
 
@@ -132,13 +143,13 @@ def test_when_the_parent_is_killed_the_workers_end_in_order(fleet: Fleet, hop: H
 
 def test_sigterm_drains(fleet: Fleet, hop: Hop) -> None:
     """Idle clients are closed, what is out is answered, nobody is let in, and the exit status is 0."""
-    with own(fleet, hop, drain_s=PATIENCE_S) as proxy, Talk(proxy.port) as idle, Talk(proxy.port) as busy:
+    with own(fleet, hop, drain_s=PATIENCE_S) as proxy, Connection(proxy.port) as idle, Connection(proxy.port) as busy:
         key = Keys(proxy).one(STALLED)
         assert (idle.ask("PING"), busy.ask("SET", key, "v")) == (b"PONG", b"OK")
         running = family(proxy.pid)
         hop.stall(Way.REPLIES)
         busy.send(("GET", key), ("ECHO", "behind it"))
-        with Talk(proxy.port) as looking:
+        with Connection(proxy.port) as looking:
             wait_for_info(looking, "a request to be out", lambda info: info["inflight"] == "1")
         proxy.terminate()
         assert idle.until_end() == b"", "closed by FIN"
@@ -161,7 +172,7 @@ def test_sigterm_drains(fleet: Fleet, hop: Hop) -> None:
 
 
 def test_a_drain_ends_at_its_deadline_by_fin(fleet: Fleet, hop: Hop) -> None:
-    with own(fleet, hop, drain_s=0.3) as proxy, Talk(proxy.port) as busy:
+    with own(fleet, hop, drain_s=0.3) as proxy, Connection(proxy.port) as busy:
         key = Keys(proxy).one(STALLED)
         assert busy.ask("SET", key, "v") == b"OK"
         hop.stall(Way.REPLIES)
@@ -173,7 +184,7 @@ def test_a_drain_ends_at_its_deadline_by_fin(fleet: Fleet, hop: Hop) -> None:
 
 
 def test_a_second_sigint_ends_it_at_once_and_a_second_sigterm_does_not(fleet: Fleet, hop: Hop) -> None:
-    with own(fleet, hop, drain_s=3600.0) as proxy, Talk(proxy.port) as busy, Talk(proxy.port) as idle:
+    with own(fleet, hop, drain_s=3600.0) as proxy, Connection(proxy.port) as busy, Connection(proxy.port) as idle:
         key = Keys(proxy).one(STALLED)
         assert (idle.ask("PING"), busy.ask("SET", key, "v")) == (b"PONG", b"OK")
         running = family(proxy.pid)
@@ -214,34 +225,34 @@ CLOSING: dict[str, tuple[bytes, Callable[[bytes], bool]]] = {
 def test_a_client_that_is_closed_gets_its_last_words_and_a_fin(
     shared: Proxy, sent: bytes, is_right: Callable[[bytes], bool]
 ) -> None:
-    with Talk(shared.port) as talk:
-        talk.socket.sendall(sent + REST)
-        said = talk.until_end()
+    with Connection(shared.port) as conn:
+        conn.socket.sendall(sent + REST)
+        said = conn.until_end()
         assert is_right(said), said[-200:]
 
 
 def test_a_command_that_does_not_end_is_closed_by_fin(shared: Proxy) -> None:
-    with Talk(shared.port) as talk:
-        talk.socket.sendall(b"*2\r\n$3\r\nGET\r\n$5\r\nab")
-        assert talk.until_end() == b""
+    with Connection(shared.port) as conn:
+        conn.socket.sendall(b"*2\r\n$3\r\nGET\r\n$5\r\nab")
+        assert conn.until_end() == b""
 
 
 def test_above_max_clients_the_error_comes_and_a_fin_although_something_was_sent(shared: Proxy) -> None:
     """The worker is stopped meanwhile, so that the first command has come when it accepts."""
     with contextlib.ExitStack() as stack:
-        talks = [stack.enter_context(Talk(shared.port)) for _ in range(40)]
-        assert [talk.ask("PING") for talk in talks] == [b"PONG"] * 40
+        talks = [stack.enter_context(Connection(shared.port)) for _ in range(40)]
+        assert [conn.ask("PING") for conn in talks] == [b"PONG"] * 40
         running = workers(shared).values()
         with stopped(running):
-            late = stack.enter_context(Talk(shared.port))
+            late = stack.enter_context(Connection(shared.port))
             late.send(("HELLO", 3), *[("PING",)] * 1000)
         assert late.until_end() == b"-ERR max number of clients reached\r\n"
-        assert [talk.ask("PING") for talk in talks] == [b"PONG"] * 40
+        assert [conn.ask("PING") for conn in talks] == [b"PONG"] * 40
         assert all(alive(each) for each in running)
         talks[0].close()
 
         def let_in() -> bool:
-            with Talk(shared.port) as again:
+            with Connection(shared.port) as again:
                 reply: object = None
                 with contextlib.suppress(AssertionError, OSError):
                     reply = again.ask("PING")
@@ -262,10 +273,10 @@ def stopped(processes: "collections.abc.Iterable[Identity]") -> Iterator[None]:
 
 
 def test_an_unknown_or_refused_command_does_not_close(shared: Proxy) -> None:
-    with Talk(shared.port) as talk:
+    with Connection(shared.port) as conn:
         for argv in (("NOSUCH", "a"), ("DEBUG", "SLEEP", "1"), ("GET",), ("CLIENT", "NOSUCH"), ("SHUTDOWN",)):
-            assert isinstance(talk.ask(*argv), hiredis.ReplyError), argv
-        assert talk.ask("PING") == b"PONG"
+            assert isinstance(conn.ask(*argv), hiredis.ReplyError), argv
+        assert conn.ask("PING") == b"PONG"
 
 
 # --- sockets ----------------------------------------------------------------------------------------------------------
@@ -292,21 +303,21 @@ def tcp_sockets(pid: int) -> Iterator[socket.socket]:
 
 
 def test_no_segment_waits_for_another_on_either_side(shared: Proxy, fleet: Fleet) -> None:
-    with Talk(shared.port) as talk:
+    with Connection(shared.port) as conn:
         keys = Keys(shared)
-        assert talk.ask("TOUCH", keys.one(0, "x"), keys.one(1, "x")) == 0
-        pid = workers(shared)[worker_of(talk)][0]
+        assert conn.ask("TOUCH", keys.one(0, "x"), keys.one(1, "x")) == 0
+        pid = workers(shared)[worker_of(conn)][0]
         without_delay = {
             each.getpeername()[1]: each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for each in tcp_sockets(pid)
         }
-        mine = talk.socket.getsockname()[1]
+        mine = conn.socket.getsockname()[1]
         servers = {shard.primary.port for shard in fleet.shards}
         assert {mine} | servers <= without_delay.keys()
         assert all(without_delay.values())
 
 
 def test_what_one_client_breaks_is_no_others(shared: Proxy) -> None:
-    with Talk(shared.port) as well, Talk(shared.port) as broken:
+    with Connection(shared.port) as well, Connection(shared.port) as broken:
         broken.socket.sendall(b"*1\r\n$-1\r\n")
         assert error(well.ask("NOSUCH")).startswith("ERR unknown command")
         assert broken.until_end().startswith(b"-ERR Protocol error")

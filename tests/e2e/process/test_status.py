@@ -17,7 +17,7 @@ from typing import Any, cast
 import pytest
 
 from pyproxy.fleet import HOST, Fleet, Proxy, reserve_port, wait_until
-from tests.e2e.rig import PATIENCE_S, Keys, Talk, proxy_info, wait_for_info, wait_for_line
+from tests.e2e.rig import PATIENCE_S, Connection, Keys, proxy_info, wait_for_info, wait_for_line
 from tests.processes import command_line, family
 
 PROCESS = ("/livez", "/__lbheartbeat__")
@@ -144,13 +144,13 @@ def test_a_dead_primary_is_503_with_both_headers_and_the_proxy_stays_in_service(
 
 
 def test_clients_are_told_the_same_number_by_info(healed: Fleet, status: Status) -> None:
-    with Talk(status.proxy.port) as talk:
-        wait_for_info(talk, "INFO to know that all is well", lambda info: info["proxy_backoff_seconds"] == "0")
+    with Connection(status.proxy.port) as conn:
+        wait_for_info(conn, "INFO to know that all is well", lambda info: info["proxy_backoff_seconds"] == "0")
         healed.shards[1].primary.kill()
         status.wait_for("/shards", 503)
-        wait_for_info(talk, "INFO to say it", lambda info: info["proxy_backoff_seconds"] != "0")
+        wait_for_info(conn, "INFO to say it", lambda info: info["proxy_backoff_seconds"] != "0")
         before = seconds(status.get("/shards"))
-        told = int(proxy_info(talk)["proxy_backoff_seconds"])
+        told = int(proxy_info(conn)["proxy_backoff_seconds"])
         assert before <= told <= seconds(status.get("/shards"))
 
 
@@ -286,16 +286,16 @@ def test_so_is_one_with_some_replicas_that_needs_more_once_a_write_was_refused()
         status.wait_for("/__heartbeat__", 200)
         primary = fleet.shards[0].primary
         primary.ask("CONFIG", "SET", "min-replicas-to-write", "2")
-        with Talk(status.proxy.port) as talk:
+        with Connection(status.proxy.port) as conn:
             wait_until(
                 "the refusal",
-                lambda: str(talk.ask("SET", "k", "v")).startswith("NOREPLICAS"),
-                lambda: str(talk.ask("SET", "k", "v")),
+                lambda: str(conn.ask("SET", "k", "v")).startswith("NOREPLICAS"),
+                lambda: str(conn.ask("SET", "k", "v")),
             )
             refusing(status, 0, "noreplicas")
             primary.ask("CONFIG", "SET", "min-replicas-to-write", "0")
             status.wait_for("/__heartbeat__", 200)
-            assert talk.ask("SET", "k", "v") == b"OK"
+            assert conn.ask("SET", "k", "v") == b"OK"
 
 
 def test_a_primary_that_is_full_is_503_until_it_has_room_again(fleet: Fleet, status: Status) -> None:
@@ -305,13 +305,13 @@ def test_a_primary_that_is_full_is_503_until_it_has_room_again(fleet: Fleet, sta
     assert used is not None
     primary.ask("CONFIG", "SET", "maxmemory", int(used[1]) + (2 << 20))
     try:
-        with Talk(status.proxy.port) as talk:
+        with Connection(status.proxy.port) as conn:
             keys = Keys(status.proxy).on(1, 40)
-            answers = [talk.ask("SET", key, "x" * 100_000) for key in keys]
+            answers = [conn.ask("SET", key, "x" * 100_000) for key in keys]
             assert str(answers[-1]).startswith("OOM ")
             said = refusing(status, 1, "oom")
             assert "and noeviction leaves nothing to evict" in said["error"]
-            talk.ask("DEL", *keys)
+            conn.ask("DEL", *keys)
             assert "Retry-After" not in status.wait_for("/__heartbeat__", 200).headers
             wait_for_line(status.proxy, r"-oom shard=s1 ")
     finally:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from pyproxy.fleet import Fleet, Proxy, wait_until
-from tests.e2e.rig import PATIENCE_S, Keys, Talk, behind, wait_for_line
+from tests.e2e.rig import PATIENCE_S, Connection, Keys, behind, wait_for_line
 from tests.faults import Hop
 
 MIB = 1 << 20
@@ -51,11 +51,11 @@ def listened_to(fleet: Fleet) -> Iterator[tuple[Hop, Proxy]]:
 
 @pytest.mark.parametrize(("said", "why"), NO_MESSAGE.values(), ids=NO_MESSAGE.keys())
 def test_what_is_no_message_ends_the_connection_and_all_is_subscribed_anew(fleet: Fleet, said: bytes, why: str) -> None:
-    with listened_to(fleet) as (hop, proxy), Talk(proxy.port) as talk, Talk(proxy.port) as publisher:
+    with listened_to(fleet) as (hop, proxy), Connection(proxy.port) as conn, Connection(proxy.port) as publisher:
         channel = Keys(proxy).one(0)
-        assert talk.ask("SUBSCRIBE", channel) == [b"subscribe", channel.encode(), 1]
+        assert conn.ask("SUBSCRIBE", channel) == [b"subscribe", channel.encode(), 1]
         assert publisher.ask("PUBLISH", channel, "before") == 1
-        assert talk.read() == [b"message", channel.encode(), b"before"]
+        assert conn.read() == [b"message", channel.encode(), b"before"]
         accepted = hop.accepted
         hop.inject(said)
         wait_for_line(proxy, rf"\+pubsub-lost shard=s0 .*{why}")
@@ -64,15 +64,15 @@ def test_what_is_no_message_ends_the_connection_and_all_is_subscribed_anew(fleet
         server, one = fleet.shards[0].primary, [channel.encode(), 1]
         wait_until("a subscription", lambda: server.ask("PUBSUB", "NUMSUB", channel) == one, proxy.tail, PATIENCE_S)
         assert publisher.ask("PUBLISH", channel, "after") == 1
-        assert talk.read() == [b"message", channel.encode(), b"after"]
+        assert conn.read() == [b"message", channel.encode(), b"after"]
         assert "+bug" not in proxy.log.read_text()
 
 
 def test_a_large_message_comes_as_any_other(fleet: Fleet) -> None:
-    with listened_to(fleet) as (_, proxy), Talk(proxy.port) as talk, Talk(proxy.port) as publisher:
+    with listened_to(fleet) as (_, proxy), Connection(proxy.port) as conn, Connection(proxy.port) as publisher:
         channel, large = Keys(proxy).one(0), b"x" * MIB
-        assert talk.ask("SUBSCRIBE", channel) == [b"subscribe", channel.encode(), 1]
+        assert conn.ask("SUBSCRIBE", channel) == [b"subscribe", channel.encode(), 1]
         for _ in range(5):
             assert publisher.ask("PUBLISH", channel, large) == 1
-            assert talk.read() == [b"message", channel.encode(), large]
+            assert conn.read() == [b"message", channel.encode(), large]
         assert "+pubsub-lost" not in proxy.log.read_text()

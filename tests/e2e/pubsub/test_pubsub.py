@@ -13,7 +13,7 @@ import pytest
 from protocol import glob
 from pyproxy.control.http import admin
 from pyproxy.fleet import HOST, Fleet, Proxy, Server, Table, wait_until
-from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, error, packed, proxy_info, wait_for_info
+from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, error, packed, proxy_info, wait_for_info
 from tests.processes import command_line, family
 from tests.wire import exchange
 
@@ -35,28 +35,28 @@ def proto(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
-def connected(proxy: Proxy, proto: int = 2) -> Talk:
-    talk = Talk(proxy.port)
+def connected(proxy: Proxy, proto: int = 2) -> Connection:
+    conn = Connection(proxy.port)
     if proto == 3:
-        talk.ask("HELLO", "3")
-    return talk
+        conn.ask("HELLO", "3")
+    return conn
 
 
-def subscribed(talk: Talk, *argv: str) -> None:
+def subscribed(conn: Connection, *argv: str) -> None:
     """Send a (P|S)SUBSCRIBE, and have it confirmed."""
     verb, *names = argv
-    talk.send(argv)
-    said = talk.reads(len(names))
+    conn.send(argv)
+    said = conn.reads(len(names))
     assert [each[:2] for each in said if isinstance(each, list)] == [[verb.lower().encode(), n.encode()] for n in names]
 
 
-def wait_told(talk: Talk, what: str, name: str, count: int) -> None:
+def wait_told(conn: Connection, what: str, name: str, count: int) -> None:
     """The worker of this client knows of so many subscribers, of all workers."""
 
     def known() -> bool:
-        return talk.ask("PUBSUB", what, name) == [name.encode(), count]
+        return conn.ask("PUBSUB", what, name) == [name.encode(), count]
 
-    wait_until(f"{count} of {name}", known, lambda: str(talk.ask("PUBSUB", what, name)), PATIENCE_S)
+    wait_until(f"{count} of {name}", known, lambda: str(conn.ask("PUBSUB", what, name)), PATIENCE_S)
 
 
 def upstream(fleet: Fleet, *argv: str) -> list[object]:
@@ -90,9 +90,9 @@ def test_everything_is_answered_as_by_one_server(
     said = b"".join([*hello, *(packed(*line.split()) for line in script), packed("RESET")])
     ours, theirs = (without_greeting(exchange(port, said)) for port in (proxy.port, server.port))
     assert ours == theirs
-    with Talk(proxy.port) as one, Talk(proxy.port) as other:  # who may be on different workers
-        for talk in (one, other):
-            wait_told(talk, "NUMSUB", "only", 0)
+    with Connection(proxy.port) as one, Connection(proxy.port) as other:  # who may be on different workers
+        for conn in (one, other):
+            wait_told(conn, "NUMSUB", "only", 0)
     assert without_greeting(byte_by_byte(proxy.port, said)) == theirs
 
 
@@ -119,38 +119,38 @@ def byte_by_byte(port: int, request: bytes) -> bytes:
 
 
 def test_a_subscriber_gets_each_message_once_and_once_for_each_of_its_patterns(proxy: Proxy, proto: int) -> None:
-    with connected(proxy, proto) as talk, connected(proxy) as other, connected(proxy) as publisher:
-        subscribed(talk, "SUBSCRIBE", "news", "more")
-        subscribed(talk, "PSUBSCRIBE", "n*", "*s", "x*")
+    with connected(proxy, proto) as conn, connected(proxy) as other, connected(proxy) as publisher:
+        subscribed(conn, "SUBSCRIBE", "news", "more")
+        subscribed(conn, "PSUBSCRIBE", "n*", "*s", "x*")
         subscribed(other, "PSUBSCRIBE", "n*")
         wait_until("three patterns", lambda: publisher.ask("PUBSUB", "NUMPAT") == 3, proxy.tail)
         wait_told(publisher, "NUMSUB", "news", 1)
         assert publisher.ask("PUBLISH", "news", b"\0\r\n\xff") == 4
-        heard = talk.reads(3)
+        heard = conn.reads(3)
         assert heard[0] == [b"message", b"news", b"\0\r\n\xff"]
         assert sorted(heard[1:]) == [  # type: ignore[type-var]
             [b"pmessage", b"*s", b"news", b"\0\r\n\xff"],
             [b"pmessage", b"n*", b"news", b"\0\r\n\xff"],
         ]
         assert other.read() == [b"pmessage", b"n*", b"news", b"\0\r\n\xff"]
-        assert talk.ask("UNSUBSCRIBE", "more") == [b"unsubscribe", b"more", 4]
+        assert conn.ask("UNSUBSCRIBE", "more") == [b"unsubscribe", b"more", 4]
         assert other.ask("PING") == [b"pong", b""]
 
 
 def test_a_message_comes_as_an_array_in_resp2_and_as_a_push_in_resp3(proxy: Proxy) -> None:
-    with Talk(proxy.port) as old, connected(proxy, 3) as new, Talk(proxy.port) as publisher:
-        for talk in (old, new):
-            subscribed(talk, "SUBSCRIBE", "form")
+    with Connection(proxy.port) as old, connected(proxy, 3) as new, Connection(proxy.port) as publisher:
+        for conn in (old, new):
+            subscribed(conn, "SUBSCRIBE", "form")
         publisher.ask("PUBLISH", "form", "x")
-        assert [talk.socket.recv(100) for talk in (old, new)] == [
+        assert [conn.socket.recv(100) for conn in (old, new)] == [
             start + b"3\r\n$7\r\nmessage\r\n$4\r\nform\r\n$1\r\nx\r\n" for start in (b"*", b">")
         ]
 
 
 def test_the_empty_channel_is_matched_by_the_empty_pattern_alone(proxy: Proxy, server: Server) -> None:
     for port in (server.port, proxy.port):
-        with Talk(port) as talk, Talk(port) as other, Talk(port) as publisher:
-            subscribed(talk, "PSUBSCRIBE", "*", "**", "?", "[^a]")
+        with Connection(port) as conn, Connection(port) as other, Connection(port) as publisher:
+            subscribed(conn, "PSUBSCRIBE", "*", "**", "?", "[^a]")
             subscribed(other, "PSUBSCRIBE", "")
             subscribed(other, "SUBSCRIBE", "")
             wait_until("the patterns", lambda: publisher.ask("PUBSUB", "NUMPAT") == 5, proxy.tail)
@@ -162,23 +162,23 @@ def test_the_empty_channel_is_matched_by_the_empty_pattern_alone(proxy: Proxy, s
 
 
 def test_shard_channels_are_apart_from_channels(proxy: Proxy, proto: int) -> None:
-    with connected(proxy, proto) as talk, connected(proxy) as publisher:
-        subscribed(talk, "SSUBSCRIBE", "apart")
+    with connected(proxy, proto) as conn, connected(proxy) as publisher:
+        subscribed(conn, "SSUBSCRIBE", "apart")
         wait_told(publisher, "SHARDNUMSUB", "apart", 1)
         assert publisher.ask("PUBLISH", "apart", "no") == 0
         assert publisher.ask("SPUBLISH", "apart", "yes") == 1
-        assert talk.read() == [b"smessage", b"apart", b"yes"]
+        assert conn.read() == [b"smessage", b"apart", b"yes"]
 
 
 def test_in_resp3_everything_is_answered_between_messages_and_in_order(proxy: Proxy) -> None:
-    with connected(proxy, 3) as talk:
-        talk.send(("SET", "k", "1"), ("SUBSCRIBE", "mine"), ("GET", "k"), ("PUBLISH", "mine", "m"), ("MGET", "k", "q"))
-        said, message = talk.reads(6), [b"message", b"mine", b"m"]
+    with connected(proxy, 3) as conn:
+        conn.send(("SET", "k", "1"), ("SUBSCRIBE", "mine"), ("GET", "k"), ("PUBLISH", "mine", "m"), ("MGET", "k", "q"))
+        said, message = conn.reads(6), [b"message", b"mine", b"m"]
         assert said.index(message) > 1
         said.remove(message)
         assert said == [b"OK", [b"subscribe", b"mine", 1], b"1", 1, [b"1", None]]
-        talk.send(("GET", "k"), ("HELLO", "2"), ("GET", "k"), ("UNSUBSCRIBE",), ("GET", "k"))
-        first, _, limited, *rest = talk.reads(5)
+        conn.send(("GET", "k"), ("HELLO", "2"), ("GET", "k"), ("UNSUBSCRIBE",), ("GET", "k"))
+        first, _, limited, *rest = conn.reads(5)
         assert (first, error(limited), rest) == (b"1", SUBSCRIBER_ONLY, [[b"unsubscribe", b"mine", 0], b"1"])
 
 
@@ -188,11 +188,11 @@ def test_what_a_client_publishes_before_it_leaves_is_counted_and_comes(proxy: Pr
     for number in range(20):
         name = f"mine:{number}"
         message, confirmed = [b"message", name.encode(), b"m"], [b"subscribe", name.encode(), 1]
-        with connected(proxy, 3) as talk:
-            talk.send(("SUBSCRIBE", name), ("PUBLISH", name, "m"), end.format(number).split(), ("PING",))
-            said = [talk.read()]
+        with connected(proxy, 3) as conn:
+            conn.send(("SUBSCRIBE", name), ("PUBLISH", name, "m"), end.format(number).split(), ("PING",))
+            said = [conn.read()]
             while said[-1] != b"PONG":
-                said.append(talk.read())
+                said.append(conn.read())
         assert sorted(map(str, said[1:3])) == sorted(map(str, [1, message]))
         left = b"RESET" if end == "RESET" else [b"unsubscribe", name.encode(), 0]
         assert said[:1] + said[3:] == [confirmed, left, b"PONG"]
@@ -202,16 +202,16 @@ def test_what_a_client_publishes_before_it_leaves_is_counted_and_comes(proxy: Pr
 def test_what_is_published_before_somebody_leaves_comes_however_large(proxy: Proxy, proto: int, kind: str) -> None:
     """The publisher has its answer long before the last byte of the message has come."""
     payload, verb = b"x" * (8 << 20), kind.lower().encode()
-    with connected(proxy, proto) as talk, connected(proxy) as publisher:
-        subscribed(talk, kind + "SUBSCRIBE", "large")
+    with connected(proxy, proto) as conn, connected(proxy) as publisher:
+        subscribed(conn, kind + "SUBSCRIBE", "large")
         if kind == "P":
             wait_until("the pattern", lambda: publisher.ask("PUBSUB", "NUMPAT") == 1, proxy.tail)
         else:
             wait_told(publisher, "SHARDNUMSUB" if kind else "NUMSUB", "large", 1)
         assert publisher.ask("SPUBLISH" if kind == "S" else "PUBLISH", "large", payload) == 1
         names = [b"large", b"large"] if kind == "P" else [b"large"]
-        assert talk.ask(kind + "UNSUBSCRIBE", "large") == [verb + b"message", *names, payload]
-        assert talk.read() == [verb + b"unsubscribe", b"large", 0]
+        assert conn.ask(kind + "UNSUBSCRIBE", "large") == [verb + b"message", *names, payload]
+        assert conn.read() == [verb + b"unsubscribe", b"large", 0]
 
 
 def test_many_that_leave_in_a_row_wait_once(fleet: Fleet, proxy: Proxy) -> None:
@@ -220,21 +220,21 @@ def test_many_that_leave_in_a_row_wait_once(fleet: Fleet, proxy: Proxy) -> None:
         return sum(int(calls) for calls in re.findall(rb"cmdstat_ping:calls=(\d+)", said))
 
     names = [f"row:{number}" for number in range(1000)]
-    with connected(proxy) as talk:
-        subscribed(talk, "SUBSCRIBE", *names)
+    with connected(proxy) as conn:
+        subscribed(conn, "SUBSCRIBE", *names)
         before = pings()
-        talk.send(*[("UNSUBSCRIBE", name) for name in names])
-        assert talk.reads(1000) == [[b"unsubscribe", f"row:{left}".encode(), 999 - left] for left in range(1000)]
+        conn.send(*[("UNSUBSCRIBE", name) for name in names])
+        assert conn.reads(1000) == [[b"unsubscribe", f"row:{left}".encode(), 999 - left] for left in range(1000)]
         assert pings() - before < 100
 
 
 def test_pipelined_publishes_arrive_in_order(proxy: Proxy, proto: int) -> None:
-    with connected(proxy, proto) as talk, connected(proxy, proto) as publisher:
-        subscribed(talk, "SUBSCRIBE", "row")
+    with connected(proxy, proto) as conn, connected(proxy, proto) as publisher:
+        subscribed(conn, "SUBSCRIBE", "row")
         wait_told(publisher, "NUMSUB", "row", 1)
         publisher.send(*[("PUBLISH", "row", number) for number in range(2000)])
         assert publisher.reads(2000) == [1] * 2000
-        assert talk.reads(2000) == [[b"message", b"row", str(number).encode()] for number in range(2000)]
+        assert conn.reads(2000) == [[b"message", b"row", str(number).encode()] for number in range(2000)]
 
 
 @pytest.mark.parametrize("watch", [[], [("WATCH", "task")]], ids=["alone", "behind a watch"])
@@ -242,13 +242,13 @@ def test_in_a_transaction_publish_counts_as_on_one_server_and_subscribe_is_not_s
     proxy: Proxy, watch: list[tuple[str, str]]
 ) -> None:
     """As Celery does it: the channel is the key."""
-    with connected(proxy) as talk, connected(proxy) as other, connected(proxy) as publisher:
-        for each in (talk, other):
+    with connected(proxy) as conn, connected(proxy) as other, connected(proxy) as publisher:
+        for each in (conn, other):
             subscribed(each, "SUBSCRIBE", "task")
         wait_told(publisher, "NUMSUB", "task", 2)
         publisher.send(*watch, ("MULTI",), ("SETEX", "task", 10, "v"), ("PUBLISH", "task", "done"), ("EXEC",))
         assert publisher.reads(len(watch) + 4)[len(watch) :] == [b"OK", b"QUEUED", b"QUEUED", [b"OK", 2]]
-        assert [each.read() for each in (talk, other)] == [[b"message", b"task", b"done"]] * 2
+        assert [each.read() for each in (conn, other)] == [[b"message", b"task", b"done"]] * 2
         publisher.send(("MULTI",), ("SUBSCRIBE", "task"), ("EXEC",))
         _, refused, aborted = publisher.reads(3)
         assert error(refused).startswith("ERR command 'subscribe' is not served in a transaction: ")
@@ -260,9 +260,9 @@ def test_in_a_transaction_publish_counts_as_on_one_server_and_subscribe_is_not_s
 
 def test_expiry_events_of_all_shards_come_in_one_stream(fleet: Fleet, proxy: Proxy, proto: int) -> None:
     keys = [key for shard in range(3) for key in Keys(proxy).on(shard, 2, f"e{proto}-")]
-    with connected(proxy, proto) as talk, connected(proxy, proto) as exact, connected(proxy) as writer:
+    with connected(proxy, proto) as conn, connected(proxy, proto) as exact, connected(proxy) as writer:
         assert writer.ask("CONFIG", "SET", "notify-keyspace-events", "Ex") == b"OK"
-        subscribed(talk, "PSUBSCRIBE", "__keyevent@*__:expired")
+        subscribed(conn, "PSUBSCRIBE", "__keyevent@*__:expired")
         subscribed(exact, "SUBSCRIBE", "__keyevent@0__:expired")
         for shard in fleet.shards:
             shard.primary.ask("CONFIG", "SET", "notify-keyspace-events", "Ex")
@@ -270,7 +270,7 @@ def test_expiry_events_of_all_shards_come_in_one_stream(fleet: Fleet, proxy: Pro
             writer.ask("SET", key, "v", "PX", 1)
         expected = sorted(key.encode() for key in keys)
         channel = b"__keyevent@0__:expired"
-        heard = [each for each in talk.reads(len(keys)) if isinstance(each, list)]
+        heard = [each for each in conn.reads(len(keys)) if isinstance(each, list)]
         assert sorted(each[3] for each in heard) == expected
         assert {tuple(each[:3]) for each in heard} == {(b"pmessage", b"__keyevent@*__:expired", channel)}
         heard = [each for each in exact.reads(len(keys)) if isinstance(each, list)]
@@ -280,10 +280,10 @@ def test_expiry_events_of_all_shards_come_in_one_stream(fleet: Fleet, proxy: Pro
 
 def test_numbers_are_those_of_all_workers(proxy: Proxy) -> None:
     with Talks(proxy, 5) as talks:
-        workers = [proxy_info(talk)["worker"] for talk in talks]
+        workers = [proxy_info(conn)["worker"] for conn in talks]
         assert set(workers[:4]) == {"0", "1"}
-        for talk in talks[:4]:
-            subscribed(talk, "SUBSCRIBE", "sum:a")
+        for conn in talks[:4]:
+            subscribed(conn, "SUBSCRIBE", "sum:a")
         subscribed(talks[0], "SUBSCRIBE", "sum:b")
         subscribed(talks[0], "PSUBSCRIBE", "sum:*", "no*")
         subscribed(talks[1], "PSUBSCRIBE", "sum:*")
@@ -302,28 +302,28 @@ def test_numbers_are_those_of_all_workers(proxy: Proxy) -> None:
             assert b" sub=2 psub=2 ssub=0 " in lines
 
 
-class Talks(list[Talk]):
+class Talks(list[Connection]):
     """So many connections; a context manager."""
 
     def __init__(self, proxy: Proxy, count: int) -> None:
-        super().__init__(Talk(proxy.port) for _ in range(count))
+        super().__init__(Connection(proxy.port) for _ in range(count))
 
     def __enter__(self) -> "Talks":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for talk in self:
-            talk.close()
+        for conn in self:
+            conn.close()
 
 
 def test_there_is_one_subscription_per_shard_and_worker_and_none_when_nobody_is_left(
     fleet: Fleet, proxy: Proxy
 ) -> None:
     with Talks(proxy, 9) as talks:
-        for talk in talks:
-            subscribed(talk, "SUBSCRIBE", "shared")
-            subscribed(talk, "PSUBSCRIBE", "shared*")
-            subscribed(talk, "SSUBSCRIBE", "shared")
+        for conn in talks:
+            subscribed(conn, "SUBSCRIBE", "shared")
+            subscribed(conn, "PSUBSCRIBE", "shared*")
+            subscribed(conn, "SSUBSCRIBE", "shared")
         assert upstream(fleet, "PUBSUB", "NUMSUB", "shared") == [[b"shared", 2]] * 3
         numbers = upstream(fleet, "PUBSUB", "SHARDNUMSUB", "shared")
         assert sorted(each[1] for each in numbers if isinstance(each, list)) == [0, 0, 2]
@@ -343,21 +343,21 @@ def test_there_is_one_subscription_per_shard_and_worker_and_none_when_nobody_is_
 
 
 def test_a_thousand_subscribers_get_one_publish(proxy: Proxy) -> None:
-    with Talks(proxy, 1000) as talks, Talk(proxy.port) as publisher:
-        for talk in talks:
-            talk.send(("SUBSCRIBE", "all"))
-        for talk in talks:
-            assert talk.read() == [b"subscribe", b"all", 1]
+    with Talks(proxy, 1000) as talks, Connection(proxy.port) as publisher:
+        for conn in talks:
+            conn.send(("SUBSCRIBE", "all"))
+        for conn in talks:
+            assert conn.read() == [b"subscribe", b"all", 1]
         wait_told(publisher, "NUMSUB", "all", 1000)
         assert publisher.ask("PUBLISH", "all", "x") == 1000
-        assert all(talk.read() == [b"message", b"all", b"x"] for talk in talks)
+        assert all(conn.read() == [b"message", b"all", b"x"] for conn in talks)
 
 
 def test_a_worker_that_dies_takes_its_numbers_along(fleet: Fleet) -> None:
     with Proxy(fleet, None, 2) as proxy:
         wait_until("both workers", lambda: "+ready " in proxy.log.read_text(), proxy.tail)
-        with Talk(proxy.port) as one, Talk(proxy.port) as other:
-            mine = {proxy_info(talk)["worker"]: talk for talk in (one, other)}
+        with Connection(proxy.port) as one, Connection(proxy.port) as other:
+            mine = {proxy_info(conn)["worker"]: conn for conn in (one, other)}
             subscribed(mine["0"], "SUBSCRIBE", "dies")
             asker = mine["1"]
             wait_until("the number", lambda: asker.ask("PUBSUB", "NUMSUB", "dies") == [b"dies", 1], proxy.tail)
@@ -368,7 +368,7 @@ def test_a_worker_that_dies_takes_its_numbers_along(fleet: Fleet) -> None:
             subscribed(asker, "SUBSCRIBE", "dies")
 
             def told() -> bool:  # the worker that was started in its place
-                with Talk(proxy.port) as new:
+                with Connection(proxy.port) as new:
                     return proxy_info(new)["worker"] == "0" and new.ask("PUBLISH", "dies", "x") == 1
 
             wait_until("the new worker", told, proxy.tail)
@@ -393,12 +393,12 @@ def test_who_has_its_confirmation_is_counted_by_a_publish_at_every_worker(fleet:
             assert counts == {1: 600}
 
 
-def on_each_worker(proxy: Proxy, talks: list[Talk]) -> dict[str, Talk]:
+def on_each_worker(proxy: Proxy, talks: list[Connection]) -> dict[str, Connection]:
     """A connection to each of two workers, by their index; all that are made for it are added to `talks`."""
-    found: dict[str, Talk] = {}
+    found: dict[str, Connection] = {}
 
     def have() -> bool:
-        talks.append(Talk(proxy.port))
+        talks.append(Connection(proxy.port))
         found[proxy_info(talks[-1])["worker"]] = talks[-1]
         return len(found) == 2
 
@@ -427,27 +427,27 @@ def test_a_subscription_does_not_wait_for_ever_for_a_worker_that_is_stuck(fleet:
 
 SCRIPT = "return redis.call('publish', ARGV[1], ARGV[2])"
 LIBRARY = f"#!lua name=hub\nredis.register_function('say', function(KEYS, ARGV) {SCRIPT} end)"
-BY_A_SCRIPT: dict[str, Callable[[Talk, str, str, str], object]] = {
-    "EVAL": lambda talk, key, channel, text: talk.ask("EVAL", SCRIPT, 1, key, channel, text),
-    "FCALL": lambda talk, key, channel, text: talk.ask("FCALL", "say", 1, key, channel, text),
-    "EVAL in a transaction": lambda talk, key, channel, text: in_a_transaction(talk, key, channel, text),
+BY_A_SCRIPT: dict[str, Callable[[Connection, str, str, str], object]] = {
+    "EVAL": lambda conn, key, channel, text: conn.ask("EVAL", SCRIPT, 1, key, channel, text),
+    "FCALL": lambda conn, key, channel, text: conn.ask("FCALL", "say", 1, key, channel, text),
+    "EVAL in a transaction": lambda conn, key, channel, text: in_a_transaction(conn, key, channel, text),
 }
 
 
-def in_a_transaction(talk: Talk, key: str, channel: str, text: str) -> object:
-    talk.send(("MULTI",), ("SET", key, "v"), ("EVAL", SCRIPT, 1, key, channel, text), ("EXEC",))
-    executed = talk.reads(4)[-1]
+def in_a_transaction(conn: Connection, key: str, channel: str, text: str) -> object:
+    conn.send(("MULTI",), ("SET", key, "v"), ("EVAL", SCRIPT, 1, key, channel, text), ("EXEC",))
+    executed = conn.reads(4)[-1]
     assert isinstance(executed, list)
     return executed[1]
 
 
 @pytest.mark.parametrize("said", BY_A_SCRIPT.values(), ids=BY_A_SCRIPT.keys())
 def test_what_a_script_publishes_is_heard_once_wherever_it_runs(
-    fleet: Fleet, proxy: Proxy, proto: int, said: Callable[[Talk, str, str, str], object]
+    fleet: Fleet, proxy: Proxy, proto: int, said: Callable[[Connection, str, str, str], object]
 ) -> None:
     """The answer in the script is the number of workers that have subscribers, as the server counts connections."""
     keys = [Keys(proxy).one(shard) for shard in range(3)]
-    with connected(proxy, proto) as exact, connected(proxy, proto) as pattern, Talk(proxy.port) as publisher:
+    with connected(proxy, proto) as exact, connected(proxy, proto) as pattern, Connection(proxy.port) as publisher:
         publisher.ask("FUNCTION", "LOAD", "REPLACE", LIBRARY)
         subscribed(exact, "SUBSCRIBE", "scripted")
         subscribed(pattern, "PSUBSCRIBE", "scrip*")
@@ -462,9 +462,9 @@ def test_what_a_script_publishes_is_heard_once_wherever_it_runs(
         assert sorted(by_pattern) == sorted(  # type: ignore[type-var]
             [b"pmessage", b"scrip*", b"scripted", number] for number in numbers
         )
-        for talk in (exact, pattern):  # and nothing more
-            talk.send(("PING",))
-            assert talk.read() == ([b"pong", b""] if proto == 2 else b"PONG")
+        for conn in (exact, pattern):  # and nothing more
+            conn.send(("PING",))
+            assert conn.read() == ([b"pong", b""] if proto == 2 else b"PONG")
 
 
 def by_exact_numbers(heard: list[object], numbers: Sequence[bytes]) -> list[object]:
@@ -475,24 +475,24 @@ def test_a_script_without_keys_reaches_the_subscribers_of_any_channel(proxy: Pro
     """As Laravel broadcasts: to many channels by one EVAL with no keys."""
     channels = [Keys(proxy).one(shard, "laravel") for shard in range(3)]
     script = "for i = 2, #ARGV do redis.call('publish', ARGV[i], ARGV[1]) end"
-    with connected(proxy) as talk, connected(proxy) as publisher:
-        subscribed(talk, "SUBSCRIBE", *channels)
+    with connected(proxy) as conn, connected(proxy) as publisher:
+        subscribed(conn, "SUBSCRIBE", *channels)
         assert publisher.ask("EVAL", script, 0, "x", *channels) is None
-        assert talk.reads(3) == [[b"message", channel.encode(), b"x"] for channel in channels]
+        assert conn.reads(3) == [[b"message", channel.encode(), b"x"] for channel in channels]
 
 
 def test_a_subscription_does_not_wait_for_a_silent_server_that_is_not_the_home_of_the_channel(fleet: Fleet) -> None:
     """Not longer than a moment, and only once: deadlines that do not pass by themselves."""
     never = {"connect_s": 20.0, "reply_s": 30.0, "silence_s": 30.0}
-    with Proxy(fleet, timeouts=never) as proxy, Talk(proxy.port) as talk, Talk(proxy.port) as publisher:
+    with Proxy(fleet, timeouts=never) as proxy, Connection(proxy.port) as conn, Connection(proxy.port) as publisher:
         channels = Keys(proxy).on(0, 200, "elsewhere")
-        subscribed(talk, "SUBSCRIBE", "all")
+        subscribed(conn, "SUBSCRIBE", "all")
         fleet.shards[1].primary.pause()
         try:
             for channel in channels:
-                subscribed(talk, "SUBSCRIBE", channel)
+                subscribed(conn, "SUBSCRIBE", channel)
             assert publisher.ask("PUBLISH", channels[-1], "x") == 1
-            assert talk.read() == [b"message", channels[-1].encode(), b"x"]
+            assert conn.read() == [b"message", channels[-1].encode(), b"x"]
         finally:
             fleet.shards[1].primary.resume()
         wait_subscribed(fleet.shards[1].primary, channels[-1])
@@ -509,17 +509,17 @@ def test_the_connections_to_listen_on_are_there_before_anybody_subscribes_and_st
         assert isinstance(listed, bytes)
         return set(re.findall(rb"^id=(\d+) ", listed, re.MULTILINE))
 
-    with Proxy(fleet, timeouts=PATIENT) as proxy, Talk(proxy.port) as talk, Talk(proxy.port) as other:
+    with Proxy(fleet, timeouts=PATIENT) as proxy, Connection(proxy.port) as conn, Connection(proxy.port) as other:
         wait_for_info(other, "all connections", lambda info: int(info["backend_connections"]) == 2 * 3)
         server = fleet.shards[0].primary
         before = ids(server)
         for channel in Keys(proxy).on(0, 3, "early"):
-            subscribed(talk, "SUBSCRIBE", channel)
+            subscribed(conn, "SUBSCRIBE", channel)
             wait_subscribed(server, channel)
             listed = server.ask("CLIENT", "LIST", "TYPE", "pubsub")
             assert isinstance(listed, bytes)
             assert set(re.findall(rb"^id=(\d+) ", listed, re.MULTILINE)) <= before
-            assert talk.ask("UNSUBSCRIBE", channel) == [b"unsubscribe", channel.encode(), 0]
+            assert conn.ask("UNSUBSCRIBE", channel) == [b"unsubscribe", channel.encode(), 0]
         assert proxy_info(other)["backend_connections"] == "6"
 
 
@@ -527,13 +527,13 @@ def test_the_connections_to_listen_on_are_there_before_anybody_subscribes_and_st
 def test_what_is_published_before_the_confirmation_comes_right_behind_it(fleet: Fleet, kind: str, proto: int) -> None:
     """As the server has it: the home of the channel hears the client, and another server is silent."""
     timeouts = {"connect_s": 20.0, "reply_s": 30.0, "silence_s": 30.0}
-    with Proxy(fleet, timeouts=timeouts) as proxy, connected(proxy, proto) as talk, Talk(proxy.port) as publisher:
+    with Proxy(fleet, timeouts=timeouts) as proxy, connected(proxy, proto) as conn, Connection(proxy.port) as publisher:
         channel = Keys(proxy).one(0, "between")
         wait_for_info(publisher, "all connections", lambda info: int(info["backend_connections"]) >= 2 * 3)
         server = fleet.shards[0].primary
         fleet.shards[2].primary.pause()
         try:
-            talk.send((f"{kind}SUBSCRIBE", channel))
+            conn.send((f"{kind}SUBSCRIBE", channel))
 
             def heard() -> bool:
                 """Straight to the server, as a client past the proxy would."""
@@ -543,9 +543,9 @@ def test_what_is_published_before_the_confirmation_comes_right_behind_it(fleet: 
         finally:
             fleet.shards[2].primary.resume()
         verb = kind.lower().encode()
-        assert talk.read() == [verb + b"subscribe", channel.encode(), 1]
+        assert conn.read() == [verb + b"subscribe", channel.encode(), 1]
         names = [channel.encode()] * (2 if kind == "P" else 1)
-        assert talk.read() == [verb + b"message", *names, b"x"]
+        assert conn.read() == [verb + b"message", *names, b"x"]
 
 
 @pytest.mark.parametrize("end", ["UNSUBSCRIBE", "RESET", "close", "in the middle"])
@@ -553,25 +553,25 @@ def test_a_client_with_very_many_channels_comes_and_goes_and_nothing_of_it_stays
     fleet: Fleet, proxy: Proxy, end: str
 ) -> None:
     names = [f"many:{number}" for number in range(20_000)]
-    with connected(proxy) as other, connected(proxy) as talk:
-        talk.send(("SUBSCRIBE", *names))
+    with connected(proxy) as other, connected(proxy) as conn:
+        conn.send(("SUBSCRIBE", *names))
         if end == "in the middle":
-            assert talk.read() == [b"subscribe", names[0].encode(), 1]
+            assert conn.read() == [b"subscribe", names[0].encode(), 1]
         else:
             confirmed = [[b"subscribe", name.encode(), number] for number, name in enumerate(names, 1)]
-            assert talk.reads(len(names)) == confirmed
+            assert conn.reads(len(names)) == confirmed
             assert other.ask("PUBLISH", names[-1], "x") == 1
-            assert talk.read() == [b"message", names[-1].encode(), b"x"]
+            assert conn.read() == [b"message", names[-1].encode(), b"x"]
         match end:
             case "UNSUBSCRIBE":
-                talk.send(("UNSUBSCRIBE",), ("ECHO", "end"))
+                conn.send(("UNSUBSCRIBE",), ("ECHO", "end"))
                 left = [[b"unsubscribe", name.encode(), 19_999 - number] for number, name in enumerate(names)]
-                assert talk.reads(len(names)) == left
-                assert talk.read() == b"end"
+                assert conn.reads(len(names)) == left
+                assert conn.read() == b"end"
             case "RESET":
-                assert talk.ask("RESET") == b"RESET"
+                assert conn.ask("RESET") == b"RESET"
             case _:
-                talk.reset()
+                conn.reset()
         wait_until("the servers", lambda: upstream(fleet, "PUBSUB", "CHANNELS") == [[]] * 3, proxy.tail, 60)
         wait_until("the workers", lambda: other.ask("PUBSUB", "CHANNELS") == [], proxy.tail, 60)
         wait_for_info(other, "no subscriber", lambda info: info["pubsub_clients"] == "0")
@@ -584,22 +584,22 @@ def test_a_subscription_is_confirmed_though_its_shard_is_down_and_takes_effect_w
     with Fleet(shards=2, replicas=0) as fleet, Proxy(fleet, timeouts={"reconnect_max_s": 0.2}) as proxy:
         channel = Keys(proxy).one(1)
         fleet.shards[1].primary.kill()
-        with connected(proxy, proto) as talk, Talk(proxy.port) as publisher:
+        with connected(proxy, proto) as conn, Connection(proxy.port) as publisher:
             wait_until("down", lambda: "+link-down" in proxy.log.read_text(), proxy.tail)
-            subscribed(talk, "SUBSCRIBE", channel)
-            subscribed(talk, "PSUBSCRIBE", "k*")
+            subscribed(conn, "SUBSCRIBE", channel)
+            subscribed(conn, "PSUBSCRIBE", "k*")
             assert error(publisher.ask("PUBLISH", channel, "x")).startswith("TRYAGAIN shard s1 ")
             alive = Keys(proxy).one(0)
             assert publisher.ask("PUBLISH", alive, "x") == 1
-            assert talk.read() == [b"pmessage", b"k*", alive.encode(), b"x"]
+            assert conn.read() == [b"pmessage", b"k*", alive.encode(), b"x"]
             fleet.shards[1].primary.start()
             wait_until("back", lambda: "-pubsub-lost" in proxy.log.read_text(), proxy.tail)
             wait_until("up", lambda: publisher.ask("PUBLISH", channel, "y") == 2, proxy.tail)
             wait_subscribed(fleet.shards[1].primary, channel)
             assert publisher.ask("PUBLISH", channel, "z") == 2
-            heard = [talk.read()]
+            heard = [conn.read()]
             while heard[-1] != [b"pmessage", b"k*", channel.encode(), b"z"]:
-                heard.append(talk.read())
+                heard.append(conn.read())
             assert [b"message", channel.encode(), b"z"] in heard
 
 
@@ -611,9 +611,9 @@ def wait_subscribed(server: Server, channel: str, count: int = 1) -> None:
 
 
 def test_a_connection_that_is_lost_is_made_again_with_all_subscriptions(fleet: Fleet, proxy: Proxy) -> None:
-    with connected(proxy) as talk, connected(proxy) as publisher:
+    with connected(proxy) as conn, connected(proxy) as publisher:
         channels = Keys(proxy).on(0, 20, "again")
-        subscribed(talk, "SUBSCRIBE", *channels)
+        subscribed(conn, "SUBSCRIBE", *channels)
         for channel in channels:
             wait_told(publisher, "NUMSUB", channel, 1)
         server = fleet.shards[0].primary
@@ -621,70 +621,70 @@ def test_a_connection_that_is_lost_is_made_again_with_all_subscriptions(fleet: F
         for channel in channels:
             wait_subscribed(server, channel)
             assert publisher.ask("PUBLISH", channel, "x") == 1
-            assert talk.read() == [b"message", channel.encode(), b"x"]
+            assert conn.read() == [b"message", channel.encode(), b"x"]
 
 
 def test_a_server_that_falls_silent_is_left_and_a_subscription_does_not_wait_for_it(fleet: Fleet) -> None:
     timeouts = {"reply_s": 0.3, "silence_s": 0.6, "connect_s": 0.5, "reconnect_max_s": 0.2}
-    with Proxy(fleet, timeouts=timeouts) as proxy, Talk(proxy.port) as talk, Talk(proxy.port) as publisher:
+    with Proxy(fleet, timeouts=timeouts) as proxy, Connection(proxy.port) as conn, Connection(proxy.port) as publisher:
         channel, later = Keys(proxy).on(0, 2)
         server = fleet.shards[0].primary
-        subscribed(talk, "SUBSCRIBE", channel)
+        subscribed(conn, "SUBSCRIBE", channel)
         server.pause()
         try:
-            subscribed(talk, "SUBSCRIBE", later)
+            subscribed(conn, "SUBSCRIBE", later)
             wait_until("the loss", lambda: "+pubsub-lost shard=s0" in proxy.log.read_text(), proxy.tail, PATIENCE_S)
         finally:
             server.resume()
         for each in (channel, later):
             wait_subscribed(server, each)
         wait_until("the link", lambda: publisher.ask("PUBLISH", later, "x") == 1, proxy.tail)
-        assert talk.read() == [b"message", later.encode(), b"x"]
+        assert conn.read() == [b"message", later.encode(), b"x"]
 
 
 @pytest.mark.parametrize("end", ["UNSUBSCRIBE", "RESET"])
 def test_leaving_does_not_wait_for_a_server_that_is_silent(fleet: Fleet, end: str) -> None:
-    with Proxy(fleet, timeouts=PATIENT) as proxy, Talk(proxy.port) as talk:
+    with Proxy(fleet, timeouts=PATIENT) as proxy, Connection(proxy.port) as conn:
         channels = Keys(proxy).on(0, 500)
-        subscribed(talk, "SUBSCRIBE", *channels)
+        subscribed(conn, "SUBSCRIBE", *channels)
         fleet.shards[0].primary.pause()
         try:
             for left, channel in zip(range(499, 0, -1), channels, strict=False):
-                assert talk.ask("UNSUBSCRIBE", channel) == [b"unsubscribe", channel.encode(), left]
-            assert talk.ask(end) == (b"RESET" if end == "RESET" else [b"unsubscribe", channels[-1].encode(), 0])
+                assert conn.ask("UNSUBSCRIBE", channel) == [b"unsubscribe", channel.encode(), left]
+            assert conn.ask(end) == (b"RESET" if end == "RESET" else [b"unsubscribe", channels[-1].encode(), 0])
         finally:
             fleet.shards[0].primary.resume()
 
 
 def test_a_client_that_waits_for_its_subscription_is_listed(fleet: Fleet) -> None:
-    with Proxy(fleet, timeouts=PATIENT) as proxy, Talk(proxy.port) as talk, Talk(proxy.port) as other:
+    with Proxy(fleet, timeouts=PATIENT) as proxy, Connection(proxy.port) as conn, Connection(proxy.port) as other:
         first, second = Keys(proxy).on(0, 2)
-        subscribed(talk, "SUBSCRIBE", first)
+        subscribed(conn, "SUBSCRIBE", first)
         fleet.shards[0].primary.pause()
         try:
-            talk.send(("SUBSCRIBE", second))
+            conn.send(("SUBSCRIBE", second))
             for _ in range(2):  # the first may come before it
                 listed = other.ask("CLIENT", "LIST")
                 assert isinstance(listed, bytes) and listed.count(b"\n") == 2
         finally:
             fleet.shards[0].primary.resume()
-        assert talk.read() == [b"subscribe", second.encode(), 2]
+        assert conn.read() == [b"subscribe", second.encode(), 2]
 
 
 def test_what_a_server_refuses_is_its_error_and_nothing_is_subscribed(proto: int) -> None:
-    with Fleet(shards=1, replicas=0) as fleet, Proxy(fleet) as proxy, connected(proxy, proto) as talk:
+    with Fleet(shards=1, replicas=0) as fleet, Proxy(fleet) as proxy, connected(proxy, proto) as conn:
         fleet.shards[0].primary.ask("ACL", "SETUSER", "default", "resetchannels", "&good")
-        assert error(talk.ask("SUBSCRIBE", "good", "bad")).startswith("NOPERM ")
-        assert talk.ask("GET", "k") is None
-        assert talk.ask("PUBSUB", "CHANNELS") == []
-        subscribed(talk, "SUBSCRIBE", "good")
+        assert error(conn.ask("SUBSCRIBE", "good", "bad")).startswith("NOPERM ")
+        assert conn.ask("GET", "k") is None
+        assert conn.ask("PUBSUB", "CHANNELS") == []
+        subscribed(conn, "SUBSCRIBE", "good")
 
 
 def test_a_subscriber_that_does_not_read_is_closed_and_the_others_get_everything(fleet: Fleet) -> None:
     with Proxy(fleet, limits={"pubsub_bytes": 1 << 20}) as proxy, Talks(proxy, 2) as (publisher, reader):
-        sleeper = Talk(proxy.port, receive_buffer=4096)
-        for talk in (sleeper, reader):
-            subscribed(talk, "SUBSCRIBE", "much")
+        sleeper = Connection(proxy.port, receive_buffer=4096)
+        for conn in (sleeper, reader):
+            subscribed(conn, "SUBSCRIBE", "much")
         payload, count = b"x" * 100_000, 0
         while "+pubsub-slow" not in proxy.log.read_text():
             assert publisher.ask("PUBLISH", "much", payload) in (1, 2)
@@ -718,7 +718,7 @@ def test_ten_thousand_messages_and_fifty_patterns_over_a_promotion_come_once_and
         ends = [channels.pop() for channels in by_shard]
         channels = [channel for same in zip(*by_shard, strict=True) for channel in same][:CHANNELS]
         moved = set(by_shard[0])
-        with Talk(proxy.port) as direct, Talk(proxy.port) as patterns, Talk(proxy.port) as publisher:
+        with Connection(proxy.port) as direct, Connection(proxy.port) as patterns, Connection(proxy.port) as publisher:
             subscribed(direct, "SUBSCRIBE", *channels, *ends)
             subscribed(patterns, "PSUBSCRIBE", *PATTERNS)
             half, uncertain = MESSAGES // 2, range(MESSAGES // 2, MESSAGES // 2 + 500)
@@ -757,11 +757,11 @@ def test_nothing_is_lost_in_a_planned_promotion() -> None:
             wait_until("both workers", lambda: "+ready " in proxy.log.read_text(), proxy.tail)
             listeners += Talks(proxy, 4)
             talks += Talks(proxy, publishers)
-            assert {proxy_info(talk)["worker"] for talk in listeners} == {"0", "1"}
-            for talk in listeners[:2]:
-                subscribed(talk, "SUBSCRIBE", "plan", "end")
-            for talk in listeners[2:]:
-                subscribed(talk, "PSUBSCRIBE", "pl*", "end*")
+            assert {proxy_info(conn)["worker"] for conn in listeners} == {"0", "1"}
+            for conn in listeners[:2]:
+                subscribed(conn, "SUBSCRIBE", "plan", "end")
+            for conn in listeners[2:]:
+                subscribed(conn, "PSUBSCRIBE", "pl*", "end*")
             ended = threading.Event()
             published: list[list[object]] = [[] for _ in talks]
 
@@ -782,10 +782,10 @@ def test_nothing_is_lost_in_a_planned_promotion() -> None:
             assert all(type(each) is int for replies in published for each in replies)
             wait_until("the end", lambda: talks[0].ask("PUBLISH", "end", "") == 4, proxy.tail)
             said = {f"{index}:{number}" for index, replies in enumerate(published) for number in range(len(replies))}
-            for talk in listeners:
-                heard = [talk.read()]
+            for conn in listeners:
+                heard = [conn.read()]
                 while heard[-1][-2] != b"end":  # type: ignore[index]
-                    heard.append(talk.read())
+                    heard.append(conn.read())
                 got = [each[-1].decode() for each in heard[:-1]]  # type: ignore[index]
                 assert len(got) == len(set(got))
                 assert said - set(got) == set()
@@ -804,24 +804,24 @@ def matching(channel: str) -> int:
     return sum(glob.matches(pattern.encode(), channel.encode()) for pattern in PATTERNS)
 
 
-def publish(talk: Talk, channels: Sequence[str], numbers: range) -> set[int]:
+def publish(conn: Connection, channels: Sequence[str], numbers: range) -> set[int]:
     """Each number on the next channel, pipelined -> those that were refused, or are uncertain."""
     refused = set()
     for first in range(numbers.start, numbers.stop, 100):
         batch = range(first, min(first + 100, numbers.stop))
-        talk.send(*[("PUBLISH", channels[number % len(channels)], number) for number in batch])
-        for number, reply in zip(batch, talk.reads(len(batch)), strict=True):
+        conn.send(*[("PUBLISH", channels[number % len(channels)], number) for number in batch])
+        for number, reply in zip(batch, conn.reads(len(batch)), strict=True):
             if not isinstance(reply, int):
                 assert error(reply).startswith(("UNCERTAIN ", "TRYAGAIN "))
                 refused.add(number)
     return refused
 
 
-def until(talk: Talk, ends: Sequence[str], times: Callable[[str], int]) -> Heard:
+def until(conn: Connection, ends: Sequence[str], times: Callable[[str], int]) -> Heard:
     """All numbers by channel, in the order in which they came, up to the last ones, which come on these channels."""
     heard: Heard = {}
     while not all(len(heard.get(end, ())) == times(end) for end in ends):
-        message = talk.read()
+        message = conn.read()
         assert isinstance(message, list)
         heard.setdefault(message[-2].decode(), []).append(int(message[-1]))
     return heard

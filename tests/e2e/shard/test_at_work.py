@@ -7,8 +7,8 @@ import pytest
 
 from pyproxy.fleet import Fleet, wait_until
 from pyproxy.messages import AtWork, Work
-from tests.e2e.bare_worker import Alone
-from tests.e2e.rig import PATIENCE_S, Keys, Talk, behind, error, of_a_worker, wait_for_info, wait_for_line
+from tests.e2e.bare_worker import BareWorker
+from tests.e2e.rig import PATIENCE_S, Connection, Keys, behind, error, of_a_worker, wait_for_info, wait_for_line
 from tests.faults import Hop, Way
 
 DOWN_AFTER_S = 1.0
@@ -27,13 +27,13 @@ def test_a_primary_that_is_at_a_keys_of_ours_is_busy_until_it_answers_and_nobody
     with (
         Hop(primary.port, of_a_worker) as hop,
         behind(fleet, {BUSY: hop}, 2, promotion={"promoter": "replicaof", "down_after_s": DOWN_AFTER_S}) as proxy,
-        Talk(proxy.port) as talk,
-        Talk(proxy.port) as other,
+        Connection(proxy.port) as conn,
+        Connection(proxy.port) as other,
     ):
         key = Keys(proxy).one(BUSY)
         assert other.ask("SET", key, "v") == b"OK"
         hop.stall(Way.REPLIES)  # the KEYS is there before the server stands still, however slow this test is
-        talk.send(("KEYS", "*"))
+        conn.send(("KEYS", "*"))
         wait_until("it to be asked", lambda: b"KEYS" in hop.requests, proxy.tail, PATIENCE_S)
         primary.pause()
         stopped = time.monotonic()
@@ -42,19 +42,19 @@ def test_a_primary_that_is_at_a_keys_of_ours_is_busy_until_it_answers_and_nobody
         wait_until("the time in which it would be replaced", lambda: time.monotonic() > stopped + 3 * DOWN_AFTER_S, str)
         primary.resume()
         hop.heal()
-        assert talk.read() == [key.encode()]
+        assert conn.read() == [key.encode()]
         wait_for_line(proxy, rf"-busy shard=s{BUSY} node=\S+ role=master ")
         said = proxy.log.read_text()
         assert not [event for event in ("+suspect", "+sdown", "+odown", "+switch-master") if f"{event} " in said]
 
 
 def test_a_worker_says_what_its_server_is_at_work_on_and_when_that_is_over(fleet: Fleet) -> None:
-    with Alone(fleet, timeouts={"slow_reply_s": PATIENCE_S}) as worker, Talk(worker.port) as talk:
+    with BareWorker(fleet, timeouts={"slow_reply_s": PATIENCE_S}) as worker, Connection(worker.port) as conn:
         primary = fleet.shards[BUSY].primary
-        assert talk.ask("DEL", Keys(worker).one(BUSY)) in (0, 1)  # so it is connected
+        assert conn.ask("DEL", Keys(worker).one(BUSY)) in (0, 1)  # so it is connected
         asked = time.monotonic()
         primary.pause()
-        talk.send(("KEYS", "*"))
+        conn.send(("KEYS", "*"))
         worker.wait_for("the work to be told", lambda: bool(worker.of(AtWork)))
         said = worker.of(AtWork)[-1].nodes
         primary.resume()
@@ -62,25 +62,29 @@ def test_a_worker_says_what_its_server_is_at_work_on_and_when_that_is_over(fleet
         work = said[primary.address]
         assert work.shard == "s0"
         assert asked <= work.since == work.until - PATIENCE_S
-        assert talk.read() == []
+        assert conn.read() == []
         worker.wait_for("its end to be told", lambda: worker.of(AtWork)[-1] == AtWork({}))
 
 
 def test_what_waits_behind_the_work_of_another_worker_is_waited_for(fleet: Fleet) -> None:
     """The parent says so; at a shard of which it says nothing the deadlines pass meanwhile."""
     timeouts = {"reply_s": 0.3, "slow_reply_s": PATIENCE_S, "silence_s": PATIENCE_S}
-    with Alone(fleet, timeouts=timeouts) as worker, Talk(worker.port) as talk, Talk(worker.port) as other:
+    with (
+        BareWorker(fleet, timeouts=timeouts) as worker,
+        Connection(worker.port) as conn,
+        Connection(worker.port) as other,
+    ):
         keys = Keys(worker)
         here, there = keys.one(BUSY), keys.one(1)
-        assert (talk.ask("SET", here, "v"), other.ask("SET", there, "v")) == (b"OK", b"OK")
+        assert (conn.ask("SET", here, "v"), other.ask("SET", there, "v")) == (b"OK", b"OK")
         primaries = [shard.primary for shard in fleet.shards]
         for primary in primaries:
             primary.pause()
         now = time.monotonic()
         worker.send(AtWork({primaries[BUSY].address: Work("s0", now, now + PATIENCE_S)}))
-        talk.send(("APPEND", here, "w"))
+        conn.send(("APPEND", here, "w"))
         for _ in range(3):
             assert error(other.ask("GET", there)).startswith("TRYAGAIN ")
         for primary in primaries:
             primary.resume()
-        assert talk.read() == 2
+        assert conn.read() == 2

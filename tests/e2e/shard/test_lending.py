@@ -6,8 +6,8 @@ import pytest
 
 from pyproxy.fleet import Fleet, Proxy, Server, Table, wait_until
 from pyproxy.worker.shard.pool import BRIEF_MOST
-from tests.e2e.bare_worker import Alone
-from tests.e2e.rig import PATIENCE_S, PATIENT, Keys, Talk, error, proxy_info, wait_for_info
+from tests.e2e.bare_worker import BareWorker
+from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, error, proxy_info, wait_for_info
 from tests.e2e.waiters import empty, wait_blocked
 from tests.waiting import readable_within
 
@@ -56,19 +56,19 @@ class Clients:
     """Many of one test."""
 
     def __init__(self) -> None:
-        self.talks: list[Talk] = []
+        self.talks: list[Connection] = []
 
-    def send(self, port: int, count: int, *commands: tuple[str | int, ...]) -> list[Talk]:
+    def send(self, port: int, count: int, *commands: tuple[str | int, ...]) -> list[Connection]:
         """So many new ones, each of which sends this."""
-        new = [Talk(port) for _ in range(count)]
+        new = [Connection(port) for _ in range(count)]
         self.talks += new
-        for talk in new:
-            talk.send(*commands)
+        for conn in new:
+            conn.send(*commands)
         return new
 
     def close(self) -> None:
-        for talk in self.talks:
-            talk.close()
+        for conn in self.talks:
+            conn.close()
 
 
 @pytest.fixture
@@ -80,13 +80,15 @@ def still(here: Server) -> Iterator[Server]:
     here.resume()
 
 
-def stand_still(server: Server, proxy: Proxy | Alone, key: str, clients: Clients, talk: Talk, more: int) -> list[Talk]:
+def stand_still(
+    server: Server, proxy: Proxy | BareWorker, key: str, clients: Clients, conn: Connection, more: int
+) -> list[Connection]:
     """Clients that run a script there: those who got all connections for that, and so many more, who wait for one."""
     server.pause()
     first = clients.send(proxy.port, BRIEF_MOST, ("EVAL", COUNT, 1, key))
-    wait_for_info(talk, "all to be lent", lambda info: info["borrowed_connections"] == str(BRIEF_MOST))
+    wait_for_info(conn, "all to be lent", lambda info: info["borrowed_connections"] == str(BRIEF_MOST))
     rest = clients.send(proxy.port, more, ("EVAL", COUNT, 1, key))
-    wait_for_info(talk, "all to have begun", lambda info: info["inflight"] == str(BRIEF_MOST + more))
+    wait_for_info(conn, "all to have begun", lambda info: info["inflight"] == str(BRIEF_MOST + more))
     return first + rest
 
 
@@ -99,11 +101,11 @@ def test_of_many_who_run_scripts_at_the_same_moment_all_are_answered(
     made = connections_made(here)
     for db in (0, 5):
         clients.send(proxy.port, MANY // 2, ("SELECT", db), *[("EVAL", COUNT, 1, key)] * 3)
-    said = [str(number) for talk in clients.talks for number in talk.reads(4)[1:]]
+    said = [str(number) for conn in clients.talks for number in conn.reads(4)[1:]]
     assert sorted(said) == sorted([str(each + 1) for each in range(3 * MANY // 2)] * 2)
     assert connections_made(here) - made < MANY, "they use the same ones, in turn"
-    with Talk(proxy.port) as talk:
-        assert int(proxy_info(talk)["borrowed_connections"]) <= HELD + 2 * BRIEF_MOST
+    with Connection(proxy.port) as conn:
+        assert int(proxy_info(conn)["borrowed_connections"]) <= HELD + 2 * BRIEF_MOST
 
 
 def connections_made(server: Server) -> int:
@@ -117,25 +119,25 @@ def test_transactions_with_scripts_over_the_same_shards_never_wait_for_each_othe
 ) -> None:
     """Whatever the order of their commands: each needs a connection of every shard."""
     names = [keys.one(0), keys.one(HERE), keys.one(2)]
-    with Talk(proxy.port) as talk:
+    with Connection(proxy.port) as conn:
         still.pause()
         for number in range(MANY):
             evals = [("EVAL", COUNT, 1, name) for name in (names if number % 2 else names[::-1])]
             clients.send(proxy.port, 1, ("MULTI",), *evals, ("EXEC",))
-        wait_for_info(talk, "all to have begun", lambda info: info["inflight"] == str(MANY))
+        wait_for_info(conn, "all to have begun", lambda info: info["inflight"] == str(MANY))
         still.resume()
         for client in clients.talks:
             answer = client.reads(5)[4]
             assert isinstance(answer, list) and {type(each) for each in answer} == {int}, answer
-        assert talk.ask("MGET", *names) == [str(MANY).encode()] * 3
+        assert conn.ask("MGET", *names) == [str(MANY).encode()] * 3
 
 
 def test_who_waits_longer_than_a_reply_may_take_is_refused_and_nothing_was_done(
     fleet: Fleet, still: Server, clients: Clients
 ) -> None:
-    with Proxy(fleet, timeouts={**PATIENT, "reply_s": 0.2}) as proxy, Talk(proxy.port) as talk:
+    with Proxy(fleet, timeouts={**PATIENT, "reply_s": 0.2}) as proxy, Connection(proxy.port) as conn:
         key = Keys(proxy).one(HERE)
-        first = stand_still(still, proxy, key, clients, talk, 0)
+        first = stand_still(still, proxy, key, clients, conn, 0)
         (late,) = clients.send(proxy.port, 1, ("EVAL", COUNT, 1, key))
         assert error(late.read()) == (
             f"TRYAGAIN shard s{HERE} ({still.address}) has all {BRIEF_MOST} connections for commands like this in use,"
@@ -143,17 +145,17 @@ def test_who_waits_longer_than_a_reply_may_take_is_refused_and_nothing_was_done(
         )
         still.resume()
         assert sorted(str(each.read()) for each in first) == sorted(map(str, range(1, BRIEF_MOST + 1)))
-        assert talk.ask("EVAL", COUNT, 1, key) == BRIEF_MOST + 1
+        assert conn.ask("EVAL", COUNT, 1, key) == BRIEF_MOST + 1
 
 
 def test_who_leaves_while_it_waits_is_passed_over(fleet: Fleet, still: Server, clients: Clients) -> None:
-    with Proxy(fleet, timeouts=PATIENT) as proxy, Talk(proxy.port) as talk:
+    with Proxy(fleet, timeouts=PATIENT) as proxy, Connection(proxy.port) as conn:
         key = Keys(proxy).one(HERE)
-        talks = stand_still(still, proxy, key, clients, talk, 2 * BRIEF_MOST)
+        talks = stand_still(still, proxy, key, clients, conn, 2 * BRIEF_MOST)
         stay, leave = talks[:BRIEF_MOST] + talks[-1:], talks[BRIEF_MOST:-1]
         for each in leave:
             each.reset()
-        wait_for_info(talk, "them to be gone", lambda info: info["connected_clients"] == str(1 + len(stay)))
+        wait_for_info(conn, "them to be gone", lambda info: info["connected_clients"] == str(1 + len(stay)))
         still.resume()
         assert sorted(str(each.read()) for each in stay) == sorted(map(str, range(1, len(stay) + 1)))
         again = clients.send(proxy.port, 2 * BRIEF_MOST, ("EVAL", "return 'x'", 1, key))
@@ -168,29 +170,29 @@ def test_who_holds_connections_for_long_does_not_hinder_those_who_need_one_brief
 ) -> None:
     holders = clients.send(proxy.port, HELD, ("BLPOP", f"{{{key}}}list", 0))
     wait_blocked(here, HELD)
-    with Talk(proxy.port) as talk, Talk(proxy.port) as other:
+    with Connection(proxy.port) as conn, Connection(proxy.port) as other:
         for held in (("BLPOP", f"{{{key}}}list", 0), ("WATCH", key)):
-            assert error(talk.ask(*held)).startswith(f"TRYAGAIN shard s{HERE} "), held
-        assert talk.ask("EVAL", COUNT, 1, key) == 1
-        talk.send(("MULTI",), ("EVAL", COUNT, 1, key), ("EXEC",))
-        assert talk.reads(3)[2] == [2]
-        assert talk.ask("COPY", key, keys.one(0, "copy"), "DB", 5) == 1
-        assert talk.ask("RENAME", key, keys.one(0)) == b"OK"
+            assert error(conn.ask(*held)).startswith(f"TRYAGAIN shard s{HERE} "), held
+        assert conn.ask("EVAL", COUNT, 1, key) == 1
+        conn.send(("MULTI",), ("EVAL", COUNT, 1, key), ("EXEC",))
+        assert conn.reads(3)[2] == [2]
+        assert conn.ask("COPY", key, keys.one(0, "copy"), "DB", 5) == 1
+        assert conn.ask("RENAME", key, keys.one(0)) == b"OK"
         assert other.ask("RPUSH", f"{{{key}}}list", *range(HELD)) == HELD
     assert [len(each.read()) for each in holders] == [2] * HELD  # type: ignore[arg-type]
     wait_blocked(here, 0)
 
 
 def test_scripts_that_come_at_once_do_not_hinder_those_who_wait(fleet: Fleet, still: Server, clients: Clients) -> None:
-    with Proxy(fleet, limits={"borrowed": HELD}, timeouts=PATIENT) as proxy, Talk(proxy.port) as talk:
+    with Proxy(fleet, limits={"borrowed": HELD}, timeouts=PATIENT) as proxy, Connection(proxy.port) as conn:
         key = Keys(proxy).one(HERE)
-        scripts = stand_still(still, proxy, key, clients, talk, 1)
+        scripts = stand_still(still, proxy, key, clients, conn, 1)
         waiters = clients.send(proxy.port, HELD, ("BLPOP", f"{{{key}}}list", 0))
-        wait_for_info(talk, "theirs, too", lambda info: info["borrowed_connections"] == str(BRIEF_MOST + HELD))
+        wait_for_info(conn, "theirs, too", lambda info: info["borrowed_connections"] == str(BRIEF_MOST + HELD))
         still.resume()
         wait_blocked(still, HELD)
         assert {type(each.read()) for each in scripts} == {int}
-        assert talk.ask("RPUSH", f"{{{key}}}list", *range(HELD)) == HELD
+        assert conn.ask("RPUSH", f"{{{key}}}list", *range(HELD)) == HELD
         assert all(isinstance(each.read(), list) for each in waiters)
 
 
@@ -198,16 +200,16 @@ def test_a_shard_that_stands_still_does_not_hinder_scripts_of_others(
     fleet: Fleet, still: Server, clients: Clients
 ) -> None:
     """RENAME has a connection of the one shard while it waits for the other."""
-    with Proxy(fleet, cross_shard="emulate", timeouts=PATIENT) as proxy, Talk(proxy.port) as talk:
+    with Proxy(fleet, cross_shard="emulate", timeouts=PATIENT) as proxy, Connection(proxy.port) as conn:
         keys = Keys(proxy)
         source, destination = keys.one(0), keys.one(HERE)
-        assert talk.ask("SET", source, "v") == b"OK"
-        assert talk.ask("EXISTS", destination) == 0
+        assert conn.ask("SET", source, "v") == b"OK"
+        assert conn.ask("EXISTS", destination) == 0
         still.pause()
         renaming = clients.send(proxy.port, BRIEF_MOST + 1, ("RENAME", source, destination))
-        wait_for_info(talk, "all to have begun", lambda info: info["inflight"] == str(BRIEF_MOST + 1))
-        wait_for_info(talk, "all to be lent", lambda info: info["borrowed_connections"] == str(BRIEF_MOST))
-        assert talk.ask("EVAL", COUNT, 1, keys.one(0, "n")) == 1
+        wait_for_info(conn, "all to have begun", lambda info: info["inflight"] == str(BRIEF_MOST + 1))
+        wait_for_info(conn, "all to be lent", lambda info: info["borrowed_connections"] == str(BRIEF_MOST))
+        assert conn.ask("EVAL", COUNT, 1, keys.one(0, "n")) == 1
         assert not any(readable_within(each.socket, 0.0) for each in renaming), "none of them was answered before"
 
 
@@ -215,45 +217,45 @@ def test_a_shard_that_stands_still_does_not_hinder_scripts_of_others(
 
 
 def test_who_waits_when_the_server_dies_is_refused_at_once(fleet: Fleet, still: Server, clients: Clients) -> None:
-    with Proxy(fleet, timeouts=PATIENT) as proxy, Talk(proxy.port) as talk:
+    with Proxy(fleet, timeouts=PATIENT) as proxy, Connection(proxy.port) as conn:
         key = Keys(proxy).one(HERE)
-        talks = stand_still(still, proxy, key, clients, talk, 2 * BRIEF_MOST)
+        talks = stand_still(still, proxy, key, clients, conn, 2 * BRIEF_MOST)
         still.kill()
         said = [error(each.read()) for each in talks]
         assert {each.split()[0] for each in said[:BRIEF_MOST]} <= {"UNCERTAIN", "TRYAGAIN"}
         for line in said[BRIEF_MOST:]:
             assert line.startswith(f"TRYAGAIN shard s{HERE} ") and "in use" not in line and "applied=no" in line
         still.start()
-        wait_until("the shard", lambda: talk.ask("EVAL", COUNT, 1, key) == 1, proxy.tail, PATIENCE_S)
+        wait_until("the shard", lambda: conn.ask("EVAL", COUNT, 1, key) == 1, proxy.tail, PATIENCE_S)
 
 
 def test_who_waits_when_nothing_may_be_sent_to_the_server_any_more_is_refused_at_once(
     fleet: Fleet, still: Server, clients: Clients
 ) -> None:
-    with Alone(fleet, timeouts=PATIENT) as alone, Talk(alone.port) as talk:
-        key = Keys(alone).one(HERE)
-        talks = stand_still(still, alone, key, clients, talk, 2)
-        alone.look(HERE, misplaced="holds keys of s0")
+    with BareWorker(fleet, timeouts=PATIENT) as worker, Connection(worker.port) as conn:
+        key = Keys(worker).one(HERE)
+        talks = stand_still(still, worker, key, clients, conn, 2)
+        worker.health(HERE, misplaced="holds keys of s0")
         for late in talks[BRIEF_MOST:]:
             assert error(late.read()).startswith(f"TRYAGAIN shard s{HERE} ({still.address}) is down: holds keys of s0")
-        wait_for_info(talk, "the others to wait on", lambda info: info["inflight"] == str(BRIEF_MOST))
+        wait_for_info(conn, "the others to wait on", lambda info: info["inflight"] == str(BRIEF_MOST))
 
 
 def test_who_waits_when_the_gate_closes_waits_there_and_goes_on_at_the_next_primary(clients: Clients) -> None:
     promotion: Table = {
         "promoter": "replicaof", "on_promotion": "hold", "hold_s": PATIENCE_S, "hold_incident_s": PATIENCE_S,
     }  # fmt: skip
-    with Fleet(shards=2, replicas=1) as fleet, Alone(fleet, promotion=promotion, timeouts=PATIENT) as alone:
+    with Fleet(shards=2, replicas=1) as fleet, BareWorker(fleet, promotion=promotion, timeouts=PATIENT) as worker:
         old, new = fleet.shards[0].primary, fleet.shards[0].replicas[0]
-        with Talk(alone.port) as talk, Talk(alone.port) as reader:
-            key = Keys(alone).one(0)
-            *first, one, other = stand_still(old, alone, key, clients, talk, 2)
+        with Connection(worker.port) as conn, Connection(worker.port) as reader:
+            key = Keys(worker).one(0)
+            *first, one, other = stand_still(old, worker, key, clients, conn, 2)
             reader.send(("EVAL_RO", "return 'read'", 1, key))
-            wait_for_info(talk, "it to have begun", lambda info: info["inflight"] == str(BRIEF_MOST + 3))
-            alone.close(0)
-            alone.wait_held(0, 2)
+            wait_for_info(conn, "it to have begun", lambda info: info["inflight"] == str(BRIEF_MOST + 3))
+            worker.close(0)
+            worker.wait_held(0, 2)
             new.ask("REPLICAOF", "NO", "ONE")
-            alone.point_at(0, new, open_gate=True)
+            worker.point_at(0, new, open_gate=True)
             numbers = [one.read(), other.read()]
             assert reader.read() == b"read"
             said = [each.read() for each in first]

@@ -11,8 +11,8 @@ import pytest
 from pyproxy.fleet import Fleet, Server, Table, wait_until
 from pyproxy.messages import Awake, Complaint, Confirmed, Topology
 from pyproxy.shard_map import Node
-from tests.e2e.bare_worker import Alone, node, promote
-from tests.e2e.rig import PATIENCE_S, Argument, Keys, Talk, error, of_a_worker, packed, wait_for_info
+from tests.e2e.bare_worker import BareWorker, node, promote
+from tests.e2e.rig import PATIENCE_S, Argument, Connection, Keys, error, of_a_worker, packed, wait_for_info
 from tests.faults import Hop, Way
 
 LOST = 1
@@ -39,31 +39,31 @@ def new(fleet: Fleet) -> Server:
 
 
 @pytest.fixture
-def alone(fleet: Fleet) -> Iterator[Alone]:
-    with Alone(fleet, promotion=PATIENT) as alone:
-        yield alone
+def worker(fleet: Fleet) -> Iterator[BareWorker]:
+    with BareWorker(fleet, promotion=PATIENT) as worker:
+        yield worker
 
 
 @pytest.fixture
-def keys(alone: Alone) -> Keys:
-    return Keys(alone)
+def keys(worker: BareWorker) -> Keys:
+    return Keys(worker)
 
 
 @pytest.fixture
-def talk(alone: Alone) -> Iterator[Talk]:
-    with Talk(alone.port) as talk:
-        yield talk
+def conn(worker: BareWorker) -> Iterator[Connection]:
+    with Connection(worker.port) as conn:
+        yield conn
 
 
 @pytest.fixture
-def hopped(fleet: Fleet, old: Server) -> Iterator[tuple[Alone, Hop]]:
+def hopped(fleet: Fleet, old: Server) -> Iterator[tuple[BareWorker, Hop]]:
     """A worker that reaches the old primary through a hop."""
     hop = Hop(old.port, of_a_worker)
     timeouts = {"reply_s": PATIENCE_S, "silence_s": PATIENCE_S}
-    with hop, Alone(fleet, {LOST: Node("127.0.0.1", hop.port)}, promotion=PATIENT, timeouts=timeouts) as alone:
-        with Talk(alone.port) as talk:
-            assert talk.ask("DBSIZE") == 0, "it is connected"
-        yield alone, hop
+    with hop, BareWorker(fleet, {LOST: Node("127.0.0.1", hop.port)}, promotion=PATIENT, timeouts=timeouts) as worker:
+        with Connection(worker.port) as conn:
+            assert conn.ask("DBSIZE") == 0, "it is connected"
+        yield worker, hop
 
 
 def wait_applied(server: Server, key: str, value: bytes) -> None:
@@ -78,156 +78,156 @@ def wait_replicated(old: Server, new: Server, *keys: str) -> None:
 
 
 def test_held_writes_go_to_the_new_primary_and_nothing_to_the_old(
-    alone: Alone, keys: Keys, talk: Talk, old: Server, new: Server
+    worker: BareWorker, keys: Keys, conn: Connection, old: Server, new: Server
 ) -> None:
     key = keys.one(LOST)
-    alone.close(LOST)
-    talk.send(("INCR", key), ("INCR", key))
-    alone.wait_held(LOST, 1)
+    worker.close(LOST)
+    conn.send(("INCR", key), ("INCR", key))
+    worker.wait_held(LOST, 1)
     promote(None, new)  # the old one stays a primary, as behind a split network
-    alone.point_at(LOST, new)
-    assert alone.holding(LOST).requests == 1
-    alone.open(LOST)
-    assert talk.reads(2) == [1, 2]
+    worker.point_at(LOST, new)
+    assert worker.holding(LOST).requests == 1
+    worker.open(LOST)
+    assert conn.reads(2) == [1, 2]
     assert (old.ask("GET", key), new.ask("GET", key)) == (None, b"2")
 
 
 def test_connections_of_another_epoch_are_closed_though_the_server_is_the_same(
-    alone: Alone, keys: Keys, talk: Talk, old: Server
+    worker: BareWorker, keys: Keys, conn: Connection, old: Server
 ) -> None:
     def ids() -> set[bytes]:
         listed = old.ask("CLIENT", "LIST", "TYPE", "normal")
         assert isinstance(listed, bytes)
         return {line.split()[0] for line in listed.splitlines() if b"cmd=client|list" not in line}
 
-    assert talk.ask("SET", keys.one(LOST), "v") == b"OK"
-    alone.point_at(LOST, old)
+    assert conn.ask("SET", keys.one(LOST), "v") == b"OK"
+    worker.point_at(LOST, old)
     before = ids()
-    alone.point_at(LOST, old)
-    assert talk.ask("SET", keys.one(LOST), "w") == b"OK"
+    worker.point_at(LOST, old)
+    assert conn.ask("SET", keys.one(LOST), "w") == b"OK"
     assert not before & ids()
 
 
 def test_a_write_that_was_sent_is_uncertain_and_never_sent_to_the_new_primary(
-    alone: Alone, keys: Keys, talk: Talk, old: Server, new: Server
+    worker: BareWorker, keys: Keys, conn: Connection, old: Server, new: Server
 ) -> None:
     key = keys.one(LOST)
-    assert talk.ask("SET", key, 0) == b"OK"
+    assert conn.ask("SET", key, 0) == b"OK"
     wait_replicated(old, new, key)
     old.pause()
-    talk.send(("INCR", key), ("INCR", key))
-    with Talk(alone.port) as other:
+    conn.send(("INCR", key), ("INCR", key))
+    with Connection(worker.port) as other:
         wait_for_info(other, "both to be out", lambda info: info["inflight"] == "2")
     promote(None, new)
-    alone.point_at(LOST, new)
-    assert [error(reply).split()[0] for reply in talk.reads(2)] == ["UNCERTAIN", "UNCERTAIN"]
-    assert talk.ask("GET", key) == b"0"
+    worker.point_at(LOST, new)
+    assert [error(reply).split()[0] for reply in conn.reads(2)] == ["UNCERTAIN", "UNCERTAIN"]
+    assert conn.ask("GET", key) == b"0"
 
 
-def test_a_worker_says_that_it_is_busy_until_the_last_write_is_answered(hopped: tuple[Alone, Hop]) -> None:
-    alone, hop = hopped
-    with Talk(alone.port) as talk:
-        key = Keys(alone).one(LOST)
+def test_a_worker_says_that_it_is_busy_until_the_last_write_is_answered(hopped: tuple[BareWorker, Hop]) -> None:
+    worker, hop = hopped
+    with Connection(worker.port) as conn:
+        key = Keys(worker).one(LOST)
         hop.stall(Way.REPLIES)
-        talk.send(("INCR", key))
-        alone.wait_count("inflight", 1)
-        alone.close(0)
-        assert alone.busy == []
-        alone.close(LOST)
-        assert alone.busy == [f"s{LOST}"]
+        conn.send(("INCR", key))
+        worker.wait_count("inflight", 1)
+        worker.close(0)
+        assert worker.busy == []
+        worker.close(LOST)
+        assert worker.busy == [f"s{LOST}"]
         hop.heal()
-        alone.wait_for("the worker not to be busy", lambda: alone.busy == [])
-        assert talk.read() == 1
-        alone.open(LOST)
+        worker.wait_for("the worker not to be busy", lambda: worker.busy == [])
+        assert conn.read() == 1
+        worker.open(LOST)
 
 
 # --- its own eyes -----------------------------------------------------------------------------------------------------
 
 
 def test_a_dead_primary_closes_the_gate_before_the_parent_says_so(
-    alone: Alone, keys: Keys, talk: Talk, old: Server, new: Server
+    worker: BareWorker, keys: Keys, conn: Connection, old: Server, new: Server
 ) -> None:
     key = keys.one(LOST)
-    assert talk.ask("SET", key, "before") == b"OK"
+    assert conn.ask("SET", key, "before") == b"OK"
     wait_replicated(old, new, key)
-    alone.refuge(LOST, new)
+    worker.refuge(LOST, new)
     old.kill()
-    talk.send(("SET", key, "after"))
-    first = alone.holding(LOST).requests or 1
-    alone.wait_held(LOST, first)
-    with Talk(alone.port) as reader:
+    conn.send(("SET", key, "after"))
+    first = worker.holding(LOST).requests or 1
+    worker.wait_held(LOST, first)
+    with Connection(worker.port) as reader:
         assert reader.ask("GET", key) == b"before", "from the replica"
         assert reader.ask("MGET", keys.one(0), key) == [None, b"before"]
         assert reader.ask("SET", keys.one(0), "v") == b"OK"
     promote(None, new)
-    alone.close(LOST)
-    alone.point_at(LOST, new)
-    alone.open(LOST)
-    assert talk.read() == b"OK"
-    assert talk.ask("GET", key) == b"after"
+    worker.close(LOST)
+    worker.point_at(LOST, new)
+    worker.open(LOST)
+    assert conn.read() == b"OK"
+    assert conn.ask("GET", key) == b"after"
 
 
 def test_reads_that_were_out_when_the_primary_died_are_answered_by_the_replica(
-    alone: Alone, keys: Keys, talk: Talk, old: Server, new: Server
+    worker: BareWorker, keys: Keys, conn: Connection, old: Server, new: Server
 ) -> None:
     names = keys.on(LOST, 50)
-    assert talk.ask("MSET", *[word for name in names for word in (name, name)]) == b"OK"
+    assert conn.ask("MSET", *[word for name in names for word in (name, name)]) == b"OK"
     wait_replicated(old, new, *names)
-    alone.refuge(LOST, new)
+    worker.refuge(LOST, new)
     old.pause()
-    talk.send(*[("GET", name) for name in names], ("MGET", keys.one(0), names[0]))
+    conn.send(*[("GET", name) for name in names], ("MGET", keys.one(0), names[0]))
     old.kill()
-    assert talk.reads(51) == [*[name.encode() for name in names], [None, names[0].encode()]]
+    assert conn.reads(51) == [*[name.encode() for name in names], [None, names[0].encode()]]
 
 
 def test_reads_wait_while_the_connections_of_the_replica_that_answers_them_are_killed(
-    alone: Alone, keys: Keys, talk: Talk, old: Server, new: Server
+    worker: BareWorker, keys: Keys, conn: Connection, old: Server, new: Server
 ) -> None:
     """As whoever promotes does it, and at once again: there is nobody else to ask then."""
     key = keys.one(LOST)
-    assert talk.ask("SET", key, "v") == b"OK"
+    assert conn.ask("SET", key, "v") == b"OK"
     wait_replicated(old, new, key)
-    alone.refuge(LOST, new)
+    worker.refuge(LOST, new)
     old.kill()
-    assert talk.ask("GET", key) == b"v"
+    assert conn.ask("GET", key) == b"v"
     for _ in range(4):
         killed = new.ask("CLIENT", "KILL", "TYPE", "normal")
         assert isinstance(killed, int) and killed >= 1
-        assert [talk.ask("GET", key) for _ in range(10)] == [b"v"] * 10
+        assert [conn.ask("GET", key) for _ in range(10)] == [b"v"] * 10
 
 
 def test_reads_wait_while_there_is_nobody_to_read_from(
-    alone: Alone, keys: Keys, talk: Talk, old: Server, new: Server
+    worker: BareWorker, keys: Keys, conn: Connection, old: Server, new: Server
 ) -> None:
     """As long as the replicas copy from one another, none of them may be named."""
     key = keys.one(LOST)
-    assert talk.ask("SET", key, "v") == b"OK"
+    assert conn.ask("SET", key, "v") == b"OK"
     wait_replicated(old, new, key)
-    with Talk(alone.port) as second, Talk(alone.port) as third:
+    with Connection(worker.port) as second, Connection(worker.port) as third:
         assert second.ask("GET", key) == b"v"
         old.pause()
         second.send(("GET", key))  # out when it is lost
-        alone.wait_for("it to be out", lambda: alone.count("commands") >= 3)
-        alone.close(LOST)
+        worker.wait_for("it to be out", lambda: worker.count("commands") >= 3)
+        worker.close(LOST)
         old.kill()
         down = "closed the connection"
-        alone.wait_for("it to be down", lambda: any(said.what == down for said in alone.of(Complaint)))
-        talk.send(("GET", key))  # begun when there is nobody
+        worker.wait_for("it to be down", lambda: any(said.what == down for said in worker.of(Complaint)))
+        conn.send(("GET", key))  # begun when there is nobody
         third.send(("MGET", keys.one(0), key))
-        alone.wait_held(LOST, 2)
-        alone.refuge(LOST, new)
-        assert [talk.read(), second.read(), third.read()] == [b"v", b"v", [None, b"v"]]
+        worker.wait_held(LOST, 2)
+        worker.refuge(LOST, new)
+        assert [conn.read(), second.read(), third.read()] == [b"v", b"v", [None, b"v"]]
 
 
 def test_reads_wait_no_longer_than_a_hold_may_last(fleet: Fleet, old: Server) -> None:
     promotion: Table = {**PATIENT, "on_promotion": "auto", "auto_hold_s": 0.3}
-    with Alone(fleet, promotion=promotion) as alone, Talk(alone.port) as talk:
-        key = Keys(alone).one(LOST)
-        assert talk.ask("GET", key) is None
+    with BareWorker(fleet, promotion=promotion) as worker, Connection(worker.port) as conn:
+        key = Keys(worker).one(LOST)
+        assert conn.ask("GET", key) is None
         old.kill()
-        assert error(talk.ask("GET", key)).startswith("TRYAGAIN ")
-        assert error(talk.ask("GET", key)).startswith("TRYAGAIN "), "at once, as it has waited"
-        assert alone.count("held") <= 1
+        assert error(conn.ask("GET", key)).startswith("TRYAGAIN ")
+        assert error(conn.ask("GET", key)).startswith("TRYAGAIN "), "at once, as it has waited"
+        assert worker.count("held") <= 1
 
 
 @pytest.mark.parametrize("becomes", ["another answers", "nobody answers in time"])
@@ -237,25 +237,29 @@ def test_reads_that_are_out_to_a_replica_when_that_dies_too_are_answered(
     other = fleet.shards[LOST].replicas[1]
     in_time = becomes == "another answers"
     promotion: Table = PATIENT if in_time else {**PATIENT, "on_promotion": "auto", "auto_hold_s": 0.3}
-    with Alone(fleet, promotion=promotion) as alone, Talk(alone.port) as one, Talk(alone.port) as two:
-        keys = Keys(alone)
+    with (
+        BareWorker(fleet, promotion=promotion) as worker,
+        Connection(worker.port) as one,
+        Connection(worker.port) as two,
+    ):
+        keys = Keys(worker)
         key = keys.one(LOST)
         assert one.ask("SET", key, "v") == b"OK"
         wait_replicated(old, new, key)
         wait_replicated(old, other, key)
-        alone.close(LOST)
-        alone.refuge(LOST, new)
+        worker.close(LOST)
+        worker.refuge(LOST, new)
         old.kill()
         assert [one.ask("GET", key), two.ask("GET", key)] == [b"v", b"v"]
         new.pause()
-        begun = alone.count("commands")
+        begun = worker.count("commands")
         one.send(("GET", key), ("MGET", keys.one(0), key))
         two.send(("MULTI",), ("GET", key), ("EXEC",), ("GET", key))
-        alone.wait_for("them to be out", lambda: alone.count("commands") >= begun + 5)
+        worker.wait_for("them to be out", lambda: worker.count("commands") >= begun + 5)
         new.kill()
         if in_time:
             promote(None, other)
-            alone.point_at(LOST, other, open_gate=True)
+            worker.point_at(LOST, other, open_gate=True)
             assert one.reads(2) == [b"v", [None, b"v"]]
             assert two.reads(4) == [b"OK", b"QUEUED", [b"v"], b"v"]
         else:
@@ -264,33 +268,33 @@ def test_reads_that_are_out_to_a_replica_when_that_dies_too_are_answered(
 
 
 def test_without_a_promoter_or_a_replica_a_dead_primary_is_down_as_ever(fleet: Fleet, old: Server) -> None:
-    with Alone(fleet) as alone, Talk(alone.port) as talk:
-        key = Keys(alone).one(LOST)
+    with BareWorker(fleet) as worker, Connection(worker.port) as conn:
+        key = Keys(worker).one(LOST)
         old.kill()
         wait_until(
             "the shard to be down",
-            lambda: "is down: connection refused, applied=no; retry later" in str(talk.ask("SET", key, "v")),
-            lambda: str(talk.ask("SET", key, "v")),
+            lambda: "is down: connection refused, applied=no; retry later" in str(conn.ask("SET", key, "v")),
+            lambda: str(conn.ask("SET", key, "v")),
         )
 
 
 def test_a_primary_that_stands_still_costs_three_deadlines_and_no_more(fleet: Fleet, old: Server, new: Server) -> None:
     timeouts = {"reply_s": 0.2, "silence_s": PATIENCE_S, "connect_s": PATIENCE_S}
-    with Alone(fleet, promotion=PATIENT, timeouts=timeouts) as alone, Talk(alone.port) as talk:
-        key = Keys(alone).one(LOST)
-        assert talk.ask("SET", key, "v") == b"OK"
+    with BareWorker(fleet, promotion=PATIENT, timeouts=timeouts) as worker, Connection(worker.port) as conn:
+        key = Keys(worker).one(LOST)
+        assert conn.ask("SET", key, "v") == b"OK"
         wait_replicated(old, new, key)
-        alone.refuge(LOST, new)
+        worker.refuge(LOST, new)
         old.pause()
-        said = [error(talk.ask("SET", key, number)) for number in range(3)]
+        said = [error(conn.ask("SET", key, number)) for number in range(3)]
         assert {each.split()[0] for each in said} == {"UNCERTAIN"}
-        wait_until("it to be refused", lambda: "does not answer" in str(talk.ask("SET", key, "x")), lambda: "")
-        with Talk(alone.port) as reader:
+        wait_until("it to be refused", lambda: "does not answer" in str(conn.ask("SET", key, "x")), lambda: "")
+        with Connection(worker.port) as reader:
             assert reader.ask("GET", key) == b"v", "from the replica"
-        assert "does not answer" in error(talk.ask("GET", key)), "its writes are with the primary"
-        assert alone.count("timeouts") <= 6
+        assert "does not answer" in error(conn.ask("GET", key)), "its writes are with the primary"
+        assert worker.count("timeouts") <= 6
         old.resume()
-        wait_until("a late answer to open it", lambda: talk.ask("SET", key, "y") == b"OK", lambda: "")
+        wait_until("a late answer to open it", lambda: conn.ask("SET", key, "y") == b"OK", lambda: "")
 
 
 @pytest.mark.parametrize("proto", [2, 3])
@@ -298,34 +302,34 @@ def test_a_read_that_a_silent_primary_does_not_answer_is_asked_of_the_replica(
     fleet: Fleet, old: Server, new: Server, proto: int
 ) -> None:
     timeouts = {"reply_s": 0.3, "silence_s": PATIENCE_S, "connect_s": PATIENCE_S}
-    with Alone(fleet, promotion=PATIENT, timeouts=timeouts) as alone, Talk(alone.port) as talk:
-        keys = Keys(alone)
+    with BareWorker(fleet, promotion=PATIENT, timeouts=timeouts) as worker, Connection(worker.port) as conn:
+        keys = Keys(worker)
         first, second = keys.on(LOST, 2)
-        talk.ask("HELLO", proto)
-        talk.send(("SET", first, "v"), ("SET", second, "w"))
-        talk.reads(2)
+        conn.ask("HELLO", proto)
+        conn.send(("SET", first, "v"), ("SET", second, "w"))
+        conn.reads(2)
         wait_replicated(old, new, first, second)
-        alone.refuge(LOST, new)
+        worker.refuge(LOST, new)
         old.pause()
-        talk.send(("GET", first), ("MGET", keys.one(0), second), ("GET", second))
-        assert talk.reads(3) == [b"v", [None, b"w"], b"w"]
+        conn.send(("GET", first), ("MGET", keys.one(0), second), ("GET", second))
+        assert conn.reads(3) == [b"v", [None, b"w"], b"w"]
         old.resume()
-        wait_until("it to be as before", lambda: talk.ask("SET", first, "x") == b"OK", lambda: "")
-        assert [talk.ask("GET", each) for each in (first, second)] == [b"x", b"w"], "no late reply is taken for these"
+        wait_until("it to be as before", lambda: conn.ask("SET", first, "x") == b"OK", lambda: "")
+        assert [conn.ask("GET", each) for each in (first, second)] == [b"x", b"w"], "no late reply is taken for these"
 
 
 def test_a_read_before_a_write_of_the_same_client_is_not_asked_elsewhere(
     fleet: Fleet, old: Server, new: Server
 ) -> None:
     timeouts = {"reply_s": 0.3, "silence_s": PATIENCE_S, "connect_s": PATIENCE_S}
-    with Alone(fleet, promotion=PATIENT, timeouts=timeouts) as alone, Talk(alone.port) as talk:
-        key = Keys(alone).one(LOST)
-        assert talk.ask("SET", key, "v") == b"OK"
+    with BareWorker(fleet, promotion=PATIENT, timeouts=timeouts) as worker, Connection(worker.port) as conn:
+        key = Keys(worker).one(LOST)
+        assert conn.ask("SET", key, "v") == b"OK"
         wait_replicated(old, new, key)
-        alone.refuge(LOST, new)
+        worker.refuge(LOST, new)
         old.pause()
-        talk.send(("GET", key), ("SET", key, "w"))
-        assert [error(reply).split()[0] for reply in talk.reads(2)] == ["TRYAGAIN", "UNCERTAIN"]
+        conn.send(("GET", key), ("SET", key, "w"))
+        assert [error(reply).split()[0] for reply in conn.reads(2)] == ["TRYAGAIN", "UNCERTAIN"]
 
 
 def gets(server: Server) -> int:
@@ -342,22 +346,22 @@ def test_of_the_reads_that_a_silent_primary_does_not_answer_few_are_asked_of_the
     """It may be busy rather than silent, and what is asked twice would make the replica so too."""
     timeouts = {"reply_s": 0.3, "silence_s": PATIENCE_S, "connect_s": PATIENCE_S}
     with (
-        Alone(fleet, promotion=PATIENT, timeouts=timeouts) as alone,
+        BareWorker(fleet, promotion=PATIENT, timeouts=timeouts) as worker,
         contextlib.ExitStack() as open_talks,
     ):
-        talks = [open_talks.enter_context(Talk(alone.port)) for _ in range(60)]
-        key = Keys(alone).one(LOST)
+        talks = [open_talks.enter_context(Connection(worker.port)) for _ in range(60)]
+        key = Keys(worker).one(LOST)
         assert talks[0].ask("SET", key, "v") == b"OK"
         wait_replicated(old, new, key)
-        alone.refuge(LOST, new)
+        worker.refuge(LOST, new)
         asked = gets(new)
         old.pause()
         new.pause()
-        begun = alone.count("commands")
+        begun = worker.count("commands")
         for each in talks:
             each.send(("GET", key))
-        alone.wait_for("all to be out", lambda: alone.count("commands") >= begun + 60)
-        alone.wait_for("all deadlines to have passed", lambda: alone.count("timeouts") >= 60)
+        worker.wait_for("all to be out", lambda: worker.count("commands") >= begun + 60)
+        worker.wait_for("all deadlines to have passed", lambda: worker.count("timeouts") >= 60)
         new.resume()
         for each in talks:
             reply = each.read()
@@ -376,64 +380,64 @@ def test_what_may_be_a_burden_is_not_asked_of_the_replica_as_well(
     timeouts = {"reply_s": 0.3, "slow_reply_s": 0.3, "silence_s": PATIENCE_S, "connect_s": PATIENCE_S}
     if asked[0] == "EVAL_RO":
         timeouts |= {"silence_s": 1.0, "connect_s": 1.0}  # its deadlines: it has a connection of its own
-    with Alone(fleet, promotion=PATIENT, timeouts=timeouts) as alone, Talk(alone.port) as talk:
-        key = Keys(alone).one(LOST)
-        assert talk.ask("SET", key, b"x" * 100_000) == b"OK"
+    with BareWorker(fleet, promotion=PATIENT, timeouts=timeouts) as worker, Connection(worker.port) as conn:
+        key = Keys(worker).one(LOST)
+        assert conn.ask("SET", key, b"x" * 100_000) == b"OK"
         wait_replicated(old, new, key)
         if asked == "a large answer":
-            assert talk.ask("STRLEN", key) == talk.ask("STRLEN", key) == 100_000
-            assert [len(bytes(talk.ask("GET", key))) for _ in range(3)] == [100_000] * 3  # type: ignore[call-overload]
-        alone.refuge(LOST, new)
+            assert conn.ask("STRLEN", key) == conn.ask("STRLEN", key) == 100_000
+            assert [len(bytes(conn.ask("GET", key))) for _ in range(3)] == [100_000] * 3  # type: ignore[call-overload]
+        worker.refuge(LOST, new)
         old.pause()
         if asked == "a block":
-            talk.send(("MULTI",), ("GET", key), ("EXEC",))
-            talk.reads(2)
+            conn.send(("MULTI",), ("GET", key), ("EXEC",))
+            conn.reads(2)
         elif asked == "a large answer":
-            talk.send(("GET", key))
+            conn.send(("GET", key))
         else:
-            talk.send([key if word in ("h", "{}") else word for word in asked])
-        assert error(talk.read()).split()[0] in ("TRYAGAIN", "EXECABORT")
+            conn.send([key if word in ("h", "{}") else word for word in asked])
+        assert error(conn.read()).split()[0] in ("TRYAGAIN", "EXECABORT")
 
 
 def test_a_probe_that_is_answered_opens_a_gate_that_stood_still(fleet: Fleet, old: Server) -> None:
     timeouts = {"reply_s": 0.2, "silence_s": PATIENCE_S, "connect_s": PATIENCE_S}
     with Hop(old.port, of_a_worker) as hop:
         where = {LOST: Node("127.0.0.1", hop.port)}
-        with Alone(fleet, where, promotion=PATIENT, timeouts=timeouts) as alone, Talk(alone.port) as talk:
-            key = Keys(alone).one(LOST)
-            assert talk.ask("SET", key, "v") == b"OK"
+        with BareWorker(fleet, where, promotion=PATIENT, timeouts=timeouts) as worker, Connection(worker.port) as conn:
+            key = Keys(worker).one(LOST)
+            assert conn.ask("SET", key, "v") == b"OK"
             hop.swallow(Way.REPLIES)
-            talk.send(*[("GET", key)] * 3)
-            talk.reads(3)
-            wait_until("it to be refused", lambda: "does not answer" in str(talk.ask("SET", key, "x")), lambda: "")
-            alone.look(LOST)
-            wait_until("it to be tried", lambda: "UNCERTAIN" in str(talk.ask("SET", key, "x")), lambda: "")
+            conn.send(*[("GET", key)] * 3)
+            conn.reads(3)
+            wait_until("it to be refused", lambda: "does not answer" in str(conn.ask("SET", key, "x")), lambda: "")
+            worker.health(LOST)
+            wait_until("it to be tried", lambda: "UNCERTAIN" in str(conn.ask("SET", key, "x")), lambda: "")
 
 
 # --- taken back -------------------------------------------------------------------------------------------------------
 
 
 def test_what_a_demoted_primary_refuses_is_applied_once_by_the_new_one(
-    alone: Alone, keys: Keys, old: Server, new: Server
+    worker: BareWorker, keys: Keys, old: Server, new: Server
 ) -> None:
     counter, listed = keys.one(LOST, "counter"), keys.one(LOST, "list")
-    talks = [Talk(alone.port) for _ in range(5)]
+    talks = [Connection(worker.port) for _ in range(5)]
     assert talks[0].ask("INCR", counter) == 1
     wait_replicated(old, new, counter)
     promote(old, new)
-    for number, talk in enumerate(talks):
+    for number, conn in enumerate(talks):
         for step in range(20):
-            talk.send(("INCR", counter), ("RPUSH", listed, f"{number}:{step}"), ("GET", counter))
-    alone.wait_for("all to be taken back", lambda: alone.count("taken_back") >= 200)
-    alone.close(LOST)
-    alone.point_at(LOST, new)
-    alone.open(LOST)
+            conn.send(("INCR", counter), ("RPUSH", listed, f"{number}:{step}"), ("GET", counter))
+    worker.wait_for("all to be taken back", lambda: worker.count("taken_back") >= 200)
+    worker.close(LOST)
+    worker.point_at(LOST, new)
+    worker.open(LOST)
     seen: list[int] = []
-    for talk in talks:
-        said = [int(str(value, "ascii") if isinstance(value, bytes) else str(value)) for value in talk.reads(60)]
+    for conn in talks:
+        said = [int(str(value, "ascii") if isinstance(value, bytes) else str(value)) for value in conn.reads(60)]
         seen += said[0::3]
         assert all(read >= wrote for wrote, read in zip(said[0::3], said[2::3], strict=True)), "no read sees the past"
-        talk.close()
+        conn.close()
     assert sorted(seen) == list(range(2, 102))
     assert new.ask("GET", counter) == b"101"
     values = new.ask("LRANGE", listed, 0, -1)
@@ -446,67 +450,70 @@ def test_what_a_demoted_primary_refuses_is_applied_once_by_the_new_one(
 
 
 def test_a_part_of_a_split_write_is_taken_back_too(
-    alone: Alone, fleet: Fleet, keys: Keys, talk: Talk, old: Server, new: Server
+    worker: BareWorker, fleet: Fleet, keys: Keys, conn: Connection, old: Server, new: Server
 ) -> None:
     split = [keys.one(0), keys.one(LOST)]
     promote(old, new)
-    talk.send(("MSET", split[0], 1, split[1], 2), ("MGET", *split))
+    conn.send(("MSET", split[0], 1, split[1], 2), ("MGET", *split))
     wait_applied(fleet.shards[0].primary, split[0], b"1")
-    alone.wait_count("taken_back", 1)
-    alone.close(LOST)
-    alone.point_at(LOST, new, open_gate=True)
-    assert talk.reads(2) == [b"OK", [b"1", b"2"]]
+    worker.wait_count("taken_back", 1)
+    worker.close(LOST)
+    worker.point_at(LOST, new, open_gate=True)
+    assert conn.reads(2) == [b"OK", [b"1", b"2"]]
 
 
-def test_a_refused_write_is_not_taken_back_past_a_later_one_that_was_applied(hopped: tuple[Alone, Hop]) -> None:
-    alone, hop = hopped
-    with Talk(alone.port) as talk:
-        key = Keys(alone).one(LOST)
+def test_a_refused_write_is_not_taken_back_past_a_later_one_that_was_applied(hopped: tuple[BareWorker, Hop]) -> None:
+    worker, hop = hopped
+    with Connection(worker.port) as conn:
+        key = Keys(worker).one(LOST)
         hop.stall(Way.REQUESTS)
-        talk.send(("SET", key, "first"), ("GET", key), ("SET", key, "second"), ("GET", key))
-        alone.wait_for("all to have reached the hop", lambda: hop.requests.count(packed("GET", key)) == 2)
+        conn.send(("SET", key, "first"), ("GET", key), ("SET", key, "second"), ("GET", key))
+        worker.wait_for("all to have reached the hop", lambda: hop.requests.count(packed("GET", key)) == 2)
         hop.inject(b"-READONLY You can't write against a read only replica.\r\n$-1\r\n+OK\r\n$6\r\nsecond\r\n")
-        replies = talk.reads(4)
+        replies = conn.reads(4)
         assert error(replies[0]).startswith("READONLY ")
         assert replies[1:] == [None, b"OK", b"second"]
 
 
-def test_the_answer_is_decided_byte_by_byte_as_well(hopped: tuple[Alone, Hop]) -> None:
-    alone, hop = hopped
-    with Talk(alone.port) as talk:
-        key = Keys(alone).one(LOST)
+def test_the_answer_is_decided_byte_by_byte_as_well(hopped: tuple[BareWorker, Hop]) -> None:
+    worker, hop = hopped
+    with Connection(worker.port) as conn:
+        key = Keys(worker).one(LOST)
         hop.stall(Way.REQUESTS)
-        talk.send(("SET", key, "first"), ("SET", key, "second"))
-        alone.wait_for("all to have reached the hop", lambda: packed("SET", key, "second") in hop.requests)
+        conn.send(("SET", key, "first"), ("SET", key, "second"))
+        worker.wait_for("all to have reached the hop", lambda: packed("SET", key, "second") in hop.requests)
         for byte in b"-READONLY no.\r\n-LOADING Redis is loading\r\n":
             hop.inject(bytes([byte]))
-        alone.wait_count("taken_back", 2)
-        assert alone.count("held_requests") in (0, 2)
+        worker.wait_count("taken_back", 2)
+        assert worker.count("held_requests") in (0, 2)
 
 
 def test_a_connection_that_ends_while_it_is_decided_gives_each_the_verdict_that_is_sure(
-    hopped: tuple[Alone, Hop],
+    hopped: tuple[BareWorker, Hop],
 ) -> None:
-    alone, hop = hopped
-    with Talk(alone.port) as talk:
-        key = Keys(alone).one(LOST)
+    worker, hop = hopped
+    with Connection(worker.port) as conn:
+        key = Keys(worker).one(LOST)
         hop.stall()
-        talk.send(("SET", key, "first"), ("SET", key, "second"))
-        alone.wait_for("all to have reached the hop", lambda: packed("SET", key, "second") in hop.requests)
+        conn.send(("SET", key, "first"), ("SET", key, "second"))
+        worker.wait_for("all to have reached the hop", lambda: packed("SET", key, "second") in hop.requests)
         hop.inject(b"-READONLY no.\r\n")
         hop.cut()
-        assert [error(reply).split()[0] for reply in talk.reads(2)] == ["READONLY", "UNCERTAIN"]
+        assert [error(reply).split()[0] for reply in conn.reads(2)] == ["READONLY", "UNCERTAIN"]
 
 
 @pytest.mark.parametrize("mode", ["reject", "hold"])
 def test_where_the_gate_refuses_a_refused_write_is_not_applied(
     fleet: Fleet, old: Server, new: Server, mode: str
 ) -> None:
-    with Alone(fleet, promotion={**PATIENT, "on_promotion": mode, "hold_s": 0.2}) as alone, Talk(alone.port) as talk:
-        key = Keys(alone).one(LOST)
+    with (
+        BareWorker(fleet, promotion={**PATIENT, "on_promotion": mode, "hold_s": 0.2}) as worker,
+        Connection(worker.port) as conn,
+    ):
+        key = Keys(worker).one(LOST)
         promote(old, new)
-        talk.send(("SET", key, "v"), ("SET", key, "w"), ("GET", key))
-        replies = talk.reads(3)
+        conn.send(("SET", key, "v"), ("SET", key, "w"), ("GET", key))
+        replies = conn.reads(3)
         assert [error(reply).split()[0] for reply in replies[:2]] == ["TRYAGAIN", "TRYAGAIN"]
         assert replies[2] is None, "a read goes on"
         assert "applied=no retry_after_ms=" in error(replies[0])
@@ -514,42 +521,46 @@ def test_where_the_gate_refuses_a_refused_write_is_not_applied(
 
 
 def test_without_a_promoter_the_servers_refusal_is_the_clients(fleet: Fleet, old: Server, new: Server) -> None:
-    with Alone(fleet) as alone, Talk(alone.port) as talk:
+    with BareWorker(fleet) as worker, Connection(worker.port) as conn:
         promote(old, new)
-        assert error(talk.ask("SET", Keys(alone).one(LOST), "v")).startswith("READONLY ")
+        assert error(conn.ask("SET", Keys(worker).one(LOST), "v")).startswith("READONLY ")
 
 
 def test_what_was_taken_back_of_a_client_that_left_is_never_sent(
-    alone: Alone, keys: Keys, talk: Talk, old: Server, new: Server
+    worker: BareWorker, keys: Keys, conn: Connection, old: Server, new: Server
 ) -> None:
     names = keys.on(LOST, 3, "gone")
     promote(old, new)
-    leave: list[Callable[[Talk], None]] = [Talk.close, Talk.reset, lambda talk: talk.socket.shutdown(1)]
+    leave: list[Callable[[Connection], None]] = [
+        Connection.close,
+        Connection.reset,
+        lambda conn: conn.socket.shutdown(1),
+    ]
     for name, how in zip(names, leave, strict=True):
-        going = Talk(alone.port)
+        going = Connection(worker.port)
         going.send(("SET", name, "v"))
-        alone.wait_for("it to be taken back", lambda name=name: alone.count("taken_back") > names.index(name))  # type: ignore[misc]
+        worker.wait_for("it to be taken back", lambda name=name: worker.count("taken_back") > names.index(name))  # type: ignore[misc]
         how(going)
-    alone.close(LOST)
-    alone.wait_for("all to be dropped", lambda: alone.count("held_requests") == 0)
-    alone.point_at(LOST, new, open_gate=True)
-    assert talk.ask("EXISTS", *names) == 0
+    worker.close(LOST)
+    worker.wait_for("all to be dropped", lambda: worker.count("held_requests") == 0)
+    worker.point_at(LOST, new, open_gate=True)
+    assert conn.ask("EXISTS", *names) == 0
 
 
 def test_a_client_that_left_while_it_was_not_read_is_found_out_when_the_gate_opens(
-    alone: Alone, keys: Keys, old: Server, new: Server
+    worker: BareWorker, keys: Keys, old: Server, new: Server
 ) -> None:
     key = keys.one(LOST, "unread")
     promote(old, new)
-    with Talk(alone.port) as going:
+    with Connection(worker.port) as going:
         going.send(("SET", key, "v"))
-        alone.wait_for("it to be taken back", lambda: alone.count("taken_back") > 0)
+        worker.wait_for("it to be taken back", lambda: worker.count("taken_back") > 0)
         # more than is read of a client that waits, and no more than the kernel takes: the end must arrive
         going.send(*[("SET", key, "x" * 1000)] * 80)
-    alone.close(LOST)
-    alone.wait_for("it to be held", lambda: alone.holding(LOST).requests == 1)
-    alone.point_at(LOST, new, open_gate=True)
-    alone.wait_count("dropped_client_gone", 1)
+    worker.close(LOST)
+    worker.wait_for("it to be held", lambda: worker.holding(LOST).requests == 1)
+    worker.point_at(LOST, new, open_gate=True)
+    worker.wait_count("dropped_client_gone", 1)
     assert new.ask("EXISTS", key) == 0
 
 
@@ -557,20 +568,20 @@ def test_a_client_that_left_while_it_was_not_read_is_found_out_when_the_gate_ope
 
 
 def test_a_worker_that_slept_writes_nothing_before_it_has_asked(
-    alone: Alone, keys: Keys, talk: Talk, old: Server
+    worker: BareWorker, keys: Keys, conn: Connection, old: Server
 ) -> None:
     key = keys.one(LOST)
-    assert talk.ask("SET", key, 0) == b"OK"
-    alone.pause()
-    talk.send(("INCR", key))
+    assert conn.ask("SET", key, 0) == b"OK"
+    worker.pause()
+    conn.send(("INCR", key))
     asleep = time.monotonic() + 1.2
     wait_until("more than a second to pass", lambda: time.monotonic() > asleep, lambda: "")
-    alone.resume()
-    alone.wait_for("it to ask", lambda: bool(alone.of(Awake)))
-    alone.wait_held(LOST, 1)
+    worker.resume()
+    worker.wait_for("it to ask", lambda: bool(worker.of(Awake)))
+    worker.wait_held(LOST, 1)
     assert old.ask("GET", key) == b"0"
-    alone.send(Confirmed(alone.of(Awake)[-1].at))
-    assert talk.read() == 1
+    worker.send(Confirmed(worker.of(Awake)[-1].at))
+    assert conn.read() == 1
 
 
 # --- reads in peace ---------------------------------------------------------------------------------------------------
@@ -579,25 +590,28 @@ def test_a_worker_that_slept_writes_nothing_before_it_has_asked(
 def test_reads_may_go_to_a_replica_in_peace_but_not_of_a_client_that_has_just_written(
     fleet: Fleet, old: Server, new: Server
 ) -> None:
-    with Alone(fleet, top='reads = "prefer-replica"\nreads_max_lag_s = 0.5') as alone, Talk(alone.port) as talk:
-        key = Keys(alone).one(LOST)
+    with (
+        BareWorker(fleet, top='reads = "prefer-replica"\nreads_max_lag_s = 0.5') as worker,
+        Connection(worker.port) as conn,
+    ):
+        key = Keys(worker).one(LOST)
         old.ask("SET", key, "v")
         wait_replicated(old, new, key)
-        alone.gates[LOST] = msgspec.structs.replace(alone.gates[LOST], readers=(node(new),))
-        alone.tell()
+        worker.gates[LOST] = msgspec.structs.replace(worker.gates[LOST], readers=(node(new),))
+        worker.tell()
         calls = reads_of(new)
-        assert talk.ask("GET", key) == b"v"
-        wait_until("the connection", lambda: talk.ask("GET", key) == b"v" and reads_of(new) > calls, lambda: "")
-        talk.send(("SET", key, "w"), ("GET", key))
-        assert talk.reads(2) == [b"OK", b"w"]
+        assert conn.ask("GET", key) == b"v"
+        wait_until("the connection", lambda: conn.ask("GET", key) == b"v" and reads_of(new) > calls, lambda: "")
+        conn.send(("SET", key, "w"), ("GET", key))
+        assert conn.reads(2) == [b"OK", b"w"]
         new.kill()
-        wait_until("the primary to be read", lambda: talk.ask("GET", key) == b"w", lambda: "")
+        wait_until("the primary to be read", lambda: conn.ask("GET", key) == b"w", lambda: "")
 
 
 def test_where_only_replicas_are_read_there_must_be_one(fleet: Fleet) -> None:
-    with Alone(fleet, top='reads = "replica"') as alone, Talk(alone.port) as talk:
-        key = Keys(alone).one(LOST)
-        assert error(talk.ask("GET", key)).startswith(f"TRYAGAIN shard s{LOST} (")
+    with BareWorker(fleet, top='reads = "replica"') as worker, Connection(worker.port) as conn:
+        key = Keys(worker).one(LOST)
+        assert error(conn.ask("GET", key)).startswith(f"TRYAGAIN shard s{LOST} (")
 
 
 def reads_of(server: Server) -> int:
@@ -606,8 +620,10 @@ def reads_of(server: Server) -> int:
     return next((int(line.split(b"calls=")[1].split(b",")[0]) for line in said.splitlines() if b"_get:" in line), 0)
 
 
-def test_a_worker_that_cannot_take_a_state_of_its_parent_ends_itself(alone: Alone, keys: Keys, talk: Talk) -> None:
-    assert talk.ask("SET", keys.one(0), "v") == b"OK"
-    alone.send(Topology(99, list(alone.shards), [], alone.gates[:1]))
-    assert alone.wait() == 70
-    assert "+bug task=_on_message" in alone.log.read_text()
+def test_a_worker_that_cannot_take_a_state_of_its_parent_ends_itself(
+    worker: BareWorker, keys: Keys, conn: Connection
+) -> None:
+    assert conn.ask("SET", keys.one(0), "v") == b"OK"
+    worker.send(Topology(99, list(worker.shards), [], worker.gates[:1]))
+    assert worker.wait() == 70
+    assert "+bug task=_on_message" in worker.log.read_text()

@@ -10,8 +10,8 @@ import pytest
 
 from pyproxy.fleet import HOST, Fleet, Server, wait_until
 from pyproxy.shard_map import Node
-from tests.e2e.bare_worker import Alone
-from tests.e2e.rig import PATIENCE_S, Keys, Talk, error, of_a_worker
+from tests.e2e.bare_worker import BareWorker
+from tests.e2e.rig import PATIENCE_S, Connection, Keys, error, of_a_worker
 from tests.faults import Hop, Way
 
 SLOW = 1
@@ -27,22 +27,22 @@ def fleet() -> Iterator[Fleet]:
 
 
 @pytest.fixture
-def alone(fleet: Fleet) -> Iterator[Alone]:
+def worker(fleet: Fleet) -> Iterator[BareWorker]:
     """A worker that has been told which replica answers reads where the primary does not."""
-    with Alone(fleet, timeouts=TIMEOUTS, promotion={"promoter": "replicaof"}) as alone:
-        alone.refuge(SLOW, fleet.shards[SLOW].replicas[0])
-        yield alone
+    with BareWorker(fleet, timeouts=TIMEOUTS, promotion={"promoter": "replicaof"}) as worker:
+        worker.refuge(SLOW, fleet.shards[SLOW].replicas[0])
+        yield worker
 
 
 @pytest.fixture
-def talk(alone: Alone) -> Iterator[Talk]:
-    with Talk(alone.port) as talk:
-        yield talk
+def conn(worker: BareWorker) -> Iterator[Connection]:
+    with Connection(worker.port) as conn:
+        yield conn
 
 
 @pytest.fixture
-def key(alone: Alone) -> str:
-    return Keys(alone).one(SLOW)
+def key(worker: BareWorker) -> str:
+    return Keys(worker).one(SLOW)
 
 
 def primary(fleet: Fleet) -> Server:
@@ -55,41 +55,45 @@ def wait_replicated(fleet: Fleet, key: str, value: bytes) -> None:
 
 
 @pytest.fixture
-def uncertain(fleet: Fleet, alone: Alone, talk: Talk, key: str) -> None:
+def uncertain(fleet: Fleet, worker: BareWorker, conn: Connection, key: str) -> None:
     """The counter is 5 everywhere; the client's INCR is with the primary, which stands still."""
-    assert talk.ask("SET", key, 5) == b"OK"
+    assert conn.ask("SET", key, 5) == b"OK"
     wait_replicated(fleet, key, b"5")
     primary(fleet).pause()
-    assert error(talk.ask("INCR", key)).startswith("UNCERTAIN ")
+    assert error(conn.ask("INCR", key)).startswith("UNCERTAIN ")
 
 
 @pytest.mark.usefixtures("uncertain")
-def test_after_an_uncertain_write_the_client_is_not_answered_by_a_replica(fleet: Fleet, talk: Talk, key: str) -> None:
+def test_after_an_uncertain_write_the_client_is_not_answered_by_a_replica(
+    fleet: Fleet, conn: Connection, key: str
+) -> None:
     try:
-        assert [error(talk.ask("GET", key)).split()[0] for _ in range(5)] == ["TRYAGAIN"] * 5
+        assert [error(conn.ask("GET", key)).split()[0] for _ in range(5)] == ["TRYAGAIN"] * 5
     finally:
         primary(fleet).resume()
-    wait_until("the primary to answer", lambda: talk.ask("GET", key) == b"6", lambda: "", PATIENCE_S)
-    wait_until("writes to pass again", lambda: talk.ask("INCR", key) == 7, lambda: "", PATIENCE_S)
+    wait_until("the primary to answer", lambda: conn.ask("GET", key) == b"6", lambda: "", PATIENCE_S)
+    wait_until("writes to pass again", lambda: conn.ask("INCR", key) == 7, lambda: "", PATIENCE_S)
 
 
 @pytest.mark.usefixtures("uncertain")
-def test_another_client_is_answered_by_the_replica_meanwhile(fleet: Fleet, alone: Alone, talk: Talk, key: str) -> None:
-    with Talk(alone.port) as reader:
+def test_another_client_is_answered_by_the_replica_meanwhile(
+    fleet: Fleet, worker: BareWorker, conn: Connection, key: str
+) -> None:
+    with Connection(worker.port) as reader:
         assert reader.ask("GET", key) == b"5"
-        assert error(talk.ask("GET", key)).startswith("TRYAGAIN ")
+        assert error(conn.ask("GET", key)).startswith("TRYAGAIN ")
         assert reader.ask("GET", key) == b"5"
     primary(fleet).resume()
 
 
 @pytest.mark.usefixtures("uncertain")
-def test_once_the_late_answer_has_come_the_replica_may_answer_again(fleet: Fleet, talk: Talk, key: str) -> None:
+def test_once_the_late_answer_has_come_the_replica_may_answer_again(fleet: Fleet, conn: Connection, key: str) -> None:
     primary(fleet).resume()
-    wait_until("the primary to answer", lambda: talk.ask("GET", key) == b"6", lambda: "", PATIENCE_S)
+    wait_until("the primary to answer", lambda: conn.ask("GET", key) == b"6", lambda: "", PATIENCE_S)
     wait_replicated(fleet, key, b"6")
     primary(fleet).pause()
     try:
-        assert talk.ask("GET", key) == b"6"
+        assert conn.ask("GET", key) == b"6"
     finally:
         primary(fleet).resume()
 
@@ -100,23 +104,23 @@ def test_a_write_that_was_lost_with_its_connection_counts_until_there_is_a_prima
     with Hop(primary(fleet).port, of_a_worker) as hop:
         behind = {SLOW: Node(HOST, hop.port)}
         timeouts = {"reply_s": PATIENCE_S, "silence_s": PATIENCE_S, "connect_s": 0.3, "slow_reply_s": PATIENCE_S}
-        with Alone(fleet, behind, timeouts=timeouts, promotion={"promoter": "replicaof"}) as alone:
-            key = Keys(alone).one(SLOW)
-            alone.refuge(SLOW, replica)
-            with Talk(alone.port) as talk, Talk(alone.port) as reader:
-                assert talk.ask("SET", key, 5) == b"OK"
+        with BareWorker(fleet, behind, timeouts=timeouts, promotion={"promoter": "replicaof"}) as worker:
+            key = Keys(worker).one(SLOW)
+            worker.refuge(SLOW, replica)
+            with Connection(worker.port) as conn, Connection(worker.port) as reader:
+                assert conn.ask("SET", key, 5) == b"OK"
                 wait_replicated(fleet, key, b"5")
                 hop.stall(Way.REQUESTS)
-                talk.send(("INCR", key))
+                conn.send(("INCR", key))
                 wait_until("it to be with the hop", lambda: b"INCR" in hop.requests, lambda: "", PATIENCE_S)
                 hop.part()
                 hop.cut(reset=True)
-                assert error(talk.read()).startswith("UNCERTAIN ")
+                assert error(conn.read()).startswith("UNCERTAIN ")
                 wait_until("the replica to answer", lambda: reader.ask("GET", key) == b"5", lambda: "", PATIENCE_S)
-                assert error(talk.ask("GET", key)).startswith("TRYAGAIN ")
+                assert error(conn.ask("GET", key)).startswith("TRYAGAIN ")
                 hop.heal()
                 wait_until(
-                    "the primary to answer", lambda: talk.ask("GET", key) in (b"5", b"6"), lambda: "", PATIENCE_S
+                    "the primary to answer", lambda: conn.ask("GET", key) in (b"5", b"6"), lambda: "", PATIENCE_S
                 )
 
 
@@ -125,7 +129,7 @@ def test_what_a_connection_still_had_to_send_is_forgotten_when_it_is_given_up(fl
     with socket.create_server((HOST, 0)) as deaf:
         port: int = deaf.getsockname()[1]
         timeouts = {"connect_s": 0.3, "reply_s": 0.3}
-        with Alone(fleet, {SLOW: Node(HOST, port)}, timeouts=timeouts):
+        with BareWorker(fleet, {SLOW: Node(HOST, port)}, timeouts=timeouts):
             deaf.settimeout(PATIENCE_S)
             connection, _ = deaf.accept()
             connection.settimeout(PATIENCE_S)

@@ -87,8 +87,8 @@ def _pairs(frame: bytes) -> list[bytes]:
 def scanned(argv: Argv, ours: bytes, theirs: bytes) -> bool:
     """The same cursor, and the same elements in any order; a scan may give one twice while a table grows."""
     one, other = children(ours), children(theirs)
-    alone = argv[0].lower() == b"sscan" or b"NOVALUES" in argv
-    read = children if alone else _pairs
+    worker = argv[0].lower() == b"sscan" or b"NOVALUES" in argv
+    read = children if worker else _pairs
     return header(ours) == header(theirs) and one[0] == other[0] and set(read(one[1])) == set(read(other[1]))
 
 

@@ -26,7 +26,7 @@ class Unanswered(Exception):
         self.frames = frames
 
 
-class Talk:
+class Connection:
     """A connection to 127.0.0.1:`port`; a context manager."""
 
     def __init__(self, port: int) -> None:
@@ -113,6 +113,6 @@ def checked(frame: bytes) -> bytes:
     return frame
 
 
-def ask_all(talk: Talk, commands: Sequence[Sequence[bytes]]) -> list[bytes]:
+def ask_all(conn: Connection, commands: Sequence[Sequence[bytes]]) -> list[bytes]:
     """The reply frames to these commands, in one pipeline."""
-    return talk.say([b"".join(map(encode, commands))], len(commands))
+    return conn.say([b"".join(map(encode, commands))], len(commands))

@@ -14,7 +14,7 @@ from pyproxy.config import Config
 from pyproxy.fleet import Fleet, Server
 from pyproxy.shard_map import ShardMap
 from tests.e2e.twin import allowed, state
-from tests.e2e.twin.connection import Talk, Unanswered
+from tests.e2e.twin.connection import Connection, Unanswered
 from tests.e2e.twin.stream import ALL_KEYS, Batch, Request
 
 
@@ -23,34 +23,34 @@ class Pair:
 
     def __init__(self, ours: int, theirs: int) -> None:
         self.ports = (ours, theirs)
-        self.talks: dict[int, tuple[Talk, Talk]] = {}
+        self.talks: dict[int, tuple[Connection, Connection]] = {}
         self.seen: list[Request] = []
         self.errors = 0
 
     def close(self) -> None:
         for talks in self.talks.values():
-            for talk in talks:
-                talk.close()
+            for conn in talks:
+                conn.close()
         self.talks.clear()
 
-    def on(self, connection: int) -> tuple[Talk, Talk]:
+    def on(self, connection: int) -> tuple[Connection, Connection]:
         if connection not in self.talks:
-            self.talks[connection] = (Talk(self.ports[0]), Talk(self.ports[1]))
+            self.talks[connection] = (Connection(self.ports[0]), Connection(self.ports[1]))
         return self.talks[connection]
 
     def ask(self, batch: Batch) -> list[bytes]:
         """Send the batch to both -> the replies; AssertionError with the first request that is not answered alike."""
         talks = self.on(batch.connection)
         answered = [request for request in batch.requests if request.answered]
-        ours, theirs = (heard(talk, batch.cuts, len(answered)) for talk in talks)
+        ours, theirs = (heard(conn, batch.cuts, len(answered)) for conn in talks)
         for number, request in enumerate(answered):
             self.seen.append(request)
             self._compare(batch, request, ours[0][number : number + 1], theirs[0][number : number + 1], ours[1])
         assert len(ours[0]) == len(theirs[0]) == len(answered), f"nobody asked for {short(ours[0][len(answered) :])}"
         if batch.requests[-1].last:
-            assert [talk.ended() for talk in talks] == [True, True]
-            for talk in self.talks.pop(batch.connection):
-                talk.close()
+            assert [conn.ended() for conn in talks] == [True, True]
+            for conn in self.talks.pop(batch.connection):
+                conn.close()
         return ours[0]
 
     def _compare(self, batch: Batch, request: Request, ours: list[bytes], theirs: list[bytes], trouble: str) -> None:
@@ -76,10 +76,10 @@ def alike(request: Request, ours: bytes, theirs: bytes) -> bool:
     return all(alike(*each) for each in answers)
 
 
-def heard(talk: Talk, cuts: Sequence[bytes], wanted: int) -> tuple[list[bytes], str]:
+def heard(conn: Connection, cuts: Sequence[bytes], wanted: int) -> tuple[list[bytes], str]:
     """The replies, and what went wrong if they are fewer than wanted."""
     try:
-        return talk.say(cuts, wanted), ""
+        return conn.say(cuts, wanted), ""
     except Unanswered as missing:
         return missing.frames, str(missing)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from protocol.reply import Error, Value, decode
 from tests.e2e.twin.allowed import CLOCK_MS, SINCE_2001_MS
-from tests.e2e.twin.connection import Talk, ask_all
+from tests.e2e.twin.connection import Connection, ask_all
 
 
 @dataclass(frozen=True)
@@ -38,30 +38,30 @@ def _same_time(one: int, other: int) -> bool:
 def read(port: int) -> dict[tuple[int, bytes], Key]:
     """Every key of every database of one server."""
     found: dict[tuple[int, bytes], Key] = {}
-    with Talk(port) as talk:
-        (keyspace,) = _ask(talk, [[b"INFO", b"keyspace"]])
+    with Connection(port) as conn:
+        (keyspace,) = _ask(conn, [[b"INFO", b"keyspace"]])
         assert isinstance(keyspace, bytes)
         for db in map(int, re.findall(rb"^db(\d+):", keyspace, re.MULTILINE)):
-            _, names = _ask(talk, [[b"SELECT", b"%d" % db], [b"KEYS", b"*"]])
+            _, names = _ask(conn, [[b"SELECT", b"%d" % db], [b"KEYS", b"*"]])
             assert isinstance(names, list)
-            found |= {(db, name): key for name, key in zip(names, _keys(talk, names), strict=True)}
+            found |= {(db, name): key for name, key in zip(names, _keys(conn, names), strict=True)}
     return found
 
 
-def _ask(talk: Talk, commands: Sequence[Sequence[bytes]]) -> list[Value]:
-    return [decode(frame) for frame in ask_all(talk, commands)]
+def _ask(conn: Connection, commands: Sequence[Sequence[bytes]]) -> list[Value]:
+    return [decode(frame) for frame in ask_all(conn, commands)]
 
 
-def _keys(talk: Talk, names: Sequence[bytes]) -> list[Key]:
-    types = _ask(talk, [[b"TYPE", name] for name in names])
-    encodings = _ask(talk, [[b"OBJECT", b"ENCODING", name] for name in names])
-    ends = _ask(talk, [[b"PEXPIRETIME", name] for name in names])
-    values = _ask(talk, [_reader(kind, name) for kind, name in zip(types, names, strict=True)])
+def _keys(conn: Connection, names: Sequence[bytes]) -> list[Key]:
+    types = _ask(conn, [[b"TYPE", name] for name in names])
+    encodings = _ask(conn, [[b"OBJECT", b"ENCODING", name] for name in names])
+    ends = _ask(conn, [[b"PEXPIRETIME", name] for name in names])
+    values = _ask(conn, [_reader(kind, name) for kind, name in zip(types, names, strict=True)])
     keys = []
     for name, kind, encoding, end, value in zip(names, types, encodings, ends, values, strict=True):
         assert isinstance(kind, bytes) and isinstance(end, int) and not isinstance(value, Error), (name, kind, value)
         if kind == b"hash":
-            value, field_ends = _hash(talk, name, value)
+            value, field_ends = _hash(conn, name, value)
             keys.append(Key(kind, encoding, value, (end, *field_ends)))
         else:
             keys.append(Key(kind, encoding, _settled(kind, value), (end,)))
@@ -99,10 +99,10 @@ def _without_times(value: object) -> object:
     return "a time" if isinstance(value, int) and value > SINCE_2001_MS else value
 
 
-def _hash(talk: Talk, name: bytes, value: Value) -> tuple[list[tuple[bytes, bytes]], list[int]]:
+def _hash(conn: Connection, name: bytes, value: Value) -> tuple[list[tuple[bytes, bytes]], list[int]]:
     """Its pairs in the order of their fields, and when the fields end; before Valkey 9 they do not."""
     assert isinstance(value, list)
     pairs = sorted(zip(value[::2], value[1::2], strict=True))
     fields = [field for field, _ in pairs]
-    (ends,) = _ask(talk, [[b"HPEXPIRETIME", name, b"FIELDS", b"%d" % len(fields), *fields]])
+    (ends,) = _ask(conn, [[b"HPEXPIRETIME", name, b"FIELDS", b"%d" % len(fields), *fields]])
     return pairs, ends if isinstance(ends, list) else []

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from pyproxy.access import Access
 from pyproxy.config import Config
-from pyproxy.messages import NodeLook
+from pyproxy.messages import NodeHealth
 from pyproxy.shard_map import Node, Shard
 
 
@@ -46,9 +46,9 @@ class Case:
 
     shard: str
     epoch: int  # that the new primary will have
-    primary: NodeLook  # the present one, as it was seen last
-    candidate: NodeLook
-    others: tuple[NodeLook, ...]  # the other servers, whatever their state
+    primary: NodeHealth  # the present one, as it was seen last
+    candidate: NodeHealth
+    others: tuple[NodeHealth, ...]  # the other servers, whatever their state
     named: bool = False  # an operator asked for this very candidate
 
 
@@ -85,7 +85,7 @@ class Promoter:
         """
         return None
 
-    async def tidy(self, primary: NodeLook, strays: Sequence[NodeLook]) -> None:
+    async def tidy(self, primary: NodeHealth, strays: Sequence[NodeHealth]) -> None:
         """Make replicas of the primary of these. Raises nothing: what fails is tried again at the next look."""
 
 

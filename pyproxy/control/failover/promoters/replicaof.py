@@ -22,7 +22,7 @@ from pyproxy.control.health import detector
 from pyproxy.control.health.node_connection import NodeConnection, NodeError
 from pyproxy.deadline import within
 from pyproxy.events import Event, emit
-from pyproxy.messages import NodeLook
+from pyproxy.messages import NodeHealth
 from pyproxy.shard_map import Node, Shard
 
 STEP_S = 1.0  # for one connection, or one command
@@ -67,12 +67,12 @@ class _Server:
         self._connection = connection
         self._clock = clock
 
-    async def look(self, *section: bytes) -> NodeLook:
+    async def check_health(self, *section: bytes) -> NodeHealth:
         (info,) = await self.ask((b"INFO", *section))
         if not isinstance(info, bytes):
             raise _Refused(f"{self.node}: {_text(info)}")
         fields, keyspace = detector.parse_info(info.decode(errors="replace"))
-        return detector.answered(NodeLook(str(self.node)), time.monotonic(), fields, keyspace)
+        return detector.answered(NodeHealth(str(self.node)), time.monotonic(), fields, keyspace)
 
     async def order(self, *argv: bytes) -> None:
         """Returns when the server has done it. Raises _Refused if it surely has not."""
@@ -137,7 +137,7 @@ class ReplicaOf(Promoter):
             fenced = await self._fence(case.primary.node)
         try:
             async with self._connected(case.candidate.node, clock) as candidate:
-                now = await candidate.look()
+                now = await candidate.check_health()
                 _check_lost(now, case)
                 if now.role != "master":
                     clock.check()
@@ -172,7 +172,7 @@ class ReplicaOf(Promoter):
                 self._connected(case.primary.node, clock) as primary,
                 self._connected(case.candidate.node, clock) as candidate,
             ):
-                _check_pair(await primary.look(), await candidate.look())
+                _check_pair(await primary.check_health(), await candidate.check_health())
                 await self._swap(case, primary, candidate, clock)
                 await asyncio.gather(self._give_way(primary, candidate.node), self._gather_replicas(case, clock))
         except NodeError as exc:
@@ -185,7 +185,7 @@ class ReplicaOf(Promoter):
             async with self._pausing:
                 self._paused = ""
                 await primary.order(b"CLIENT", b"PAUSE", _milliseconds(PAUSE_S), b"WRITE")
-            await _catch_up(candidate, await primary.look(b"replication"), clock)
+            await _catch_up(candidate, await primary.check_health(b"replication"), clock)
             clock.check()
             await self._promote_once(candidate, clock)
             swapped = True
@@ -211,11 +211,11 @@ class ReplicaOf(Promoter):
 
     # --- afterwards ---------------------------------------------------------------------------------------------------
 
-    async def tidy(self, primary: NodeLook, strays: Sequence[NodeLook]) -> None:
+    async def tidy(self, primary: NodeHealth, strays: Sequence[NodeHealth]) -> None:
         clock = _Clock(self._deadline_s)
         try:
             async with self._connected(primary.node, clock) as server:
-                now = await server.look()
+                now = await server.check_health()
         except NodeError:
             return  # which the watcher sees, and says
         # One that restarted has lost what its servers have, and would have them throw it away.
@@ -230,7 +230,7 @@ class ReplicaOf(Promoter):
         """
         try:
             async with self._connected(stray, clock) as server:
-                now = await server.look()
+                now = await server.check_health()
                 if _follows(now, primary):
                     return
                 *_, done = await server.ask(
@@ -286,7 +286,7 @@ class ReplicaOf(Promoter):
         """Returns if it was applied, though its reply is lost."""
         try:
             async with self._connected(str(candidate), clock) as server:
-                role = (await server.look()).role
+                role = (await server.check_health()).role
         except NodeError as exc:
             raise _Unclear(f"REPLICAOF NO ONE was sent, and nobody knows what came of it: {lost}; then {exc}") from None
         if role != "master":
@@ -301,7 +301,7 @@ class ReplicaOf(Promoter):
     async def _repoint(self, other: str, primary: Node, clock: _Clock) -> None:
         try:
             async with self._connected(other, clock) as server:
-                now = await server.look()
+                now = await server.check_health()
                 if now.role != "slave" or _follows(now, primary):
                     return
                 await server.follow(primary)
@@ -344,7 +344,7 @@ def make(shard: Shard, config: Config, access: Access, announce: Announce) -> Pr
     return ReplicaOf(shard.name, config.promotion.deadline_s, access)
 
 
-def _check_lost(now: NodeLook, case: Case) -> None:
+def _check_lost(now: NodeHealth, case: Case) -> None:
     """Whether the candidate is what it was when it was chosen, or a primary since. Raises PromotionFailed."""
     if case.candidate.replid not in (now.replid, now.replid2):
         raise PromotionFailed(f"{now.node} has another history than when it was chosen")
@@ -357,7 +357,7 @@ def _check_lost(now: NodeLook, case: Case) -> None:
         raise PromotionFailed(f"{now.node} follows {now.master}")
 
 
-def _check_pair(primary: NodeLook, candidate: NodeLook) -> None:
+def _check_pair(primary: NodeHealth, candidate: NodeHealth) -> None:
     """Whether the candidate copies the primary now. Raises PromotionFailed."""
     if primary.role != "master":
         raise PromotionFailed(f"{primary.node} is no primary: it is a {primary.role}")
@@ -368,16 +368,16 @@ def _check_pair(primary: NodeLook, candidate: NodeLook) -> None:
         raise PromotionFailed(f"the link of {candidate.node} to {candidate.master} is {candidate.link}")
 
 
-def _check_data(candidate: NodeLook) -> None:
+def _check_data(candidate: NodeHealth) -> None:
     if candidate.loading or candidate.syncing:
         raise PromotionFailed(f"{candidate.node} is {'loading' if candidate.loading else 'syncing'}, and has not all")
 
 
-async def _catch_up(candidate: _Server, primary: NodeLook, clock: _Clock) -> None:
+async def _catch_up(candidate: _Server, primary: NodeHealth, clock: _Clock) -> None:
     """Returns when the candidate has applied all that the paused primary has. Raises PromotionFailed or NodeError."""
     until = time.monotonic() + clock.step(CATCH_UP_S)
     pause_s = FIRST_POLL_S
-    while (now := await candidate.look(b"replication")).offset < primary.offset or now.replid != primary.replid:
+    while (now := await candidate.check_health(b"replication")).offset < primary.offset or now.replid != primary.replid:
         if time.monotonic() > until:
             behind = f"is {primary.offset - now.offset} bytes behind" if now.replid == primary.replid else "went away"
             raise PromotionFailed(f"{candidate.node} {behind}, with writes paused for {CATCH_UP_S:g} s")
@@ -385,7 +385,7 @@ async def _catch_up(candidate: _Server, primary: NodeLook, clock: _Clock) -> Non
         pause_s = min(2 * pause_s, MOST_POLL_S)
 
 
-def _follows(now: NodeLook, primary: Node) -> bool:
+def _follows(now: NodeHealth, primary: Node) -> bool:
     return now.role == "slave" and now.master == str(primary)
 
 

@@ -28,126 +28,132 @@ COPY_MS = b"60000"
 OK = b"+OK\r\n"
 
 
-async def fetch(talk: Conversation, keys: Mapping[int, Sequence[bytes]], *, primary: bool) -> dict[bytes, bytes]:
+async def fetch(
+    conversation: Conversation, keys: Mapping[int, Sequence[bytes]], *, primary: bool
+) -> dict[bytes, bytes]:
     """The values of these keys (by shard) as DUMP gives them, without those that do not exist.
 
     Raises Refusal also where they are too large together.
     """
-    await _measure(talk, keys, primary)
+    await _measure(conversation, keys, primary)
     found: dict[bytes, bytes] = {}
     blocks = {shard: [[b"DUMP", key] for key in each] for shard, each in keys.items()}
-    frames = await talk.ask_blocks(blocks, primary=primary)
+    frames = await conversation.ask_blocks(blocks, primary=primary)
     for shard, each in keys.items():
-        async for some in talk.in_turns(zip(each, frames.pop(shard), strict=True)):
+        async for some in conversation.in_turns(zip(each, frames.pop(shard), strict=True)):
             for key, frame in some:
-                payload = value(talk, shard, frame)
+                payload = value(conversation, shard, frame)
                 if payload is not None:
                     if not isinstance(payload, bytes):
                         raise BadFrame(f"expected a value of DUMP, got {frame[:64]!r}")
                     found[key] = payload
-    check_size(talk, sum(map(len, found.values())))
+    check_size(conversation, sum(map(len, found.values())))
     return found
 
 
-async def _measure(talk: Conversation, keys: Mapping[int, Sequence[bytes]], primary: bool) -> None:
+async def _measure(conversation: Conversation, keys: Mapping[int, Sequence[bytes]], primary: bool) -> None:
     """Before anything is fetched: what the servers say that it takes."""
     blocks = {shard: [[b"MEMORY", b"USAGE", key] for key in each] for shard, each in keys.items()}
-    frames = await talk.ask_blocks(blocks, primary=primary)
+    frames = await conversation.ask_blocks(blocks, primary=primary)
     total = 0
     for shard, each in frames.items():
-        async for some in talk.in_turns(each):
-            total += sum(size for frame in some if isinstance(size := value(talk, shard, frame), int))
-    check_size(talk, total)
+        async for some in conversation.in_turns(each):
+            total += sum(size for frame in some if isinstance(size := value(conversation, shard, frame), int))
+    check_size(conversation, total)
 
 
-def check_size(talk: Conversation, size: int) -> None:
+def check_size(conversation: Conversation, size: int) -> None:
     """Raises Refusal where a command may not copy so much."""
-    limit = talk.here.setup.config.limits.cross_shard_bytes
+    limit = conversation.context.setup.config.limits.cross_shard_bytes
     if size > limit:
-        raise Refusal(errors.too_much_to_copy(talk.command.name, size, limit))
+        raise Refusal(errors.too_much_to_copy(conversation.command.name, size, limit))
 
 
-def value(talk: Conversation, shard: int, frame: bytes) -> reply.Value:
+def value(conversation: Conversation, shard: int, frame: bytes) -> reply.Value:
     """What a shard says. Raises Refusal for an error."""
     said = reply.decode(frame)
     if isinstance(said, Error):
-        raise Refusal(errors.part_failed(talk.name(shard), frame))
+        raise Refusal(errors.part_failed(conversation.name(shard), frame))
     return said
 
 
-async def _run(talk: Conversation) -> bytes:
-    command = talk.command
-    positions = command.keys(talk.argv)
-    _refuse_patterns(talk.argv, positions, command.name)
+async def _run(conversation: Conversation) -> bytes:
+    command = conversation.command
+    positions = command.keys(conversation.argv)
+    _refuse_patterns(conversation.argv, positions, command.name)
     shards: dict[bytes, int] = {}
     keys: Counter[int] = Counter()
-    async for some in talk.in_turns(positions):
+    async for some in conversation.in_turns(positions):
         for position in some:
-            key = talk.argv[position]
-            shards[key] = shard = talk.shard_of(key)
+            key = conversation.argv[position]
+            shards[key] = shard = conversation.shard_of(key)
             keys[shard] += 1
-    home = _home(talk, keys)
+    home = _home(conversation, keys)
     foreign: dict[int, list[bytes]] = {}
-    async for found in talk.in_turns(shards.items()):
+    async for found in conversation.in_turns(shards.items()):
         for key, shard in found:
             if shard != home:
                 foreign.setdefault(shard, []).append(key)
-    payloads = await fetch(talk, foreign, primary=not command.is_read)
-    names = _names(talk, home, chain.from_iterable(foreign.values()))
-    argv = list(talk.argv)
-    async for some in talk.in_turns(positions):
+    payloads = await fetch(conversation, foreign, primary=not command.is_read)
+    names = _names(conversation, home, chain.from_iterable(foreign.values()))
+    argv = list(conversation.argv)
+    async for some in conversation.in_turns(positions):
         for position in some:
             argv[position] = names.get(argv[position], argv[position])
     restores = [[b"RESTORE", names[key], COPY_MS, payload] for key, payload in payloads.items()]
-    with talk.charged(2 * sum(map(len, payloads.values()))):  # the values, and the request that has them in it
-        if restores and not command.is_read and not _of_one_version(talk, [home, *foreign]):
-            await _block(talk, home, restores)
-        return await _block(talk, home, restores, argv)
+    with conversation.charged(2 * sum(map(len, payloads.values()))):  # the values, and the request that has them in it
+        if restores and not command.is_read and not _of_one_version(conversation, [home, *foreign]):
+            await _block(conversation, home, restores)
+        return await _block(conversation, home, restores, argv)
 
 
-def _home(talk: Conversation, keys: Counter[int]) -> int:
+def _home(conversation: Conversation, keys: Counter[int]) -> int:
     """Where the command is run: at its destination, or where most of its keys are."""
-    if not talk.command.is_read:
-        written = [position for position, flags in talk.command.key_flags(talk.argv) if "RO" not in flags]
-        return talk.shard_of(talk.argv[written[0]])
+    if not conversation.command.is_read:
+        written = [
+            position for position, flags in conversation.command.key_flags(conversation.argv) if "RO" not in flags
+        ]
+        return conversation.shard_of(conversation.argv[written[0]])
     return keys.most_common(1)[0][0]
 
 
 async def _block(
-    talk: Conversation, home: int, restores: Sequence[Sequence[bytes]], argv: Sequence[bytes] = ()
+    conversation: Conversation, home: int, restores: Sequence[Sequence[bytes]], argv: Sequence[bytes] = ()
 ) -> bytes:
     """Restore the copies, run the command (if any), delete the copies -> its reply. Raises Refusal."""
     commands = [*restores, *([argv] if argv else [])]
     if restores:
         commands.append([b"DEL", *(words[1] for words in restores)])
-    harmless = not argv or talk.command.is_read
-    frames = (await talk.ask_blocks({home: commands}, write=True, leaves_nothing=harmless))[home]
+    harmless = not argv or conversation.command.is_read
+    frames = (await conversation.ask_blocks({home: commands}, write=True, leaves_nothing=harmless))[home]
     problems = [frame for frame in frames[: len(restores)] if frame != OK]
     if problems or (restores and frames[-1] != b":%d\r\n" % len(restores)):
         if not harmless:
-            raise Refusal(errors.uncertain(talk.name(home), talk.lane.links[home].node, errors.INCOMPLETE))
-        raise Refusal(errors.not_restored(talk.name(home), problems[0] if problems else errors.COPIES_EXPIRED))
+            raise Refusal(
+                errors.uncertain(conversation.name(home), conversation.lane.links[home].node, errors.INCOMPLETE)
+            )
+        raise Refusal(errors.not_restored(conversation.name(home), problems[0] if problems else errors.COPIES_EXPIRED))
     return frames[len(restores)] if argv else b""
 
 
-def _names(talk: Conversation, home: int, keys: Iterable[bytes]) -> dict[bytes, bytes]:
+def _names(conversation: Conversation, home: int, keys: Iterable[bytes]) -> dict[bytes, bytes]:
     """What the copies of these keys are called: as nobody else's, and of the slots of their shard."""
     nonce = secrets.token_hex(8).encode()
     for number in count():
         prefix = b"pyproxy:copy:{%b:%d}:" % (nonce, number)
-        if talk.shard_of(prefix) == home:
+        if conversation.shard_of(prefix) == home:
             break
     return {key: b"%b%d" % (prefix, number) for number, key in enumerate(keys)}
 
 
-def _of_one_version(talk: Conversation, shards: Iterable[int]) -> bool:
+def _of_one_version(conversation: Conversation, shards: Iterable[int]) -> bool:
     """Whether these shards run the same, as far as was seen.
 
     If not, it is tried first whether one takes the values of the others: a block goes on behind a RESTORE that is
     refused, and would write what is wrong.
     """
-    looks = {look.name: look.info for look in talk.here.looks()}
-    seen = [looks.get(talk.name(shard), {}) for shard in shards]
+    healths = {health.name: health.info for health in conversation.context.healths()}
+    seen = [healths.get(conversation.name(shard), {}) for shard in shards]
     versions = {(info.get("redis_version"), info.get("valkey_version")) for info in seen}
     return len(versions) == 1 and versions != {(None, None)}
 

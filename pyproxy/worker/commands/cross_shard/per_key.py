@@ -23,58 +23,60 @@ NIL = (b"*-1\r\n", b"_\r\n")  # of an array, in RESP2 and RESP3
 # --- set all or none --------------------------------------------------------------------------------------------------
 
 
-async def _msetnx(talk: Conversation) -> bytes:
-    pairs = talk.argv[1:]
+async def _msetnx(conversation: Conversation) -> bytes:
+    pairs = conversation.argv[1:]
     if len(pairs) % 2:
-        return errors.wrong_arity(talk.command.name)
-    parts = _by_shard(talk, pairs)
-    return await _set(talk, parts, {shard: [b"MSETNX", *part] for shard, part in parts.items()}, must=b"nx")
+        return errors.wrong_arity(conversation.command.name)
+    parts = _by_shard(conversation, pairs)
+    return await _set(conversation, parts, {shard: [b"MSETNX", *part] for shard, part in parts.items()}, must=b"nx")
 
 
-async def _msetex(talk: Conversation) -> bytes:
-    end = 2 + 2 * (number(talk.argv[1]) or 0)
-    parts, options = _by_shard(talk, talk.argv[2:end]), talk.argv[end:]
+async def _msetex(conversation: Conversation) -> bytes:
+    end = 2 + 2 * (number(conversation.argv[1]) or 0)
+    parts, options = _by_shard(conversation, conversation.argv[2:end]), conversation.argv[end:]
     commands = {shard: [b"MSETEX", b"%d" % (len(part) // 2), *part, *options] for shard, part in parts.items()}
     conditions = [option.lower() for option in options if option.lower() in (b"nx", b"xx")]
     if len(set(conditions)) > 1:
         return errors.syntax_error()
-    return await _set(talk, parts, commands, must=conditions[-1] if conditions else b"")
+    return await _set(conversation, parts, commands, must=conditions[-1] if conditions else b"")
 
 
-def _by_shard(talk: Conversation, pairs: Sequence[bytes]) -> dict[int, list[bytes]]:
+def _by_shard(conversation: Conversation, pairs: Sequence[bytes]) -> dict[int, list[bytes]]:
     parts: dict[int, list[bytes]] = {}
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-        parts.setdefault(talk.shard_of(key), []).extend((key, value))
+        parts.setdefault(conversation.shard_of(key), []).extend((key, value))
     return parts
 
 
 async def _set(
-    talk: Conversation, parts: dict[int, list[bytes]], commands: dict[int, list[bytes]], must: bytes
+    conversation: Conversation, parts: dict[int, list[bytes]], commands: dict[int, list[bytes]], must: bytes
 ) -> bytes:
     """`must`: nx where no key may exist, xx where all must; each shard's command holds its keys to it once more."""
-    if must and not await _holds(talk, parts, must):
+    if must and not await _holds(conversation, parts, must):
         return NONE
     done: list[str] = []
     for shard, argv in commands.items():
-        frame = await talk.ask(shard, *argv, write=True)
+        frame = await conversation.ask(shard, *argv, write=True)
         if frame == NONE and done:
-            return errors.condition_lost(talk.name(shard), done)
+            return errors.condition_lost(conversation.name(shard), done)
         if frame != ONE:
             if done:
-                raise Refusal(talk.error_of(frame))
-            return talk.error_of(frame)
-        talk.applied(shard)
-        done.append(talk.name(shard))
+                raise Refusal(conversation.error_of(frame))
+            return conversation.error_of(frame)
+        conversation.applied(shard)
+        done.append(conversation.name(shard))
     return ONE
 
 
-async def _holds(talk: Conversation, parts: dict[int, list[bytes]], must: bytes) -> bool:
-    frames = await talk.ask_each({shard: [b"EXISTS", *part[::2]] for shard, part in parts.items()}, primary=True)
+async def _holds(conversation: Conversation, parts: dict[int, list[bytes]], must: bytes) -> bool:
+    frames = await conversation.ask_each(
+        {shard: [b"EXISTS", *part[::2]] for shard, part in parts.items()}, primary=True
+    )
     for shard, frame in frames.items():
         if frame.startswith(b"-"):
-            raise Refusal(errors.part_failed(talk.name(shard), frame))
+            raise Refusal(errors.part_failed(conversation.name(shard), frame))
         if not 0 <= integer(frame) <= len(parts[shard]) // 2:
-            raise Refusal(errors.unexpected_part(talk.command.name))
+            raise Refusal(errors.unexpected_part(conversation.command.name))
         if frame != b":%d\r\n" % (len(parts[shard]) // 2 if must == b"xx" else 0):
             return False
     return True
@@ -83,16 +85,16 @@ async def _holds(talk: Conversation, parts: dict[int, list[bytes]], must: bytes)
 # --- the first that has something -------------------------------------------------------------------------------------
 
 
-async def _mpop(talk: Conversation) -> bytes:
-    positions = talk.command.keys(talk.argv)
-    name, options = talk.argv[0], talk.argv[positions[-1] + 1 :]
-    keys = [talk.argv[position] for position in positions]
+async def _mpop(conversation: Conversation) -> bytes:
+    positions = conversation.command.keys(conversation.argv)
+    name, options = conversation.argv[0], conversation.argv[positions[-1] + 1 :]
+    keys = [conversation.argv[position] for position in positions]
     if not options:
         return errors.syntax_error()  # of the part of one shard a server would say that a word is missing
     frame = b""
-    for shard, run in groupby(keys, talk.shard_of):
+    for shard, run in groupby(keys, conversation.shard_of):
         of_shard = list(run)
-        frame = await talk.ask(shard, name, b"%d" % len(of_shard), *of_shard, *options, write=True)
+        frame = await conversation.ask(shard, name, b"%d" % len(of_shard), *of_shard, *options, write=True)
         if frame not in NIL:
             break
     return frame

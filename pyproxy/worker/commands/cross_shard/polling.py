@@ -32,25 +32,25 @@ Groups = Sequence[tuple[int, Sequence[int]]]
 Round = Callable[[Conversation, Sequence[bytes], Groups], Awaitable[bytes | None]]
 
 
-async def poll(talk: Conversation, patience: Patience) -> bytes:
+async def poll(conversation: Conversation, patience: Patience) -> bytes:
     """The answer. `patience.argv` is the command; the one of the client may have words that stand for the present."""
-    argv, name = patience.argv, talk.command.name
-    positions = talk.command.keys(argv)
-    groups = list(_groups(talk, positions))
+    argv, name = patience.argv, conversation.command.name
+    positions = conversation.command.keys(argv)
+    groups = list(_groups(conversation, positions))
     ask, pause_s = POLLED[name], FIRST_S
-    waiter, probe = _waiter(talk, [argv[place] for place in positions]), None
+    waiter, probe = _waiter(conversation, [argv[place] for place in positions]), None
     with contextlib.ExitStack() as blocks:
-        blocks.enter_context(talk.waiting(waiter.called.set))
-        while (reply := await ask(talk, argv, groups)) is None:
-            if talk.stopped:
+        blocks.enter_context(conversation.waiting(waiter.called.set))
+        while (reply := await ask(conversation, argv, groups)) is None:
+            if conversation.stopped:
                 raise Refusal(errors.unblocked())
             left_s = patience.left_s
             if left_s == 0.0:
-                return NIL[talk.client.proto]
+                return NIL[conversation.client.proto]
             if name not in SIZES:  # nobody else can tell when to ask again
                 left_s, pause_s = pause_s if left_s is None else min(pause_s, left_s), min(LONGEST_S, pause_s * 1.5)
             elif probe is None:
-                probe = talk.here.probes.setdefault(talk.client.db, Probe(talk.lane.loop))
+                probe = conversation.context.probes.setdefault(conversation.client.db, Probe(conversation.lane.loop))
                 blocks.enter_context(probe.asking_for(waiter))
             else:
                 probe.hurry()  # it came too late
@@ -61,16 +61,18 @@ async def poll(talk: Conversation, patience: Patience) -> bytes:
         return reply
 
 
-def _waiter(talk: Conversation, keys: Sequence[bytes]) -> Waiter:
+def _waiter(conversation: Conversation, keys: Sequence[bytes]) -> Waiter:
     by_shard: dict[int, list[bytes]] = {}
-    for key in keys[:1] if talk.command.name in MOVES_FROM else keys:
-        by_shard.setdefault(talk.shard_of(key), []).append(key)
-    return Waiter(talk, SIZES.get(talk.command.name, b""), by_shard)
+    for key in keys[:1] if conversation.command.name in MOVES_FROM else keys:
+        by_shard.setdefault(conversation.shard_of(key), []).append(key)
+    return Waiter(conversation, SIZES.get(conversation.command.name, b""), by_shard)
 
 
-def _groups(talk: Conversation, positions: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
+def _groups(conversation: Conversation, positions: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
     """The keys in their order, those together that follow each other and are on one shard."""
-    for shard, group in itertools.groupby(positions, lambda position: talk.shard_of(talk.argv[position])):
+    for shard, group in itertools.groupby(
+        positions, lambda position: conversation.shard_of(conversation.argv[position])
+    ):
         yield shard, list(group)
 
 
@@ -96,8 +98,8 @@ def _only(count: int, words: list[bytes]) -> list[bytes]:
 def _popping(name: bytes, where: bytes) -> Round:
     """BLPOP and its like: one element, whose key is said before it."""
 
-    async def ask(talk: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
-        reply = await _pop(talk, argv, groups, name, [where])
+    async def ask(conversation: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
+        reply = await _pop(conversation, argv, groups, name, [where])
         if reply is None or reply.startswith(b"-"):
             return reply
         key, popped = _only(2, _elements(reply))
@@ -111,23 +113,23 @@ def _popping(name: bytes, where: bytes) -> Round:
 def _popping_many(name: bytes) -> Round:
     """BLMPOP and BZMPOP, which have a sister that does not wait."""
 
-    async def ask(talk: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
-        return await _pop(talk, argv, groups, name, argv[groups[-1][1][-1] + 1 :])
+    async def ask(conversation: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
+        return await _pop(conversation, argv, groups, name, argv[groups[-1][1][-1] + 1 :])
 
     return ask
 
 
 async def _pop(
-    talk: Conversation, argv: Sequence[bytes], groups: Groups, name: bytes, rest: Sequence[bytes]
+    conversation: Conversation, argv: Sequence[bytes], groups: Groups, name: bytes, rest: Sequence[bytes]
 ) -> bytes | None:
     """The answer of the first shard that has something, or that says an error: of the command that was sent."""
     if not rest:
         return errors.syntax_error()  # as the server says it of BLMPOP; of its sister, that a word is missing
     for shard, positions in groups:
         keys = [argv[position] for position in positions]
-        reply = await talk.ask(shard, name, b"%d" % len(keys), *keys, *rest, write=True)
+        reply = await conversation.ask(shard, name, b"%d" % len(keys), *keys, *rest, write=True)
         if reply not in NOTHING:
-            return errors.about(talk.command.name, name, reply) if reply.startswith(b"-") else reply
+            return errors.about(conversation.command.name, name, reply) if reply.startswith(b"-") else reply
     return None
 
 
@@ -137,8 +139,8 @@ async def _pop(
 def _moving(move: Handler) -> Round:
     """BLMOVE and BRPOPLPUSH: as the command that does not wait, which finds its words in the same places."""
 
-    async def ask(talk: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
-        reply = await move(talk)
+    async def ask(conversation: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
+        reply = await move(conversation)
         return None if reply in NOTHING else reply
 
     return ask
@@ -147,22 +149,22 @@ def _moving(move: Handler) -> Round:
 # --- streams ----------------------------------------------------------------------------------------------------------
 
 
-async def _read(talk: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
+async def _read(conversation: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
     """What all streams have. Where a shard fails, what a group was given by others is not lost: it is the answer."""
-    takes = "write" in talk.command.flags
+    takes = "write" in conversation.command.flags
     words = list(argv)
-    while place := timeout_place(talk.command.name, words):
+    while place := timeout_place(conversation.command.name, words):
         del words[place - 1 : place + 1]
     first, count = groups[0][1][0], sum(len(positions) for _, positions in groups)
     head = words[: first + len(words) - len(argv)]
     if len(argv) != first + 2 * count:  # the server says what is wrong
-        return await talk.ask(groups[0][0], *words, write=takes)
+        return await conversation.ask(groups[0][0], *words, write=takes)
     found: list[bytes] = []
     for shard, positions in groups:
         keys = [argv[position] for position in positions]
         ids = [argv[position + count] for position in positions]
         try:
-            reply = await talk.ask(shard, *head, *keys, *ids, write=takes)
+            reply = await conversation.ask(shard, *head, *keys, *ids, write=takes)
         except Refusal:
             if takes and found:
                 break
@@ -172,12 +174,12 @@ async def _read(talk: Conversation, argv: Sequence[bytes], groups: Groups) -> by
                 break
             return reply
         if reply not in NOTHING:
-            if not reply.startswith(b"%" if talk.client.proto == 3 else b"*"):
+            if not reply.startswith(b"%" if conversation.client.proto == 3 else b"*"):
                 raise BadFrame(f"expected streams, got {reply[:64]!r}")  # else the header below would count wrong
             found += _elements(reply)
     if not found:
         return None
-    header = b"%%%d\r\n" % (len(found) // 2) if talk.client.proto == 3 else b"*%d\r\n" % len(found)
+    header = b"%%%d\r\n" % (len(found) // 2) if conversation.client.proto == 3 else b"*%d\r\n" % len(found)
     return header + b"".join(found)
 
 

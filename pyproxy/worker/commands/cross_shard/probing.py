@@ -36,8 +36,8 @@ MOST_BYTES = 1 << 16
 class Waiter:
     """A conversation that waits. `size`: the command that counts what it waits for (LLEN, ZCARD); `keys`: by shard."""
 
-    def __init__(self, talk: Conversation, size: bytes, keys: Mapping[int, Sequence[bytes]]) -> None:
-        self.talk = talk
+    def __init__(self, conversation: Conversation, size: bytes, keys: Mapping[int, Sequence[bytes]]) -> None:
+        self.conversation = conversation
         self.size = size
         self.keys = keys
         self.called = asyncio.Event()
@@ -117,7 +117,7 @@ class Line:
         """Ask whether anything is there, unless that is asked already, or all who wait are at it."""
         if self._asker is not None:
             return
-        idle = (waiter for waiter in self._waiters if not waiter.called.is_set() and not waiter.talk.is_over)
+        idle = (waiter for waiter in self._waiters if not waiter.called.is_set() and not waiter.conversation.is_over)
         self._asker = next(idle, None)
         if self._asker is None:
             return
@@ -147,8 +147,8 @@ class Line:
             if self._asker is asker:
                 on_frame(frames[self._shard] or b"-")
 
-        talk = asker.talk
-        if ask(talk.client, talk.route, {self._shard: asked}, False, True, on_answer) is not None:
+        conversation = asker.conversation
+        if ask(conversation.client, conversation.route, {self._shard: asked}, False, True, on_answer) is not None:
             self._end(list(self._waiters))
 
     def _is_there(self, keys: Sequence[tuple[bytes, bytes]], frame: bytes) -> None:

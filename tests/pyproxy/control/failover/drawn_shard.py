@@ -15,9 +15,9 @@ from pyproxy.control.failover.transitions import (
     Announced,
     Answer,
     Effect,
-    Happening,
+    FailoverEvent,
+    HealthChecked,
     Known,
-    Looked,
     Powers,
     Promote,
     Promoted,
@@ -25,7 +25,7 @@ from pyproxy.control.failover.transitions import (
     Shut,
     Switched,
 )
-from pyproxy.messages import NodeLook
+from pyproxy.messages import NodeHealth
 from pyproxy.shard_map import Node
 
 P1, P2, P3 = (Node(f"10.0.0.{number}", 6379) for number in (1, 2, 3))
@@ -56,30 +56,30 @@ class DrawnShard:
         self.now = 1000.0
         self.histories = 0
         self.effects: list[Effect] = []  # since `forget`
-        self.looks = {node: NodeLook(str(node)) for node in nodes}
-        for number, node in enumerate(self.looks, 1):
+        self.healths = {node: NodeHealth(str(node)) for node in nodes}
+        for number, node in enumerate(self.healths, 1):
             self.change(node, reachable=True, error="", run_id=f"r{number}", replid="a", priority=100, keys=50)
             self.change(node, offset=500, role="slave", master=str(P1), link="up", lag_s=0)
         self.change(P1, role="master", master="", link="", lag_s=-1)
         self.options = Promotion(promoter="replicaof", **options)
         self.machine = Machine("s1", self.options, known or Known(4, P1, "a"), self.now, powers)
         if seasoned:
-            self.look()
+            self.check()
             self.now += 1000.0
-            self.look()
+            self.check()
             self.forget()
 
     # --- what becomes of the servers ---
 
     def change(self, node: Node, **fields: Any) -> None:
-        self.looks[node] = msgspec.structs.replace(self.looks[node], **fields)
+        self.healths[node] = msgspec.structs.replace(self.healths[node], **fields)
 
     def kill(self, *nodes: Node) -> None:
         """Its connections are refused, and those who copied it know."""
         for node in nodes:
             self.change(node, reachable=False, error="connection refused", silent=False)
-            for other, look in self.looks.items():
-                if look.master == str(node):
+            for other, health in self.healths.items():
+                if health.master == str(node):
                     self.change(other, link="down")
 
     def silence(self, *nodes: Node) -> None:
@@ -93,24 +93,24 @@ class DrawnShard:
 
     def write(self, by: int = 10) -> None:
         """To the primary, and those in step copy it."""
-        masters = [look for look in self.looks.values() if look.role == "master"]
-        for node, look in self.looks.items():
-            copies = any(look.replid == master.replid for master in masters) and look.link != "down"
+        masters = [health for health in self.healths.values() if health.role == "master"]
+        for node, health in self.healths.items():
+            copies = any(health.replid == master.replid for master in masters) and health.link != "down"
             if copies:
-                self.change(node, offset=look.offset + by)
+                self.change(node, offset=health.offset + by)
 
     def make_master(self, node: Node) -> None:
         """REPLICAOF NO ONE: a history of its own begins where it is."""
-        look = self.looks[node]
+        health = self.healths[node]
         self.histories += 1
         self.change(
-            node, role="master", master="", link="", replid=f"{look.replid}{self.histories}", replid2=look.replid,
-            second_offset=look.offset + 1,
+            node, role="master", master="", link="", replid=f"{health.replid}{self.histories}", replid2=health.replid,
+            second_offset=health.offset + 1,
         )  # fmt: skip
 
     def make_replica(self, node: Node, of: Node) -> None:
         """REPLICAOF, and the copying is done."""
-        of_look = self.looks[of]
+        of_look = self.healths[of]
         self.change(
             node, role="slave", master=str(of), link="up", replid=of_look.replid, replid2=of_look.replid2,
             second_offset=of_look.second_offset, offset=of_look.offset, keys=of_look.keys, lost_keys=0,
@@ -118,14 +118,14 @@ class DrawnShard:
 
     def empty(self, node: Node) -> None:
         """It was restarted without its data, as a master; its replicas copy that at once."""
-        look = self.looks[node]
+        health = self.healths[node]
         self.histories += 1
-        self.wake(node, run_id=f"{look.run_id}'", lost_keys=look.keys, keys=0, offset=0, role="master")
+        self.wake(node, run_id=f"{health.run_id}'", lost_keys=health.keys, keys=0, offset=0, role="master")
         self.change(node, replid=f"e{self.histories}", replid2="", master="", link="")
 
     # --- what the machine is told ---
 
-    def tell(self, event: Happening, after_s: float = 0.0) -> list[Effect]:
+    def tell(self, event: FailoverEvent, after_s: float = 0.0) -> list[Effect]:
         self.now += after_s
         effects = self.machine.step(event, self.now)
         self.effects += effects
@@ -134,24 +134,24 @@ class DrawnShard:
     def announce(self, node: Node, epoch: int = 0) -> list[Effect]:
         return self.tell(Announced(Announcement(node, epoch, "a test")))
 
-    def look(self, after_s: float = 0.0) -> list[Effect]:
+    def check(self, after_s: float = 0.0) -> list[Effect]:
         """All servers are looked at."""
         self.now += after_s
-        for node, look in self.looks.items():
+        for node, health in self.healths.items():
             self.change(node, at=self.now)
-            if look.reachable:
+            if health.reachable:
                 self.change(node, answered_at=self.now, unanswered_since=0.0)
-            elif look.error.startswith(("LOADING ", "BUSY ")):
+            elif health.error.startswith(("LOADING ", "BUSY ")):
                 self.change(node, unanswered_since=0.0)
-            elif not look.unanswered_since:
+            elif not health.unanswered_since:
                 self.change(node, unanswered_since=self.now)
-        return self.tell(Looked(dict(self.looks)), after_s=0.001)
+        return self.tell(HealthChecked(dict(self.healths)), after_s=0.001)
 
-    def watch(self, for_s: float) -> list[Effect]:
+    def check_for(self, for_s: float) -> list[Effect]:
         """Looks, one after the other, and what followed from them."""
         effects = []
         for _ in range(round(for_s / LOOK_S)):
-            effects += self.look(LOOK_S)
+            effects += self.check(LOOK_S)
         return effects
 
     def until(self, phase: Phase, within_s: float) -> None:
@@ -159,7 +159,7 @@ class DrawnShard:
         until = self.now + within_s
         while self.machine.phase is not phase:
             assert self.now < until, f"expected {phase} within {within_s} s, got {self.machine}"
-            self.look(LOOK_S)
+            self.check(LOOK_S)
 
     # --- what came of it ---
 

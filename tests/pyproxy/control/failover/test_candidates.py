@@ -8,19 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyproxy.control.failover.candidates import STALE_S, descends, ranked, readable, unfit
-from pyproxy.messages import NodeLook
+from pyproxy.messages import NodeHealth
 
 NOW = 100.0
-SEEN = NodeLook("n:1", True, "", at=99.5, answered_at=99.5, role="slave", run_id="m", priority=100)
+SEEN = NodeHealth("n:1", True, "", at=99.5, answered_at=99.5, role="slave", run_id="m", priority=100)
 FIT = msgspec.structs.replace(SEEN, replid="a", replid2="z", offset=500)
 
 
-def replica(**changed: Any) -> NodeLook:
+def replica(**changed: Any) -> NodeHealth:
     return msgspec.structs.replace(FIT, **changed)
 
 
-def first(*looks: NodeLook) -> str:
-    return ranked(looks, "a", NOW)[0].run_id
+def first(*healths: NodeHealth) -> str:
+    return ranked(healths, "a", NOW)[0].run_id
 
 
 # --- which ------------------------------------------------------------------------------------------------------------
@@ -45,9 +45,9 @@ def test_a_replica_in_step_is_fit() -> None:
     ],
 )
 def test_one_that_must_not_be_primary_says_why(changed: dict[str, Any], why: str) -> None:
-    look = replica(**changed)
-    assert unfit(look, "a", NOW) == why
-    assert ranked([look], "a", NOW) == []
+    health = replica(**changed)
+    assert unfit(health, "a", NOW) == why
+    assert ranked([health], "a", NOW) == []
 
 
 def test_a_greater_offset_of_another_history_makes_no_candidate() -> None:
@@ -88,12 +88,12 @@ OFFSETS_AND_PRIORITIES = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)
 
 @given(OFFSETS_AND_PRIORITIES, st.randoms(use_true_random=False))
 def test_the_order_of_the_looks_does_not_matter(drawn: list[tuple[int, int]], shuffle: random.Random) -> None:
-    looks = [replica(run_id=f"r{n}", offset=offset, priority=priority) for n, (offset, priority) in enumerate(drawn)]
-    best = ranked(looks, "a", NOW)
+    healths = [replica(run_id=f"r{n}", offset=offset, priority=priority) for n, (offset, priority) in enumerate(drawn)]
+    best = ranked(healths, "a", NOW)
     assert all(a.offset >= b.offset for a, b in itertools.pairwise(best))
-    assert all(look.priority for look in best)
-    shuffle.shuffle(looks)
-    assert ranked(looks, "a", NOW) == best
+    assert all(health.priority for health in best)
+    shuffle.shuffle(healths)
+    assert ranked(healths, "a", NOW) == best
 
 
 # --- who may be read --------------------------------------------------------------------------------------------------

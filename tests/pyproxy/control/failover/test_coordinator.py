@@ -13,9 +13,9 @@ import pytest
 
 from pyproxy.access import Access
 from pyproxy.config import Config
-from pyproxy.control.failover.coordinator import Conductor
+from pyproxy.control.failover.coordinator import Coordinator
 from pyproxy.control.failover.state_file import StateFile
-from pyproxy.control.health.monitor import Watcher
+from pyproxy.control.health.monitor import HealthMonitor
 from pyproxy.control.http.admin import Refused
 from pyproxy.fleet import HOST, Fleet, Server
 from pyproxy.messages import Settings, Topology
@@ -36,7 +36,7 @@ def fleet() -> Iterator[Fleet]:
 class Run:
     """A conductor, and what it told workers, in its order."""
 
-    conductor: Conductor
+    coordinator: Coordinator
     told: list[Topology]
 
     async def until(self, what: str, found: Callable[[Topology], bool]) -> Topology:
@@ -51,21 +51,21 @@ async def conducting(fleet: Fleet, **promotion: object) -> AsyncIterator[Run]:
     config = Config.parse(fleet.config(promotion=options).encode())  # type: ignore[arg-type]
     access = Access(config.backend)
     told: list[Topology] = []
-    watcher = Watcher(
-        config.shard_map(), access, lambda _replies: [], lambda _topology: None, lambda _look: None,
-        on_seen=lambda shard, is_news: conductor.on_seen(shard, is_news),
+    monitor = HealthMonitor(
+        config.shard_map(), access, lambda _replies: [], lambda _topology: None, lambda _health: None,
+        on_seen=lambda shard, is_news: coordinator.on_seen(shard, is_news),
     )  # fmt: skip
 
     def tell(state: Topology | Settings) -> None:
         if isinstance(state, Topology):
             told.append(state)
 
-    conductor = Conductor(config, access, watcher, tell, lambda: None)
-    await watcher.look()
-    async with conductor.conducting():
-        watching = asyncio.create_task(watcher.run())
+    coordinator = Coordinator(config, access, monitor, tell, lambda: None)
+    await monitor.check_health()
+    async with coordinator.conducting():
+        watching = asyncio.create_task(monitor.run())
         try:
-            yield Run(conductor, told)
+            yield Run(coordinator, told)
         finally:
             watching.cancel()
             await asyncio.wait([watching])
@@ -105,7 +105,7 @@ async def test_a_planned_promotion_swaps_the_roles(fleet: Fleet) -> None:
     live = fleet.shards[0]
     wanted = live.replicas[1]
     async with conducting(fleet) as run:
-        said = await run.conductor.promote("s0", wanted.address)
+        said = await run.coordinator.promote("s0", wanted.address)
         assert said == f"s0: {wanted.address} is primary, epoch 1"
         assert is_open(run.told[-1], 1)
         assert run.told[-1].shards[0].primary == node(wanted)
@@ -117,7 +117,7 @@ async def test_what_was_seen_before_a_promotion_undoes_nothing(fleet: Fleet) -> 
     """The roles that the last looks show are those of before, until each server was looked at again."""
     async with conducting(fleet) as run:
         for epoch in range(1, 6):
-            await run.conductor.promote("s0", "")
+            await run.coordinator.promote("s0", "")
             assert is_open(run.told[-1], epoch)
             before = len(run.told)
             await until("looks at all", lambda: run.told[-1].gates[0].refuge is not None, lambda: run.told)
@@ -130,8 +130,8 @@ async def test_a_planned_promotion_that_is_refused_leaves_all_as_it_was(fleet: F
     live.replicas[0].ask("CONFIG", "SET", "replica-priority", "0")
     async with conducting(fleet) as run:
         with pytest.raises(Refused, match="cannot be promoted"):
-            await run.conductor.promote("s0", live.replicas[0].address)
-        assert is_open(run.conductor.topology, 0)
+            await run.coordinator.promote("s0", live.replicas[0].address)
+        assert is_open(run.coordinator.topology, 0)
     assert live.primary.ask("ROLE")[0] == b"master"  # type: ignore[index]
 
 
@@ -146,27 +146,27 @@ async def test_a_planned_promotion_that_is_refused_leaves_all_as_it_was(fleet: F
 async def test_a_command_that_makes_no_sense_is_refused(fleet: Fleet, shard: str, to: str, why: str) -> None:
     async with conducting(fleet) as run:
         with pytest.raises(Refused, match=why):
-            await run.conductor.promote(shard, to)
+            await run.coordinator.promote(shard, to)
 
 
 async def test_a_pause_closes_the_gate_until_it_is_resumed(fleet: Fleet) -> None:
     async with conducting(fleet) as run:
-        await run.conductor.pause("s0")
+        await run.coordinator.pause("s0")
         gate = run.told[-1].gates[0]
         assert gate.closed == "is paused by an operator"
         assert gate.hold
         with pytest.raises(Refused, match="paused"):
-            await run.conductor.promote("s0", "")
-        await run.conductor.resume("s0")
+            await run.coordinator.promote("s0", "")
+        await run.coordinator.resume("s0")
         assert is_open(run.told[-1], 0)
         with pytest.raises(Refused):
-            await run.conductor.resume("s0")
+            await run.coordinator.resume("s0")
 
 
 async def test_a_restarted_proxy_goes_on_with_the_primary_of_its_state_file(fleet: Fleet, tmp_path: Path) -> None:
     wanted, state = fleet.shards[0].replicas[0], str(tmp_path / "state.json")
     async with conducting(fleet, state_file=state) as run:
-        await run.conductor.promote("s0", wanted.address)
+        await run.coordinator.promote("s0", wanted.address)
     async with conducting(fleet, state_file=state) as run:
         assert run.told[0].shards[0].primary == node(wanted)
         assert is_open(run.told[0], 1)
@@ -175,7 +175,7 @@ async def test_a_restarted_proxy_goes_on_with_the_primary_of_its_state_file(flee
 async def test_what_a_client_has_set_is_in_the_state_file_at_once(fleet: Fleet, tmp_path: Path) -> None:
     state = str(tmp_path / "state.json")
     async with conducting(fleet, state_file=state) as run:
-        run.conductor.settings.configure("notify-keyspace-events", "xE", lambda: None)
+        run.coordinator.settings.configure("notify-keyspace-events", "xE", lambda: None)
         assert StateFile(state).load().settings == {"notify-keyspace-events": "xE"}
 
 

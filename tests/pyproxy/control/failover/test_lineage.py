@@ -5,8 +5,8 @@ import pytest
 from pyproxy.control.failover import lineage
 from pyproxy.control.failover.machine import Phase
 from pyproxy.control.failover.transitions import (
+    HealthChecked,
     Known,
-    Looked,
     Promote,
     PromoteAsked,
     Promoted,
@@ -15,7 +15,7 @@ from pyproxy.control.failover.transitions import (
     Switched,
     Ticked,
 )
-from pyproxy.messages import NodeLook
+from pyproxy.messages import NodeHealth
 from tests.pyproxy.control.failover.drawn_shard import (
     ELASTICACHE,
     ELSEWHERE,
@@ -48,7 +48,7 @@ def test_a_superseded_primary_that_comes_back_is_not_well() -> None:
     shard.silence(P2)
     shard.announce(P2, 5)
     shard.wake(P1)
-    shard.watch(3.0)
+    shard.check_for(3.0)
     assert shard.shut and shard.machine.primary == P1
     shard.wake(P2)
     shard.make_master(P2)
@@ -59,7 +59,7 @@ def test_a_superseded_primary_that_comes_back_is_not_well() -> None:
 def test_an_announced_primary_that_is_seen_to_be_a_replica_changes_nothing() -> None:
     shard = DrawnShard(ELASTICACHE)
     shard.announce(P2)
-    shard.watch(20.0)
+    shard.check_for(20.0)
     assert shard.phase is Phase.HEALTHY
 
 
@@ -67,7 +67,7 @@ def test_nobody_is_promoted_against_the_word_of_whoever_decides() -> None:
     shard = DrawnShard(ELASTICACHE)
     shard.announce(P2)
     shard.silence(P2)
-    shard.watch(60.0)
+    shard.check_for(60.0)
     assert shard.phase is Phase.READONLY
     assert shard.of(Promote) == []
 
@@ -81,7 +81,7 @@ def test_an_announcement_without_epoch_that_is_merely_repeated_does_not_undo_a_p
     shard.wake(P1)
     for _ in range(20):
         shard.announce(P1)
-        shard.watch(1.0)
+        shard.check_for(1.0)
     assert shard.phase is Phase.HEALTHY and shard.machine.primary == P2
     assert shard.said == []
     shard.announce(P2)
@@ -93,7 +93,7 @@ def test_an_announcement_without_epoch_that_is_merely_repeated_does_not_undo_a_p
 def test_an_announced_primary_that_is_no_server_of_the_shard_is_an_alarm() -> None:
     shard = DrawnShard(SENTINEL)
     shard.announce(ELSEWHERE, 5)
-    shard.watch(1.0)
+    shard.check_for(1.0)
     assert shard.phase is Phase.HEALTHY
     assert str(ELSEWHERE) in shard.machine.alarms["unknown-primary"]
 
@@ -106,7 +106,7 @@ def test_while_its_replicas_hear_of_the_primary_nothing_is_promoted() -> None:
     shard.silence(P1)
     for _ in range(40):
         shard.write()
-        shard.look(LOOK_S)
+        shard.check(LOOK_S)
     assert shard.phase is Phase.READONLY
     assert shard.of(Promote) == []
     assert "still hears of it" in shard.machine.alarms["asymmetric"]
@@ -117,9 +117,9 @@ def test_while_its_replicas_hear_of_the_primary_nothing_is_promoted() -> None:
 def test_a_single_write_since_the_primary_fell_silent_is_a_sign_of_life() -> None:
     shard = DrawnShard()
     shard.silence(P1)
-    shard.watch(2.0)
+    shard.check_for(2.0)
     shard.write()
-    shard.watch(2.0)
+    shard.check_for(2.0)
     assert shard.of(Promote) == []
     assert shard.machine.alarms.keys() == {"asymmetric"}
 
@@ -131,17 +131,17 @@ def test_a_primary_with_misconf_is_replaced_although_its_replicas_hear_of_it() -
     assert shard.now >= 2005.0
     for _ in range(4):
         shard.write(1)
-        shard.look(LOOK_S)
+        shard.check(LOOK_S)
     assert shard.of(Promote) == [Promote(P2)]
 
 
 def test_one_that_has_slept_looks_anew_before_it_judges() -> None:
     shard = DrawnShard()
     shard.silence(P1)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     shard.tell(Ticked(), after_s=30.0)
     shard.wake(P1)
-    shard.look()
+    shard.check()
     assert shard.said == ["+suspect", "-suspect"]
 
 
@@ -149,7 +149,7 @@ def test_one_that_has_slept_while_it_waited_looks_anew_before_it_promotes() -> N
     shard = DrawnShard()
     shard.kill(P1, P3)
     shard.until(Phase.WAITING, 5.0)
-    shard.watch(1.0)
+    shard.check_for(1.0)
     shard.tell(Ticked(), after_s=30.0)
     assert shard.phase is Phase.WAITING
 
@@ -158,24 +158,24 @@ def test_the_primary_is_asked_once_more_before_another_one_is_promoted() -> None
     shard = DrawnShard()
     shard.kill(P1)
     shard.until(Phase.WAITING, 5.0)
-    stale = shard.looks[P1]
+    stale = shard.healths[P1]
     for _ in range(8):
         shard.now += LOOK_S
         for node in (P2, P3):
             shard.change(node, at=shard.now, answered_at=shard.now)
-        assert shard.looks[P1] == stale
-        shard.tell(Looked(dict(shard.looks)))
+        assert shard.healths[P1] == stale
+        shard.tell(HealthChecked(dict(shard.healths)))
     assert shard.of(Promote) == []
 
 
 def test_the_silence_of_a_primary_that_answered_misconf_counts_from_its_last_answer() -> None:
     shard = DrawnShard(down_after_s=3.0)
     shard.change(P1, misconf="-MISCONF")
-    shard.watch(4.0)
+    shard.check_for(4.0)
     shard.silence(P1)
-    shard.watch(2.5)
+    shard.check_for(2.5)
     assert shard.phase is Phase.SUSPECT
-    shard.watch(1.0)
+    shard.check_for(1.0)
     assert shard.phase is not Phase.SUSPECT
 
 
@@ -191,17 +191,17 @@ def test_a_server_that_was_not_looked_at_yet_is_not_in_doubt() -> None:
 def test_a_replica_that_was_detached_does_not_take_over_because_the_primary_is_slow_once() -> None:
     shard = DrawnShard()
     shard.make_master(P3)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     assert str(P3) in shard.machine.alarms["two-masters"]
     shard.silence(P1)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     assert shard.phase is Phase.SUSPECT
 
 
 def test_a_replica_that_was_detached_in_peace_is_no_heir_while_there_is_a_better_one() -> None:
     shard = DrawnShard()
     shard.make_master(P3)
-    shard.watch(1.0)
+    shard.check_for(1.0)
     shard.kill(P1)
     fail_over(shard, P2)
     assert shard.machine.primary == P2
@@ -210,7 +210,7 @@ def test_a_replica_that_was_detached_in_peace_is_no_heir_while_there_is_a_better
 def test_a_replica_that_was_detached_in_peace_is_the_heir_when_nobody_else_is_left() -> None:
     shard = DrawnShard(FOLLOWS, nodes=[P1, P2])
     shard.make_master(P2)
-    shard.watch(1.0)
+    shard.check_for(1.0)
     shard.kill(P1)
     shard.until(Phase.SWITCHING, 10.0)
     assert shard.of(Switch) == [Switch(P2, 5)]
@@ -219,7 +219,7 @@ def test_a_replica_that_was_detached_in_peace_is_the_heir_when_nobody_else_is_le
 def test_nobody_reads_from_a_replica_that_was_detached() -> None:
     shard = DrawnShard(nodes=[P1, P2])
     shard.make_master(P2)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     assert shard.machine.refuge(P2, shard.now) is None
 
 
@@ -229,7 +229,7 @@ def test_a_follower_that_lost_its_keys_raises_the_alarm_too() -> None:
     shard.until(Phase.READONLY, 15.0)
     assert "data-loss" in shard.machine.alarms
     shard.tell(PromoteAsked(P1))
-    shard.watch(1.0)
+    shard.check_for(1.0)
     assert (shard.phase, shard.answers) == (Phase.HEALTHY, [True])
 
 
@@ -245,7 +245,7 @@ def test_what_was_seen_before_a_planned_promotion_says_nothing_of_the_roles_afte
     shard.make_master(P2)
     shard.make_replica(P1, P2)
     shard.make_replica(P3, P2)
-    shard.watch(2.0)
+    shard.check_for(2.0)
     assert (shard.phase, shard.effects, shard.machine.alarms) == (Phase.HEALTHY, [], {})
 
 
@@ -256,9 +256,9 @@ def test_a_primary_that_others_demoted_is_followed_to_the_one_that_it_copies() -
     shard = DrawnShard(NONE)
     shard.make_master(P3)
     shard.make_replica(P1, P3)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     assert shard.phase is Phase.VERIFYING and shard.shut
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     assert shard.of(Switch) == [Switch(P3, 5)]
 
 
@@ -266,10 +266,10 @@ def test_a_server_is_verified_on_two_looks_far_enough_apart() -> None:
     shard = DrawnShard(FOLLOWS)
     shard.make_master(P3)
     shard.make_replica(P1, P3)
-    shard.look(LOOK_S)
-    shard.look(0.1)
+    shard.check(LOOK_S)
+    shard.check(0.1)
     assert shard.of(Switch) == []
-    shard.look(0.1)
+    shard.check(0.1)
     assert shard.of(Switch) == [Switch(P3, 5)]
 
 
@@ -284,10 +284,10 @@ def test_a_primary_whose_replicas_have_gone_to_its_heir_is_the_past() -> None:
 def test_a_master_of_another_history_is_not_believed() -> None:
     shard = DrawnShard(FOLLOWS)
     shard.kill(P1)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     shard.empty(P3)
     shard.change(P3, lost_keys=0)
-    shard.watch(30.0)
+    shard.check_for(30.0)
     assert shard.phase is Phase.READONLY and shard.of(Switch) == []
 
 
@@ -310,7 +310,7 @@ def test_with_an_authority_only_what_it_announced_is_believed() -> None:
     shard.kill(P1)
     shard.make_master(P2)
     shard.make_replica(P3, P2)
-    shard.watch(20.0)
+    shard.check_for(20.0)
     assert shard.of(Switch) == []
     shard.announce(P2, 9)
     shard.until(Phase.SWITCHING, 1.0)
@@ -321,9 +321,9 @@ def test_an_announcement_of_an_epoch_that_is_over_is_ignored() -> None:
     shard = DrawnShard(SENTINEL)
     shard.make_master(P2)
     shard.announce(P2, 4)
-    shard.watch(5.0)
+    shard.check_for(5.0)
     shard.announce(P2, 3)
-    shard.watch(5.0)
+    shard.check_for(5.0)
     assert shard.machine.primary == P1 and shard.said == []
 
 
@@ -340,10 +340,10 @@ def test_an_announcement_that_was_overtaken_is_ignored() -> None:
 def test_a_newer_announcement_wins_over_the_one_that_is_verified() -> None:
     shard = DrawnShard(SENTINEL)
     shard.make_master(P2)
-    shard.look()
+    shard.check()
     shard.announce(P2, 5)
     shard.make_master(P3)
-    shard.look(0.1)
+    shard.check(0.1)
     shard.announce(P3, 6)
     shard.until(Phase.SWITCHING, 2.0)
     assert shard.of(Switch) == [Switch(P3, 6)]
@@ -357,7 +357,7 @@ def test_an_old_primary_that_comes_back_as_master_is_not_believed() -> None:
     shard.until(Phase.SWITCHING, 5.0)
     shard.tell(Switched())
     shard.wake(P1)
-    shard.watch(5.0)
+    shard.check_for(5.0)
     assert shard.machine.primary == P2 and shard.phase is Phase.HEALTHY
     assert str(P1) in shard.machine.alarms["two-masters"]
 
@@ -390,7 +390,7 @@ def test_a_promotion_that_was_cut_short_is_not_undone_by_the_old_primary_coming_
 
 def test_without_a_state_file_the_history_is_that_of_the_replicas() -> None:
     shard = DrawnShard(seasoned=False, known=Known(0, P1))
-    shard.looks[P1] = NodeLook(str(P1))
+    shard.healths[P1] = NodeHealth(str(P1))
     shard.kill(P1)
     fail_over(shard, P2)
     assert shard.machine.known.epoch == 1
@@ -401,8 +401,8 @@ def test_what_is_known_is_what_a_successor_begins_with() -> None:
     shard.kill(P1)
     fail_over(shard, P2)
     shard.make_replica(P3, P2)
-    shard.watch(2.0)
-    assert shard.machine.known == Known(5, P2, shard.looks[P2].replid)
+    shard.check_for(2.0)
+    assert shard.machine.known == Known(5, P2, shard.healths[P2].replid)
 
 
 # --- who follows whom -------------------------------------------------------------------------------------------------
@@ -411,44 +411,44 @@ def test_what_is_known_is_what_a_successor_begins_with() -> None:
 def test_a_follower_is_told_by_its_history_whatever_it_calls_the_primary() -> None:
     shard = DrawnShard()
     shard.change(P3, master="redis-1.internal:6379")
-    assert lineage.followers(shard.looks, P1) == [P2, P3]
+    assert lineage.followers(shard.healths, P1) == [P2, P3]
 
 
 def test_who_is_out_of_touch_follows_nobody() -> None:
     shard = DrawnShard()
     shard.change(P2, link="down")
     shard.silence(P3)
-    assert lineage.followers(shard.looks, P1) == []
+    assert lineage.followers(shard.healths, P1) == []
 
 
 def test_those_of_unknown_history_follow_nobody() -> None:
     shard = DrawnShard()
     for node in (P1, P2, P3):
         shard.change(node, replid="")
-    assert lineage.followers(shard.looks, P1) == []
-    assert lineage.guessed(shard.looks) == ""
+    assert lineage.followers(shard.healths, P1) == []
+    assert lineage.guessed(shard.healths) == ""
 
 
 def test_one_that_is_being_sent_the_data_of_the_primary_is_no_stray() -> None:
     shard = DrawnShard()
     shard.change(P2, replid="b", syncing=True)
     shard.change(P3, replid="b", master=str(ELSEWHERE))
-    assert lineage.strays(shard.looks, P1) == (P3,)
+    assert lineage.strays(shard.healths, P1) == (P3,)
 
 
 def test_the_history_of_most_replicas_is_guessed() -> None:
     shard = DrawnShard(nodes=[P1, P2, P3, ELSEWHERE])
     shard.change(P2, replid="b")
-    assert lineage.guessed(shard.looks) == "a"
+    assert lineage.guessed(shard.healths) == "a"
 
 
 def test_while_one_replica_follows_the_primary_they_have_not_gone_over() -> None:
     shard = DrawnShard(nodes=[P1, P2, P3, ELSEWHERE])
     shard.make_master(P2)
     shard.make_replica(P3, P2)
-    assert not lineage.have_gone_over(shard.looks, P1, P2)
+    assert not lineage.have_gone_over(shard.healths, P1, P2)
     shard.change(ELSEWHERE, link="down")
-    assert lineage.have_gone_over(shard.looks, P1, P2)
+    assert lineage.have_gone_over(shard.healths, P1, P2)
 
 
 @pytest.mark.parametrize(
@@ -456,26 +456,26 @@ def test_while_one_replica_follows_the_primary_they_have_not_gone_over() -> None
 )
 def test_one_that_cannot_be_used_is_not_the_primary(field: str, value: object) -> None:
     shard = DrawnShard()
-    assert lineage.is_primary(shard.looks[P1], "")
+    assert lineage.is_primary(shard.healths[P1], "")
     shard.change(P1, **{field: value})
-    assert not lineage.is_primary(shard.looks[P1], "")
+    assert not lineage.is_primary(shard.healths[P1], "")
 
 
 def test_one_without_its_keys_is_the_primary_where_an_operator_took_it_as_it_is() -> None:
     shard = DrawnShard()
     shard.change(P1, lost_keys=5)
-    assert lineage.is_primary(shard.looks[P1], "r1")
-    assert not lineage.is_primary(shard.looks[P1], "r2")
+    assert lineage.is_primary(shard.healths[P1], "r1")
+    assert not lineage.is_primary(shard.healths[P1], "r2")
 
 
 def test_signs_of_life_are_complete_when_each_replica_was_looked_at_anew() -> None:
     shard = DrawnShard(nodes=[P1, P2])
     life = lineage.LifeSigns()
-    life.note(shard.looks, P1)
-    shard.look(1.0)
+    life.note(shard.healths, P1)
+    shard.check(1.0)
     asked = shard.now + 1.0
-    assert life.are_complete(shard.looks, P1, shard.now - 1.0)
+    assert life.are_complete(shard.healths, P1, shard.now - 1.0)
     shard.change(P1, at=asked)
-    assert not life.are_complete(shard.looks, P1, asked)
+    assert not life.are_complete(shard.healths, P1, asked)
     shard.change(P2, answered_at=asked)
-    assert life.are_complete(shard.looks, P1, asked)
+    assert life.are_complete(shard.healths, P1, asked)

@@ -61,7 +61,7 @@ def test_a_killed_primary_is_replaced_by_the_most_complete_replica() -> None:
 def test_the_gate_stays_closed_when_another_one_was_primary_for_a_moment_only() -> None:
     shard = DrawnShard(SENTINEL)
     shard.make_master(P2)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     shard.announce(P2, 5)
     assert shard.phase is Phase.VERIFYING
     shard.silence(P2)
@@ -72,7 +72,7 @@ def test_the_gate_stays_closed_when_another_one_was_primary_for_a_moment_only() 
 def test_the_gate_is_closed_when_an_operator_promotes_past_a_silent_primary() -> None:
     shard = DrawnShard()
     shard.silence(P1)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     assert shard.phase is Phase.SUSPECT and not shard.shut
     shard.tell(PromoteAsked(P2))
     assert shard.of(Promote) == [Promote(P2)]
@@ -250,32 +250,32 @@ def test_a_candidate_that_restarts_empty_before_it_was_seen_twice_is_not_the_pri
 def test_silence_alone_closes_no_gate_before_down_after() -> None:
     shard = DrawnShard()
     shard.silence(P1)
-    shard.watch(2.75)
+    shard.check_for(2.75)
     assert (shard.phase, shard.shut) == (Phase.SUSPECT, False)
-    shard.watch(0.5)
+    shard.check_for(0.5)
     assert shard.shut
 
 
 def test_a_primary_that_is_slow_once_is_well_at_its_next_answer() -> None:
     shard = DrawnShard()
     shard.silence(P1)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     shard.wake(P1)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     assert shard.said == ["+suspect", "-suspect"]
 
 
 def test_a_primary_that_refused_must_be_seen_well_twice() -> None:
     shard = DrawnShard()
     shard.kill(P1)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     assert shard.shut
     shard.wake(P1)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     assert shard.shut
-    shard.look(0.1)
+    shard.check(0.1)
     assert shard.shut
-    shard.look(0.15)
+    shard.check(0.15)
     assert not shard.shut
     assert shard.said == ["+suspect", "-suspect"]
 
@@ -291,22 +291,22 @@ def test_nothing_is_promoted_sooner_than_down_after_the_last_answer() -> None:
 def test_the_offsets_are_read_twice_before_one_is_chosen() -> None:
     shard = DrawnShard()
     shard.empty(P1)  # no patience: the first look decides
-    shard.look(LOOK_S)
-    shard.look(0.1)
+    shard.check(LOOK_S)
+    shard.check(0.1)
     assert shard.of(Promote) == []
-    shard.look(0.3)
-    shard.look(0.1)
+    shard.check(0.3)
+    shard.check(0.1)
     assert shard.of(Promote) == []
-    shard.look(0.1)
+    shard.check(0.1)
     assert shard.of(Promote) == [Promote(P2)]
 
 
 def test_a_replica_that_fell_silent_with_the_primary_is_waited_for() -> None:
     shard = DrawnShard()
     shard.change(P3, offset=600)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     shard.silence(P1, P3)
-    shard.watch(5.0)
+    shard.check_for(5.0)
     assert shard.of(Promote) == []
     shard.wake(P3)
     fail_over(shard, P3)
@@ -322,7 +322,7 @@ def test_a_replica_that_stays_silent_is_not_waited_for_longer_than_down_after() 
 def test_a_loading_primary_has_more_time() -> None:
     shard = DrawnShard(loading_s=10.0)
     shard.change(P1, reachable=False, error="LOADING Redis is loading the dataset in memory", loading=True)
-    shard.watch(9.5)
+    shard.check_for(9.5)
     assert shard.phase is Phase.SUSPECT and shard.shut
     shard.until(Phase.PROMOTING, 2.0)
 
@@ -330,7 +330,7 @@ def test_a_loading_primary_has_more_time() -> None:
 def test_a_primary_that_is_busy_with_a_script_lives() -> None:
     shard = DrawnShard()
     shard.change(P1, reachable=False, error="BUSY Redis is busy running a script.")
-    shard.watch(60.0)
+    shard.check_for(60.0)
     assert shard.phase is Phase.HEALTHY and not shard.shut
 
 
@@ -339,22 +339,22 @@ def test_a_primary_that_was_silent_until_it_said_busy_is_doubted_no_longer() -> 
     shard.silence(P1)
     shard.until(Phase.SUSPECT, 2.0)
     shard.change(P1, silent=False, error="BUSY Redis is busy running a script.")
-    shard.watch(20.0)
+    shard.check_for(20.0)
     assert shard.phase is Phase.HEALTHY and shard.of(Promote) == []
 
 
 def test_misconf_is_no_reason_where_the_configuration_says_so() -> None:
     shard = DrawnShard(misconf_after_s=0.0)
     shard.change(P1, misconf="-MISCONF")
-    shard.watch(20.0)
+    shard.check_for(20.0)
     assert shard.effects == []
 
 
 def test_a_proxy_that_has_just_started_promotes_nothing() -> None:
     shard = DrawnShard(seasoned=False, down_after_s=3.0)
-    shard.look()
+    shard.check()
     shard.kill(P1)
-    shard.watch(5.75)
+    shard.check_for(5.75)
     assert shard.phase is Phase.WAITING  # it holds, as it will not be long
     shard.until(Phase.PROMOTING, 1.0)
 
@@ -365,7 +365,7 @@ def test_between_two_promotions_there_is_min_between() -> None:
     fail_over(shard, P2)
     done = shard.now
     shard.make_replica(P3, P2)
-    shard.watch(5.0)
+    shard.check_for(5.0)
     shard.kill(P2)
     shard.until(Phase.READONLY, 5.0)
     assert "min_between_s" in shard.machine.why
@@ -385,20 +385,20 @@ def test_the_time_of_the_last_promotion_counts_over_a_restart() -> None:
 def test_a_shard_that_fails_again_soon_is_not_held_again() -> None:
     shard = DrawnShard(hold_again_s=60.0)
     shard.kill(P1)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     assert shut(shard).hold
     fail_over(shard, P2)
     shard.make_replica(P3, P2)
-    shard.watch(5.0)
+    shard.check_for(5.0)
     shard.kill(P2)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     assert not shut(shard).hold
 
 
 def test_on_promotion_reject_holds_nothing_but_what_was_planned() -> None:
     shard = DrawnShard(on_promotion="reject")
     shard.kill(P1)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     assert not shut(shard).hold
     shard = DrawnShard(on_promotion="reject")
     shard.tell(PromoteAsked(None))
@@ -413,9 +413,9 @@ def test_after_three_promotions_in_ten_minutes_the_next_one_is_for_an_operator()
         shard.wake(old)
         for other in {P1, P2, P3} - {new}:
             shard.make_replica(other, new)
-        shard.watch(5.0)
+        shard.check_for(5.0)
     shard.kill(P2)
-    shard.watch(60.0)
+    shard.check_for(60.0)
     assert len(shard.of(Promote)) == 3
     assert "3 times" in shard.machine.why
     shard.tell(PromoteAsked(P3))
@@ -440,7 +440,7 @@ def test_the_next_promotion_is_expected_to_take_what_the_last_ones_took() -> Non
 def test_a_replica_that_kept_the_keys_of_an_empty_primary_is_promoted_at_once() -> None:
     shard = DrawnShard(nodes=[P1, P2])
     shard.empty(P1)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     assert shard.phase is Phase.WAITING and shard.shut
     fail_over(shard, P2, 1.5)
 
@@ -450,13 +450,13 @@ def test_where_nobody_kept_the_keys_of_an_empty_primary_an_operator_decides() ->
     shard.empty(P1)
     for node in (P2, P3):
         shard.make_replica(node, P1)
-    shard.watch(60.0)
+    shard.check_for(60.0)
     assert shard.phase is Phase.READONLY
     assert "50 keys" in shard.machine.alarms["data-loss"]
     assert shard.of(Promote) == []
     shard.tell(PromoteAsked(P1))
     shard.until(Phase.HEALTHY, 1.0)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     assert shard.machine.alarms == {} and not shard.shut
 
 
@@ -468,7 +468,7 @@ def test_where_nothing_may_be_done_no_gate_is_closed() -> None:
         shard = DrawnShard(NONE)
         getattr(shard, trouble)(P1)
         for _ in range(100):
-            shard.look(LOOK_S)
+            shard.check(LOOK_S)
             assert not shard.shut, trouble
 
 
@@ -491,13 +491,13 @@ def test_those_that_do_not_follow_the_new_primary_are_tidied() -> None:
     shard.kill(P1)
     fail_over(shard, P2)
     shard.wake(P1)
-    shard.watch(1.0)
+    shard.check_for(1.0)
     assert shard.of(Tidy)[0] == Tidy((P1, P3))
     shard.make_replica(P3, P2)
     shard.make_replica(P1, P2)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     shard.forget()
-    shard.watch(5.0)
+    shard.check_for(5.0)
     assert shard.effects == []
 
 
@@ -510,30 +510,30 @@ def test_a_replica_of_a_replica_is_tidied_though_it_has_the_history_of_the_prima
     shard.make_replica(P1, P2)
     shard.make_replica(P3, P2)
     shard.change(P3, master=str(P1))
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     shard.forget()
-    shard.watch(2.0)
+    shard.check_for(2.0)
     assert shard.of(Tidy)[0] == Tidy((P3,))
 
 
 def test_a_server_that_was_never_primary_here_is_not_taken_back() -> None:
     shard = DrawnShard(known=Known(0, P1))
     shard.make_master(P3)
-    shard.watch(5.0)
+    shard.check_for(5.0)
     assert shard.of(Tidy) == []
 
 
 def test_the_refuge_is_the_most_complete_replica_and_stays() -> None:
     shard = DrawnShard()
     shard.change(P3, offset=600)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     refuge = shard.machine.refuge(None, shard.now)
     assert refuge == P3
     shard.change(P2, offset=700)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     assert shard.machine.refuge(refuge, shard.now) == P3
     shard.change(P3, syncing=True)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     assert shard.machine.refuge(refuge, shard.now) == P2
 
 
@@ -548,7 +548,7 @@ def test_a_pause_holds_the_writes_until_it_ends() -> None:
     shard = DrawnShard()
     shard.tell(PauseAsked())
     assert shut(shard).hold
-    shard.watch(5.0)
+    shard.check_for(5.0)
     assert shard.phase is Phase.PAUSED
     shard.tell(ResumeAsked())
     assert not shard.shut
@@ -559,7 +559,7 @@ def test_what_happened_during_a_pause_is_seen_at_its_end() -> None:
     shard = DrawnShard()
     shard.tell(PauseAsked())
     shard.kill(P1)
-    shard.watch(10.0)
+    shard.check_for(10.0)
     assert shard.of(Promote) == []
     shard.tell(ResumeAsked())
     assert shard.shut
@@ -585,7 +585,7 @@ def test_a_replica_that_cannot_be_primary_is_refused_in_peace() -> None:
     shard = DrawnShard()
     shard.change(P2, priority=0)
     shard.change(P3, priority=0)
-    shard.look()
+    shard.check()
     shard.tell(PromoteAsked(P2))
     shard.tell(PromoteAsked(None))
     assert shard.answers == [False, False]
@@ -631,14 +631,14 @@ def test_a_shard_of_which_anything_is_to_be_expected_is_thought_about_at_each_lo
 ) -> None:
     shard = DrawnShard(SENTINEL)
     happens(shard)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     assert shard.machine.waits
 
 
 def test_a_shard_that_is_well_again_waits_for_nothing_again() -> None:
     shard = DrawnShard()
     shard.kill(P2)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     shard.wake(P2, link="up")
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
     assert not shard.machine.waits

@@ -15,9 +15,9 @@ from pyproxy.control.failover.transitions import (
     Answer,
     AwaitQuiet,
     Effect,
+    FailoverEvent,
     HandOver,
-    Happening,
-    Looked,
+    HealthChecked,
     NotQuiet,
     PauseAsked,
     Powers,
@@ -66,10 +66,10 @@ class Watched(DrawnShard):
         self.promoted: list[Node] = []
         super().__init__(powers, **others)
 
-    def tell(self, event: Happening, after_s: float = 0.0) -> list[Effect]:
+    def tell(self, event: FailoverEvent, after_s: float = 0.0) -> list[Effect]:
         phase, epoch, why = self.machine.phase, self.machine.epoch, self.machine.why
         rests, before = self._would_rest(event), self._state()
-        if isinstance(event, Looked):
+        if isinstance(event, HealthChecked):
             self._note(event)
         if isinstance(event, Announced):
             self.words[event.said.node] = max(event.said.epoch, self.words.get(event.said.node, 0))
@@ -84,28 +84,28 @@ class Watched(DrawnShard):
         self._check_gate()
         return effects
 
-    def _would_rest(self, event: Happening) -> bool:
+    def _would_rest(self, event: FailoverEvent) -> bool:
         """Whether it waits for nothing, and only the time is new."""
-        if self.machine.waits or not isinstance(event, Looked):
+        if self.machine.waits or not isinstance(event, HealthChecked):
             return False
         nodes = self.machine.nodes
-        return {node: detector.timeless(look) for node, look in event.nodes.items()} == {
-            node: detector.timeless(look) for node, look in nodes.items()
+        return {node: detector.timeless(health) for node, health in event.nodes.items()} == {
+            node: detector.timeless(health) for node, health in nodes.items()
         }
 
     def _state(self) -> object:
         machine = self.machine
         return machine.known, machine.gate(), dict(machine.alarms)
 
-    def _note(self, event: Looked) -> None:
-        for node, look in event.nodes.items():
+    def _note(self, event: HealthChecked) -> None:
+        for node, health in event.nodes.items():
             seen = self.masters.setdefault(node, [])
-            if not (look.reachable and look.role == "master"):
+            if not (health.reachable and health.role == "master"):
                 seen.clear()
-            elif look.answered_at not in seen[-1:]:
-                seen.append(look.answered_at)
+            elif health.answered_at not in seen[-1:]:
+                seen.append(health.answered_at)
 
-    def _check_effects(self, event: Happening, effects: list[Effect]) -> None:
+    def _check_effects(self, event: FailoverEvent, effects: list[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Promote | HandOver | AwaitQuiet | Switch):
                 assert self.out is None, f"{effect} while {self.out} is out"
@@ -127,16 +127,22 @@ class Watched(DrawnShard):
         self.promoted.append(candidate)
         if self.by_operator:
             return
-        look = self.machine.nodes[candidate]  # as it was seen
-        assert look.role == "slave" and look.priority and look.offset >= 0 and not look.syncing and not look.loading
-        assert self.machine.lineage in (look.replid, look.replid2)
+        health = self.machine.nodes[candidate]  # as it was seen
+        assert (
+            health.role == "slave"
+            and health.priority
+            and health.offset >= 0
+            and not health.syncing
+            and not health.loading
+        )
+        assert self.machine.lineage in (health.replid, health.replid2)
         assert self.now - 1000.0 >= 2 * self.options.down_after_s
         if self.machine.promoted_at is not None:
             assert self.now - self.machine.promoted_at >= self.options.min_between_s
 
     def _check_switch(self, switch: Switch) -> None:
         assert switch.epoch > self.machine.epoch and switch.node != self.machine.primary
-        assert switch.node in self.looks
+        assert switch.node in self.healths
         if self.handed is not None:
             assert switch.node == self.handed or self.words.get(switch.node, 0) > self.machine.epoch
             return
@@ -179,7 +185,7 @@ class Watched(DrawnShard):
         elif isinstance(out, Switch):
             self.tell(Switched())
         elif isinstance(out, Promote | HandOver):
-            if is_done and self.looks[out.candidate].role == "slave":
+            if is_done and self.healths[out.candidate].role == "slave":
                 self.make_master(out.candidate)
                 if isinstance(out, HandOver):
                     self.make_replica(self.machine.primary, out.candidate)
@@ -191,7 +197,7 @@ class Watched(DrawnShard):
 
 def in_suspect(shard: Watched) -> None:
     shard.kill(P1)
-    shard.look(LOOK_S)
+    shard.check(LOOK_S)
 
 
 def in_waiting(shard: Watched) -> None:
@@ -237,8 +243,8 @@ WAYS: dict[Phase, Callable[[Watched], object]] = {
     Phase.DOWN: in_down,
 }
 
-EVENTS: dict[type, Happening] = {
-    Looked: Looked({}),
+EVENTS: dict[type, FailoverEvent] = {
+    HealthChecked: HealthChecked({}),
     Ticked: Ticked(),
     Announced: Announced(Announcement(P3, 9, "a test")),
     Promoted: Promoted(),
@@ -268,20 +274,20 @@ LEADS_TO = {
 
 
 def test_the_table_has_an_entry_for_every_phase_and_every_event() -> None:
-    events = set(get_args(Happening))
+    events = set(get_args(FailoverEvent))
     assert events == EVENTS.keys()
     assert {phase: set(row) for phase, row in TABLE.items()} == dict.fromkeys(Phase, events)
 
 
 @pytest.mark.parametrize("event", EVENTS.values(), ids=lambda event: type(event).__name__)
 @pytest.mark.parametrize("phase", Phase, ids=lambda phase: phase.value)
-def test_every_phase_meets_every_event(phase: Phase, event: Happening) -> None:
+def test_every_phase_meets_every_event(phase: Phase, event: FailoverEvent) -> None:
     shard = Watched()
     WAYS[phase](shard)
     assert shard.machine.phase is phase
     before = shard.asked
     shard.out = None
-    shard.tell(Looked(dict(shard.looks)) if isinstance(event, Looked) else event, 0.001)
+    shard.tell(HealthChecked(dict(shard.healths)) if isinstance(event, HealthChecked) else event, 0.001)
     assert shard.machine.phase is LEADS_TO.get((phase, type(event)), phase)
     if type(event) in ASKED and shard.machine.phase is phase:
         assert shard.asked == before
@@ -297,8 +303,8 @@ ANSWERS: dict[type, tuple[type, ...]] = {
 }
 NODES = st.sampled_from([P1, P2, P3])
 ACTIONS: list[st.SearchStrategy[tuple[Any, ...]]] = [
-    st.tuples(st.just("look"), st.sampled_from([0.01, 0.1, 0.25, 1.0])),
-    st.tuples(st.just("watch"), st.sampled_from([0.5, 1.0, 4.0])),
+    st.tuples(st.just("check"), st.sampled_from([0.01, 0.1, 0.25, 1.0])),
+    st.tuples(st.just("check_for"), st.sampled_from([0.5, 1.0, 4.0])),
     st.tuples(st.just("tick"), st.sampled_from([0.0, 0.05, 1.0, 4.0, 30.0, 700.0])),
     st.tuples(st.sampled_from(["kill", "silence", "wake", "empty", "make_master", "load"]), NODES),
     st.tuples(st.sampled_from(["busy", "sync", "misconf"]), NODES),
@@ -313,16 +319,23 @@ ACTIONS: list[st.SearchStrategy[tuple[Any, ...]]] = [
 # Most of what is drawn leaves a shard well, so that the trouble is where it begins.
 OPENINGS: list[list[tuple[Any, ...]]] = [
     [],
-    [("silence", P1), ("watch", 4.0)],
-    [("kill", P1), ("watch", 5.0)],
-    [("kill", P1), ("watch", 5.0), ("outcome", True, True)],
-    [("kill", P1), ("watch", 5.0), ("outcome", True, True), ("watch", 0.5)],
-    [("kill", P1), ("watch", 5.0), ("outcome", True, True), ("watch", 0.5), ("outcome", True, True), ("wake", P1)],
-    [("kill", P1), ("watch", 5.0), ("outcome", False, True), ("watch", 1.0)],
-    [("kill", P1), ("kill", P2), ("kill", P3), ("watch", 5.0)],
-    [("empty", P1), ("watch", 1.0)],
-    [("make_master", P2), ("announce", P2, 1), ("make_replica", P1, P2), ("look", 0.1)],
-    [("make_master", P2), ("make_replica", P3, P2), ("look", 0.1), ("kill", P1)],
+    [("silence", P1), ("check_for", 4.0)],
+    [("kill", P1), ("check_for", 5.0)],
+    [("kill", P1), ("check_for", 5.0), ("outcome", True, True)],
+    [("kill", P1), ("check_for", 5.0), ("outcome", True, True), ("check_for", 0.5)],
+    [
+        ("kill", P1),
+        ("check_for", 5.0),
+        ("outcome", True, True),
+        ("check_for", 0.5),
+        ("outcome", True, True),
+        ("wake", P1),
+    ],
+    [("kill", P1), ("check_for", 5.0), ("outcome", False, True), ("check_for", 1.0)],
+    [("kill", P1), ("kill", P2), ("kill", P3), ("check_for", 5.0)],
+    [("empty", P1), ("check_for", 1.0)],
+    [("make_master", P2), ("announce", P2, 1), ("make_replica", P1, P2), ("check", 0.1)],
+    [("make_master", P2), ("make_replica", P3, P2), ("check", 0.1), ("kill", P1)],
     [("ask", PromoteAsked(None)), ("outcome", True, True)],
 ]
 HISTORIES = st.builds(
@@ -333,7 +346,7 @@ POWERS = st.sampled_from([PROMOTES, FOLLOWS, SENTINEL, ELASTICACHE, NONE])
 
 def act(shard: Watched, action: tuple[Any, ...]) -> None:
     match action:
-        case "look" | "watch" as name, for_s:
+        case "check" | "check_for" as name, for_s:
             getattr(shard, name)(for_s)
         case "tick", for_s:
             shard.tell(Ticked(), for_s)
@@ -342,9 +355,9 @@ def act(shard: Watched, action: tuple[Any, ...]) -> None:
         case "busy", node:
             shard.change(node, reachable=False, silent=False, error="BUSY Redis is busy running a script.")
         case "sync", node:
-            shard.change(node, syncing=not shard.looks[node].syncing)
+            shard.change(node, syncing=not shard.healths[node].syncing)
         case "misconf", node:
-            shard.change(node, misconf="" if shard.looks[node].misconf else "-MISCONF")
+            shard.change(node, misconf="" if shard.healths[node].misconf else "-MISCONF")
         case "make_replica", node, of:
             if node != of:
                 shard.make_replica(node, of)
@@ -381,20 +394,20 @@ def test_when_all_is_well_for_a_while_the_gate_is_open(powers: Powers, history: 
         shard.outcome(True)
     # The world comes to rest: the one who was switched to is primary, and all copy it.
     primary = shard.machine.primary
-    if shard.looks[primary].lost_keys:
+    if shard.healths[primary].lost_keys:
         shard.change(primary, lost_keys=0)
-    shard.wake(*shard.looks, misconf="", syncing=False)
-    if shard.looks[primary].role != "master":
+    shard.wake(*shard.healths, misconf="", syncing=False)
+    if shard.healths[primary].role != "master":
         shard.make_master(primary)
-    for node in shard.looks.keys() - {primary}:
+    for node in shard.healths.keys() - {primary}:
         shard.make_replica(node, primary)
     if powers.is_authority:
         shard.announce(primary, 0 if powers is ELASTICACHE else 10_000)
     for _ in range(60):
-        shard.look(1.0)
+        shard.check(1.0)
         shard.outcome(True)
     if shard.machine.phase is Phase.PAUSED:
         shard.tell(ResumeAsked())
-    shard.watch(2.0)
+    shard.check_for(2.0)
     assert shard.machine.phase is Phase.HEALTHY, shard.machine.why
     assert not shard.shut and not shard.asked

@@ -13,12 +13,12 @@ import pytest
 
 from pyproxy.control.failover.coordinator import HASTY, TICK_S
 from pyproxy.control.failover.machine import Phase
-from pyproxy.control.failover.transitions import Effect, Looked, Say, Ticked
+from pyproxy.control.failover.transitions import Effect, HealthChecked, Say, Ticked
 from pyproxy.control.health import detector
 from pyproxy.control.health.monitor import LOOK_EVERY_S, LOOK_GAP_S
 from pyproxy.control.health.node_monitor import DEADLINE_S
 from pyproxy.events import Event
-from pyproxy.messages import NodeLook, Work
+from pyproxy.messages import NodeHealth, Work
 from tests.pyproxy.control.failover.drawn_shard import P1, P2, P3, DrawnShard
 
 STEP_S = 0.01
@@ -60,15 +60,15 @@ class Stall:
 
     def looked(self, asked_at: float) -> None:
         shard = self.shard
-        now, before = shard.now, shard.looks[P1]
+        now, before = shard.now, shard.healths[P1]
         for node in (P2, P3):
             shard.change(node, at=now, answered_at=now)
         if self.stands_still:
-            shard.looks[P1] = detector.failed(before, asked_at, now, "no reply within 1 s", silent=True)
+            shard.healths[P1] = detector.failed(before, asked_at, now, "no reply within 1 s", silent=True)
         else:
             answered = {"reachable": True, "error": "", "silent": False, "unanswered_since": 0.0}
-            shard.looks[P1] = msgspec.structs.replace(before, at=now, answered_at=now, **answered)
-        self.note(shard.tell(Looked(dict(shard.looks))))
+            shard.healths[P1] = msgspec.structs.replace(before, at=now, answered_at=now, **answered)
+        self.note(shard.tell(HealthChecked(dict(shard.healths))))
 
     def note(self, effects: list[Effect]) -> None:
         if any(isinstance(effect, Say) and effect.event is Event.ODOWN for effect in effects):
@@ -101,9 +101,9 @@ def test_silence_alone_of_a_primary_that_is_at_work_is_no_doubt_before_the_work_
     shard = DrawnShard(down_after_s=2.0)
     shard.silence(P1)
     shard.change(P1, busy_until=shard.now + 10)
-    shard.watch(9.5)
+    shard.check_for(9.5)
     assert (shard.said, shard.shut) == ([], False)
-    shard.watch(2.0)
+    shard.check_for(2.0)
     assert "+suspect" in shard.said
 
 
@@ -118,48 +118,48 @@ SILENT = ("no reply within 1 s", True)
 KEYS = Work("s1", 10.0, 40.0)
 
 
-def silent_at(before: NodeLook, asked_at: float, work: Work | None) -> NodeLook:
+def silent_at(before: NodeHealth, asked_at: float, work: Work | None) -> NodeHealth:
     return detector.failed(before, asked_at, asked_at + 1.0, *SILENT, work)
 
 
 def test_what_was_sent_before_the_silence_began_excuses_it_until_it_is_given_up() -> None:
-    look = silent_at(DrawnShard().looks[P1], 10.5, KEYS)
-    assert (look.at_work, look.busy_until) == (True, 40.0)
+    health = silent_at(DrawnShard().healths[P1], 10.5, KEYS)
+    assert (health.at_work, health.busy_until) == (True, 40.0)
     for asked_at in range(12, 39, 2):
-        look = silent_at(look, asked_at, KEYS)
-        assert look.at_work
-    assert not silent_at(look, 39.5, KEYS).at_work
+        health = silent_at(health, asked_at, KEYS)
+        assert health.at_work
+    assert not silent_at(health, 39.5, KEYS).at_work
 
 
 def test_what_was_sent_to_a_server_that_was_silent_already_is_no_excuse() -> None:
-    look = silent_at(DrawnShard().looks[P1], 5.0, None)
-    assert not silent_at(look, 7.0, Work("s1", 6.0, 36.0)).at_work
+    health = silent_at(DrawnShard().healths[P1], 5.0, None)
+    assert not silent_at(health, 7.0, Work("s1", 6.0, 36.0)).at_work
 
 
 def test_a_silence_has_no_second_excuse() -> None:
     """Or clients that go on asking a server that is gone for its keys would keep it in its place."""
-    look = silent_at(DrawnShard().looks[P1], 10.5, KEYS)
+    health = silent_at(DrawnShard().healths[P1], 10.5, KEYS)
     for asked_at in range(12, 80, 2):
-        look = silent_at(look, asked_at, Work("s1", 10.0, asked_at + 30.0))
-    assert not look.at_work
+        health = silent_at(health, asked_at, Work("s1", 10.0, asked_at + 30.0))
+    assert not health.at_work
 
 
 def test_silence_after_the_work_is_over_counts_from_then_on() -> None:
-    look = silent_at(DrawnShard().looks[P1], 10.5, KEYS)
-    look = silent_at(silent_at(look, 12.0, KEYS), 20.0, None)
-    assert (look.at_work, look.unanswered_since) == (False, 20.0)
+    health = silent_at(DrawnShard().healths[P1], 10.5, KEYS)
+    health = silent_at(silent_at(health, 12.0, KEYS), 20.0, None)
+    assert (health.at_work, health.unanswered_since) == (False, 20.0)
 
 
-def names(before: NodeLook, *looks: NodeLook) -> list[str]:
+def names(before: NodeHealth, *healths: NodeHealth) -> list[str]:
     said = []
-    for now in looks:
+    for now in healths:
         said += [event.value[0] for event, _ in detector.changes(before, now, "master")]
         before = now
     return said
 
 
 def test_a_server_that_is_at_work_is_said_to_be_busy_and_not_down() -> None:
-    up = msgspec.structs.replace(DrawnShard().looks[P1], at=9.0, answered_at=9.0)
+    up = msgspec.structs.replace(DrawnShard().healths[P1], at=9.0, answered_at=9.0)
     busy = silent_at(up, 10.5, KEYS)
     again = silent_at(busy, 12.0, KEYS)
     done = msgspec.structs.replace(up, at=14.0, answered_at=14.0)
@@ -171,15 +171,15 @@ def test_a_server_that_is_at_work_is_said_to_be_busy_and_not_down() -> None:
 
 
 def test_silence_begins_when_it_was_asked_and_goes_on_until_it_answers() -> None:
-    look = DrawnShard().looks[P1]
-    first = detector.failed(look, 10.5, 11.5, "no reply within 1 s", silent=True)
+    health = DrawnShard().healths[P1]
+    first = detector.failed(health, 10.5, 11.5, "no reply within 1 s", silent=True)
     second = detector.failed(first, 11.6, 12.6, "connection refused")
     assert (first.unanswered_since, second.unanswered_since) == (10.5, 10.5)
 
 
 def test_a_server_that_answers_with_an_error_is_not_silent() -> None:
     """Or one that ran a script for a minute would count as silent for a minute as soon as it is."""
-    silent = detector.failed(DrawnShard().looks[P1], 10.5, 11.5, "no reply within 1 s", silent=True)
+    silent = detector.failed(DrawnShard().healths[P1], 10.5, 11.5, "no reply within 1 s", silent=True)
     busy = detector.refused(silent, 11.7, "BUSY Redis is busy running a script.")
     assert busy.unanswered_since == 0.0
     assert detector.failed(busy, 72.0, 73.0, "no reply within 1 s", silent=True).unanswered_since == 72.0
@@ -187,7 +187,7 @@ def test_a_server_that_answers_with_an_error_is_not_silent() -> None:
 
 def test_a_time_in_which_nobody_asked_is_no_silence() -> None:
     """The parent was stopped, or its machine was."""
-    silent = detector.failed(DrawnShard().looks[P1], 10.5, 11.5, "no reply within 1 s", silent=True)
+    silent = detector.failed(DrawnShard().healths[P1], 10.5, 11.5, "no reply within 1 s", silent=True)
     assert detector.failed(silent, 60.0, 61.0, "no reply within 1 s", silent=True).unanswered_since == 60.0
 
 
@@ -195,9 +195,9 @@ def test_a_primary_that_loaded_for_long_and_falls_silent_is_given_down_after_of_
     """Loading one large key, a server answers nobody for a while."""
     shard = DrawnShard(down_after_s=3.0, loading_s=30.0)
     shard.change(P1, reachable=False, error="LOADING Redis is loading", loading=True)
-    shard.watch(10)
+    shard.check_for(10)
     shard.change(P1, error="no reply within 1 s", silent=True, loading=False)
-    shard.watch(2.5)
+    shard.check_for(2.5)
     assert "+odown" not in shard.said
-    shard.watch(1.0)
+    shard.check_for(1.0)
     assert "+odown" in shard.said

@@ -7,27 +7,31 @@ import pytest
 from pyproxy.control.health import detector
 from pyproxy.events import Event
 from pyproxy.health import MOST_BACKOFF_S
-from pyproxy.messages import NodeLook
+from pyproxy.messages import NodeHealth
 
-NEW = NodeLook("n:1")
-MASTER = NodeLook("n:1", True, "", at=10.0, answered_at=10.0, role="master", run_id="a", offset=500, keys=100)
-SLAVE = NodeLook("n:1", True, "", at=10.0, answered_at=10.0, role="slave", run_id="a", offset=500, keys=100, link="up")
+NEW = NodeHealth("n:1")
+MASTER = NodeHealth("n:1", True, "", at=10.0, answered_at=10.0, role="master", run_id="a", offset=500, keys=100)
+SLAVE = NodeHealth(
+    "n:1", True, "", at=10.0, answered_at=10.0, role="slave", run_id="a", offset=500, keys=100, link="up"
+)
 
 
-def later(look: NodeLook, **changed: Any) -> NodeLook:
+def later(health: NodeHealth, **changed: Any) -> NodeHealth:
     """The same server, well, a second later, but for what is said here."""
-    return msgspec.structs.replace(look, **{"reachable": True, "error": "", "at": 12.5, "answered_at": 12.5} | changed)
+    return msgspec.structs.replace(
+        health, **{"reachable": True, "error": "", "at": 12.5, "answered_at": 12.5} | changed
+    )
 
 
-def down(look: NodeLook) -> NodeLook:
-    return detector.failed(look, 11.5, 12.0, "connection refused")
+def down(health: NodeHealth) -> NodeHealth:
+    return detector.failed(health, 11.5, 12.0, "connection refused")
 
 
-def names(before: NodeLook, now: NodeLook, configured: str = "master") -> list[str]:
+def names(before: NodeHealth, now: NodeHealth, configured: str = "master") -> list[str]:
     return [event.value[0] for event, _ in detector.changes(before, now, configured)]
 
 
-def fields(before: NodeLook, now: NodeLook, event: Event, configured: str = "master") -> Mapping[str, object]:
+def fields(before: NodeHealth, now: NodeHealth, event: Event, configured: str = "master") -> Mapping[str, object]:
     return dict(detector.changes(before, now, configured))[event]
 
 
@@ -45,7 +49,7 @@ def test_a_master_is_read_in_the_words_of_info() -> None:
         "min_slaves_good_slaves": "2",
         "loading": "0",
     }
-    assert detector.answered(NEW, 5.0, said, {0: {"keys": 3}, 9: {"keys": 4}}) == NodeLook(
+    assert detector.answered(NEW, 5.0, said, {0: {"keys": 3}, 9: {"keys": 4}}) == NodeHealth(
         "n:1",
         reachable=True,
         error="",
@@ -65,15 +69,15 @@ def test_a_master_is_read_in_the_words_of_info() -> None:
 def test_a_slave_has_its_own_offset_its_link_its_priority_and_its_lag() -> None:
     said = {"role": "slave", "master_link_status": "up", "master_last_io_seconds_ago": "4", "slave_priority": "10"}
     said |= {"slave_repl_offset": "14", "master_repl_offset": "99", "master_sync_in_progress": "0"}
-    look = detector.answered(NEW, 5.0, said, {})
-    assert (look.link, look.lag_s, look.priority, look.offset, look.syncing) == ("up", 4, 10, 14, False)
+    health = detector.answered(NEW, 5.0, said, {})
+    assert (health.link, health.lag_s, health.priority, health.offset, health.syncing) == ("up", 4, 10, 14, False)
 
 
 def test_the_lag_of_a_slave_whose_link_is_down_is_how_long_it_has_been() -> None:
     said = {"role": "slave", "master_link_status": "down", "master_last_io_seconds_ago": "-1"}
     said |= {"master_link_down_since_seconds": "31", "slave_repl_offset": "3030", "master_sync_in_progress": "1"}
-    look = detector.answered(NEW, 5.0, said, {})
-    assert (look.link, look.lag_s, look.offset, look.syncing) == ("down", 31, 3030, True)
+    health = detector.answered(NEW, 5.0, said, {})
+    assert (health.link, health.lag_s, health.offset, health.syncing) == ("down", 31, 3030, True)
 
 
 @pytest.mark.parametrize("field", ["loading", "async_loading"])
@@ -83,14 +87,14 @@ def test_a_server_that_loads_is_loading(field: str) -> None:
 
 @pytest.mark.parametrize("number", ["", "x", "1e3", "9" * 30, "٣"])
 def test_a_number_that_is_none_is_not_known(number: str) -> None:
-    look = detector.answered(NEW, 5.0, {"role": "master", "master_repl_offset": number}, {})
-    assert look.offset == -1
+    health = detector.answered(NEW, 5.0, {"role": "master", "master_repl_offset": number}, {})
+    assert health.offset == -1
 
 
 def test_a_server_that_does_not_answer_is_remembered_as_it_was() -> None:
-    look = detector.failed(MASTER, 11.5, 12.0, "connection refused")
+    health = detector.failed(MASTER, 11.5, 12.0, "connection refused")
     error = "connection refused"
-    assert look == msgspec.structs.replace(MASTER, reachable=False, error=error, at=12.0, unanswered_since=11.5)
+    assert health == msgspec.structs.replace(MASTER, reachable=False, error=error, at=12.0, unanswered_since=11.5)
     assert detector.refused(MASTER, 12.0, "LOADING Redis is loading the dataset in memory").loading
 
 
@@ -252,7 +256,7 @@ def test_what_the_workers_were_refused_counts_until_whoever_stayed_away_must_hav
 # --- back without its keys --------------------------------------------------------------------------------------------
 
 
-def restarted(before: NodeLook, *replicas: NodeLook, **changed: Any) -> NodeLook:
+def restarted(before: NodeHealth, *replicas: NodeHealth, **changed: Any) -> NodeHealth:
     now = later(before, **({"run_id": "b", "offset": 0, "keys": 0, "role": "master"} | changed))
     return msgspec.structs.replace(now, lost_keys=detector.lost_keys(before, now, replicas))
 

@@ -15,11 +15,11 @@ from pyproxy.config import BackendAccess
 from pyproxy.control.health import node_monitor
 from pyproxy.control.health.busy import Stretches
 from pyproxy.control.health.detector import parse_info
-from pyproxy.control.health.monitor import LOOK_EVERY_S, LOOK_GAP_S, ShardWatch, Watcher
+from pyproxy.control.health.monitor import LOOK_EVERY_S, LOOK_GAP_S, HealthMonitor, ShardMonitor
 from pyproxy.fleet import HOST, Fleet
 from pyproxy.hashing import slot
 from pyproxy.health import state, writable
-from pyproxy.messages import AtWork, FleetLook, NodeLook, ShardLook, Topology, Work
+from pyproxy.messages import AtWork, FleetHealth, NodeHealth, ShardHealth, Topology, Work
 from pyproxy.shard_map import Node, Shard, ShardMap, parse_slots
 from tests.faults import Hop
 from tests.waiting import until
@@ -65,24 +65,26 @@ class Seen:
 
     def __init__(self, shards: ShardMap, every_s: float = LOOK_EVERY_S, work: Stretches | None = None) -> None:
         self.topologies: list[Topology] = []
-        self.looks: list[FleetLook] = []
+        self.healths: list[FleetHealth] = []
         self.learned_from: list[int] = []
-        self.watcher = Watcher(shards, PLAIN, self.learn, self.topologies.append, self.looks.append, every_s, work=work)
+        self.monitor = HealthMonitor(
+            shards, PLAIN, self.learn, self.topologies.append, self.healths.append, every_s, work=work
+        )
 
     def learn(self, replies: list[Any]) -> list[Any]:
         self.learned_from.append(len(replies))
         return table.learn(replies)
 
-    def told(self, index: int) -> ShardLook:
+    def told(self, index: int) -> ShardHealth:
         """A shard as the last look that was told has it; before that, as the first look saw it."""
-        return (self.looks[-1] if self.looks else self.watcher.fleet_look).shards[index]
+        return (self.healths[-1] if self.healths else self.monitor.fleet_health).shards[index]
 
-    def now(self, index: int) -> ShardLook:
+    def now(self, index: int) -> ShardHealth:
         """A shard as it was seen last, told or not."""
-        return self.watcher.fleet_look.shards[index]
+        return self.monitor.fleet_health.shards[index]
 
     def __repr__(self) -> str:
-        return repr([(shard.reachable, shard.error, shard.misplaced) for shard in self.watcher.fleet_look.shards])
+        return repr([(shard.reachable, shard.error, shard.misplaced) for shard in self.monitor.fleet_health.shards])
 
 
 @asynccontextmanager
@@ -91,52 +93,52 @@ async def watching(
 ) -> AsyncIterator[Seen]:
     """A watcher that has looked once, and goes on looking."""
     seen = Seen(shards, every_s, work)
-    await seen.watcher.look()
+    await seen.monitor.check_health()
     async with asyncio.TaskGroup() as group:
-        task = group.create_task(seen.watcher.run())
+        task = group.create_task(seen.monitor.run())
         yield seen
         task.cancel()
 
 
-async def looked_once(shards: ShardMap) -> Watcher:
-    watcher = Seen(shards).watcher
-    await watcher.look()
-    watcher.close()
-    return watcher
+async def looked_once(shards: ShardMap) -> HealthMonitor:
+    monitor = Seen(shards).monitor
+    await monitor.check_health()
+    monitor.close()
+    return monitor
 
 
 async def test_the_first_look_knows_info_and_keyspace_of_each_primary(fleet: Fleet) -> None:
     fleet.shards[0].primary.ask("SET", key_of(0, fleet), "x")
-    look = (await looked_once(shard_map(fleet))).fleet_look
-    assert [shard.name for shard in look.shards] == ["s0", "s1"]
-    assert all(shard.reachable and not shard.error and not shard.misplaced for shard in look.shards)
-    assert look.shards[0].node == fleet.shards[0].primary.address
-    assert look.shards[0].info["tcp_port"] == str(fleet.shards[0].primary.port)
-    assert int(look.shards[0].info["used_memory"]) > 0
-    assert {"cmdstat_ping", "errorstat_ERR"} & look.shards[0].info.keys()  # everything, and not only the default
-    assert look.shards[0].keyspace[0]["keys"] == 1
-    assert look.shards[1].keyspace == {}
+    health = (await looked_once(shard_map(fleet))).fleet_health
+    assert [shard.name for shard in health.shards] == ["s0", "s1"]
+    assert all(shard.reachable and not shard.error and not shard.misplaced for shard in health.shards)
+    assert health.shards[0].node == fleet.shards[0].primary.address
+    assert health.shards[0].info["tcp_port"] == str(fleet.shards[0].primary.port)
+    assert int(health.shards[0].info["used_memory"]) > 0
+    assert {"cmdstat_ping", "errorstat_ERR"} & health.shards[0].info.keys()  # everything, and not only the default
+    assert health.shards[0].keyspace[0]["keys"] == 1
+    assert health.shards[1].keyspace == {}
 
 
 async def test_a_primary_that_is_down_is_said_to_be_and_the_others_are_seen(fleet: Fleet) -> None:
     fleet.shards[0].primary.kill()
-    down, up = (await looked_once(shard_map(fleet))).fleet_look.shards
+    down, up = (await looked_once(shard_map(fleet))).fleet_health.shards
     assert (down.reachable, down.error) == (False, "connection refused")
     assert up.reachable
 
 
 async def test_a_primary_that_hangs_holds_the_look_no_longer_than_its_deadlines(fleet: Fleet) -> None:
     fleet.shards[0].primary.pause()
-    hangs, up = (await looked_once(shard_map(fleet))).fleet_look.shards
+    hangs, up = (await looked_once(shard_map(fleet))).fleet_health.shards
     assert (hangs.reachable, hangs.error) == (False, "no reply within 1 s")
     assert up.reachable
 
 
 async def test_a_primary_that_asks_for_a_password_is_down_in_its_own_words(fleet: Fleet) -> None:
     fleet.shards[0].primary.ask("CONFIG", "SET", "requirepass", "secret")
-    look = (await looked_once(shard_map(fleet))).fleet_look.shards[0]
-    assert not look.reachable
-    assert look.error.startswith("NOAUTH")
+    health = (await looked_once(shard_map(fleet))).fleet_health.shards[0]
+    assert not health.reachable
+    assert health.error.startswith("NOAUTH")
 
 
 # --- keys that belong elsewhere ---------------------------------------------------------------------------------------
@@ -156,9 +158,9 @@ def fill(fleet: Fleet, index: int, count: int = 10, at: int | None = None) -> No
 
 async def test_swapped_endpoints_are_found_and_named_with_the_owner(fleet: Fleet) -> None:
     fill(fleet, 0)
-    watcher = await looked_once(shard_map(fleet, order=(1, 0)))
+    monitor = await looked_once(shard_map(fleet, order=(1, 0)))
     here, there = fleet.shards[0].primary.address, fleet.shards[1].primary.address
-    (misplaced,) = watcher.misplaced
+    (misplaced,) = monitor.misplaced
     assert misplaced.startswith(f"shard s1 ({here}) holds ")
     assert misplaced.endswith(f", which belongs to shard s0 ({there})")
 
@@ -173,19 +175,19 @@ async def test_keys_of_every_database_are_sampled(fleet: Fleet) -> None:
 
 async def test_a_shard_that_an_operator_accepts_is_used_whatever_its_keys(fleet: Fleet) -> None:
     fill(fleet, 0)
-    watcher = Watcher(shard_map(fleet, order=(1, 0)), PLAIN, table.learn, print, print, accepts=["s1"])
-    await watcher.look()
-    watcher.close()
-    assert watcher.misplaced == []
-    assert "keys of other shards" in watcher.fleet_look.shards[1].stray
+    monitor = HealthMonitor(shard_map(fleet, order=(1, 0)), PLAIN, table.learn, print, print, accepts=["s1"])
+    await monitor.check_health()
+    monitor.close()
+    assert monitor.misplaced == []
+    assert "keys of other shards" in monitor.fleet_health.shards[1].stray
 
 
 async def test_keys_at_home_are_no_misplacement(fleet: Fleet) -> None:
     for index in (0, 1):
         fill(fleet, index)
-    watcher = await looked_once(shard_map(fleet))
-    assert watcher.misplaced == []
-    assert [shard.stray for shard in watcher.fleet_look.shards] == ["", ""]
+    monitor = await looked_once(shard_map(fleet))
+    assert monitor.misplaced == []
+    assert [shard.stray for shard in monitor.fleet_health.shards] == ["", ""]
 
 
 @pytest.mark.parametrize("at_home", [0, 100])
@@ -195,10 +197,10 @@ async def test_a_few_keys_of_another_shard_are_an_alarm_and_take_none_out_of_ser
     """A script wrote them, without declaring them."""
     fill(fleet, 1, at_home)
     fill(fleet, 0, 2, at=1)
-    look = (await looked_once(shard_map(fleet))).fleet_look.shards[1]
+    health = (await looked_once(shard_map(fleet))).fleet_health.shards[1]
     if at_home == 0:  # else they may not be among those that were sampled
-        assert "such as" in look.stray and "belongs to shard s0" in look.stray
-    assert (look.misplaced, writable(look)) == ("", True)
+        assert "such as" in health.stray and "belongs to shard s0" in health.stray
+    assert (health.misplaced, writable(health)) == ("", True)
 
 
 async def test_a_primary_that_was_well_is_not_refused_at_a_reconnect_whatever_was_written_to_it(
@@ -225,7 +227,7 @@ async def test_a_primary_that_comes_back_with_the_keys_of_another_shard_is_marke
     fill(fleet, 0, 40, at=1)
     server.pause()
     async with watching(shard_map(fleet)) as seen:
-        assert seen.watcher.misplaced == []
+        assert seen.monitor.misplaced == []
         server.resume()
         await until("the misplacement", lambda: seen.told(1).misplaced != "", lambda: seen)
         server.ask("FLUSHALL")
@@ -237,17 +239,17 @@ async def test_a_primary_that_comes_back_with_the_keys_of_another_shard_is_marke
 
 async def test_whole_looks_with_growing_versions_are_told(fleet: Fleet) -> None:
     async with watching(shard_map(fleet)) as seen:
-        await until("three looks", lambda: len(seen.looks) >= 3, lambda: seen.looks)
-    assert all(later.version > earlier.version and later.at > earlier.at for earlier, later in pairwise(seen.looks))
-    uptimes = [look.shards[0].info["total_commands_processed"] for look in seen.looks]
+        await until("three looks", lambda: len(seen.healths) >= 3, lambda: seen.healths)
+    assert all(later.version > earlier.version and later.at > earlier.at for earlier, later in pairwise(seen.healths))
+    uptimes = [health.shards[0].info["total_commands_processed"] for health in seen.healths]
     assert len(set(uptimes)) == len(uptimes)  # each was looked at anew
-    assert all(len(look.shards) == 2 for look in seen.looks)
+    assert all(len(health.shards) == 2 for health in seen.healths)
 
 
 async def test_while_clients_ask_nothing_what_has_not_changed_is_told_seldom(fleet: Fleet) -> None:
-    told: list[FleetLook] = []
-    looks: list[bool] = []
-    watcher = Watcher(
+    told: list[FleetHealth] = []
+    healths: list[bool] = []
+    monitor = HealthMonitor(
         shard_map(fleet),
         PLAIN,
         table.learn,
@@ -255,17 +257,17 @@ async def test_while_clients_ask_nothing_what_has_not_changed_is_told_seldom(fle
         told.append,
         0.1,
         commands=lambda: 0,
-        on_seen=lambda _shard, is_news: looks.append(is_news),
+        on_seen=lambda _shard, is_news: healths.append(is_news),
     )
     every_s = node_monitor.WHOLE_EVERY_S
     async with asyncio.TaskGroup() as group:
         began = time.monotonic()
-        task = group.create_task(watcher.run())
-        await until("many looks", lambda: len(looks) > 2 * 30, lambda: looks)
+        task = group.create_task(monitor.run())
+        await until("many looks", lambda: len(healths) > 2 * 30, lambda: healths)
         # at first, when both were seen to be up, and for each server each time that all was asked
         seldom = 3 + 2 * ((time.monotonic() - began) // every_s + 1)
         assert len(told) <= seldom
-        assert looks.count(True) <= seldom  # of the others nothing need come
+        assert healths.count(True) <= seldom  # of the others nothing need come
         fleet.shards[0].primary.kill()
         await until("its end to be told", lambda: not told[-1].shards[0].reachable, lambda: told[-1])
         task.cancel()
@@ -275,15 +277,15 @@ async def test_a_primary_that_hangs_does_not_delay_what_is_told_of_the_others(fl
     async with watching(shard_map(fleet)) as seen:
         fleet.shards[0].primary.pause()
         await until("the hang", lambda: not seen.told(0).reachable, lambda: seen)
-        times = {look.shards[1].at for look in seen.looks}
-        assert len(times) == len(seen.looks)
+        times = {health.shards[1].at for health in seen.healths}
+        assert len(times) == len(seen.healths)
         fleet.shards[0].primary.resume()
         await until("its end", lambda: seen.told(0).reachable, lambda: seen)
 
 
 async def test_each_look_says_when_it_was_and_since_when_it_has_been_so(fleet: Fleet) -> None:
     async with watching(shard_map(fleet)) as seen:
-        up = seen.watcher.fleet_look.shards[0].since
+        up = seen.monitor.fleet_health.shards[0].since
         fleet.shards[0].primary.kill()
         await until("its end", lambda: not seen.told(0).reachable, lambda: seen)
         down = seen.told(0)
@@ -309,11 +311,11 @@ async def test_what_changes_is_logged_once(fleet: Fleet, capsys: pytest.CaptureF
     server = fleet.shards[0].primary
     async with watching(shard_map(fleet)) as seen:
         server.kill()
-        await until("its end", lambda: not seen.watcher.fleet_look.shards[0].reachable, lambda: seen)
-        told = len(seen.looks)
-        await until("two more looks", lambda: len(seen.looks) >= told + 2, lambda: seen)
+        await until("its end", lambda: not seen.monitor.fleet_health.shards[0].reachable, lambda: seen)
+        told = len(seen.healths)
+        await until("two more looks", lambda: len(seen.healths) >= told + 2, lambda: seen)
         server.launch()
-        await until("its return", lambda: seen.watcher.fleet_look.shards[0].reachable, lambda: seen)
+        await until("its return", lambda: seen.monitor.fleet_health.shards[0].reachable, lambda: seen)
     lines = [line.split(" at=")[0] for line in capsys.readouterr().err.splitlines()]
     where = f"shard=s0 node={server.address}"
     assert lines[0].startswith(f"+sdown {where} role=master error=")
@@ -343,19 +345,19 @@ async def test_a_primary_that_stands_still_for_what_a_worker_has_sent_is_busy_an
 
 
 async def test_replicas_are_looked_at_beside_their_primary(replicated: Fleet) -> None:
-    (look,) = (await looked_once(replicated_map(replicated))).fleet_look.shards
+    (health,) = (await looked_once(replicated_map(replicated))).fleet_health.shards
     live = replicated.shards[0]
-    assert [node.node for node in look.nodes] == [live.primary.address, *(each.address for each in live.replicas)]
-    assert [node.role for node in look.nodes] == ["master", "slave", "slave"]
-    assert all(node.reachable and node.unfenced for node in look.nodes)
-    assert len({node.replid for node in look.nodes}) == 1
+    assert [node.node for node in health.nodes] == [live.primary.address, *(each.address for each in live.replicas)]
+    assert [node.role for node in health.nodes] == ["master", "slave", "slave"]
+    assert all(node.reachable and node.unfenced for node in health.nodes)
+    assert len({node.replid for node in health.nodes}) == 1
 
 
 async def test_servers_without_a_minimum_of_replicas_are_named(replicated: Fleet) -> None:
     live = replicated.shards[0]
     live.replicas[0].ask("CONFIG", "SET", "min-replicas-to-write", "1")
-    watcher = await looked_once(replicated_map(replicated))
-    assert watcher.unfenced == {"s0": [live.primary.address, live.replicas[1].address]}
+    monitor = await looked_once(replicated_map(replicated))
+    assert monitor.unfenced == {"s0": [live.primary.address, live.replicas[1].address]}
 
 
 async def test_a_shard_without_replicas_has_nobody_to_be_fenced_from(fleet: Fleet) -> None:
@@ -392,27 +394,27 @@ async def test_the_lag_of_a_replica_grows_while_its_link_is_cut_silently(replica
 def test_the_lag_is_what_the_primary_says_while_it_answers_and_else_the_replicas_own_word() -> None:
     replicas = Node(HOST, 7101), Node(HOST, 7102)
     shard = Shard("s0", Node(HOST, 7001), replicas, ((0, 16383),))
-    watch = ShardWatch(shard, ShardMap(1, (shard,)), PLAIN, Stretches(), lambda: None)
-    for replica in watch.replicas:
-        replica.look = NodeLook(str(replica.node), True, "", role="slave", link="up", lag_s=9)
-    watch.primary.info = {"slave0": "ip=127.0.0.1,port=7102,state=online,offset=14,lag=1"}
-    watch.primary.look = NodeLook(str(shard.primary), True, "", role="master")
-    assert [node.lag_s for node in watch.look.nodes] == [-1, 9, 1]
-    watch.primary.look = NodeLook(str(shard.primary), False, "connection refused", role="master")
-    assert [node.lag_s for node in watch.look.nodes] == [-1, 9, 9]
+    monitor = ShardMonitor(shard, ShardMap(1, (shard,)), PLAIN, Stretches(), lambda: None)
+    for replica in monitor.replicas:
+        replica.health = NodeHealth(str(replica.node), True, "", role="slave", link="up", lag_s=9)
+    monitor.primary.info = {"slave0": "ip=127.0.0.1,port=7102,state=online,offset=14,lag=1"}
+    monitor.primary.health = NodeHealth(str(shard.primary), True, "", role="master")
+    assert [node.lag_s for node in monitor.health.nodes] == [-1, 9, 1]
+    monitor.primary.health = NodeHealth(str(shard.primary), False, "connection refused", role="master")
+    assert [node.lag_s for node in monitor.health.nodes] == [-1, 9, 9]
 
 
 def test_a_shard_is_writable_since_its_new_primary_took_over() -> None:
     """And not since the old one ceased to be."""
     old, new = Node(HOST, 7001), Node(HOST, 7101)
     shard = Shard("s0", old, (new,), ((0, 16383),))
-    watch = ShardWatch(shard, ShardMap(1, (shard,)), PLAIN, Stretches(), lambda: None)
-    watch.primary.look = NodeLook(str(old), False, "connection refused")
-    watch.replicas[0].look = NodeLook(str(new), True, "", role="master")
-    lost_since = watch.look.since
-    watch.promoted(Shard("s0", new, (old,), ((0, 16383),)))
-    assert writable(watch.look)
-    assert watch.look.since > lost_since
+    monitor = ShardMonitor(shard, ShardMap(1, (shard,)), PLAIN, Stretches(), lambda: None)
+    monitor.primary.health = NodeHealth(str(old), False, "connection refused")
+    monitor.replicas[0].health = NodeHealth(str(new), True, "", role="master")
+    lost_since = monitor.health.since
+    monitor.promoted(Shard("s0", new, (old,), ((0, 16383),)))
+    assert writable(monitor.health)
+    assert monitor.health.since > lost_since
 
 
 # --- complaints -------------------------------------------------------------------------------------------------------
@@ -424,7 +426,7 @@ async def test_a_complaint_has_every_server_of_the_shard_looked_at_before_its_ti
         replica.ask("REPLICAOF", "NO", "ONE")
         primary.ask("REPLICAOF", HOST, replica.port)
         assert [node.role for node in seen.now(0).nodes] == ["master", "slave", "slave"]
-        seen.watcher.complain("s0")
+        seen.monitor.complain("s0")
         expected = ["slave", "master", "slave"]
         await until("the look", lambda: [n.role for n in seen.now(0).nodes] == expected, lambda: seen.now(0).nodes)
 
@@ -432,7 +434,7 @@ async def test_a_complaint_has_every_server_of_the_shard_looked_at_before_its_ti
 async def test_many_complaints_make_no_more_than_five_looks_a_second(fleet: Fleet) -> None:
     """And only at the shard that is complained of."""
 
-    def looks(index: int) -> int:
+    def healths(index: int) -> int:
         said = fleet.shards[index].primary.ask("INFO", "commandstats")
         assert isinstance(said, bytes)
         found = re.search("cmdstat_ping:calls=([0-9]+)", said.decode())
@@ -440,15 +442,15 @@ async def test_many_complaints_make_no_more_than_five_looks_a_second(fleet: Flee
 
     loop = asyncio.get_running_loop()
     async with watching(shard_map(fleet), every_s=3600) as seen:
-        before, other, began = looks(0), looks(1), loop.time()
+        before, other, began = healths(0), healths(1), loop.time()
 
         def complained_enough() -> bool:
-            seen.watcher.complain("s0")
-            return looks(0) - before >= 5
+            seen.monitor.complain("s0")
+            return healths(0) - before >= 5
 
-        await until("five looks", complained_enough, lambda: looks(0))
-        assert looks(0) - before <= (loop.time() - began) / LOOK_GAP_S + 1
-        assert looks(1) == other
+        await until("five looks", complained_enough, lambda: healths(0))
+        assert healths(0) - before <= (loop.time() - began) / LOOK_GAP_S + 1
+        assert healths(1) == other
 
 
 async def test_a_complaint_of_a_shard_that_is_none_is_passed_over(fleet: Fleet) -> None:
@@ -467,23 +469,25 @@ async def test_commands_are_learned_from_all_primaries_that_answer(fleet: Fleet)
 
 
 async def test_a_new_topology_is_told_when_what_was_learned_changes_and_only_then(fleet: Fleet) -> None:
-    looks: list[FleetLook] = []
+    healths: list[FleetHealth] = []
     topologies: list[Topology] = []
-    watcher = Watcher(shard_map(fleet), PLAIN, lambda replies: [["cmd", len(replies)]], topologies.append, looks.append)
+    monitor = HealthMonitor(
+        shard_map(fleet), PLAIN, lambda replies: [["cmd", len(replies)]], topologies.append, healths.append
+    )
     fleet.shards[1].primary.kill()
-    await watcher.look()
-    assert watcher.topology == Topology(2, list(shard_map(fleet).shards), [["cmd", 1]])
+    await monitor.check_health()
+    assert monitor.topology == Topology(2, list(shard_map(fleet).shards), [["cmd", 1]])
     fleet.shards[1].primary.start()
-    await watcher.look()
+    await monitor.check_health()
     assert [topology.version for topology in topologies] == [2, 3]
     assert topologies[-1].learned == [["cmd", 2]]
     fleet.shards[1].primary.kill()
     fleet.shards[1].primary.start()
-    await watcher.look()  # finds the old connection lost
-    await watcher.look()  # connects again, and is told the same commands
-    assert watcher.fleet_look.shards[1].reachable
+    await monitor.check_health()  # finds the old connection lost
+    await monitor.check_health()  # connects again, and is told the same commands
+    assert monitor.fleet_health.shards[1].reachable
     assert len(topologies) == 2
-    watcher.close()
+    monitor.close()
 
 
 async def test_a_watcher_that_is_cancelled_leaves_no_connection(fleet: Fleet) -> None:
@@ -493,6 +497,6 @@ async def test_a_watcher_that_is_cancelled_leaves_no_connection(fleet: Fleet) ->
         return parse_info(info.decode())[0]["connected_clients"]
 
     async with watching(shard_map(fleet)) as seen:
-        await until("a look", lambda: bool(seen.looks), lambda: seen)
+        await until("a look", lambda: bool(seen.healths), lambda: seen)
         assert connections() == "2"
     await until("nobody but who asks", lambda: connections() == "1", connections)

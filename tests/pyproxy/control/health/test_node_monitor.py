@@ -12,9 +12,9 @@ from pyproxy.access import Access
 from pyproxy.config import BackendAccess
 from pyproxy.control.health import detector, node_monitor
 from pyproxy.control.health.busy import Stretches
-from pyproxy.control.health.node_monitor import NodeWatch, PrimaryWatch
+from pyproxy.control.health.node_monitor import NodeMonitor, PrimaryMonitor
 from pyproxy.fleet import HOST, Fleet, Server
-from pyproxy.messages import NodeLook
+from pyproxy.messages import NodeHealth
 from pyproxy.shard_map import Node, Shard, ShardMap
 from tests.waiting import until
 
@@ -38,27 +38,27 @@ def replica(fleet: Fleet) -> Server:
     return fleet.shards[0].replicas[0]
 
 
-def watch_primary(server: Server) -> PrimaryWatch:
+def watch_primary(server: Server) -> PrimaryMonitor:
     shard = Shard("s0", Node(HOST, server.port), (), ((0, 16383),))
-    return PrimaryWatch(shard, ShardMap(1, (shard,)), PLAIN, Stretches(), lambda: None)
+    return PrimaryMonitor(shard, ShardMap(1, (shard,)), PLAIN, Stretches(), lambda: None)
 
 
-def watch_replica(server: Server) -> NodeWatch:
-    return NodeWatch("s0", Node(HOST, server.port), PLAIN, Stretches(), "slave", b"")
+def watch_replica(server: Server) -> NodeMonitor:
+    return NodeMonitor("s0", Node(HOST, server.port), PLAIN, Stretches(), "slave", b"")
 
 
-async def looked(watch: NodeWatch) -> NodeLook:
-    await watch.look_once()
-    return watch.look
+async def looked(monitor: NodeMonitor) -> NodeHealth:
+    await monitor.check_once()
+    return monitor.health
 
 
-async def look_until(watch: NodeWatch, what: str, pattern: str) -> NodeLook:
+async def look_until(monitor: NodeMonitor, what: str, pattern: str) -> NodeHealth:
     """Look until the look, as text, matches; AssertionError with the last one otherwise."""
     deadline = time.monotonic() + 20.0
-    while not re.search(pattern, repr(await looked(watch))):
-        assert time.monotonic() < deadline, f"waited for {what}; seen: {watch.look}"
+    while not re.search(pattern, repr(await looked(monitor))):
+        assert time.monotonic() < deadline, f"waited for {what}; seen: {monitor.health}"
         await asyncio.sleep(0.01)
-    return watch.look
+    return monitor.health
 
 
 def logged(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -71,24 +71,24 @@ async def test_a_primary_and_its_replica_are_seen_with_one_history(primary: Serv
     first, second = watch_primary(primary), watch_replica(replica)
     await looked(first)
     await look_until(second, "the key", "keys=1")
-    assert (first.look.role, second.look.role) == ("master", "slave")
-    assert first.look.replid == second.look.replid != ""
-    assert len(first.look.run_id) == 40
-    assert first.look.offset > 0
-    assert (second.look.link, second.look.priority, second.look.syncing) == ("up", 100, False)
-    assert first.look.keys == 1
+    assert (first.health.role, second.health.role) == ("master", "slave")
+    assert first.health.replid == second.health.replid != ""
+    assert len(first.health.run_id) == 40
+    assert first.health.offset > 0
+    assert (second.health.link, second.health.priority, second.health.syncing) == ("up", 100, False)
+    assert first.health.keys == 1
 
 
 async def test_a_primary_made_a_replica_from_outside_is_noticed(
     primary: Server, replica: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     events.configure()
-    watch = watch_primary(primary)
-    await looked(watch)
+    monitor = watch_primary(primary)
+    await looked(monitor)
     assert logged(capsys) == []
     replica.ask("REPLICAOF", "NO", "ONE")
     primary.ask("REPLICAOF", HOST, replica.port)
-    assert (await looked(watch)).role == "slave"
+    assert (await looked(monitor)).role == "slave"
     assert logged(capsys) == ["+role-change"]
 
 
@@ -105,13 +105,13 @@ async def test_a_primary_that_restarted_empty_is_an_alarm_until_it_is_a_replica_
     primary.kill()
     await looked(first)
     primary.start()
-    await first.look_once([second.look])
-    assert first.look.reachable
-    assert first.look.lost_keys == 10
+    await first.check_once([second.health])
+    assert first.health.reachable
+    assert first.health.lost_keys == 10
     assert logged(capsys) == ["+sdown", "+reboot", "+restarted-empty"]
     primary.ask("REPLICAOF", HOST, replica.port)
     await look_until(first, "the link", "link='up'")
-    assert (first.look.lost_keys, first.look.keys) == (0, 10)
+    assert (first.health.lost_keys, first.health.keys) == (0, 10)
     assert sorted(logged(capsys)) == ["+role-change", "-restarted-empty"]
 
 
@@ -119,22 +119,22 @@ async def test_a_replica_that_is_stopped_is_seen_down_and_back(
     replica: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     events.configure()
-    watch = watch_replica(replica)
-    await looked(watch)
+    monitor = watch_replica(replica)
+    await looked(monitor)
     replica.pause()
-    look = await looked(watch)
-    assert (look.reachable, look.error, look.role) == (False, "no reply within 1 s", "slave")
+    health = await looked(monitor)
+    assert (health.reachable, health.error, health.role) == (False, "no reply within 1 s", "slave")
     replica.resume()
-    await look_until(watch, "its return", "reachable=True")
+    await look_until(monitor, "its return", "reachable=True")
     assert logged(capsys) == ["+sdown", "-sdown"]
 
 
 async def test_a_minimum_of_replicas_is_seen(primary: Server) -> None:
-    watch = watch_primary(primary)
-    assert (await looked(watch)).unfenced
+    monitor = watch_primary(primary)
+    assert (await looked(monitor)).unfenced
     primary.ask("CONFIG", "SET", "min-replicas-to-write", "1")
-    await look_until(watch, "the count of good replicas, made once a second", "good_replicas=1")
-    assert not watch.look.unfenced
+    await look_until(monitor, "the count of good replicas, made once a second", "good_replicas=1")
+    assert not monitor.health.unfenced
 
 
 async def test_a_primary_that_cannot_save_and_refuses_writes_is_noticed_and_its_recovery_too(
@@ -145,7 +145,7 @@ async def test_a_primary_that_cannot_save_and_refuses_writes_is_noticed_and_its_
         primary = fleet.shards[0].primary
         in_the_way = fleet.directory / f"{primary.name}.rdb" / "in the way"
         in_the_way.mkdir(parents=True)
-        watch = watch_primary(primary)
+        monitor = watch_primary(primary)
         primary.ask("BGSAVE")
 
         def failed() -> bool:
@@ -153,109 +153,109 @@ async def test_a_primary_that_cannot_save_and_refuses_writes_is_noticed_and_its_
             return isinstance(said, bytes) and b"rdb_last_bgsave_status:err" in said
 
         await until("the failure", failed, primary.tail)
-        await looked(watch)
-        assert watch.look.reachable
-        assert watch.look.misconf == ""  # there are no save points, so nothing is refused
+        await looked(monitor)
+        assert monitor.health.reachable
+        assert monitor.health.misconf == ""  # there are no save points, so nothing is refused
         primary.ask("CONFIG", "SET", "save", "3600 1")
-        look = await looked(watch)
-        assert look.reachable  # reads are served
-        assert look.misconf.startswith("MISCONF ")
+        health = await looked(monitor)
+        assert health.reachable  # reads are served
+        assert health.misconf.startswith("MISCONF ")
         in_the_way.rmdir()
         in_the_way.parent.rmdir()
         primary.ask("BGSAVE")
-        await look_until(watch, "the end", "misconf=''")
+        await look_until(monitor, "the end", "misconf=''")
         assert logged(capsys) == ["+misconf", "-misconf"]
 
 
 # --- what is asked ----------------------------------------------------------------------------------------------------
 
 
-async def wholes(watch: NodeWatch, looks: int) -> int:
+async def wholes(monitor: NodeMonitor, healths: int) -> int:
     """How many of so many looks are at all that INFO says."""
-    before = watch.wholes
-    for _ in range(looks):
-        assert (await looked(watch)).reachable
-    return watch.wholes - before
+    before = monitor.wholes
+    for _ in range(healths):
+        assert (await looked(monitor)).reachable
+    return monitor.wholes - before
 
 
 async def test_while_nothing_goes_on_little_is_asked(replica: Server) -> None:
-    watch = watch_replica(replica)
-    await look_until(watch, "the link", "link='up'")
-    await looked(watch)
-    await looked(watch)
-    assert await wholes(watch, 5) <= 1  # that one as WHOLE_EVERY_S had passed, on a machine that was slow
+    monitor = watch_replica(replica)
+    await look_until(monitor, "the link", "link='up'")
+    await looked(monitor)
+    await looked(monitor)
+    assert await wholes(monitor, 5) <= 1  # that one as WHOLE_EVERY_S had passed, on a machine that was slow
 
 
 async def test_a_look_with_nothing_new_is_the_one_before_at_another_time(primary: Server, replica: Server) -> None:
-    for watch in (watch_primary(primary), watch_replica(replica)):
-        await looked(watch)
-        changes, before = watch.changes, watch.look
+    for monitor in (watch_primary(primary), watch_replica(replica)):
+        await looked(monitor)
+        changes, before = monitor.changes, monitor.health
         for _ in range(5):
-            await looked(watch)
-        assert watch.changes == changes
-        assert watch.look.at > before.at and watch.look.answered_at > before.answered_at
-        assert detector.timeless(watch.look) == detector.timeless(before)
+            await looked(monitor)
+        assert monitor.changes == changes
+        assert monitor.health.at > before.at and monitor.health.answered_at > before.answered_at
+        assert detector.timeless(monitor.health) == detector.timeless(before)
 
 
 async def test_what_only_the_replication_tells_is_seen_at_the_next_look(primary: Server, replica: Server) -> None:
-    watch = watch_replica(replica)
+    monitor = watch_replica(replica)
     for _ in range(3):
-        await looked(watch)
-    changes = watch.changes
+        await looked(monitor)
+    changes = monitor.changes
     for priority in (7, 100, 7):
         replica.ask("CONFIG", "SET", "replica-priority", priority)
-        assert (await looked(watch)).priority == priority
-    assert watch.changes == changes + 3
+        assert (await looked(monitor)).priority == priority
+    assert monitor.changes == changes + 3
 
 
 async def test_what_is_not_asked_for_is_looked_at_seldom(primary: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_monitor, "WHOLE_EVERY_S", 0.05)
-    watch = watch_primary(primary)
-    await looked(watch)
+    monitor = watch_primary(primary)
+    await looked(monitor)
     primary.ask("CONFIG", "SET", "maxmemory", "1gb")
     deadline = time.monotonic() + 20.0
-    while watch.info["maxmemory"] != str(1 << 30):
-        assert time.monotonic() < deadline, f"waited for maxmemory; seen: {watch.info['maxmemory']}"
-        await looked(watch)
+    while monitor.info["maxmemory"] != str(1 << 30):
+        assert time.monotonic() < deadline, f"waited for maxmemory; seen: {monitor.info['maxmemory']}"
+        await looked(monitor)
 
 
-@pytest.mark.parametrize("looks", [1, 5])
-async def test_keys_that_are_written_are_counted_at_the_next_look(primary: Server, looks: int) -> None:
-    watch = watch_primary(primary)
-    for _ in range(looks):
-        await looked(watch)
+@pytest.mark.parametrize("healths", [1, 5])
+async def test_keys_that_are_written_are_counted_at_the_next_look(primary: Server, healths: int) -> None:
+    monitor = watch_primary(primary)
+    for _ in range(healths):
+        await looked(monitor)
     primary.ask("SET", "key", "value")
-    assert (await looked(watch)).keys == 1
+    assert (await looked(monitor)).keys == 1
 
 
 async def test_a_server_of_which_somebody_complains_is_asked_for_all(primary: Server) -> None:
-    watch = watch_primary(primary)
+    monitor = watch_primary(primary)
     for _ in range(3):
-        await looked(watch)
-    before = watch.wholes
-    watch.refused("OOM")
-    await looked(watch)
-    assert watch.wholes == before + 1
+        await looked(monitor)
+    before = monitor.wholes
+    monitor.refused("OOM")
+    await looked(monitor)
+    assert monitor.wholes == before + 1
 
 
 async def test_a_replica_that_has_gone_is_gone_from_what_is_known_of_its_primary(
     primary: Server, replica: Server
 ) -> None:
-    watch = watch_primary(primary)
+    monitor = watch_primary(primary)
     for _ in range(3):
-        await looked(watch)
-    assert "slave0" in watch.info
+        await looked(monitor)
+    assert "slave0" in monitor.info
     replica.ask("REPLICAOF", "NO", "ONE")
     await until("it to leave", lambda: b"connected_slaves:0" in str(primary.ask("INFO", "replication")).encode(), str)
-    await looked(watch)
-    assert "slave0" not in watch.info
+    await looked(monitor)
+    assert "slave0" not in monitor.info
 
 
 async def test_nothing_is_written_by_looking(primary: Server) -> None:
-    watch = watch_primary(primary)
+    monitor = watch_primary(primary)
     primary.ask("CONFIG", "RESETSTAT")
     for _ in range(3):
-        await looked(watch)
+        await looked(monitor)
     said = primary.ask("INFO", "commandstats")
     assert isinstance(said, bytes)
     asked = set(re.findall("cmdstat_([a-z|]+):", said.decode()))

@@ -22,7 +22,7 @@ PATIENCE_S = 20.0
 
 
 @dataclass
-class Conductor:
+class Coordinator:
     """Does what is asked for at once, but waits with what is asked of s7 and refuses what is asked of s9."""
 
     asked: list[tuple[str, ...]] = field(default_factory=list)
@@ -62,17 +62,17 @@ def path() -> Iterator[Path]:
 
 
 @contextlib.asynccontextmanager
-async def served(path: Path) -> AsyncIterator[Conductor]:
-    conductor = Conductor()
-    handlers = Handlers(conductor.promote, conductor.pause, conductor.resume)
+async def served(path: Path) -> AsyncIterator[Coordinator]:
+    coordinator = Coordinator()
+    handlers = Handlers(coordinator.promote, coordinator.pause, coordinator.resume)
     async with admin.serving(admin.bind(str(path)), handlers):
-        yield conductor
+        yield coordinator
 
 
 @pytest.fixture
-async def conductor(path: Path) -> AsyncIterator[Conductor]:
-    async with served(path) as conductor:
-        yield conductor
+async def coordinator(path: Path) -> AsyncIterator[Coordinator]:
+    async with served(path) as coordinator:
+        yield coordinator
 
 
 @dataclass
@@ -122,39 +122,39 @@ def refused(answer: object, why: str) -> bool:
 # --- the socket -------------------------------------------------------------------------------------------------------
 
 
-async def test_each_command_goes_to_its_handler_and_its_line_comes_back(path: Path, conductor: Conductor) -> None:
+async def test_each_command_goes_to_its_handler_and_its_line_comes_back(path: Path, coordinator: Coordinator) -> None:
     async with operator(path) as it:
         to = b'{"command": "promote", "shard": "s0", "to": "127.0.0.1:7100"}\n'
         assert await it.send(to) == done("promote s0 127.0.0.1:7100: done")
         assert await it.send(b'{"command":"promote","shard":"s1"}\n') == done("promote s1 : done")
         assert await it.send(b'{"command":"pause","shard":"s2"}\n') == done("pause s2: done")
         assert await it.send(b'{"command":"resume","shard":"s2"}\n') == done("resume s2: done")
-    assert [each[0] for each in conductor.done] == ["promote", "promote", "pause", "resume"]
+    assert [each[0] for each in coordinator.done] == ["promote", "promote", "pause", "resume"]
 
 
-async def test_what_is_refused_comes_back_with_the_reason(path: Path, conductor: Conductor) -> None:
+async def test_what_is_refused_comes_back_with_the_reason(path: Path, coordinator: Coordinator) -> None:
     async with operator(path) as it:
         assert refused(await it.send(b'{"command":"pause","shard":"s9"}\n'), "s9 has no replica that is fit")
         assert await it.send(b'{"command":"pause","shard":"s1"}\n') == done("pause s1: done")
 
 
-async def test_two_operators_do_not_wait_for_each_other(path: Path, conductor: Conductor) -> None:
+async def test_two_operators_do_not_wait_for_each_other(path: Path, coordinator: Coordinator) -> None:
     async with operator(path) as first, operator(path) as second:
         first.writer.write(b'{"command":"promote","shard":"s7"}\n')
-        await until("the first to be asked for", lambda: bool(conductor.asked), lambda: conductor)
+        await until("the first to be asked for", lambda: bool(coordinator.asked), lambda: coordinator)
         assert await second.send(b'{"command":"pause","shard":"s1"}\n') == done("pause s1: done")
-        conductor.go_on.set()
+        coordinator.go_on.set()
         assert await first.read() == done("promote s7 : done")
 
 
-async def test_an_operator_who_leaves_cancels_nothing(path: Path, conductor: Conductor) -> None:
+async def test_an_operator_who_leaves_cancels_nothing(path: Path, coordinator: Coordinator) -> None:
     async with operator(path) as it:
         it.writer.write(b'{"command":"promote","shard":"s7"}\n')
-        await until("the promotion to be asked for", lambda: bool(conductor.asked), lambda: conductor)
+        await until("the promotion to be asked for", lambda: bool(coordinator.asked), lambda: coordinator)
     async with operator(path) as it:  # its answer shows that the leaving of the first has been seen
         await it.send(b'{"command":"pause","shard":"s1"}\n')
-    conductor.go_on.set()
-    await until("the promotion", lambda: ("promote", "s7", "") in conductor.done, lambda: conductor)
+    coordinator.go_on.set()
+    await until("the promotion", lambda: ("promote", "s7", "") in coordinator.done, lambda: coordinator)
 
 
 @pytest.mark.parametrize(
@@ -174,35 +174,35 @@ async def test_an_operator_who_leaves_cancels_nothing(path: Path, conductor: Con
     ],
 )
 async def test_garbage_is_refused_and_the_next_command_is_done(
-    garbage: bytes, path: Path, conductor: Conductor
+    garbage: bytes, path: Path, coordinator: Coordinator
 ) -> None:
     async with operator(path) as it:
         assert refused(await it.send(garbage), "expected a command as JSON")
-        assert conductor.asked == []
+        assert coordinator.asked == []
         assert await it.send(b'{"command":"pause","shard":"s1"}\n') == done("pause s1: done")
 
 
 @pytest.mark.parametrize("end", [b"\n", b""])
 async def test_a_line_that_is_too_long_is_refused_and_ends_the_connection(
-    end: bytes, path: Path, conductor: Conductor
+    end: bytes, path: Path, coordinator: Coordinator
 ) -> None:
     async with operator(path) as it:
         line = b'{"command":"pause","shard":"' + b"x" * (1 << 20) + b'"}' + end
         assert refused(await it.send(line), f"expected a command of at most {LINE_BYTES} bytes")
         assert await it.ends()
-    assert conductor.asked == []
+    assert coordinator.asked == []
 
 
-async def test_half_a_command_is_none(path: Path, conductor: Conductor) -> None:
+async def test_half_a_command_is_none(path: Path, coordinator: Coordinator) -> None:
     async with operator(path) as it:
         it.writer.write(b'{"command":"pause","shard":"s0"}')
         it.writer.write_eof()
         assert await it.ends()
-    assert conductor.asked == []
+    assert coordinator.asked == []
 
 
 async def test_a_handler_with_a_bug_is_told_and_logged_and_the_next_command_is_done(
-    path: Path, conductor: Conductor, caplog: pytest.LogCaptureFixture
+    path: Path, coordinator: Coordinator, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with operator(path) as it:
         assert refused(await it.send(b'{"command":"pause","shard":"s13"}\n'), "+bug")
@@ -221,7 +221,7 @@ def is_socket(path: Path) -> bool:
     return path.is_socket()
 
 
-async def test_only_the_user_who_serves_may_connect(path: Path, conductor: Conductor) -> None:
+async def test_only_the_user_who_serves_may_connect(path: Path, coordinator: Coordinator) -> None:
     assert mode(path) == 0o600
 
 
@@ -237,13 +237,13 @@ async def test_files_made_later_have_the_mode_they_always_have(path: Path) -> No
 
 async def test_at_the_end_the_file_is_gone_and_who_waits_is_let_go(path: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        async with served(path) as conductor:
+        async with served(path) as coordinator:
             it = await stack.enter_async_context(operator(path))
             it.writer.write(b'{"command":"promote","shard":"s7"}\n')
-            await until("the promotion to be asked for", lambda: bool(conductor.asked), lambda: conductor)
+            await until("the promotion to be asked for", lambda: bool(coordinator.asked), lambda: coordinator)
         assert not is_socket(path)
         assert await it.ends()
-    assert conductor.done == []
+    assert coordinator.done == []
 
 
 async def test_what_a_killed_proxy_left_is_replaced(path: Path) -> None:
@@ -256,7 +256,7 @@ async def test_what_a_killed_proxy_left_is_replaced(path: Path) -> None:
         assert await it.send(b'{"command":"pause","shard":"s1"}\n') == done("pause s1: done")
 
 
-async def test_the_socket_of_a_proxy_that_runs_is_left_to_it(path: Path, conductor: Conductor) -> None:
+async def test_the_socket_of_a_proxy_that_runs_is_left_to_it(path: Path, coordinator: Coordinator) -> None:
     with pytest.raises(OSError, match="another process listens there") as caught:
         admin.bind(str(path))
     assert caught.value.errno == errno.EADDRINUSE
@@ -294,7 +294,7 @@ async def test_the_longest_path_that_the_configuration_takes_can_be_bound(path: 
 # --- the other end ----------------------------------------------------------------------------------------------------
 
 
-async def test_ask_tells_what_was_answered(path: Path, conductor: Conductor) -> None:
+async def test_ask_tells_what_was_answered(path: Path, coordinator: Coordinator) -> None:
     def asks() -> list[Answer]:
         return [admin.ask(str(path), Promote("s0"), PATIENCE_S), admin.ask(str(path), Pause("s9"), PATIENCE_S)]
 
@@ -302,7 +302,7 @@ async def test_ask_tells_what_was_answered(path: Path, conductor: Conductor) -> 
     assert answers == [Answer(True, "promote s0 : done"), Answer(False, "s9 has no replica that is fit")]
 
 
-async def test_ask_waits_no_longer_than_it_is_told(path: Path, conductor: Conductor) -> None:
+async def test_ask_waits_no_longer_than_it_is_told(path: Path, coordinator: Coordinator) -> None:
     with pytest.raises(TimeoutError):
         await asyncio.to_thread(admin.ask, str(path), Pause("s7"), 0.05)
 
@@ -338,14 +338,14 @@ def shell(path: Path) -> Shell:
     return shell_of(path)
 
 
-async def test_each_command_prints_what_the_proxy_says(shell: Shell, conductor: Conductor) -> None:
+async def test_each_command_prints_what_the_proxy_says(shell: Shell, coordinator: Coordinator) -> None:
     assert await shell.run("promote", "s0", "--to", "127.0.0.1:7100") == (0, "promote s0 127.0.0.1:7100: done\n", "")
     assert await shell.run("promote", "s0") == (0, "promote s0 : done\n", "")
     assert await shell.run("pause", "s1") == (0, "pause s1: done\n", "")
     assert await shell.run("resume", "s1") == (0, "resume s1: done\n", "")
 
 
-async def test_a_refusal_goes_to_stderr_with_status_1(shell: Shell, conductor: Conductor) -> None:
+async def test_a_refusal_goes_to_stderr_with_status_1(shell: Shell, coordinator: Coordinator) -> None:
     assert await shell.run("promote", "s9") == (1, "", "pyproxy: s9 has no replica that is fit\n")
 
 
@@ -365,7 +365,7 @@ async def test_another_process_there_is_69(shell: Shell, path: Path) -> None:
         assert await shell.run("pause", "s0") == (69, "", wrong)
 
 
-async def test_a_promotion_is_waited_for_as_long_as_it_may_take(path: Path, conductor: Conductor) -> None:
+async def test_a_promotion_is_waited_for_as_long_as_it_may_take(path: Path, coordinator: Coordinator) -> None:
     shell = shell_of(path, "deadline_s = 0.1\nverify_s = 0.2")
     status, said, wrong = await shell.run("promote", "s7")
     assert (status, said) == (69, "")
@@ -382,13 +382,13 @@ async def test_a_configuration_without_the_socket_names_the_option(shell: Shell)
 
 @pytest.mark.parametrize("to", ["nowhere", "127.0.0.1:99999", ":7100"])
 async def test_an_impossible_address_is_refused_before_anybody_is_asked(
-    to: str, shell: Shell, conductor: Conductor
+    to: str, shell: Shell, coordinator: Coordinator
 ) -> None:
     status, _, wrong = await shell.run("promote", "s0", "--to", to)
-    assert (status, conductor.asked) == (2, [])
+    assert (status, coordinator.asked) == (2, [])
     assert "argument --to: expected host:port, got" in wrong
 
 
-async def test_a_name_of_any_bytes_reaches_the_proxy_as_text(shell: Shell, conductor: Conductor) -> None:
+async def test_a_name_of_any_bytes_reaches_the_proxy_as_text(shell: Shell, coordinator: Coordinator) -> None:
     assert (await shell.run("pause", os.fsdecode(b"\xff")))[0] == 0
-    assert conductor.asked == [("pause", "\\xff")]
+    assert coordinator.asked == [("pause", "\\xff")]

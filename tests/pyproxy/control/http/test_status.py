@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pyproxy.control.http.status import ANSWERS, Phase, State, table
-from pyproxy.messages import ShardLook
+from pyproxy.messages import ShardHealth
 from pyproxy.shard_map import Node, Shard
 
 NOW = 500.0
@@ -28,7 +28,7 @@ def shard(index: int) -> Shard:
     return Shard(f"s{index}", primary, (replica,), ((first, first + 8191),))
 
 
-def look(index: int, **changes: Any) -> ShardLook:
+def health(index: int, **changes: Any) -> ShardHealth:
     """Of a shard that is up, but for these fields."""
     fields: dict[str, Any] = {
         "name": f"s{index}",
@@ -41,18 +41,18 @@ def look(index: int, **changes: Any) -> ShardLook:
         "at": NOW - 0.5,
         "since": NOW - 100,
     }
-    return ShardLook(**(fields | changes))
+    return ShardHealth(**(fields | changes))
 
 
-UP = (look(0), look(1))
-DOWN = look(1, reachable=False, error="connection refused", since=NOW - 6.5)
-MISPLACED = look(1, misplaced="shard s1 holds a key of slot 1", since=NOW - 2)
-ALL_DOWN = (look(0, reachable=False, error="no reply within 1 s", since=NOW - 3), DOWN)
-ONE_DOWN, ONE_MISPLACED = (look(0), DOWN), (look(0), MISPLACED)
+UP = (health(0), health(1))
+DOWN = health(1, reachable=False, error="connection refused", since=NOW - 6.5)
+MISPLACED = health(1, misplaced="shard s1 holds a key of slot 1", since=NOW - 2)
+ALL_DOWN = (health(0, reachable=False, error="no reply within 1 s", since=NOW - 3), DOWN)
+ONE_DOWN, ONE_MISPLACED = (health(0), DOWN), (health(0), MISPLACED)
 
 
-def state(looks: tuple[ShardLook, ...], phase: Phase = Phase.SERVING) -> State:
-    return State(phase, (shard(0), shard(1)), looks, NOW)
+def state(healths: tuple[ShardHealth, ...], phase: Phase = Phase.SERVING) -> State:
+    return State(phase, (shard(0), shard(1)), healths, NOW)
 
 
 STATES = {
@@ -155,8 +155,8 @@ def test_shards_are_told_with_all_that_is_known_of_them() -> None:
 
 def test_a_closed_gate_is_told_with_its_phase_and_the_seconds_until_it_is_expected_to_open() -> None:
     shut = "is being promoted: refused"
-    promoting = look(0, closed=shut, phase="waiting", since=NOW - 9, expected_at=NOW + 4, epoch=3, held=12)
-    answer = ANSWERS["/shards"](state((promoting, look(1))))
+    promoting = health(0, closed=shut, phase="waiting", since=NOW - 9, expected_at=NOW + 4, epoch=3, held=12)
+    answer = ANSWERS["/shards"](state((promoting, health(1))))
     assert (answer.status, answer.headers["Retry-After"], answer.headers["Backoff"]) == (503, "4", "4")
     said = answer.body["shards"][0]
     assert (said["state"], said["epoch"], said["held"]) == ("waiting", 3, 12)
@@ -164,8 +164,8 @@ def test_a_closed_gate_is_told_with_its_phase_and_the_seconds_until_it_is_expect
 
 
 def test_what_the_machine_of_a_shard_must_be_known_of_is_an_alarm() -> None:
-    alarmed = look(0, alarms=("no replica has its keys",))
-    assert ANSWERS["/shards"](state((alarmed, look(1)))).body["shards"][0]["alarms"] == ["no replica has its keys"]
+    alarmed = health(0, alarms=("no replica has its keys",))
+    assert ANSWERS["/shards"](state((alarmed, health(1)))).body["shards"][0]["alarms"] == ["no replica has its keys"]
 
 
 def test_a_misplaced_shard_says_whose_keys_it_holds() -> None:
@@ -183,14 +183,14 @@ def test_a_misplaced_shard_says_whose_keys_it_holds() -> None:
     ],
 )
 def test_there_is_an_alarm_above_four_fifths_of_maxmemory(used: str, limit: str, alarms: list[str]) -> None:
-    full = look(0, info=INFO | {"used_memory": used, "maxmemory": limit})
-    assert ANSWERS["/shards"](state((full, look(1)))).body["shards"][0]["alarms"] == alarms
+    full = health(0, info=INFO | {"used_memory": used, "maxmemory": limit})
+    assert ANSWERS["/shards"](state((full, health(1)))).body["shards"][0]["alarms"] == alarms
 
 
 @pytest.mark.parametrize("path", ANSWERS)
 @pytest.mark.parametrize("odd", ["\udcff", "x" * 1000, "-1", "1e3", "9" * 40])
 def test_whatever_a_server_said_is_told_as_json(path: str, odd: str) -> None:
-    seen = state((look(0, info=dict.fromkeys(INFO, odd), error=odd), look(1, info={}, keyspace={})))
+    seen = state((health(0, info=dict.fromkeys(INFO, odd), error=odd), health(1, info={}, keyspace={})))
     assert json.loads(json.dumps(ANSWERS[path](seen).body))
 
 
@@ -198,7 +198,7 @@ def test_whatever_a_server_said_is_told_as_json(path: str, odd: str) -> None:
 
 
 def test_the_table_has_a_row_for_each_shard_and_the_alarms_below() -> None:
-    full = look(0, info=INFO | {"used_memory": str(900 << 20), "maxmemory": str(1000 << 20)})
+    full = health(0, info=INFO | {"used_memory": str(900 << 20), "maxmemory": str(1000 << 20)})
     lines = table(ANSWERS["/shards"](state((full, DOWN))).body)
     assert [re.sub(" +", " ", line) for line in lines[:3]] == [
         "SHARD NODE STATE ROLE EPOCH REPLICAS LAG S HELD KEYS MEMORY OF MAX EVICTED OPS/S AGE S",
@@ -213,7 +213,7 @@ def test_the_table_has_a_row_for_each_shard_and_the_alarms_below() -> None:
 
 
 def test_the_table_of_shards_of_which_nothing_was_seen_has_its_columns() -> None:
-    lines = table(ANSWERS["/shards"](state((look(0, info={}, keyspace={}), look(1, info={}, keyspace={})))).body)
+    lines = table(ANSWERS["/shards"](state((health(0, info={}, keyspace={}), health(1, info={}, keyspace={})))).body)
     assert lines[1].split() == [
         *("s0", "127.0.0.1:7000", "up", "-", "0", "0/1", "-", "0", "0", "0.0M", "no", "limit", "0", "0", "0.5")
     ]

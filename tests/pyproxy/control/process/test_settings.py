@@ -12,7 +12,7 @@ from pyproxy import events
 from pyproxy.access import Access
 from pyproxy.config import Config
 from pyproxy.control.failover.promoters import PromotionFailed
-from pyproxy.control.health.monitor import Watcher
+from pyproxy.control.health.monitor import HealthMonitor
 from pyproxy.control.process import settings
 from pyproxy.control.process.settings import NAME, FixedBy, Keeper
 from pyproxy.fleet import Fleet, Server
@@ -93,8 +93,8 @@ async def keeping(
     """A keeper that is told of what a watcher sees. `fixed`: by shard; the others are not."""
     config = Config.parse(fleet.config().encode())
     access = Access(config.backend)
-    watcher = Watcher(
-        config.shard_map(), access, lambda _replies: [], lambda _topology: None, lambda _look: None, every_s=0.1,
+    monitor = HealthMonitor(
+        config.shard_map(), access, lambda _replies: [], lambda _topology: None, lambda _health: None, every_s=0.1,
         on_seen=lambda shard, _is_news: keeper.on_seen(shard),
     )  # fmt: skip
     fixed_by: dict[str, FixedBy] = {shard.name: not_fixed for shard in fleet.shards}
@@ -106,9 +106,9 @@ async def keeping(
         def start(coroutine: Coroutine[Any, Any, None], name: str) -> None:
             tasks.append(group.create_task(coroutine, name=name))
 
-        keeper = Keeper(access, fixed_by, watcher.nodes, told or {}, lambda: states.append(keeper.state), start)
-        await watcher.look()
-        start(watcher.run(), "watch")
+        keeper = Keeper(access, fixed_by, monitor.nodes, told or {}, lambda: states.append(keeper.state), start)
+        await monitor.check_health()
+        start(monitor.run(), "watch")
         keeper.begin()
         try:
             yield Run(keeper, states)

@@ -21,7 +21,7 @@ from pyproxy.messages import (
     AtWork,
     Complaint,
     Configured,
-    FleetLook,
+    FleetHealth,
     Message,
     Script,
     ScriptsFlushed,
@@ -39,7 +39,7 @@ PATIENCE_S = 20.0
 STAND_IN = (sys.executable, "-m", "tests.pyproxy.control.process.stand_in")
 
 SHARD = ShardTable(name="s0", primary=Node("127.0.0.1", 7000), slots=((0, 16383),))
-STATES: Sequence[Message] = (Topology(1, [SHARD], []), FleetLook(7, 0.0, []))
+STATES: Sequence[Message] = (Topology(1, [SHARD], []), FleetHealth(7, 0.0, []))
 
 
 class Run:
@@ -113,17 +113,21 @@ class Log:
 async def test_every_worker_is_told_the_setup_first_and_then_the_present_states(tmp_path: Path) -> None:
     async with supervised("serve", tmp_path, workers=3) as run:
         await run.supervisor.all_ready.wait()
-        await run.reported("FleetLook", times=3)
+        await run.reported("FleetHealth", times=3)
     for index in range(3):
         told = [line for line in (tmp_path / "report").read_text().splitlines() if json.loads(line)["index"] == index]
-        assert [json.loads(line)["what"] for line in told[1:4]] == ["Setup", "Topology", "FleetLook"]
+        assert [json.loads(line)["what"] for line in told[1:4]] == ["Setup", "Topology", "FleetHealth"]
 
 
 async def test_a_worker_that_slept_is_told_the_present_states_and_then_that_it_was(tmp_path: Path) -> None:
     async with supervised("sleep", tmp_path) as run:
         await run.reported("Confirmed")
     told = [json.loads(line)["what"] for line in (tmp_path / "report").read_text().splitlines()]
-    assert told[-4:-1] == ["Topology", "FleetLook", "Confirmed"] or told[-3:] == ["Topology", "FleetLook", "Confirmed"]
+    assert told[-4:-1] == ["Topology", "FleetHealth", "Confirmed"] or told[-3:] == [
+        "Topology",
+        "FleetHealth",
+        "Confirmed",
+    ]
 
 
 async def test_a_worker_inherits_the_listener_its_channel_and_no_other_socket(tmp_path: Path) -> None:
@@ -145,11 +149,11 @@ async def test_a_worker_is_in_a_session_of_its_own_so_that_ctrl_c_is_the_parents
 async def test_a_broadcast_reaches_every_worker(tmp_path: Path) -> None:
     async with supervised("serve", tmp_path, workers=2) as run:
         await run.supervisor.all_ready.wait()
-        run.supervisor.broadcast(FleetLook(8, 0.0, []))
+        run.supervisor.broadcast(FleetHealth(8, 0.0, []))
         await until(
             "the look at both",
-            lambda: sorted(each["index"] for each in run.reports("FleetLook") if each["version"] == 8) == [0, 1],
-            lambda: run.reports("FleetLook"),
+            lambda: sorted(each["index"] for each in run.reports("FleetHealth") if each["version"] == 8) == [0, 1],
+            lambda: run.reports("FleetHealth"),
         )
 
 
@@ -210,10 +214,10 @@ async def test_a_worker_that_is_ended_holds_up_nobody_once_it_is_gone(
 async def test_a_dead_worker_is_replaced_and_the_others_stay(tmp_path: Path) -> None:
     async with supervised("serve", tmp_path, workers=2) as run:
         await run.supervisor.all_ready.wait()
-        await run.reported("FleetLook", index=0)
+        await run.reported("FleetHealth", index=0)
         dead, stays = (run.reports("started", index=index)[0]["pid"] for index in (0, 1))
         os.kill(dead, signal.SIGKILL)
-        await run.reported("FleetLook", times=2, index=0)
+        await run.reported("FleetHealth", times=2, index=0)
         assert run.reports("started", index=0)[1]["pid"] != dead
         assert [each["pid"] for each in run.reports("started", index=1)] == [stays]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from protocol.table import TABLE
 from pyproxy.config import Config, ShardTable
-from pyproxy.messages import FleetLook, Setup, ShardLook, Topology
+from pyproxy.messages import FleetHealth, Setup, ShardHealth, Topology
 from pyproxy.metrics import INDEX, Page
 from pyproxy.shard_map import Node, split_slots
-from pyproxy.worker.commands.context import HasCommands, HasKeys, Here
+from pyproxy.worker.commands.context import Context, HasCommands, HasKeys
 from pyproxy.worker.pubsub.registry import Subscriber
 
 
@@ -34,7 +34,7 @@ class Asker:
     last_command: bytes = b""
     reply_mode: int = 0
     transaction: HasCommands | None = None
-    talk: Any = None
+    conversation: Any = None
     queued_bytes: int = 0
     watched: HasKeys | None = None
     subscriber: Subscriber | None = None
@@ -58,16 +58,18 @@ class Asker:
         self.closing = True
 
 
-def look(name: str, info: Mapping[str, object] | None = None, *, reachable: bool = True, keys: int = 0) -> ShardLook:
+def health(
+    name: str, info: Mapping[str, object] | None = None, *, reachable: bool = True, keys: int = 0
+) -> ShardHealth:
     """What was seen of a shard with these fields in its INFO, and `keys` keys in database 0."""
     keyspace = {0: {"keys": keys, "expires": 0, "avg_ttl": 0}} if keys else {}
     error = "" if reachable else "connection refused"
     fields = {field: str(value) for field, value in (info or {}).items()}
-    return ShardLook(name, "127.0.0.1:7001", reachable, error, fields, keyspace, "")
+    return ShardHealth(name, "127.0.0.1:7001", reachable, error, fields, keyspace, "")
 
 
 @contextmanager
-def worker(*looks: ShardLook, shards: int = 3, workers: int = 2) -> Iterator[Here]:
+def worker(*healths: ShardHealth, shards: int = 3, workers: int = 2) -> Iterator[Context]:
     """The first of some workers, whose parent has seen this much (nothing: it has not looked yet)."""
     placed = tuple(
         ShardTable(name=f"s{index}", primary=Node("127.0.0.1", 7001 + index), slots=(slots,))
@@ -76,9 +78,9 @@ def worker(*looks: ShardLook, shards: int = 3, workers: int = 2) -> Iterator[Her
     setup = Setup(0, workers, Config(shards=placed), "127.0.0.1:6380", "1.2.3", time.time() - 90000)
     page = Page.create(workers)
     try:
-        seen = FleetLook(1, 105.0, list(looks)) if looks else None
+        seen = FleetHealth(1, 105.0, list(healths)) if healths else None
         topology = Topology(4, list(placed), [])
-        yield Here(setup, page, topology, seen, TABLE, lambda: (), lambda message: None, lambda: 110.0)
+        yield Context(setup, page, topology, seen, TABLE, lambda: (), lambda message: None, lambda: 110.0)
     finally:
         page.close()
 

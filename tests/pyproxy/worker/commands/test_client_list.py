@@ -10,39 +10,39 @@ from pyproxy.fleet import Proxy
 from pyproxy.slices import BATCH
 from pyproxy.worker.commands import local
 from pyproxy.worker.commands.client_list import MANY
-from tests.e2e.rig import Talk, error
+from tests.e2e.rig import Connection, error
 from tests.pyproxy.worker.commands.asker import Asker
 
 
 @pytest.fixture
-def talks(proxy10: Proxy) -> Iterator[list[Talk]]:
+def talks(proxy10: Proxy) -> Iterator[list[Connection]]:
     """More than are listed at once."""
     with ExitStack() as stack:
-        yield [stack.enter_context(Talk(proxy10.port)) for _ in range(MANY + 1)]
+        yield [stack.enter_context(Connection(proxy10.port)) for _ in range(MANY + 1)]
 
 
-def listed(talk: Talk, *words: str | bytes | int) -> list[bytes]:
+def listed(conversation: Connection, *words: str | bytes | int) -> list[bytes]:
     """The names of those that are listed."""
-    text = talk.ask("CLIENT", "LIST", *words)
+    text = conversation.ask("CLIENT", "LIST", *words)
     assert isinstance(text, bytes)
     return re.findall(rb" name=(\w+) ", text)
 
 
-def named(talks: list[Talk]) -> list[bytes]:
+def named(talks: list[Connection]) -> list[bytes]:
     names = [b"n%d" % number for number in range(len(talks))]
-    for talk, name in zip(talks, names, strict=True):
-        assert talk.ask("CLIENT", "SETNAME", name) == b"OK"
+    for conversation, name in zip(talks, names, strict=True):
+        assert conversation.ask("CLIENT", "SETNAME", name) == b"OK"
     return names
 
 
-def test_each_is_listed_once(talks: list[Talk]) -> None:
+def test_each_is_listed_once(talks: list[Connection]) -> None:
     names = named(talks)
     assert sorted(listed(talks[0])) == sorted(names)
     assert sorted(listed(talks[0], "TYPE", "normal")) == sorted(names)
     assert listed(talks[0], "ID", talks[5].ask("CLIENT", "ID"), 999_999_999) == names[5:6]  # type: ignore[arg-type]
 
 
-def test_it_is_answered_in_its_order(talks: list[Talk]) -> None:
+def test_it_is_answered_in_its_order(talks: list[Connection]) -> None:
     named(talks)
     talks[0].send(["SET", "k", "v"], ["CLIENT", "LIST"], ["GET", "k"])
     first, text, last = talks[0].reads(3)
@@ -51,7 +51,7 @@ def test_it_is_answered_in_its_order(talks: list[Talk]) -> None:
     assert text.count(b"\n") > MANY
 
 
-def test_what_is_wrong_with_it_is_said_as_with_few(talks: list[Talk]) -> None:
+def test_what_is_wrong_with_it_is_said_as_with_few(talks: list[Connection]) -> None:
     for words, line in (
         (["FOO"], "ERR syntax error"),
         (["TYPE", "bad"], "ERR Unknown client type 'bad'"),

@@ -11,19 +11,19 @@ TEXT = b"return 1"
 
 
 async def test_a_script_is_learned_when_the_parent_says_that_all_know_it() -> None:
-    with worker() as here:
-        here.tell = lambda _: here.script_is_known(digest_of(TEXT))
-        await here.learn_script(TEXT)
-        assert here.scripts.text(digest_of(TEXT)) == TEXT
-        assert not here.sharing
+    with worker() as context:
+        context.tell = lambda _: context.script_is_known(digest_of(TEXT))
+        await context.learn_script(TEXT)
+        assert context.scripts.text(digest_of(TEXT)) == TEXT
+        assert not context.sharing
 
 
 async def test_a_word_of_the_parent_that_is_lost_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SHARE_S", 0.01)
     told: list[object] = []
-    with worker() as here:
-        here.tell = told.append
-        await here.learn_script(TEXT)
+    with worker() as context:
+        context.tell = told.append
+        await context.learn_script(TEXT)
         monkeypatch.setattr(module, "SHARE_S", 3600.0)
-        await here.learn_script(TEXT)
+        await context.learn_script(TEXT)
     assert told == [Script(0, TEXT)]

@@ -10,7 +10,7 @@ import pytest
 from protocol import errors
 from protocol.request import Request
 from protocol.table import TABLE
-from pyproxy.worker.commands.context import Here
+from pyproxy.worker.commands.context import Context
 from pyproxy.worker.commands.conversation import BATCH_PARTS, SLICE_S, Conversation, Refusal
 from pyproxy.worker.shard.pool import Use
 from tests.pyproxy.worker.commands.asker import worker
@@ -29,18 +29,18 @@ class Asker:
 
     def __init__(self) -> None:
         self.lane = Lane()
-        self.talk: Conversation | None = None
+        self.conversation: Conversation | None = None
         self.transaction = None
         self.proto, self.db = 2, 0
         self.queued_bytes = 0
         self.said: list[bytes] = []
         self.closing = False
 
-    def converse(self, talk: Conversation) -> None:
-        self.talk = talk
+    def converse(self, conversation: Conversation) -> None:
+        self.conversation = conversation
 
     def answer(self, reply: bytes) -> None:
-        self.talk = None
+        self.conversation = None
         self.said.append(reply)
 
     def queued(self, size: int) -> None:
@@ -65,57 +65,57 @@ LENT: Any = Lent()
 Handler = Callable[[Conversation], Awaitable[bytes]]
 
 
-async def begun(here: Here, handler: Handler) -> tuple[Asker, Conversation, "asyncio.Task[None]"]:
+async def begun(context: Context, handler: Handler) -> tuple[Asker, Conversation, "asyncio.Task[None]"]:
     client: Any = Asker()
     route: Any = None
-    lender: Any = None
-    talk = Conversation(client, route, TABLE[b"wait"], [b"WAIT", b"0", b"0"], here, lender)
-    assert talk.begin(handler) is None
-    task = talk._task
+    lease_pool: Any = None
+    conversation = Conversation(client, route, TABLE[b"wait"], [b"WAIT", b"0", b"0"], context, lease_pool)
+    assert conversation.begin(handler) is None
+    task = conversation._task
     assert task is not None
     await asyncio.sleep(0)
-    return client, talk, task
+    return client, conversation, task
 
 
-async def lives_on(talk: Conversation) -> bytes:
+async def lives_on(conversation: Conversation) -> bytes:
     await asyncio.get_running_loop().create_future()
     raise AssertionError
 
 
-async def says_ok(talk: Conversation) -> bytes:
+async def says_ok(conversation: Conversation) -> bytes:
     return b"+OK\r\n"
 
 
-async def charge(talk: Conversation) -> None:
-    with talk.charged(100):
+async def charge(conversation: Conversation) -> None:
+    with conversation.charged(100):
         pass
 
 
-async def wait(talk: Conversation) -> None:
-    with talk.waiting():
+async def wait(conversation: Conversation) -> None:
+    with conversation.waiting():
         pass
 
 
-async def lend(talk: Conversation) -> None:
-    async with talk.lend(0, Use.HELD):
+async def lend(conversation: Conversation) -> None:
+    async with conversation.lend(0, Use.HELD):
         pass
 
 
 WAYS: dict[str, Callable[[Conversation], Awaitable[object]]] = {
-    "ask": lambda talk: talk.ask(0, b"GET", b"k"),
-    "ask all": lambda talk: talk.ask_all(b"PING"),
-    "ask blocks": lambda talk: talk.ask_blocks({0: [[b"GET", b"k"]]}),
-    "ask on": lambda talk: talk.ask_on(LENT, Request([b"GET", b"k"]), write=False),
-    "pass a gate": lambda talk: talk.pass_gate(0, 10),
+    "ask": lambda conversation: conversation.ask(0, b"GET", b"k"),
+    "ask all": lambda conversation: conversation.ask_all(b"PING"),
+    "ask blocks": lambda conversation: conversation.ask_blocks({0: [[b"GET", b"k"]]}),
+    "ask on": lambda conversation: conversation.ask_on(LENT, Request([b"GET", b"k"]), write=False),
+    "pass a gate": lambda conversation: conversation.pass_gate(0, 10),
     "lend": lend,
     "charge": charge,
     "wait": wait,
 }
 
 ENDS: dict[str, tuple[Handler, Callable[[Conversation], None]]] = {
-    "answered": (says_ok, lambda talk: None),
-    "refused": (lives_on, lambda talk: talk.refuse(b"-ERR no\r\n")),
-    "its client has gone": (lives_on, lambda talk: talk.left()),
+    "answered": (says_ok, lambda conversation: None),
+    "refused": (lives_on, lambda conversation: conversation.refuse(b"-ERR no\r\n")),
+    "its client has gone": (lives_on, lambda conversation: conversation.left()),
 }
 
 
@@ -124,20 +124,20 @@ ENDS: dict[str, tuple[Handler, Callable[[Conversation], None]]] = {
 async def test_what_lives_on_after_it_can_do_nothing_in_its_name(way: str, end: str) -> None:
     """Rule: a conversation that is over asks nothing."""
     handler, ended = ENDS[end]
-    with worker() as here:
-        _, talk, task = await begun(here, handler)
-        ended(talk)
+    with worker() as context:
+        _, conversation, task = await begun(context, handler)
+        ended(conversation)
         with pytest.raises(asyncio.CancelledError, match="is over"):
-            await WAYS[way](talk)
+            await WAYS[way](conversation)
         await asyncio.wait([task])
 
 
 async def test_a_bug_is_said_and_closes_the_connection_as_it_says() -> None:
-    async def breaks(talk: Conversation) -> bytes:
+    async def breaks(conversation: Conversation) -> bytes:
         raise KeyError("nobody expected this")
 
-    with worker() as here:
-        client, _, task = await begun(here, breaks)
+    with worker() as context:
+        client, _, task = await begun(context, breaks)
         await task
         assert client.said == [errors.internal_error()]
         assert b"the connection is closed" in client.said[0]
@@ -145,11 +145,11 @@ async def test_a_bug_is_said_and_closes_the_connection_as_it_says() -> None:
 
 
 async def test_a_refusal_leaves_the_connection_open() -> None:
-    async def refuses(talk: Conversation) -> bytes:
+    async def refuses(conversation: Conversation) -> bytes:
         raise Refusal(b"-ERR no\r\n")
 
-    with worker() as here:
-        client, _, task = await begun(here, refuses)
+    with worker() as context:
+        client, _, task = await begun(context, refuses)
         await task
         assert (client.said, client.closing) == ([b"-ERR no\r\n"], False)
 
@@ -162,17 +162,17 @@ async def test_what_is_done_for_very_many_parts_is_done_between_the_turns_of_oth
         turns += 1
         asyncio.get_running_loop().call_soon(turn)
 
-    async def work(talk: Conversation) -> bytes:
+    async def work(conversation: Conversation) -> bytes:
         turn()
-        async for some in talk.in_turns(range(20 * BATCH_PARTS)):
+        async for some in conversation.in_turns(range(20 * BATCH_PARTS)):
             done.append((turns, list(some)))
             ends_at = time.monotonic() + SLICE_S
             while time.monotonic() < ends_at:
                 pass
         return b"+OK\r\n"
 
-    with worker() as here:
-        client, _, task = await begun(here, work)
+    with worker() as context:
+        client, _, task = await begun(context, work)
         await task
     assert client.said == [b"+OK\r\n"]
     assert [part for _, some in done for part in some] == list(range(20 * BATCH_PARTS))

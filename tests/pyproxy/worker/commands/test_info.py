@@ -12,10 +12,10 @@ from redis._parsers.helpers import parse_info
 
 from protocol.reply import decode
 from pyproxy.fleet import Server
-from pyproxy.messages import NodeLook, ShardLook
+from pyproxy.messages import NodeHealth, ShardHealth
 from pyproxy.worker.commands import info
-from pyproxy.worker.commands.context import Here
-from tests.pyproxy.worker.commands.asker import count, look, worker
+from pyproxy.worker.commands.context import Context
+from tests.pyproxy.worker.commands.asker import count, health, worker
 from tests.wire import exchange
 
 read: Callable[[bytes], dict[str, Any]] = parse_info
@@ -60,9 +60,9 @@ READ_BY_CLIENTS = [
 ]
 
 
-def parsed(here: Here, *sections: bytes) -> dict[str, Any]:
+def parsed(context: Context, *sections: bytes) -> dict[str, Any]:
     """The fields as redis-py's own parser reads them."""
-    return read(info.render(sections, here))
+    return read(info.render(sections, context))
 
 
 def titles(text: bytes) -> list[str]:
@@ -76,23 +76,23 @@ def said(server: Server, *sections: str) -> bytes:
     return text
 
 
-def seen(server: Server, name: str) -> ShardLook:
+def seen(server: Server, name: str) -> ShardHealth:
     """A real server as the parent sees it."""
     lines = said(server, "everything").decode().splitlines()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    return look(name, fields, keys=1)
+    return health(name, fields, keys=1)
 
 
-NOTHING_SEEN: dict[str, list[ShardLook]] = {
+NOTHING_SEEN: dict[str, list[ShardHealth]] = {
     "before the first look": [],
-    "all shards down from the start": [look(name, reachable=False) for name in ("s0", "s1", "s2")],
+    "all shards down from the start": [health(name, reachable=False) for name in ("s0", "s1", "s2")],
 }
 
 
-@pytest.mark.parametrize("looks", NOTHING_SEEN.values(), ids=NOTHING_SEEN)
-def test_what_clients_read_is_there_though_nothing_was_seen_of_any_shard(looks: list[ShardLook]) -> None:
-    with worker(*looks) as here:
-        fields = parsed(here)
+@pytest.mark.parametrize("healths", NOTHING_SEEN.values(), ids=NOTHING_SEEN)
+def test_what_clients_read_is_there_though_nothing_was_seen_of_any_shard(healths: list[ShardHealth]) -> None:
+    with worker(*healths) as context:
+        fields = parsed(context)
     assert [name for name in READ_BY_CLIENTS if name not in fields] == []
     assert fields["loading"] == 0
     assert fields["role"] == "master"
@@ -100,21 +100,21 @@ def test_what_clients_read_is_there_though_nothing_was_seen_of_any_shard(looks: 
 
 
 def test_what_clients_read_is_there_when_all_shards_are_up(server: Server) -> None:
-    with worker(*(seen(server, name) for name in ("s0", "s1", "s2"))) as here:
-        fields = parsed(here)
+    with worker(*(seen(server, name) for name in ("s0", "s1", "s2"))) as context:
+        fields = parsed(context)
     assert [name for name in READ_BY_CLIENTS if name not in fields] == []
     assert fields["used_memory"] > 0
 
 
 def test_loading_is_never_told(server: Server) -> None:
-    with worker(look("s0", {"loading": 1, "async_loading": 1})) as here:
-        assert parsed(here)["loading"] == 0
+    with worker(health("s0", {"loading": 1, "async_loading": 1})) as context:
+        assert parsed(context)["loading"] == 0
 
 
 @pytest.mark.parametrize("shown", [[], ["all"], ["everything"], ["default"]])
 def test_the_sections_are_those_of_redis_in_its_order_and_one_of_the_proxy(server: Server, shown: list[str]) -> None:
-    with worker(seen(server, "s0")) as here:
-        ours = titles(info.render([each.encode() for each in shown], here))
+    with worker(seen(server, "s0")) as context:
+        ours = titles(info.render([each.encode() for each in shown], context))
     later = {"TLS", "Cluster Info", "Scripting Engines"}  # sections that Redis 7.0 has not
     theirs = [title for title in titles(said(server, *shown)) if title not in later]
     assert [title for title in ours if title != "Proxy"] == theirs
@@ -125,31 +125,31 @@ def test_the_sections_are_those_of_redis_in_its_order_and_one_of_the_proxy(serve
     "asked", [["server"], ["REPLICATION"], ["keyspace", "server", "keyspace"], ["nosuch"], ["nosuch", "cpu"]]
 )
 def test_only_the_sections_that_were_asked_for_are_told(server: Server, asked: list[str]) -> None:
-    with worker(look("s0")) as here:
-        assert titles(info.render([each.encode() for each in asked], here)) == titles(said(server, *asked))
+    with worker(health("s0")) as context:
+        assert titles(info.render([each.encode() for each in asked], context)) == titles(said(server, *asked))
 
 
 def test_the_default_sections_can_be_asked_for_with_another_one() -> None:
-    with worker() as here:
-        assert set(titles(info.render([b"default", b"commandstats"], here))) == {*info.SECTIONS} - {"Latencystats"}
+    with worker() as context:
+        assert set(titles(info.render([b"default", b"commandstats"], context))) == {*info.SECTIONS} - {"Latencystats"}
 
 
 def test_a_section_that_does_not_exist_is_an_empty_text() -> None:
-    with worker() as here:
-        assert info.render([b"nosuch"], here) == b""
+    with worker() as context:
+        assert info.render([b"nosuch"], context) == b""
 
 
 def test_every_field_outside_the_proxys_own_section_is_one_that_servers_have(server: Server) -> None:
     redis_mode = {"redis_mode"}  # Valkey calls it server_mode; clients look for Redis' name
     theirs = read(said(server, "everything"))
-    with worker(seen(server, "s0")) as here:
-        ours = parsed(here, *(title.lower().encode() for title in info.SECTIONS if title != "Proxy"))
+    with worker(seen(server, "s0")) as context:
+        ours = parsed(context, *(title.lower().encode() for title in info.SECTIONS if title != "Proxy"))
     assert set(ours) - set(theirs) - redis_mode == {"db0"} - set(theirs)
 
 
 def test_lines_end_in_crlf_and_sections_are_set_apart_by_an_empty_line(server: Server) -> None:
-    with worker() as here:
-        text = info.render([b"cluster", b"cpu"], here)
+    with worker() as context:
+        text = info.render([b"cluster", b"cpu"], context)
     assert text.endswith(b"\r\n\r\n# Cluster\r\ncluster_enabled:0\r\n")
     assert text.count(b"\n") == text.count(b"\r\n")
     assert said(server, "cluster", "cpu").endswith(b"\r\n\r\n# Cluster\r\ncluster_enabled:0\r\n")
@@ -159,10 +159,14 @@ def test_lines_end_in_crlf_and_sections_are_set_apart_by_an_empty_line(server: S
 
 
 def test_clients_and_commands_are_those_of_all_workers() -> None:
-    with worker(workers=2) as here:
-        count(here.page, 0, clients=3, accepted=10, commands=100, errors=5, bytes_in=1000, bytes_out=2000, rejected=1)
-        count(here.page, 1, clients=4, accepted=20, commands=200, errors=6, bytes_in=3000, bytes_out=4000, rejected=2)
-        fields = parsed(here)
+    with worker(workers=2) as context:
+        count(
+            context.page, 0, clients=3, accepted=10, commands=100, errors=5, bytes_in=1000, bytes_out=2000, rejected=1
+        )
+        count(
+            context.page, 1, clients=4, accepted=20, commands=200, errors=6, bytes_in=3000, bytes_out=4000, rejected=2
+        )
+        fields = parsed(context)
     expected = {
         "connected_clients": 7,
         "total_connections_received": 30,
@@ -177,31 +181,31 @@ def test_clients_and_commands_are_those_of_all_workers() -> None:
 
 def test_memory_hits_and_evictions_are_added_up_over_the_shards() -> None:
     names = ("used_memory", "used_memory_rss", "maxmemory", "evicted_keys", "sync_full", "keyspace_hits", "total_forks")
-    with worker(look("s0", dict.fromkeys(names, 100)), look("s1", dict.fromkeys(names, 2000))) as here:
-        fields = parsed(here)
+    with worker(health("s0", dict.fromkeys(names, 100)), health("s1", dict.fromkeys(names, 2000))) as context:
+        fields = parsed(context)
     assert {name: fields[name] for name in names} == dict.fromkeys(names, 2100)
     assert fields["used_memory_human"] == "2.05K"
 
 
 def test_there_is_no_limit_of_memory_if_one_shard_has_none() -> None:
-    with worker(look("s0", {"maxmemory": 100}), look("s1", {"maxmemory": 0})) as here:
-        assert parsed(here)["maxmemory"] == 0
+    with worker(health("s0", {"maxmemory": 100}), health("s1", {"maxmemory": 0})) as context:
+        assert parsed(context)["maxmemory"] == 0
 
 
 def test_policies_that_differ_are_all_told() -> None:
     policies = ("allkeys-lru", "noeviction", "allkeys-lru")
-    with worker(*(look(f"s{at}", {"maxmemory_policy": policy}) for at, policy in enumerate(policies))) as here:
-        assert parsed(here)["maxmemory_policy"] == "allkeys-lru/noeviction"
+    with worker(*(health(f"s{at}", {"maxmemory_policy": policy}) for at, policy in enumerate(policies))) as context:
+        assert parsed(context)["maxmemory_policy"] == "allkeys-lru/noeviction"
 
 
 def test_keys_are_added_up_per_database_and_their_lifetime_is_weighted() -> None:
-    def keyspace(name: str, databases: Mapping[int, tuple[int, int, int]]) -> ShardLook:
+    def keyspace(name: str, databases: Mapping[int, tuple[int, int, int]]) -> ShardHealth:
         counts = {db: dict(zip(("keys", "expires", "avg_ttl"), each, strict=True)) for db, each in databases.items()}
-        return ShardLook(name, "127.0.0.1:7001", True, "", {}, counts, "")
+        return ShardHealth(name, "127.0.0.1:7001", True, "", {}, counts, "")
 
-    looks = keyspace("s0", {0: (10, 1, 1000), 3: (1, 0, 0)}), keyspace("s1", {0: (5, 3, 2000), 9: (0, 0, 0)})
-    with worker(*looks) as here:
-        fields = parsed(here, b"keyspace")
+    healths = keyspace("s0", {0: (10, 1, 1000), 3: (1, 0, 0)}), keyspace("s1", {0: (5, 3, 2000), 9: (0, 0, 0)})
+    with worker(*healths) as context:
+        fields = parsed(context, b"keyspace")
     assert fields == {
         "db0": {"keys": 15, "expires": 4, "avg_ttl": 1750},
         "db3": {"keys": 1, "expires": 0, "avg_ttl": 0},
@@ -209,20 +213,22 @@ def test_keys_are_added_up_per_database_and_their_lifetime_is_weighted() -> None
 
 
 def test_what_newer_servers_say_of_a_database_is_added_up_too() -> None:
-    def keyspace(name: str, more: Mapping[str, int]) -> ShardLook:
+    def keyspace(name: str, more: Mapping[str, int]) -> ShardHealth:
         counts = {0: {"keys": 2, "expires": 0, "avg_ttl": 0, **more}}
-        return ShardLook(name, "127.0.0.1:7001", True, "", {}, counts, "")
+        return ShardHealth(name, "127.0.0.1:7001", True, "", {}, counts, "")
 
     volatile = {"keys_with_volatile_items": 3}
-    with worker(keyspace("s0", {}), keyspace("s1", volatile), keyspace("s2", volatile)) as here:
-        assert b"db0:keys=6,expires=0,avg_ttl=0,keys_with_volatile_items=6\r\n" in info.render([b"keyspace"], here)
+    with worker(keyspace("s0", {}), keyspace("s1", volatile), keyspace("s2", volatile)) as context:
+        assert b"db0:keys=6,expires=0,avg_ttl=0,keys_with_volatile_items=6\r\n" in info.render([b"keyspace"], context)
 
 
 def test_the_calls_of_a_command_are_added_up_over_the_shards() -> None:
     one = "calls=2,usec=10,usec_per_call=5.00,rejected_calls=1,failed_calls=0"
     two = "calls=1,usec=2,usec_per_call=2.00,rejected_calls=0,failed_calls=4"
-    with worker(look("s0", {"cmdstat_get": one, "errorstat_ERR": "count=3"}), look("s1", {"cmdstat_get": two})) as here:
-        text = info.render([b"commandstats", b"errorstats"], here)
+    with worker(
+        health("s0", {"cmdstat_get": one, "errorstat_ERR": "count=3"}), health("s1", {"cmdstat_get": two})
+    ) as context:
+        text = info.render([b"commandstats", b"errorstats"], context)
     assert b"cmdstat_get:calls=3,usec=12,usec_per_call=4.00,rejected_calls=1,failed_calls=4\r\n" in text
     assert b"errorstat_ERR:count=3\r\n" in text
 
@@ -237,39 +243,39 @@ def test_the_calls_of_a_command_are_added_up_over_the_shards() -> None:
     ],
 )
 def test_the_version_is_the_lowest_of_the_backends(versions: list[str], lowest: str) -> None:
-    with worker(*(look(f"s{at}", {"redis_version": version}) for at, version in enumerate(versions))) as here:
-        assert parsed(here)["redis_version"] == lowest
+    with worker(*(health(f"s{at}", {"redis_version": version}) for at, version in enumerate(versions))) as context:
+        assert parsed(context)["redis_version"] == lowest
 
 
 def test_cpu_time_is_that_of_the_workers_that_run() -> None:
-    with worker(workers=2) as here:
-        assert parsed(here, b"cpu")["used_cpu_user"] == 0
-        count(here.page, 1, pid=os.getpid())
-        fields = parsed(here, b"cpu")
+    with worker(workers=2) as context:
+        assert parsed(context, b"cpu")["used_cpu_user"] == 0
+        count(context.page, 1, pid=os.getpid())
+        fields = parsed(context, b"cpu")
     spent = os.times()
     assert 0 < fields["used_cpu_user"] <= spent.user + 0.02
     assert fields["used_cpu_sys"] <= spent.system + 0.02
 
 
 def test_a_worker_that_is_gone_has_no_cpu_time() -> None:
-    with worker() as here:
-        count(here.page, 0, pid=2**22 + 1)  # beyond the largest pid
-        assert parsed(here, b"cpu")["used_cpu_user"] == 0
+    with worker() as context:
+        count(context.page, 0, pid=2**22 + 1)  # beyond the largest pid
+        assert parsed(context, b"cpu")["used_cpu_user"] == 0
 
 
 # --- the proxy's own section ------------------------------------------------------------------------------------------
 
 
 def test_each_shard_has_a_line_with_its_node_its_state_and_its_size() -> None:
-    misplaced = ShardLook("s2", "127.0.0.1:7003", True, "", {"used_memory": "7"}, {}, "holds keys of s0")
+    misplaced = ShardHealth("s2", "127.0.0.1:7003", True, "", {"used_memory": "7"}, {}, "holds keys of s0")
     seen_shards = (
-        look("s0", {"used_memory": 100}, keys=4),
-        look("s1", {"used_memory": 50}, reachable=False, keys=2),
+        health("s0", {"used_memory": 100}, keys=4),
+        health("s1", {"used_memory": 50}, reachable=False, keys=2),
         misplaced,
     )
     alone = {"replicas": 0, "unfenced": 0}
-    with worker(*seen_shards, shards=4) as here:
-        fields = parsed(here, b"proxy")
+    with worker(*seen_shards, shards=4) as context:
+        fields = parsed(context, b"proxy")
     assert fields["shard_s0"] == {"node": "127.0.0.1:7001", "state": "up", "used_memory": 100, "keys": 4} | alone
     assert fields["shard_s1"]["state"] == "down"
     assert fields["shard_s2"]["state"] == "misplaced"
@@ -280,22 +286,22 @@ def test_each_shard_has_a_line_with_its_node_its_state_and_its_size() -> None:
 
 
 def test_the_seconds_to_stay_away_grow_with_the_outage() -> None:
-    down = ShardLook("s1", "127.0.0.1:7002", False, "connection refused", {}, {}, "", 105.0, since=98.5)
-    with worker(look("s0"), down) as here:
-        assert parsed(here, b"proxy")["proxy_backoff_seconds"] == 12
-    with worker(look("s0"), look("s1")) as here:
-        assert parsed(here, b"proxy")["proxy_backoff_seconds"] == 0
+    down = ShardHealth("s1", "127.0.0.1:7002", False, "connection refused", {}, {}, "", 105.0, since=98.5)
+    with worker(health("s0"), down) as context:
+        assert parsed(context, b"proxy")["proxy_backoff_seconds"] == 12
+    with worker(health("s0"), health("s1")) as context:
+        assert parsed(context, b"proxy")["proxy_backoff_seconds"] == 0
 
 
-def said_of(node: NodeLook, *replicas: NodeLook) -> dict[str, Any]:
+def said_of(node: NodeHealth, *replicas: NodeHealth) -> dict[str, Any]:
     """INFO's lines of a shard whose servers were seen like this."""
-    shard = ShardLook("s0", node.node, True, "", {}, {}, "", nodes=(node, *replicas))
-    with worker(shard) as here:
-        return parsed(here, b"proxy")
+    shard = ShardHealth("s0", node.node, True, "", {}, {}, "", nodes=(node, *replicas))
+    with worker(shard) as context:
+        return parsed(context, b"proxy")
 
 
-MASTER = NodeLook("127.0.0.1:7001", True, "", answered_at=1.0, role="master", good_replicas=1)
-SLAVE = NodeLook("127.0.0.1:7101", True, "", answered_at=1.0, role="slave", link="up", lag_s=1, offset=42)
+MASTER = NodeHealth("127.0.0.1:7001", True, "", answered_at=1.0, role="master", good_replicas=1)
+SLAVE = NodeHealth("127.0.0.1:7101", True, "", answered_at=1.0, role="slave", link="up", lag_s=1, offset=42)
 
 
 @pytest.mark.parametrize(
@@ -336,10 +342,10 @@ def test_the_servers_of_a_shard_that_are_unfenced_are_counted_where_there_are_re
 
 
 def test_the_age_of_what_is_told_of_the_shards_is_told() -> None:
-    with worker(look("s0")) as here:
-        assert parsed(here, b"proxy")["look_age_seconds"] == 5.0
-    with worker() as here:
-        assert parsed(here, b"proxy")["look_age_seconds"] == -1
+    with worker(health("s0")) as context:
+        assert parsed(context, b"proxy")["health_age_seconds"] == 5.0
+    with worker() as context:
+        assert parsed(context, b"proxy")["health_age_seconds"] == -1
 
 
 # --- whatever a backend says ------------------------------------------------------------------------------------------
@@ -363,7 +369,7 @@ VALUES = st.text(max_size=12) | st.sampled_from(
     ["-1", "1e3", "9" * 400, "\udcff", "calls=1", "calls=x,usec=,=", "7..2", "7.\xb2.0"]
 )
 LOOKS = st.builds(
-    ShardLook,
+    ShardHealth,
     name=st.sampled_from(["s0", "s1", "gone"]),
     node=st.just("127.0.0.1:7001"),
     reachable=st.booleans(),
@@ -375,8 +381,8 @@ LOOKS = st.builds(
 
 
 @given(st.lists(LOOKS, min_size=1, max_size=4))
-def test_nothing_that_a_backend_said_keeps_it_from_answering(looks: list[ShardLook]) -> None:
-    with worker(*looks) as here:
-        fields = parsed(here, b"all")
+def test_nothing_that_a_backend_said_keeps_it_from_answering(healths: list[ShardHealth]) -> None:
+    with worker(*healths) as context:
+        fields = parsed(context, b"all")
     assert fields["loading"] == 0
     assert fields["role"] == "master"

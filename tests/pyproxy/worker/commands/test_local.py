@@ -15,20 +15,22 @@ from pyproxy.fleet import Server
 from pyproxy.messages import Configured, FixedSetting, Script, ScriptsFlushed, Settings
 from pyproxy.metrics import INDEX
 from pyproxy.worker.commands import local
-from pyproxy.worker.commands.context import Here
-from tests.pyproxy.worker.commands.asker import Asker, look, worker
+from pyproxy.worker.commands.context import Context
+from tests.pyproxy.worker.commands.asker import Asker, health, worker
 from tests.wire import exchange
 
 read_clients: Callable[[bytes], list[dict[str, str]]] = parse_client_list
 
 
 @pytest.fixture
-def here() -> Iterator[Here]:
-    with worker(look("s0", {"redis_version": "7.2.4"}), look("s1", {"redis_version": "7.0.15"}), look("s2")) as each:
+def context() -> Iterator[Context]:
+    with worker(
+        health("s0", {"redis_version": "7.2.4"}), health("s1", {"redis_version": "7.0.15"}), health("s2")
+    ) as each:
         yield each
 
 
-def say(client: Asker, here: Here, *lines: bytes) -> bytes:
+def say(client: Asker, context: Context, *lines: bytes) -> bytes:
     """All answers to these commands, written inline, as the worker gives them: the arity is checked before."""
     said = b""
     for line in lines:
@@ -37,7 +39,7 @@ def say(client: Asker, here: Here, *lines: bytes) -> bytes:
         command = lookup(argv)
         assert command is not None and command.kind is Kind.LOCAL, f"{line!r} is not answered by the proxy"
         if command.arity_ok(len(argv)):
-            said += local.answer(command.name, client, argv, here)
+            said += local.answer(command.name, client, argv, context)
         elif not client.reply_mode:
             said += errors.wrong_arity(command.name)
     return said
@@ -132,8 +134,10 @@ LIKE_REDIS = [
 
 
 @pytest.mark.parametrize("lines", LIKE_REDIS, ids=lambda lines: b"; ".join(lines).decode())
-def test_the_answer_is_that_of_a_server_without_a_password(server: Server, here: Here, lines: list[bytes]) -> None:
-    assert say(Asker(), here, *lines) == exchange(server.port, b"".join(line + b"\r\n" for line in lines))
+def test_the_answer_is_that_of_a_server_without_a_password(
+    server: Server, context: Context, lines: list[bytes]
+) -> None:
+    assert say(Asker(), context, *lines) == exchange(server.port, b"".join(line + b"\r\n" for line in lines))
 
 
 @pytest.mark.parametrize(
@@ -152,19 +156,19 @@ def test_the_answer_is_that_of_a_server_without_a_password(server: Server, here:
     ],
 )
 def test_the_answer_is_that_of_a_newer_server_where_older_ones_have_none(
-    server: Server, here: Here, line: bytes
+    server: Server, context: Context, line: bytes
 ) -> None:
     said = exchange(server.port, line + b"\r\n")
     if any(word in said for word in (b"unknown subcommand", b"cluster support disabled", b"Prints this help")):
         pytest.skip(f"this server is too old: {said[:60]!r}")
-    assert say(Asker(), here, line) == said
+    assert say(Asker(), context, line) == said
 
 
 # --- the connection ---------------------------------------------------------------------------------------------------
 
 
-def test_hello_tells_what_clients_read_from_it(here: Here) -> None:
-    assert decode(say(Asker(), here, b"HELLO 3")) == {
+def test_hello_tells_what_clients_read_from_it(context: Context) -> None:
+    assert decode(say(Asker(), context, b"HELLO 3")) == {
         b"server": b"redis",
         b"version": b"7.0.15",  # the lowest of the backends
         b"proto": 3,
@@ -175,65 +179,65 @@ def test_hello_tells_what_clients_read_from_it(here: Here) -> None:
     }
 
 
-def test_hello_has_the_fields_of_redis_in_its_order(server: Server, here: Here) -> None:
-    theirs, ours = decode(exchange(server.port, b"HELLO\r\n")), decode(say(Asker(), here, b"HELLO"))
+def test_hello_has_the_fields_of_redis_in_its_order(server: Server, context: Context) -> None:
+    theirs, ours = decode(exchange(server.port, b"HELLO\r\n")), decode(say(Asker(), context, b"HELLO"))
     assert isinstance(theirs, list) and isinstance(ours, list)
     assert ours[::2] == theirs[::2]
 
 
-def test_hello_answers_in_the_protocol_it_switches_to(here: Here) -> None:
+def test_hello_answers_in_the_protocol_it_switches_to(context: Context) -> None:
     client = Asker(db=4)
-    assert say(client, here, b"HELLO 3").startswith(b"%7\r\n")
-    assert say(client, here, b"HELLO 2").startswith(b"*14\r\n")
+    assert say(client, context, b"HELLO 3").startswith(b"%7\r\n")
+    assert say(client, context, b"HELLO 2").startswith(b"*14\r\n")
     assert client.switches == [(3, 4), (2, 4)]
 
 
-def test_hello_without_a_version_keeps_the_protocol(here: Here) -> None:
+def test_hello_without_a_version_keeps_the_protocol(context: Context) -> None:
     client = Asker(proto=3)
-    assert say(client, here, b"HELLO").startswith(b"%7\r\n")
+    assert say(client, context, b"HELLO").startswith(b"%7\r\n")
     assert client.switches == []
 
 
-def test_hello_takes_user_and_name(here: Here) -> None:
+def test_hello_takes_user_and_name(context: Context) -> None:
     client = Asker()
-    assert say(client, here, b"HELLO 3 AUTH default any SETNAME app").startswith(b"%7\r\n")
+    assert say(client, context, b"HELLO 3 AUTH default any SETNAME app").startswith(b"%7\r\n")
     assert client.name == b"app"
 
 
 @pytest.mark.parametrize("wrong", [b"SETNAME a AUTH bob x", b"SETNAME a BAD", b'SETNAME a SETNAME "b c"'])
-def test_a_hello_that_fails_changes_nothing(here: Here, wrong: bytes) -> None:
+def test_a_hello_that_fails_changes_nothing(context: Context, wrong: bytes) -> None:
     client = Asker()
-    assert say(client, here, b"HELLO 3 " + wrong).startswith(b"-")
+    assert say(client, context, b"HELLO 3 " + wrong).startswith(b"-")
     assert client == Asker()
 
 
-def test_select_switches_the_database_and_keeps_the_protocol(here: Here) -> None:
+def test_select_switches_the_database_and_keeps_the_protocol(context: Context) -> None:
     client = Asker(proto=3)
-    assert say(client, here, b"SELECT 15") == b"+OK\r\n"
+    assert say(client, context, b"SELECT 15") == b"+OK\r\n"
     assert client.switches == [(3, 15)]
 
 
-def test_a_select_that_fails_switches_nothing(here: Here) -> None:
+def test_a_select_that_fails_switches_nothing(context: Context) -> None:
     client = Asker()
-    say(client, here, b"SELECT 16")
+    say(client, context, b"SELECT 16")
     assert client.switches == []
 
 
-def test_reset_forgets_everything_but_the_library(here: Here) -> None:
+def test_reset_forgets_everything_but_the_library(context: Context) -> None:
     client = Asker(proto=3, db=5, name=b"app", lib_name=b"lib", reply_mode=1)
-    assert say(client, here, b"RESET") == b"+RESET\r\n"
+    assert say(client, context, b"RESET") == b"+RESET\r\n"
     assert client == Asker(lib_name=b"lib", switches=[(2, 0)])
 
 
-def test_quit_says_ok_and_ends_the_connection(here: Here) -> None:
+def test_quit_says_ok_and_ends_the_connection(context: Context) -> None:
     client = Asker()
-    assert say(client, here, b"QUIT") == b"+OK\r\n"
+    assert say(client, context, b"QUIT") == b"+OK\r\n"
     assert client.closing
 
 
-def test_time_is_the_wall_clock_in_seconds_and_microseconds(here: Here) -> None:
+def test_time_is_the_wall_clock_in_seconds_and_microseconds(context: Context) -> None:
     before = time.time_ns() // 1000
-    said = decode(say(Asker(), here, b"TIME"))
+    said = decode(say(Asker(), context, b"TIME"))
     after = time.time_ns() // 1000
     assert isinstance(said, list)
     seconds, micros = map(int, said)
@@ -244,10 +248,10 @@ def test_time_is_the_wall_clock_in_seconds_and_microseconds(here: Here) -> None:
 # --- CLIENT -----------------------------------------------------------------------------------------------------------
 
 
-def test_client_info_tells_what_is_known_of_the_client(here: Here) -> None:
+def test_client_info_tells_what_is_known_of_the_client(context: Context) -> None:
     client = Asker(proto=3, db=2, name=b"app", last_command=b"client|info", buffered_in=10, buffered_out=20)
-    say(client, here, b"CLIENT SETINFO LIB-NAME lib", b"CLIENT SETINFO LIB-VER 1.0")
-    text = decode(say(client, here, b"CLIENT INFO"))
+    say(client, context, b"CLIENT SETINFO LIB-NAME lib", b"CLIENT SETINFO LIB-VER 1.0")
+    text = decode(say(client, context, b"CLIENT INFO"))
     assert isinstance(text, bytes)
     (told,) = read_clients(text)
     expected = {
@@ -268,19 +272,19 @@ def test_client_info_tells_what_is_known_of_the_client(here: Here) -> None:
     assert {name: told[name] for name in expected} == expected
 
 
-def test_client_info_has_the_fields_of_redis_in_its_order(server: Server, here: Here) -> None:
+def test_client_info_has_the_fields_of_redis_in_its_order(server: Server, context: Context) -> None:
     def fields(frame: bytes) -> list[bytes]:
         text = decode(frame)
         assert isinstance(text, bytes)
         return [word.partition(b"=")[0] for word in text.split()]
 
-    theirs, ours = fields(exchange(server.port, b"CLIENT INFO\r\n")), fields(say(Asker(), here, b"CLIENT INFO"))
+    theirs, ours = fields(exchange(server.port, b"CLIENT INFO\r\n")), fields(say(Asker(), context, b"CLIENT INFO"))
     newer = {b"watch", b"lib-name", b"lib-ver", b"tot-cmds"}  # than Redis 7.0
     assert [name for name in ours if name in theirs or name not in newer] == [name for name in theirs if name in ours]
 
 
-def listed(here: Here, line: bytes) -> list[str]:
-    text = decode(say(Asker(), here, line))
+def listed(context: Context, line: bytes) -> list[str]:
+    text = decode(say(Asker(), context, line))
     assert isinstance(text, bytes)
     return [each["id"] for each in read_clients(text)]
 
@@ -294,17 +298,17 @@ def listed(here: Here, line: bytes) -> list[str]:
         (b"CLIENT LIST ID 3 1 99", ["1", "3"]),
     ],
 )
-def test_client_list_shows_the_clients_of_this_worker(here: Here, line: bytes, ids: list[str]) -> None:
-    here.clients = lambda: [Asker(id=number) for number in (1, 2, 3)]
-    assert listed(here, line) == ids
+def test_client_list_shows_the_clients_of_this_worker(context: Context, line: bytes, ids: list[str]) -> None:
+    context.clients = lambda: [Asker(id=number) for number in (1, 2, 3)]
+    assert listed(context, line) == ids
 
 
-def test_an_id_that_is_none_is_refused(here: Here) -> None:
-    assert say(Asker(), here, b"CLIENT LIST ID 1 x") == b"-ERR Invalid client ID\r\n"
+def test_an_id_that_is_none_is_refused(context: Context) -> None:
+    assert say(Asker(), context, b"CLIENT LIST ID 1 x") == b"-ERR Invalid client ID\r\n"
 
 
-def test_client_help_names_every_subcommand_that_is_answered(here: Here) -> None:
-    text = say(Asker(), here, b"CLIENT HELP")
+def test_client_help_names_every_subcommand_that_is_answered(context: Context) -> None:
+    text = say(Asker(), context, b"CLIENT HELP")
     named = {name.partition(b"|")[2].upper() for name in local.LOCAL if name.startswith(b"client|")}
     assert all(b"\r\n+" + name in text for name in named)
 
@@ -312,15 +316,15 @@ def test_client_help_names_every_subcommand_that_is_answered(here: Here) -> None
 # --- the server -------------------------------------------------------------------------------------------------------
 
 
-def config(here: Here, *patterns: str) -> dict[bytes, bytes]:
+def config(context: Context, *patterns: str) -> dict[bytes, bytes]:
     line = " ".join(["CONFIG GET", *patterns]).encode()
-    told = decode(say(Asker(proto=3), here, line))
+    told = decode(say(Asker(proto=3), context, line))
     assert isinstance(told, dict)
     return told
 
 
-def test_config_get_tells_limits_of_the_proxy_and_not_of_a_backend(here: Here) -> None:
-    told = config(here, "maxclients", "proto-max-bulk-len", "port", "bind")
+def test_config_get_tells_limits_of_the_proxy_and_not_of_a_backend(context: Context) -> None:
+    told = config(context, "maxclients", "proto-max-bulk-len", "port", "bind")
     assert told == {
         b"maxclients": b"10000",
         b"proto-max-bulk-len": b"67108864",
@@ -340,55 +344,55 @@ def test_config_get_tells_limits_of_the_proxy_and_not_of_a_backend(here: Here) -
 )
 @pytest.mark.parametrize("line", [b"READONLY", b"READWRITE"])
 def test_readonly_is_answered_as_by_servers_without_a_cluster(versions: list[str], said: bytes, line: bytes) -> None:
-    looks = [look(f"s{n}", {"valkey_version": each} if each else {}) for n, each in enumerate(versions)]
-    with worker(*looks) as here:
-        assert say(Asker(), here, line) == said
+    healths = [health(f"s{n}", {"valkey_version": each} if each else {}) for n, each in enumerate(versions)]
+    with worker(*healths) as context:
+        assert say(Asker(), context, line) == said
 
 
 def test_the_last_save_is_that_of_the_shard_that_has_not_saved_for_longest() -> None:
-    with worker(look("s0", {"rdb_last_save_time": 30}), look("s1", {"rdb_last_save_time": 20})) as here:
-        assert say(Asker(), here, b"LASTSAVE") == b":20\r\n"
+    with worker(health("s0", {"rdb_last_save_time": 30}), health("s1", {"rdb_last_save_time": 20})) as context:
+        assert say(Asker(), context, b"LASTSAVE") == b":20\r\n"
 
 
-def test_resetstat_clears_the_numbers_of_all_workers_and_not_what_is_so_now(here: Here) -> None:
+def test_resetstat_clears_the_numbers_of_all_workers_and_not_what_is_so_now(context: Context) -> None:
     for index in range(2):
-        row = here.page.row(index)
+        row = context.page.row(index)
         row[INDEX["commands"]], row[INDEX["clients"]] = 5, 1
         row.release()
-    assert say(Asker(), here, b"CONFIG RESETSTAT") == b"+OK\r\n"
-    said = say(Asker(), here, b"INFO stats clients")
+    assert say(Asker(), context, b"CONFIG RESETSTAT") == b"+OK\r\n"
+    said = say(Asker(), context, b"INFO stats clients")
     assert b"total_commands_processed:0\r\n" in said
     assert b"connected_clients:2\r\n" in said
 
 
 def test_config_get_adds_up_the_memory_of_all_shards() -> None:
-    with worker(look("s0", {"maxmemory": 100}), look("s1", {"maxmemory": 50})) as here:
-        assert config(here, "maxmemory") == {b"maxmemory": b"150"}
+    with worker(health("s0", {"maxmemory": 100}), health("s1", {"maxmemory": 50})) as context:
+        assert config(context, "maxmemory") == {b"maxmemory": b"150"}
 
 
-def test_config_get_names_each_setting_once_however_often_it_matches(here: Here) -> None:
-    assert say(Asker(), here, b"CONFIG GET save s* *ave SAVE").startswith(b"*4\r\n$4\r\nsave\r\n")
+def test_config_get_names_each_setting_once_however_often_it_matches(context: Context) -> None:
+    assert say(Asker(), context, b"CONFIG GET save s* *ave SAVE").startswith(b"*4\r\n$4\r\nsave\r\n")
 
 
-def test_config_get_of_everything_names_only_settings_that_redis_has(server: Server, here: Here) -> None:
+def test_config_get_of_everything_names_only_settings_that_redis_has(server: Server, context: Context) -> None:
     theirs = decode(exchange(server.port, b"CONFIG GET *\r\n"))
     assert isinstance(theirs, list)
-    assert set(config(here, "*")) <= set(theirs[::2])
+    assert set(config(context, "*")) <= set(theirs[::2])
 
 
 @pytest.mark.parametrize(
     "line", [b"maxmemory 1", b"notify-keyspace-events E save x", b"save x notify-keyspace-events E"]
 )
-def test_config_set_of_anything_else_is_refused_with_the_reason_and_sets_nothing(here: Here, line: bytes) -> None:
+def test_config_set_of_anything_else_is_refused_with_the_reason_and_sets_nothing(context: Context, line: bytes) -> None:
     said = b"-ERR command 'config|set' is not served by this proxy: the proxy is configured by its own file, and each"
-    assert say(Asker(), here, b"CONFIG SET " + line) == said + b" server at that server\r\n"
-    assert here.settings.told == {}
+    assert say(Asker(), context, b"CONFIG SET " + line) == said + b" server at that server\r\n"
+    assert context.settings.told == {}
 
 
-def test_what_was_set_is_told_to_the_parent_in_one_spelling(here: Here) -> None:
+def test_what_was_set_is_told_to_the_parent_in_one_spelling(context: Context) -> None:
     told: list[Configured | Script | ScriptsFlushed] = []
-    here.tell = told.append
-    say(Asker(), here, b"CONFIG SET notify-keyspace-events xxE", b"CONFIG SET notify-keyspace-events y")
+    context.tell = told.append
+    say(Asker(), context, b"CONFIG SET notify-keyspace-events xxE", b"CONFIG SET notify-keyspace-events y")
     assert told == [Configured("notify-keyspace-events", "xE", 1)]
 
 
@@ -396,57 +400,57 @@ FIXED = FixedSetting("s1", "notify-keyspace-events", "xE")
 
 
 @pytest.mark.parametrize("flags", [b"Ex", b"xxE"])
-def test_what_is_fixed_may_be_set_to_the_same(here: Here, flags: bytes) -> None:
-    here.settings = Settings(1, {}, [FIXED])
-    assert say(Asker(), here, b"CONFIG SET notify-keyspace-events " + flags) == b"+OK\r\n"
+def test_what_is_fixed_may_be_set_to_the_same(context: Context, flags: bytes) -> None:
+    context.settings = Settings(1, {}, [FIXED])
+    assert say(Asker(), context, b"CONFIG SET notify-keyspace-events " + flags) == b"+OK\r\n"
 
 
-def test_what_is_fixed_cannot_be_set_to_anything_else(here: Here) -> None:
-    here.settings = Settings(1, {}, [FIXED])
-    assert say(Asker(), here, b"CONFIG SET notify-keyspace-events KEA") == (
+def test_what_is_fixed_cannot_be_set_to_anything_else(context: Context) -> None:
+    context.settings = Settings(1, {}, [FIXED])
+    assert say(Asker(), context, b"CONFIG SET notify-keyspace-events KEA") == (
         b"-ERR notify-keyspace-events of shard s1 is 'xE' by its parameter group, and cannot be set by CONFIG SET; "
         b"change it in the parameter group\r\n"
     )
-    assert here.settings.told == {}
+    assert context.settings.told == {}
 
 
-def test_while_it_is_not_known_whether_it_is_fixed_clients_shall_come_again(here: Here) -> None:
-    here.settings = Settings(1, {}, [FixedSetting("s1", "notify-keyspace-events", None)])
-    said = say(Asker(), here, b"CONFIG SET notify-keyspace-events Ex")
+def test_while_it_is_not_known_whether_it_is_fixed_clients_shall_come_again(context: Context) -> None:
+    context.settings = Settings(1, {}, [FixedSetting("s1", "notify-keyspace-events", None)])
+    said = say(Asker(), context, b"CONFIG SET notify-keyspace-events Ex")
     assert said.startswith(b"-TRYAGAIN notify-keyspace-events of shard s1: ")
     assert said.endswith(b", applied=no; retry later\r\n")
-    assert here.settings.told == {}
+    assert context.settings.told == {}
 
 
-def test_config_get_says_what_is_fixed_until_somebody_has_set_it(here: Here) -> None:
-    here.settings = Settings(1, {}, [FIXED])
-    assert config(here, "notify-keyspace-events") == {b"notify-keyspace-events": b"xE"}
-    here.settings = Settings(2, {"notify-keyspace-events": "AnKE"}, [FIXED])
-    assert config(here, "notify-keyspace-events") == {b"notify-keyspace-events": b"AKE"}
+def test_config_get_says_what_is_fixed_until_somebody_has_set_it(context: Context) -> None:
+    context.settings = Settings(1, {}, [FIXED])
+    assert config(context, "notify-keyspace-events") == {b"notify-keyspace-events": b"xE"}
+    context.settings = Settings(2, {"notify-keyspace-events": "AnKE"}, [FIXED])
+    assert config(context, "notify-keyspace-events") == {b"notify-keyspace-events": b"AKE"}
 
 
-def test_config_get_is_bounded(here: Here) -> None:
+def test_config_get_is_bounded(context: Context) -> None:
     many = encode([b"CONFIG", b"GET", *[b"*a*"] * 129])
     argv = decode(many)
     assert isinstance(argv, list)
-    said = local.answer(b"config|get", Asker(), argv, here)
+    said = local.answer(b"config|get", Asker(), argv, context)
     assert said == b"-ERR too many patterns for 'config|get' command: expected at most 128\r\n"
 
 
-def test_a_pattern_longer_than_any_name_matches_nothing(here: Here) -> None:
-    assert local.answer(b"config|get", Asker(), [b"CONFIG", b"GET", b"*" * 10_000_000], here) == b"*0\r\n"
+def test_a_pattern_longer_than_any_name_matches_nothing(context: Context) -> None:
+    assert local.answer(b"config|get", Asker(), [b"CONFIG", b"GET", b"*" * 10_000_000], context) == b"*0\r\n"
 
 
-def test_texts_for_people_are_verbatim_in_resp3(here: Here) -> None:
+def test_texts_for_people_are_verbatim_in_resp3(context: Context) -> None:
     for line in (b"INFO", b"LOLWUT", b"CLIENT INFO", b"CLIENT LIST"):
-        assert say(Asker(proto=3), here, line).startswith(b"=")
-        assert say(Asker(proto=2), here, line).startswith(b"$")
+        assert say(Asker(proto=3), context, line).startswith(b"=")
+        assert say(Asker(proto=2), context, line).startswith(b"$")
 
 
-def test_lolwut_ends_in_the_version(here: Here) -> None:
-    assert say(Asker(), here, b"LOLWUT VERSION 5").endswith(b"pyproxy ver. 1.2.3\n\r\n")
+def test_lolwut_ends_in_the_version(context: Context) -> None:
+    assert say(Asker(), context, b"LOLWUT VERSION 5").endswith(b"pyproxy ver. 1.2.3\n\r\n")
 
 
-def test_command_speaks_of_the_table_of_this_worker(here: Here) -> None:
-    here.table = {name: TABLE[name] for name in (b"get", b"command")}
-    assert say(Asker(), here, b"COMMAND COUNT") == b":2\r\n"
+def test_command_speaks_of_the_table_of_this_worker(context: Context) -> None:
+    context.table = {name: TABLE[name] for name in (b"get", b"command")}
+    assert say(Asker(), context, b"COMMAND COUNT") == b":2\r\n"

@@ -23,7 +23,7 @@ def alone() -> LaneAlone:
     return LaneAlone(2)
 
 
-class Front:
+class ShardRouter:
     """All that is looked at of the front of a shard."""
 
     def __init__(self, gate: ShardGate[Client]) -> None:
@@ -32,8 +32,8 @@ class Front:
 
 
 @pytest.fixture
-def front(gate: ShardGate[Client]) -> Front:
-    return Front(gate)
+def front(gate: ShardGate[Client]) -> ShardRouter:
+    return ShardRouter(gate)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_conversation_that_nobody_holds_is_found(alone: LaneAlone) -> None:
     client, _ = alone.client()
     client.converse(object())
     alone.lane.check()
-    client.talk = None
+    client.conversation = None
     with pytest.raises(Broken, match="it is parked for a conversation that it does not have"):
         alone.lane.check()
 
@@ -87,7 +87,7 @@ def test_a_backend_that_was_forgotten_with_requests_out_is_found(alone: LaneAlon
 
 
 def test_who_is_held_by_a_gate_that_does_not_know_of_it_is_found(
-    alone: LaneAlone, gate: ShardGate[Client], front: Front
+    alone: LaneAlone, gate: ShardGate[Client], front: ShardRouter
 ) -> None:
     client, _ = alone.client()
     gate.park(client, 10, 0.0)
@@ -98,7 +98,9 @@ def test_who_is_held_by_a_gate_that_does_not_know_of_it_is_found(
         alone.lane.check()
 
 
-def test_a_gate_that_counts_what_is_not_kept_is_found(alone: LaneAlone, gate: ShardGate[Client], front: Front) -> None:
+def test_a_gate_that_counts_what_is_not_kept_is_found(
+    alone: LaneAlone, gate: ShardGate[Client], front: ShardRouter
+) -> None:
     alone.links[0].backends[2, 0].guard(front, False, True)
     alone.lane.check()
     gate.keep(10)
@@ -107,7 +109,7 @@ def test_a_gate_that_counts_what_is_not_kept_is_found(alone: LaneAlone, gate: Sh
 
 
 def test_a_gate_that_holds_a_client_that_does_not_know_of_it_is_found(
-    alone: LaneAlone, gate: ShardGate[Client], front: Front
+    alone: LaneAlone, gate: ShardGate[Client], front: ShardRouter
 ) -> None:
     client, _ = alone.client()
     alone.links[0].backends[2, 0].guard(front, False, True)

@@ -12,18 +12,18 @@ from protocol import errors
 from protocol.table import TABLE
 from pyproxy.fleet import Fleet, Proxy
 from pyproxy.metrics import INDEX
-from pyproxy.worker.commands.context import Here
+from pyproxy.worker.commands.context import Context
 from pyproxy.worker.lane.lane import Backend, Client, Lane, Route
 from pyproxy.worker.lane.split import Assembly, ask, ask_on, execute, fan_out, relay
-from tests.e2e.rig import Keys, Talk, error
+from tests.e2e.rig import Connection, Keys, error
 from tests.pyproxy.worker.commands.asker import worker
 
 
 @pytest.fixture
-def talk(proxy10: Proxy) -> Iterator[Talk]:
-    with Talk(proxy10.port) as talk:
-        talk.ask("FLUSHALL")
-        yield talk
+def conversation(proxy10: Proxy) -> Iterator[Connection]:
+    with Connection(proxy10.port) as conversation:
+        conversation.ask("FLUSHALL")
+        yield conversation
 
 
 def calls(fleet: Fleet, command: str) -> int:
@@ -38,71 +38,73 @@ def calls(fleet: Fleet, command: str) -> int:
     return total
 
 
-def test_values_come_in_the_order_of_the_keys(talk: Talk) -> None:
+def test_values_come_in_the_order_of_the_keys(conversation: Connection) -> None:
     rng = random.Random(2)
     names = [f"k{number}" for number in range(300)]
-    talk.ask("MSET", *(word for name in names for word in (name, name.upper())))
+    conversation.ask("MSET", *(word for name in names for word in (name, name.upper())))
     asked = rng.choices([*names, "none"], k=700)  # duplicates and misses
-    assert talk.ask("MGET", *asked) == [name.upper().encode() if name != "none" else None for name in asked]
+    assert conversation.ask("MGET", *asked) == [name.upper().encode() if name != "none" else None for name in asked]
 
 
-def test_duplicates_count_as_often_as_they_are_named(talk: Talk) -> None:
-    talk.ask("MSET", "a", "1", "b", "2")
-    assert talk.ask("EXISTS", "a", "a", "b", "none") == 3
-    assert talk.ask("TOUCH", "a", "b", "a") == 3
-    assert talk.ask("DEL", "a", "a", "b") == 2
+def test_duplicates_count_as_often_as_they_are_named(conversation: Connection) -> None:
+    conversation.ask("MSET", "a", "1", "b", "2")
+    assert conversation.ask("EXISTS", "a", "a", "b", "none") == 3
+    assert conversation.ask("TOUCH", "a", "b", "a") == 3
+    assert conversation.ask("DEL", "a", "a", "b") == 2
 
 
-def test_the_last_of_two_values_for_a_key_wins(talk: Talk) -> None:
-    talk.ask("MSET", "a", "1", "b", "2", "a", "3")
-    assert talk.ask("MGET", "a", "b") == [b"3", b"2"]
+def test_the_last_of_two_values_for_a_key_wins(conversation: Connection) -> None:
+    conversation.ask("MSET", "a", "1", "b", "2", "a", "3")
+    assert conversation.ask("MGET", "a", "b") == [b"3", b"2"]
 
 
-def test_a_shard_gets_one_part_however_many_keys_are_its(talk: Talk, fleet10: Fleet, proxy10: Proxy) -> None:
+def test_a_shard_gets_one_part_however_many_keys_are_its(
+    conversation: Connection, fleet10: Fleet, proxy10: Proxy
+) -> None:
     keys = Keys(proxy10)
     before = calls(fleet10, "mget")
-    talk.ask("MGET", *keys.on(0, 50), *keys.on(1, 50), *keys.on(2, 50))
+    conversation.ask("MGET", *keys.on(0, 50), *keys.on(1, 50), *keys.on(2, 50))
     assert calls(fleet10, "mget") - before == 3
 
 
-def test_values_of_any_size_are_gathered(talk: Talk) -> None:
+def test_values_of_any_size_are_gathered(conversation: Connection) -> None:
     sizes = [0, 1, 15_000, 70_000, 1_000_000]
-    talk.ask("MSET", *(word for size in sizes for word in (f"s{size}", b"x" * size)))
-    assert talk.ask("MGET", *(f"s{size}" for size in sizes)) == [b"x" * size for size in sizes]
+    conversation.ask("MSET", *(word for size in sizes for word in (f"s{size}", b"x" * size)))
+    assert conversation.ask("MGET", *(f"s{size}" for size in sizes)) == [b"x" * size for size in sizes]
 
 
-def test_an_error_that_all_shards_give_is_passed_on_as_it_is(talk: Talk) -> None:
-    assert error(talk.ask("FLUSHDB", "NOW")) == "ERR syntax error"
+def test_an_error_that_all_shards_give_is_passed_on_as_it_is(conversation: Connection) -> None:
+    assert error(conversation.ask("FLUSHDB", "NOW")) == "ERR syntax error"
 
 
 def test_a_part_that_a_server_refuses_makes_the_whole_uncertain_and_names_the_shards(
-    talk: Talk, fleet10: Fleet, proxy10: Proxy
+    conversation: Connection, fleet10: Fleet, proxy10: Proxy
 ) -> None:
     """Rule: never a swallowed error, and for writes which shards may have applied their part."""
     keys, full = Keys(proxy10), fleet10.shards[4].primary
     full.ask("CONFIG", "SET", "maxmemory", "1")
     try:
-        said = error(talk.ask("MSET", keys.one(4), "v", keys.one(7), "w"))
+        said = error(conversation.ask("MSET", keys.one(4), "v", keys.one(7), "w"))
     finally:
         full.ask("CONFIG", "SET", "maxmemory", "0")
     names = [shard.name for shard in fleet10.shards]
     assert said.startswith(f"UNCERTAIN shard {names[4]}: OOM ")
     assert said.endswith(f"other shards may have applied their part: {names[7]}")
-    assert talk.ask("MGET", keys.one(4), keys.one(7)) == [None, b"w"]
+    assert conversation.ask("MGET", keys.one(4), keys.one(7)) == [None, b"w"]
 
 
 def test_resp3_clients_get_resp3_nulls(proxy10: Proxy) -> None:
-    with Talk(proxy10.port) as talk:
-        talk.send(["HELLO", 3])
-        talk.read()
-        talk.socket.sendall(b"*3\r\n$4\r\nMGET\r\n$6\r\nnone:1\r\n$6\r\nnone:2\r\n")
-        assert talk.socket.recv(100) == b"*2\r\n_\r\n_\r\n"
+    with Connection(proxy10.port) as conversation:
+        conversation.send(["HELLO", 3])
+        conversation.read()
+        conversation.socket.sendall(b"*3\r\n$4\r\nMGET\r\n$6\r\nnone:1\r\n$6\r\nnone:2\r\n")
+        assert conversation.socket.recv(100) == b"*2\r\n_\r\n_\r\n"
 
 
-def nobody(here: Here) -> tuple[Lane, Client, Route]:
+def nobody(context: Context) -> tuple[Lane, Client, Route]:
     """A client that is not connected, in a lane without shards."""
     row = memoryview(array("q", [0] * len(INDEX)))
-    lane = Lane(asyncio.new_event_loop(), lambda *_: None, row, here.setup.config, 0, 1)
+    lane = Lane(asyncio.new_event_loop(), lambda *_: None, row, context.setup.config, 0, 1)
     client = Client(lane)
     client.switch(3, 0)
     return lane, client, Route(TABLE[b"ping"])
@@ -110,8 +112,8 @@ def nobody(here: Here) -> tuple[Lane, Client, Route]:
 
 def test_what_does_not_know_how_often_it_is_answered_cannot_be_sent() -> None:
     """Rule: whoever expects n answers has sent exactly n requests. Bare bytes may be any number of them."""
-    with worker(shards=1) as here:
-        lane, client, route = nobody(here)
+    with worker(shards=1) as context:
+        lane, client, route = nobody(context)
         backend = Backend(lane, None, 0, 2, 0)
         frame: Any = b"*1\r\n$4\r\nPING\r\n"
         ways: list[Callable[[], object]] = [
@@ -129,8 +131,8 @@ def test_what_does_not_know_how_often_it_is_answered_cannot_be_sent() -> None:
 
 
 def test_who_asks_nobody_is_told_so_as_nobody_would_answer() -> None:
-    with worker(shards=1) as here:
-        _, client, route = nobody(here)
+    with worker(shards=1) as context:
+        _, client, route = nobody(context)
         with pytest.raises(ValueError, match="nobody would ever answer"):
             ask(client, route, {}, False, False, print)
         with pytest.raises(ValueError, match="nobody would ever answer"):
@@ -138,8 +140,8 @@ def test_who_asks_nobody_is_told_so_as_nobody_would_answer() -> None:
 
 
 def test_the_answers_to_very_many_commands_are_put_together_in_several_turns() -> None:
-    with worker(shards=2) as here:
-        lane, _, _ = nobody(here)
+    with worker(shards=2) as context:
+        lane, _, _ = nobody(context)
         count = 1_000_000  # no machine does that within one slice
         frames: list[bytes | None] = [
             b"*%d\r\n" % count + b"".join(b":%d\r\n" % number for number in range(shard, 2 * count, 2))
@@ -165,8 +167,8 @@ def test_the_answers_to_very_many_commands_are_put_together_in_several_turns() -
 def test_answers_that_are_more_or_fewer_than_the_commands_are_an_error(
     commands: list[Any], frames: list[bytes | None]
 ) -> None:
-    with worker(shards=2) as here:
-        lane, _, _ = nobody(here)
+    with worker(shards=2) as context:
+        lane, _, _ = nobody(context)
         assembly = Assembly(lane, commands, frames)
         assert assembly.step()
         assert assembly.reply == errors.unexpected_part(b"exec")

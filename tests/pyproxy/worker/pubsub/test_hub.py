@@ -19,7 +19,7 @@ from pyproxy.messages import Gate
 from pyproxy.shard_map import Node, Shard
 from pyproxy.slices import BATCH, PARTS, Slices
 from pyproxy.worker.pubsub.hub import Hub
-from pyproxy.worker.pubsub.registry import Register, Sort
+from pyproxy.worker.pubsub.registry import Registry, Sort
 from pyproxy.worker.pubsub.wanted import Wanted
 from tests.waiting import until
 
@@ -47,7 +47,7 @@ class Client:
         self.charged = 0
         self._turn = turn
 
-    def converse(self, talk: object) -> None:
+    def converse(self, conversation: object) -> None:
         self.commands += 1
 
     def answer(self, reply: bytes) -> None:
@@ -81,7 +81,7 @@ class Turn:
             asyncio.get_running_loop().call_soon(self._next)
 
 
-class Counting(Register[Any]):
+class Counting(Registry[Any]):
     """A register that says how often it is written to in a turn."""
 
     def __init__(self, turn: Turn) -> None:
@@ -187,29 +187,29 @@ NAMES = [b"slice:%d" % number for number in range(MANY)]
 BOUND = 2 * PARTS + 4 * BATCH  # what is left of the share of one turn, and that of the next, and the last step of each
 
 
-async def unsubscribes(here: World, client: Client) -> None:
-    here.ask(client, b"UNSUBSCRIBE")
-    await here.answered(client, 2)
+async def unsubscribes(context: World, client: Client) -> None:
+    context.ask(client, b"UNSUBSCRIBE")
+    await context.answered(client, 2)
     assert b"".join(client.heard).count(b"$11\r\nunsubscribe\r\n") == MANY
     assert client.charged == 0
 
 
-async def resets(here: World, client: Client) -> None:
-    assert here.hub.reset(client, lambda: b"+RESET\r\n") is None  # type: ignore[arg-type]
-    await here.answered(client, 2)
+async def resets(context: World, client: Client) -> None:
+    assert context.hub.reset(client, lambda: b"+RESET\r\n") is None  # type: ignore[arg-type]
+    await context.answered(client, 2)
     assert client.replies == [b"", b"+RESET\r\n"]
     assert client.charged == 0
 
 
-async def leaves(here: World, client: Client) -> None:
+async def leaves(context: World, client: Client) -> None:
     client.subscriber.left()
 
 
-async def is_left_by_the_servers(here: World, client: Client) -> None:
-    for shard in here.fleet.shards:
+async def is_left_by_the_servers(context: World, client: Client) -> None:
+    for shard in context.fleet.shards:
         shard.primary.ask("CLIENT", "KILL", "TYPE", "pubsub")
-    await until("the loss", lambda: here.hub.connections == 0, lambda: here.hub.connections)
-    await here.at_the_servers(MANY)
+    await until("the loss", lambda: context.hub.connections == 0, lambda: context.hub.connections)
+    await context.at_the_servers(MANY)
     client.subscriber.left()
 
 
@@ -218,113 +218,115 @@ async def is_left_by_the_servers(here: World, client: Client) -> None:
 async def test_no_turn_does_more_than_its_share_for_a_client_with_very_many_channels(
     fleet3: Fleet, end: Callable[[World, Client], Coroutine[Any, Any, None]], alone: bool
 ) -> None:
-    async with world(fleet3, alone=alone, others_know=True) as here:
-        client = here.client()
-        here.ask(client, b"SUBSCRIBE", *NAMES)
-        await here.answered(client, 1)
+    async with world(fleet3, alone=alone, others_know=True) as context:
+        client = context.client()
+        context.ask(client, b"SUBSCRIBE", *NAMES)
+        await context.answered(client, 1)
         assert b"".join(client.heard).count(b"$9\r\nsubscribe\r\n") == MANY
-        await here.at_the_servers(MANY)
-        await end(here, client)
-        await until("nothing", lambda: not here.register.names(Sort.CHANNEL), lambda: here.register.total(Sort.CHANNEL))
-        await here.at_the_servers(0)
-        assert 0 < here.turn.most <= BOUND
+        await context.at_the_servers(MANY)
+        await end(context, client)
+        await until(
+            "nothing", lambda: not context.register.names(Sort.CHANNEL), lambda: context.register.total(Sort.CHANNEL)
+        )
+        await context.at_the_servers(0)
+        assert 0 < context.turn.most <= BOUND
 
 
 async def test_a_message_for_very_many_clients_is_handed_out_in_slices_and_in_order(fleet3: Fleet) -> None:
-    async with world(fleet3) as here:
-        clients = [here.client() for _ in range(MANY)]
+    async with world(fleet3) as context:
+        clients = [context.client() for _ in range(MANY)]
         for client in clients:
-            here.ask(client, b"SUBSCRIBE", b"all")
+            context.ask(client, b"SUBSCRIBE", b"all")
         for client in clients:
-            await here.answered(client, 1)
+            await context.answered(client, 1)
         for text in ("one", "two"):
-            here.fleet.shards[0].primary.ask("PUBLISH", "all", text)
+            context.fleet.shards[0].primary.ask("PUBLISH", "all", text)
         await until("both", lambda: len(clients[-1].heard) == 3, lambda: clients[-1].heard)
         for client in clients:
             assert [b"one" in client.heard[1], b"two" in client.heard[2]] == [True, True]
-        assert 0 < here.turn.most <= BOUND
+        assert 0 < context.turn.most <= BOUND
 
 
 async def test_what_a_server_had_sent_before_another_takes_its_place_is_heard_however_late_the_worker_is(
     fleet3: Fleet,
 ) -> None:
     """The loop does not run while it is published, so nothing of it was read when the primary is another."""
-    async with world(fleet3) as here:
-        client = here.client()
-        here.ask(client, b"SUBSCRIBE", b"late")
-        await here.answered(client, 1)
-        server = here.fleet.shards[1].primary
+    async with world(fleet3) as context:
+        client = context.client()
+        context.ask(client, b"SUBSCRIBE", b"late")
+        await context.answered(client, 1)
+        server = context.fleet.shards[1].primary
         server.ask("EVAL", "for i = 1, 3000 do redis.call('publish', 'late', i) end return 1", "0")
-        here.face(2)
+        context.face(2)
 
         def heard() -> int:
             return sum(b"message" in frame for frame in client.heard)
 
         await until("all messages", lambda: heard() == 3000, heard)
-        await until("the new primaries", lambda: not here.hub.deaf, lambda: here.hub.deaf)
+        await until("the new primaries", lambda: not context.hub.deaf, lambda: context.hub.deaf)
         server.ask("PUBLISH", "late", "new")
         await until("one more", lambda: heard() == 3001, heard)
 
 
 async def test_a_small_subscription_is_confirmed_before_a_large_one_that_came_earlier(fleet3: Fleet) -> None:
-    async with world(fleet3) as here:
-        large, small = here.client(), here.client()
-        here.ask(large, b"SUBSCRIBE", *NAMES)
-        here.ask(small, b"SUBSCRIBE", NAMES[0])
-        await here.answered(small, 1)
+    async with world(fleet3) as context:
+        large, small = context.client(), context.client()
+        context.ask(large, b"SUBSCRIBE", *NAMES)
+        context.ask(small, b"SUBSCRIBE", NAMES[0])
+        await context.answered(small, 1)
         assert large.replies == []
-        await here.answered(large, 1)
+        await context.answered(large, 1)
 
 
 # --- the other workers ------------------------------------------------------------------------------------------------
 
 
 async def test_a_subscription_is_confirmed_when_the_other_workers_know_of_it(fleet3: Fleet) -> None:
-    async with world(fleet3, alone=False) as here:
-        client, witness = here.client(), here.client()
-        here.others_know = True
-        here.ask(witness, b"SUBSCRIBE", b"a")
-        await here.answered(witness, 1)
-        here.others_know = False
-        here.ask(client, b"SUBSCRIBE", b"a", b"b")
-        await until("the numbers", lambda: here.register.changes == 3, lambda: here.register.changes)
-        assert here.register.count(Sort.CHANNEL, b"a") == 2
-        number = here.register.news().number
-        here.hub.known(number - 1)
-        here.fleet.shards[1].primary.ask("PUBLISH", "a", "early")
+    async with world(fleet3, alone=False) as context:
+        client, witness = context.client(), context.client()
+        context.others_know = True
+        context.ask(witness, b"SUBSCRIBE", b"a")
+        await context.answered(witness, 1)
+        context.others_know = False
+        context.ask(client, b"SUBSCRIBE", b"a", b"b")
+        await until("the numbers", lambda: context.register.changes == 3, lambda: context.register.changes)
+        assert context.register.count(Sort.CHANNEL, b"a") == 2
+        number = context.register.news().number
+        context.hub.known(number - 1)
+        context.fleet.shards[1].primary.ask("PUBLISH", "a", "early")
         await until("the message", lambda: b"early" in witness.heard[-1], lambda: witness.heard)
         assert client.heard == []
-        here.hub.known(number)
-        await here.answered(client, 1)
+        context.hub.known(number)
+        await context.answered(client, 1)
         confirmed, message = client.heard
         assert confirmed.count(b"$9\r\nsubscribe\r\n") == 2
         assert b"early" in message
-        here.ask(client, b"SUBSCRIBE", b"a")
-        await here.answered(client, 2)
+        context.ask(client, b"SUBSCRIBE", b"a")
+        await context.answered(client, 2)
 
 
 async def test_other_workers_that_do_not_answer_are_waited_for_once_and_again_when_they_do(fleet3: Fleet) -> None:
-    async with world(fleet3, alone=False) as here:
-        began, clients = time.monotonic(), [here.client() for _ in range(3)]
+    async with world(fleet3, alone=False) as context:
+        began, clients = time.monotonic(), [context.client() for _ in range(3)]
         now = began
 
         async def counted(client: Client, name: bytes) -> int:
-            before = here.register.changes
-            here.ask(client, b"SUBSCRIBE", name)
-            await until("the number", lambda: here.register.changes > before, lambda: here.register.changes)
-            return here.register.news().number
+            before = context.register.changes
+            context.ask(client, b"SUBSCRIBE", name)
+            await until("the number", lambda: context.register.changes > before, lambda: context.register.changes)
+            return context.register.news().number
 
         await counted(clients[0], b"a")
         while not clients[0].replies and now < began + 100 * PATIENT.reply_s:
             now += 0.02
-            here.hub.tick(now)
+            context.hub.tick(now)
             await asyncio.sleep(0)
         assert clients[0].replies and now > began + PATIENT.reply_s / 2
         late = await counted(clients[1], b"b")
-        await here.answered(clients[1], 1)
-        here.hub.known(late)
+        await context.answered(clients[1], 1)
+        context.hub.known(late)
         await counted(clients[2], b"c")
         for _ in range(10):
-            here.hub.tick(now)
+            context.hub.tick(now)
             await asyncio.sleep(0)
         assert clients[2].replies == []

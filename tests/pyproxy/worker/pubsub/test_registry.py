@@ -9,7 +9,7 @@ from pyproxy.worker.pubsub.registry import (
     BATCH_BYTES,
     BATCH_NAMES,
     NAME_BYTES,
-    Register,
+    Registry,
     Sort,
     Subscriber,
     confirmed,
@@ -17,15 +17,15 @@ from pyproxy.worker.pubsub.registry import (
 )
 
 
-def register(**patterns: str) -> Register[str]:
+def register(**patterns: str) -> Registry[str]:
     """With these patterns, by client."""
-    made: Register[str] = Register()
+    made: Registry[str] = Registry()
     for client, pattern in patterns.items():
         made.add(Sort.PATTERN, pattern.encode(), client)
     return made
 
 
-def hear(made: Register[str], said: Subscribers) -> None:
+def hear(made: Registry[str], said: Subscribers) -> None:
     """To its end."""
     assert all(parts <= BATCH for parts in made.hear(said))
 

@@ -7,7 +7,7 @@ import pytest
 
 from pyproxy import messages
 from pyproxy.config import Promotion
-from pyproxy.messages import NodeLook, ShardLook
+from pyproxy.messages import NodeHealth, ShardHealth
 from pyproxy.shard_map import Node
 from pyproxy.worker.shard.gate import CONFIRM_S, Gate, Holds
 
@@ -43,9 +43,9 @@ def why(gate: Gate[Waiting], now: float = NOW) -> str | None:
     return reason.why if reason else None
 
 
-def answered(at: float) -> ShardLook:
-    node = NodeLook(str(PRIMARY), True, "", at=at, answered_at=at, role="master")
-    return ShardLook("s1", str(PRIMARY), True, "", {}, {}, "", at, nodes=(node,))
+def answered(at: float) -> ShardHealth:
+    node = NodeHealth(str(PRIMARY), True, "", at=at, answered_at=at, role="master")
+    return ShardHealth("s1", str(PRIMARY), True, "", {}, {}, "", at, nodes=(node,))
 
 
 # --- what closes it ---------------------------------------------------------------------------------------------------
@@ -82,9 +82,9 @@ def test_while_nobody_answers_nothing_is_held_until_a_probe_is_answered_later() 
     it = gate()
     it.own.stalled_at = NOW
     assert not holds(it)
-    it.look(answered(NOW - 0.1))
+    it.observe(answered(NOW - 0.1))
     assert why(it, NOW + 1) == "does not answer"
-    it.look(answered(NOW + 0.1))
+    it.observe(answered(NOW + 0.1))
     assert why(it, NOW + 1) is None
 
 
@@ -94,9 +94,9 @@ def test_a_refusal_closes_it_for_as_long_as_a_promotion_takes_unless_the_parent_
     assert why(it, NOW + 1.9) == "answered -READONLY"
     assert why(it, NOW + 2.0) is None
     it.refused("READONLY", NOW)
-    it.look(answered(NOW - 0.1))
+    it.observe(answered(NOW - 0.1))
     assert why(it) == "answered -READONLY"
-    it.look(answered(NOW + 0.1))
+    it.observe(answered(NOW + 0.1))
     assert why(it) is None
     it.refused("READONLY", NOW)
     it.tell(messages.Gate("s1", 1), Node("127.0.0.1", 7002), True, NOW)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from pyproxy.worker.shard.pool import Share, Turn, Unlendable
+from pyproxy.worker.shard.pool import NoLease, Share, Turn
 from tests.waiting import until
 
 LONG_S = 20.0
@@ -24,7 +24,7 @@ class Waiter:
         self.began = True
         try:
             self.got.append(await share.wait(self.turn, wait_s))
-        except Unlendable as exc:
+        except NoLease as exc:
             self.got.append(exc.line)
 
     async def ended(self) -> list[object]:

@@ -23,7 +23,7 @@ from pyproxy.control.failover.promoters import (
     replication_groups,
 )
 from pyproxy.fleet import HOST, VARIABLE, Fleet, FleetError, Server, reserve_port
-from pyproxy.messages import NodeLook
+from pyproxy.messages import NodeHealth
 from pyproxy.shard_map import Node
 from tests.certificates import Authority
 from tests.elasticache import FakeElastiCache, Fault, Refusal, admin, options, pretend_credentials
@@ -117,9 +117,9 @@ def node(aws: FakeElastiCache, cluster: str) -> Node:
 
 
 def case(aws: FakeElastiCache, candidate: str = SECOND, primary: str = FIRST, epoch: int = 2) -> Case:
-    looks = {each: NodeLook(str(node(aws, each))) for each in aws.group.members}
-    others = tuple(look for each, look in looks.items() if each not in (candidate, primary))
-    return Case("s0", epoch, looks[primary], looks[candidate], others)
+    healths = {each: NodeHealth(str(node(aws, each))) for each in aws.group.members}
+    others = tuple(health for each, health in healths.items() if each not in (candidate, primary))
+    return Case("s0", epoch, healths[primary], healths[candidate], others)
 
 
 def role(server: Server) -> bytes:
@@ -532,7 +532,7 @@ async def test_the_old_primary_that_aws_still_names_is_believed_only_where_the_n
 
 
 async def test_a_candidate_that_aws_does_not_know_is_not_asked_for(aws: FakeElastiCache) -> None:
-    strange = Case("s0", 2, case(aws).primary, NodeLook("10.0.0.1:6379"), ())
+    strange = Case("s0", 2, case(aws).primary, NodeHealth("10.0.0.1:6379"), ())
     async with following(aws) as proxy:
         failed = await refused(proxy.promoter, strange)
         assert str(failed) == "aws knows no 10.0.0.1:6379 in the replication group"

@@ -3,7 +3,7 @@ import pytest
 from pyproxy.access import Access
 from pyproxy.config import BackendAccess, Config
 from pyproxy.control.failover.promoters import Case, PromotionFailed, make
-from pyproxy.messages import NodeLook
+from pyproxy.messages import NodeHealth
 
 CONFIG = Config.parse(b"""
 [[shards]]
@@ -16,7 +16,7 @@ slots = ["0-16383"]
 
 async def test_by_default_nobody_promotes() -> None:
     promoter = make(CONFIG.shards[0], CONFIG, Access(BackendAccess()), lambda announcement: None)
-    primary, candidate = NodeLook("127.0.0.1:1", role="master"), NodeLook("127.0.0.1:2", role="slave")
+    primary, candidate = NodeHealth("127.0.0.1:1", role="master"), NodeHealth("127.0.0.1:2", role="slave")
     case = Case("s0", 1, primary, candidate, ())
     assert not promoter.acts
     assert not promoter.is_authority

@@ -18,9 +18,9 @@ from pyproxy.access import Access
 from pyproxy.config import BackendAccess, Config
 from pyproxy.control.failover.promoters import Case, Promoter, PromotionFailed, make
 from pyproxy.control.health.busy import Stretches
-from pyproxy.control.health.node_monitor import NodeWatch
+from pyproxy.control.health.node_monitor import NodeMonitor
 from pyproxy.fleet import HOST, Fleet, Server, ask
-from pyproxy.messages import NodeLook
+from pyproxy.messages import NodeHealth
 from pyproxy.shard_map import Node
 from tests.faults import End, Hop, Way
 from tests.waiting import until
@@ -55,21 +55,21 @@ def promoter_for(fleet: Fleet, **options: bool | float) -> Promoter:
     return make(config.shards[0], config, PLAIN, lambda announcement: None)
 
 
-async def look(address: str) -> NodeLook:
-    watch = NodeWatch("s0", Node.parse(address), PLAIN, Stretches(), "", b"")
-    await watch.look_once()
-    watch.close()
-    assert watch.look.reachable, watch.look.error
-    return watch.look
+async def health(address: str) -> NodeHealth:
+    monitor = NodeMonitor("s0", Node.parse(address), PLAIN, Stretches(), "", b"")
+    await monitor.check_once()
+    monitor.close()
+    assert monitor.health.reachable, monitor.health.error
+    return monitor.health
 
 
 async def case_of(primary: Server, candidate: str, *others: Server) -> Case:
     """As it is seen now."""
-    looks = [await look(each.address) for each in others]
-    return Case("s0", 1, await look(primary.address), await look(candidate), tuple(looks))
+    healths = [await health(each.address) for each in others]
+    return Case("s0", 1, await health(primary.address), await health(candidate), tuple(healths))
 
 
-async def case_where(so: Callable[[NodeLook], bool], primary: Server, candidate: Server) -> Case:
+async def case_where(so: Callable[[NodeHealth], bool], primary: Server, candidate: Server) -> Case:
     """As it is seen once this is so of the candidate."""
     deadline = time.monotonic() + 20.0
     while not so((case := await case_of(primary, candidate.address)).candidate):
@@ -80,12 +80,12 @@ async def case_where(so: Callable[[NodeLook], bool], primary: Server, candidate:
 
 async def in_step(replica: Server, primary: Server) -> None:
     """Wait until the replica follows this primary and has all of it."""
-    master: NodeLook | None = None
-    slave: NodeLook | None = None
+    master: NodeHealth | None = None
+    slave: NodeHealth | None = None
 
     async def seen() -> bool:
         nonlocal master, slave
-        master, slave = await look(primary.address), await look(replica.address)
+        master, slave = await health(primary.address), await health(replica.address)
         return (slave.master, slave.link, slave.replid) == (primary.address, "up", master.replid) and (
             slave.offset >= master.offset
         )
@@ -191,8 +191,8 @@ async def test_what_is_the_primary_already_is_not_promoted_again_but_the_others_
 
 async def later(case: Case, candidate: Server, *others: Server) -> Case:
     """The same case, as somebody sees it who comes later."""
-    looks = [await look(each.address) for each in others]
-    return Case("s0", 1, case.primary, await look(candidate.address), tuple(looks))
+    healths = [await health(each.address) for each in others]
+    return Case("s0", 1, case.primary, await health(candidate.address), tuple(healths))
 
 
 async def test_a_promotion_whose_reply_is_lost_is_a_success_and_is_not_repeated(
@@ -326,7 +326,7 @@ async def test_an_old_primary_that_only_slept_takes_no_write_and_follows_once_it
     assert role(primary) == b"master"
     with pytest.raises(TimeoutError):  # its writes are paused
         ask(primary.port, "SET", "key", "lost", timeout=0.5)
-    await promoter.tidy(await look(candidate.address), [await look(primary.address)])
+    await promoter.tidy(await health(candidate.address), [await health(primary.address)])
     candidate.ask("SET", "key", "kept")
     await in_step(primary, candidate)
     assert primary.ask("GET", "key") == b"kept"
@@ -546,7 +546,7 @@ async def test_a_returned_primary_is_made_a_replica_and_its_own_data_is_gone(
     candidate.ask("SET", "key", "value")
     primary.ask("CLIENT", "UNPAUSE")
     primary.ask("SET", "diverged", "value")
-    now, stray = await look(candidate.address), await look(primary.address)
+    now, stray = await health(candidate.address), await health(primary.address)
     logged()
     with socket.create_connection((HOST, primary.port), timeout=5.0) as client:
         client.sendall(b"PING\r\n")
@@ -563,7 +563,7 @@ async def test_a_replica_of_a_replica_is_made_one_of_the_primary(
     fleet: Fleet, primary: Server, candidate: Server, other: Server, logged: Logged
 ) -> None:
     other.ask("REPLICAOF", HOST, candidate.port)
-    now, stray = await look(primary.address), await look(other.address)
+    now, stray = await health(primary.address), await health(other.address)
     logged()
     await promoter_for(fleet).tidy(now, [stray])
     assert logged() == ["+fix-slave-config"]
@@ -573,7 +573,7 @@ async def test_a_replica_of_a_replica_is_made_one_of_the_primary(
 async def test_a_replica_that_follows_the_primary_is_left_alone(
     fleet: Fleet, primary: Server, candidate: Server, other: Server, logged: Logged
 ) -> None:
-    now, *replicas = [await look(each.address) for each in (primary, candidate, other)]
+    now, *replicas = [await health(each.address) for each in (primary, candidate, other)]
     syncs = full_syncs(primary)
     logged()
     await promoter_for(fleet).tidy(now, replicas)
@@ -587,14 +587,14 @@ async def test_nobody_is_made_a_replica_of_what_is_not_the_primary_that_was_seen
     fleet: Fleet, primary: Server, candidate: Server, other: Server, what: str
 ) -> None:
     await make_diverge(other)
-    seen = await look(primary.address)
+    seen = await health(primary.address)
     if what == "is a replica":
         primary.ask("REPLICAOF", HOST, candidate.port)
     else:
         primary.kill()
     if what == "restarted":
         primary.start()
-    await promoter_for(fleet).tidy(seen, [await look(other.address)])
+    await promoter_for(fleet).tidy(seen, [await health(other.address)])
     assert (role(other), other.ask("GET", "mine")) == (b"master", b"alone")
 
 
@@ -603,7 +603,7 @@ async def test_a_server_that_cannot_be_tidied_is_said_once_and_is_tidied_when_it
 ) -> None:
     promoter = promoter_for(fleet)
     await make_diverge(candidate)
-    now, stray = await look(primary.address), await look(candidate.address)
+    now, stray = await health(primary.address), await health(candidate.address)
     candidate.ask("ACL", "SETUSER", "default", "-replicaof")
     logged()
     for _ in range(3):
@@ -626,7 +626,7 @@ async def test_where_another_proxy_promotes_this_one_touches_no_server(
     assert not follower.acts
     assert promoter_for(fleet).acts
     await make_diverge(other)
-    await follower.tidy(await look(primary.address), [await look(other.address)])
+    await follower.tidy(await health(primary.address), [await health(other.address)])
     with pytest.raises(PromotionFailed) as failed:
         await follower.promote(await case_of(primary, candidate.address))
     assert not failed.value.again

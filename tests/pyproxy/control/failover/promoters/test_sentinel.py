@@ -17,9 +17,9 @@ from pyproxy.config import Config
 from pyproxy.control.failover import promoters
 from pyproxy.control.failover.promoters import Announcement, Case, Promoter, PromotionFailed, sentinel
 from pyproxy.fleet import HOST, Fleet, Sentinel, Sentinels, Server, ask, reserve_port
-from pyproxy.messages import NodeLook
+from pyproxy.messages import NodeHealth
 from pyproxy.shard_map import Node, format_slots, split_slots
-from tests.e2e.rig import Talk, error
+from tests.e2e.rig import Connection, error
 from tests.faults import Hop
 from tests.waiting import until
 
@@ -401,8 +401,8 @@ async def test_the_end_of_one_shard_leaves_the_others_followed(three: list[Scrip
 
 
 def case(config: Config, candidate: Node, named: bool = False) -> Case:
-    primary = NodeLook(str(config.shards[0].primary))
-    return Case("s0", 2, primary, NodeLook(str(candidate)), (), named)
+    primary = NodeHealth(str(config.shards[0].primary))
+    return Case("s0", 2, primary, NodeHealth(str(candidate)), (), named)
 
 
 async def test_nobody_is_promoted_here(three: list[Scripted]) -> None:
@@ -541,11 +541,11 @@ async def test_a_planned_promotion_loses_nothing_and_takes_the_choice_of_the_sen
         async with following_real(fleet, sentinels.addresses) as seen:
             await seen.announces((primary.port, 0))
             promoter = seen.promoters[0]
-            look = NodeLook(primary.address)
+            health = NodeHealth(primary.address)
             refused = []
             for replica in replicas:
                 try:
-                    await promoter.hand_over(Case("s0", 1, look, NodeLook(replica.address), (), named=True))
+                    await promoter.hand_over(Case("s0", 1, health, NodeHealth(replica.address), (), named=True))
                 except PromotionFailed as failed:
                     refused.append((replica, failed))
             ((other, why),) = refused
@@ -565,8 +565,8 @@ async def test_sentinels_that_know_no_coordinated_failover_hand_over_while_write
         hop.answer(b"COORDINATED", b"-ERR wrong number of arguments for 'sentinel|failover' command\r\n")
         async with following_real(fleet, [hop.address, *sentinels.addresses[1:]]) as seen:
             await seen.announces((primary.port, 0))
-            looks = [NodeLook(each.address, reachable=True, role="slave") for each in replicas]
-            handing = seen.promoters[0].hand_over(Case("s0", 1, NodeLook(primary.address), looks[0], (looks[1],)))
+            healths = [NodeHealth(each.address, reachable=True, role="slave") for each in replicas]
+            handing = seen.promoters[0].hand_over(Case("s0", 1, NodeHealth(primary.address), healths[0], (healths[1],)))
             primary.ask("SET", "number", 0)
             writing = asyncio.to_thread(write_until_refused, primary)
             _, (written, refusal) = await asyncio.gather(handing, writing)
@@ -578,9 +578,9 @@ async def test_sentinels_that_know_no_coordinated_failover_hand_over_while_write
 
 def write_until_refused(server: Server) -> tuple[int, str]:
     """The last number that the server took, and how it refused the next."""
-    with Talk(server.port) as talk:
+    with Connection(server.port) as conn:
         for number in range(1, 1_000_000):
-            answer = talk.ask("SET", "number", number)
+            answer = conn.ask("SET", "number", number)
             if answer != b"OK":
                 return number - 1, error(answer)
     raise AssertionError("it took them all")
