@@ -58,7 +58,8 @@ class Late:
 
     def _serve(self, client: socket.socket) -> None:
         requests, replies = Requests(), Replies(True)
-        with client, socket.create_connection((HOST, self._server_port), ENOUGH_S) as server:
+        server = socket.create_connection((HOST, self._server_port), ENOUGH_S)
+        with contextlib.suppress(ConnectionResetError), client, server:  # a connection that is given up is reset
             while data := client.recv(1 << 16):
                 owed = len(requests.feed(data))
                 server.sendall(data)

@@ -109,6 +109,8 @@ def healed(fleet: Fleet, status: Status) -> Iterator[Fleet]:
         if not server.running:
             server.start()
     status.wait_for("/shards", 200)
+    with Connection(status.proxy.port) as conn:
+        wait_for_info(conn, "its shards to be back", lambda info: info["shards_down"] == "0")
 
 
 def seconds(got: Got) -> int:
