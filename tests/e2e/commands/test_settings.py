@@ -9,7 +9,7 @@ import pytest
 
 from pyproxy.fleet import Fleet, Proxy, Server, Table, reserve_port, wait_until
 from tests.e2e.process.test_status import Status
-from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, error, proxy_info
+from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, error, proxy_info, wait_for_line
 from tests.processes import command_line, family
 
 NAME = "notify-keyspace-events"
@@ -157,6 +157,7 @@ def test_a_promoted_primary_has_it_and_publishes(fleet: Fleet) -> None:
         for replica in live.replicas:
             replica.ask("CONFIG", "SET", NAME, "")
         live.primary.kill()
+        wait_for_line(proxy, r"\+link-lost ")  # one that is out when it dies is -UNCERTAIN
         assert conn.ask("SET", key, "after") == b"OK"
         promoted = next(each for each in live.replicas if each.says_master())
         wait_set([promoted], b"$E", proxy)
