@@ -10,7 +10,8 @@ import hypothesis
 import pytest
 import uvloop
 
-from pyproxy.fleet import Fleet, Proxy, Server
+from pyproxy.fleet import VARIABLE, Fleet, Proxy, Server
+from tests.selection import E2E, NO_SERVER, starts_servers
 
 # The same examples in every run: a failure is seen again, by everybody.
 hypothesis.settings.register_profile("house", derandomize=True, deadline=None)
@@ -19,6 +20,25 @@ hypothesis.settings.load_profile("house")
 
 # Every proxy of every test is watched for answers that are out of step.
 Proxy.always = {"canary": True}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as `servers` what starts real servers: all of tests/e2e, and whatever reaches what starts them.
+
+    `./run test --fast` is without them.
+    """
+    for item in items:
+        if E2E in item.path.parents or (isinstance(item, pytest.Function) and starts_servers(item)):
+            item.add_marker("servers")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """While a test runs that is not marked there is no server to start: one that was not seen to start any fails."""
+    with pytest.MonkeyPatch.context() as patch:
+        if item.get_closest_marker("servers") is None:
+            patch.setenv(VARIABLE, NO_SERVER)
+        return (yield)
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, object]:

@@ -64,6 +64,7 @@ def test_without_a_new_python_it_says_which_it_needs(checkout: Path, python: str
     assert run(checkout, "demo", PYTHON=python) == (1, problem)
 
 
+@pytest.mark.slow
 def test_when_pip_fails_its_words_are_shown(checkout: Path) -> None:
     (checkout / "requirements.lock").write_text("this is no requirement\n")
     status, said = run(checkout, "demo")
@@ -73,6 +74,7 @@ def test_when_pip_fails_its_words_are_shown(checkout: Path) -> None:
     assert not (checkout / ".venv" / ".stamp").exists()
 
 
+@pytest.mark.slow
 def test_nothing_is_installed_that_has_other_bytes_than_the_lock_says(checkout: Path, tmp_path: Path) -> None:
     wheel = tmp_path / "wheels" / "pyproxy_nothing-1-py3-none-any.whl"
     wheel.parent.mkdir()
@@ -108,6 +110,7 @@ def base_of(checkout: Path) -> Path:
     return Path(subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True).stdout.strip())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("broken_lock")
 def test_the_interpreter_that_is_asked_for_is_used_where_another_one_made_the_environment(
     checkout: Path, another_python: Path
@@ -119,6 +122,7 @@ def test_the_interpreter_that_is_asked_for_is_used_where_another_one_made_the_en
     assert base_of(checkout) == another_python
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("broken_lock")
 @pytest.mark.parametrize("asked", ["", ".venv/bin/python", "another/bin/link"])
 def test_an_environment_of_the_interpreter_that_is_asked_for_is_kept_and_so_is_any_where_none_is(
@@ -133,6 +137,7 @@ def test_an_environment_of_the_interpreter_that_is_asked_for_is_kept_and_so_is_a
     assert base_of(checkout) == another_python
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("broken_lock")
 def test_an_environment_whose_python_is_gone_is_made_anew(checkout: Path, another_python: Path) -> None:
     run(checkout, "demo", PYTHON=str(another_python))
@@ -153,21 +158,27 @@ CLOSING = {0: "== 8 passed, 1 skipped in 61.20s (0:01:01) ==", 1: "== 1 failed, 
 """By how a suite ends; the last one was killed."""
 
 
+@pytest.mark.parametrize("check", [0, 1])
 @pytest.mark.parametrize("serving", CLOSING)
 @pytest.mark.parametrize("checked", CLOSING)
-def test_both_suites_are_run_and_it_fails_if_either_does(tmp_path: Path, serving: int, checked: int) -> None:
+def test_the_check_and_both_suites_are_run_and_it_fails_if_any_does(
+    tmp_path: Path, check: int, serving: int, checked: int
+) -> None:
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci/run", tmp_path / ".ci")
     said = {name: f"FAILED tests/{name}.py\n{CLOSING[code]}" for name, code in (("s", serving), ("c", checked))}
     (tmp_path / "run").write_text(
-        f'#!/bin/sh\ncase "$*" in\n"test -k x") echo "{said["s"]}"; exit {serving} ;;\n'
+        f'#!/bin/sh\ncase "$*" in\ncheck) echo a.py:1: wrong; exit {check} ;;\n'
+        f'"test -k x") echo "{said["s"]}"; exit {serving} ;;\n'
         f'"test --checked -k x") echo "{said["c"]}"; exit {checked} ;;\n*) exit 3 ;;\nesac\n'
     )
     (tmp_path / "run").chmod(0o755)
     ended = subprocess.run(
         ["bash", ".ci/run", "-k", "x"], cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False
     )
-    assert ended.returncode == (1 if serving or checked else 0)
+    assert ended.returncode == (1 if check or serving or checked else 0)
+    assert ended.stdout.startswith("a.py:1: wrong\n")
+    assert ("--- ./run check failed; the last it said ---\na.py:1: wrong\n" in ended.stdout) == bool(check)
     shown = ended.stdout[ended.stdout.index("\n--- the serving build") :]
     first, second = shown.split("--- the checked build ---\n")
     for text, name, code in ((first, "s", serving), (second, "c", checked)):

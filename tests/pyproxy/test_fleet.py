@@ -119,6 +119,7 @@ def test_a_fleet_leaves_no_process_port_or_file_behind() -> None:
         socket.create_server((HOST, each.port)).close()
 
 
+@pytest.mark.servers  # in a program whose text nobody reads
 def test_a_fleet_dies_with_its_launcher_even_where_a_server_is_stopped(tmp_path: Path) -> None:
     script = f"""if True:
         import pathlib

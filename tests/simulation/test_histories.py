@@ -15,6 +15,7 @@ from tests.simulation.steps import Step
 SEEDS = "0..400"
 
 
+@pytest.mark.slow
 def test_drawn_histories_break_no_promise() -> None:
     """In processes of their own, as a history may be the end of one."""
     command = [sys.executable, "-m", "tests.simulation", "--seeds", SEEDS]

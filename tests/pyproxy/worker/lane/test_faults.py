@@ -226,6 +226,7 @@ def test_without_a_fault_all_is_answered() -> None:
         assert end.take() == b"".join(answer(name, keys) for name, *keys in asked)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_whatever_allocation_fails_nobody_gets_anothers_answer_or_waits_for_ever() -> None:
     runs = 0
