@@ -151,6 +151,15 @@ def test_an_unknown_task_is_answered_with_the_known_ones(checkout: Path) -> None
     assert run(checkout, "dmeo") == (1, f"run: unknown task 'dmeo': {known}\n")
 
 
+def test_what_runs_under_the_sanitizers_is_there() -> None:
+    text = (ROOT / "run").read_text()
+    function = text[text.index("storms() {") : text.index("# sanitize ARGUMENTS")]
+    ended = subprocess.run(["sh", "-ec", f"{function}\nstorms"], capture_output=True, text=True, timeout=50, check=True)
+    named = ended.stdout.split()
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 # --- .ci/run, with a ./run that only says what pytest would ---
 
 
