@@ -85,6 +85,18 @@ def test_a_test_that_is_gone_is_found() -> None:
     ]
 
 
+def test_every_file_that_a_contributor_is_sent_to_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:protocol|pyproxy|tests|docs|tools|examples)/[\w./]+)`", text)
+    assert len(named) > 20
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_how_to_contribute_can_be_found_from_the_first_page_and_from_the_index() -> None:
+    assert "(CONTRIBUTING.md)" in (ROOT / "README.md").read_text()
+    assert "(../CONTRIBUTING.md)" in (DOCS / "README.md").read_text()
+
+
 def test_the_promises_can_be_found_from_the_first_page_and_from_the_map() -> None:
     assert "(docs/reliability.md)" in (ROOT / "README.md").read_text()
     assert "(reliability.md)" in (DOCS / "architecture.md").read_text()
