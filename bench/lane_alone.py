@@ -13,6 +13,7 @@ from pyproxy.shard_map import format_slots, split_slots
 from pyproxy.slices import Slices
 from pyproxy.worker.lane import split
 from pyproxy.worker.lane.lane import Backend, Client, Lane, Wire
+from pyproxy.worker.lane.outcome import Outcome
 
 
 class Turns:
@@ -97,14 +98,14 @@ class Up:
         return first
 
 
-def never_taken(client: object, route: object, argv: object) -> object:
+def never_taken(client: object, route: object, argv: object) -> Outcome:
     raise AssertionError("only commands that stay in the lane are known here")
 
 
 class LaneAlone:
     """Its clients come by `client`; its shards are `links`, in equal parts of the slots."""
 
-    def __init__(self, shards: int, take: Callable[[Any, Any, Any], object] = never_taken) -> None:
+    def __init__(self, shards: int, take: Callable[[Any, Any, Any], Outcome] = never_taken) -> None:
         ranges = [format_slots(slots) for slots in split_slots(shards)]
         text = "".join(
             f'[[shards]]\nname = "s{i}"\nprimary = "127.0.0.1:{7000 + i}"\nslots = ["{ranges[i]}"]\n'

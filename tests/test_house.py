@@ -38,6 +38,7 @@ TESTED_ELSEWHERE = {
     "pyproxy/demo.py": "tests/e2e/process/test_demo.py runs it as a user does",
     "protocol/helps.py": "texts; tests/pyproxy/worker/commands/test_local.py asks for them",
     "pyproxy/worker/commands/context.py": "declarations only",
+    "pyproxy/worker/lane/outcome.py": "declarations only",
     "pyproxy/worker/commands/handlers.py": "a table of names; every e2e test of a conversation goes through it",
     "pyproxy/worker/commands/placing.py": "tests/pyproxy/worker/lane/test_words.py",
     "pyproxy/worker/lane/lane.pyx": "tests/e2e/lane, and test_lost_connection, test_slow_shard in tests/e2e/shard",

@@ -60,6 +60,7 @@ from pyproxy.worker.commands.context import Context
 from pyproxy.worker.commands.dispatch import Session
 from pyproxy.worker.lane import split
 from pyproxy.worker.lane.lane import Client, Lane, Route
+from pyproxy.worker.lane.outcome import Outcome
 from pyproxy.worker.pubsub.hub import Hub
 from pyproxy.worker.pubsub.registry import BATCH_NAMES
 from pyproxy.worker.shard.gate import Gate as ShardGate
@@ -221,7 +222,7 @@ class Worker:
         self._row[INDEX["pid"]] = os.getpid()
         self._spawn(self._tick(self._lane), "tick")
 
-    def _take(self, client: Client, route: Route | None, argv: Sequence[bytes]) -> object:
+    def _take(self, client: Client, route: Route | None, argv: Sequence[bytes]) -> Outcome:
         assert self._session
         return self._session.take(client, route, argv)
 

@@ -28,7 +28,8 @@ from pyproxy.events import Event, emit
 from pyproxy.slices import batches
 from pyproxy.worker.commands.context import Context
 from pyproxy.worker.commands.placing import shards_of
-from pyproxy.worker.lane.lane import NOT_NOW, Client, Lane, Route
+from pyproxy.worker.lane.lane import Client, Lane, Route
+from pyproxy.worker.lane.outcome import NOT_NOW, Later, Refused
 from pyproxy.worker.lane.split import ask, ask_on
 from pyproxy.worker.shard.pool import Lease, LeasePool, NoLease, Use
 
@@ -92,12 +93,12 @@ class Conversation:
         self._ended = False  # from outside, whether there is anybody to hear that line or not
         self._task: asyncio.Task[None] | None = None
 
-    def begin(self, handler: Handler) -> object:
-        """None: it has begun; NOT_NOW: earlier requests of the client are still out."""
-        if self.client.converse(self) is NOT_NOW:
-            return NOT_NOW
-        self._task = self.lane.loop.create_task(self._run(handler))
-        return None
+    def begin(self, handler: Handler) -> Later:
+        """Begin, unless earlier requests of the client are not answered yet (NOT_NOW)."""
+        outcome = self.client.converse(self)
+        if outcome is not NOT_NOW:
+            self._task = self.lane.loop.create_task(self._run(handler))
+        return outcome
 
     async def _run(self, handler: Handler) -> None:
         try:
@@ -360,7 +361,7 @@ class Conversation:
             if not answered.done():
                 answered.set_result((frames, failed))
 
-        def begin() -> object:
+        def begin() -> Refused:
             if not all(map(self.lane.fits, parts.values())):
                 return errors.too_large(min(self.lane.bulk_bytes, self.lane.block_bytes))
             return ask(self.client, self.route, parts, write, primary, on_answer)
@@ -368,17 +369,16 @@ class Conversation:
         await self._until_now(begin)
         return await answered
 
-    async def _until_now(self, begin: Callable[[], object]) -> None:
+    async def _until_now(self, begin: Callable[[], Refused]) -> None:
         """Raises Refusal where it is refused."""
         while True:
             self._check_not_over()
             self._asked_again.clear()
-            verdict = begin()
-            if verdict is None:
+            refused = begin()
+            if refused is None:
                 return
-            if verdict is not NOT_NOW:
-                assert isinstance(verdict, bytes)
-                raise Refusal(verdict)
+            if refused is not NOT_NOW:
+                raise Refusal(refused)
             await self._asked_again.wait()
 
     # --- on a connection of its own ---

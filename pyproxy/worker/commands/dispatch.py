@@ -16,7 +16,8 @@ from pyproxy.worker.commands.context import Context
 from pyproxy.worker.commands.conversation import Conversation, Handler
 from pyproxy.worker.commands.handlers import ACROSS, EMULATED, HANDLERS
 from pyproxy.worker.commands.placing import shards_of
-from pyproxy.worker.lane.lane import NOT_NOW, Client, Route
+from pyproxy.worker.lane.lane import Client, Route
+from pyproxy.worker.lane.outcome import NOT_NOW, Outcome
 from pyproxy.worker.lane.split import fan_out
 from pyproxy.worker.pubsub.hub import Hub
 from pyproxy.worker.pubsub.registry import IN_RESP2
@@ -36,8 +37,8 @@ class Session:
         self._lender = lease_pool
         self._hub = hub
 
-    def take(self, client: Client, route: Route | None, argv: Sequence[bytes]) -> object:
-        """The reply; b"" for none; None where the client's place was taken; NOT_NOW where the client was parked."""
+    def take(self, client: Client, route: Route | None, argv: Sequence[bytes]) -> Outcome:
+        """Serve a command that the lane does not serve itself. `route`: None for an unknown command."""
         if route is None:
             return self._unfit(client, self._unknown(client, argv))
         command: Command = route.command
@@ -52,7 +53,8 @@ class Session:
         if client.limited and command.name not in IN_RESP2:
             return self._unfit(client, errors.only_for_subscribers(command.name), command.name)
         if client.transaction is not None and command.name not in NOT_QUEUED:
-            return client.transaction.take(client, route, command, argv)
+            queued: bytes = client.transaction.take(client, route, command, argv)
+            return queued
         match command.kind:
             case Kind.TRANSACTION:
                 return self._transaction(client, route, command, argv)
@@ -95,7 +97,7 @@ class Session:
             client.transaction.refused = True
         return line
 
-    def _transaction(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> object:
+    def _transaction(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> Outcome:
         match route.name:
             case b"multi":
                 return transaction.begin(client, self._hub.counted, self._local, self._here.keyless)
@@ -112,12 +114,12 @@ class Session:
 
     def _converse(
         self, client: Client, route: Route, command: Command, argv: Sequence[bytes], handler: Handler
-    ) -> object:
+    ) -> Outcome:
         if client.transaction is not None and command.name == b"watch":
             return errors.watch_in_multi()
         return Conversation(client, route, command, argv, self._here, self._lender).begin(handler)
 
-    def _keyed(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> object:
+    def _keyed(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> Outcome:
         """To the shard of its keys; where they are on several, as the configuration says."""
         try:
             keys = command.keys(argv)

@@ -23,7 +23,8 @@ from protocol.commands import BadKeys, Command, Kind
 from protocol.request import Block, Request, size_of
 from pyproxy.worker.commands.keyless import MERGES, REFUSE, UNKNOWN, Keyless, merged
 from pyproxy.worker.commands.placing import shards_of
-from pyproxy.worker.lane.lane import NOT_NOW, Client, Lane, Route
+from pyproxy.worker.lane.lane import Client, Lane, Route
+from pyproxy.worker.lane.outcome import NOT_NOW, Outcome
 from pyproxy.worker.lane.split import Assembly, cut, execute
 from pyproxy.worker.pubsub.registry import PUBLISH, Sort
 
@@ -115,8 +116,8 @@ class Transaction:
         client.queued(size_of(argv) + OVERHEAD * (len(argv) + 1))
         return b""
 
-    def execute(self, client: Client, route: Route, over_shards: bool) -> object:
-        """EXEC, whose route this is: its answer, None (a place was taken), or NOT_NOW."""
+    def execute(self, client: Client, route: Route, over_shards: bool) -> Outcome:
+        """EXEC. `route`: that of EXEC. `over_shards`: several shards may each get a block of it."""
         if self.refused:
             return errors.exec_aborted()
         if not self.commands:
@@ -128,15 +129,15 @@ class Transaction:
             return NOT_NOW
         if not self.blocks:
             return self._answer_alone(client)
-        reply: object
+        outcome: Outcome
         if not all(map(client.lane.fits, self.blocks.values())):
             return errors.block_too_large(min(client.lane.bulk_bytes, client.lane.block_bytes))
         if len(self.blocks) == 1 and not self.is_assembled:
             ((shard, block),) = self.blocks.items()
-            reply = client.send(shard, block, self.write, True)
+            outcome = client.send(shard, block, self.write, True)
         else:
-            reply = execute(client, route, self.blocks, self.commands, self.write)
-        return errors.transaction_discarded(reply) if isinstance(reply, bytes) else reply
+            outcome = execute(client, route, self.blocks, self.commands, self.write)
+        return errors.transaction_discarded(outcome) if isinstance(outcome, bytes) else outcome
 
     def do_own(self) -> bool:
         """Do what the proxy answers itself, for as long as one may in a turn -> whether all of it is done."""
@@ -148,7 +149,7 @@ class Transaction:
                 return not self._own
         return True
 
-    def _answer_alone(self, client: Client) -> object:
+    def _answer_alone(self, client: Client) -> Outcome:
         """The answer where no server is asked; NOT_NOW while there is more of it to be put together."""
         if self._assembly is None:
             self._assembly = Assembly(client.lane, self.commands, [])
@@ -250,11 +251,11 @@ def discard(client: Client) -> bytes:
     return b"+OK\r\n"
 
 
-def run(client: Client, route: Route, over_shards: bool) -> object:
+def run(client: Client, route: Route, over_shards: bool) -> Outcome:
     """EXEC. A client that is parked keeps its transaction, and comes again."""
     if client.transaction is None:
         return errors.without_multi("EXEC")
-    reply: object = client.transaction.execute(client, route, over_shards)
-    if reply is not NOT_NOW:
+    outcome: Outcome = client.transaction.execute(client, route, over_shards)
+    if outcome is not NOT_NOW:
         client.end_transaction()
-    return reply
+    return outcome

@@ -293,7 +293,7 @@ cdef class Client:
             if reply is NOT_NOW:
                 return False
             self.words = None
-            if reply is not None:
+            if reply is not PLACED:
                 self.say(<bytes?>reply)
             cost = TAKEN_COST + <int>((_clock() - began) * TURN_COMMANDS / TURN_S)
         self._counted()
@@ -350,7 +350,7 @@ cdef class Client:
         """Sends a Request or a Block to a shard and takes its place in the order of replies.  `again`: see Route.
 
         Of a Block only EXEC's answer is the client's.
-        -> None; NOT_NOW where the client was parked; the refusal to answer where the shard is down.
+        -> PLACED; NOT_NOW where the client was parked; the refusal to answer where the shard is down.
         """
         cdef bytes frame = asked.frame
         cdef int queued = asked.queued
@@ -374,13 +374,13 @@ cdef class Client:
         finally:
             self.lane.donated = donated
         self.placed(item)
-        return None
+        return PLACED
 
     def converse(self, conversation):
         """Takes a place for a conversation: nothing more of this client is begun until it is over.
 
         `conversation` is told `go_on()` where it was asked to wait and may ask again, `half_closed()`, `left()`, and `drain()`.
-        -> None; NOT_NOW while earlier requests are out: offer the command again.
+        -> PLACED; NOT_NOW while earlier requests are out: offer the command again.
         """
         cdef Pending item
         if self.head is not None:
@@ -392,7 +392,7 @@ cdef class Client:
         self.placed(item)
         self.conversation = conversation
         self.parked |= Park.CONVERSATION
-        return None
+        return PLACED
 
     def answer(self, bytes reply not None):
         """The end of a conversation; b"" says nothing."""

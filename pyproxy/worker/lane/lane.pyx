@@ -47,6 +47,7 @@ from protocol import errors, request
 from pyproxy import access
 from pyproxy.events import Event, emit
 from pyproxy.metrics import INDEX
+from pyproxy.worker.lane.outcome import NOT_NOW, PLACED
 
 cdef extern from "<sys/ioctl.h>" nogil:
     int ioctl(int fd, unsigned long request, ...)
@@ -139,7 +140,6 @@ cdef bytes CANARY = b"pyproxy-canary-"    # and 32 hexadecimal digits, which nob
 cdef bytes SONG = b"$%d\r\n%b" % (len(CANARY) + 32, CANARY)    # how its answer begins
 cdef frozenset NOT_NOW_ECHO = frozenset({b"LOADING", b"MASTERDOWN", b"BUSY"})    # what a server may say to all that it is asked
 cdef bytes OK = b"+OK\r\n"        # most writes are answered with it: no copy of its own for each
-NOT_NOW = object()              # what `take` answers when it has parked the client: offer the command again
 
 
 cdef inline Py_ssize_t _send(int fd, const char *data, Py_ssize_t size) noexcept nogil:
@@ -340,7 +340,7 @@ cdef class Lane:
     """What all connections of a worker share: the table, the shards, the turn, the memory budget."""
 
     def __init__(self, loop, take, row, config, int index, int workers):
-        """`take(client, route, argv)` -> reply bytes, None (a place was taken), or NOT_NOW.
+        """`take(client, route, argv)` -> the Outcome of the command.
 
         `index` of `workers`: client ids are unique over all workers that run.
         """

@@ -24,7 +24,7 @@ from time import monotonic
 
 from protocol import errors, request
 from protocol.keyspecs import BadKeys, Places
-from pyproxy.worker.lane.lane import NOT_NOW
+from pyproxy.worker.lane.outcome import NOT_NOW, PLACED
 
 
 def install(Lane lane not None, slices not None):
@@ -364,7 +364,7 @@ cdef int _put(Backend backend, Pending item, object frame, Py_ssize_t size) exce
 
 
 def fan_out(Client client not None, Route route not None, asked not None):
-    """Asks every shard the same Request.  -> None (a place was taken), NOT_NOW, or the refusal to answer."""
+    """Asks every shard the same Request.  -> PLACED, NOT_NOW, or the refusal to answer."""
     cdef bytes frame = asked.frame
     cdef int shard, shards = <int>len(client.pool), queued = asked.queued
     cdef Split split
@@ -375,7 +375,7 @@ def fan_out(Client client not None, Route route not None, asked not None):
     split = _split(client, route, b"", shards, PyBytes_GET_SIZE(frame))
     for shard in range(shards):
         _send(<Backend>backends[shard], split, frame, queued, False)
-    return None
+    return PLACED
 
 
 def execute(Client client not None, Route route not None, dict blocks not None, list commands not None, bint write):
@@ -401,7 +401,7 @@ def execute(Client client not None, Route route not None, dict blocks not None, 
     split.commands = commands
     for shard, frame, queued in parts:
         _send(<Backend>backends[shard], split, <bytes>frame, queued, False)
-    return None
+    return PLACED
 
 
 def relay(Client client not None, Route route not None, int shard, asked not None, answer not None):
@@ -424,7 +424,7 @@ def relay(Client client not None, Route route not None, int shard, asked not Non
     split.place.shard = shard
     client.placed(split.place)
     _send(backend, split, frame, queued, False)
-    return None
+    return PLACED
 
 
 # --- conversations ----------------------------------------------------------------------------------------------------

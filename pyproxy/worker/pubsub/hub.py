@@ -39,7 +39,8 @@ from pyproxy.messages import Gate
 from pyproxy.shard_map import Shard
 from pyproxy.slices import BATCH, Slices, batches
 from pyproxy.worker.commands.context import REPLY_OFF, REPLY_ON
-from pyproxy.worker.lane.lane import NOT_NOW, Client, Lane, Route
+from pyproxy.worker.lane.lane import Client, Lane, Route
+from pyproxy.worker.lane.outcome import NOT_NOW, PLACED, Outcome
 from pyproxy.worker.lane.split import relay
 from pyproxy.worker.pubsub.registry import (
     OVERHEAD,
@@ -273,7 +274,7 @@ class Hub:
 
     # --- what clients ask ---
 
-    def take(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> object:
+    def take(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> Outcome:
         """As Session.take, for the commands of the kind PUBSUB."""
         if command.name in PUBLISH:
             answer = self.counted(PUBLISH[command.name], argv[1])
@@ -302,7 +303,7 @@ class Hub:
 
     # --- SUBSCRIBE ---
 
-    def _subscribe(self, client: Client, sort: Sort, names: Sequence[bytes]) -> object:
+    def _subscribe(self, client: Client, sort: Sort, names: Sequence[bytes]) -> Outcome:
         subscriber: Subscriber = client.subscriber or Subscriber(partial(self.leave, client))
         waiting = Waiting(self, client, subscriber, sort, names)
         mode, client.reply_mode = client.reply_mode, REPLY_ON  # which does not hold for what is pushed
@@ -315,7 +316,7 @@ class Hub:
             self.subscribers += 1
         subscriber.waiting = waiting
         self._begin(client, self._want(waiting))
-        return None
+        return PLACED
 
     def _want(self, waiting: Waiting) -> Work:
         sort, client, known = waiting.sort, waiting.client, waiting.subscriber.names[waiting.sort]
@@ -456,7 +457,7 @@ class Hub:
 
     # --- UNSUBSCRIBE, RESET, the end ---
 
-    def _unsubscribe(self, client: Client, sort: Sort, names: Sequence[bytes]) -> object:
+    def _unsubscribe(self, client: Client, sort: Sort, names: Sequence[bytes]) -> Outcome:
         if not client.settled():
             return NOT_NOW
         if client.reply_mode != REPLY_OFF:
@@ -465,7 +466,7 @@ class Hub:
         concerned = self._concerned(sort, names or known, known)
         return self._behind_fences(client, concerned, self._end(client, sort, names), len(names or known))
 
-    def reset(self, client: Client, end: Callable[[], bytes]) -> object:
+    def reset(self, client: Client, end: Callable[[], bytes]) -> Outcome:
         """The RESET of a subscriber. `end` carries out the rest, and makes its answer."""
         if not client.settled():
             return NOT_NOW
@@ -491,7 +492,7 @@ class Hub:
             return self._upstreams
         return {self._upstreams[self._lane.shard_of(name)] for name in names if name in known}
 
-    def _behind_fences(self, client: Client, concerned: Iterable[Upstream], work: Answering, parts: int) -> object:
+    def _behind_fences(self, client: Client, concerned: Iterable[Upstream], work: Answering, parts: int) -> Outcome:
         """What `work` answers, at once if it is little and nothing may be on its way; else its place is taken.
 
         A client that sends many of these in a row waits for the shards once: what was published before all of them
@@ -509,13 +510,14 @@ class Hub:
                     if upstream.fence(partial(self._passed, leaving, upstream)):
                         leaving.left_to.add(upstream)
         if not leaving.left_to and parts <= BATCH:
-            return _at_once(work)
+            answer: bytes = _at_once(work)
+            return answer
         client.converse(leaving)
         leaving.until = now + FENCE_S
         self._leaving[leaving] = None
         if not leaving.left_to:
             self.finish_leaving(leaving)
-        return None
+        return PLACED
 
     def _passed(self, leaving: Leaving, upstream: Upstream) -> None:
         leaving.left_to.discard(upstream)

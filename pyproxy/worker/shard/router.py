@@ -19,7 +19,8 @@ from pyproxy import messages
 from pyproxy.config import Config
 from pyproxy.messages import ShardHealth
 from pyproxy.shard_map import Node, Shard
-from pyproxy.worker.lane.lane import NOT_NOW, Backend, Client, Lane, refusal_code
+from pyproxy.worker.lane.lane import Backend, Client, Lane, refusal_code
+from pyproxy.worker.lane.outcome import NOT_NOW, NotNow, Refused
 from pyproxy.worker.shard.gate import Closed, Gate
 from pyproxy.worker.shard.link import Link
 
@@ -285,7 +286,7 @@ class ShardRouter:
             return None
         return self.gate.line(closed, now)
 
-    def write(self, client: Client, size: int) -> object:
+    def write(self, client: Client, size: int) -> Refused:
         """None: it may pass; NOT_NOW: the client was parked; else the line to refuse it with."""
         now = time.monotonic()
         closed = self.gate.closed(now)
@@ -351,7 +352,7 @@ class ShardRouter:
 
     # --- reads; called by the lane ---
 
-    def read(self, client: Client, primary: Backend) -> object:
+    def read(self, client: Client, primary: Backend) -> Backend | bytes | NotNow:
         """The backend to read from; NOT_NOW: the client was parked; else the line to refuse a read with."""
         if client.is_unresolved(self.link.index):  # a write of it may still be applied, which no other server knows of
             said = self.write(client, READ_BYTES)

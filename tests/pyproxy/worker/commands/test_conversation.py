@@ -12,6 +12,7 @@ from protocol.request import Request
 from protocol.table import TABLE
 from pyproxy.worker.commands.context import Context
 from pyproxy.worker.commands.conversation import BATCH_PARTS, SLICE_S, Conversation, Refusal
+from pyproxy.worker.lane.outcome import PLACED, Later
 from pyproxy.worker.shard.pool import Use
 from tests.pyproxy.worker.commands.asker import worker
 
@@ -36,8 +37,9 @@ class Asker:
         self.said: list[bytes] = []
         self.closing = False
 
-    def converse(self, conversation: Conversation) -> None:
+    def converse(self, conversation: Conversation) -> Later:
         self.conversation = conversation
+        return PLACED
 
     def answer(self, reply: bytes) -> None:
         self.conversation = None
@@ -70,7 +72,7 @@ async def begun(context: Context, handler: Handler) -> tuple[Asker, Conversation
     route: Any = None
     lease_pool: Any = None
     conversation = Conversation(client, route, TABLE[b"wait"], [b"WAIT", b"0", b"0"], context, lease_pool)
-    assert conversation.begin(handler) is None
+    assert conversation.begin(handler) is PLACED
     task = conversation._task
     assert task is not None
     await asyncio.sleep(0)

@@ -14,6 +14,7 @@ from pyproxy.fleet import Fleet, Proxy
 from pyproxy.metrics import INDEX
 from pyproxy.worker.commands.context import Context
 from pyproxy.worker.lane.lane import Backend, Client, Lane, Route
+from pyproxy.worker.lane.outcome import PLACED
 from pyproxy.worker.lane.split import Assembly, ask, ask_on, execute, fan_out, relay
 from tests.e2e.rig import Connection, Keys, error
 from tests.pyproxy.worker.commands.asker import worker
@@ -104,7 +105,7 @@ def test_resp3_clients_get_resp3_nulls(proxy10: Proxy) -> None:
 def nobody(context: Context) -> tuple[Lane, Client, Route]:
     """A client that is not connected, in a lane without shards."""
     row = memoryview(array("q", [0] * len(INDEX)))
-    lane = Lane(asyncio.new_event_loop(), lambda *_: None, row, context.setup.config, 0, 1)
+    lane = Lane(asyncio.new_event_loop(), lambda *_: PLACED, row, context.setup.config, 0, 1)
     client = Client(lane)
     client.switch(3, 0)
     return lane, client, Route(TABLE[b"ping"])

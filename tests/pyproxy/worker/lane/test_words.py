@@ -11,7 +11,8 @@ from protocol.request import Request, encode
 from protocol.scan import Words, argv
 from pyproxy.slices import BATCH, PARTS
 from pyproxy.worker.commands.placing import shards_of
-from pyproxy.worker.lane.lane import NOT_NOW, Client, Route
+from pyproxy.worker.lane.lane import Client, Route
+from pyproxy.worker.lane.outcome import NOT_NOW, Outcome
 from pyproxy.worker.lane.split import cut
 from tests.pyproxy.worker.lane.test_many_keys import PIECE, Steps
 
@@ -30,7 +31,7 @@ class Taken:
         self.commands: list[tuple[Route, Any]] = []
         self.refusals = 0
 
-    def _take(self, client: Client, route: Route, words: Sequence[bytes]) -> object:
+    def _take(self, client: Client, route: Route, words: Sequence[bytes]) -> Outcome:
         if self.refusals:
             self.refusals -= 1
             client.later()

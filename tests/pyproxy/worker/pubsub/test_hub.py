@@ -18,6 +18,7 @@ from pyproxy.fleet import Fleet
 from pyproxy.messages import Gate
 from pyproxy.shard_map import Node, Shard
 from pyproxy.slices import BATCH, PARTS, Slices
+from pyproxy.worker.lane.outcome import PLACED, Later
 from pyproxy.worker.pubsub.hub import Hub
 from pyproxy.worker.pubsub.registry import Registry, Sort
 from pyproxy.worker.pubsub.wanted import Wanted
@@ -47,8 +48,9 @@ class Client:
         self.charged = 0
         self._turn = turn
 
-    def converse(self, conversation: object) -> None:
+    def converse(self, conversation: object) -> Later:
         self.commands += 1
+        return PLACED
 
     def answer(self, reply: bytes) -> None:
         self.replies.append(reply)
@@ -152,8 +154,8 @@ class World:
     def ask(self, client: Client, *argv: bytes) -> None:
         command: Any = SimpleNamespace(name=argv[0].lower())
         reply = self.hub.take(client, None, command, argv)  # type: ignore[arg-type]
-        if reply is not None:
-            client.answer(reply)  # type: ignore[arg-type]
+        if isinstance(reply, bytes):
+            client.answer(reply)
 
     async def answered(self, client: Client, replies: int) -> None:
         await until("the answer", lambda: len(client.replies) == replies, lambda: client.replies)
@@ -195,7 +197,7 @@ async def unsubscribes(context: World, client: Client) -> None:
 
 
 async def resets(context: World, client: Client) -> None:
-    assert context.hub.reset(client, lambda: b"+RESET\r\n") is None  # type: ignore[arg-type]
+    assert context.hub.reset(client, lambda: b"+RESET\r\n") is PLACED  # type: ignore[arg-type]
     await context.answered(client, 2)
     assert client.replies == [b"", b"+RESET\r\n"]
     assert client.charged == 0

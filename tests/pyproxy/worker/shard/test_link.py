@@ -20,6 +20,7 @@ from pyproxy.fleet import Fleet, Table
 from pyproxy.metrics import Page
 from pyproxy.shard_map import Node
 from pyproxy.worker.lane.lane import Backend, Lane
+from pyproxy.worker.lane.outcome import PLACED
 from pyproxy.worker.shard.link import Link
 from tests.certificates import Authority
 from tests.faults import Hop
@@ -35,7 +36,7 @@ class Lost:
     def __init__(self, config: Config, port: int) -> None:
         loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
-        lane = Lane(loop, lambda *_: None, Page.create(1).row(0), config, 0, 1)
+        lane = Lane(loop, lambda *_: PLACED, Page.create(1).row(0), config, 0, 1)
         lane.set_table(table.TABLE)
         node, access = Node("127.0.0.1", port), Access(config.backend)
         self.link = Link(lane, 0, "s0", node, config.timeouts, access, self._spawn, lambda *_: None)
