@@ -10,6 +10,8 @@ import hiredis
 from pyproxy.fleet import HOST, Fleet, FleetError, Server, ask
 
 _NOTHING = object()
+PART = 500
+"""Commands that are sent at once."""
 
 
 def place(port: int, fleet: Fleet, wanted: int) -> dict[str, list[str]]:
@@ -26,19 +28,24 @@ def place(port: int, fleet: Fleet, wanted: int) -> dict[str, list[str]]:
     return found
 
 
-def asks(port: int, commands: Sequence[Sequence[str]]) -> list[object]:
-    """The replies to many commands, sent at once on one connection."""
-    reader = hiredis.Reader(encoding="utf-8", notEnoughData=_NOTHING)
+def asks(port: int, commands: Sequence[Sequence[str | bytes]], encoding: str | None = "utf-8") -> list[object]:
+    """The replies to many commands on one connection, in parts: a server does not read on while nobody reads of it.
+
+    `encoding`: of what is in them; None: as bytes.
+    """
+    reader = hiredis.Reader(encoding=encoding, notEnoughData=_NOTHING)
     replies: list[object] = []
-    with socket.create_connection((HOST, port), timeout=10) as connection:
-        connection.sendall(b"".join(hiredis.pack_command(tuple(each)) for each in commands))  # type: ignore[arg-type]
-        while len(replies) < len(commands):
-            data = connection.recv(1 << 18)
-            if not data:
-                raise ConnectionError(f"{HOST}:{port} closed the connection")
-            reader.feed(data)
-            while (reply := reader.gets()) is not _NOTHING:
-                replies.append(reply)
+    with socket.create_connection((HOST, port), timeout=60) as connection:
+        for begin in range(0, len(commands), PART):
+            part = commands[begin : begin + PART]
+            connection.sendall(b"".join(hiredis.pack_command(tuple(each)) for each in part))  # type: ignore[arg-type]
+            while len(replies) < begin + len(part):
+                data = connection.recv(1 << 18)
+                if not data:
+                    raise ConnectionError(f"{HOST}:{port} closed the connection")
+                reader.feed(data)
+                while (reply := reader.gets()) is not _NOTHING:
+                    replies.append(reply)
     return replies
 
 

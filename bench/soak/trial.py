@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,12 +12,12 @@ from pathlib import Path
 
 import hiredis
 
-from bench.failover.servers import fields
+from bench.failover.servers import asks, fields
 from bench.soak.clients import Clients
 from bench.soak.ledger import Ledger, Switch, Verdict
 from bench.soak.troubles import Troubles
 from bench.soak.wire import Tally
-from pyproxy.fleet import FENCED, HOST, Fleet, FleetError, LiveShard, Proxy, Table, Value, ask, wait_until
+from pyproxy.fleet import FENCED, Fleet, FleetError, LiveShard, Proxy, Table, Value, ask, wait_until
 from pyproxy.hashing import slot
 from pyproxy.shard_map import split_slots
 
@@ -164,32 +163,13 @@ def _held_by(shard: LiveShard, problems: list[str]) -> dict[bytes, object]:
     reads = {b"string": (b"GET",), b"list": (b"LRANGE", b"0", b"-1"), b"stream": (b"XRANGE", b"-", b"+")}
     held: dict[bytes, object] = {}
     for database in DATABASES:
-        (_, keys) = _asks(primary.port, [(b"SELECT", b"%d" % database), (b"KEYS", b"*")])
+        (_, keys) = asks(primary.port, [(b"SELECT", b"%d" % database), (b"KEYS", b"*")], None)
         assert isinstance(keys, list)
         problems += [f"{shard.name} still has {key!r}" for key in keys if key.startswith(b"pyproxy:copy:")]
         select = (b"SELECT", b"%d" % database)
-        types = _asks(primary.port, [select, *((b"TYPE", key) for key in keys)])[1:]
+        types = asks(primary.port, [select, *((b"TYPE", key) for key in keys)], None)[1:]
         kept = [(key, kind) for key, kind in zip(keys, types, strict=True) if kind in reads]
         asked = [(reads[kind][0], key, *reads[kind][1:]) for key, kind in kept]
-        for (key, kind), value in zip(kept, _asks(primary.port, [select, *asked])[1:], strict=True):
+        for (key, kind), value in zip(kept, asks(primary.port, [select, *asked], None)[1:], strict=True):
             held[key] = [words[1] for _, words in value] if kind == b"stream" else value  # type: ignore[attr-defined]
     return held
-
-
-def _asks(port: int, commands: Sequence[Sequence[bytes]]) -> list[object]:
-    """Like bench.failover.servers.asks, of any bytes, in parts: a server does not read on while nobody reads of it."""
-    nothing = object()
-    reader = hiredis.Reader(notEnoughData=nothing)
-    replies: list[object] = []
-    with socket.create_connection((HOST, port), timeout=60) as connection:
-        for begin in range(0, len(commands), 500):
-            part = commands[begin : begin + 500]
-            connection.sendall(b"".join(hiredis.pack_command(tuple(each)) for each in part))  # type: ignore[arg-type]  # its stub
-            while len(replies) < begin + len(part):
-                data = connection.recv(1 << 18)
-                if not data:
-                    raise ConnectionError(f"the server at {port} closed the connection")
-                reader.feed(data)
-                while (reply := reader.gets()) is not nothing:
-                    replies.append(reply)
-    return replies

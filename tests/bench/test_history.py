@@ -1,6 +1,6 @@
 """What the checker of histories promises: it says nothing of an honest history, and finds each kind of lie.
 
-First by hand, then with real clients, the real proxy and real servers, and between them a relay that lies (liar.py).
+First by hand, then with real clients, the real proxy and real servers, and between them a hostile relay.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from bench.failover.history import Fence, Incident, Op, Reply, State, Verdict, c
 from bench.failover.load import NAMES_PER_PROXY, Load, Plan, Record
 from bench.failover.servers import dump, place
 from pyproxy.fleet import Fleet, Proxy
-from tests.bench.liar import Liar, LosesAWrite, SwapsReplies, WritesTwice
+from tests.bench.hostile_relay import HostileRelay, LosesAWrite, SwapsReplies, WritesTwice
 from tests.waiting import until
 
 SHARD, PRIMARY, REPLICA = "s1", "primary", "replica"
@@ -305,18 +305,18 @@ def proxy(fleet: Fleet) -> Iterator[Proxy]:
         yield proxy
 
 
-async def history(fleet: Fleet, proxy: Proxy, liar: Liar) -> Verdict:
+async def history(fleet: Fleet, proxy: Proxy, relay: HostileRelay) -> Verdict:
     """Of clients behind this relay, until it has lied, or 500 operations are done if it does not."""
     for server in fleet.servers:
         server.ask("FLUSHALL")
     names = place(proxy.port, fleet, NAMES_PER_PROXY)
-    async with liar:
-        load = Load(Plan([liar.port], names, {}, "", rate=100, batches=20, echo=True, patience_s=20, seed=1))
+    async with relay:
+        load = Load(Plan([relay.port], names, {}, "", rate=100, batches=20, echo=True, patience_s=20, seed=1))
         running = asyncio.create_task(load.run())
-        lies = type(liar) is not Liar
+        lies = type(relay) is not HostileRelay
         await until(
             "the load to be done",
-            lambda: len(load.record.ops) > 500 and (liar.told or not lies),
+            lambda: len(load.record.ops) > 500 and (relay.told or not lies),
             lambda: f"{len(load.record.ops)} operations; {running}",
         )
         load.end()
@@ -330,7 +330,7 @@ def judged(fleet: Fleet, record: Record) -> Verdict:
 
 
 async def test_an_honest_history_is_well(fleet: Fleet, proxy: Proxy) -> None:
-    assert await history(fleet, proxy, Liar(proxy.port)) == Verdict()
+    assert await history(fleet, proxy, HostileRelay(proxy.port)) == Verdict()
 
 
 async def test_one_lost_value_of_a_list_is_found(fleet: Fleet, proxy: Proxy) -> None:

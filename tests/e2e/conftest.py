@@ -16,6 +16,13 @@ def fleet() -> Iterator[Fleet]:
 
 
 @pytest.fixture(scope="module")
+def replicated() -> Iterator[Fleet]:
+    """Three primaries with a replica each, for tests that hold writes at a gate."""
+    with Fleet(shards=3, replicas=1) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="module")
 def split(fleet: Fleet) -> Iterator[Proxy]:
     """A proxy that runs transactions over several shards."""
     with Proxy(fleet, transactions="split", timeouts=PATIENT) as proxy:

@@ -1,26 +1,21 @@
 """Both kinds of server whose word the protocol follows."""
 
-import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
-from pyproxy.fleet import Server, find_backend
+from pyproxy.fleet import Fleet, Server
+from tests.servers import KINDS, servers_of
 
 
-@pytest.fixture(scope="session", params=["the backend", "redis-server"])
-def each_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+@pytest.fixture(scope="session", params=KINDS)
+def each_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     """The backend, as a rule Valkey; then the Redis of this machine, if there is one."""
     if request.param == "the backend":
         yield request.getfixturevalue("server")
         return
-    binary = shutil.which("redis-server")
-    if binary is None or binary == find_backend().path:
-        pytest.skip("no second server on this machine: install redis-server to compare with it, too")
-    server = Server("redis", binary, tmp_path_factory.mktemp("redis"))
-    try:
-        server.start()
-        yield server
-    finally:
-        server.stop()
-        server.release()
+    with ExitStack() as open_:
+        with servers_of(request.param):  # no longer: other fixtures start theirs while this one stands
+            fleet = open_.enter_context(Fleet(shards=1, replicas=0))
+        yield fleet.shards[0].primary

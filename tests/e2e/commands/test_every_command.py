@@ -6,7 +6,6 @@ plain server, and compared from the day on which it is served. All of it against
 against the Redis of this machine, if there is one.
 """
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,11 +17,12 @@ from protocol.commands import BadKeys, Kind, rows_of
 from protocol.reply import decode
 from protocol.request import encode
 from protocol.table import TABLE, lookup
-from pyproxy.fleet import VARIABLE, Fleet, Proxy, Server, find_backend
+from pyproxy.fleet import Fleet, Proxy, Server
 from tests.e2e.twin.connection import Connection, ask_all
 from tests.e2e.twin.examples import ALONE, DUMP, EXAMPLES, FAILING, FUNCTIONS, LIBRARY, Example, Step
 from tests.e2e.twin.pair import Pair, check_what_is_left
 from tests.e2e.twin.stream import Batch, Request
+from tests.servers import KINDS, servers_of
 
 # Nobody here waits for a slow shard: on a busy machine a late reply must not become an error.
 PATIENT = {"reply_s": 30.0, "silence_s": 60.0}
@@ -61,17 +61,16 @@ class Place:
         return self.server.ask("COMMAND", "INFO", name) != [None]
 
 
-@pytest.fixture(scope="module", params=["the backend", "redis-server"])
+@pytest.fixture(scope="module", params=KINDS)
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "redis-server":
-            binary = shutil.which("redis-server")
-            if binary is None or binary == find_backend().path:
-                pytest.skip("no second server on this machine: install redis-server to compare with it, too")
-            patch.setenv(VARIABLE, binary)
-        with Fleet(10, 0) as fleet, Fleet(1, 0) as worker, Proxy(fleet, timeouts=PATIENT) as proxy:
-            server = worker.servers[0]
-            yield Place(fleet, proxy, server, payloads(server))
+    with (
+        servers_of(request.param),
+        Fleet(10, 0) as fleet,
+        Fleet(1, 0) as alone,
+        Proxy(fleet, timeouts=PATIENT) as proxy,
+    ):
+        server = alone.servers[0]
+        yield Place(fleet, proxy, server, payloads(server))
 
 
 def payloads(server: Server) -> dict[bytes, bytes]:

@@ -6,7 +6,6 @@ table refuses it is the form that is compared: what is wrong in it is said as a 
 """
 
 import shlex
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,11 +14,12 @@ import pytest
 
 from protocol.commands import Kind
 from protocol.table import lookup
-from pyproxy.fleet import VARIABLE, Fleet, Proxy, Server, ask, find_backend, wait_until
+from pyproxy.fleet import Fleet, Proxy, Server, ask, wait_until
 from tests.e2e.rig import PATIENCE_S, PATIENT, killed
 from tests.e2e.twin.allowed import may_differ
 from tests.e2e.twin.connection import Connection, ask_all
 from tests.e2e.twin.examples import EXAMPLES
+from tests.servers import KINDS, servers_of
 
 OPEN = "maxmemory-samples"
 """A setting that clients may set."""
@@ -125,22 +125,17 @@ class Place:
         return found is None or self.server.ask("COMMAND", "INFO", name) != [None]
 
 
-@pytest.fixture(scope="module", params=["the backend", "redis-server"])
+@pytest.fixture(scope="module", params=KINDS)
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "redis-server":
-            binary = shutil.which("redis-server")
-            if binary is None or binary == find_backend().path:
-                pytest.skip("no second server on this machine: install redis-server to compare with it, too")
-            patch.setenv(VARIABLE, binary)
-        with (
-            Fleet(3, 0) as fleet,
-            Fleet(1, 0) as worker,
-            Proxy(fleet, timeouts=PATIENT, config_set=[OPEN]) as proxy,
-        ):
-            # what it says of the servers it has from the parent's first look
-            wait_until("that", lambda: b"\r\nmem_allocator:\r\n" not in info(proxy), proxy.tail, PATIENCE_S)
-            yield Place(proxy, worker.servers[0])
+    with (
+        servers_of(request.param),
+        Fleet(3, 0) as fleet,
+        Fleet(1, 0) as alone,
+        Proxy(fleet, timeouts=PATIENT, config_set=[OPEN]) as proxy,
+    ):
+        # what it says of the servers it has from the parent's first check of them
+        wait_until("that", lambda: b"\r\nmem_allocator:\r\n" not in info(proxy), proxy.tail, PATIENCE_S)
+        yield Place(proxy, alone.servers[0])
 
 
 def info(proxy: Proxy) -> bytes:

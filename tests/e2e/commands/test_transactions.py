@@ -539,12 +539,6 @@ def test_a_server_that_asks_for_a_password_has_run_nothing(hop: Hop, hasty: Prox
 # --- a closed gate ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def replicated() -> Iterator[Fleet]:
-    with Fleet(shards=3, replicas=1) as fleet:
-        yield fleet
-
-
 @pytest.fixture
 def worker(replicated: Fleet) -> Iterator[BareWorker]:
     for shard in replicated.shards:

@@ -5,8 +5,6 @@ may see an error or an answer that is not its own, and each connection that the 
 """
 
 import contextlib
-import os
-import shutil
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +15,11 @@ import pytest
 from protocol.request import encode
 from protocol.scan import ProtocolError, Replies
 from protocol.table import TABLE
-from pyproxy.fleet import HOST, VARIABLE, Fleet, Proxy, find_backend
+from pyproxy.fleet import HOST, Fleet, Proxy
 from tests.e2e.rig import PATIENCE_S, PATIENT, Argument, Connection, Keys, packed
 from tests.e2e.twin.examples import ALONE, EXAMPLES, FAILING, Example
+from tests.servers import KINDS, servers_of
 
-BACKEND = os.environ.get(VARIABLE)
 MIB = 1 << 20
 LONG = 70_000
 """More than what a line of RESP had to fit into once: 64 KiB."""
@@ -116,22 +114,7 @@ def scene_of(fleet: Fleet, proxy: Proxy) -> Iterator[Scene]:
             each.conn.close()
 
 
-@contextlib.contextmanager
-def servers_of(kind: str) -> Iterator[None]:
-    """The servers that are started within the block are of this kind."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(VARIABLE, raising=False)  # a fixture around this may have set it
-        if BACKEND:
-            patch.setenv(VARIABLE, BACKEND)
-        if kind == "redis-server":
-            binary = shutil.which("redis-server")
-            if binary is None or binary == find_backend().path:
-                pytest.skip("no second server on this machine: install redis-server to compare with it, too")
-            patch.setenv(VARIABLE, binary)
-        yield
-
-
-@pytest.fixture(scope="module", params=["the backend", "redis-server"])
+@pytest.fixture(scope="module", params=KINDS)
 def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
     with (
         servers_of(request.param),

@@ -18,7 +18,7 @@ from pyproxy.fleet import HOST, Fleet, wait_until
 from pyproxy.shard_map import Node
 from tests.e2e.bare_worker import BareWorker
 from tests.e2e.rig import PATIENCE_S, Connection, Keys, error, wait_for_line
-from tests.liar import ordinary
+from tests.hostile_server import ordinary
 
 VALUE = "x" * 40_000
 WRITES = 15

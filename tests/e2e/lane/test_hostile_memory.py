@@ -13,7 +13,7 @@ from pyproxy.fleet import HOST, Fleet, wait_until
 from pyproxy.shard_map import Node
 from tests.e2e.bare_worker import BareWorker
 from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, error, wait_for_line
-from tests.liar import Impostor
+from tests.hostile_server import HostileServer
 
 MIB = 1 << 20
 BUDGET = 16 * MIB
@@ -42,9 +42,9 @@ def peak(pid: int) -> int:
 
 
 @contextmanager
-def lied_to(fleet: Fleet, says: tuple[bytes, ...]) -> Iterator[tuple[BareWorker, list[Impostor]]]:
+def lied_to(fleet: Fleet, says: tuple[bytes, ...]) -> Iterator[tuple[BareWorker, list[HostileServer]]]:
     with ExitStack() as open_:
-        servers = [open_.enter_context(Impostor({b"GET": says})) for _ in fleet.shards]
+        servers = [open_.enter_context(HostileServer({b"GET": says})) for _ in fleet.shards]
         nodes = {place: Node(HOST, server.port) for place, server in enumerate(servers)}
         limits = {"memory_bytes": BUDGET, "bulk_bytes": 8 * MIB}
         yield open_.enter_context(BareWorker(fleet, nodes, "", timeouts=PATIENT, limits=limits)), servers

@@ -21,7 +21,7 @@ from pyproxy.scripts import digest_of
 from pyproxy.shard_map import Node
 from tests.e2e.bare_worker import BareWorker
 from tests.e2e.rig import PATIENCE_S, Argument, Keys, packed
-from tests.liar import Liar, Stage
+from tests.hostile_server import HostileRelay, Stage
 
 LIES = {
     2: (
@@ -185,8 +185,8 @@ class Scene:
 def scene(fleet: Fleet) -> Iterator[Scene]:
     stage = Stage()
     with ExitStack() as open_:
-        liars = [open_.enter_context(Liar(shard.primary.port, stage)) for shard in fleet.shards]
-        nodes = {place: Node(HOST, liar.port) for place, liar in enumerate(liars)}
+        relays = [open_.enter_context(HostileRelay(shard.primary.port, stage)) for shard in fleet.shards]
+        nodes = {place: Node(HOST, relay.port) for place, relay in enumerate(relays)}
         settings = ["maxmemory-samples"]
         tables: dict[str, Value] = {"cross_shard": "emulate", "transactions": "split", "config_set": settings}
         timeouts = {"connect_s": PATIENCE_S, "reply_s": 2.0, "silence_s": PATIENCE_S}

@@ -239,17 +239,11 @@ PROMOTION: Table = {"promoter": "replicaof", "on_promotion": "hold", "hold_s": 1
 HELD = 1
 
 
-@pytest.fixture(scope="module")
-def held_fleet() -> Iterator[Fleet]:
-    with Fleet(shards=3, replicas=1) as fleet:
-        yield fleet
-
-
 @pytest.fixture
-def worker(held_fleet: Fleet) -> Iterator[BareWorker]:
-    for shard in held_fleet.shards:
+def worker(replicated: Fleet) -> Iterator[BareWorker]:
+    for shard in replicated.shards:
         shard.primary.ask("FLUSHALL")
-    with BareWorker(held_fleet, promotion=PROMOTION) as worker:
+    with BareWorker(replicated, promotion=PROMOTION) as worker:
         yield worker
 
 
@@ -262,14 +256,14 @@ def many_of(worker: BareWorker, shards: Sequence[int]) -> list[str]:
 
 @pytest.mark.parametrize("shards", [[0, 1, 2], [HELD]], ids=["several shards", "one"])
 def test_a_write_waits_at_a_closed_gate_and_is_sent_when_it_opens(
-    held_fleet: Fleet, worker: BareWorker, shards: Sequence[int]
+    replicated: Fleet, worker: BareWorker, shards: Sequence[int]
 ) -> None:
     keys = many_of(worker, shards)
     worker.close(HELD)
     with Connection(worker.port) as conn:
         conn.send(["MSET", *pairs(keys)], ["EXISTS", *keys])
         worker.wait_held(HELD, 1)
-        assert all(shard.primary.ask("DBSIZE") == 0 for shard in held_fleet.shards)
+        assert all(shard.primary.ask("DBSIZE") == 0 for shard in replicated.shards)
         worker.open(HELD)
         assert conn.reads(2) == [b"OK", len(keys)]
 

@@ -15,7 +15,7 @@ Expected = bytes | bool
 """Of a request that was passed on, whether its reply is to be; of another, what is said in its place."""
 
 
-class Liar:
+class HostileRelay:
     """An asynchronous context manager; `port` is where clients connect."""
 
     def __init__(self, server_port: int) -> None:
@@ -91,7 +91,7 @@ class Liar:
         return own
 
 
-class LosesAWrite(Liar):
+class LosesAWrite(HostileRelay):
     """Says yes to one write of this command by a client of this name, and throws it away."""
 
     def __init__(self, server_port: int, command: bytes, client: bytes, answer: bytes, after: int = 5) -> None:
@@ -107,7 +107,7 @@ class LosesAWrite(Liar):
         return frame, [True]
 
 
-class WritesTwice(Liar):
+class WritesTwice(HostileRelay):
     """Sends one write twice, as a retry would."""
 
     def __init__(self, server_port: int, command: bytes, after: int = 5) -> None:
@@ -123,7 +123,7 @@ class WritesTwice(Liar):
         return frame, [True]
 
 
-class SwapsReplies(Liar):
+class SwapsReplies(HostileRelay):
     """Gives one reply to the request before its own. `of_a_kind`: both begin with this."""
 
     def __init__(self, server_port: int, of_a_kind: bytes) -> None:
