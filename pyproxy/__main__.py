@@ -1,7 +1,13 @@
-"""`python -m pyproxy`: the command line of cli.py."""
+"""`python -m pyproxy`, and the program `pyproxy`: the command line of cli.py."""
 
+import signal
 import sys
+
+# While modules are imported a Ctrl-C ends the process without a traceback: nothing has begun that could be undone.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from pyproxy.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

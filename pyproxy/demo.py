@@ -17,11 +17,22 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec
 from pathlib import Path
 from socket import socket
-from types import FrameType
 
 import pyproxy
 from pyproxy.config import Config
-from pyproxy.fleet import FENCED, HOST, Fleet, FleetError, LiveShard, Proxy, Sentinels, Server, Table, reserve_port
+from pyproxy.fleet import (
+    FENCED,
+    HOST,
+    Fleet,
+    FleetError,
+    LiveShard,
+    Proxy,
+    Sentinels,
+    Server,
+    Table,
+    interrupts,
+    reserve_port,
+)
 
 HOT_PATH = ("protocol.scan", "pyproxy.worker.lane.lane", "pyproxy.worker.lane.split")
 LEFT_OUT = "TLS for clients: not built yet, and refused"
@@ -30,7 +41,7 @@ DOWN_AFTER_S = 2.0  # of silence, until a primary is replaced; Sentinels, which 
 BUSY_SOON = ("--lua-time-limit", "500")  # so that a long script says -BUSY before its silence costs a promotion
 MIN_BETWEEN_S = 10.0  # between two promotions of a shard, for those who kill the new primary as well
 BACK_AFTER_S = 5.0  # from the end of a server to its return
-LOOK_S = 0.2  # how often it is seen to who has ended
+CHECK_S = 0.2  # between two checks of who has ended, and at most from a signal to the end
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,18 +67,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run until Ctrl-C, SIGTERM or SIGHUP (0); 1 if something could not start or the proxy ended by itself."""
+    interrupts.listen(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     directory = Path(tempfile.mkdtemp(prefix="pyproxy-demo-"))
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
         _need_hot_path()
-        keeper = _keep(args.port)
+        reservation = _reserve(args.port)
         options = BUSY_SOON + (FENCED if args.replicas > 1 else ())
         with (
             reserve_port() as http,
             Fleet(args.shards, args.replicas, options=options, directory=directory) as fleet,
             Sentinels(fleet, DOWN_AFTER_S) if args.sentinel else contextlib.nullcontext() as sentinels,
-            _proxy(fleet, sentinels, keeper, args, f"{HOST}:{http.getsockname()[1]}") as proxy,
+            _proxy(fleet, sentinels, reservation, args, f"{HOST}:{http.getsockname()[1]}") as proxy,
         ):
             print("\n".join(describe(fleet, sentinels, proxy, args.workers)), flush=True)
             _bring_back_until_end(fleet, proxy)
@@ -84,7 +94,9 @@ def run(args: argparse.Namespace) -> int:
         return 1
 
 
-def _proxy(fleet: Fleet, sentinels: Sentinels | None, keeper: socket, args: argparse.Namespace, http: str) -> Proxy:
+def _proxy(
+    fleet: Fleet, sentinels: Sentinels | None, reservation: socket, args: argparse.Namespace, http: str
+) -> Proxy:
     tables: dict[str, Table | str] = {
         "transactions": args.transactions,
         "cross_shard": args.cross_shard,
@@ -99,7 +111,7 @@ def _proxy(fleet: Fleet, sentinels: Sentinels | None, keeper: socket, args: argp
     }
     if sentinels:
         tables["sentinel"] = {"nodes": sentinels.addresses}
-    return Proxy(fleet, keeper, args.workers, **tables)
+    return Proxy(fleet, reservation, args.workers, **tables)
 
 
 def describe(fleet: Fleet, sentinels: Sentinels | None, proxy: Proxy, workers: int) -> list[str]:
@@ -140,15 +152,16 @@ def _bring_back_until_end(fleet: Fleet, proxy: Proxy) -> None:
     """Returns when the proxy has ended."""
     ended: dict[Server, float] = {}  # and when that was seen; infinitely late: it stays away
     while proxy.running:
-        time.sleep(LOOK_S)
+        interrupts.raise_if_interrupted()
+        time.sleep(CHECK_S)
         for shard in fleet.shards:
             for server in shard.servers:
                 if server.running:
                     ended.pop(server, None)
                 elif time.monotonic() - ended.setdefault(server, time.monotonic()) >= BACK_AFTER_S:
-                    said = _bring_back(shard, server)
-                    if said:
-                        print(f"{shard.name}: {server.address} was killed; {said}", flush=True)
+                    outcome = _bring_back(shard, server)
+                    if outcome:
+                        print(f"{shard.name}: {server.address} was killed; {outcome}", flush=True)
                         ended[server] = float("inf")
 
 
@@ -166,7 +179,7 @@ def _bring_back(shard: LiveShard, server: Server) -> str:
     return f"back as a replica of {primary.address}"
 
 
-def _keep(port: int) -> socket:
+def _reserve(port: int) -> socket:
     try:
         return reserve_port(port)
     except OSError as error:
@@ -189,8 +202,3 @@ def _number(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return number
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    # A second signal interrupts the orderly end; the kernel then ends what is left, with this process.
-    raise KeyboardInterrupt

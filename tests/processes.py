@@ -31,6 +31,12 @@ def family(pid: int) -> set[Identity]:
     return {(each, stat[19]) for each in found if (stat := stats.get(each))}
 
 
+def session(number: int) -> set[Identity]:
+    """All processes of a session, whoever is their parent by now."""
+    stats = {int(each.name): _stat(int(each.name)) for each in Path("/proc").iterdir() if each.name.isdigit()}
+    return {(pid, stat[19]) for pid, stat in stats.items() if stat and int(stat[3]) == number}
+
+
 def alive(identity: Identity) -> bool:
     """Whether that very process is there."""
     stat = _stat(identity[0])

@@ -36,6 +36,8 @@ TESTED_ELSEWHERE = {
     "pyproxy/__main__.py": "runs cli.main; every test that starts the program runs it",
     "pyproxy/worker/__main__.py": "runs main.serve; every worker is started by it",
     "pyproxy/demo.py": "tests/e2e/process/test_demo.py runs it as a user does",
+    "pyproxy/fleet/interrupts.py": "tests/e2e/process/test_demo.py",
+    "pyproxy/fleet/proxy.py": "every e2e test starts a proxy with it",
     "protocol/helps.py": "texts; tests/pyproxy/worker/commands/test_local.py asks for them",
     "pyproxy/worker/commands/context.py": "declarations only",
     "pyproxy/worker/lane/outcome.py": "declarations only",

@@ -2,7 +2,7 @@
 
     python -m tools.make_table
 
-Starts the backend that pyproxy/fleet.py finds (Valkey, as a rule) and, if it is another one, the `redis-server` on
+Starts the backend that pyproxy/fleet finds (Valkey, as a rule) and, if it is another one, the `redis-server` on
 PATH, and asks both for COMMAND and COMMAND DOCS. The first one's word counts; the second adds the commands that the
 first does not know. The same servers give the same files, byte for byte.
 """

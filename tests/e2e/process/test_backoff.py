@@ -9,11 +9,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
-from pyproxy.fleet import HOST, Fleet, Process, Proxy, Server, reserve_port, wait_until
+from pyproxy.fleet import HOST, Fleet, ListeningProcess, Managed, Proxy, Server, reserve_port, wait_until
 from tests.e2e.clients import node
 from tests.e2e.rig import PATIENCE_S, Keys
 from tests.faults import End, Hop, Way
@@ -50,13 +50,13 @@ class Got:
         return str(body["applied"])
 
 
-class Listening(Process):
+class HttpProgram(ListeningProcess, Managed):
     """A program that serves HTTP on a port of its own, given by an environment variable."""
 
     def __init__(self, directory: Path, name: str, command: list[str], **environment: str | int) -> None:
-        self._keeper = reserve_port()
-        self.port: int = self._keeper.getsockname()[1]
-        super().__init__(f"{name}-{self.port}", directory / f"{name}-{self.port}.log")
+        reservation = reserve_port()
+        unique = f"{name}-{reservation.getsockname()[1]}"
+        super().__init__(unique, directory / f"{unique}.log", reservation)
         port = {f"{'HTTP_' if name == 'haproxy' else ''}PORT": self.port}
         self._command = ["env", *(f"{key}={value}" for key, value in (port | environment).items()), *command]
 
@@ -98,22 +98,10 @@ class Listening(Process):
         wait_until(f"{method} {path} to be {status}", there, lambda: f"it is {got}\n{self.tail(30)}", PATIENCE_S)
         return got[0]
 
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-        self._keeper.close()
-
-
-def application(directory: Path, redis_port: int, **environment: int) -> Listening:
+def application(directory: Path, redis_port: int, **environment: int) -> HttpProgram:
     command = ["node", str(EXAMPLE / "app.js")]
-    return Listening(directory, "app", command, REDIS_PORT=redis_port, NODE_PATH=str(MODULES), **environment)
+    return HttpProgram(directory, "app", command, REDIS_PORT=redis_port, NODE_PATH=str(MODULES), **environment)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -129,9 +117,9 @@ class Site:
 
     fleet: Fleet
     proxy: Proxy
-    app: Listening
+    app: HttpProgram
     between: Hop  # HAProxy and the application
-    http: Listening
+    http: HttpProgram
 
     def key(self, shard: int) -> str:
         return Keys(self.proxy).one(shard)
@@ -153,7 +141,7 @@ def running(shards: int, **promotion: str | float) -> Iterator[Site]:
         app = stack.enter_context(application(fleet.directory, proxy.port))
         between = stack.enter_context(Hop(app.port))
         haproxy = ["haproxy", "-db", "-f", str(EXAMPLE / "haproxy.cfg")]
-        http = stack.enter_context(Listening(fleet.directory, "haproxy", haproxy, APP_PORT=between.port))
+        http = stack.enter_context(HttpProgram(fleet.directory, "haproxy", haproxy, APP_PORT=between.port))
         http.wait_for("GET", "/__heartbeat__", 200)
         yield Site(fleet, proxy, app, between, http)
 
@@ -252,7 +240,7 @@ def hop(server: Server) -> Iterator[Hop]:
 
 
 @pytest.fixture(scope="module")
-def app(server: Server, hop: Hop) -> Iterator[Listening]:
+def app(server: Server, hop: Hop) -> Iterator[HttpProgram]:
     """In front of one server that says what it is told to say."""
     with application(server.log.parent, hop.port) as app:
         app.wait_for("GET", "/__heartbeat__", 200)
@@ -277,7 +265,7 @@ PROMOTED = "TRYAGAIN shard s3 (127.0.0.1:7003) is being promoted, applied=no"
     ],
 )
 def test_an_error_becomes_503_with_whole_seconds(
-    line: str, seconds: int, applied: str, hop: Hop, app: Listening
+    line: str, seconds: int, applied: str, hop: Hop, app: HttpProgram
 ) -> None:
     hop.answer(b"set", f"-{line}\r\n".encode())
     refused = app.put("key")
@@ -287,14 +275,14 @@ def test_an_error_becomes_503_with_whole_seconds(
 
 
 @pytest.mark.parametrize("line", ["WRONGTYPE Operation against a key", "ERR syntax error"])
-def test_a_request_that_is_wrong_is_no_reason_to_come_back(line: str, hop: Hop, app: Listening) -> None:
+def test_a_request_that_is_wrong_is_no_reason_to_come_back(line: str, hop: Hop, app: HttpProgram) -> None:
     hop.answer(b"get", f"-{line}\r\n".encode())
     refused = app.get("key")
     assert (refused.status, refused.applied) == (500, "no")
     assert "Retry-After" not in refused.headers
 
 
-def test_a_connection_that_is_lost_with_a_write_out_is_503_and_the_write_unknown(hop: Hop, app: Listening) -> None:
+def test_a_connection_that_is_lost_with_a_write_out_is_503_and_the_write_unknown(hop: Hop, app: HttpProgram) -> None:
     hop.answer(b"set", b"", End.RST)
     lost = app.put("key")
     assert (lost.backoff, lost.applied) == (DEFAULT_S, "unknown")
@@ -312,7 +300,7 @@ def test_a_reply_that_does_not_come_is_503_and_a_late_one_is_nobodys(hop: Hop, s
         assert app.running
 
 
-def test_seconds_that_the_proxy_tells_in_its_info_are_in_the_heartbeat(hop: Hop, app: Listening) -> None:
+def test_seconds_that_the_proxy_tells_in_its_info_are_in_the_heartbeat(hop: Hop, app: HttpProgram) -> None:
     told = b"# Proxy\r\nproxy_backoff_seconds:7\r\n"
     hop.answer(b"proxy", b"$%d\r\n%s\r\n" % (len(told), told))
     assert app.get("__heartbeat__").backoff == 7

@@ -16,9 +16,9 @@ import pytest
 import redis
 
 from pyproxy.config import Config
-from pyproxy.fleet import HOST, ask, find_backend
+from pyproxy.fleet import HOST, VARIABLE, ask, find_backend
 from pyproxy.shard_map import Node
-from tests.processes import Identity, command_line, family, wait_until_gone
+from tests.processes import Identity, command_line, family, session, wait_until_gone
 
 SHARDS, REPLICAS, WORKERS, SENTINELS = 3, 1, 2, 3
 
@@ -226,6 +226,75 @@ def test_a_killed_launcher_leaves_no_process_behind_even_where_a_server_is_stopp
         started.process.kill()
         wait_until_gone(started.processes)
     shutil.rmtree(started.logs())
+
+
+AT_A_FORK = """if True:
+    import os, signal, sys
+    from pyproxy.cli import main
+    number, nth = signal.Signals[sys.argv.pop(1)], int(sys.argv.pop(1))
+    forks = 0
+    def at_fork():
+        global forks
+        forks += 1
+        if forks == nth:
+            signal.raise_signal(number)
+    os.register_at_fork(after_in_parent=at_fork)
+    sys.exit(main())
+"""
+"""The demo, which gets a signal while its nth process is being started, where Python drops what a handler raises."""
+
+WHILE_IT_IMPORTS = """if True:
+    import runpy, signal, sys
+    class Interrupts:
+        def find_spec(self, name, path=None, target=None):
+            if name == "pyproxy.config":
+                signal.raise_signal(signal.SIGINT)
+    sys.meta_path.insert(0, Interrupts())
+    runpy.run_module("pyproxy", run_name="__main__", alter_sys=True)
+"""
+
+NEVER_ANSWERS = """#!/bin/sh
+[ "$1" != --version ] || { echo "Valkey server v=9.9.9 sha=0"; exit; }
+kill -INT $PPID
+exec sleep 1000
+"""
+
+
+def outcome(script: str, directory: Path, *arguments: str, server: str = "") -> tuple[int, str]:
+    """How a demo ended that was started by this script, and what it said. It must leave no process and no file."""
+    small = ("demo", "--port", "0", "--shards", "1", "--replicas", "1", "--workers", "1")
+    environment = os.environ | {"TMPDIR": str(directory)} | ({VARIABLE: server} if server else {})
+    line = [sys.executable, "-c", script, *arguments, *small]
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=environment
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    wait_until_gone(session(process.pid))
+    assert list(directory.iterdir()) == []
+    return process.returncode, output
+
+
+@pytest.mark.parametrize(
+    ("number", "nth"), [("SIGINT", 1), ("SIGINT", 2), ("SIGINT", 3), ("SIGTERM", 2), ("SIGHUP", 2)]
+)
+def test_a_signal_while_a_process_is_being_started_ends_it(tmp_path: Path, number: str, nth: int) -> None:
+    assert outcome(AT_A_FORK, tmp_path, number, str(nth)) == (0, "")
+
+
+def test_ctrl_c_ends_it_although_a_server_never_answers(tmp_path: Path) -> None:
+    server = tmp_path / "server"
+    server.write_text(NEVER_ANSWERS)
+    server.chmod(0o755)
+    (tmp_path / "temporary").mkdir()
+    program = "import sys; from pyproxy.cli import main; sys.exit(main())"
+    assert outcome(program, tmp_path / "temporary", server=str(server)) == (0, "")
+
+
+def test_ctrl_c_before_it_has_begun_ends_it_without_a_traceback(tmp_path: Path) -> None:
+    assert outcome(WHILE_IT_IMPORTS, tmp_path) == (-signal.SIGINT, "")
 
 
 def test_it_ends_with_an_error_when_the_proxy_ends_by_itself() -> None:

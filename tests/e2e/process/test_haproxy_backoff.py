@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from pyproxy.fleet import HOST, Fleet, Proxy, reserve_port, wait_until
-from tests.e2e.process.test_backoff import Got, Listening
+from tests.e2e.process.test_backoff import Got, HttpProgram
 from tests.e2e.rig import PATIENCE_S, Connection, wait_for_line
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "haproxy-backoff"
@@ -87,11 +87,11 @@ def loop_server(redis_port: int) -> Any:
 
 
 @contextmanager
-def haproxy(directory: Path, app_port: int, status_port: int) -> Iterator[Listening]:
+def haproxy(directory: Path, app_port: int, status_port: int) -> Iterator[HttpProgram]:
     command = ["haproxy", "-db", "-f", str(EXAMPLE / "haproxy.cfg")]
     where: dict[str, str | int] = {"APP_PORT": app_port, "STATUS_PORT": status_port}
     where["LUA"] = str(EXAMPLE / "backoff.lua")
-    with Listening(directory, "haproxy", command, **where) as http:
+    with HttpProgram(directory, "haproxy", command, **where) as http:
         yield http
 
 
@@ -100,7 +100,7 @@ class Site:
     fleet: Fleet
     proxy: Proxy
     status: int  # the port where the proxy tells how it is
-    http: Listening
+    http: HttpProgram
 
     def heartbeat(self) -> tuple[int, str]:
         """The status and the seconds that the proxy tells itself."""
@@ -174,7 +174,7 @@ def test_what_is_no_503_passes_as_it_is(site: Site) -> None:
 
 
 @contextmanager
-def told(directory: Path, headers: dict[str, str], status: int, **said: str) -> Iterator[tuple[Listening, Answers]]:
+def told(directory: Path, headers: dict[str, str], status: int, **said: str) -> Iterator[tuple[HttpProgram, Answers]]:
     """HAProxy in front of 503s with these headers, with this heartbeat."""
     proxy = Answers(lambda _path: (status, said))
     app = Answers(lambda path: (200, {}) if path == "/__lbheartbeat__" else (503, headers))
