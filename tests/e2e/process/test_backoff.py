@@ -18,7 +18,7 @@ from tests.e2e.clients import node
 from tests.e2e.rig import PATIENCE_S, Keys
 from tests.faults import End, Hop, Way
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "backoff"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "backoff"
 MODULES = node.ROOT / "build" / "backoff" / "node_modules"
 
 # The primary is dead for long enough that a client comes by meanwhile.

@@ -21,7 +21,7 @@ from pyproxy.fleet import HOST, Fleet, Proxy, reserve_port, wait_until
 from tests.e2e.process.test_backoff import Got, HttpProgram
 from tests.e2e.rig import PATIENCE_S, Connection, wait_for_line
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "haproxy-backoff"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "haproxy-backoff"
 
 CONSTANT = "30"  # loop-server's retryAfter
 EXPOSED = "Access-Control-Expose-Headers"
