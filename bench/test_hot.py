@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bench.lane_alone import LaneAlone
+from bench.bare_lane import BareLane
 from protocol import request, table
 from protocol.scan import Replies, Requests, elements
 from pyproxy.hashing import slot
@@ -78,7 +78,7 @@ def test_hash_64_keys(benchmark: Benchmark) -> None:
 # --- through the lane -------------------------------------------------------------------------------------------------
 
 
-class Bench(LaneAlone):
+class Bench(BareLane):
     """Between one client and ten shards."""
 
     def __init__(self) -> None:

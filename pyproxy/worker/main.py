@@ -426,7 +426,7 @@ class Worker:
                 self._look_for_gone()
                 if self._lender:
                     self._lender.tick(now)
-                peak = give_back(lane.held, peak)
+                peak = give_back(lane.buffered, peak)
 
     async def _until_tick(self, lane: Lane) -> None:
         """Soon while anything is out or waits; else seldom. What is over by then never was its business."""

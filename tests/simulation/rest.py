@@ -80,7 +80,7 @@ def _left_over(world: World) -> str:
     holds = world.worker._holds
     found = {
         "inflight": world.lane.inflight,
-        "held": world.lane.held,
+        "held": world.lane.buffered,
         "hold requests": holds.requests,
         "hold bytes": holds.bytes,
         "waiting": len(world.worker._here.waiting) if world.worker._here else 0,

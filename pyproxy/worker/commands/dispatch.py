@@ -136,4 +136,4 @@ class Session:
                 return errors.crossslot()
             return self._converse(client, route, command, argv, handler)
         (shard,) = shards
-        return client.send(shard, Request(argv), not command.is_read, route.again)
+        return client.send(shard, Request(argv), not command.is_read, route.replayable)

@@ -34,7 +34,7 @@ cdef inline void _queue(Backend backend, Pending item) noexcept:
     if backend.aging is None:
         backend.aging = item
     backend.count += 1
-    backend.unflushed += 1
+    backend.unsent += 1
     if item.pace == SHARD_WIDE:
         backend._count_shard_wide(1)
 
@@ -67,12 +67,12 @@ cdef class Backend:
         self.router = None
         self.door = Door.IDLE
         self.refusal = b""
-        self.kept = []
+        self.replay_queue = []
         self.chunks = []
         self.waiting = []
 
     def __dealloc__(self):
-        PyMem_RawFree(self.out)
+        PyMem_RawFree(self.outbuf)
 
     def __repr__(self):
         return f"<Backend {self.link.name} resp{self.proto} db{self.db}{" bulk" if self.is_bulk else ""} door={self.door} out={self.count}>"
@@ -83,18 +83,19 @@ cdef class Backend:
         self.door = door
         self._review()
         if self.waiting and door != Door.CONGESTED:
-            self._release()     # whoever waited for the server to read asks what is true now
+            self._unpark_waiting()     # whoever waited for the server to read asks what is true now
         return 0
 
     cdef void _review(self) noexcept:
         self.plain = (self.door == Door.OPEN and not self._guarded and not self.in_transfer
                       and (self.wire is None or not self.wire.choked))
 
-    def guard(self, router, bint guarded, bint keeps):
-        """Whether the router of the shard must be asked before anything is begun here; whether writes may be kept."""
+    def guard(self, router, bint guarded, bint replays_writes):
+        """Whether the router of the shard must be asked before anything is begun here; whether writes may be
+        replayed."""
         self.router = router
         self._guarded = guarded
-        self.keeps = keeps
+        self.replays_writes = replays_writes
         self._set_door(self.door)
 
     cdef int admit(self, Client client, Py_ssize_t size) except -2:
@@ -106,15 +107,15 @@ cdef class Backend:
             return 1
         if self.door == Door.IDLE:
             self.link.connect(self)
-        if self.door == Door.SHUT:
+        if self.door == Door.DOWN:
             return 0
         # what another server does not bring to its end is no reason: it is given up where the budget needs that
-        if self.lane.held - self.lane.arriving + size > self.lane.memory_limit // 4 * 3:
+        if self.lane.buffered - self.lane.arriving + size > self.lane.memory_limit // 4 * 3:
             self.refusal = errors.not_applied(self.link.name, self.link.node, errors.OVER_BUDGET)
             return 0
-        if self.door == Door.OPEN and self.out_bytes <= OUT_LIMIT:
+        if self.door == Door.OPEN and self.unsent_bytes <= OUT_LIMIT:
             return 1
-        if self.door == Door.CONGESTED or self.out_bytes > OUT_LIMIT or size > SURE_BYTES:
+        if self.door == Door.CONGESTED or self.unsent_bytes > OUT_LIMIT or size > SURE_BYTES:
             return self._park(client)
         client.door_from = 0
         return 1
@@ -145,28 +146,28 @@ cdef class Backend:
                 client.unpark(Park.DOOR)
         return 0
 
-    def shut(self, bytes refusal not None):
+    def down(self, bytes refusal not None):
         """Down: whatever waits was not sent and is refused, unless it can wait on; whatever comes is refused at once."""
-        self._set_door(Door.SHUT)
+        self._set_door(Door.DOWN)
         self.refusal = refusal
-        keep_unsent(self)
+        requeue_unsent(self)
         self.charge()
-        self._release()
+        self._unpark_waiting()
 
-    def queue(self):
+    def connecting(self):
         """Being connected: commands wait."""
-        self._set_door(Door.QUEUE)
+        self._set_door(Door.CONNECTING)
 
     def reset(self):
         """No reason not to have a connection: the next command opens it."""
-        if self.door == Door.SHUT:
+        if self.door == Door.DOWN:
             self.idle()
 
     def idle(self):
         """There is no connection, and none is being made."""
         self._set_door(Door.IDLE)
         self.refusal = b""
-        self._release()
+        self._unpark_waiting()
 
     def open(self, Wire wire not None):
         """The connection is set up: what waited is sent."""
@@ -175,7 +176,7 @@ cdef class Backend:
         self.unanswered = 0
         self.last_frame = self.free_at = self.lane.now
         self.left = 0
-        self.settle_debts()
+        self._resolve_uncertain()
         self._mark()
 
     @property
@@ -183,8 +184,8 @@ cdef class Backend:
         return self.door == Door.OPEN or self.door == Door.CONGESTED
 
     @property
-    def is_shut(self):
-        return self.door == Door.SHUT
+    def is_down(self):
+        return self.door == Door.DOWN
 
     @property
     def is_base(self):
@@ -197,7 +198,7 @@ cdef class Backend:
         cdef Pending item = self.head
         cdef Py_ssize_t i
         if self.shard_wide and self.wire is not None:
-            for i in range(self.count - self.unflushed):
+            for i in range(self.count - self.unsent):
                 if item.pace == SHARD_WIDE:
                     return item.sent_at
                 item = item.next_out
@@ -208,7 +209,7 @@ cdef class Backend:
         """How many requests are out or wait to be sent, tombstones included."""
         return self.count - self.canaries
 
-    cdef int _release(self) except -1:
+    cdef int _unpark_waiting(self) except -1:
         cdef list waiting = self.waiting
         if waiting:
             self.waiting = []
@@ -229,7 +230,7 @@ cdef class Backend:
         if not self.dirty:
             self._mark()
         if self.canary:
-            canary = self._made_canary()
+            canary = self._new_canary()
             self._append(PyBytes_AS_STRING(canary.request), PyBytes_GET_SIZE(canary.request))
             _queue(self, canary)
             self.canaries += 1
@@ -248,7 +249,7 @@ cdef class Backend:
         self.shard_wide += change
         self.free_at = self.lane.now    # what is behind it has its turn
 
-    cdef Pending _made_canary(self):
+    cdef Pending _new_canary(self):
         """A tombstone that knows what it swallows.  Its request ends in the very bytes of its answer."""
         cdef Pending item = Pending.__new__(Pending)
         cdef bytes nonce = self.lane.nonce()
@@ -275,29 +276,29 @@ cdef class Backend:
                 self.chunks.append(donated)
             else:
                 self.chunks.append(PyBytes_FromStringAndSize(p, n))
-            self.out_bytes += n
+            self.unsent_bytes += n
             return 0
-        if self.out_len + n > self.out_room:
-            if self.out_room >= WRITE_BYTES:
+        if self.outbuf_len + n > self.outbuf_room:
+            if self.outbuf_room >= WRITE_BYTES:
                 self._pack()
             else:
-                room = self.out_room * 2 if self.out_room else OUT_ROOM
-                if room < self.out_len + n:
-                    room = self.out_len + n
-                grown = <char *>PyMem_RawRealloc(self.out, room)
+                room = self.outbuf_room * 2 if self.outbuf_room else OUT_ROOM
+                if room < self.outbuf_len + n:
+                    room = self.outbuf_len + n
+                grown = <char *>PyMem_RawRealloc(self.outbuf, room)
                 if grown == NULL:
                     raise MemoryError
-                self.out = grown
-                self.out_room = room
-        memcpy(self.out + self.out_len, p, n)
-        self.out_len += n
-        self.out_bytes += n
+                self.outbuf = grown
+                self.outbuf_room = room
+        memcpy(self.outbuf + self.outbuf_len, p, n)
+        self.outbuf_len += n
+        self.unsent_bytes += n
         return 0
 
     cdef int _pack(self) except -1:
-        if self.out_len:
-            self.chunks.append(PyBytes_FromStringAndSize(self.out, self.out_len))
-            self.out_len = 0
+        if self.outbuf_len:
+            self.chunks.append(PyBytes_FromStringAndSize(self.outbuf, self.outbuf_len))
+            self.outbuf_len = 0
         return 0
 
     cpdef flush(self):
@@ -305,7 +306,7 @@ cdef class Backend:
         cdef Wire wire = self.wire
         self.dirty = False
         if self.wire is None or self.wire.choked or self.wire.lost:
-            if self.door == Door.OPEN and self.out_bytes > OUT_LIMIT:
+            if self.door == Door.OPEN and self.unsent_bytes > OUT_LIMIT:
                 self._set_door(Door.CONGESTED)
             self.charge()
             return
@@ -320,7 +321,7 @@ cdef class Backend:
         if self.door == Door.CONGESTED:
             self._set_door(Door.OPEN)
         elif self.waiting:
-            self._release()
+            self._unpark_waiting()
 
     cdef int _give(self, Wire wire) except -1:
         """If it fails half way nobody knows what has left: by then all of it counts as sent, and the connection ends."""
@@ -330,11 +331,11 @@ cdef class Backend:
             self._pack()
             chunks = self.chunks
             self.chunks = []
-        size = self.out_len
-        self.out_len = self.out_bytes = self.unflushed = 0
+        size = self.outbuf_len
+        self.outbuf_len = self.unsent_bytes = self.unsent = 0
         if chunks is None:
             if size:
-                wire.put(self.out, size, None)
+                wire.put(self.outbuf, size, None)
             return 0
         for chunk in chunks:
             wire.put(_bytes_of(chunk), len(chunk), chunk)
@@ -343,20 +344,20 @@ cdef class Backend:
     cdef int charge(self) except -1:
         """What waits for the server counts in the worker's budget of memory."""
         cdef Wire wire = self.wire
-        cdef Py_ssize_t size = self.out_bytes
+        cdef Py_ssize_t size = self.unsent_bytes
         if wire is not None and wire.choked:
             size += wire.transport.get_write_buffer_size()
         if size and (wire is None or wire.choked):
             size += self.copies
-        self.lane.held += size - self.charged
+        self.lane.buffered += size - self.charged
         self.lane.handed_on += size - self.charged
         self.charged = size
-        if self.lane.held > self.lane.memory_limit:
+        if self.lane.buffered > self.lane.memory_limit:
             self.lane.wake()
         return 0
 
     cdef Py_ssize_t _copied(self):
-        """Bytes of requests that are kept to be sent again, and of what is known of each that waits."""
+        """Bytes of the copies that serve a replay, and of the state of each request that waits."""
         cdef Pending item = self.head
         cdef Py_ssize_t size = 0
         while item is not None:
@@ -381,7 +382,7 @@ cdef class Backend:
         cdef double oldest = now - lane.reply_s, begun
         if self.waiting:
             self._let_go_late(now)
-        if self.charged or self.out_bytes:
+        if self.charged or self.unsent_bytes:
             self.copies = self._copied() if wire is None or wire.choked else 0
             self.charge()
         if self.unanswered and self.last_frame > self.unanswered_at:
@@ -408,7 +409,7 @@ cdef class Backend:
             try:
                 self._expire_one(item, now)
             except Exception:
-                self._give_over(item)
+                self._cut_off_owner(item)
             item = <Pending>following
         if wire is not None and self.head is not None and not wire.lost:
             # of a server that is at a request through all its keys not even the answers before that need have left
@@ -459,44 +460,44 @@ cdef class Backend:
         self.lane.timeouts += 1
         self.unanswered += 1
         self.unanswered_at = now
-        if self.taking is not None:
-            give_up(self, self._owner(item))
+        if self.withheld is not None:
+            stop_withholding(self, self._owner(item))
         if item.write:
             owner = self._owner(item)
             self._fail(item, errors.no_reply(self.lane.deadline_s(item.pace)), False)
             if owner is not None:
-                item.debtor = <Client>owner
-                item.debtor.owe(self.shard, 1)
+                item.unresolved_for = <Client>owner
+                item.unresolved_for.count_unresolved(self.shard, 1)
         elif not read_elsewhere(self, item):
             self._fail(item, errors.no_reply(self.lane.deadline_s(item.pace)), False)
         return 0
 
-    cdef int doubt(self, object owner) except -1:
+    cdef int mark_uncertain(self, object owner) except -1:
         """A write of this client may have been applied, and its connection is gone: until there is one again, no other
         server answers its reads."""
         if owner is None or (<Client>owner).transport is None:
             return 0
-        if self.doubtful is None:
-            self.doubtful = set()
-        if owner not in self.doubtful:
-            self.doubtful.add(owner)
-            (<Client>owner).owe(self.shard, 1)
+        if self.uncertain_clients is None:
+            self.uncertain_clients = set()
+        if owner not in self.uncertain_clients:
+            self.uncertain_clients.add(owner)
+            (<Client>owner).count_unresolved(self.shard, 1)
         return 0
 
-    cdef int _forgive(self, Pending item) except -1:
+    cdef int _resolve(self, Pending item) except -1:
         """Its reply came, late, or will never come: it is no unresolved write of its client on this connection."""
-        if item.debtor is not None:
-            item.debtor.owe(self.shard, -1)
-            item.debtor = None
+        if item.unresolved_for is not None:
+            item.unresolved_for.count_unresolved(self.shard, -1)
+            item.unresolved_for = None
         return 0
 
-    cdef int settle_debts(self) except -1:
+    cdef int _resolve_uncertain(self) except -1:
         """There is a connection to the primary again, which has all that reached it before."""
-        cdef set doubtful = self.doubtful
-        self.doubtful = None
-        if doubtful is not None:
-            for client in doubtful:
-                (<Client>client).owe(self.shard, -1)
+        cdef set uncertain_clients = self.uncertain_clients
+        self.uncertain_clients = None
+        if uncertain_clients is not None:
+            for client in uncertain_clients:
+                (<Client>client).count_unresolved(self.shard, -1)
         return 0
 
     cdef int _fail(self, Pending item, str why, bint unsent) except -1:
@@ -532,26 +533,26 @@ cdef class Backend:
         """The connection is gone: -> True where requests remain to be sent on a new one.
 
         Sent writes may have been applied.  Sent reads go out again once, unless the same client has a later write on
-        the connection: the read would see the future.  What was never given to the connection is kept.
+        the connection: the read would see the future.  Requests that were never given to the connection stay in the queue.
         """
         cdef Pending item = self.head
-        cdef Py_ssize_t sent = self.count - self.unflushed, i
+        cdef Py_ssize_t sent = self.count - self.unsent, i
         cdef dict last_write = {}
-        cdef list items = [], doubtful = []
+        cdef list items = [], uncertain_clients = []
         # of a lent one, that is forgotten with its connection: a shared one, which will be connected again
         cdef Backend home = self.link.backends.get((self.proto, self.db)) or self.link.backends.get((2, 0), self)
         for i in range(sent):
             items.append(item)
-            if item.debtor is not None:
-                doubtful.append(item.debtor)
+            if item.unresolved_for is not None:
+                uncertain_clients.append(item.unresolved_for)
             if item.write:
                 owner = self._owner(item)
                 if owner is not None:
                     last_write[owner] = i
             item = item.next_out
-        for owner in doubtful:
-            home.doubt(owner)   # before what it owed here is forgiven
-        doubtful = []
+        for owner in uncertain_clients:
+            home.mark_uncertain(owner)   # before what it owed here is forgiven
+        uncertain_clients = []
         # nothing has changed until here
         self.wire = None
         self.in_transfer = False
@@ -561,44 +562,44 @@ cdef class Backend:
             if item.expected is not None:
                 self.canaries -= 1
         if self.router is not None and self.link is self.lane.links[self.shard]:     # not a lent one, nor a replica's
-            self.lane.lost_sight(self.shard)
+            self.lane.mark_unsure(self.shard)
         # items still out get their verdict; those to be tried again are collected in their order
         retries = []
-        for i, held in enumerate(items):
-            item = <Pending>held
-            self._forgive(item)
+        for i, entry in enumerate(items):
+            item = <Pending>entry
+            self._resolve(item)
             if (item.client is None or item.done) and item.whole is None:
                 continue
             try:
-                taking = self.taking.get(self._owner(item)) if self.taking is not None else None
+                withheld = self.withheld.get(self._owner(item)) if self.withheld is not None else None
                 if item.write:
-                    if taking is not None:
-                        (<Taking>taking).applied = True     # perhaps
-                    doubtful.append(self._owner(item))
+                    if withheld is not None:
+                        (<Withheld>withheld).applied = True     # perhaps
+                    uncertain_clients.append(self._owner(item))
                     self._fail(item, why, False)
-                elif taking is not None:
-                    (<Taking>taking).items.append((item, None))
+                elif withheld is not None:
+                    (<Withheld>withheld).items.append((item, None))
                 elif (item.retried or item.stays or item.request is None or PyBytes_GET_SIZE(item.request) > SURE_BYTES
                         or last_write.get(self._owner(item), -1) > i):
                     self._fail(item, why, True)
                 else:
                     retries.append(item)
             except Exception:
-                self._give_over(item)
-        for owner in doubtful:
-            home.doubt(owner)
+                self._cut_off_owner(item)
+        for owner in uncertain_clients:
+            home.mark_uncertain(owner)
         if retries:
             try:
                 self._put_first(retries)
             except Exception:
-                for held in retries:
-                    self._give_over(<Pending>held)
-        self._set_door(Door.QUEUE if self.count else Door.IDLE)
+                for entry in retries:
+                    self._cut_off_owner(<Pending>entry)
+        self._set_door(Door.CONNECTING if self.count else Door.IDLE)
         if not self.count:
-            self._release()
-        if self.taking is not None:
-            for owner in list(self.taking):
-                decide(self, owner)
+            self._unpark_waiting()
+        if self.withheld is not None:
+            for owner in list(self.withheld):
+                decide_withheld(self, owner)
         self.charge()
         return self.count > 0
 
@@ -607,14 +608,14 @@ cdef class Backend:
         if self.wire is wire:
             self.lost(why)
         if self not in self.link.backends.values():
-            self.shut(errors.not_applied(self.link.name, self.link.node, why))      # a lent one
-        elif self.wire is None and self.door != Door.SHUT:
+            self.down(errors.not_applied(self.link.name, self.link.node, why))      # a lent one
+        elif self.wire is None and self.door != Door.DOWN:
             self.idle()
             if self.count:
                 self.link.connect(self)
         return 0
 
-    cdef int _give_over(self, Pending item) except -1:
+    cdef int _cut_off_owner(self, Pending item) except -1:
         """By a fault of ours, whose exception is being handled, a request gets no answer: who waits for it is cut off."""
         cdef object owner = self._owner(item)
         bug(self)
@@ -631,22 +632,22 @@ cdef class Backend:
 
     cdef int _put_first(self, list retries) except -1:
         cdef Pending item, rest = self.head, rest_tail = self.tail
-        cdef Py_ssize_t rest_count = self.unflushed
+        cdef Py_ssize_t rest_count = self.unsent
         cdef list items = retries, frames
         cdef Py_ssize_t canaries = 0
         if self.canary:
             canaries = len(retries)
-            items = [each for held in retries for each in (self._made_canary(), held)]
-        frames = [(<Pending>held).request for held in items]
+            items = [each for entry in retries for each in (self._new_canary(), entry)]
+        frames = [(<Pending>entry).request for entry in items]
         self._pack()
         self.chunks = frames + self.chunks
         # nothing from here on can fail
         self.head = self.tail = None
-        for held in items:
-            item = <Pending>held
+        for entry in items:
+            item = <Pending>entry
             item.retried = True
             item.ahead = item.queued + 1 if item.queued else 0
-            self.out_bytes += PyBytes_GET_SIZE(item.request)
+            self.unsent_bytes += PyBytes_GET_SIZE(item.request)
             if item.pace == SHARD_WIDE:
                 self._count_shard_wide(1)
             if self.tail is None:
@@ -658,7 +659,7 @@ cdef class Backend:
         if rest is not None:
             self.tail = rest_tail
         self.canaries += canaries
-        self.count = self.unflushed = rest_count + len(items)
+        self.count = self.unsent = rest_count + len(items)
         self.aging = self.head
         return 0
 
@@ -669,18 +670,18 @@ cdef class Backend:
         """Whether a write was given to a connection and is not answered, whoever waits for it or has gone."""
         return owes_write(self)
 
-    def keep_unsent(self):
-        """Nothing can or may be sent: writes that were not are kept or refused, and reads sent elsewhere if they can be."""
-        keep_unsent(self)
+    def requeue_unsent(self):
+        """Nothing may be sent: unsent writes join the replay queue or are refused; unsent reads go to another server."""
+        requeue_unsent(self)
 
-    def release(self):
-        """The gate is open: what was kept is sent in its order, but nothing of a client that has gone."""
-        release(self)
+    def replay(self):
+        """The gate is open: sends the replay queue in its order, without the requests of clients that have left."""
+        replay(self)
 
-    def refuse_kept(self, double before, bytes line not None):
-        """Refuses the writes of clients of whom something has been kept since before then; their reads go on."""
-        refuse_kept(self, before, line)
+    def refuse_replays(self, double before, bytes line not None):
+        """Refuses the queued writes of each client that has waited since `before` or longer; its reads are sent."""
+        refuse_replays(self, before, line)
 
-    def try_kept_reads(self):
-        """There is somebody to read from: what waits for that is sent."""
-        try_kept_reads(self)
+    def replay_reads(self):
+        """A server can be read from again: sends the reads that wait for one."""
+        replay_reads(self)

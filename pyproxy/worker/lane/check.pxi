@@ -12,11 +12,11 @@ cdef int check(Lane lane) except -1:
     cdef Client client
     cdef set answered = set()       # the places that somebody will answer
     cdef dict parts = {}            # client -> bytes of parts that wait for their siblings
-    cdef dict owed = {}             # client -> shard -> how many of its writes may still be applied
+    cdef dict unresolved = {}             # client -> shard -> how many of its writes may still be applied
     cdef list backends = _all_backends(lane)
-    cdef long long held = lane.handed_on, handed_on = 0, arriving = 0, inflight = 0
+    cdef long long buffered = lane.handed_on, handed_on = 0, arriving = 0, inflight = 0
     for backend in backends:
-        _check_backend(lane, <Backend>backend, answered, parts, owed)
+        _check_backend(lane, <Backend>backend, answered, parts, unresolved)
         handed_on += (<Backend>backend).charged
     for wire in lane.arrivals:
         arriving += (<Wire>wire).charged
@@ -33,13 +33,13 @@ cdef int check(Lane lane) except -1:
     for each in lane.clients:
         client = <Client>each
         _check_client(client, answered, parts.get(client, 0), client in dirty)
-        _expect(client, "writes that may still be applied", client.unresolved or {}, owed.get(client, {}))
+        _expect(client, "writes that may still be applied", client.unresolved or {}, unresolved.get(client, {}))
         _check_at(client, backends)
         _check_parked(client, client in backlog, client in waiting)
         _check_end(client, client in lingering)
-        held += client.held + client.in_counted + client.queued_bytes + client.subscribed_bytes
+        buffered += client.buffered_out + client.buffered_in + client.queued_bytes + client.subscribed_bytes
         inflight += client.inflight
-    _expect(lane, "bytes held", lane.held, held)
+    _expect(lane, "buffered bytes", lane.buffered, buffered)
     _expect(lane, "requests in flight", lane.inflight, inflight)
     if (lane.dirty_clients or lane.dirty_backends or lane.backlog) and not lane.awake:
         raise Broken(f"{lane}: there is work, and no turn is asked for")
@@ -60,13 +60,13 @@ cdef list _all_backends(Lane lane):
     return found
 
 
-cdef int _owe(dict owed, Client client, int shard) except -1:
-    cdef dict shards = owed.setdefault(client, {})
+cdef int _count_unresolved(dict unresolved, Client client, int shard) except -1:
+    cdef dict shards = unresolved.setdefault(client, {})
     shards[shard] = shards.get(shard, 0) + 1
     return 0
 
 
-cdef int _check_backend(Lane lane, Backend backend, set answered, dict parts, dict owed) except -1:
+cdef int _check_backend(Lane lane, Backend backend, set answered, dict parts, dict unresolved) except -1:
     cdef Pending item = backend.head, last = None
     cdef Py_ssize_t count = 0, canaries = 0, shard_wide = 0
     cdef bint ages = backend.aging is None
@@ -78,8 +78,8 @@ cdef int _check_backend(Lane lane, Backend backend, set answered, dict parts, di
         canaries += item.expected is not None
         shard_wide += item.pace == SHARD_WIDE
         ages = ages or item is backend.aging
-        if item.debtor is not None:
-            _owe(owed, item.debtor, backend.shard)
+        if item.unresolved_for is not None:
+            _count_unresolved(unresolved, item.unresolved_for, backend.shard)
         _check_item(backend, item, answered, parts)
         last = item
         item = item.next_out
@@ -90,38 +90,38 @@ cdef int _check_backend(Lane lane, Backend backend, set answered, dict parts, di
         raise Broken(f"{backend}: its tail is not the last of its queue")
     if not ages:
         raise Broken(f"{backend}: the oldest request whose deadline has not passed is not in its queue")
-    if not 0 <= backend.unflushed <= count:
-        raise Broken(f"{backend}: {backend.unflushed} requests of {count} were never given to a transport")
-    _expect(backend, "bytes to write", backend.out_bytes, sum(map(len, backend.chunks)) + backend.out_len)
-    _expect(backend, "whether there are bytes to write", backend.out_bytes > 0, backend.unflushed > 0)
+    if not 0 <= backend.unsent <= count:
+        raise Broken(f"{backend}: {backend.unsent} requests of {count} were never given to a transport")
+    _expect(backend, "bytes to write", backend.unsent_bytes, sum(map(len, backend.chunks)) + backend.outbuf_len)
+    _expect(backend, "whether there are bytes to write", backend.unsent_bytes > 0, backend.unsent > 0)
     # one that is listed and was flushed meanwhile has nothing more to give, until it is marked again
     if backend.dirty and backend not in lane.dirty_backends:
         raise Broken(f"{backend}: it waits for a turn, and is not listed for it")
     _expect(backend, "to have a connection", backend.wire is not None, is_open)
-    if backend.wire is None and count > backend.unflushed:
-        raise Broken(f"{backend}: {count - backend.unflushed} requests are out, and there is no connection")
-    if backend.wire is not None and backend.unflushed and not (backend.dirty or backend.wire.choked or backend.wire.lost):
-        raise Broken(f"{backend}: {backend.unflushed} requests wait for a turn that nobody asks for")
+    if backend.wire is None and count > backend.unsent:
+        raise Broken(f"{backend}: {count - backend.unsent} requests are out, and there is no connection")
+    if backend.wire is not None and backend.unsent and not (backend.dirty or backend.wire.choked or backend.wire.lost):
+        raise Broken(f"{backend}: {backend.unsent} requests wait for a turn that nobody asks for")
     if backend.in_transfer and (backend.wire is None or not (backend.wire.large is not None or backend.wire.skipping
                                                              or backend.wire.inbuf is not None
                                                              or backend.wire.overlong)):
         raise Broken(f"{backend}: a large reply comes on no connection")
     plain = is_open and backend.door == Door.OPEN and not (backend._guarded or backend.in_transfer or backend.wire.choked)
     _expect(backend, "whether all is as usual", backend.plain, plain)
-    for client in backend.doubtful or ():
-        _owe(owed, <Client>client, backend.shard)
-    for held in backend.kept:
-        if (<Pending>held).next_out is not None:
-            raise Broken(f"{backend}: what is kept is in a queue")
-        if (<Pending>held).debtor is not None:
-            raise Broken(f"{backend}: what is kept was never sent, and may still be applied")
-        _check_item(backend, <Pending>held, answered, parts)
-    if backend.taking is not None:
-        for taking in backend.taking.values():
-            if (<Taking>taking).left <= 0:
+    for client in backend.uncertain_clients or ():
+        _count_unresolved(unresolved, <Client>client, backend.shard)
+    for entry in backend.replay_queue:
+        if (<Pending>entry).next_out is not None:
+            raise Broken(f"{backend}: a request to replay is in the request queue as well")
+        if (<Pending>entry).unresolved_for is not None:
+            raise Broken(f"{backend}: a request to replay was never sent, and counts as unresolved")
+        _check_item(backend, <Pending>entry, answered, parts)
+    if backend.withheld is not None:
+        for withheld in backend.withheld.values():
+            if (<Withheld>withheld).left <= 0:
                 raise Broken(f"{backend}: a refused write waits for nothing")
-            for held, _ in (<Taking>taking).items:
-                _check_item(backend, <Pending>held, answered, parts)
+            for entry, _ in (<Withheld>withheld).items:
+                _check_item(backend, <Pending>entry, answered, parts)
     for client in backend.waiting:
         if (<Client>client).transport is not None and not (<Client>client).parked & Park.DOOR:
             raise Broken(f"{backend}: {client} waits at its door, and is not parked there")
@@ -145,22 +145,22 @@ cdef int _check_item(Backend backend, Pending item, set answered, dict parts) ex
         answered.add(id(whole.place))
         client = whole.place.client
         if client is not None:
-            parts[client] = parts.get(client, 0) + whole.held
+            parts[client] = parts.get(client, 0) + whole.buffered
     return 0
 
 
 cdef int _check_client(Client client, set answered, Py_ssize_t in_parts, bint dirty) except -1:
     cdef Pending item = client.head, last = None
-    cdef Py_ssize_t out = 0, size = 0, held = client.in_transport + in_parts
+    cdef Py_ssize_t out = 0, size = 0, buffered = client.in_transport + in_parts
     if client.dirty and not dirty:      # as for backends, one that was flushed by itself may still be listed
         raise Broken(f"{client}: it waits for a turn, and is not listed for it")
     for reply in client.ready:
-        held += len(<bytes>reply)
+        buffered += len(<bytes>reply)
     while item is not None:
         if item.client is not client:
             raise Broken(f"{client}: a place in its order is not its own")
         if item.done:
-            held += len(item.reply)
+            buffered += len(item.reply)
         else:
             out += 1
             size += item.size
@@ -172,7 +172,7 @@ cdef int _check_client(Client client, set answered, Py_ssize_t in_parts, bint di
         item = item.next_placed
     _expect(client, "requests in flight", client.inflight, out)
     _expect(client, "bytes of requests in flight", client.inflight_bytes, size)
-    _expect(client, "bytes held", client.held, held)
+    _expect(client, "buffered bytes of answers", client.buffered_out, buffered)
     if last is not client.tail:
         raise Broken(f"{client}: its tail is not the last of its places")
     if (client.ready or (client.head is not None and client.head.done)) and not (client.dirty or client.choked):
@@ -182,32 +182,32 @@ cdef int _check_client(Client client, set answered, Py_ssize_t in_parts, bint di
 
 cdef int _check_gates(Lane lane, list backends) except -1:
     """Who is held at a gate knows of it, and what a gate counts is there."""
-    cdef dict requests = {}, sizes = {}     # router -> of the writes that were begun and are kept
+    cdef dict requests = {}, sizes = {}     # router -> of the writes in its replay queue
     cdef dict holds = {}                    # the numbers of several gates, by identity -> numbers, requests, bytes
     cdef Client client
     cdef Pending item
     for backend in backends:
         router = (<Backend>backend).router
-        for held in (<Backend>backend).kept:
-            item = <Pending>held
+        for entry in (<Backend>backend).replay_queue:
+            item = <Pending>entry
             if router is None:
-                raise Broken(f"{backend}: a request is kept, and there is no gate that it waits for")
+                raise Broken(f"{backend}: a request waits for a replay, and there is no gate that it waits for")
             if item.write:
                 requests[router] = requests.get(router, 0) + 1
                 sizes[router] = sizes.get(router, 0) + item.size
         if router is not None:
             requests.setdefault(router, 0)
-    for router, kept in requests.items():
+    for router, writes in requests.items():
         gate = router.gate
         for client in gate.parked:
             if client not in lane.clients or not client.parked & Park.HOLD or client.router is not router:
                 raise Broken(f"{router.link}: {client} is held at its gate, and does not know of it")
         size = sum([each.bytes for each in gate.parked.values()])
-        _expect(router.link, "writes that are kept", gate.kept_requests, kept)
-        _expect(router.link, "bytes of writes that are kept", gate.kept_bytes, sizes.get(router, 0))
+        _expect(router.link, "writes to replay", gate.kept_requests, writes)
+        _expect(router.link, "bytes of writes to replay", gate.kept_bytes, sizes.get(router, 0))
         _expect(router.link, "bytes held at its gate", gate.held.bytes, size + gate.kept_bytes)
         _, all_requests, all_bytes = holds.get(id(gate.holds), (None, 0, 0))
-        holds[id(gate.holds)] = gate.holds, all_requests + len(gate.parked) + kept, all_bytes + size + gate.kept_bytes
+        holds[id(gate.holds)] = gate.holds, all_requests + len(gate.parked) + writes, all_bytes + size + gate.kept_bytes
     for counted, all_requests, all_bytes in holds.values():
         _expect(lane, "what all gates hold", (counted.requests, counted.bytes), (all_requests, all_bytes))
     return 0
@@ -220,8 +220,8 @@ cdef int _check_at(Client client, list backends) except -1:
         raise Broken(f"{client}: its shards are not those of its protocol and database")
     if [backend.link for backend in client.pool] != client.lane.links:
         raise Broken(f"{client}: its shards are not those that there are")
-    for shard, at in (client.at or {}).items():
-        backend = <Backend>at
+    for shard, upstream in (client.upstreams or {}).items():
+        backend = <Backend>upstream
         if not 0 <= shard < len(client.pool) or backend.shard != shard:
             raise Broken(f"{client}: what it asks of shard {shard} goes to {backend}")
         if backend is client.pool[shard]:

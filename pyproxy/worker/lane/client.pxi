@@ -4,13 +4,13 @@
 cdef inline bint _fills(Client client, long long out) noexcept:
     """Whether so many requests are as many as may be out: one, or as many as will not bring more than REPLIES_BYTES of
     answers, or, where half of the memory is used, a small part of that."""
-    cdef Py_ssize_t most = REPLIES_BYTES if client.lane.held <= client.lane.memory_limit >> 1 else LARGE
+    cdef Py_ssize_t most = REPLIES_BYTES if client.lane.buffered <= client.lane.memory_limit >> 1 else LARGE
     return out > 0 and (out >= client.lane.window_limit or (out + 1) * (client.typical + 1) > most)
 
 
 cdef inline bint _is_full(Client client) noexcept:
     """Whether it has so much out, or so many answers here, that nothing more of it is begun."""
-    return _fills(client, client.inflight) or client.held > REPLIES_BYTES or client.inflight_bytes > REQUESTS_BYTES
+    return _fills(client, client.inflight) or client.buffered_out > REPLIES_BYTES or client.inflight_bytes > REQUESTS_BYTES
 
 
 cdef inline void _line_up(Client client, Pending item) noexcept:
@@ -62,7 +62,7 @@ cdef class Client:
         cdef Lane lane = self.lane
         cdef Py_ssize_t used
         lane.now = self.last_active = _clock()
-        lane.came = True
+        lane.received = True
         lane.bytes_in += PyBytes_GET_SIZE(data)
         if self.finishing:
             return
@@ -80,8 +80,8 @@ cdef class Client:
                 if used < PyBytes_GET_SIZE(data) and not self.finishing:
                     self.inbuf = bytearray(data[used:])
         except Exception:
-            self._broke()
-        if self.inbuf is not None or self.in_counted:
+            self._on_fault()
+        if self.inbuf is not None or self.buffered_in:
             self._count_input()
 
     def eof_received(self):
@@ -90,7 +90,7 @@ cdef class Client:
             self.router.half_closed(self)
         elif self.parked & Park.SWITCH:
             for backend in self.pool:
-                forget(<Backend>backend, self, errors.client_gone(backend.link.name, backend.link.node))
+                drop_replays(<Backend>backend, self, errors.client_gone(backend.link.name, backend.link.node))
         if self.conversation is not None:
             self.conversation.half_closed()
         self.touch()
@@ -99,15 +99,15 @@ cdef class Client:
     def pause_writing(self):
         self.choked = True
         self.in_transport = self.transport.get_write_buffer_size()
-        self.held += self.in_transport
-        self.lane.held += self.in_transport
+        self.buffered_out += self.in_transport
+        self.lane.buffered += self.in_transport
         self.untaken_since = 0
         self._count_input()     # it may be blocked in writing: then it reads only once it has written
 
     def resume_writing(self):
         self.choked = False
-        self.held -= self.in_transport
-        self.lane.held -= self.in_transport
+        self.buffered_out -= self.in_transport
+        self.lane.buffered -= self.in_transport
         self.in_transport = 0
         self.touch()
 
@@ -118,7 +118,7 @@ cdef class Client:
         self.transport = None
         self.write = None
         self.finishing = True
-        for tell in (self._left_gate, self._left_kept, self._left_talk, self.end_watch, self._left_channels):
+        for tell in (self._leave_gate, self._leave_replay, self._leave_conversation, self.end_watch, self._leave_channels):
             try:
                 tell()
             except Exception:
@@ -129,8 +129,8 @@ cdef class Client:
             item.next_placed = None
             item.client = None
             item = following
-        lane.held -= self.held + self.in_counted + self.queued_bytes + self.subscribed_bytes
-        self.held = self.in_transport = self.in_counted = self.queued_bytes = self.subscribed_bytes = 0
+        lane.buffered -= self.buffered_out + self.buffered_in + self.queued_bytes + self.subscribed_bytes
+        self.buffered_out = self.in_transport = self.buffered_in = self.queued_bytes = self.subscribed_bytes = 0
         self.transaction = None
         self.gathering = self.words = None
         lane.inflight -= self.inflight
@@ -141,22 +141,22 @@ cdef class Client:
         lane.clients.discard(self)
         lane.count_coming(0)
 
-    def _left_gate(self):
+    def _leave_gate(self):
         if self.parked & Park.HOLD:
             self.router.left(self)
 
-    def _left_kept(self):
+    def _leave_replay(self):
         if self.parked & Park.SWITCH:
             for backend in self.pool:
-                forget(<Backend>backend, self, None)
+                drop_replays(<Backend>backend, self, None)
 
-    def _left_talk(self):
+    def _leave_conversation(self):
         conversation = self.conversation
         self.conversation = None
         if conversation is not None:
             conversation.left()
 
-    def _left_channels(self):
+    def _leave_channels(self):
         if self._subscriber is not None:
             self._subscriber.left()
 
@@ -165,19 +165,19 @@ cdef class Client:
     cdef int _from_buffer(self) except -1:
         cdef bytearray inbuf = self.inbuf
         cdef Py_ssize_t used
-        # held apart: nothing may resize the buffer while pointers into it are in use
+        # set aside: nothing may resize the buffer while pointers into it are in use
         self.inbuf = None
-        cdef bint taken = False
+        cdef bint donated = False
         # a large request that came alone leaves in the buffer it was received in; one of very many keys takes it
         self.lane.donated = inbuf
         try:
             used = self._consume(PyByteArray_AS_STRING(inbuf), len(inbuf))
         finally:
-            taken = self.lane.donated is None
+            donated = self.lane.donated is None
             self.lane.donated = None
         if self.finishing or used == len(inbuf):
             return 0
-        if taken:
+        if donated:
             inbuf = inbuf[used:]
         elif used:
             del inbuf[:used]
@@ -208,7 +208,7 @@ cdef class Client:
                 return pos
             if found == BAD:
                 lane.protocol_errors += 1
-                self.say(errors.protocol(fault_text(&fault)))
+                self.put_answer(errors.protocol(fault_text(&fault)))
                 self.finish()
                 return pos
             cost = 1
@@ -232,7 +232,7 @@ cdef class Client:
         cdef bytes frame
         if argv is None:
             self.lane.protocol_errors += 1
-            self.say(errors.unbalanced_quotes())
+            self.put_answer(errors.unbalanced_quotes())
             self.finish()
             return True
         if not argv:
@@ -244,8 +244,8 @@ cdef class Client:
         """Begins one command, whose canonical bytes are at frame -> what it costs of the turn; 0: not now, the client was parked."""
         cdef Lane lane = self.lane
         cdef Py_ssize_t argc = 0, length = 0
-        cdef const char *at = header(header(frame, &argc), &length)
-        cdef Route route = lane.route_at(at, length)
+        cdef const char *ptr = header(header(frame, &argc), &length)
+        cdef Route route = lane.route_at(ptr, length)
         cdef Backend backend
         cdef int i, cost = 1
         cdef double began
@@ -256,21 +256,21 @@ cdef class Client:
         if (route is not None and route.plain_key and self.transaction is None and not self.limited
                 and (argc == route.arity or (route.arity < 0 and argc >= -route.arity))):
             for i in range(route.plain_key):
-                at = header(at + length + 2, &length)
-            backend = <Backend>self.pool[lane.owner[lane.slot(at, length)]]
-            if not backend.plain or self.at is not None or size >= BULK_BYTES or self.typical >= BULK_BYTES:
-                backend = self._seek(backend, route.write, size)
+                ptr = header(ptr + length + 2, &length)
+            backend = <Backend>self.pool[lane.owner[lane.slot(ptr, length)]]
+            if not backend.plain or self.upstreams is not None or size >= BULK_BYTES or self.typical >= BULK_BYTES:
+                backend = self.choose_backend(backend, route.write, size)
                 if backend is None:
                     if lane.refusal is None:
                         return False
                     self._counted()
-                    self.say(lane.refusal)
+                    self.put_answer(lane.refusal)
                     return True
             item = self.begun(size)
             item.write = route.write
             item.pace = route.pace
             item.shard = backend.shard
-            if not route.write or (backend.keeps and route.again and size <= KEPT_BYTES):
+            if not route.write or (backend.replays_writes and route.replayable and size <= REPLAY_BYTES):
                 item.request = PyBytes_FromStringAndSize(frame, size)
             backend.put(item, frame, size)
             self.placed(item)
@@ -282,19 +282,19 @@ cdef class Client:
         elif route is not None and 0 < route.most < argc:
             if self.transaction is not None:
                 self.transaction.refused = True
-            self.say(errors.too_many_arguments(route.name, route.most))
+            self.put_answer(errors.too_many_arguments(route.name, route.most))
         elif (is_framed and self.words is None and route is not None and route.names_keys
                 and (argc > MANY_WORDS or size >= BULK_BYTES)):
             lane.gatherer(self, route, frame, size)
             return False
         else:
             began = _clock()
-            reply = lane.take(self, route, self.words if self.words is not None else arguments(frame))
+            reply = lane.dispatch(self, route, self.words if self.words is not None else arguments(frame))
             if reply is NOT_NOW:
                 return False
             self.words = None
             if reply is not PLACED:
-                self.say(<bytes?>reply)
+                self.put_answer(<bytes?>reply)
             cost = TAKEN_COST + <int>((_clock() - began) * TURN_COMMANDS / TURN_S)
         self._counted()
         if _is_full(self):
@@ -320,7 +320,7 @@ cdef class Client:
         self.inflight_bytes += item.size
         self.lane.inflight += 1
 
-    cdef int say(self, bytes reply) except -1:
+    cdef int put_answer(self, bytes reply) except -1:
         """Puts the proxy's own reply into the client's order; b"" says nothing."""
         cdef Pending item
         cdef Py_ssize_t size = PyBytes_GET_SIZE(reply)
@@ -340,8 +340,8 @@ cdef class Client:
             item.reply = reply
             item.done = True
             _line_up(self, item)
-        self.held += size
-        self.lane.held += size
+        self.buffered_out += size
+        self.lane.buffered += size
         return 0
 
     # --- what Python may ask of a client ---
@@ -355,14 +355,14 @@ cdef class Client:
         cdef bytes frame = asked.frame
         cdef int queued = asked.queued
         cdef object donated = self.lane.donated
-        cdef Backend backend = self._seek(<Backend>self.pool[shard], write, PyBytes_GET_SIZE(frame))
+        cdef Backend backend = self.choose_backend(<Backend>self.pool[shard], write, PyBytes_GET_SIZE(frame))
         cdef Pending item
         if backend is None:
             return NOT_NOW if self.lane.refusal is None else self.lane.refusal
         item = self.begun(PyBytes_GET_SIZE(frame))
         item.write = write
         item.shard = shard
-        if not write or (backend.keeps and again and item.size <= KEPT_BYTES):
+        if not write or (backend.replays_writes and again and item.size <= REPLAY_BYTES):
             item.request = frame
         item.pace = self.lane.pace_of(frame, queued)
         if queued:
@@ -425,15 +425,15 @@ cdef class Client:
         return self.head is None
 
     def push(self, bytes frame not None):
-        """Gives it what it did not ask for, ahead of the answers that are still to come -> bytes it has not taken."""
+        """Gives it what it did not ask for, ahead of the answers that are still to come -> bytes it has not accepted."""
         cdef Py_ssize_t size = PyBytes_GET_SIZE(frame)
         if self.finishing or self.transport is None:
             return 0
         self.touch()
         self.ready.append(frame)
-        self.held += size
-        self.lane.held += size
-        return self.held
+        self.buffered_out += size
+        self.lane.buffered += size
+        return self.buffered_out
 
     @property
     def subscriber(self):
@@ -447,8 +447,8 @@ cdef class Client:
     def charge(self, Py_ssize_t size):
         """Its subscriptions cost so many bytes more."""
         self.subscribed_bytes += size
-        self.lane.held += size
-        if self.lane.held > self.lane.memory_limit:
+        self.lane.buffered += size
+        if self.lane.buffered > self.lane.memory_limit:
             self.lane.wake()
 
     def may_write(self, int shard, Py_ssize_t size):
@@ -460,20 +460,20 @@ cdef class Client:
         cdef Backend backend = <Backend>self.pool[shard]
         if self.conversation is None:
             raise ValueError("expected a conversation that goes on, got one that is over")
-        cdef object said = backend.router.write(self, size) if backend._guarded else None
-        if said is None:
+        cdef object decision = backend.router.write(self, size) if backend._guarded else None
+        if decision is None:
             self.hold_from = 0      # the same command may meet a closed gate again, minutes later
-        return said
+        return decision
 
     def queued(self, Py_ssize_t size):
         """So many bytes more wait for EXEC."""
         self.queued_bytes += size
-        self.lane.held += size
-        if self.lane.held > self.lane.memory_limit:
+        self.lane.buffered += size
+        if self.lane.buffered > self.lane.memory_limit:
             self.lane.wake()
 
     def end_transaction(self):
-        self.lane.held -= self.queued_bytes
+        self.lane.buffered -= self.queued_bytes
         self.queued_bytes = 0
         self.transaction = None
 
@@ -518,15 +518,7 @@ cdef class Client:
     @property
     def buffered(self):
         """Bytes it costs: answers it has not read, requests that are not finished or wait for EXEC, subscriptions."""
-        return self.held + self.in_counted + self.queued_bytes + self.subscribed_bytes
-
-    @property
-    def buffered_in(self):
-        return self.in_counted
-
-    @property
-    def buffered_out(self):
-        return self.held
+        return self.buffered_out + self.buffered_in + self.queued_bytes + self.subscribed_bytes
 
     @property
     def last_command(self):
@@ -542,35 +534,35 @@ cdef class Client:
         return self.finishing
 
     def __repr__(self):
-        return (f"<Client {self.id} {self.addr} resp{self.proto} db{self.db} out={self.inflight} held={self.held} "
+        return (f"<Client {self.id} {self.addr} resp{self.proto} db{self.db} inflight={self.inflight} buffered={self.buffered} "
                 f"parked={self.parked}>")
 
     # What the lane asks where something is not as usual, and the wait at a closed gate.  Included in the class Client.
 
-    cdef Backend _seek(self, Backend backend, bint write, Py_ssize_t size):
+    cdef Backend choose_backend(self, Backend backend, bint write, Py_ssize_t size):
         """Which backend a command goes to whose shard has this one.
 
         None: not now, or refused: `lane.refusal` says which.
         """
         cdef Lane lane = self.lane
-        cdef object said
+        cdef object decision
         cdef int verdict
         lane.refusal = None
         if backend._guarded:
             if write:
-                said = backend.router.write(self, size)
-                if said is not None:
-                    if said is not NOT_NOW:
-                        lane.refusal = <bytes?>said
+                decision = backend.router.write(self, size)
+                if decision is not None:
+                    if decision is not NOT_NOW:
+                        lane.refusal = <bytes?>decision
                     return None
             else:
-                said = backend.router.read(self, backend)
-                if type(said) is not Backend:
-                    if said is not NOT_NOW:
-                        lane.refusal = <bytes?>said
+                decision = backend.router.read(self, backend)
+                if type(decision) is not Backend:
+                    if decision is not NOT_NOW:
+                        lane.refusal = <bytes?>decision
                     return None
-                backend = <Backend?>said
-        backend = self._beside(backend, size)
+                backend = <Backend?>decision
+        backend = self.choose_connection(backend, size)
         if backend is None:
             return None
         verdict = backend.admit(self, size)
@@ -580,7 +572,7 @@ cdef class Client:
             lane.refusal = backend.refusal
         return None
 
-    cdef Backend _beside(self, Backend backend, Py_ssize_t size):
+    cdef Backend choose_connection(self, Backend backend, Py_ssize_t size):
         """Which of the two connections to a primary it goes on, where `backend` is the first of them; None: not now.
 
         The second is for what would keep small requests waiting: large requests, and all of clients whose answers are
@@ -588,52 +580,52 @@ cdef class Client:
         write that may still be applied, stays on the connection that has it, or its commands could overtake each other.
         """
         cdef Backend first = <Backend>self.pool[backend.shard], bulk = first.bulk
-        cdef object current = self.at.get(backend.shard, first) if self.at is not None else first
+        cdef object current = self.upstreams.get(backend.shard, first) if self.upstreams is not None else first
         cdef bint large
         if backend is not first or (current is not first and current is not bulk):
-            if not self._turns_to(backend):
+            if not self.may_use(backend):
                 return None
             if backend is not first:
                 return backend
             current = first
         large = (size >= BULK_BYTES or self.typical >= BULK_BYTES or (first.in_transfer and (bulk is None or not bulk.in_transfer)))
-        if bulk is not None and bulk.door == Door.SHUT:
+        if bulk is not None and bulk.door == Door.DOWN:
             large = False
-        if large == (current is not first) or self._out_to(backend.shard) or self.is_unresolved(backend.shard):
+        if large == (current is not first) or self.has_in_flight(backend.shard) or self.is_unresolved(backend.shard):
             return <Backend>current
         if large and bulk is None:
             bulk = first.bulk = first.link.bulk(first)
         backend = bulk if large else first
-        self.reads_at(backend)
+        self.use_upstream(backend)
         return backend
 
-    def _turns_to(self, Backend backend not None):
+    def may_use(self, Backend backend not None):
         """Whether it may use this backend now: only one of a shard at a time, or its commands could overtake each other."""
         cdef Backend primary = <Backend>self.pool[backend.shard]
-        cdef object current = self.at.get(backend.shard, primary) if self.at is not None else primary
+        cdef object current = self.upstreams.get(backend.shard, primary) if self.upstreams is not None else primary
         if current is backend:
             return True
-        if self._out_to(backend.shard):
+        if self.has_in_flight(backend.shard):
             self.parked |= Park.SWITCH
             self.touch()
             return False
-        self.reads_at(backend)
+        self.use_upstream(backend)
         return True
 
-    cdef int reads_at(self, Backend backend) except -1:
+    cdef int use_upstream(self, Backend backend) except -1:
         """From now on its commands to this shard go to this backend."""
         if backend is self.pool[backend.shard]:
-            if self.at is not None:
-                self.at.pop(backend.shard, None)
-                if not self.at:
-                    self.at = None
+            if self.upstreams is not None:
+                self.upstreams.pop(backend.shard, None)
+                if not self.upstreams:
+                    self.upstreams = None
             return 0
-        if self.at is None:
-            self.at = {}
-        self.at[backend.shard] = backend
+        if self.upstreams is None:
+            self.upstreams = {}
+        self.upstreams[backend.shard] = backend
         return 0
 
-    cdef bint _out_to(self, int shard):
+    cdef bint has_in_flight(self, int shard):
         """Whether anything of it is out to this shard."""
         cdef Pending item = self.head
         while item is not None:
@@ -646,7 +638,7 @@ cdef class Client:
         """Whether a write of it may still be applied on this shard: then no other server may answer its reads."""
         return self.unresolved is not None and shard in self.unresolved
 
-    cdef int owe(self, int shard, int writes) except -1:
+    cdef int count_unresolved(self, int shard, int writes) except -1:
         """So many more of its writes may still be applied on this shard; or, negative, so many less."""
         cdef int left
         if self.unresolved is None:
@@ -660,7 +652,7 @@ cdef class Client:
                 self.unresolved = None
         return 0
 
-    cdef bytes _refused_at(self, Backend backend, Py_ssize_t size):
+    cdef bytes refusal_at_gate(self, Backend backend, Py_ssize_t size):
         """The line if a write would be refused at the gate; None: it may pass or wait."""
         return backend.router.ask(self, size) if backend._guarded else None
 
@@ -687,7 +679,7 @@ cdef class Client:
         if self.conversation is not None:
             self.conversation.refuse(line)
         else:
-            self.say(line if self.transaction is None else errors.transaction_discarded(line))
+            self.put_answer(line if self.transaction is None else errors.transaction_discarded(line))
         self.finish()
 
     # --- going on, and writing ---
@@ -713,7 +705,7 @@ cdef class Client:
         return 0
 
     cpdef go_on(self):
-        """The reason to wait is gone: the bytes that were kept are looked at."""
+        """The reason to wait is gone: reads on in the buffer."""
         self.parked &= ~Park.TURN
         if self.parked or self.finishing or self.transport is None:
             return
@@ -721,7 +713,7 @@ cdef class Client:
             if self.inbuf is not None:
                 self._from_buffer()
         except Exception:
-            self._broke()
+            self._on_fault()
         self._count_input()
         if self.eof:
             self.touch()
@@ -740,28 +732,28 @@ cdef class Client:
 
     cdef int _count_input(self) except -1:
         cdef Py_ssize_t size = len(self.inbuf) if self.inbuf is not None else 0, most = READ_AHEAD
-        self.lane.held += size - self.in_counted
-        self.in_counted = size
+        self.lane.buffered += size - self.buffered_in
+        self.buffered_in = size
         if self.transport is None:
             return 0
         if self.parked & Park.HOLD:
             self.router.grew(self, size)
         if self.choked:
-            most = max(most, self.lane.output_limit - self.held)
+            most = max(most, self.lane.output_limit - self.buffered_out)
         if not self.reading_paused and self.parked & ~Park.HOLD and size > most:
             self.reading_paused = True
             self.transport.pause_reading()
         elif self.reading_paused and (not self.parked & ~Park.HOLD or self.finishing or size <= most):
             self.reading_paused = False
             self.transport.resume_reading()
-        if self.lane.held > self.lane.memory_limit:
+        if self.lane.buffered > self.lane.memory_limit:
             self.lane.wake()
         return 0
 
-    cdef int _broke(self) except -1:
+    cdef int _on_fault(self) except -1:
         """Our own fault: it ends this connection and no other."""
         bug(self)
-        self.say(errors.internal_error())
+        self.put_answer(errors.internal_error())
         self.finish()
         return 0
 
@@ -791,8 +783,8 @@ cdef class Client:
                 item.next_placed = None
                 item.client = None
                 if item.mute:
-                    self.held -= one
-                    lane.held -= one
+                    self.buffered_out -= one
+                    lane.buffered -= one
                 elif one >= LARGE:
                     if chunks:
                         self._hand_over(chunks, size)
@@ -823,26 +815,26 @@ cdef class Client:
         return self._write(<bytes>chunks[0] if len(chunks) == 1 else b"".join(chunks), size)
 
     cdef int _write(self, bytes data, Py_ssize_t size) except -1:
-        cdef Py_ssize_t taken = 0
-        self.held -= size
-        self.lane.held -= size
+        cdef Py_ssize_t written = 0
+        self.buffered_out -= size
+        self.lane.buffered -= size
         if self.deaf:
             return 0
         self.lane.bytes_out += size
         if self.handed_over and not self.transport.get_write_buffer_size():
             self.handed_over = False
         if not self.handed_over:
-            taken = _send(self.fd, PyBytes_AS_STRING(data), size)
-            if taken == size:
+            written = _send(self.fd, PyBytes_AS_STRING(data), size)
+            if written == size:
                 return 0
-            if taken < 0:
+            if written < 0:
                 # It has closed, and what it sent before that may still be in the socket: to write on would have the
                 # transport give up, and nothing more would be read.  Reading ends it: by FIN, or by the reset it was.
                 self.deaf = True
                 return 0
         # from here on the transport has bytes: nothing may overtake them
         self.handed_over = True
-        self.write(memoryview(data)[taken:] if size - taken >= LARGE else data[taken:])
+        self.write(memoryview(data)[written:] if size - written >= LARGE else data[written:])
         return 0
 
     cdef int _reconsider(self) except -1:
@@ -853,7 +845,7 @@ cdef class Client:
         if self.parked & Park.SWITCH and self.head is None:
             self.unpark(Park.SWITCH)
         if (self.parked & Park.WINDOW and not _fills(self, 2 * self.inflight - 1) and not self.choked
-                and self.held <= REPLIES_BYTES >> 1 and self.inflight_bytes <= REQUESTS_BYTES >> 1):
+                and self.buffered_out <= REPLIES_BYTES >> 1 and self.inflight_bytes <= REQUESTS_BYTES >> 1):
             self.unpark(Park.WINDOW)
         return 0
 

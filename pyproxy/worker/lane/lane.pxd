@@ -7,10 +7,10 @@ from protocol.scan cimport Limits, ReplyScan, RequestScan
 
 cdef enum Door:
     IDLE = 0        # no connection yet: the first command asks the link for one
-    QUEUE = 1       # being connected: commands wait, bounded by the connect deadline
+    CONNECTING = 1       # being connected: commands wait, bounded by the connect deadline
     OPEN = 2
     CONGESTED = 3   # the server reads too slowly: clients are parked before their next command to it
-    SHUT = 4        # down: answered at once with `refusal`
+    DOWN = 4        # down: answered at once with `refusal`
 
 
 cdef enum Park:
@@ -35,14 +35,14 @@ ctypedef bytes (*Merger)(Split split, Pending place, Py_ssize_t size)
 
 @cython.final
 cdef class Key:
-    cdef const char *at
+    cdef const char *data
     cdef Py_ssize_t size
 
 
 @cython.final
 cdef class Route:
     cdef readonly bytes name
-    cdef readonly bytes upper        # its name as it is sent to a server
+    cdef readonly bytes upper       # its name as it is sent to a server
     cdef readonly object command
     cdef readonly int arity
     cdef readonly int plain_key     # argv position of the only key; 0: not a plain command
@@ -53,35 +53,35 @@ cdef class Route:
     cdef readonly int most          # words of a command that the proxy answers itself, in one piece; 0: as many as come
     cdef readonly bint names_keys   # it may name very many keys, or what it is sent with may be large, and is no plain one
     cdef readonly int pace          # 0, SLOW or SHARD_WIDE
-    cdef readonly bint again        # what a server says that it refused was not done: it may be sent again
+    cdef readonly bint replayable   # what a server says that it refused was not done: it may be sent again
 
 
 ctypedef unsigned char Flag     # 0 or 1; in a byte, as all of a Pending is cleared for each request
 
 
 # The life of a Pending.  +: set; -: None, 0 or False; .: either.  "place": it is in its client's order of replies.  "turn": it
-# is in a backend's queue, among the last `unflushed` of it, or before these, where its bytes were given to a transport; or it is
-# in `kept`, or in a Taking.  check.pxi holds most of this against what there is.
+# is in a backend's queue, among the last `unsent` of it, or before these, where its bytes were given to a transport; or it is
+# in `replay_queue`, or in a Withheld.  check.pxi holds most of this against what there is.
 #
 #   state                    client whole  place turn       done reply request  besides
 #   begun                      +      -      -    -           -    -     .      nothing can be lost of it yet; size
-#   queued                     +      -      +    unflushed   -    -     .      sent_at; in inflight, as all that are not done
+#   queued                     +      -      +    unsent      -    -     .      sent_at; in inflight, as all that are not done
 #   sent                       +      -      +    given       -    -     .      ahead: counts down to its own answer
 #   answered                   +      -      +    -           +    +     -      until those before it are, and it is written
-#   said by the proxy          +      -      +    -           +    +     -      never counted in inflight
-#   expired                    +      -      +    given       +    +     -      its reply is an error; of a write: debtor
+#   answered by the proxy      +      -      +    -           +    +     -      never counted in inflight
+#   expired                    +      -      +    given       +    +     -      its reply is an error; of a write: unresolved_for
 #   tombstone                  -      -      -    any         .    .     .      its client left, or it expired and was written, or a
 #                                                                               part whose split has its error: swallows its reply
-#   ghost                      -      -      -    given       -    -     -      in the turn of a read that another server was asked
-#   kept                       +      -      +    kept        -    -     +      kept_since; waits for the gate, or for a server
-#   taken back                 +      -      +    a Taking    -    -     +      refused; or a read behind such a write (its frame
+#   tombstone of a read        -      -      -    given       -    -     -      in the turn of a read that another server was asked
+#   to be replayed             +      -      +    replay      -    -     +      replay_since; waits for the gate, or for a server
+#   withheld                   +      -      +    a Withheld  -    -     +      refused; or a read behind such a write (its frame
 #                                                                               beside it there), until it is decided
 #   place of a split           +      -      +    -           -    -     -      shard: -1, or the one it is relayed to; it is the
 #                                                                               Split's `place`, and never in a queue
 #   part of a split            -      +      -    any         -    -     .      as a request, in all of the above but for its place
 #   place of a conversation    +      -      +    -           -    -     -      shard: -2; `client.conversation` answers it
 #   canary                     -      -      -    any         -    -     +      expected; where it is not sent there will be
-#                                                                               another, as it is never kept
+#                                                                               another, as it is never replayed
 #
 # A place is linked by next_placed, a turn by next_out; both are None outside.
 
@@ -100,17 +100,17 @@ cdef class Pending:
     cdef Flag retried
     cdef Flag stays                 # a read that only the primary may answer
     cdef unsigned char pace         # of the slowest of its commands
-    cdef Client debtor              # whose write it is that was said to be uncertain while its reply may still come
+    cdef Client unresolved_for      # whose write it is that was said to be uncertain while its reply may still come
     cdef bytes expected             # of a canary: the one answer that is in step; None: it is none
     cdef int queued                 # commands of its transaction; 0: it is none
     cdef int ahead                  # answers that come before its own: to MULTI, and to each that was queued
     cdef readonly double sent_at
-    cdef double kept_since          # when it was begun; 0: it was never kept
+    cdef double replay_since        # when it was begun; 0: it was never in a replay queue
     cdef Py_ssize_t size
 
 
 @cython.final
-cdef class Taking:
+cdef class Withheld:
     cdef list items                 # from the first refused write of a client on, with the frames that came
     cdef int left                   # of its later requests on the connection, not answered yet
     cdef bint applied               # one of the later writes was not refused
@@ -127,19 +127,19 @@ cdef class Split:
     cdef list commands              # of a transaction: the shard index of each, or its Spread; else None
     cdef list frames                # of each shard: its reply, or None
     cdef dict failed                # shard index -> (error line, whether it surely was not applied); None: none failed
-    cdef Py_ssize_t held            # bytes of the frames
-    cdef object asked               # of a conversation: takes the answers; None: they are merged and are the client's
-    cdef object answer              # makes the client's answer of the one that came; None: they are merged
+    cdef Py_ssize_t buffered        # bytes of the frames
+    cdef object on_answered         # of a conversation: takes the answers; None: they are merged and are the client's
+    cdef object make_answer         # makes the client's answer of the one that came; None: they are merged
     cdef Pending part(self, int shard, Py_ssize_t size)
     cdef int answered(self, Pending part, bytes frame) except -1
     cdef int fail(self, Pending part, bytes line, bint unsent) except -1
     cdef int not_sent(self, Backend backend) except -1
-    cdef int _hold(self, Py_ssize_t size) except -1
+    cdef int _count_buffered(self, Py_ssize_t size) except -1
     cdef int _merge(self) except -1
     cdef int _failed(self, int shard, bytes line, bint unsent) except -1
 
 
-cdef struct Met:
+cdef struct CachedRoute:
     unsigned long long name         # of a command as a client wrote it, if that is short, and its length; 0: none yet
     void *route                     # of `routes`
 
@@ -147,7 +147,7 @@ cdef struct Met:
 @cython.final
 cdef class Lane:
     cdef readonly object loop
-    cdef readonly object take
+    cdef readonly object dispatch
     cdef readonly object row
     cdef object hash32
     cdef Key key
@@ -155,11 +155,11 @@ cdef class Lane:
     cdef Splitter gatherer
     cdef Merger merger
     cdef dict routes
-    cdef Met met[64]
+    cdef CachedRoute route_cache[64]
     cdef dict pools
     cdef readonly list links        # to the primaries
     cdef readonly list sides        # links to other servers of the shards
-    cdef bytes refusal              # why `Client._seek` gave no backend; None: the client was parked
+    cdef bytes refusal              # why `Client.choose_backend` gave no backend; None: the client was parked
     cdef double ticked
     cdef bint slept                 # since the last tick
     cdef bint is_late               # with this tick: what servers did meanwhile was not seen
@@ -172,7 +172,7 @@ cdef class Lane:
     cdef list dirty_clients
     cdef list dirty_backends
     cdef double dirty_since
-    cdef bint came                  # anything, since the last turn
+    cdef bint received              # anything, since the last turn
     cdef list backlog
     cdef bint awake
     cdef readonly set clients
@@ -181,21 +181,21 @@ cdef class Lane:
     cdef double now
     cdef Limits limits
     cdef long long bulk_limit       # the configuration's bound; that of a server may be lower
-    cdef readonly long long block_bytes     # the servers' bound of a transaction
+    cdef readonly long long block_bytes  # the servers' bound of a transaction
     cdef Py_ssize_t reply_line      # bytes that a line of a server may have
     cdef readonly long long memory_limit
     cdef readonly long long window_limit
     cdef readonly long long output_limit
     cdef Py_ssize_t first_typical   # size that the answers of a new client are taken to have
     cdef readonly double reply_s
-    cdef readonly double slow_reply_s   # for what goes through all keys
-    cdef readonly double slow_s         # for other slow requests
+    cdef readonly double slow_reply_s  # for what goes through all keys
+    cdef readonly double slow_s     # for other slow requests
     cdef readonly double silence_s
-    cdef readonly long long held
-    cdef readonly long long handed_on       # of it, what waits for a server, or comes from one: it is no client's
-    cdef readonly long long arriving        # of that, replies that are not whole yet, if they are large
-    cdef readonly long long listened        # and messages that are not whole, on other connections
-    cdef list arrivals                      # the wires on which they come
+    cdef readonly long long buffered
+    cdef readonly long long handed_on  # of it, what waits for a server, or comes from one: it is no client's
+    cdef readonly long long arriving  # of that, replies that are not whole yet, if they are large
+    cdef readonly long long listened  # and messages that are not whole, on other connections
+    cdef list arrivals              # the wires on which they come
     cdef int keep_budget(self) except -1
     cdef bint _is_over(self)
     cdef readonly long long commands
@@ -208,7 +208,7 @@ cdef class Lane:
     cdef readonly long long uncertain
     cdef readonly long long protocol_errors
     cdef readonly long long splits
-    cdef readonly long long out_of_step     # connections that were ended as a canary was not answered in its turn
+    cdef readonly long long out_of_step  # connections that were ended as a canary was not answered in its turn
     cdef readonly bint canary       # connections that clients share are watched by canaries
     cdef bytes _random              # of which nonces are made, and how much of it is used
     cdef Py_ssize_t _random_used
@@ -224,7 +224,7 @@ cdef class Lane:
     cdef void wake(self) noexcept
     cdef int wake_up(self) except -1
     cpdef count_coming(self, int change)
-    cdef int lost_sight(self, int shard) except -1
+    cdef int mark_unsure(self, int shard) except -1
     cdef int settle(self, Pending item, bytes frame) except -1
 
 
@@ -255,20 +255,20 @@ cdef class Client:
     cdef double linger_until
     cdef Py_ssize_t linger_unread
     cpdef bint cut_off(self)
-    cdef Py_ssize_t held            # bytes of its answers in this process
+    cdef readonly Py_ssize_t buffered_out  # bytes of its answers in this process
     cdef Py_ssize_t in_transport
-    cdef Py_ssize_t in_counted
+    cdef readonly Py_ssize_t buffered_in  # bytes of its requests that were not begun
     cdef Py_ssize_t inflight_bytes
     cdef int inflight
     cdef Py_ssize_t typical         # size of its answers lately; decides how many may be out
     cdef bytes last_name
-    cdef dict at                    # shard -> the backend of a replica that it reads from; None: of none
+    cdef dict upstreams             # shard -> the backend of a replica that it reads from; None: of none
     cdef dict unresolved            # shard -> how many of its writes may still be applied there; None: none may
     cdef double door_from           # since when the command of this number has waited at a congested door
     cdef long long door_command
     cdef object gathering           # what looks through the words of the command that is offered; None: nothing does
     cdef object words               # those words, once that is done; None: they have not been looked through
-    cdef object router               # where it is held
+    cdef object router              # where it is held
     cdef double hold_from
     cdef long long hold_command     # which one that was for
     cdef readonly long long id
@@ -286,15 +286,15 @@ cdef class Client:
     cdef public bytes lib_ver
     cdef public int reply_mode
     cdef public object transaction  # begun by MULTI; None: in none
-    cdef public object conversation         # the conversation that is going on; None: none
+    cdef public object conversation # the conversation that is going on; None: none
     cdef public object watched      # the keys of a WATCH, and the connection that watches them; None: none
-    cdef public unsigned long long wrote    # the shards it has written to since WAIT last forgot them; bit shard % 64
-    cdef public unsigned long long unsure   # those of them whose connection was lost since
+    cdef public unsigned long long wrote  # the shards it has written to since WAIT last forgot them; bit shard % 64
+    cdef public unsigned long long unsure  # those of them whose connection was lost since
     cdef public object waited       # by WAIT: shard -> how many replicas had all of its writes; None: it never waited
-    cdef readonly Py_ssize_t queued_bytes   # of it
+    cdef readonly Py_ssize_t queued_bytes  # of it
     cdef object _subscriber         # what it is subscribed to, see registry.py; None: to nothing
     cdef readonly bint limited      # subscribed, in RESP2: only few commands are taken
-    cdef Py_ssize_t subscribed_bytes    # what its subscriptions cost
+    cdef Py_ssize_t subscribed_bytes  # what its subscriptions cost
     cpdef touch(self)
     cpdef unpark(self, int reasons)
     cpdef go_on(self)
@@ -302,14 +302,14 @@ cdef class Client:
     cpdef finish(self)
     cdef Pending begun(self, Py_ssize_t size)
     cdef void placed(self, Pending item) noexcept
-    cdef int say(self, bytes reply) except -1
+    cdef int put_answer(self, bytes reply) except -1
     cdef int conversed(self) except -1
-    cdef int owe(self, int shard, int writes) except -1
-    cdef Backend _beside(self, Backend backend, Py_ssize_t size)
-    cdef Backend _seek(self, Backend backend, bint write, Py_ssize_t size)
-    cdef bytes _refused_at(self, Backend backend, Py_ssize_t size)
-    cdef bint _out_to(self, int shard)
-    cdef int reads_at(self, Backend backend) except -1
+    cdef int count_unresolved(self, int shard, int writes) except -1
+    cdef Backend choose_connection(self, Backend backend, Py_ssize_t size)
+    cdef Backend choose_backend(self, Backend backend, bint write, Py_ssize_t size)
+    cdef bytes refusal_at_gate(self, Backend backend, Py_ssize_t size)
+    cdef bint has_in_flight(self, int shard)
+    cdef int use_upstream(self, Backend backend) except -1
     cdef int _from_buffer(self) except -1
     cdef Py_ssize_t _consume(self, const char *p, Py_ssize_t n) except -1
     cdef int _inline(self, bytes line) except -1
@@ -317,7 +317,7 @@ cdef class Client:
     cdef void _counted(self)
     cdef int _count_input(self) except -1
     cdef bint _is_stuck(self) except -1
-    cdef int _broke(self) except -1
+    cdef int _on_fault(self) except -1
     cdef int _hand_over(self, list chunks, Py_ssize_t size) except -1
     cdef int _reconsider(self) except -1
     cdef int _close(self) except -1
@@ -335,10 +335,10 @@ cdef class Backend:
     cdef readonly int proto
     cdef readonly int db
     cdef readonly Wire wire
-    cdef readonly object router      # of the shard, once it is known
+    cdef readonly object router     # of the shard, once it is known
     cdef bint plain                 # open, and all is as usual
     cdef bint _guarded
-    cdef bint keeps                 # writes may have to be sent again: the shard has replicas
+    cdef bint replays_writes        # writes may have to be sent again: the shard has replicas
     cdef int door
     cdef readonly bytes refusal
     cdef Pending head
@@ -346,14 +346,14 @@ cdef class Backend:
     cdef Pending aging              # the oldest request whose deadline has not passed
     cdef public bint canary         # an ECHO goes before each request, and its answer must come in its turn
     cdef Py_ssize_t count
-    cdef bytes heard                # the answer of the last one
+    cdef bytes last_canary          # the answer of the last one
     cdef Py_ssize_t canaries        # how many of those that are counted are canaries
-    cdef Py_ssize_t unflushed       # how many at the tail were never given to a transport
-    cdef char *out
-    cdef Py_ssize_t out_len
-    cdef Py_ssize_t out_room
+    cdef Py_ssize_t unsent          # how many at the tail were never given to a transport
+    cdef char *outbuf
+    cdef Py_ssize_t outbuf_len
+    cdef Py_ssize_t outbuf_room
     cdef list chunks
-    cdef Py_ssize_t out_bytes
+    cdef Py_ssize_t unsent_bytes
     cdef readonly bint is_bulk      # the second connection, beside that which most requests share
     cdef Backend bulk               # of the first one: the second, once there has been a need for it; None: not yet
     cdef bint in_transfer           # a large reply is coming, and nothing else can meanwhile
@@ -361,20 +361,20 @@ cdef class Backend:
     cdef double free_at             # until when it is known to have been busy with what was asked before
     cdef long long left             # bytes that had reached the other end when enough had last, and when that was
     cdef double left_at
-    cdef set doubtful               # clients whose write was uncertain when the connection was lost; None: none
+    cdef set uncertain_clients      # clients whose write was uncertain when the connection was lost; None: none
     cdef bint dirty
     cdef double last_frame
     cdef public int unanswered      # requests in a row whose deadline passed, and nothing came since
     cdef double unanswered_at
-    cdef list kept                  # begun, to be sent when the gate opens; in no queue
-    cdef dict taking                # client -> Taking; None: there is none
+    cdef list replay_queue          # begun, to be sent when the gate opens; in no queue
+    cdef dict withheld              # client -> Withheld; None: there is none
     cdef list waiting
     cdef int _set_door(self, int door) except -1
     cdef int put(self, Pending item, const char *frame, Py_ssize_t size) except -1
     cdef int _give(self, Wire wire) except -1
     cdef int _lost_by_fault(self, Wire wire, str why) except -1
-    cdef int _give_over(self, Pending item) except -1
-    cdef Py_ssize_t charged         # what of the lane's `held` is for this one
+    cdef int _cut_off_owner(self, Pending item) except -1
+    cdef Py_ssize_t charged         # what of the lane's `buffered` is for this one
     cdef Py_ssize_t copies          # of it, what was copied, as it was counted last
     cdef void _review(self) noexcept
     cdef int charge(self) except -1
@@ -388,11 +388,11 @@ cdef class Backend:
     cdef bint _is_moving(self, double now) except -1
     cdef int _expire_one(self, Pending item, double now) except -1
     cdef int _let_go_late(self, double now) except -1
-    cdef int doubt(self, object owner) except -1
-    cdef int _forgive(self, Pending item) except -1
-    cdef int settle_debts(self) except -1
-    cdef int _release(self) except -1
-    cdef Pending _made_canary(self)
+    cdef int mark_uncertain(self, object owner) except -1
+    cdef int _resolve(self, Pending item) except -1
+    cdef int _resolve_uncertain(self) except -1
+    cdef int _unpark_waiting(self) except -1
+    cdef Pending _new_canary(self)
     cdef int _mark(self) except -1
     cdef int _append(self, const char *p, Py_ssize_t n) except -1
     cdef int _pack(self) except -1
@@ -414,7 +414,7 @@ cdef class Wire:
     cdef Py_ssize_t skipping        # bytes still to come of a bulk that is larger than the memory budget: thrown away
     cdef char last                  # the last byte that was thrown away
     cdef bint overlong              # all that comes of this answer is thrown away
-    cdef Py_ssize_t charged         # what of the lane's `held` is for an answer that is not whole
+    cdef Py_ssize_t charged         # what of the lane's `buffered` is for an answer that is not whole
     cdef ReplyScan scan
     cdef int fd
     cdef bint tls                   # the socket belongs to the transport alone
@@ -429,13 +429,13 @@ cdef class Wire:
     cdef public object run_id       # of the server, once somebody has asked it; None: not known
     cdef Py_ssize_t _cut(self, const char *p, Py_ssize_t n) except -2
     cdef int _receive(self, bytes data) except -1
-    cdef int _broke(self, Pending item) except -1
+    cdef int _on_fault(self, Pending item) except -1
     cdef bint _distrusted(self, const char *p, Py_ssize_t n)
     cdef bint _tell_of(self, const char *p, Py_ssize_t n) except -1
     cdef int put(self, const char *data, Py_ssize_t size, object whole) except -1
     cdef int _garbled(self, str what) except -2
     cdef bint _owes(self) except -1
-    cdef bint _heard(self, Pending item, const char *p, Py_ssize_t n) except -1
+    cdef bint _check_canary(self, Pending item, const char *p, Py_ssize_t n) except -1
     cdef int _out_of_step(self, str what) except -1
     cdef int _deliver(self, Pending item, const char *p, Py_ssize_t n, bytes frame) except -1
     cdef int _swallow(self, Pending item, const char *p, Py_ssize_t n) except -1

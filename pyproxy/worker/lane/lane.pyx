@@ -13,7 +13,7 @@ A Pending stands in two lists at once: its place in the client's order, and its 
 leaves, or a deadline that passes, takes the Pending out of the first list only: what is left in the second is a
 tombstone, which swallows exactly its reply.
 
-Commands that are not plain (one key at a fixed position) leave through one call, `take`, into Python.
+Commands that are not plain (one key at a fixed position) leave through one call, `dispatch`, into Python.
 
 *Parking.*  A client may have to wait: it has too much out, it changed its protocol or database, it had its share of the
 turn, a backend is congested, a gate is closed.  It is then parked *before* its next command: the bytes stay in its buffer (bounded: reading
@@ -91,11 +91,11 @@ cdef extern from *:
 cdef extern from *:
     """
     /* One of 64. The product is meant to wrap, which the checked build holds against a product of its own. */
-    static inline unsigned int met_place(unsigned long long word) {
+    static inline unsigned int cache_place(unsigned long long word) {
         return (unsigned int)(word * 0x9E3779B97F4A7C15ULL >> 58);
     }
     """
-    unsigned int met_place(unsigned long long word) noexcept nogil
+    unsigned int cache_place(unsigned long long word) noexcept nogil
 
 BUILD = BUILD_NAME.decode()     # see tools/make_build.py; "": the one that serves
 
@@ -126,7 +126,7 @@ cdef enum:
     ELSEWHERE = 16              # reads that are out to a replica because its primary did not answer them in time
     CHEAP_REPLY = 65536         # answers that are smaller are no burden
     SURE_BYTES = 983040         # every server takes a request of so many; see server_limits.py
-    KEPT_BYTES = 262144         # a larger write cannot be held or sent again once it was begun
+    REPLAY_BYTES = 262144       # a larger write cannot be held or sent again once it was begun
 
 cdef Py_ssize_t OUT_LIMIT = 8388608     # bytes waiting for one backend before it counts as congested
 cdef double TURN_S = 0.004     # and of its time, by what cannot be told before what it takes
@@ -143,13 +143,13 @@ cdef bytes OK = b"+OK\r\n"        # most writes are answered with it: no copy of
 
 
 cdef inline Py_ssize_t _send(int fd, const char *data, Py_ssize_t size) noexcept nogil:
-    """Straight to the socket, without the loop's own queue -> bytes taken; -1: the other end has closed it.
+    """Straight to the socket, without the loop's own queue -> bytes written; -1: the other end has closed it.
 
     Any other error is the transport's to find out.
     """
-    cdef ssize_t taken = send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
-    if taken >= 0:
-        return taken
+    cdef ssize_t written = send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+    if written >= 0:
+        return written
     return -1 if errno == EPIPE or errno == ECONNRESET else 0
 
 
@@ -217,7 +217,7 @@ cdef class Key:
     """The bytes of a key where they stand, for mmh3 to read there."""
 
     def __getbuffer__(self, Py_buffer *view, int flags):
-        PyBuffer_FillInfo(view, self, <void *>self.at, self.size, 1, flags)
+        PyBuffer_FillInfo(view, self, <void *>self.data, self.size, 1, flags)
 
 
 @cython.final
@@ -238,7 +238,7 @@ cdef class Route:
         self.names_keys = command.kind in (1, 2, 3, 8)      # plain ones are looked through inside of MULTI
         self.pace = SHARD_WIDE if command.shard_wide else SLOW if command.slow else 0
         # a script can write, and then return what looks like a refusal
-        self.again = "@scripting" not in command.row.categories.split()
+        self.replayable = "@scripting" not in command.row.categories.split()
 
 
 @cython.final
@@ -249,8 +249,8 @@ cdef class Pending:
 
 
 @cython.final
-cdef class Taking:
-    """A write that the server refused, while it is not known yet whether it may be taken back."""
+cdef class Withheld:
+    """A write that the server refused, and the later answers of its client, until it is known whether the writes may be replayed."""
 
 
 @cython.final
@@ -276,7 +276,7 @@ cdef class Split:
         part.whole = None
         self.left -= 1
         self.frames[part.shard] = frame
-        self._hold(PyBytes_GET_SIZE(frame))
+        self._count_buffered(PyBytes_GET_SIZE(frame))
         if self.left == 0:
             self._merge()
         return 0
@@ -304,26 +304,26 @@ cdef class Split:
         self.failed[shard] = (line, unsent)
         return 0
 
-    cdef int _hold(self, Py_ssize_t size) except -1:
+    cdef int _count_buffered(self, Py_ssize_t size) except -1:
         """What waits here counts as the client's; one that left has taken its count along."""
         cdef Client client = self.place.client
         if client is not None:
-            self.held += size
-            client.held += size
-            self.lane.held += size
-            if self.lane.held > self.lane.memory_limit:
+            self.buffered += size
+            client.buffered_out += size
+            self.lane.buffered += size
+            if self.lane.buffered > self.lane.memory_limit:
                 self.lane.wake()
         return 0
 
     cdef int _merge(self) except -1:
         cdef Pending place = self.place
-        cdef Py_ssize_t size = self.held
+        cdef Py_ssize_t size = self.buffered
         cdef bytes frame
-        self._hold(-size)
+        self._count_buffered(-size)
         self.place = None
         try:
-            if self.asked is not None:
-                self.asked(self.frames, self.failed)
+            if self.on_answered is not None:
+                self.on_answered(self.frames, self.failed)
             elif place is not None and place.client is not None:
                 frame = self.lane.merger(self, place, size)
                 if frame is not None:
@@ -339,13 +339,13 @@ cdef class Split:
 cdef class Lane:
     """What all connections of a worker share: the table, the shards, the turn, the memory budget."""
 
-    def __init__(self, loop, take, row, config, int index, int workers):
-        """`take(client, route, argv)` -> the Outcome of the command.
+    def __init__(self, loop, dispatch, row, config, int index, int workers):
+        """`dispatch(client, route, argv)` -> the Outcome of the command.
 
         `index` of `workers`: client ids are unique over all workers that run.
         """
         self.loop = loop
-        self.take = take
+        self.dispatch = dispatch
         self.row = row
         self.routes = {}
         self.pools = {}
@@ -385,7 +385,7 @@ cdef class Lane:
         for name, command in table.items():
             route = Route(command)
             routes[name] = routes[name.upper()] = route
-        memset(self.met, 0, sizeof(self.met))
+        memset(self.route_cache, 0, sizeof(self.route_cache))
         self.routes = routes
 
     def set_shards(self, links, owner):
@@ -424,7 +424,7 @@ cdef class Lane:
     def fits(self, asked not None):
         """Whether the servers take this Request or Block; what clients send alone was looked at when it was read."""
         cdef bytes frames
-        cdef const char *at
+        cdef const char *ptr
         cdef const char *end
         cdef Py_ssize_t argc = 0, size = 0, i
         if asked.size <= SURE_BYTES:
@@ -432,15 +432,15 @@ cdef class Lane:
         if asked.queued and asked.size > self.block_bytes:
             return False
         frames = asked.frame
-        at = PyBytes_AS_STRING(frames)
-        end = at + PyBytes_GET_SIZE(frames)
-        while at < end:
-            at = header(at, &argc)
+        ptr = PyBytes_AS_STRING(frames)
+        end = ptr + PyBytes_GET_SIZE(frames)
+        while ptr < end:
+            ptr = header(ptr, &argc)
             for i in range(argc):
-                at = header(at, &size)
+                ptr = header(ptr, &size)
                 if size > self.limits.bulk:
                     return False
-                at += size + 2
+                ptr += size + 2
         return True
 
     def pool(self, int proto, int db):
@@ -462,20 +462,20 @@ cdef class Lane:
     cdef Route route_at(self, const char *name, Py_ssize_t size):
         """As `route`, of a name where it stands; for one of those that clients use all the time nothing is made."""
         cdef unsigned long long word = size
-        cdef Met *met
+        cdef CachedRoute *cached
         cdef Route route
         cdef Py_ssize_t i
         if size < 1 or size > 7:
             return self.route(PyBytes_FromStringAndSize(name, size))
         for i in range(size):
             word = word << 8 | <unsigned char>name[i]
-        met = &self.met[met_place(word)]
-        if met.name == word:
-            return <Route>met.route
+        cached = &self.route_cache[cache_place(word)]
+        if cached.name == word:
+            return <Route>cached.route
         route = self.route(PyBytes_FromStringAndSize(name, size))
         if route is not None:
-            met.name = word
-            met.route = <void *>route
+            cached.name = word
+            cached.route = <void *>route
         return route
 
     cpdef double deadline_s(self, int pace):
@@ -484,21 +484,21 @@ cdef class Lane:
 
     cpdef int pace_of(self, bytes frame, int queued) except -1:
         """Of the slowest command in a request; of a block of `queued` commands with its MULTI and EXEC."""
-        cdef const char *at = PyBytes_AS_STRING(frame)
+        cdef const char *ptr = PyBytes_AS_STRING(frame)
         cdef Py_ssize_t argc = 0, length = 0
         cdef int commands = queued + 2 if queued else 1, slowest = 0
         cdef Route route
         while commands:
-            at = header(header(at, &argc), &length)
-            route = self.route_at(at, length)
+            ptr = header(header(ptr, &argc), &length)
+            route = self.route_at(ptr, length)
             if route is not None and route.pace > slowest:
                 slowest = route.pace
             commands -= 1
             if not commands:
                 break       # nobody looks behind the name of the last one, and its words may be very many
-            at += length + 2
+            ptr += length + 2
             while argc > 1:
-                at = header(at, &length) + length + 2
+                ptr = header(ptr, &length) + length + 2
                 argc -= 1
         return slowest
 
@@ -510,7 +510,7 @@ cdef class Lane:
             if closed != NULL and closed > opened + 1:
                 key = opened + 1
                 size = closed - key
-        self.key.at = key
+        self.key.data = key
         self.key.size = size
         return <unsigned int>self.hash32(self.key, 0) & 16383
 
@@ -523,8 +523,8 @@ cdef class Lane:
         cdef Client client
         for each in self.clients:
             client = <Client>each
-            if client.at is not None and shard in client.at and (<Backend>client.at[shard]).link is not self.links[shard]:
-                client.reads_at(<Backend>client.pool[shard])
+            if client.upstreams is not None and shard in client.upstreams and (<Backend>client.upstreams[shard]).link is not self.links[shard]:
+                client.use_upstream(<Backend>client.pool[shard])
 
     cdef bytes nonce(self):
         """The text of one canary."""
@@ -575,7 +575,7 @@ cdef class Lane:
                     bug(client)
                     cut_off(client)
         # whatever fails in here must not keep the others from being written
-        if self.dirty_backends and self.came and self.inflight > 1 and self.now - self.dirty_since < GATHER_S:
+        if self.dirty_backends and self.received and self.inflight > 1 and self.now - self.dirty_since < GATHER_S:
             self.wake()
         elif self.dirty_backends:
             work = self.dirty_backends
@@ -584,7 +584,7 @@ cdef class Lane:
                 if given >= TURN_BYTES:
                     self.dirty_backends.append(backend)
                     continue
-                given += backend.out_bytes
+                given += backend.unsent_bytes
                 try:
                     backend.flush()
                 except Exception:
@@ -598,7 +598,7 @@ cdef class Lane:
                 except Exception:
                     bug(client)
                     cut_off(client)
-        self.came = False
+        self.received = False
         if given >= TURN_BYTES and self.dirty_backends:
             self.wake()
         if self._is_over():
@@ -621,13 +621,13 @@ cdef class Lane:
 
     cdef bint _is_over(self):
         """Whether the budget is not kept, and closing clients helps: what was handed on for a server stays where it is."""
-        return self.held > self.memory_limit and self.held - self.handed_on > self.memory_limit // 4
+        return self.buffered > self.memory_limit and self.buffered - self.handed_on > self.memory_limit // 4
 
     def _shed(self):
         """Closes the clients that cost most memory until the budget is kept, with a tenth to spare."""
         cdef Client client
         for client in sorted(self.clients, key=lambda c: -c.buffered):
-            if self.held <= self.memory_limit * 9 // 10 or self.held - self.handed_on <= self.memory_limit // 4:
+            if self.buffered <= self.memory_limit * 9 // 10 or self.buffered - self.handed_on <= self.memory_limit // 4:
                 break
             self.shed_clients += 1
             emit(Event.SHED, id=client.id, addr=client.addr, bytes=client.buffered, limit=self.memory_limit)
@@ -635,7 +635,7 @@ cdef class Lane:
 
     def listens(self, Py_ssize_t change):
         """So many bytes more, or less, have come of messages that are not whole."""
-        self.held += change
+        self.buffered += change
         self.handed_on += change
         self.listened += change
         self.keep_budget()
@@ -644,21 +644,21 @@ cdef class Lane:
         """Above the budget of memory the largest reply that has not come to its end is thrown away, and so on, until it is
         kept or these are a quarter of it at most: more is for the clients to give, see `_shed`."""
         cdef Wire wire, largest
-        while self.held > self.memory_limit and self.arriving > self.memory_limit >> 2:
+        while self.buffered > self.memory_limit and self.arriving > self.memory_limit >> 2:
             largest = None
             for each in self.arrivals:
                 wire = <Wire>each
                 if largest is None or wire.charged > largest.charged:
                     largest = wire
             largest.discard()
-        if self.held > self.memory_limit:
+        if self.buffered > self.memory_limit:
             self.wake()
         return 0
 
     cdef int settle(self, Pending item, bytes frame) except -1:
         """Gives a request its reply, whoever waits for it; a tombstone swallows it."""
         cdef Client client
-        cdef Split whole = item.whole    # held: its last part lets go of it
+        cdef Split whole = item.whole    # a reference: its last part lets go of it
         cdef Py_ssize_t size
         if whole is not None:
             return whole.answered(item, frame)
@@ -671,8 +671,8 @@ cdef class Lane:
         item.reply = frame
         item.request = None
         item.done = True
-        client.held += size
-        self.held += size
+        client.buffered_out += size
+        self.buffered += size
         client.inflight -= 1
         client.inflight_bytes -= item.size
         self.inflight -= 1
@@ -680,7 +680,7 @@ cdef class Lane:
             client.typical = size
         else:
             client.typical -= (client.typical - size) >> 3
-        if self.held > self.memory_limit:
+        if self.buffered > self.memory_limit:
             self.wake()
         return 0
 
@@ -730,7 +730,7 @@ cdef class Lane:
             return True
         for link in self.links + self.sides:
             for backend in link.backends.values():
-                if (<Backend>backend).count or (<Backend>backend).kept or (<Backend>backend).waiting:
+                if (<Backend>backend).count or (<Backend>backend).replay_queue or (<Backend>backend).waiting:
                     return True
         return False
 
@@ -743,11 +743,11 @@ cdef class Lane:
                 client.abandon()
                 continue
             if client.unfinished_since and not client.parked and self.now - client.unfinished_since > limit_s:
-                emit(Event.CLIENT_UNFINISHED, id=client.id, addr=client.addr, bytes=client.in_counted)
+                emit(Event.CLIENT_UNFINISHED, id=client.id, addr=client.addr, bytes=client.buffered_in)
                 client.finish()
                 client.flush()
 
-    cdef int lost_sight(self, int shard) except -1:
+    cdef int mark_unsure(self, int shard) except -1:
         """Its primary's connection is gone: whether the replicas have what was written on it cannot be found out."""
         cdef unsigned long long bit = <unsigned long long>1 << (shard & 63)
         for client in self.clients:
@@ -768,7 +768,7 @@ cdef class Lane:
         row[_BYTES_IN] = self.bytes_in
         row[_BYTES_OUT] = self.bytes_out
         row[_INFLIGHT] = self.inflight
-        row[_HELD] = self.held
+        row[_HELD] = self.buffered
         row[_SHED] = self.shed_clients
         row[_TIMEOUTS] = self.timeouts
         row[_UNCERTAIN] = self.uncertain

@@ -24,10 +24,10 @@ cdef class Wide:
     cdef Client client              # None: it is over
     cdef Route route
     cdef object whole               # the bytes or bytearray in which it came; nobody else changes it
-    cdef bint alone                 # there is nothing else in it
+    cdef bint is_alone_in_buffer      # there is nothing else in it
     cdef Py_ssize_t size
     cdef const char *first          # key
-    cdef const char *at             # the key that is next, and how much of it was copied
+    cdef const char *next_key        # the key that is next, and how much of it was copied
     cdef Py_ssize_t copied
     cdef Py_ssize_t keys
     cdef Py_ssize_t done            # of the keys
@@ -54,7 +54,7 @@ cdef class Wide:
             try:
                 parts = self._step()
             except Exception:
-                self._broke()
+                self._on_fault()
         if parts == 0:
             raise StopIteration
         return parts
@@ -68,7 +68,7 @@ cdef class Wide:
         self.shares = <Share *>PyMem_RawCalloc(self.shards, sizeof(Share))
         if self.shares == NULL:
             raise MemoryError
-        self.at = self.first
+        self.next_key = self.first
         self.done = self.involved = 0
         self.frames = None
         return 0
@@ -79,16 +79,16 @@ cdef class Wide:
             self.share_anew()       # the shards are others
         if self.frames is None and self.done < self.keys:
             until = min(self.keys, self.done + STEP_PARTS * SHARED_OF_PART)
-            self.involved += _share_out(self.client.lane, self.route, &self.at, self.owners, self.done, until, self.shares)
+            self.involved += _share_out(self.client.lane, self.route, &self.next_key, self.owners, self.done, until, self.shares)
             until -= self.done
             self.done += until
             return max(1, until // SHARED_OF_PART)
         if self.frames is None:
-            if self.involved == 1 and self.alone:
+            if self.involved == 1 and self.is_alone_in_buffer:
                 self.frames = [self.whole if self.shares[shard].keys else None for shard in range(self.shards)]
             else:
                 self.frames = _headed(self.route, self.shares, self.shards)
-                self.at = self.first
+                self.next_key = self.first
                 self.done = 0
                 self._charge(self.size)
             return 1
@@ -106,16 +106,16 @@ cdef class Wide:
         cdef Share *share
         while self.done < until and left > 0:
             share = &self.shares[order[self.done]]
-            end = _past(self.at, self.route.step)
-            n = end - self.at - self.copied
+            end = _past(self.next_key, self.route.step)
+            n = end - self.next_key - self.copied
             if n > left:
                 n = left
-            memcpy(share.cursor, self.at + self.copied, n)
+            memcpy(share.cursor, self.next_key + self.copied, n)
             share.cursor += n
             left -= n
             self.copied += n
-            if self.at + self.copied == end:
-                self.at = end
+            if self.next_key + self.copied == end:
+                self.next_key = end
                 self.copied = 0
                 self.done += 1
         if self.done == self.keys:
@@ -131,7 +131,7 @@ cdef class Wide:
         cdef Backend backend
         cdef int verdict
         if self.involved == 1:
-            backend = client._seek(<Backend>backends[asked[0]], self.route.write, self.size)
+            backend = client.choose_backend(<Backend>backends[asked[0]], self.route.write, self.size)
             backends[asked[0]] = backend
             verdict = 1 if backend is not None else -1 if client.lane.refusal is None else 0
         else:
@@ -153,8 +153,8 @@ cdef class Wide:
         place.write = self.route.write
         place.pace = self.route.pace
         place.shard = backend.shard
-        if size <= KEPT_BYTES if place.write else size <= SURE_BYTES:
-            if not place.write or (backend.keeps and self.route.again):
+        if size <= REPLAY_BYTES if place.write else size <= SURE_BYTES:
+            if not place.write or (backend.replays_writes and self.route.replayable):
                 place.request = bytes(frame)
         _put(backend, place, frame, size)
         self._sent(place)
@@ -201,7 +201,7 @@ cdef class Wide:
         self.client.charge(size)
         return 0
 
-    cdef int _broke(self) except -1:
+    cdef int _on_fault(self) except -1:
         """Our own fault, whose exception is being handled: it ends this connection and no other."""
         cdef Client client = self.client
         bug(self)
@@ -255,10 +255,10 @@ cdef int begin_wide(Client client, Route route, const char *frame, Py_ssize_t si
         donated = <bytearray>lane.donated
         lane.donated = None
         wide.whole = donated
-        wide.alone = len(donated) == size
+        wide.is_alone_in_buffer = len(donated) == size
     else:
         wide.whole = PyBytes_FromStringAndSize(frame, size)
-        wide.alone = True
+        wide.is_alone_in_buffer = True
         frame = PyBytes_AS_STRING(<bytes>wide.whole)
     wide.first = _first_key(frame)
     wide.share_anew()

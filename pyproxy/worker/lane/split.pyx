@@ -39,7 +39,7 @@ def install(Lane lane not None, slices not None):
 
 
 cdef enum:
-    KEPT_BYTES = 262144     # a larger write cannot be held or sent again once it was begun
+    REPLAY_BYTES = 262144   # a larger write cannot be held or sent again once it was begun
     SURE_BYTES = 983040     # nor a larger read
     LARGE = 16384           # from here on bytes are passed on as they are, not joined
 
@@ -93,9 +93,9 @@ cdef int begin(Client client, Route route, const char *frame, Py_ssize_t size) e
     cdef int shards = <int>len(client.pool), involved
     cdef Share *shares
     cdef bytes owners
-    cdef const char *at = _first_key(frame)
+    cdef const char *ptr = _first_key(frame)
     if keys < 0:
-        client.say(errors.wrong_arity(route.name))
+        client.put_answer(errors.wrong_arity(route.name))
         return 1
     if keys > WIDE_KEYS or size > WIDE_BYTES:
         return begin_wide(client, route, frame, size, keys)
@@ -104,7 +104,7 @@ cdef int begin(Client client, Route route, const char *frame, Py_ssize_t size) e
     if shares == NULL:
         raise MemoryError
     try:
-        involved = _share_out(lane, route, &at, owners, 0, keys, shares)
+        involved = _share_out(lane, route, &ptr, owners, 0, keys, shares)
         if involved == 1:
             return _whole(client, route, (<unsigned short *>PyBytes_AS_STRING(owners))[0], frame, size)
         return _parts(client, route, frame, owners, shares, shards, involved, size)
@@ -122,7 +122,7 @@ def cut(Lane lane not None, Route route not None, argv not None):
 cdef tuple _cut_at_once(Lane lane, Route route, bytes whole):
     cdef int shards = <int>len(lane.links), shard
     cdef const char *frame = PyBytes_AS_STRING(whole)
-    cdef const char *at = _first_key(frame)
+    cdef const char *ptr = _first_key(frame)
     cdef Py_ssize_t keys = _keys(route, frame)
     cdef object of_frame = request.Request.of_frame
     cdef bytes owners
@@ -135,7 +135,7 @@ cdef tuple _cut_at_once(Lane lane, Route route, bytes whole):
     if shares == NULL:
         raise MemoryError
     try:
-        _share_out(lane, route, &at, owners, 0, keys, shares)
+        _share_out(lane, route, &ptr, owners, 0, keys, shares)
         frames = _cut(route, frame, owners, shares, shards)
     finally:
         PyMem_RawFree(shares)
@@ -152,17 +152,17 @@ cdef Py_ssize_t _keys(Route route, const char *frame):
 cdef inline const char *_first_key(const char *frame) noexcept nogil:
     """Where the header of its first key begins: behind its name."""
     cdef Py_ssize_t n = 0
-    cdef const char *at = header(header(frame, &n), &n)
-    return at + n + 2
+    cdef const char *ptr = header(header(frame, &n), &n)
+    return ptr + n + 2
 
 
-cdef inline const char *_past(const char *at, int count) noexcept nogil:
+cdef inline const char *_past(const char *ptr, int count) noexcept nogil:
     """Behind so many arguments."""
     cdef Py_ssize_t n = 0
     while count:
-        at = header(at, &n) + n + 2
+        ptr = header(ptr, &n) + n + 2
         count -= 1
-    return at
+    return ptr
 
 
 cdef int _share_out(Lane lane, Route route, const char **first, bytes owners, Py_ssize_t begin, Py_ssize_t until,
@@ -171,20 +171,20 @@ cdef int _share_out(Lane lane, Route route, const char **first, bytes owners, Py
     cdef unsigned short *order = <unsigned short *>PyBytes_AS_STRING(owners)
     cdef Py_ssize_t i, n = 0
     cdef int shard, involved = 0
-    cdef const char *at = first[0]
+    cdef const char *ptr = first[0]
     cdef const char *key
     cdef const char *end
     for i in range(begin, until):
-        key = header(at, &n)
+        key = header(ptr, &n)
         end = _past(key + n + 2, route.step - 1)
         shard = lane.owner[lane.slot(key, n)]
         order[i] = <unsigned short>shard
         if shares[shard].keys == 0:
             involved += 1
         shares[shard].keys += 1
-        shares[shard].bytes += end - at
-        at = end
-    first[0] = at
+        shares[shard].bytes += end - ptr
+        ptr = end
+    first[0] = ptr
     return involved
 
 
@@ -194,14 +194,14 @@ cdef list _cut(Route route, const char *frame, bytes owners, Share *shares, int 
     cdef Py_ssize_t i, keys = PyBytes_GET_SIZE(owners) // 2
     cdef int shard
     cdef list frames = _headed(route, shares, shards)
-    cdef const char *at = _first_key(frame)
+    cdef const char *ptr = _first_key(frame)
     cdef const char *end
     for i in range(keys):
         shard = order[i]
-        end = _past(at, route.step)
-        memcpy(shares[shard].cursor, at, end - at)
-        shares[shard].cursor += end - at
-        at = end
+        end = _past(ptr, route.step)
+        memcpy(shares[shard].cursor, ptr, end - ptr)
+        shares[shard].cursor += end - ptr
+        ptr = end
     return frames
 
 
@@ -222,17 +222,17 @@ cdef list _headed(Route route, Share *shares, int shards):
 
 cdef int _whole(Client client, Route route, int shard, const char *frame, Py_ssize_t size) except -2:
     """All keys on one shard: the command goes as it is."""
-    cdef Backend backend = client._seek(<Backend>client.pool[shard], route.write, size)
+    cdef Backend backend = client.choose_backend(<Backend>client.pool[shard], route.write, size)
     cdef Pending place
     if backend is None:
         if client.lane.refusal is None:
             return -1
-        client.say(client.lane.refusal)
+        client.put_answer(client.lane.refusal)
         return 1
     place = client.begun(size)
     place.write = route.write
     place.shard = shard
-    if not route.write or (backend.keeps and route.again and size <= KEPT_BYTES):
+    if not route.write or (backend.replays_writes and route.replayable and size <= REPLAY_BYTES):
         place.request = PyBytes_FromStringAndSize(frame, size)
     backend.put(place, frame, size)
     client.placed(place)
@@ -244,14 +244,14 @@ cdef int _parts(Client client, Route route, const char *frame, bytes owners, Sha
     cdef int shard, verdict
     cdef Split split
     cdef list asked, frames, backends = client.pool
-    if client.at is not None or not _all_plain(backends, shares, shards):
+    if client.upstreams is not None or not _all_plain(backends, shares, shards):
         backends = list(backends)
         asked = [shard for shard in range(shards) if shares[shard].keys]
         verdict = _admitted(client, route.write, asked, size, backends)
         if verdict < 0:
             return -1
         if verdict == 0:
-            client.say(client.lane.refusal)
+            client.put_answer(client.lane.refusal)
             return 1
     frames = _cut(route, frame, owners, shares, shards)
     split = _split(client, route, owners, involved, size)
@@ -288,12 +288,12 @@ cdef int _admitted(Client client, bint write, shards, Py_ssize_t size, list back
     if write:
         for shard in shards:    # first who refuses, so that nobody waits in vain
             backend = <Backend>client.pool[shard]
-            line = client._refused_at(backend, size)
+            line = client.refusal_at_gate(backend, size)
             if line is not None:
                 lane.refusal = errors.part_failed(backend.link.name, line)
                 return 0
     for shard in shards:
-        backend = client._seek(<Backend>client.pool[shard], write, size)
+        backend = client.choose_backend(<Backend>client.pool[shard], write, size)
         if backend is None:
             line = lane.refusal
             if line is None:
@@ -338,13 +338,13 @@ cdef int _send(Backend backend, Split split, bytes frame, int queued, bint stays
 
 cdef inline int _send_part(Backend backend, Split split, bytes frame, int queued, bint stays) except -1:
     cdef Pending part = split.part(backend.shard, PyBytes_GET_SIZE(frame))
-    if queued or split.asked is not None:
+    if queued or split.on_answered is not None:
         part.pace = split.lane.pace_of(frame, queued)
     part.stays = stays
     if queued:
         part.queued = queued
         part.ahead = queued + 1
-    if not part.write or (backend.keeps and split.route.again and part.size <= KEPT_BYTES):
+    if not part.write or (backend.replays_writes and split.route.replayable and part.size <= REPLAY_BYTES):
         part.request = frame
     if part.size < LARGE:
         return backend.put(part, PyBytes_AS_STRING(frame), part.size)
@@ -408,7 +408,7 @@ def relay(Client client not None, Route route not None, int shard, asked not Non
     """Sends a Request to one shard; the client gets `answer(reply frame)`, or the error as it is.  -> as `fan_out`."""
     cdef bytes frame = asked.frame
     cdef int queued = asked.queued
-    cdef Backend backend = client._seek(<Backend>client.pool[shard], route.write, len(frame))
+    cdef Backend backend = client.choose_backend(<Backend>client.pool[shard], route.write, len(frame))
     cdef Split split
     if backend is None:
         return NOT_NOW if client.lane.refusal is None else client.lane.refusal
@@ -418,7 +418,7 @@ def relay(Client client not None, Route route not None, int shard, asked not Non
     split.write = route.write
     split.left = 1
     split.frames = [None] * len(client.pool)
-    split.answer = answer
+    split.make_answer = answer
     split.place = client.begun(len(frame))
     split.place.write = route.write
     split.place.shard = shard
@@ -457,7 +457,7 @@ def ask(Client client not None, Route route not None, parts not None, bint write
             backends[shard] = backend
     elif len(parts) == 1:
         for shard in parts:
-            backend = client._seek(<Backend>client.pool[shard], write, size)
+            backend = client.choose_backend(<Backend>client.pool[shard], write, size)
             if backend is None:
                 return NOT_NOW if lane.refusal is None else lane.refusal
             backends[shard] = backend
@@ -492,7 +492,7 @@ cdef Split _asking(Client client, Route route, int parts, asked):
     split.left = parts
     split.frames = [None] * len(client.pool)
     split.place = client.head       # that of the conversation: it is the only one
-    split.asked = asked
+    split.on_answered = asked
     return split
 
 
@@ -506,7 +506,7 @@ cdef bytes merged(Split split, Pending place, Py_ssize_t size):
     """
     cdef str how = split.route.merged_by
     cdef Assembly assembly
-    if split.answer is not None:
+    if split.make_answer is not None:
         return _answered(split)
     if split.failed:
         return _failure(split) if split.commands is None else errors.transaction_discarded(_failure(split))
@@ -562,7 +562,7 @@ cdef bytes _answered(Split split):
         ((line, _),) = split.failed.values()
         return line
     (frame,) = [frame for frame in split.frames if frame is not None]
-    return split.answer(frame)
+    return split.make_answer(frame)
 
 
 cdef bytes _sum(Split split):
@@ -609,7 +609,7 @@ cdef class Assembly:
     cdef Lane lane
     cdef list commands
     cdef list frames
-    cdef Py_ssize_t *at             # of each shard: where its next answer begins in its frame
+    cdef Py_ssize_t *offsets        # of each shard: where its next answer begins in its frame
     cdef Py_ssize_t done            # of the commands
     cdef bytearray out
     cdef Pending place              # who is to get it; None: whoever calls `step`
@@ -621,17 +621,17 @@ cdef class Assembly:
         self.lane = lane
         self.commands = commands
         self.frames = frames
-        self.at = <Py_ssize_t *>PyMem_RawCalloc(len(frames) + 1, sizeof(Py_ssize_t))
-        if self.at == NULL:
+        self.offsets = <Py_ssize_t *>PyMem_RawCalloc(len(frames) + 1, sizeof(Py_ssize_t))
+        if self.offsets == NULL:
             raise MemoryError
         for shard in range(<int>len(frames)):
             if frames[shard] is not None:
                 _elements(<bytes>frames[shard], &body)
-                self.at[shard] = body
+                self.offsets[shard] = body
         self.out = bytearray(b"*%d\r\n" % len(commands))
 
     def __dealloc__(self):
-        PyMem_RawFree(self.at)
+        PyMem_RawFree(self.offsets)
 
     def step(self):
         """Goes on for a moment -> whether it is done."""
@@ -645,7 +645,7 @@ cdef class Assembly:
                 if not self.done & 31 and monotonic() > until:
                     return False
             for shard in range(<int>len(self.frames)):
-                if self.frames[shard] is not None and self.at[shard] != len(<bytes>self.frames[shard]):
+                if self.frames[shard] is not None and self.offsets[shard] != len(<bytes>self.frames[shard]):
                     raise ValueError
             self.reply = bytes(self.out)
         except ValueError:
@@ -675,15 +675,15 @@ cdef class Assembly:
         cdef bytes frame
         if type(command) is int:
             shard = command
-            length = self._next(shard)
-            self._append(PyBytes_AS_STRING(<bytes>self.frames[shard]) + self.at[shard], length)
-            self.at[shard] += length
+            length = self._next_length(shard)
+            self._append(PyBytes_AS_STRING(<bytes>self.frames[shard]) + self.offsets[shard], length)
+            self.offsets[shard] += length
             return 0
         if type(command) is bytes:
             frame = command
         elif len(<tuple>command) == 2:
             make, shards = command
-            frame = make([self._take(shard) for shard in shards])
+            frame = make([self._next_answer(shard) for shard in shards])
         else:
             route, owners, shards = command
             whole = Split.__new__(Split)
@@ -693,10 +693,10 @@ cdef class Assembly:
             if type(owners) is bytes:
                 whole.order = owners
             else:
-                whole.answer = owners
+                whole.make_answer = owners
             whole.frames = [None] * len(self.frames)
             for shard in shards:
-                frame = self._take(shard)
+                frame = self._next_answer(shard)
                 whole.frames[shard] = frame
                 if frame.startswith(b"-"):
                     whole._failed(shard, frame, True)
@@ -704,7 +704,7 @@ cdef class Assembly:
         self._append(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
         return 0
 
-    cdef Py_ssize_t _next(self, int shard) except -1:
+    cdef Py_ssize_t _next_length(self, int shard) except -1:
         """How long the next answer of a shard is."""
         cdef bytes frame = self.frames[shard]
         cdef Py_ssize_t length = 0, left
@@ -713,17 +713,17 @@ cdef class Assembly:
             raise ValueError
         state.left = 0
         state.pos = 0
-        left = PyBytes_GET_SIZE(frame) - self.at[shard]
-        if (left <= 0 or scan_reply(PyBytes_AS_STRING(frame) + self.at[shard], left, &state, True, left, &length)
+        left = PyBytes_GET_SIZE(frame) - self.offsets[shard]
+        if (left <= 0 or scan_reply(PyBytes_AS_STRING(frame) + self.offsets[shard], left, &state, True, left, &length)
                 != FRAME):
             raise ValueError
         return length
 
-    cdef bytes _take(self, int shard):
+    cdef bytes _next_answer(self, int shard):
         """The next answer of a shard."""
-        cdef Py_ssize_t length = self._next(shard), at = self.at[shard]
-        self.at[shard] += length
-        return (<bytes>self.frames[shard])[at:at + length]
+        cdef Py_ssize_t length = self._next_length(shard), ptr = self.offsets[shard]
+        self.offsets[shard] += length
+        return (<bytes>self.frames[shard])[ptr:ptr + length]
 
     cdef int _append(self, const char *p, Py_ssize_t n) except -1:
         cdef Py_ssize_t size = len(self.out)
@@ -761,14 +761,14 @@ cdef const char **_opened(list frames, Py_ssize_t keys, Py_ssize_t *size) except
     return cursors
 
 
-cdef inline Py_ssize_t _element(const char *at, const char *end) except -1:
+cdef inline Py_ssize_t _element(const char *ptr, const char *end) except -1:
     """The bytes of the element at `at`."""
-    cdef Py_ssize_t n = end - at, length = short_bulk(at, n)
+    cdef Py_ssize_t n = end - ptr, length = short_bulk(ptr, n)
     cdef ReplyScan state
     if not length:
         state.left = 0
         state.pos = 0
-        if n <= 0 or scan_reply(at, n, &state, True, n, &length) != FRAME:
+        if n <= 0 or scan_reply(ptr, n, &state, True, n, &length) != FRAME:
             raise ValueError
     return length
 

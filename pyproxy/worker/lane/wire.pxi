@@ -23,7 +23,7 @@ cdef class Wire:
 
         `whole`: what the bytes are of, if it is not changed any more: then they are not copied.
         """
-        cdef Py_ssize_t taken = 0
+        cdef Py_ssize_t written = 0
         self.bytes_out += size
         if self.tls:
             self.transport.write(PyBytes_FromStringAndSize(data, size))
@@ -31,14 +31,14 @@ cdef class Wire:
         if self.handed_over and not self.transport.get_write_buffer_size():
             self.handed_over = False
         if not self.handed_over:
-            taken = max(_send(self.fd, data, size), 0)      # that it is closed the transport will say
-            if taken == size:
+            written = max(_send(self.fd, data, size), 0)      # that it is closed the transport will say
+            if written == size:
                 return 0
         self.handed_over = True
         if whole is not None:
-            self.transport.write(memoryview(whole)[taken:])
+            self.transport.write(memoryview(whole)[written:])
         else:
-            self.transport.write(PyBytes_FromStringAndSize(data + taken, size - taken))
+            self.transport.write(PyBytes_FromStringAndSize(data + written, size - written))
         return 0
 
     def data_received(self, bytes data not None):
@@ -49,12 +49,12 @@ cdef class Wire:
             self.drop("was replaced")
             return
         lane.now = self.last_bytes = _clock()
-        lane.came = True
+        lane.received = True
         self.bytes_in += PyBytes_GET_SIZE(data)
         try:
             self._receive(data)
         except Exception:
-            self._broke(None)
+            self._on_fault(None)
 
     cdef int _receive(self, bytes data) except -1:
         cdef bytearray inbuf
@@ -115,7 +115,7 @@ cdef class Wire:
             lane.arrivals.append(self)
         elif self.charged and not size:
             lane.arrivals.remove(self)
-        lane.held += size - self.charged
+        lane.buffered += size - self.charged
         lane.handed_on += size - self.charged
         lane.arriving += size - self.charged
         self.charged = size
@@ -165,7 +165,7 @@ cdef class Wire:
         self.scan.seen = 0
         return 0
 
-    cdef int _broke(self, Pending item) except -1:
+    cdef int _on_fault(self, Pending item) except -1:
         """Our own fault, whose exception is being handled: it ends this connection and no other.
 
         `item`: whose answer it was; all that are still in the queue get their verdict with the connection.
@@ -177,7 +177,7 @@ cdef class Wire:
                 if item.whole is not None or (item.client is not None and not item.done):
                     backend._fail(item, errors.FAULT, False)
             except Exception:
-                backend._give_over(item)
+                backend._cut_off_owner(item)
         self.drop(errors.LOST)
         return 0
 
@@ -215,7 +215,7 @@ cdef class Wire:
                         return -1
                 pos += length
         except Exception:
-            self._broke(item)
+            self._on_fault(item)
             return -1
         return pos
 
@@ -227,14 +227,14 @@ cdef class Wire:
         """It is given up for what it has answered -> -1.  That is not asked again: it would be answered so again, and
         each time everybody's requests would be lost with the connection."""
         cdef Backend backend = self.backend
-        if self.on_setup is None and backend.wire is self and backend.count > backend.unflushed:
+        if self.on_setup is None and backend.wire is self and backend.count > backend.unsent:
             backend.head.retried = True
         self.drop(why)
         return -1
 
     cdef bint _owes(self) except -1:
         """Only what was given to this connection can have an answer on it; one that sends more is dropped."""
-        if self.backend.count - self.backend.unflushed > 0:
+        if self.backend.count - self.backend.unsent > 0:
             return True
         self.drop(errors.garbled("sent a reply that nobody asked for"))
         return False
@@ -243,15 +243,15 @@ cdef class Wire:
         """Gives a reply to the request whose turn it is; `frame` if there are bytes of it already."""
         cdef Backend backend = self.backend
         cdef Lane lane = backend.lane
-        if backend.canary and self._heard(item, p, n):
+        if backend.canary and self._check_canary(item, p, n):
             return 0
         backend.last_frame = lane.now
         if item.ahead:
             return self._swallow(item, p, n)
         _pop(backend, item)
-        if item.debtor is not None:
-            backend._forgive(item)
-        if backend.taking is not None and belongs_to_taking(backend, item, p, n):
+        if item.unresolved_for is not None:
+            backend._resolve(item)
+        if backend.withheld is not None and withhold_later(backend, item, p, n):
             return 0
         if item.client is None and item.whole is None:
             return 0
@@ -265,13 +265,13 @@ cdef class Wire:
                 self.drop(errors.UNAUTHENTICATED)
                 return 0
             if (self._tell_of(p, n) and item.write and not item.done and not item.queued
-                    and take_back(backend, item, p, n)):
+                    and withhold(backend, item, p, n)):
                 return 0
         if frame is None:
             frame = OK if n == 5 and memcmp(p, b"+OK\r\n", 5) == 0 else PyBytes_FromStringAndSize(p, n)
         return lane.settle(item, frame)
 
-    cdef bint _heard(self, Pending item, const char *p, Py_ssize_t n) except -1:
+    cdef bint _check_canary(self, Pending item, const char *p, Py_ssize_t n) except -1:
         """Whether this answer was a canary's; or out of step, and then the connection has ended."""
         cdef Pending other
         cdef bytes code, frame
@@ -283,7 +283,7 @@ cdef class Wire:
             other = item.next_out
             while other is not None and frame != other.expected:
                 other = other.next_out
-            if other is not None or frame == self.backend.heard:
+            if other is not None or frame == self.backend.last_canary:
                 return self._out_of_step("answered a canary where a request was due")
             return False
         if n != PyBytes_GET_SIZE(item.expected) or memcmp(p, PyBytes_AS_STRING(item.expected), n) != 0:
@@ -293,7 +293,7 @@ cdef class Wire:
                 return True
             if code not in NOT_NOW_ECHO:
                 return self._out_of_step("answered something else where a canary was due")
-        self.backend.heard = item.expected
+        self.backend.last_canary = item.expected
         self.backend.canaries -= 1
         _pop(self.backend, item)     # it does not count as an answer to anybody: `last_frame` is as it was
         return True
@@ -353,13 +353,13 @@ cdef class Wire:
         cdef Pending item
         cdef bytes frame = self.large
         cdef char *p = PyBytes_AS_STRING(frame)
-        cdef Py_ssize_t size = PyBytes_GET_SIZE(frame), taken = min(PyBytes_GET_SIZE(data), size - self.large_filled)
-        memcpy(p + self.large_filled, PyBytes_AS_STRING(data), taken)
-        self.large_filled += taken
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(frame), used = min(PyBytes_GET_SIZE(data), size - self.large_filled)
+        memcpy(p + self.large_filled, PyBytes_AS_STRING(data), used)
+        self.large_filled += used
         if self.large_filled < size:
             self._charge(self.large_filled)
             self.backend.lane.keep_budget()
-            return taken
+            return used
         self.large = None
         self._charge(0)
         self.backend.transfers(False)
@@ -370,21 +370,21 @@ cdef class Wire:
             try:
                 self._deliver(item, p, size, frame)
             except Exception:
-                self._broke(item)
-        return taken
+                self._on_fault(item)
+        return used
 
     cdef Py_ssize_t _skip(self, bytes data) except -1:
         """Throws more of a bulk away, the answer or an element of it -> bytes of `data` that belong to it."""
-        cdef Py_ssize_t taken = min(PyBytes_GET_SIZE(data), self.skipping)
+        cdef Py_ssize_t used = min(PyBytes_GET_SIZE(data), self.skipping)
         cdef const char *p = PyBytes_AS_STRING(data)
-        self.skipping -= taken
+        self.skipping -= used
         if self.skipping:
-            self.last = p[taken - 1]
-        elif (p[taken - 2] if taken > 1 else self.last) != c'\r' or p[taken - 1] != c'\n':
+            self.last = p[used - 1]
+        elif (p[used - 2] if used > 1 else self.last) != c'\r' or p[used - 1] != c'\n':
             self._garbled("sent bytes that are not a reply")
         elif self.scan.left == 0 and self._owes():
             self._deliver_overlong()
-        return taken
+        return used
 
     cdef int _deliver_overlong(self) except -1:
         """An answer that cannot be kept has come; who asked is told so."""
@@ -395,7 +395,7 @@ cdef class Wire:
             self.backend.transfers(False)
             return self._deliver(item, PyBytes_AS_STRING(line), PyBytes_GET_SIZE(line), line)
         except Exception:
-            return self._broke(item)
+            return self._on_fault(item)
 
     cdef bint _distrusted(self, const char *p, Py_ssize_t n):
         """-MOVED and -ASK would send clients past the proxy."""

@@ -39,7 +39,7 @@ cdef class Gathering:
     cdef bint is_cut
     cdef bytes owners
     cdef Share *shares
-    cdef const char *at
+    cdef const char *next_key
     cdef list frames
 
     def __dealloc__(self):
@@ -58,7 +58,7 @@ cdef class Gathering:
             parts = self._step()
         except Exception:
             bug(self)
-            client.say(errors.internal_error())
+            client.put_answer(errors.internal_error())
             client.finish()
             raise StopIteration from None
         if parts == 0:
@@ -114,7 +114,7 @@ cdef class Gathering:
         if self.is_cut:
             self.keys = _keys(self.route, PyBytes_AS_STRING(self.frame))
             self.owners = PyBytes_FromStringAndSize(NULL, self.keys * 2)
-            self.at = _first_key(PyBytes_AS_STRING(self.frame))
+            self.next_key = _first_key(PyBytes_AS_STRING(self.frame))
             self.frames = None
             PyMem_RawFree(self.shares)
             self.shares = <Share *>PyMem_RawCalloc(len(self.links), sizeof(Share))
@@ -151,7 +151,7 @@ cdef class Gathering:
         cdef object of_frame = request.Request.of_accepted
         if self.frames is None and self.done < self.keys:
             until = min(self.keys, self.done + STEP_PARTS * SHARED_OF_PART)
-            _share_out(self.client.lane, self.route, &self.at, self.owners, self.done, until, self.shares)
+            _share_out(self.client.lane, self.route, &self.next_key, self.owners, self.done, until, self.shares)
             self.done = until
             return STEP_PARTS
         if self.frames is None:
@@ -159,18 +159,18 @@ cdef class Gathering:
             if len(self.seen) == 1:
                 return self._placed()
             self.frames = _headed(self.route, self.shares, shards)
-            self.at = _first_key(PyBytes_AS_STRING(self.frame))
+            self.next_key = _first_key(PyBytes_AS_STRING(self.frame))
             self.done = 0
             return 1
         if self.done < self.keys:
             until = min(self.keys, self.done + STEP_PARTS * MOVED_OF_PART)
             left = STEP_PARTS * BYTES_OF_PART
             while self.done < until and left > 0:
-                end = _past(self.at, self.route.step)
-                memcpy(self.shares[order[self.done]].cursor, self.at, end - self.at)
-                self.shares[order[self.done]].cursor += end - self.at
-                left -= end - self.at
-                self.at = end
+                end = _past(self.next_key, self.route.step)
+                memcpy(self.shares[order[self.done]].cursor, self.next_key, end - self.next_key)
+                self.shares[order[self.done]].cursor += end - self.next_key
+                left -= end - self.next_key
+                self.next_key = end
                 self.done += 1
             return max(1, (self.done - begun) // MOVED_OF_PART, STEP_PARTS - left // BYTES_OF_PART)
         self._placed()

@@ -137,14 +137,14 @@ class Link:
         self.backends[(proto, db, BULK) if bulk else (proto, db)] = backend
         backend.canary = self._lane.canary
         if self._down:
-            backend.shut(self.refusal)
+            backend.down(self.refusal)
         if self.router is not None:
             backend.guard(self.router, self.router.guarded, self.router.replicated)
         return backend
 
     def connect(self, backend: Backend) -> None:
         """Called by the lane for the first command to a backend."""
-        backend.queue()
+        backend.connecting()
         self._spawn(self._connect(backend), f"connect {self.name}")
 
     def close(self) -> None:
@@ -153,7 +153,7 @@ class Link:
         self._down = "is no longer served from here"
         self._give_up()
         for backend in self.backends.values():
-            backend.shut(self.refusal)
+            backend.down(self.refusal)
 
     def point_at(self, node: Node) -> None:
         """Another server, or the same in another epoch: of the connections of before none is left, nor being made."""
@@ -232,14 +232,14 @@ class Link:
                 return
             self._went_down(why(exc))
             if not backend.is_open:
-                backend.shut(self.refusal)
+                backend.down(self.refusal)
 
     async def _bar(self, backend: Backend, reason: str) -> None:
         """The others of this shard may be well: only this protocol and database are refused, and only for a while."""
         emit(
             Event.LINK_REFUSED, shard=self.name, node=self.node, why=reason, protocol=backend.proto, database=backend.db
         )
-        backend.shut(errors.shard_down(self.name, self.node, reason))
+        backend.down(errors.shard_down(self.name, self.node, reason))
         await asyncio.sleep(REFUSED_S)
         if not self._down:
             backend.reset()
@@ -259,7 +259,7 @@ class Link:
         self._tell_router(reason)
         for backend in list(self.backends.values()):
             if not backend.is_open:
-                backend.shut(self.refusal)
+                backend.down(self.refusal)
         for turn in list(self.turns):
             turn.call_off(self.refusal)
 

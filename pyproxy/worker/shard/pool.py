@@ -70,7 +70,7 @@ class Lease:
 
     async def open(self) -> None:
         """Raises OSError, see `access.why`."""
-        self.backend.queue()
+        self.backend.connecting()
         self.link.leased.add(self)
         try:
             await self.link.open_leased(self.backend, self.proto, self._on_lost)
@@ -91,7 +91,7 @@ class Lease:
             self.link.leased.discard(self)
             self.leave()
             self.backend.lost(reason)
-            self.backend.shut(errors.not_applied(self.link.name, self.link.node, reason))
+            self.backend.down(errors.not_applied(self.link.name, self.link.node, reason))
 
     def leave(self) -> None:
         """Its place is for the next."""

@@ -167,7 +167,7 @@ class ShardRouter:
             for backend in list(self.link.backends.values()):
                 if closed.hold and self.gate.said.closed and self._reachable:
                     backend.flush()  # planned: what was begun is sent, if the server reads
-                backend.keep_unsent()
+                backend.requeue_unsent()
             for turn in list(self.link.turns):
                 if turn.gated:  # it waits at the gate instead
                     turn.call_off(self.gate.line(closed, time.monotonic()))
@@ -193,7 +193,7 @@ class ShardRouter:
     def _open(self) -> None:
         """In the order of coming: first what was begun, then the clients that are held; but nothing of who has gone."""
         for backend in list(self.link.backends.values()):
-            backend.release()
+            backend.replay()
         for client in list(self.gate.parked):
             if gone(client):
                 self.left(client)
@@ -217,7 +217,7 @@ class ShardRouter:
         if self._closed is not None:
             before = self.gate.overdue(self._closed, now)
             for backend in self.link.backends.values():
-                backend.refuse_kept(before, self.gate.line(self._closed, now))
+                backend.refuse_replays(before, self.gate.line(self._closed, now))
 
     @property
     def at_rest(self) -> bool:
@@ -259,12 +259,14 @@ class ShardRouter:
         if orphan:
             line = errors.not_applied(self.link.name, self.link.node, "is not served by this process any more")
             for backend in self.link.backends.values():
-                backend.refuse_kept(float("inf"), line)
+                backend.refuse_replays(float("inf"), line)
 
     def close(self) -> None:
         """The shard is another's: whatever waits is refused or offered anew."""
         for backend in self.link.backends.values():
-            backend.refuse_kept(float("inf"), errors.shard_down(self.link.name, self.link.node, "is no longer served"))
+            backend.refuse_replays(
+                float("inf"), errors.shard_down(self.link.name, self.link.node, "is no longer served")
+            )
         for client in list(self.gate.parked):
             self._let_go(client, "drained")
         for link in (*self._sides.values(), *self._retired):
@@ -314,7 +316,7 @@ class ShardRouter:
         now = time.monotonic()
         closed = self.gate.closed(now)
         if closed is None:
-            return backend.refusal if backend.is_shut else None
+            return backend.refusal if backend.is_down else None
         if self.gate.may_be_held(closed, client.id, size, start, now, requests=requests):
             return None
         if start <= self.gate.overdue(closed, now):
@@ -370,7 +372,7 @@ class ShardRouter:
         backend = self.refuge(primary) or primary
         now = time.monotonic()
         start = client.held_since(now)
-        if backend.is_shut and self._read_may_wait(client, READ_BYTES, start, now):
+        if backend.is_down and self._read_may_wait(client, READ_BYTES, start, now):
             self.gate.park(client, READ_BYTES, start)
             client.hold(self, start)
             self._readers.append(client)
@@ -392,11 +394,11 @@ class ShardRouter:
     def _try_reads(self) -> None:
         """Those who wait for somebody to read from offer their commands again."""
         primaries = self.link.backends.values()
-        if not any(not (self.refuge(primary) or primary).is_shut for primary in primaries):
+        if not any(not (self.refuge(primary) or primary).is_down for primary in primaries):
             return
         self._keeps_reads = False
         for backend in list(primaries):
-            backend.try_kept_reads()
+            backend.replay_reads()
         readers, self._readers = self._readers, []
         for client in readers:
             if client in self.gate.parked:
@@ -411,20 +413,20 @@ class ShardRouter:
         other = self.refuge(backend)
         if other is None or other is backend:
             other = self.home(backend)
-        return other if other is not backend and not other.is_shut else None
+        return other if other is not backend and not other.is_down else None
 
     def _usable(self, primary: Backend) -> bool:
         own = self.gate.own
         if self._closed is not None and (own.lost_at or own.stalled_at or own.refused_at or not self._reachable):
             return False
-        return not primary.is_shut and (primary.is_open or self._closed is None)
+        return not primary.is_down and (primary.is_open or self._closed is None)
 
     def _reader(self, primary: Backend) -> Backend | None:
         readers = self.gate.said.readers
         if not readers:
             return None
         reader = self._side(readers[self._index % len(readers)]).backend(primary.proto, primary.db)
-        return None if reader.is_shut else reader
+        return None if reader.is_down else reader
 
     def refuge(self, primary: Backend) -> Backend | None:
         """The replica that all read from where the primary cannot be, if one is named and can be asked."""
@@ -432,7 +434,7 @@ class ShardRouter:
         if node is None or node == self.link.node:
             return None
         refuge = self._side(node).backend(primary.proto, primary.db)
-        return None if refuge.is_shut else refuge
+        return None if refuge.is_down else refuge
 
     def _side(self, node: Node) -> Link:
         link = self._sides.get(node)

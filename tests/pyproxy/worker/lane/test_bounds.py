@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.lane_alone import LaneAlone, Up
+from bench.bare_lane import BareLane, Up
 from protocol.request import encode
 from pyproxy.worker.lane.lane import Wire
 
@@ -39,15 +39,15 @@ class Shard:
     """One server that says what it is told to, to one client that has asked one thing."""
 
     def __init__(self) -> None:
-        self.alone = LaneAlone(1)
-        self.client, self.end = self.alone.client()
-        self.up: Up = self.alone.links[0]
+        self.bare = BareLane(1)
+        self.client, self.end = self.bare.client()
+        self.up: Up = self.bare.links[0]
         self.lost = ""
         self.wire = Wire(self.up.backends[2, 0], lambda frame: None, self._on_lost)
         self.wire.connection_made(self.up.end)  # type: ignore[arg-type]  # as much of a transport as is used
         self.wire.ready()
         self.client.data_received(GET)
-        self.alone.turns.settle()
+        self.bare.turns.settle()
 
     def _on_lost(self, why: str) -> None:
         self.lost = why
@@ -58,7 +58,7 @@ class Shard:
             self.wire.data_received(piece)
             if self.lost:
                 break
-        self.alone.turns.settle()
+        self.bare.turns.settle()
         return self.end.take(), self.lost
 
 
@@ -85,6 +85,6 @@ def test_of_a_header_nothing_is_reserved_before_its_end_is_here() -> None:
 
 @pytest.mark.parametrize("owners", [[0] * 16383, [1] * 16384, [-1] * 16384], ids=["too few", "too high", "negative"])
 def test_a_slot_without_a_shard_is_refused_before_anything_is_looked_up_by_it(owners: list[int]) -> None:
-    alone = LaneAlone(1)
+    bare = BareLane(1)
     with pytest.raises(ValueError, match="expected the owners of 16384 slots among 1 shards"):
-        alone.lane.set_shards(alone.links, owners)
+        bare.lane.set_shards(bare.links, owners)

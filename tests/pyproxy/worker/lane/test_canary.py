@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from bench.lane_alone import LaneAlone, Up
+from bench.bare_lane import BareLane, Up
 from protocol import scan
 from protocol.request import encode
 from pyproxy.worker.lane.lane import Backend, Client, Lane, Wire
@@ -22,9 +22,9 @@ CLIENTS, REQUESTS = 3, 4
 class Slipping(Up):
     """A server whose `at`th answer slips; its connection is made anew when it is lost, and is in order then."""
 
-    def __init__(self, lane: Lane, index: int, alone: LaneAlone, at: int, twice: bool) -> None:
+    def __init__(self, lane: Lane, index: int, bare: BareLane, at: int, twice: bool) -> None:
         super().__init__(lane, index)
-        self._turns = alone.turns
+        self._turns = bare.turns
         self._at, self._twice = at, twice
         self.answered = 0
         self.echoes: list[bytes] = []
@@ -33,7 +33,7 @@ class Slipping(Up):
         self._connect()
 
     def connect(self, backend: Backend) -> None:
-        backend.queue()
+        backend.connecting()
         self._turns.call_soon(self._connect)
 
     def _connect(self) -> None:
@@ -68,13 +68,13 @@ class Slipping(Up):
 
 class Scene:
     def __init__(self, at: int = 0, twice: bool = False) -> None:
-        self.alone = LaneAlone(1)
-        self.server = Slipping(self.alone.lane, 0, self.alone, at, twice)
-        self.alone.lane.set_shards([self.server], [0] * 16384)
+        self.bare = BareLane(1)
+        self.server = Slipping(self.bare.lane, 0, self.bare, at, twice)
+        self.bare.lane.set_shards([self.server], [0] * 16384)
         self.clients = [self._client() for _ in range(CLIENTS)]
 
     def _client(self) -> tuple[Client, Socket]:
-        client, end = Client(self.alone.lane), Socket()
+        client, end = Client(self.bare.lane), Socket()
         client.connection_made(cast(Any, end))
         return client, end
 
@@ -91,7 +91,7 @@ class Scene:
 
     def go_on(self) -> None:
         for _ in range(12):
-            self.alone.turns.turn()
+            self.bare.turns.turn()
             for said in self.server.answers():
                 self.server.wire.data_received(said)
 
@@ -117,7 +117,7 @@ def test_no_client_gets_what_another_asked_for_when_an_answer_slips(at: int, twi
             assert reply == answer(name, keys) or reply.startswith(refused), (index, name, keys, reply)
     assert len(scene.server.lost) == 1
     assert scene.server.lost[0].startswith("broke the protocol: answered ")
-    assert scene.alone.lane.out_of_step == 1
+    assert scene.bare.lane.out_of_step == 1
 
 
 def test_an_answer_too_many_at_the_end_ends_the_connection_and_is_nobodys() -> None:
@@ -132,13 +132,13 @@ def test_nothing_is_seen_of_canaries_while_the_answers_are_in_step() -> None:
     asked = scene.ask()
     backend = scene.server.backend(2, 0)
     assert backend.waiting_requests == CLIENTS * REQUESTS
-    scene.alone.turns.settle()
+    scene.bare.turns.settle()
     assert backend.owes_write
     scene.go_on()
     for index, requests in enumerate(asked):
         assert scene.replies(index) == [answer(name, keys) for name, *keys in requests]
     assert (backend.waiting_requests, backend.owes_write, scene.server.lost) == (0, False, [])
-    assert (scene.alone.lane.inflight, scene.alone.lane.held, scene.alone.lane.commands) == (0, 0, CLIENTS * REQUESTS)
+    assert (scene.bare.lane.inflight, scene.bare.lane.buffered, scene.bare.lane.commands) == (0, 0, CLIENTS * REQUESTS)
 
 
 def test_no_two_canaries_are_alike() -> None:
@@ -169,9 +169,9 @@ def test_a_server_that_answers_nothing_now_is_not_out_of_step(line: bytes) -> No
     scene = Scene()
     client, end = scene.clients[0]
     client.data_received(encode([b"GET", b"k"]))
-    scene.alone.turns.settle()
+    scene.bare.turns.settle()
     scene.server.wire.data_received(b"-%b\r\n" % line * 2)
-    scene.alone.turns.settle()
+    scene.bare.turns.settle()
     assert end.take() == b"-%b\r\n" % line
     assert scene.server.lost == []
 

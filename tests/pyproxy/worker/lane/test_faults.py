@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from bench.lane_alone import End, LaneAlone, Up
+from bench.bare_lane import BareLane, End, Up
 from protocol import scan
 from protocol.request import encode
 from pyproxy.worker.lane.lane import Backend, Client, Lane, Wire
@@ -55,14 +55,14 @@ class Socket(End):
 class Server(Up):
     """A link whose connection is made anew when it is lost, and the server behind it: a key's value is its name."""
 
-    def __init__(self, lane: Lane, index: int, alone: LaneAlone, fails: int = 0) -> None:
+    def __init__(self, lane: Lane, index: int, bare: BareLane, fails: int = 0) -> None:
         super().__init__(lane, index)
-        self._turns = alone.turns
+        self._turns = bare.turns
         self.writes: Counter[bytes] = Counter()
         self._connect(fails)
 
     def connect(self, backend: Backend) -> None:
-        backend.queue()
+        backend.connecting()
         self._turns.call_soon(self._connect)
 
     def _connect(self, fails: int = 0) -> None:
@@ -104,9 +104,9 @@ class Play:
     """One run: the same requests, calls and answers each time. In call `entry` the `nth` allocation fails."""
 
     def __init__(self, entry: int = 0, nth: int = 0, server_fails: int = 0, client_fails: int = 0) -> None:
-        self.alone = LaneAlone(2)
-        self.lane = self.alone.lane
-        self.servers = [Server(self.lane, index, self.alone, server_fails * (index == 0)) for index in range(2)]
+        self.bare = BareLane(2)
+        self.lane = self.bare.lane
+        self.servers = [Server(self.lane, index, self.bare, server_fails * (index == 0)) for index in range(2)]
         self.lane.set_shards(self.servers, [index >> 13 for index in range(16384)])
         self.entry, self._nth = entry, nth
         self.entered = 0
@@ -125,7 +125,7 @@ class Play:
         for client, _, asked in self.clients:
             self._enter(client, client.data_received, encode(asked[-1])[9:])
         for _ in range(ROUNDS):
-            soon, self.alone.turns._soon = self.alone.turns._soon, []
+            soon, self.bare.turns._soon = self.bare.turns._soon, []
             for callback in soon:
                 self._enter(None, callback)
             for server in self.servers:
@@ -171,7 +171,7 @@ class Play:
         for server in self.servers:
             assert set(server.writes.values()) <= {1}, server.writes
             assert server.backends[2, 0].waiting_requests == 0
-        assert (self.lane.inflight, self.lane.held) == (0, 0)
+        assert (self.lane.inflight, self.lane.buffered) == (0, 0)
         self._still_serves()
 
     def _still_serves(self) -> None:
@@ -180,7 +180,7 @@ class Play:
         keys = [b"late:%d" % number for number in range(8)]
         client.data_received(b"".join(encode([b"GET", key]) for key in keys))
         for _ in range(8):
-            self.alone.turns.turn()
+            self.bare.turns.turn()
             for server in self.servers:
                 if said := server.answers():
                     server.wire.data_received(said)

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from bench.lane_alone import End, LaneAlone
+from bench.bare_lane import BareLane, End
 from protocol.request import encode
 from pyproxy.worker.lane.lane import Client
 
@@ -14,44 +14,44 @@ SLOW = 200
 
 
 @pytest.fixture
-def alone() -> LaneAlone:
-    return LaneAlone(1)
+def bare() -> BareLane:
+    return BareLane(1)
 
 
 @pytest.fixture
-def clients(alone: LaneAlone) -> list[tuple[Client, End]]:
-    return [alone.client() for _ in range(3)]
+def clients(bare: BareLane) -> list[tuple[Client, End]]:
+    return [bare.client() for _ in range(3)]
 
 
-def sent(alone: LaneAlone) -> bytes:
-    return alone.links[0].end.take()
+def sent(bare: BareLane) -> bytes:
+    return bare.links[0].end.take()
 
 
-def answer_all(alone: LaneAlone, requests: bytes) -> None:
-    alone.links[0].wire.data_received(b"$-1\r\n" * requests.count(GET))
-    alone.turns.settle()
+def answer_all(bare: BareLane, requests: bytes) -> None:
+    bare.links[0].wire.data_received(b"$-1\r\n" * requests.count(GET))
+    bare.turns.settle()
 
 
-def test_a_request_that_is_alone_leaves_in_the_next_turn(alone: LaneAlone, clients: list[tuple[Client, End]]) -> None:
+def test_a_request_that_is_alone_leaves_in_the_next_turn(bare: BareLane, clients: list[tuple[Client, End]]) -> None:
     clients[0][0].data_received(GET)
-    assert sent(alone) == b""
-    alone.turns.turn()
-    assert sent(alone) == GET
+    assert sent(bare) == b""
+    bare.turns.turn()
+    assert sent(bare) == GET
 
 
 def test_requests_that_come_one_after_another_leave_in_one_write(
-    alone: LaneAlone, clients: list[tuple[Client, End]]
+    bare: BareLane, clients: list[tuple[Client, End]]
 ) -> None:
     (first, _), (second, _), (third, end) = clients
     for _ in range(SLOW):
         first.data_received(GET)
         second.data_received(GET)
-        alone.turns.turn()
-        early = sent(alone)
+        bare.turns.turn()
+        early = sent(bare)
         third.data_received(GET)
-        alone.turns.settle()
-        last = sent(alone)
-        answer_all(alone, early + last)
+        bare.turns.settle()
+        last = sent(bare)
+        answer_all(bare, early + last)
         assert end.take() == b"$-1\r\n"
         if not early:
             assert last == GET * 3
@@ -59,12 +59,12 @@ def test_requests_that_come_one_after_another_leave_in_one_write(
     raise AssertionError(f"in each of {SLOW} attempts the first ones left at once")
 
 
-def test_requests_leave_though_more_and_more_comes(alone: LaneAlone, clients: list[tuple[Client, End]]) -> None:
+def test_requests_leave_though_more_and_more_comes(bare: BareLane, clients: list[tuple[Client, End]]) -> None:
     deadline = time.monotonic() + 10
     waiting = b""
     while not waiting and time.monotonic() < deadline:
         for client, _ in clients:
             client.data_received(GET)
-        alone.turns.turn()
-        waiting = sent(alone)
+        bare.turns.turn()
+        waiting = sent(bare)
     assert waiting.count(GET) >= 3

@@ -2,7 +2,7 @@
 
 import random
 
-from bench.lane_alone import LaneAlone
+from bench.bare_lane import BareLane
 from protocol.request import encode
 from protocol.table import TABLE
 
@@ -17,17 +17,17 @@ def whole(name: bytes, command: bytes) -> bytes:
 
 
 def test_a_name_is_its_command_in_any_case_whatever_was_asked_before() -> None:
-    alone = LaneAlone(1)
-    client, _ = alone.client()
+    bare = BareLane(1)
+    client, _ = bare.client()
     drawn = random.Random(SEED)
     for _ in range(4000):
         command = drawn.choice(PLAIN)
         name = bytes(drawn.choice((byte, byte ^ 32)) if chr(byte).isalpha() else byte for byte in command)
         client.data_received(whole(name, command))
         assert client.last_command == command, name
-        alone.turns.settle()
-        alone.links[0].wire.data_received(b"+OK\r\n")
-        alone.turns.settle()
+        bare.turns.settle()
+        bare.links[0].wire.data_received(b"+OK\r\n")
+        bare.turns.settle()
 
 
 def test_a_name_that_is_nearly_one_that_was_asked_is_not_it() -> None:
@@ -37,7 +37,7 @@ def test_a_name_that_is_nearly_one_that_was_asked_is_not_it() -> None:
         routes.append(route)
         return b"-ERR unknown\r\n"
 
-    client, _ = LaneAlone(1, taken).client()
+    client, _ = BareLane(1, taken).client()
     for name in NEARLY:
         client.data_received(encode([b"get", b"k"]))
         client.data_received(encode([name, b"k"]))
@@ -45,10 +45,10 @@ def test_a_name_that_is_nearly_one_that_was_asked_is_not_it() -> None:
 
 
 def test_a_table_that_is_taken_into_use_later_holds_for_names_that_were_asked_before() -> None:
-    alone = LaneAlone(1)
-    client, _ = alone.client()
+    bare = BareLane(1)
+    client, _ = bare.client()
     client.data_received(encode([b"get", b"k"]))
     assert client.last_command == b"get"
-    alone.lane.set_table({**TABLE, b"get": TABLE[b"strlen"]})
+    bare.lane.set_table({**TABLE, b"get": TABLE[b"strlen"]})
     client.data_received(encode([b"get", b"k"]))
     assert client.last_command == b"strlen"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench.lane_alone import LaneAlone
+from bench.bare_lane import BareLane
 from protocol.request import Request, encode
 from protocol.scan import Words, argv
 from pyproxy.slices import BATCH, PARTS
@@ -25,9 +25,9 @@ class Taken:
     """A lane of ten shards with one client, and what left it."""
 
     def __init__(self) -> None:
-        self.alone = LaneAlone(10, self._take)
-        self.lane = self.alone.lane
-        self.client, self.end = self.alone.client()
+        self.bare = BareLane(10, self._take)
+        self.lane = self.bare.lane
+        self.client, self.end = self.bare.client()
         self.commands: list[tuple[Route, Any]] = []
         self.refusals = 0
 
@@ -46,7 +46,7 @@ class Taken:
     def one(self, words: Sequence[bytes]) -> Words:
         """What the command of these words is taken as."""
         self.reads(encode(words))
-        self.alone.turns.settle()
+        self.bare.turns.settle()
         ((_, taken),) = self.commands
         assert isinstance(taken, Words)
         return taken
@@ -123,7 +123,7 @@ def test_in_a_transaction_it_is_cut_as_a_short_one(taken: Taken, words: list[byt
 def test_what_comes_behind_it_is_taken_behind_it(taken: Taken) -> None:
     words = [b"SUNION", *keys(KEYS)]
     taken.reads(encode(words) + encode([b"PING"]) + encode(words) + encode([b"TIME"]))
-    taken.alone.turns.settle()
+    taken.bare.turns.settle()
     assert [list(each) for _, each in taken.commands] == [words, [b"PING"], words, [b"TIME"]]
     assert taken.end.take() == b"+taken\r\n" * 4
 
@@ -137,11 +137,11 @@ def test_one_that_has_to_wait_is_offered_again_with_its_words(taken: Taken) -> N
 
 def test_a_client_that_leaves_meanwhile_leaves_nothing(taken: Taken) -> None:
     taken.reads(encode([b"SUNION", *keys(MANY)]))
-    taken.alone.turns.turn()
+    taken.bare.turns.turn()
     taken.client.connection_lost(None)
-    taken.alone.turns.settle()
+    taken.bare.turns.settle()
     assert not taken.commands
-    assert taken.lane.held == 0
+    assert taken.lane.buffered == 0
 
 
 def test_a_change_of_the_shards_is_noticed(taken: Taken) -> None:
@@ -149,7 +149,7 @@ def test_a_change_of_the_shards_is_noticed(taken: Taken) -> None:
     said = taken.one([b"SUNION", *keys(KEYS)])
     positions = range(1, KEYS + 1)
     owners = [0] * 16384
-    taken.lane.set_shards(list(taken.alone.links), owners)
+    taken.lane.set_shards(list(taken.bare.links), owners)
     assert shards_of(taken.lane, said, positions) == {0}
 
 
@@ -165,7 +165,7 @@ def test_no_step_has_more_than_its_share(name: str) -> None:
         taken.client.transaction = object()
     taken.lane.slices = steps
     taken.reads(encode(words))
-    taken.alone.turns.turn()
+    taken.bare.turns.turn()
     done = list(steps.done())
     assert max(done) <= BATCH
     assert len(done) >= len(encode(words)) / (BATCH * 8192)

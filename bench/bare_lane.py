@@ -1,4 +1,4 @@
-"""A lane alone: between clients and shards that are only lists of bytes, in one process and without a socket."""
+"""A bare lane: between clients and shards that are only lists of bytes, in one process and without a socket."""
 
 from __future__ import annotations
 
@@ -98,14 +98,14 @@ class Up:
         return first
 
 
-def never_taken(client: object, route: object, argv: object) -> Outcome:
+def never_dispatched(client: object, route: object, argv: object) -> Outcome:
     raise AssertionError("only commands that stay in the lane are known here")
 
 
-class LaneAlone:
+class BareLane:
     """Its clients come by `client`; its shards are `links`, in equal parts of the slots."""
 
-    def __init__(self, shards: int, take: Callable[[Any, Any, Any], Outcome] = never_taken) -> None:
+    def __init__(self, shards: int, dispatch: Callable[[Any, Any, Any], Outcome] = never_dispatched) -> None:
         ranges = [format_slots(slots) for slots in split_slots(shards)]
         text = "".join(
             f'[[shards]]\nname = "s{i}"\nprimary = "127.0.0.1:{7000 + i}"\nslots = ["{ranges[i]}"]\n'
@@ -113,7 +113,7 @@ class LaneAlone:
         )
         config = Config.parse(text.encode())
         self.turns = Turns()
-        self.lane = Lane(cast(AbstractEventLoop, self.turns), take, Page.create(1).row(0), config, 0, 1)
+        self.lane = Lane(cast(AbstractEventLoop, self.turns), dispatch, Page.create(1).row(0), config, 0, 1)
         split.install(self.lane, Slices(cast(AbstractEventLoop, self.turns)))
         self.lane.set_table(table.TABLE)
         self.links = [Up(self.lane, index) for index in range(shards)]
