@@ -77,8 +77,8 @@ def internal_error() -> bytes:
 
 def about(name: Words, asked: Words, line: bytes) -> bytes:
     """A server's error to the command that was ``asked`` of it, as an error to the one that the client sent."""
-    said = line[1:].rstrip(b"\r\n")
-    return _line(said.replace(b"'%b'" % _raw(asked).lower(), b"'%b'" % _raw(name).lower()))
+    message = line[1:].rstrip(b"\r\n")
+    return _line(message.replace(b"'%b'" % _raw(asked).lower(), b"'%b'" % _raw(name).lower()))
 
 
 def no_such_key() -> bytes:
@@ -217,10 +217,10 @@ def transaction_over_shards(names: Iterable[str]) -> bytes:
 
 def transaction_discarded(line: bytes) -> bytes:
     """What EXEC answers where the proxy has ``line`` for it: -TRYAGAIN means that nothing of it was applied."""
-    said = line[1:].rstrip(b"\r\n")
-    if said.startswith(b"TRYAGAIN "):
-        said = _DISCARDED + said.removeprefix(b"TRYAGAIN ")
-    return _line(said)
+    message = line[1:].rstrip(b"\r\n")
+    if message.startswith(b"TRYAGAIN "):
+        message = _DISCARDED + message.removeprefix(b"TRYAGAIN ")
+    return _line(message)
 
 
 def too_large(argument: int) -> bytes:
@@ -481,8 +481,8 @@ def part_failed(shard: str, line: bytes, applied_by: Iterable[str] = ()) -> byte
         if code in _REDIRECTIONS:
             code, cause = b"ERR", b"answered with a redirection (" + code + b")"
     if others:
-        said = cause if own or code == b"ERR" else code + b" " + cause
-        return _line(f"UNCERTAIN shard {shard}: ", said, f"; other shards may have applied their part: {others}")
+        message = cause if own or code == b"ERR" else code + b" " + cause
+        return _line(f"UNCERTAIN shard {shard}: ", message, f"; other shards may have applied their part: {others}")
     if code == b"UNCERTAIN":
         return _line(f"UNCERTAIN shard {shard}: ", cause, "; it may have applied its part, no other shard did")
     way_out = own[4] if own else b""
@@ -494,8 +494,8 @@ def half_done(line: bytes, applied_by: Iterable[str]) -> bytes:
     shard = _NAMED.match(line)
     if shard:
         return part_failed(shard[1].decode(), line, applied_by)
-    said = line[1:].rstrip(b"\r\n").removeprefix(b"UNCERTAIN ")
-    return _line("UNCERTAIN ", said, "; these shards have applied their part: ", ", ".join(applied_by))
+    message = line[1:].rstrip(b"\r\n").removeprefix(b"UNCERTAIN ")
+    return _line("UNCERTAIN ", message, "; these shards have applied their part: ", ", ".join(applied_by))
 
 
 _NAMED = re.compile(rb"-(?:TRYAGAIN|UNCERTAIN) shard (\S+) \(")
@@ -503,11 +503,13 @@ _NAMED = re.compile(rb"-(?:TRYAGAIN|UNCERTAIN) shard (\S+) \(")
 
 def leaves_nothing(line: bytes) -> bytes:
     """A line of this file for a request that leaves nothing behind, whether it was applied or not: as for a read."""
-    said = line[1:].rstrip(b"\r\n")
+    message = line[1:].rstrip(b"\r\n")
     unknown = b", applied=unknown; read the key before writing again"
-    if said.startswith(b"UNCERTAIN ") and said.endswith(unknown):
-        said = b"TRYAGAIN " + said.removeprefix(b"UNCERTAIN ").removesuffix(unknown) + b", applied=no; retry later"
-    return _line(said)
+    if message.startswith(b"UNCERTAIN ") and message.endswith(unknown):
+        message = (
+            b"TRYAGAIN " + message.removeprefix(b"UNCERTAIN ").removesuffix(unknown) + b", applied=no; retry later"
+        )
+    return _line(message)
 
 
 # --- scripts and functions -------------------------------------------------------------------------------------------

@@ -11,52 +11,52 @@ def matches(pattern: bytes, name: bytes) -> bool:
     """Whether the pattern matches the whole name; the empty one is matched by the empty pattern alone."""
     if not name:
         return not pattern
-    at = here = 0
+    index = position = 0
     star, resume = -1, 0  # the last * of the pattern, and what of the name it has not taken yet
-    while here < len(name):
-        if pattern[at : at + 1] == b"*":
-            star, resume = at, here
-            at += 1
+    while position < len(name):
+        if pattern[index : index + 1] == b"*":
+            star, resume = index, position
+            index += 1
             continue
-        after = _one(pattern, at, name[here])
+        after = _one(pattern, index, name[position])
         if after >= 0:
-            at, here = after, here + 1
+            index, position = after, position + 1
         elif star >= 0:
             resume += 1
-            at, here = star + 1, resume
+            index, position = star + 1, resume
         else:
             return False
-    return not pattern[at:].strip(b"*")
+    return not pattern[index:].strip(b"*")
 
 
-def _one(pattern: bytes, at: int, byte: int) -> int:
+def _one(pattern: bytes, index: int, byte: int) -> int:
     """The position behind the pattern's next element if that one matches this byte, else -1."""
-    sign = pattern[at : at + 1]
+    sign = pattern[index : index + 1]
     if not sign:
         return -1
     if sign == b"?":
-        return at + 1
+        return index + 1
     if sign == b"[":
-        return _one_of(pattern, at + 1, byte)
-    if sign == b"\\" and at + 1 < len(pattern):
-        at += 1
-    return at + 1 if pattern[at] == byte else -1
+        return _one_of(pattern, index + 1, byte)
+    if sign == b"\\" and index + 1 < len(pattern):
+        index += 1
+    return index + 1 if pattern[index] == byte else -1
 
 
-def _one_of(pattern: bytes, at: int, byte: int) -> int:
+def _one_of(pattern: bytes, index: int, byte: int) -> int:
     """As `_one`, for a class: ``at`` is behind its bracket, and an open one ends with the pattern."""
-    negated = pattern[at : at + 1] == b"^"
-    at += negated
+    negated = pattern[index : index + 1] == b"^"
+    index += negated
     matched = False
-    while at < len(pattern) and pattern[at : at + 1] != b"]":
-        if pattern[at : at + 1] == b"\\" and at + 1 < len(pattern):
-            at += 1
-            matched |= pattern[at] == byte
-        elif pattern[at + 1 : at + 2] == b"-" and at + 2 < len(pattern):
-            low, high = sorted((pattern[at], pattern[at + 2]))
+    while index < len(pattern) and pattern[index : index + 1] != b"]":
+        if pattern[index : index + 1] == b"\\" and index + 1 < len(pattern):
+            index += 1
+            matched |= pattern[index] == byte
+        elif pattern[index + 1 : index + 2] == b"-" and index + 2 < len(pattern):
+            low, high = sorted((pattern[index], pattern[index + 2]))
             matched |= low <= byte <= high
-            at += 2
+            index += 2
         else:
-            matched |= pattern[at] == byte
-        at += 1
-    return min(at + 1, len(pattern)) if matched != negated else -1
+            matched |= pattern[index] == byte
+        index += 1
+    return min(index + 1, len(pattern)) if matched != negated else -1

@@ -41,28 +41,28 @@ def may_use_keys(text: bytes) -> bool:
     """Whether a script, or a library of functions, may use keys beside those that a call names."""
     if len(text) > LONGEST:
         return True
-    at = 0
+    position = 0
     if text.startswith(b"#!"):
         shebang = _SHEBANG.match(text)
         if shebang is None:
             return True
-        at = shebang.end()
-    while (token := _TOKEN.search(text, at)) is not None:
-        at = token.end()
+        position = shebang.end()
+    while (token := _TOKEN.search(text, position)) is not None:
+        position = token.end()
         name = token["name"]
         if name in (b"redis", b"server"):
-            end = _harmless_until(text, at)
+            end = _harmless_until(text, position)
             if end < 0:
                 return True
-            at = end
+            position = end
         elif name in _CLEVER:
             return True
     return False
 
 
-def _harmless_until(text: bytes, at: int) -> int:
+def _harmless_until(text: bytes, position: int) -> int:
     """Where what is done with the server's table ends, of which the name ends at `at`; -1: it may be with keys."""
-    member = _MEMBER.match(text, at)
+    member = _MEMBER.match(text, position)
     if member is None:
         return -1
     if member[1] in _HARMLESS or _CONSTANT.fullmatch(member[1]):

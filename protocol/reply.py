@@ -154,19 +154,19 @@ def _error(line: str) -> Error:
 # --- an answer that is understood has to be looked at first, as a server may say anything -----------------------------
 
 
-def listed(said: Value) -> list[Value]:
+def listed(reply: Value) -> list[Value]:
     """An array. Raises BadFrame for anything else."""
-    if not isinstance(said, list):
-        raise BadFrame(f"expected an array, got {said!r:.64}")
-    return said
+    if not isinstance(reply, list):
+        raise BadFrame(f"expected an array, got {reply!r:.64}")
+    return reply
 
 
-def fields(said: Value) -> dict[bytes, Value]:
+def fields(reply: Value) -> dict[bytes, Value]:
     """A map, or an array of names that each stand before their value. Raises BadFrame for anything else."""
-    if isinstance(said, Mapping):
-        pairs = list(said.items())
+    if isinstance(reply, Mapping):
+        pairs = list(reply.items())
     else:
-        words = listed(said)
+        words = listed(reply)
         if len(words) % 2:
             raise BadFrame(f"expected names and values, got {len(words)} words")
         pairs = list(zip(words[::2], words[1::2], strict=True))
@@ -178,9 +178,9 @@ def fields(said: Value) -> dict[bytes, Value]:
     return found
 
 
-def text_of(said: Mapping[bytes, Value], name: bytes) -> bytes:
+def text_of(reply: Mapping[bytes, Value], name: bytes) -> bytes:
     """The text of a field. Raises BadFrame where there is none."""
-    text = said.get(name)
+    text = reply.get(name)
     if not isinstance(text, bytes):
         raise BadFrame(f"expected a text as {name.decode()}, got {text!r:.64}")
     return text

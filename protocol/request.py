@@ -37,13 +37,13 @@ def split_inline(line: bytes) -> list[bytes] | None:
     if not _UNLIKE_SPLIT.search(line):
         return line.split()
     argv: list[bytes] = []
-    at = _past(_BLANKS, line, 0)
-    while at < len(line):
-        argument, at = _argument(line, at)
+    position = _past(_BLANKS, line, 0)
+    while position < len(line):
+        argument, position = _argument(line, position)
         if argument is None:
             return None
         argv.append(argument)
-        at = _past(_BLANKS, line, at)
+        position = _past(_BLANKS, line, position)
     return argv
 
 
@@ -135,53 +135,53 @@ Asked = Request | Block
 _MULTI, _EXEC = encode([b"MULTI"]), encode([b"EXEC"])
 
 
-def _past(pattern: re.Pattern[bytes], line: bytes, at: int) -> int:
-    found = pattern.match(line, at)
-    return found.end() if found else at
+def _past(pattern: re.Pattern[bytes], line: bytes, position: int) -> int:
+    found = pattern.match(line, position)
+    return found.end() if found else position
 
 
-def _argument(line: bytes, at: int) -> tuple[bytes | None, int]:
+def _argument(line: bytes, position: int) -> tuple[bytes | None, int]:
     """One argument and where it ended; quotes may open anywhere in it, but must be followed by a space or the end."""
     parts: list[bytes] = []
-    while at < len(line) and line[at] not in _ENDS_ARGUMENT:
-        quote = line[at : at + 1]
+    while position < len(line) and line[position] not in _ENDS_ARGUMENT:
+        quote = line[position : position + 1]
         if quote not in (b'"', b"'"):
-            end = _past(_PLAIN, line, at)
-            parts.append(line[at:end])
-            at = end
+            end = _past(_PLAIN, line, position)
+            parts.append(line[position:end])
+            position = end
             continue
-        at = _quoted(line, at + 1, quote, parts)
-        if at < 0 or (at < len(line) and line[at] not in _ISSPACE):
-            return None, at
+        position = _quoted(line, position + 1, quote, parts)
+        if position < 0 or (position < len(line) and line[position] not in _ISSPACE):
+            return None, position
         break
-    return b"".join(parts), at
+    return b"".join(parts), position
 
 
-def _quoted(line: bytes, at: int, quote: bytes, parts: list[bytes]) -> int:
+def _quoted(line: bytes, position: int, quote: bytes, parts: list[bytes]) -> int:
     """Append what stands in quotes to ``parts``; returns the position behind the closing one, -1 if there is none."""
     run = _IN_DOUBLE if quote == b'"' else _IN_SINGLE
-    while at < len(line):
-        here = line[at : at + 1]
-        if here == quote:
-            return at + 1
-        if here != b"\\":
-            end = _past(run, line, at)
-            parts.append(line[at:end])
+    while position < len(line):
+        character = line[position : position + 1]
+        if character == quote:
+            return position + 1
+        if character != b"\\":
+            end = _past(run, line, position)
+            parts.append(line[position:end])
         else:
-            text, end = _escape(line, at, quote)
+            text, end = _escape(line, position, quote)
             parts.append(text)
-        at = end
+        position = end
     return -1
 
 
-def _escape(line: bytes, at: int, quote: bytes) -> tuple[bytes, int]:
+def _escape(line: bytes, position: int, quote: bytes) -> tuple[bytes, int]:
     """What the backslash at ``at`` stands for, and the position behind it."""
-    following = line[at + 1 : at + 2]
+    following = line[position + 1 : position + 2]
     if quote == b"'":
-        return (b"'", at + 2) if following == b"'" else (b"\\", at + 1)
-    as_hex = _HEX_ESCAPE.match(line, at)
+        return (b"'", position + 2) if following == b"'" else (b"\\", position + 1)
+    as_hex = _HEX_ESCAPE.match(line, position)
     if as_hex:
-        return bytes([int(as_hex[1], 16)]), at + 4
+        return bytes([int(as_hex[1], 16)]), position + 4
     if not following:
-        return b"\\", at + 1
-    return _ESCAPED.get(following, following), at + 2
+        return b"\\", position + 1
+    return _ESCAPED.get(following, following), position + 2

@@ -39,7 +39,7 @@ FANOUT = {"dbsize": "sum", "flushdb": "all_ok", "flushall": "all_ok", "keys": "c
 
 TRANSACTION = frozenset(["multi", "exec", "discard"])
 
-# More than one question to the shards, or a connection that is not shared; see pyproxy/worker/conversations/.
+# More than one question to the shards, or a connection that is not shared; see pyproxy/worker/commands/handlers.py.
 _CONVERSATION = """
     randomkey scan wait waitaof watch memory|doctor memory|purge
     blpop brpop blmove brpoplpush blmpop bzpopmin bzpopmax bzmpop
@@ -217,7 +217,7 @@ def learn(replies: Sequence[object]) -> list[Row]:
     if not known:
         return []
     common = (row for name, row in known[0].items() if all(_agree(row, each.get(name)) for each in known[1:]))
-    return [row for row in common if _learnable(row)][:_MOST_LEARNED]
+    return [row for row in common if _learnable(row)][:_MAX_DISCOVERED]
 
 
 def extend(table: Mapping[bytes, Command], rows: Iterable[Sequence[Any]]) -> dict[bytes, Command]:
@@ -300,11 +300,11 @@ def _nonsense(row: Row, specs: Sequence[KeySpec]) -> str:
     """What is said of a command and can be true of none, as it is to be counted with; empty: nothing."""
     if not re.fullmatch(_NAME, row.name):
         return f"expected a name of at most 100 letters, digits and _ . : | -, got {row.name!r:.120}"
-    if not 0 < abs(row.arity) <= _MOST_WORDS:
-        return f"expected an arity from 1 to {_MOST_WORDS}, or the negative, got {row.arity}"
-    said = sum(map(len, (row.flags, row.categories, row.tips, *(text for texts in row.key_specs for text in texts))))
-    if said > _MOST_SAID:
-        return f"expected at most {_MOST_SAID} bytes about it, got {said}"
+    if not 0 < abs(row.arity) <= _MAX_WORDS:
+        return f"expected an arity from 1 to {_MAX_WORDS}, or the negative, got {row.arity}"
+    size = sum(map(len, (row.flags, row.categories, row.tips, *(text for texts in row.key_specs for text in texts))))
+    if size > _MAX_ROW_BYTES:
+        return f"expected at most {_MAX_ROW_BYTES} bytes about it, got {size}"
     numbers: list[tuple[str, int, int]] = [
         (what, abs(number), 0) for what, number in (("first", row.first), ("last", row.last), ("step", row.step))
     ]
@@ -320,17 +320,17 @@ def _nonsense(row: Row, specs: Sequence[KeySpec]) -> str:
             case KeyNum(keynumidx, firstkey, keystep):
                 numbers += [("keynumidx", keynumidx, 0), ("firstkey", firstkey, 0), ("keystep", keystep, 1)]
     for what, number, least in numbers:
-        if not least <= number <= _MOST_WORDS:
-            return f"expected a {what} from {least} to {_MOST_WORDS}, got {number}"
+        if not least <= number <= _MAX_WORDS:
+            return f"expected a {what} from {least} to {_MAX_WORDS}, got {number}"
     return ""
 
 
 _NAME = r"[a-z0-9_.:|-]{1,100}"
 
-_MOST_WORDS = 1 << 20
+_MAX_WORDS = 1 << 20
 """Of one command; servers take no more (networking.c)."""
 
-_MOST_LEARNED, _MOST_SAID = 1000, 8192
+_MAX_DISCOVERED, _MAX_ROW_BYTES = 1000, 8192
 """Commands, and bytes about each: all of it is told to each worker in one message."""
 
 

@@ -53,10 +53,10 @@ def test_a_line_that_redis_has_is_redis_own(server: Server, request_line: bytes,
     ],
 )
 def test_a_line_that_only_newer_servers_have_is_theirs(server: Server, request_line: bytes, expected: bytes) -> None:
-    said = exchange(server.port, request_line + b"\r\n")
-    if b"unknown subcommand" in said:
+    reply = exchange(server.port, request_line + b"\r\n")
+    if b"unknown subcommand" in reply:
         pytest.skip("CLIENT SETINFO came with Redis 7.2, this server is older")
-    assert said == expected
+    assert reply == expected
 
 
 @pytest.mark.parametrize(
@@ -113,10 +113,10 @@ def hostile(line: Callable[..., object]) -> object:
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line.__name__)
 def test_every_line_is_one_line(line: Callable[..., object]) -> None:
-    said = hostile(line)
-    assert isinstance(said, bytes)
-    assert said.startswith(b"-") and said.endswith(b"\r\n")
-    assert not set(b"\r\n") & set(said[1:-2])
+    reply = hostile(line)
+    assert isinstance(reply, bytes)
+    assert reply.startswith(b"-") and reply.endswith(b"\r\n")
+    assert not set(b"\r\n") & set(reply[1:-2])
 
 
 def test_a_shard_that_is_down_says_which_and_why_and_that_nothing_was_applied() -> None:
@@ -142,8 +142,8 @@ def test_uncertain_never_claims_to_know(why: str) -> None:
 
 
 def test_a_refusal_names_the_command_and_gives_the_reason() -> None:
-    said = errors.refused("CLIENT|KILL", "connections end at the proxy")
-    assert said == b"-ERR command 'client|kill' is not served by this proxy: connections end at the proxy\r\n"
+    reply = errors.refused("CLIENT|KILL", "connections end at the proxy")
+    assert reply == b"-ERR command 'client|kill' is not served by this proxy: connections end at the proxy\r\n"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def test_a_pattern_matches_what_it_matches_for_keys(server: Server) -> None:
     patterns = [b"".join(chance.choices(SIGNS, k=chance.randrange(1, 7))) for _ in range(3000)]
     in_15 = [[b"SELECT", b"15"], [b"FLUSHDB"], [b"MSET", *[word for name in NAMES for word in (name, b"1")]]]
     asked = in_15 + [[b"KEYS", pattern] for pattern in patterns]
-    said = decode(b"*%d\r\n" % len(asked) + exchange(server.port, b"".join(map(encode, asked))))
-    assert isinstance(said, list)
-    theirs = [set(names) for names in said[len(in_15) :]]
+    reply = decode(b"*%d\r\n" % len(asked) + exchange(server.port, b"".join(map(encode, asked))))
+    assert isinstance(reply, list)
+    theirs = [set(names) for names in reply[len(in_15) :]]
     assert [{name for name in NAMES if glob.matches(pattern, name)} for pattern in patterns] == theirs

@@ -20,7 +20,7 @@ def ask(line: str, proto: int = 2) -> bytes:
     return answer(line.encode().split(), TABLE, proto)
 
 
-def said_by(server: Server, line: str, proto: int = 2) -> bytes:
+def reply_of(server: Server, line: str, proto: int = 2) -> bytes:
     return exchange(server.port, PREFACE[proto] + encode(line.encode().split()))
 
 
@@ -32,9 +32,9 @@ def shown(command: Command) -> bool:
 @pytest.fixture
 def peer(server: Server) -> Server:
     """The server of which the table is."""
-    said = decode(said_by(server, "HELLO"))
-    assert isinstance(said, list)
-    version = f"{said[1].decode()} {said[3].decode()}"
+    reply = decode(reply_of(server, "HELLO"))
+    assert isinstance(reply, list)
+    version = f"{reply[1].decode()} {reply[3].decode()}"
     if version != rows.SOURCES[0]:
         pytest.skip(f"the table is of {rows.SOURCES[0]}, this server is {version}")
     return server
@@ -47,7 +47,7 @@ def test_a_served_command_is_described_as_the_server_describes_it(peer: Server, 
     names = [name for name, command in ALL.items() if shown(command) and name != "function"]
     assert len(names) > 200
     line = f"COMMAND {what} {' '.join(names)}"
-    assert ask(line, proto) == said_by(peer, line, proto)
+    assert ask(line, proto) == reply_of(peer, line, proto)
 
 
 @PROTOCOLS
@@ -74,14 +74,14 @@ def test_a_served_command_is_described_as_the_server_describes_it(peer: Server, 
     ],
 )
 def test_an_answer_is_the_servers_byte_for_byte(peer: Server, line: str, proto: int) -> None:
-    assert ask(line, proto) == said_by(peer, line, proto)
+    assert ask(line, proto) == reply_of(peer, line, proto)
 
 
 @PROTOCOLS
 @pytest.mark.parametrize("filtered", ["ACLCAT geo", "aclcat STREAM", "PATTERN z*", "pattern XINFO|*", "PATTERN *[g]et"])
 def test_a_filtered_list_is_the_servers_in_some_order(peer: Server, filtered: str, proto: int) -> None:
     line = f"COMMAND LIST FILTERBY {filtered}"
-    ours, theirs = decode(ask(line, proto)), decode(said_by(peer, line, proto))
+    ours, theirs = decode(ask(line, proto)), decode(reply_of(peer, line, proto))
     assert isinstance(ours, list) and isinstance(theirs, list) and ours
     assert sorted(ours) == sorted(name for name in theirs if ALL[name.decode()].kind is not Kind.REFUSED)
 

@@ -118,10 +118,10 @@ def test_where_keys_cannot_be_found_the_answer_is_the_servers(each_server: Serve
 
 @pytest.mark.parametrize("line", ["MSETEX 0 k v", "MSETEX u k v", "MSETEX 3 k v"])
 def test_where_keys_of_msetex_cannot_be_found_the_answer_is_the_servers(server: Server, line: str) -> None:
-    said = exchange(server.port, encode(line.encode().split()))
-    if b"unknown command" in said:
+    reply = exchange(server.port, encode(line.encode().split()))
+    if b"unknown command" in reply:
         pytest.skip("MSETEX came with Valkey 9.1, this server has none")
-    assert refusal(line) == said
+    assert refusal(line) == reply
 
 
 @pytest.mark.parametrize(

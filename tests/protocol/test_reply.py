@@ -47,10 +47,10 @@ def test_a_value_that_no_reply_can_carry_is_a_mistake_of_the_caller() -> None:
 @pytest.mark.parametrize("score", [0.0, 3.0, -2.5, 0.1, 0.001, 1e14, 123456.75, 1e22, math.inf, -math.inf])
 def test_a_double_is_written_as_the_server_writes_it(server: Server, score: float) -> None:
     ask = [[b"HELLO", b"3"], [b"DEL", b"z"], [b"ZADD", b"z", repr(score).encode(), b"m"], [b"ZSCORE", b"z", b"m"]]
-    said = exchange(server.port, b"".join(map(encode_request, ask)))
-    if score == 0.1 and b",0.1000000" in said:
+    reply = exchange(server.port, b"".join(map(encode_request, ask)))
+    if score == 0.1 and b",0.1000000" in reply:
         pytest.skip("this server writes doubles with 17 digits, as Redis before 7.2 did")
-    assert said.endswith(b"\r\n:1\r\n" + encode(score, 3))
+    assert reply.endswith(b"\r\n:1\r\n" + encode(score, 3))
 
 
 SCALARS: st.SearchStrategy[Value] = st.one_of(
@@ -131,8 +131,8 @@ def test_an_error_inside_an_array_stays_an_error() -> None:
 
 
 def test_an_error_knows_its_code() -> None:
-    said = decode(b"-LOADING Redis is loading\r\n")
-    assert isinstance(said, Error) and said.code == b"LOADING"
+    reply = decode(b"-LOADING Redis is loading\r\n")
+    assert isinstance(reply, Error) and reply.code == b"LOADING"
 
 
 def test_an_error_keeps_bytes_that_are_no_text() -> None:
@@ -150,16 +150,16 @@ def test_fields_are_those_of_a_map_or_of_a_flat_array() -> None:
     assert integer(b":-7\r\n") == -7
 
 
-@pytest.mark.parametrize("said", [None, 1, b"x", Error(b"ERR x"), [b"a"], [1, 2], [[], 1], {1: 2}])
-def test_what_has_no_fields_is_a_bad_frame(said: Value) -> None:
+@pytest.mark.parametrize("reply", [None, 1, b"x", Error(b"ERR x"), [b"a"], [1, 2], [[], 1], {1: 2}])
+def test_what_has_no_fields_is_a_bad_frame(reply: Value) -> None:
     with pytest.raises(BadFrame):
-        fields(said)
+        fields(reply)
 
 
-@pytest.mark.parametrize("said", [{}, {b"a": None}, {b"a": 1}, {b"a": [b"x"]}, {b"b": b"x"}])
-def test_a_field_that_is_no_text_is_a_bad_frame(said: dict[bytes, Value]) -> None:
+@pytest.mark.parametrize("reply", [{}, {b"a": None}, {b"a": 1}, {b"a": [b"x"]}, {b"b": b"x"}])
+def test_a_field_that_is_no_text_is_a_bad_frame(reply: dict[bytes, Value]) -> None:
     with pytest.raises(BadFrame):
-        text_of(said, b"a")
+        text_of(reply, b"a")
 
 
 @pytest.mark.parametrize("frame", [b"+1\r\n", b"$1\r\n1\r\n", b"#t\r\n", b"_\r\n", b"*1\r\n:1\r\n", b"-ERR 1\r\n"])
@@ -168,7 +168,7 @@ def test_what_is_no_integer_is_a_bad_frame(frame: bytes) -> None:
         integer(frame)
 
 
-@pytest.mark.parametrize("said", [None, 1, b"x", {b"a": 1}])
-def test_what_is_no_array_is_a_bad_frame(said: Value) -> None:
+@pytest.mark.parametrize("reply", [None, 1, b"x", {b"a": 1}])
+def test_what_is_no_array_is_a_bad_frame(reply: Value) -> None:
     with pytest.raises(BadFrame):
-        listed(said)
+        listed(reply)

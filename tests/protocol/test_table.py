@@ -68,7 +68,7 @@ def docs_by_name(docs: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def said(each_server: Server) -> Answers:
+def reply(each_server: Server) -> Answers:
     return Answers(each_server.port)
 
 
@@ -82,14 +82,14 @@ class Line:
 
 
 @pytest.fixture(scope="session")
-def lines(each_server: Server, said: Answers) -> list[Line]:
+def lines(each_server: Server, reply: Answers) -> list[Line]:
     """Of every command of the server; several where it has keys."""
-    docs, random = docs_by_name(said.docs), Random(7)
-    containers = {name.partition("|")[0] for name in said.rows if "|" in name}
+    docs, random = docs_by_name(reply.docs), Random(7)
+    containers = {name.partition("|")[0] for name in reply.rows if "|" in name}
     found = []
-    for name in sorted(said.rows.keys() - containers):
+    for name in sorted(reply.rows.keys() - containers):
         for _ in range(LINES_PER_COMMAND if ALL[name].has_keys else 1):
-            argv = fitting_line(said.rows[name], docs[name], random)
+            argv = fitting_line(reply.rows[name], docs[name], random)
             found.append(Line(name, argv, said_of_keys(each_server, argv)))
     return found
 
@@ -113,21 +113,21 @@ def keys_are_looked_for(row: Row) -> bool:
     return not fixed or row.name.encode() in GRAMMARS
 
 
-def test_the_server_found_keys_of_every_command_that_has_some(lines: list[Line], said: Answers) -> None:
+def test_the_server_found_keys_of_every_command_that_has_some(lines: list[Line], reply: Answers) -> None:
     numbers: dict[str, set[int]] = {line.name: set() for line in lines}
     for line in lines:
         numbers[line.name] |= {len(line.keys)} if isinstance(line.keys, list) else set()
     assert [name for name, counts in numbers.items() if ALL[name].has_keys and not counts - {0}] == []
-    parsed = {name for name in numbers if keys_are_looked_for(said.rows[name])}
+    parsed = {name for name in numbers if keys_are_looked_for(reply.rows[name])}
     assert [name for name in parsed if len(numbers[name]) < 2] == ["sort_ro"], "which has one, and patterns"
 
 
-def test_every_command_whose_keys_are_looked_for_was_asked_of_a_server(said: Answers) -> None:
+def test_every_command_whose_keys_are_looked_for_was_asked_of_a_server(reply: Answers) -> None:
     parsed = {row[0] for row in rows.ROWS if keys_are_looked_for(Row(*row))}
     assert len(parsed) > 20
-    if said.source != rows.SOURCES[0]:
+    if reply.source != rows.SOURCES[0]:
         parsed -= {"msetex"}  # of Valkey 9.1
-    assert parsed - said.rows.keys() == set()
+    assert parsed - reply.rows.keys() == set()
 
 
 def fitting_line(row: Row, doc: dict[str, Any], random: Random) -> list[bytes]:
@@ -183,13 +183,13 @@ def test_each_listed_difference_is_one(server: Server) -> None:
 
 def test_of_two_destinations_the_server_writes_the_last(each_server: Server) -> None:
     lines = ["DEL town a b", "GEOADD town 1 1 x", "GEORADIUS town 1 1 9 km STORE a STOREDIST b", "EXISTS a", "EXISTS b"]
-    said = exchange(each_server.port, b"".join(encode(line.encode().split()) for line in lines))
-    assert said.endswith(b":1\r\n:1\r\n:0\r\n:1\r\n")
+    reply = exchange(each_server.port, b"".join(encode(line.encode().split()) for line in lines))
+    assert reply.endswith(b":1\r\n:1\r\n:0\r\n:1\r\n")
     assert ALL["georadius"].keys(lines[2].encode().split()) == [1, 9]
 
 
-def test_every_command_of_the_server_is_in_the_table(said: Answers) -> None:
-    assert said.rows.keys() - ALL.keys() == set()
+def test_every_command_of_the_server_is_in_the_table(reply: Answers) -> None:
+    assert reply.rows.keys() - ALL.keys() == set()
 
 
 def test_the_commands_that_came_with_redis_7_2_and_7_4_are_in_the_table() -> None:
@@ -200,40 +200,40 @@ def test_the_commands_that_came_with_redis_7_2_and_7_4_are_in_the_table() -> Non
     assert (of_72 | of_74) - ALL.keys() == set()
 
 
-def test_our_reads_are_what_the_server_flags_readonly_and_not_blocking(said: Answers) -> None:
-    flags = {name: row.flags.split() for name, row in said.rows.items()}
+def test_our_reads_are_what_the_server_flags_readonly_and_not_blocking(reply: Answers) -> None:
+    flags = {name: row.flags.split() for name, row in reply.rows.items()}
     theirs = {name for name, each in flags.items() if "readonly" in each and "blocking" not in each}
-    assert {name for name in said.rows if ALL[name].is_read} == theirs
+    assert {name for name in reply.rows if ALL[name].is_read} == theirs
     assert len(theirs) > 80
 
 
-def test_nothing_the_server_flags_as_dangerous_to_others_is_passed_on(said: Answers) -> None:
+def test_nothing_the_server_flags_as_dangerous_to_others_is_passed_on(reply: Answers) -> None:
     """The proxy answers or refuses it. Two wait only if they are asked to: `Command.waits`."""
     forbidden = {"admin", "blocking", "pubsub", "noscript"}
     passed_on = (Kind.PLAIN, Kind.KEYED, Kind.SPLIT, Kind.FANOUT)
-    flagged = {name for name, row in said.rows.items() if forbidden & set(row.flags.split())}
+    flagged = {name for name, row in reply.rows.items() if forbidden & set(row.flags.split())}
     assert {name for name in flagged if ALL[name].kind in passed_on} == {"xread", "xreadgroup"}
 
 
-def test_a_plain_command_has_one_key_whatever_its_arguments(each_server: Server, said: Answers) -> None:
-    docs, random = docs_by_name(said.docs), Random(8)
-    plain = [name for name in said.rows if ALL[name].kind is Kind.PLAIN]
+def test_a_plain_command_has_one_key_whatever_its_arguments(each_server: Server, reply: Answers) -> None:
+    docs, random = docs_by_name(reply.docs), Random(8)
+    plain = [name for name in reply.rows if ALL[name].kind is Kind.PLAIN]
     assert len(plain) > 100
     for name in plain:
-        argv = [*fitting_line(said.rows[name], docs[name], random), b"STORE", b"other", b"KEYS", b"2", b"GET", b"x"]
-        if said.rows[name].arity > 0:
-            argv = argv[: said.rows[name].arity]
+        argv = [*fitting_line(reply.rows[name], docs[name], random), b"STORE", b"other", b"KEYS", b"2", b"GET", b"x"]
+        if reply.rows[name].arity > 0:
+            argv = argv[: reply.rows[name].arity]
         assert said_of_keys(each_server, argv) == [argv[ALL[name].first_key]], name
 
 
-def test_the_committed_files_are_what_the_generator_writes(said: Answers) -> None:
-    if said.source != rows.SOURCES[0]:
-        pytest.skip(f"the files are of {rows.SOURCES[0]}, this server is {said.source}")
+def test_the_committed_files_are_what_the_generator_writes(reply: Answers) -> None:
+    if reply.source != rows.SOURCES[0]:
+        pytest.skip(f"the files are of {rows.SOURCES[0]}, this server is {reply.source}")
     ours = {row[0]: Row(*row) for row in rows.ROWS}
-    assert rows_text(said.rows, rows.SOURCES) == rows_text(ours, rows.SOURCES)
+    assert rows_text(reply.rows, rows.SOURCES) == rows_text(ours, rows.SOURCES)
     path = rows.__file__.replace("rows.py", "docs.json")
     with open(path, encoding="utf-8") as file:
-        assert file.read() == docs_text(said.docs, said.help)
+        assert file.read() == docs_text(reply.docs, reply.help)
 
 
 # --- kinds -----------------------------------------------------------------------------------------------------------
@@ -409,9 +409,9 @@ def test_a_new_command_that_is_not_plain_work_on_its_keys_stays_unknown(unfit: l
 
 def about(**numbers: int) -> list[Any]:
     """A spec that begins at `index` and goes on by these numbers of a range."""
-    said = {"lastkey": 0, "keystep": 1, "limit": 0} | numbers
-    index = said.pop("index", 1)
-    found = [part for name, number in said.items() for part in (name.encode(), number)]
+    reply = {"lastkey": 0, "keystep": 1, "limit": 0} | numbers
+    index = reply.pop("index", 1)
+    found = [part for name, number in reply.items() for part in (name.encode(), number)]
     return [b"flags", [b"RO"], b"begin_search", [b"type", b"index", b"spec", [b"index", index]], b"find_keys",
             [b"type", b"range", b"spec", found]]  # fmt: skip
 
@@ -439,11 +439,11 @@ NONSENSE: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize("said", NONSENSE.values(), ids=NONSENSE.keys())
-def test_what_can_be_true_of_no_command_is_not_learned_and_is_said(said: list[Any]) -> None:
-    (told,) = nonsense([said, entry("json.set")]).items()
+@pytest.mark.parametrize("reply", NONSENSE.values(), ids=NONSENSE.keys())
+def test_what_can_be_true_of_no_command_is_not_learned_and_is_said(reply: list[Any]) -> None:
+    (told,) = nonsense([reply, entry("json.set")]).items()
     assert told[0] != "json.set" and "expected" in told[1]
-    assert set(learned(said, entry("json.set"))) - set(TABLE) == {b"json.set"}
+    assert set(learned(reply, entry("json.set"))) - set(TABLE) == {b"json.set"}
 
 
 def test_what_a_server_says_of_a_command_that_is_built_in_is_nothing_to_it() -> None:

@@ -24,7 +24,7 @@ _EXPONENTS = (-16445, 16384)  # of 2: the smallest number of x87's extended prec
 _SMALLEST = 5e-324
 
 
-class Patience:
+class BlockTimeout:
     """How long a command waits; `argv`: the command.
 
     `refusal`: what the server says to its timeout; empty: nothing.
@@ -44,7 +44,7 @@ class Patience:
     def argv(self) -> Sequence[bytes]:
         return self._as_it_came if self._argv is None else self._argv
 
-    def put(self, place: int, word: bytes) -> None:
+    def replace_word(self, place: int, word: bytes) -> None:
         """From now on another word stands there."""
         if self._argv is None:
             self._argv = list(self._as_it_came)
@@ -64,7 +64,7 @@ class Patience:
         late, self._as_it_came_until = time.monotonic() > self._as_it_came_until, 0.0
         if late and self.left_s is not None:
             left_ms = max(1, int(self.left_s * 1000))
-            self.put(self._place, b"%d" % left_ms if self._in_ms else b"%.3f" % (left_ms / 1000))
+            self.replace_word(self._place, b"%d" % left_ms if self._in_ms else b"%.3f" % (left_ms / 1000))
         return Request(self.argv)
 
 

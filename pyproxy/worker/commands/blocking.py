@@ -25,7 +25,7 @@ from protocol import errors
 from protocol.reply import Error, decode, fields, text_of
 from protocol.request import Request, size_of
 from pyproxy.deadline import within
-from pyproxy.worker.commands.block_timeout import Patience
+from pyproxy.worker.commands.block_timeout import BlockTimeout
 from pyproxy.worker.commands.conversation import Conversation, Handler, NotSent, Refusal
 from pyproxy.worker.commands.cross_shard.polling import NIL, NOTHING, POLLED, poll
 from pyproxy.worker.commands.placing import shards_of
@@ -43,102 +43,104 @@ UNBLOCK_AGAIN_S = 0.01
 
 async def wait(conversation: Conversation) -> bytes:
     shards = shards_of(conversation.lane, conversation.argv, conversation.command.keys(conversation.argv))
-    patience = Patience(conversation.command.name, conversation.argv)
+    block_timeout = BlockTimeout(conversation.command.name, conversation.argv)
     if conversation.command.name == b"xread":
-        await _resolve_last_ids(conversation, patience)
+        await _resolve_last_ids(conversation, block_timeout)
     if len(shards) == 1:
         (shard,) = shards
-        return await _at_server(conversation, shard, patience)
+        return await _at_server(conversation, shard, block_timeout)
     if conversation.context.setup.config.cross_shard != "emulate" or conversation.command.name not in POLLED:
         raise Refusal(errors.crossslot())
-    if patience.refusal:
-        raise Refusal(patience.refusal)
-    return await poll(conversation, patience)
+    if block_timeout.refusal:
+        raise Refusal(block_timeout.refusal)
+    return await poll(conversation, block_timeout)
 
 
-async def _resolve_last_ids(conversation: Conversation, patience: Patience) -> None:
+async def _resolve_last_ids(conversation: Conversation, block_timeout: BlockTimeout) -> None:
     """`$` means the last entry of now, also where the command is sent a second time."""
     keys = conversation.command.keys(conversation.argv)
     for key in keys:
         place = key + len(keys)
-        if patience.argv[place : place + 1] != [b"$"]:
+        if block_timeout.argv[place : place + 1] != [b"$"]:
             continue
-        said = decode(
+        reply = decode(
             await conversation.ask(
                 conversation.shard_of(conversation.argv[key]), b"XINFO", b"STREAM", conversation.argv[key], primary=True
             )
         )
-        if said == Error(b"ERR no such key"):
-            patience.put(place, b"0-0")
-        elif not isinstance(said, Error):
-            patience.put(place, text_of(fields(said), b"last-generated-id"))
+        if reply == Error(b"ERR no such key"):
+            block_timeout.replace_word(place, b"0-0")
+        elif not isinstance(reply, Error):
+            block_timeout.replace_word(place, text_of(fields(reply), b"last-generated-id"))
 
 
-async def _at_server(conversation: Conversation, shard: int, patience: Patience) -> bytes:
+async def _at_server(conversation: Conversation, shard: int, block_timeout: BlockTimeout) -> bytes:
     """On connections of its own, one after another, to the one shard of its keys."""
-    takes = "write" in conversation.command.flags
+    is_write = "write" in conversation.command.flags
     while True:
         router = conversation.lane.links[shard].router
         try:
             async with conversation.lend(shard, Use.HELD, size_of(conversation.argv)) as lease:
-                turn = _Turn(conversation, lease)
-                reply = await turn.ask(patience.request(), takes, patience.left_s)
-                lease.keep = not turn.let_go and not reply.startswith(DEMOTED)
+                attempt = _Attempt(conversation, lease)
+                reply = await attempt.ask(block_timeout.request(), is_write, block_timeout.left_s)
+                lease.keep = not attempt.let_go and not reply.startswith(DEMOTED)
         except NotSent:
             continue
-        if reply.startswith(DEMOTED) or (turn.let_go and reply in NOTHING):
+        if reply.startswith(DEMOTED) or (attempt.let_go and reply in NOTHING):
             if conversation.stopped:
                 raise Refusal(errors.unblocked())
-            if patience.is_over:
+            if block_timeout.is_over:
                 return NIL[conversation.client.proto]
         elif not router.takes_back(reply):
             return reply
 
 
-class _Turn:
+class _Attempt:
     """The command at one server, on one connection."""
 
     def __init__(self, conversation: Conversation, lease: Lease) -> None:
-        self._talk = conversation
-        self._loan = lease
-        self._calling: asyncio.Task[None] | None = None
+        self._conversation = conversation
+        self._lease = lease
+        self._unblocking: asyncio.Task[None] | None = None
 
     @property
     def let_go(self) -> bool:
         """The server was asked to give it up."""
-        return self._calling is not None
+        return self._unblocking is not None
 
-    async def ask(self, request: Request, takes: bool, left_s: float | None) -> bytes:
+    async def ask(self, request: Request, is_write: bool, left_s: float | None) -> bytes:
         """Its answer. Raises Refusal where none comes; NotSent where it may be sent to another server."""
-        conversation, lease = self._talk, self._loan
+        conversation, lease = self._conversation, self._lease
         try:
-            await self._learn_id()
-            lease.let_go = self._call_back
-            with conversation.waiting(self._call_back):
+            await self._ask_connection_id()
+            lease.let_go = self._start_unblocking
+            with conversation.waiting(self._start_unblocking):
                 deadline_s = None if left_s is None else left_s + conversation.reply_s
-                return await conversation.ask_on(lease, request, write=takes, deadline_s=deadline_s)
+                return await conversation.ask_on(lease, request, write=is_write, deadline_s=deadline_s)
         except Refusal as refusal:
-            if lease.lost == MOVED and not takes:
+            if lease.lost == MOVED and not is_write:
                 raise NotSent(refusal.line) from None
             raise
         finally:
             lease.let_go = None
-            if self._calling is not None:
-                self._calling.cancel()
+            if self._unblocking is not None:
+                self._unblocking.cancel()
 
-    async def _learn_id(self) -> None:
+    async def _ask_connection_id(self) -> None:
         """By what the server knows this connection; one that does not say is asked to give nothing up."""
-        if not self._loan.id:
+        if not self._lease.id:
             asked = Request([b"CLIENT", b"ID"])
             try:
-                reply = await self._talk.ask_on(self._loan, asked, write=False, deadline_s=self._talk.reply_s)
+                reply = await self._conversation.ask_on(
+                    self._lease, asked, write=False, deadline_s=self._conversation.reply_s
+                )
             except Refusal as refusal:
-                raise NotSent(refusal.line) if self._loan.lost == MOVED else refusal from None
-            self._loan.id = reply[1:-2] if reply.startswith(b":") else b""
+                raise NotSent(refusal.line) if self._lease.lost == MOVED else refusal from None
+            self._lease.id = reply[1:-2] if reply.startswith(b":") else b""
 
-    def _call_back(self) -> None:
-        if self._calling is None:
-            self._calling = self._talk.lane.loop.create_task(self._unblock())
+    def _start_unblocking(self) -> None:
+        if self._unblocking is None:
+            self._unblocking = self._conversation.lane.loop.create_task(self._unblock())
 
     async def _unblock(self) -> None:
         """Asked more than once: it may be there before the command, on its other connection.
@@ -146,19 +148,19 @@ class _Turn:
         A hand-over that waits for it in vain is given up. A client that has left is not waited for long.
         """
         with contextlib.suppress(TimeoutError):
-            async with within(self._talk.reply_s if self._talk.stopped else None):
-                while await self._unblocks():  # noqa: ASYNC110 - the server says nothing by itself
+            async with within(self._conversation.reply_s if self._conversation.stopped else None):
+                while await self._send_unblock():  # noqa: ASYNC110 - the server says nothing by itself
                     await asyncio.sleep(UNBLOCK_AGAIN_S)
-        self._loan.drop(errors.NOT_UNBLOCKED)
+        self._lease.drop(errors.NOT_UNBLOCKED)
 
-    async def _unblocks(self) -> bool:
+    async def _send_unblock(self) -> bool:
         """Asked once; False: the server does not let itself be asked."""
-        conversation = self._talk
+        conversation = self._conversation
         with contextlib.suppress(Refusal, NoLease):
-            async with conversation.lease_pool.aside(self._loan.link.index) as other:
-                if not self._loan.id:
+            async with conversation.lease_pool.aside(self._lease.link.index) as other:
+                if not self._lease.id:
                     return False
-                asked = Request([b"CLIENT", b"UNBLOCK", self._loan.id, b"TIMEOUT"])
+                asked = Request([b"CLIENT", b"UNBLOCK", self._lease.id, b"TIMEOUT"])
                 reply = await conversation.ask_on(other, asked, write=False, deadline_s=conversation.reply_s)
                 other.keep = True
                 return bool(reply.startswith(b":"))

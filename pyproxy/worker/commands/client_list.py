@@ -1,7 +1,7 @@
 """CLIENT LIST in a worker with very many clients: their lines are made a slice at a time."""
 
 from protocol.reply import Verbatim, encode
-from pyproxy.worker.commands import local
+from pyproxy.worker.commands import local_client
 from pyproxy.worker.commands.conversation import Conversation, Refusal
 
 MANY = 256
@@ -12,12 +12,12 @@ LINE_BYTES = 512
 
 
 async def listed(conversation: Conversation) -> bytes:
-    """As `local` says it of few."""
+    """As local_client.py says it of few."""
     try:
-        clients = local.chosen(conversation.argv, conversation.context)
-    except local.ClientError as wrong:
+        clients = local_client.chosen(conversation.argv, conversation.context)
+    except local_client.ClientError as wrong:
         raise Refusal(wrong.line) from None
     lines: list[bytes] = []
     with conversation.charged(LINE_BYTES * len(clients)):
-        await conversation.in_slices(local.described(clients, conversation.context.now(), lines))
+        await conversation.in_slices(local_client.described(clients, conversation.context.now(), lines))
         return encode(Verbatim(b"".join(lines)), conversation.client.proto)

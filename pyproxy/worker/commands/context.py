@@ -106,7 +106,7 @@ class Context:
     now: Callable[[], float] = time.monotonic
     settings: Settings = field(default_factory=lambda: Settings(0))
     waiting: set[Waits] = field(default_factory=set)  # for something that may never come
-    probes: dict[int, Any] = field(default_factory=dict)  # by database: conversations/probing.py
+    ready_keys: dict[int, Any] = field(default_factory=dict)  # by database: cross_shard/ready_keys.py
     register: Registry[Any] = field(default_factory=Registry)  # who is subscribed to what
     scripts: Scripts = field(init=False)
     keyless: Keyless = field(init=False)
@@ -140,7 +140,7 @@ class Context:
         for each in [each for each in self.settling if each <= number]:
             self.settling.pop(each).set()
 
-    async def learn_script(self, text: bytes) -> None:
+    async def cache_script(self, text: bytes) -> None:
         """Keep a text that a server has taken; returns when all workers know it.
 
         So a client that has heard of it may name it to any of them. Without the parent's word that is not waited for
@@ -171,3 +171,7 @@ class Context:
         """Forget all texts, and have all workers do so."""
         self.scripts.flush()
         self.tell(ScriptsFlushed())
+
+
+LocalHandler = Callable[[Client, Sequence[bytes], Context], bytes]
+"""What answers a local command: the client, its argv, this worker -> the reply frame."""

@@ -11,7 +11,7 @@ from protocol import errors
 from protocol.commands import BadKeys, Command, Kind
 from protocol.request import Request
 from pyproxy.events import Event, emit
-from pyproxy.worker.commands import blocking, client_list, executing, local, settings, transaction, watch
+from pyproxy.worker.commands import blocking, client_list, executing, local, local_config, settings, transaction
 from pyproxy.worker.commands.context import Context
 from pyproxy.worker.commands.conversation import Conversation, Handler
 from pyproxy.worker.commands.handlers import ACROSS, EMULATED, HANDLERS
@@ -33,8 +33,8 @@ class Session:
     """The worker's answer to commands that leave the hot path."""
 
     def __init__(self, context: Context, lease_pool: LeasePool, hub: Hub) -> None:
-        self._here = context
-        self._lender = lease_pool
+        self._context = context
+        self._lease_pool = lease_pool
         self._hub = hub
 
     def take(self, client: Client, route: Route | None, argv: Sequence[bytes]) -> Outcome:
@@ -61,15 +61,15 @@ class Session:
             case Kind.LOCAL:
                 if command.name == b"config|set":
                     return self._converse(client, route, command, argv, settings.configure)
-                if command.name == b"config|get" and local.settings_of_servers(argv, self._here):
+                if command.name == b"config|get" and local_config.settings_of_servers(argv, self._context):
                     return self._converse(client, route, command, argv, settings.show)
-                if command.name == b"client|list" and len(self._here.clients()) > client_list.MANY:
+                if command.name == b"client|list" and len(self._context.clients()) > client_list.MANY:
                     return self._converse(client, route, command, argv, client_list.listed)
                 if command.name == b"hello" and client.subscriber is not None and not client.settled():
                     return NOT_NOW  # a message in the new protocol would overtake answers in the old one
                 if command.name == b"reset" and client.subscriber is not None:
-                    return self._hub.reset(client, partial(local.answer, command.name, client, argv, self._here))
-                return local.answer(command.name, client, argv, self._here)
+                    return self._hub.reset(client, partial(local.answer, command.name, client, argv, self._context))
+                return local.answer(command.name, client, argv, self._context)
             case Kind.PUBSUB:
                 return self._hub.take(client, route, command, argv)
             case Kind.REFUSED:
@@ -100,24 +100,22 @@ class Session:
     def _transaction(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> Outcome:
         match route.name:
             case b"multi":
-                return transaction.begin(client, self._hub.counted, self._local, self._here.keyless)
+                return transaction.begin(client, self._hub.counted, self._local, self._context.keyless)
             case b"discard":
                 return transaction.discard(client)
-        if client.watched is not None and client.transaction is not None:
-            return self._converse(client, route, command, argv, watch.execute)
-        if client.transaction is not None and client.transaction.scripts:
+        if client.transaction is not None and (client.watched is not None or client.transaction.scripts):
             return self._converse(client, route, command, argv, executing.execute)
-        return transaction.run(client, route, self._here.setup.config.transactions == "split")
+        return transaction.run(client, route, self._context.setup.config.transactions == "split")
 
     def _local(self, name: bytes, client: Client, argv: Sequence[bytes]) -> bytes:
-        return local.LOCAL[name](client, argv, self._here)
+        return local.LOCAL[name](client, argv, self._context)
 
     def _converse(
         self, client: Client, route: Route, command: Command, argv: Sequence[bytes], handler: Handler
     ) -> Outcome:
         if client.transaction is not None and command.name == b"watch":
             return errors.watch_in_multi()
-        return Conversation(client, route, command, argv, self._here, self._lender).begin(handler)
+        return Conversation(client, route, command, argv, self._context, self._lease_pool).begin(handler)
 
     def _keyed(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> Outcome:
         """To the shard of its keys; where they are on several, as the configuration says."""
@@ -130,7 +128,7 @@ class Session:
         shards = shards_of(client.lane, argv, keys)
         if len(shards) != 1:
             handler = ACROSS.get(command.name)
-            if handler is None and self._here.setup.config.cross_shard == "emulate":
+            if handler is None and self._context.setup.config.cross_shard == "emulate":
                 handler = EMULATED.get(command.name)
             if handler is None:
                 return errors.crossslot()

@@ -1,63 +1,112 @@
-"""EXEC of a transaction with scripts: its blocks go out on borrowed connections, as scripts alone do.
+"""EXEC on leased connections: of a client that watches keys, and of a transaction with scripts.
 
-A text that a server lacks cannot be brought in the middle of a block, so it is brought before: one SCRIPT EXISTS for
-all digests that the block names.
+Any other EXEC goes out on the shared connections (transaction.py).
+
+Each shard gets one block. The block of the watched shard goes first, and the others only if no watched key was changed.
+A server cannot be given the text of a script in the middle of a block. So each server is asked before (SCRIPT EXISTS)
+which of the named texts it lacks, and gets those.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 from protocol import errors
 from protocol.request import Block
-from pyproxy.worker.commands.conversation import Conversation, Refusal
-from pyproxy.worker.commands.scripting import bring, learn
+from pyproxy.worker.commands import watch
+from pyproxy.worker.commands.conversation import Conversation, NotSent, Refusal
+from pyproxy.worker.commands.script_texts import cache_texts, load_missing
 from pyproxy.worker.commands.transaction import in_order
+from pyproxy.worker.commands.watch import Watched
 from pyproxy.worker.shard.pool import Lease, NoLease, Use
 
 
 async def execute(conversation: Conversation) -> bytes:
-    """EXEC of a client that does not watch."""
+    """EXEC. It ends the transaction and the watch, whatever the answer is."""
+    client = conversation.client
     try:
-        return await _execute(conversation)
+        return await _execute(conversation, client.watched)
     except (Refusal, NoLease) as refusal:
         return errors.transaction_discarded(refusal.line)
     finally:
-        conversation.client.end_transaction()
+        client.end_transaction()
+        client.end_watch()
 
 
-async def _execute(conversation: Conversation) -> bytes:
-    transaction, config = conversation.client.transaction, conversation.context.setup.config
+async def _execute(conversation: Conversation, watched: Watched | None) -> bytes:
+    transaction = conversation.client.transaction
     if transaction.refused:
         return errors.exec_aborted()
     blocks: dict[int, Block] = transaction.blocks
-    if len(blocks) > 1 and config.transactions != "split":
-        return errors.transaction_over_shards([conversation.name(shard) for shard in sorted(blocks)])
+    shards = blocks.keys() | (set() if watched is None else {watched.shard})
+    if len(shards) > 1 and conversation.context.setup.config.transactions != "split":
+        return errors.transaction_over_shards([conversation.name(shard) for shard in sorted(shards)])
+    try:
+        return await _run_blocks(conversation, watched, blocks)
+    except NotSent:
+        if watched is None or not watched.lease.lost:
+            raise
+        return await watch.answer_lost(conversation, watched)
+
+
+async def _run_blocks(conversation: Conversation, watched: Watched | None, blocks: Mapping[int, Block]) -> bytes:
+    """Raises NotSent where a connection was lost before anything was sent on it."""
+    transaction = conversation.client.transaction
     frames: list[bytes | None] = [None] * len(conversation.shards)
     applied: list[str] = []
-    use = Use.BRIEF if len(blocks) == 1 else Use.ACROSS
     async with AsyncExitStack() as leased:
-        leases = {}
-        for shard, block in sorted(blocks.items()):
-            write_bytes = block.size if transaction.write else 0
-            leases[shard] = await leased.enter_async_context(conversation.lend(shard, use, write_bytes))
-            await bring(conversation, leases[shard], transaction.scripts)
-        await send(conversation, leases, blocks, frames, applied)
+        leases = await _lease(conversation, leased, watched, blocks)
+        if watched is not None:
+            answer = await watch.run_watched(conversation, watched, blocks.get(watched.shard))
+            alone = not leases and not transaction.is_assembled
+            if alone or not answer.startswith(b"*") or answer == watch.NIL[2]:
+                return answer
+            if watched.shard in blocks:
+                frames[watched.shard] = answer
+                if transaction.write:
+                    applied.append(conversation.name(watched.shard))
+        await _send(conversation, leases, blocks, frames, applied)
     if len(blocks) == 1 and not transaction.is_assembled:
         (frame,) = (frame for frame in frames if frame is not None)
         return frame
     return await in_order(conversation.lane, transaction, frames)
 
 
-async def send(
+async def _lease(
+    conversation: Conversation, leased: AsyncExitStack, watched: Watched | None, blocks: Mapping[int, Block]
+) -> dict[int, Lease]:
+    """Lease a connection for each block but the watched shard's.
+
+    When it returns, all gates have let the blocks pass, and all servers have the texts of the scripts.
+    """
+    transaction = conversation.client.transaction
+    if watched is not None and watched.lease.lost:
+        raise NotSent(errors.not_applied(watched.lease.link.name, watched.lease.link.node, watched.lease.lost))
+    use = Use.BRIEF if watched is None and len(blocks) == 1 else Use.ACROSS
+    leases: dict[int, Lease] = {}
+    for shard, block in sorted(blocks.items()):
+        write_bytes = block.size if transaction.write else 0
+        if watched is None or shard != watched.shard:
+            leases[shard] = await leased.enter_async_context(conversation.lend(shard, use, write_bytes))
+        elif write_bytes:
+            await conversation.pass_gate(shard, write_bytes)
+    for lease in (*([] if watched is None else [watched.lease]), *leases.values()):
+        await load_missing(conversation, lease, transaction.scripts)
+    return leases
+
+
+async def _send(
     conversation: Conversation,
     leases: Mapping[int, Lease],
     blocks: Mapping[int, Block],
     frames: list[bytes | None],
     applied: list[str],
 ) -> None:
-    """The blocks of the shards that are lent, one after another; their answers, which are arrays, into `frames`.
+    """Send the blocks on their leases, one after another, and put each answer, an array, into `frames`.
 
-    Raises Refusal for any other answer, with those who have `applied` theirs before. Scripts may take their time.
+    Raises Refusal for any other answer, with the shards that have `applied` theirs before. A script may take as long
+    as a server may be silent.
     """
     transaction, deadline_s = conversation.client.transaction, conversation.context.setup.config.timeouts.silence_s
     for shard, lease in leases.items():
@@ -71,4 +120,4 @@ async def send(
         frames[shard] = reply
         if transaction.write:
             applied.append(conversation.name(shard))
-        await learn(conversation, lease, transaction.scripts)
+        await cache_texts(conversation, lease, transaction.scripts)

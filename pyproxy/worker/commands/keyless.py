@@ -4,7 +4,7 @@ Such a call has no shard of its own, and what it finds by itself (`KEYS *`, `DBS
 answer for that of all would be wrong without a word, so by itself the proxy runs a call on one shard only if its text
 is seen to use no keys (protocol/lua.py). Else the operator says what is meant: `[scripts]` of the configuration.
 
-Pure: what a rule says, and how answers are merged. Who runs what is in conversations/scripting.py and transaction.py.
+Pure: what a rule says, and how answers are merged. Who runs what is in scripting.py and transaction.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from protocol import errors
 from protocol.lua import may_use_keys
+from protocol.reply import integer
 from protocol.scan import ProtocolError, elements
 from pyproxy.config import ScriptRule, ScriptRules
 from pyproxy.scripts import Scripts, digest_of
@@ -132,16 +133,10 @@ def merged(name: bytes, way: str, frames: Frames, write: bool) -> bytes:
 
 
 def _sum(frames: Sequence[bytes]) -> bytes:
-    total = sum(_integer(frame) for frame in frames)
+    total = sum(integer(frame) for frame in frames)
     if not -(1 << 63) <= total < 1 << 63:
         raise ValueError(total)
     return b":%d\r\n" % total
-
-
-def _integer(frame: bytes) -> int:
-    if not frame.startswith(b":"):
-        raise ValueError(frame)
-    return int(frame[1:-2])
 
 
 def _concat(frames: Sequence[bytes]) -> bytes:

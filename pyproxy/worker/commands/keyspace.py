@@ -49,42 +49,42 @@ async def _scan(conversation: Conversation) -> bytes:
     goes on while it is short, unless a request's time is over; where a shard fails, what was found before is a page.
     """
     shards = len(conversation.shards)
-    at = cursor.read(conversation.argv[1], shards)
-    if at is None:
+    position = cursor.read(conversation.argv[1], shards)
+    if position is None:
         return errors.invalid_cursor()
     wanted, until = _count(conversation.argv), conversation.lane.loop.time() + conversation.reply_s
     count, found = 0, b""
     while True:
         try:
-            generation, frame = await _page(conversation, at)
+            generation, frame = await _page(conversation, position)
         except Refusal as refusal:
             frame = refusal.line
         if frame.startswith(b"-"):
-            return _reply(cursor.write(at, shards), count, found) if count else frame
+            return _reply(cursor.write(position, shards), count, found) if count else frame
         reached, more, keys = _found(frame, conversation.client.proto)
         count, found = count + more, found + keys
         if reached:
-            written = cursor.write(Position(at.shard, generation, reached), shards)
+            written = cursor.write(Position(position.shard, generation, reached), shards)
             return (
                 _reply(written, count, found)
                 if written
-                else errors.cursor_too_large(conversation.name(at.shard), reached)
+                else errors.cursor_too_large(conversation.name(position.shard), reached)
             )
-        if at.shard + 1 == shards:
+        if position.shard + 1 == shards:
             return _reply(b"0", count, found)
-        at = Position(at.shard + 1)
+        position = Position(position.shard + 1)
         if count >= wanted or (count and conversation.lane.loop.time() >= until):
-            return _reply(cursor.write(at, shards), count, found)
+            return _reply(cursor.write(position, shards), count, found)
 
 
 def _found(frame: bytes, proto: int) -> tuple[int, int, bytes]:
     """The answer to a SCAN: the server's cursor, how many keys, their frames. Raises BadFrame, ProtocolError."""
     words = elements(frame, proto == 3)
-    said = decode(words[0]) if len(words) == 2 else None
-    if not isinstance(said, bytes) or not _CURSOR.fullmatch(said) or not words[1].startswith(b"*"):
+    next_cursor = decode(words[0]) if len(words) == 2 else None
+    if not isinstance(next_cursor, bytes) or not _CURSOR.fullmatch(next_cursor) or not words[1].startswith(b"*"):
         raise BadFrame(f"expected a cursor and keys, got {frame[:64]!r}")
     head, _, keys = words[1].partition(b"\r\n")
-    return int(said), max(int(head[1:]), 0), keys
+    return int(next_cursor), max(int(head[1:]), 0), keys
 
 
 def _count(argv: Sequence[bytes]) -> int:
@@ -96,29 +96,29 @@ def _count(argv: Sequence[bytes]) -> int:
     return wanted
 
 
-def _reply(at: bytes | None, count: int, keys: bytes) -> bytes:
-    assert at is not None  # the beginning of a shard can always be written
-    return b"*2\r\n$%d\r\n%b\r\n*%d\r\n%b" % (len(at), at, count, keys)
+def _reply(position: bytes | None, count: int, keys: bytes) -> bytes:
+    assert position is not None  # the beginning of a shard can always be written
+    return b"*2\r\n$%d\r\n%b\r\n*%d\r\n%b" % (len(position), position, count, keys)
 
 
-async def _page(conversation: Conversation, at: Position) -> tuple[int, bytes]:
+async def _page(conversation: Conversation, position: Position) -> tuple[int, bytes]:
     """The generation of the process that answered, and its answer: from the beginning, if another gave the cursor.
 
     A connection leads to one process for as long as it lives: if it is the same before and after, so is the process.
     """
     for _ in range(ATTEMPTS):
-        wire = _connection(conversation, at.shard)
+        wire = _connection(conversation, position.shard)
         if wire is None or wire.run_id is None:
-            run_id = await _run_id(conversation, at.shard)
-            if wire is None or _connection(conversation, at.shard) is not wire:
+            run_id = await _run_id(conversation, position.shard)
+            if wire is None or _connection(conversation, position.shard) is not wire:
                 continue
             wire.run_id = run_id
         generation = cursor.generation(wire.run_id)
-        start = at.cursor if at.generation == generation else 0
-        frame = await conversation.ask(at.shard, b"SCAN", b"%d" % start, *conversation.argv[2:], primary=True)
-        if _connection(conversation, at.shard) is wire:
+        start = position.cursor if position.generation == generation else 0
+        frame = await conversation.ask(position.shard, b"SCAN", b"%d" % start, *conversation.argv[2:], primary=True)
+        if _connection(conversation, position.shard) is wire:
             return generation, frame
-    link = conversation.lane.links[at.shard]
+    link = conversation.lane.links[position.shard]
     raise Refusal(errors.not_applied(link.name, link.node, errors.LOST))
 
 

@@ -9,10 +9,10 @@ async def _doctor(conversation: Conversation) -> bytes:
     """A report of each shard, behind its name."""
     text = b""
     for shard, frame in (await conversation.ask_all(*conversation.argv, primary=True)).items():
-        said = decode(frame)
-        if not isinstance(said, bytes):
+        reply = decode(frame)
+        if not isinstance(reply, bytes):
             raise Refusal(_not_done(conversation, shard, frame))
-        text += b"%b: %b\n" % (conversation.name(shard).encode(), said.rstrip())
+        text += b"%b: %b\n" % (conversation.name(shard).encode(), reply.rstrip())
     return encode(Verbatim(text), conversation.client.proto)
 
 

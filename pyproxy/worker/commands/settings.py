@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from protocol import notifications
 from protocol.errors import part_failed
 from protocol.reply import OK, BadFrame, decode
-from pyproxy.worker.commands import local
+from pyproxy.worker.commands import local, local_config
 from pyproxy.worker.commands.conversation import Conversation, Refusal
 
 
 async def configure(conversation: Conversation) -> bytes:
     """+OK; or an error, and nothing is kept."""
-    line = local.unsettable(conversation.argv, conversation.context) or await _asked_first(conversation)
+    line = local_config.unsettable(conversation.argv, conversation.context) or await _asked_first(conversation)
     if line:
         return line
     reply = local.answer(b"config|set", conversation.client, conversation.argv, conversation.context)
@@ -33,23 +33,23 @@ async def show(conversation: Conversation) -> bytes:
     Where they differ, all values, joined by ``/``. One that does not answer, or may not say it, is passed over: a
     client asks for settings in order to start, and what it asks for beside these is known.
     """
-    names = local.settings_of_servers(conversation.argv, conversation.context)
+    names = local_config.settings_of_servers(conversation.argv, conversation.context)
     values: dict[bytes, list[str]] = {name: [] for name in names}
     asked = [asyncio.create_task(_setting_of(conversation, shard, names)) for shard in conversation.shards]
-    for said in await asyncio.gather(*asked):
-        for name, value in said.items():
+    for reply in await asyncio.gather(*asked):
+        for name, value in reply.items():
             if name in values and value not in values[name]:
                 values[name].append(value)
     of_servers = {name: "/".join(each) for name, each in values.items() if each}
-    return local.shown(conversation.client, conversation.argv, conversation.context, of_servers)
+    return local_config.shown(conversation.client, conversation.argv, conversation.context, of_servers)
 
 
 async def _setting_of(conversation: Conversation, shard: int, names: list[bytes]) -> dict[bytes, str]:
     try:
-        said = decode(await conversation.ask(shard, b"CONFIG", b"GET", *names, primary=True))
+        reply = decode(await conversation.ask(shard, b"CONFIG", b"GET", *names, primary=True))
     except (Refusal, BadFrame):
         return {}
-    words = [word for pair in said.items() for word in pair] if isinstance(said, Mapping) else said
+    words = [word for pair in reply.items() for word in pair] if isinstance(reply, Mapping) else reply
     if not isinstance(words, list):
         return {}
     texts = [word if isinstance(word, bytes) else b"" for word in words]
@@ -67,6 +67,6 @@ async def _asked_first(conversation: Conversation) -> bytes:
     frames = await conversation.ask_all(b"CONFIG", b"SET", *words, write=True)
     for shard, frame in frames.items():
         if frame != OK:
-            took = [conversation.name(other) for other, said in frames.items() if said == OK]
+            took = [conversation.name(other) for other, reply in frames.items() if reply == OK]
             return part_failed(conversation.name(shard), conversation.error_of(frame), took)
     return b""

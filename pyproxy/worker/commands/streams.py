@@ -92,10 +92,10 @@ async def _without_group(
 
 def _has_group(frame: bytes, group: bytes) -> bool:
     """`frame`: the answer to XINFO GROUPS, of maps or flat lists that begin with the name."""
-    said = decode(frame)
-    if isinstance(said, Error):
+    reply = decode(frame)
+    if isinstance(reply, Error):
         return False
-    return group in [text_of(fields(each), b"name") for each in listed(said)]
+    return group in [text_of(fields(each), b"name") for each in listed(reply)]
 
 
 async def _one_by_one(conversation: Conversation, commands: Mapping[int, Sequence[bytes]]) -> dict[int, bytes]:

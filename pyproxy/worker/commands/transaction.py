@@ -73,13 +73,13 @@ class Transaction:
         return line or QUEUED
 
     def _queue(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> bytes:
-        answer, said, way = None, None, ""
+        convert, own_answer, way = None, None, ""
         keys: Sequence[int] = ()
         match command.kind:
             case Kind.PLAIN:
                 keys = (command.first_key,)
             case Kind.SPLIT if not command.is_whole(len(argv)):
-                said = partial(errors.wrong_arity, command.name)
+                own_answer = partial(errors.wrong_arity, command.name)
             case Kind.SPLIT:
                 keys = range(command.first_key, len(argv), command.step)
             case Kind.KEYED | Kind.CONVERSATION if command.kind is Kind.KEYED or command.may_wait or runs_code(command):
@@ -88,31 +88,31 @@ class Transaction:
                 except BadKeys as bad:
                     if not command.is_malformed(argv):
                         return bad.line
-                    said = partial(bytes, bad.line)
-                if said is None and len(_shards(client.lane, argv, keys)) != 1:
+                    own_answer = partial(bytes, bad.line)
+                if own_answer is None and len(_shards(client.lane, argv, keys)) != 1:
                     return errors.crossslot()
-                if said is None and runs_code(command):
+                if own_answer is None and runs_code(command):
                     if not keys:
                         way = self._keyless.way(argv, len(client.lane.links))
                     if way == REFUSE:
                         return self._keyless.refusal(argv)
                     if way == UNKNOWN:
-                        said = partial(bytes, errors.no_script())
+                        own_answer = partial(bytes, errors.no_script())
                     else:
                         self.scripts.append(argv)
             case Kind.PUBSUB if command.name in PUBLISH:
                 keys = (1,)
-                answer = self._counted(PUBLISH[command.name], argv[1])
+                convert = self._counted(PUBLISH[command.name], argv[1])
             case Kind.FANOUT:
                 pass
             case Kind.LOCAL if command.name not in NOT_IN_A_BLOCK:
-                said = partial(self._local, command.name, client, list(argv))
+                own_answer = partial(self._local, command.name, client, list(argv))
             case Kind.REFUSED:
                 return errors.refused(command.name, command.reason)
             case _:
                 return errors.not_in_transaction(command.name)
-        self._place(client.lane, route, argv, keys, answer, said, way)
-        self.write = self.write or (said is None and not command.is_read)
+        self._place(client.lane, route, argv, keys, convert, own_answer, way)
+        self.write = self.write or (own_answer is None and not command.is_read)
         client.queued(size_of(argv) + OVERHEAD * (len(argv) + 1))
         return b""
 
@@ -164,8 +164,8 @@ class Transaction:
         route: Route,
         argv: Sequence[bytes],
         keys: Sequence[int],
-        answer: Answer | None,
-        said: Callable[[], bytes] | None,
+        convert: Answer | None,
+        own_answer: Callable[[], bytes] | None,
         way: str,
     ) -> None:
         """Put a command into the blocks of its shards. One whose keys are on several is cut, as outside of MULTI.
@@ -173,9 +173,9 @@ class Transaction:
         `answer`: makes its answer of the server's. `said`: makes it without one. `way`: of a script on all shards, how
         their answers become one.
         """
-        if said is not None:
+        if own_answer is not None:
             self._own.append(len(self.commands))
-            self.commands.append(said)
+            self.commands.append(own_answer)
             self.is_assembled = True
             return
         if route.command.kind is Kind.FANOUT or way in MERGES:
@@ -190,8 +190,8 @@ class Transaction:
         if len(shards) == 1:
             (shard,) = shards
             self._add(shard, Request(argv))
-            self.commands.append((route, answer, (shard,)) if answer is not None else shard)
-            self.is_assembled = self.is_assembled or answer is not None
+            self.commands.append((route, convert, (shard,)) if convert is not None else shard)
+            self.is_assembled = self.is_assembled or convert is not None
             return
         owners, parts = cut(lane, route, argv)
         for shard, part in parts.items():

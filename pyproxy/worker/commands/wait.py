@@ -88,12 +88,12 @@ async def _reply_of(conversation: Conversation, shard: int, timeout_ms: int, fen
     """What a shard says. A server that does not answer is given up at the timeout and the deadline of a request."""
     reply_s = conversation.context.setup.config.timeouts.reply_s
     async with conversation.lend(shard, Use.HELD) as lease:
-        said = await conversation.ask_on(lease, FENCE, write=False, deadline_s=reply_s) if fenced else b""
-        if not said.startswith(b"-"):
+        reply = await conversation.ask_on(lease, FENCE, write=False, deadline_s=reply_s) if fenced else b""
+        if not reply.startswith(b"-"):
             deadline_s = timeout_ms / 1000 + reply_s if timeout_ms else None
-            said = await conversation.ask_on(lease, Request(conversation.argv), write=False, deadline_s=deadline_s)
+            reply = await conversation.ask_on(lease, Request(conversation.argv), write=False, deadline_s=deadline_s)
         lease.keep = True
-    return said
+    return reply
 
 
 def _numbers(frame: bytes, count: int) -> list[int]:

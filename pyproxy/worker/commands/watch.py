@@ -1,4 +1,4 @@
-"""WATCH, and the EXEC after it: on a connection that this client has alone, as what is watched belongs to a connection.
+"""WATCH, and what EXEC asks of the watched shard: on a leased connection, as a watch belongs to a connection.
 
 All watched keys are on one shard: keys of several could not be checked at one moment. A connection that is lost takes
 the watch along, and EXEC answers nil as for any other watch that was broken: a promotion in between looks like a
@@ -10,15 +10,10 @@ The client may have gone to another database since, or to the other protocol: th
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
-
 from protocol import errors
 from protocol.request import Asked, Block, Request
-from pyproxy.worker.commands.conversation import Conversation, Handler, NotSent, Refusal
-from pyproxy.worker.commands.executing import send
-from pyproxy.worker.commands.scripting import bring
-from pyproxy.worker.commands.transaction import in_order
-from pyproxy.worker.shard.pool import Lease, LeasePool, NoLease, Use
+from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
+from pyproxy.worker.shard.pool import Lease, LeasePool, Use
 
 NIL = {2: b"*-1\r\n", 3: b"_\r\n"}
 MULTI, EXEC = Request([b"MULTI"]), Request([b"EXEC"])
@@ -31,12 +26,16 @@ class Watched:
         self.lease = lease
         self.keys = 0
         self.proto, self.db = lease.proto, lease.db  # of the connection, by now
-        self._lender = lease_pool
+        self._lease_pool = lease_pool
+
+    @property
+    def shard(self) -> int:
+        return self.lease.link.index
 
     def end(self) -> None:
         """The connection is given back if nothing is watched on it any more, else closed."""
         self.lease.keep = self.lease.keep and (self.proto, self.db) == (self.lease.proto, self.lease.db)
-        self._lender.take_back(self.lease)
+        self._lease_pool.take_back(self.lease)
 
 
 async def _watch(conversation: Conversation) -> bytes:
@@ -46,7 +45,7 @@ async def _watch(conversation: Conversation) -> bytes:
         watched = Watched(
             conversation.lease_pool, await conversation.lease_pool.borrow(shard, Use.HELD, client.proto, client.db)
         )
-    elif watched.lease.link.index != shard:
+    elif watched.shard != shard:
         raise Refusal(errors.watch_over_shards([watched.lease.link.name, conversation.name(shard)]))
     elif watched.lease.lost:
         return b"+OK\r\n"  # and so it stays until EXEC
@@ -56,32 +55,12 @@ async def _watch(conversation: Conversation) -> bytes:
     return reply
 
 
-async def execute(conversation: Conversation) -> bytes:
-    """EXEC of a client that watches."""
-    client = conversation.client
-    try:
-        return await _run(conversation, client.watched)
-    except (Refusal, NoLease) as refusal:
-        return errors.transaction_discarded(refusal.line)
-    finally:
-        client.end_transaction()
-        client.end_watch()
+async def answer_lost(conversation: Conversation, watched: Watched) -> bytes:
+    """Answer EXEC where the watch was lost with its connection: nil, once the primary answers.
 
-
-async def _run(conversation: Conversation, watched: Watched) -> bytes:
-    try:
-        return await _execute(conversation, watched)
-    except NotSent:
-        if not watched.lease.lost:
-            raise
-        return await _lost(conversation, watched.lease.link.index)
-
-
-async def _lost(conversation: Conversation, shard: int) -> bytes:
-    """EXEC where the watch was lost with its connection: nil, if the shard can be had.
-
-    So it waits at the gate as the block would, even where that only reads: an incident may end in a moment.
+    It waits at the gate as a block of writes would, even where the block only reads: the incident may end in a moment.
     """
+    shard = watched.shard
     block = conversation.client.transaction.blocks.get(shard)
     async with conversation.lend(shard, Use.BRIEF, block.size if block else EXEC.size) as lease:
         # any read of a key: a server that loads its data, or has lost its primary, refuses it
@@ -92,41 +71,11 @@ async def _lost(conversation: Conversation, shard: int) -> bytes:
     return errors.exec_rejected(reply) if reply.startswith(b"-") else NIL[conversation.client.proto]
 
 
-async def _execute(conversation: Conversation, watched: Watched) -> bytes:
-    """Raises NotSent where a connection was lost before anything was sent on it."""
-    transaction, own = conversation.client.transaction, watched.lease.link.index
-    if transaction.refused:
-        return errors.exec_aborted()
-    blocks: dict[int, Block] = transaction.blocks
-    others = sorted(blocks.keys() - {own})
-    if others and conversation.context.setup.config.transactions != "split":
-        return errors.transaction_over_shards([conversation.name(shard) for shard in sorted({own, *others})])
-    if watched.lease.lost:
-        raise NotSent(errors.not_applied(watched.lease.link.name, watched.lease.link.node, watched.lease.lost))
-    async with AsyncExitStack() as leased:
-        leases = {shard: await leased.enter_async_context(conversation.lend(shard, Use.ACROSS)) for shard in others}
-        if transaction.write:  # all gates before anything is sent
-            for shard, block in blocks.items():
-                await conversation.pass_gate(shard, block.size)
-        for lease in (watched.lease, *leases.values()):
-            await bring(conversation, lease, transaction.scripts)
-        checked = await _checked(conversation, watched, blocks.get(own))
-        if not checked.startswith(b"*") or checked == NIL[2] or not (others or transaction.is_assembled):
-            return checked
-        frames: list[bytes | None] = [None] * len(conversation.shards)
-        frames[own] = checked if own in blocks else None
-        await send(
-            conversation,
-            leases,
-            blocks,
-            frames,
-            [conversation.name(own)] if own in blocks and transaction.write else [],
-        )
-    return await in_order(conversation.lane, transaction, frames)
+async def run_watched(conversation: Conversation, watched: Watched, block: Block | None) -> bytes:
+    """Run the block of the watched shard -> its answer: nil where a watched key was changed.
 
-
-async def _checked(conversation: Conversation, watched: Watched, block: Block | None) -> bytes:
-    """The answer to the block of the watched shard, an empty array if it has none: nil where something was changed."""
+    Without a block an empty one is run, as only EXEC says whether the watch held.
+    """
     if block is not None:
         reply = await _on_it(conversation, watched, block)
     else:

@@ -226,8 +226,8 @@ def test_no_more_wait_at_a_shard_than_connections_may_be_lent(proxy: Proxy, here
         for waiter in waiters:
             waiter.send(("BLPOP", key, 0))
         wait_blocked(here, BOUND)
-        said = error(late.ask("BLPOP", key, 0))
-        assert said.startswith(f"TRYAGAIN shard s{HERE} ") and f"all {BOUND} connections lent" in said
+        reply = error(late.ask("BLPOP", key, 0))
+        assert reply.startswith(f"TRYAGAIN shard s{HERE} ") and f"all {BOUND} connections lent" in reply
         assert late.ask("BLPOP", keys.one(0), "0.01") is None, "on other shards clients may wait"
         waiters[0].close()
         wait_until("a place", lambda: late.ask("BLPOP", key, "0.01") is None, proxy.tail)

@@ -244,7 +244,7 @@ def test_there_is_an_example_of_every_command_that_is_emulated() -> None:
     assert shown == EMULATED.keys() | ACROSS.keys()
 
 
-def said(line: str, keys: Keys) -> list[bytes]:
+def command(line: str, keys: Keys) -> list[bytes]:
     """The words of a line, its keys as they lie on their shards."""
     words = line.split()
     places = {word: keys.one(int(word[-1]) % 3, word) for word in words[1:] if re.fullmatch("[a-z]{2,}[0-9]", word)}
@@ -257,9 +257,9 @@ def test_it_is_answered_as_by_one_server_and_leaves_the_same(
 ) -> None:
     if server.ask("COMMAND", "INFO", line.split()[0]) == [None]:
         pytest.skip(f"{fleet.backend.version} has no {line.split()[0]}")
-    setup = [said(each, keys) for each in SETUP.strip().split("\n")]
+    setup = [command(each, keys) for each in SETUP.strip().split("\n")]
     for proto in (b"2", b"3"):
-        argvs = [[b"HELLO", proto], [b"FLUSHALL"], *setup, said(line, keys), said("EXISTS set0 set1", keys)]
+        argvs = [[b"HELLO", proto], [b"FLUSHALL"], *setup, command(line, keys), command("EXISTS set0 set1", keys)]
         requests = [Request(argv, encode(argv)) for argv in argvs]
         pair.ask(Batch(0, requests, [b"".join(request.raw for request in requests)]))
     check_what_is_left(fleet, server, encodings=False)
@@ -272,13 +272,13 @@ def test_in_refuse_mode_they_are_refused(fleet: Fleet, keys: Keys) -> None:
     with Proxy(fleet) as proxy, Connection(proxy.port) as conn:
         conn.ask("FLUSHALL")
         for line in ("SUNION set0 set1", "RENAME str0 str1", "MSETNX str0 1 str1 2", "LMPOP 2 list0 list1 LEFT"):
-            assert error(conn.ask(*said(line, keys))).startswith("CROSSSLOT "), line
+            assert error(conn.ask(*command(line, keys))).startswith("CROSSSLOT "), line
         assert conn.ask("DBSIZE") == 0
 
 
 def test_in_a_transaction_they_are_refused(proxy: Proxy, keys: Keys) -> None:
     with Connection(proxy.port) as conn:
-        conn.send(["MULTI"], said("SUNION set0 set1", keys), ["EXEC"])
+        conn.send(["MULTI"], command("SUNION set0 set1", keys), ["EXEC"])
         replies = conn.reads(3)
         assert replies[0] == b"OK"
         assert error(replies[1]).startswith("CROSSSLOT ")
@@ -287,7 +287,7 @@ def test_in_a_transaction_they_are_refused(proxy: Proxy, keys: Keys) -> None:
 
 def test_sort_by_keys_of_the_source_cannot_store_on_another_shard(proxy: Proxy, keys: Keys) -> None:
     with Connection(proxy.port) as conn:
-        argv = said("SORT list0 BY weight STORE new1", keys)
+        argv = command("SORT list0 BY weight STORE new1", keys)
         argv[3] = b"{%b}weight_*" % argv[1]
         assert error(conn.ask(*argv)).startswith("CROSSSLOT ")
 
@@ -298,7 +298,7 @@ def test_more_than_may_be_copied_is_an_error_that_says_so(fleet: Fleet, keys: Ke
         Connection(proxy.port) as conn,
     ):
         conn.ask("FLUSHALL")
-        here, there, other = said("x str0 str1 str2", keys)[1:]
+        here, there, other = command("x str0 str1 str2", keys)[1:]
         conn.ask("SET", here, "x" * 4000)
         conn.ask("SET", there, "x" * 4000)
         conn.ask("SET", other, "x" * 6000)
@@ -328,7 +328,9 @@ def test_where_no_operand_is_there_every_client_gets_its_own_answers(fleet: Flee
         one.ask("FLUSHALL")
         for line in COMMANDS.strip().split("\n"):
             name, *rest = line.split()
-            one.ask(*said(" ".join([name, *(re.sub("^[a-z]{2,}([0-9])$", r"absent\1", word) for word in rest)]), keys))
+            one.ask(
+                *command(" ".join([name, *(re.sub("^[a-z]{2,}([0-9])$", r"absent\1", word) for word in rest)]), keys)
+            )
             for shard in range(3):
                 for conn in (other, one):
                     key, value = keys.one(shard, "own"), f"{line} {shard}"

@@ -74,8 +74,10 @@ def test_rename_whose_source_fails_leaves_both_and_names_them(
     source, destination = keys.one(1), keys.one(0)
     conn.ask("SET", source, "v")
     hop.answer(b"EXEC", b"", End.RST)
-    said = error(conn.ask("RENAME", source, destination))
-    assert said.startswith("UNCERTAIN shard s1: ") and said.endswith("other shards may have applied their part: s0")
+    message = error(conn.ask("RENAME", source, destination))
+    assert message.startswith("UNCERTAIN shard s1: ") and message.endswith(
+        "other shards may have applied their part: s0"
+    )
     assert left(fleet) == [[destination.encode()], [source.encode()], []]
 
 
@@ -93,8 +95,10 @@ def test_lmove_whose_source_fails_leaves_the_element_on_both(
     source, destination = keys.one(1), keys.one(0)
     conn.ask("RPUSH", source, "x", "y")
     hop.answer(b"LREM", b"", End.RST)
-    said = error(conn.ask("LMOVE", source, destination, "LEFT", "LEFT"))
-    assert said.startswith("UNCERTAIN shard s1: ") and said.endswith("other shards may have applied their part: s0")
+    message = error(conn.ask("LMOVE", source, destination, "LEFT", "LEFT"))
+    assert message.startswith("UNCERTAIN shard s1: ") and message.endswith(
+        "other shards may have applied their part: s0"
+    )
     assert fleet.shards[1].primary.ask("LRANGE", source, "0", "-1") == [b"x", b"y"]
     assert fleet.shards[0].primary.ask("LRANGE", destination, "0", "-1") == [b"x"]
 
@@ -105,8 +109,10 @@ def test_smove_whose_source_fails_leaves_the_member_in_both(
     source, destination = keys.one(1), keys.one(0)
     conn.ask("SADD", source, "x")
     hop.answer(b"SREM", b"", End.RST)
-    said = error(conn.ask("SMOVE", source, destination, "x"))
-    assert said.startswith("UNCERTAIN shard s1: ") and said.endswith("other shards may have applied their part: s0")
+    message = error(conn.ask("SMOVE", source, destination, "x"))
+    assert message.startswith("UNCERTAIN shard s1: ") and message.endswith(
+        "other shards may have applied their part: s0"
+    )
     assert fleet.shards[1].primary.ask("SISMEMBER", source, "x") == 1
     assert fleet.shards[0].primary.ask("SISMEMBER", destination, "x") == 1
 
@@ -116,8 +122,10 @@ def test_msetnx_that_fails_on_the_second_shard_leaves_the_first(
 ) -> None:
     first, second, third = (keys.one(shard) for shard in range(3))
     hop.answer(b"MSETNX", b"", End.RST)
-    said = error(conn.ask("MSETNX", first, "1", second, "2", third, "3"))
-    assert said.startswith("UNCERTAIN shard s1: ") and said.endswith("other shards may have applied their part: s0")
+    message = error(conn.ask("MSETNX", first, "1", second, "2", third, "3"))
+    assert message.startswith("UNCERTAIN shard s1: ") and message.endswith(
+        "other shards may have applied their part: s0"
+    )
     assert left(fleet) == [[first.encode()], [], []]
 
 
@@ -136,8 +144,8 @@ def test_a_read_whose_block_is_lost_may_be_tried_again(conn: Connection, keys: K
     conn.ask("SADD", here, "x")
     conn.ask("SADD", there, "y")
     hop.answer(b"SUNION", b"", End.RST)
-    said = error(conn.ask("SUNION", here, there))
-    assert said.startswith("TRYAGAIN shard s1: ") and "applied=no" in said
+    message = error(conn.ask("SUNION", here, there))
+    assert message.startswith("TRYAGAIN shard s1: ") and "applied=no" in message
     assert sorted(left(fleet)[0] + left(fleet)[1]) == sorted([here.encode(), there.encode()])
     reply = again(conn, "SUNION", here, there)
     assert isinstance(reply, list) and sorted(reply) == [b"x", b"y"]
@@ -177,8 +185,8 @@ def test_with_a_lost_shard_nothing_is_done_and_the_error_names_it(conn: Connecti
     conn.ask("SADD", here, "x")
     conn.ask("XADD", names["stream"], "1", "f", "v")
     for line in ON_A_LOST_SHARD:
-        said = error(conn.ask(*(names.get(word, word) for word in line.split())))
-        assert said.startswith("TRYAGAIN shard s2") and "applied=no" in said, (line, said)
+        message = error(conn.ask(*(names.get(word, word) for word in line.split())))
+        assert message.startswith("TRYAGAIN shard s2") and "applied=no" in message, (line, message)
     assert conn.ask("SMEMBERS", here) == [b"x"]
 
 

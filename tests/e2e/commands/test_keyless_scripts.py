@@ -124,8 +124,8 @@ def test_what_publishes_does_so_once(proxy: Proxy, conn: Connection) -> None:
         heard = [listener.read() for _ in range(2)]
         while heard[-1] != [b"message", b"news", b"behind two"]:
             heard.append(listener.read())
-        for said in (b"one", b"two"):
-            assert heard.count([b"message", b"news", said]) <= 1
+        for reply in (b"one", b"two"):
+            assert heard.count([b"message", b"news", reply]) <= 1
 
 
 def test_a_text_that_is_only_named_is_asked_for_first(conn: Connection, fleet: Fleet) -> None:

@@ -51,8 +51,8 @@ def test_randomkey_of_a_fleet_with_a_lost_shard_is_an_error(fleet: Fleet, proxy:
     with Proxy(fleet) as own, Connection(own.port) as conn:
         conn.ask("SET", keys.one(0), "v")
         with killed(fleet.shards[1].primary, proxy):
-            said = error(conn.ask("RANDOMKEY"))
-            assert said.startswith("TRYAGAIN shard s1") and "applied=no" in said
+            reply = error(conn.ask("RANDOMKEY"))
+            assert reply.startswith("TRYAGAIN shard s1") and "applied=no" in reply
 
 
 # --- SCAN -------------------------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_scan_is_of_the_database_of_the_client(conn: Connection, keys: Keys) -> 
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "reply"),
     [
         (("SCAN", "x"), "ERR invalid cursor"),
         (("SCAN", "1x"), "ERR invalid cursor"),
@@ -160,10 +160,10 @@ def test_scan_is_of_the_database_of_the_client(conn: Connection, keys: Keys) -> 
         (("SCAN",), "ERR wrong number of arguments for 'scan' command"),
     ],
 )
-def test_scan_refuses_what_redis_refuses_in_its_words(conn: Connection, argv: tuple[str, ...], said: str) -> None:
-    assert error(conn.ask(*argv)) == said
+def test_scan_refuses_what_redis_refuses_in_its_words(conn: Connection, argv: tuple[str, ...], reply: str) -> None:
+    assert error(conn.ask(*argv)) == reply
     conn.ask("HELLO", 3)
-    assert error(conn.ask(*argv)) == said
+    assert error(conn.ask(*argv)) == reply
 
 
 def test_scan_stands_in_the_order_of_replies(conn: Connection, keys: Keys) -> None:
@@ -210,5 +210,5 @@ def test_of_a_fleet_with_a_lost_shard_nothing_is_left_out(
                 if argv[0] == "SCAN":
                     assert isinstance(reply, list) and reply[1] == [keys.one(0).encode()], "a page of the first shard"
                     reply = conn.ask("SCAN", reply[0])
-                said = error(reply)
-                assert said.startswith("TRYAGAIN shard s1") and "applied=no" in said
+                message = error(reply)
+                assert message.startswith("TRYAGAIN shard s1") and "applied=no" in message

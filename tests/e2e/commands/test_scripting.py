@@ -47,7 +47,7 @@ def proxy(fleet: Fleet) -> Iterator[Proxy]:
         yield proxy
 
 
-def said(port: int, *lines: list[str], proto: int) -> bytes:
+def replies(port: int, *lines: list[str], proto: int) -> bytes:
     """The bytes of all answers but that to HELLO."""
     hello = [["HELLO", str(proto)], ["ECHO", "it begins"]]
     answers = exchange(port, b"".join(encode([word.encode() for word in line]) for line in [*hello, *lines]))
@@ -115,12 +115,12 @@ SAME = [
 @pytest.mark.parametrize("proto", [2, 3])
 def test_each_command_answers_as_one_server_does_typed(proxy: Proxy, server: Server, proto: int) -> None:
     for line in SAME:
-        assert said(proxy.port, line, proto=proto) == said(server.port, line, proto=proto), line
+        assert replies(proxy.port, line, proto=proto) == replies(server.port, line, proto=proto), line
 
 
 @pytest.mark.parametrize("proto", [2, 3])
 def test_and_so_does_all_of_it_in_one_pipeline(proxy: Proxy, server: Server, proto: int) -> None:
-    assert said(proxy.port, *SAME, proto=proto) == said(server.port, *SAME, proto=proto)
+    assert replies(proxy.port, *SAME, proto=proto) == replies(server.port, *SAME, proto=proto)
 
 
 # --- where it runs ----------------------------------------------------------------------------------------------------
@@ -158,9 +158,9 @@ def test_many_scripts_of_many_clients_need_few_connections(proxy: Proxy, keys: K
     key, server = keys.one(0), fleet.shards[0].primary
 
     def connections() -> int:
-        said = server.ask("INFO", "stats")
-        assert isinstance(said, bytes)
-        return int(said.split(b"total_connections_received:")[1].split()[0])
+        replies = server.ask("INFO", "stats")
+        assert isinstance(replies, bytes)
+        return int(replies.split(b"total_connections_received:")[1].split()[0])
 
     with Connection(proxy.port) as one, Connection(proxy.port) as other:
         assert one.ask("EVAL", COUNT, 1, key) == 1
@@ -349,8 +349,8 @@ def test_a_lost_shard_is_an_error_and_the_others_go_on(fleet: Fleet, proxy: Prox
         assert conn.ask("EVAL", COUNT, 1, keys.one(1)) == 1
         with killed(lost, proxy):
             for line in (("EVAL", COUNT, 1, keys.one(1)), ("EVALSHA_RO", sha(COUNT), 1, keys.one(1))):
-                said_of_it = error(conn.ask(*line))
-                assert said_of_it.startswith("TRYAGAIN shard s1 ") and "applied=no" in said_of_it
+                reply = error(conn.ask(*line))
+                assert reply.startswith("TRYAGAIN shard s1 ") and "applied=no" in reply
             for words in ("SCRIPT EXISTS nosuch", "FUNCTION STATS", "FUNCTION DELETE lib", "SCRIPT FLUSH"):
                 assert error(conn.ask(*words.split())).startswith("TRYAGAIN shard s1")
             assert error(conn.ask("SCRIPT", "LOAD", SET)).startswith("TRYAGAIN shard s1")
@@ -458,8 +458,8 @@ def test_help_is_in_the_words_of_valkey_whatever_the_servers_are(conn: Connectio
 
 
 def test_a_debugger_is_refused(conn: Connection) -> None:
-    said_of_it = error(conn.ask("SCRIPT", "DEBUG", "YES"))
-    assert said_of_it.startswith("ERR command 'script|debug' is not served by this proxy: ")
+    reply = error(conn.ask("SCRIPT", "DEBUG", "YES"))
+    assert reply.startswith("ERR command 'script|debug' is not served by this proxy: ")
 
 
 # --- in transactions --------------------------------------------------------------------------------------------------
@@ -490,7 +490,7 @@ def test_a_block_with_scripts_is_answered_as_by_one_server(
     proxy: Proxy, server: Server, commands: list[list[str]], proto: int
 ) -> None:
     lines = [["DEL", "k"], ["MULTI"], *commands, ["EXEC"], ["GET", "k"]]
-    assert said(proxy.port, *lines, proto=proto) == said(server.port, *lines, proto=proto)
+    assert replies(proxy.port, *lines, proto=proto) == replies(server.port, *lines, proto=proto)
 
 
 def test_a_block_finds_the_texts_that_its_server_lacks(conn: Connection, keys: Keys, fleet: Fleet) -> None:

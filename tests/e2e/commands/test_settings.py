@@ -27,8 +27,8 @@ def fleet() -> Iterator[Fleet]:
 
 
 def shown(server: Server) -> object:
-    said = server.ask("CONFIG", "GET", NAME)
-    return said[1] if isinstance(said, list) else said
+    reply = server.ask("CONFIG", "GET", NAME)
+    return reply[1] if isinstance(reply, list) else reply
 
 
 def wait_set(servers: list[Server], value: bytes, proxy: Proxy) -> None:
@@ -44,10 +44,10 @@ def test_it_is_set_on_primaries_and_replicas_and_every_worker_says_so(fleet: Fle
         with Connection(proxy.port) as one, Connection(proxy.port) as other:
             assert {proxy_info(each)["worker"] for each in (one, other)} == {"0", "1"}
             for setter, reader, flags, shown_as in ((one, other, "Ex", b"xE"), (other, one, "KEA", b"AKE")):
-                said = [NAME.encode(), shown_as]
+                reply = [NAME.encode(), shown_as]
                 assert setter.ask("config", "set", NAME, flags) == b"OK"
-                assert setter.ask("config", "get", NAME) == said
-                wait_until("the other worker", lambda: reader.ask("CONFIG", "GET", NAME) == said, proxy.tail)  # noqa: B023
+                assert setter.ask("config", "get", NAME) == reply
+                wait_until("the other worker", lambda: reader.ask("CONFIG", "GET", NAME) == reply, proxy.tail)  # noqa: B023
                 wait_set(fleet.servers, shown_as, proxy)
 
 
@@ -94,8 +94,8 @@ def test_several_settings_at_once_are_all_set_or_none(fleet: Fleet) -> None:
     before = fleet.servers[0].ask("CONFIG", "GET", name)
     assert isinstance(before, list)
     with Proxy(fleet, config_set=[name]) as proxy, Connection(proxy.port) as conn:
-        said = conn.ask("CONFIG", "SET", name, "many", NAME, "Ex")
-        assert error(said).startswith("ERR shard s0: CONFIG SET failed")
+        reply = conn.ask("CONFIG", "SET", name, "many", NAME, "Ex")
+        assert error(reply).startswith("ERR shard s0: CONFIG SET failed")
         for more, words in (
             (("maxmemory", "1"), "is not served"), ((name.upper(), "5"), "duplicate"), ((NAME, "Eq"), "Invalid")
         ):  # fmt: skip
@@ -140,8 +140,8 @@ def test_what_the_servers_say_of_a_value_is_the_answer_and_nothing_is_kept(fleet
         with pytest.raises(hiredis.ReplyError) as refused:
             fleet.servers[0].ask("CONFIG", "SET", name, "many")
         plain = str(refused.value)
-        said = error(conn.ask("CONFIG", "SET", name, "many"))
-        assert said.startswith("ERR shard s0: CONFIG SET failed") and plain.partition(" ")[2] in said
+        reply = error(conn.ask("CONFIG", "SET", name, "many"))
+        assert reply.startswith("ERR shard s0: CONFIG SET failed") and plain.partition(" ")[2] in reply
         assert conn.ask("CONFIG", "GET", name) == fleet.servers[0].ask("CONFIG", "GET", name)
         assert "is not served" in error(conn.ask("CONFIG", "SET", "maxmemory", "1mb"))
 

@@ -25,15 +25,15 @@ class Twins:
 
     def ask(self, *argv: Argument) -> bytes:
         """The reply as it came, ended by the one to a PING behind it."""
-        said = []
+        reply = []
         for conn in (self.ours, self.theirs):
             conn.socket.sendall(packed(*argv) + packed("PING"))
             frame = b""
             while not frame.endswith(b"+PONG\r\n"):
                 frame += conn.socket.recv(1 << 20)
-            said.append(frame.removesuffix(b"+PONG\r\n"))
-        assert said[0] == said[1], argv
-        return said[0]
+            reply.append(frame.removesuffix(b"+PONG\r\n"))
+        assert reply[0] == reply[1], argv
+        return reply[0]
 
     def close(self) -> None:
         self.ours.close()
@@ -124,8 +124,8 @@ def test_a_group_that_one_shard_lacks_is_an_error_and_nothing_is_handed_out(conn
     conn.send(("XGROUP", "CREATE", here, "group", "0"))
     assert conn.reads(4) == [b"OK", b"1-1", b"1-1", b"OK"]
     ask = ("XREADGROUP", "GROUP", "group", "consumer", "STREAMS", here, there)
-    said = error(conn.ask(*ask, ">", ">"))
-    assert said.startswith(f"NOGROUP No such key '{there}'")
+    reply = error(conn.ask(*ask, ">", ">"))
+    assert reply.startswith(f"NOGROUP No such key '{there}'")
     conn.ask("XGROUP", "CREATE", there, "group", "0")
     entry = [b"1-1", [b"f", b"v"]]
     assert conn.ask(*ask, ">", ">") == [[here.encode(), [entry]], [there.encode(), [entry]]]
@@ -155,5 +155,5 @@ def test_a_stream_of_a_lost_shard_is_an_error(fleet: Fleet, proxy: Proxy, names:
     with Proxy(fleet) as own, Connection(own.port) as conn:
         conn.ask("XADD", names[0], "1-1", "f", "v")
         with killed(fleet.shards[1].primary, proxy):
-            said = error(conn.ask("XREAD", "STREAMS", *names[:2], "0", "0"))
-            assert "TRYAGAIN shard s1" in said and "applied=no" in said
+            reply = error(conn.ask("XREAD", "STREAMS", *names[:2], "0", "0"))
+            assert "TRYAGAIN shard s1" in reply and "applied=no" in reply

@@ -139,9 +139,9 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
 
 
 def info(proxy: Proxy) -> bytes:
-    said = ask(proxy.port, "INFO")
-    assert isinstance(said, bytes)
-    return said
+    reply = ask(proxy.port, "INFO")
+    assert isinstance(reply, bytes)
+    return reply
 
 
 def words(step: str) -> list[bytes]:
@@ -257,9 +257,9 @@ def test_a_setting_that_a_client_has_set_is_shown_as_it_was_set_whatever_the_ser
 
 def test_resetstat_clears_the_numbers_of_the_proxy_and_not_those_of_the_servers(fleet: Fleet, proxy: Proxy) -> None:
     def number(port: int, name: str) -> int:
-        said = ask(port, "INFO", "stats")
-        assert isinstance(said, bytes)
-        return int(dict(line.split(":") for line in said.decode().splitlines() if ":" in line)[name])
+        reply = ask(port, "INFO", "stats")
+        assert isinstance(reply, bytes)
+        return int(dict(line.split(":") for line in reply.decode().splitlines() if ":" in line)[name])
 
     server = fleet.servers[0]
     for _ in range(50):
@@ -272,11 +272,11 @@ def test_resetstat_clears_the_numbers_of_the_proxy_and_not_those_of_the_servers(
 
 
 def test_the_doctor_looks_at_every_shard(fleet: Fleet, proxy: Proxy) -> None:
-    said = ask(proxy.port, "MEMORY", "DOCTOR")
-    assert isinstance(said, bytes)
+    reply = ask(proxy.port, "MEMORY", "DOCTOR")
+    assert isinstance(reply, bytes)
     diagnosis = fleet.servers[0].ask("MEMORY", "DOCTOR")
     assert isinstance(diagnosis, bytes)
-    assert said == b"".join(b"%b: %b\n" % (shard.name.encode(), diagnosis.rstrip()) for shard in fleet.shards)
+    assert reply == b"".join(b"%b: %b\n" % (shard.name.encode(), diagnosis.rstrip()) for shard in fleet.shards)
 
 
 @pytest.mark.parametrize("command", ["DOCTOR", "PURGE"])
@@ -286,16 +286,16 @@ def test_a_shard_that_is_down_is_an_error_for_the_whole_report(command: str, fle
 
 
 def raise_reply(proxy: Proxy, *argv: str) -> None:
-    said = ask(proxy.port, *argv)
-    raise AssertionError(f"expected an error, got {said!r}")
+    reply = ask(proxy.port, *argv)
+    raise AssertionError(f"expected an error, got {reply!r}")
 
 
 @pytest.mark.parametrize("name", ["mem_allocator", "lazyfree_pending_objects", "number_of_cached_scripts"])
 def test_info_has_what_clients_and_exporters_read(name: str, fleet: Fleet, proxy: Proxy) -> None:
     def of(port: int) -> str:
-        said = ask(port, "INFO", "memory")
-        assert isinstance(said, bytes)
-        return dict(line.split(":") for line in said.decode().splitlines() if ":" in line).get(name, "")
+        reply = ask(port, "INFO", "memory")
+        assert isinstance(reply, bytes)
+        return dict(line.split(":") for line in reply.decode().splitlines() if ":" in line).get(name, "")
 
     theirs = of(fleet.servers[0].port)
     assert theirs

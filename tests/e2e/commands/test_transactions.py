@@ -142,16 +142,16 @@ def conversation(port: int, lines: str, proto: int, apart: bool) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "reply"),
     [
         ("MULTI", "ERR MULTI calls can not be nested"),
         ("WATCH {t}a", "ERR WATCH inside MULTI is not allowed"),
     ],
 )
-def test_what_redis_7_refuses_in_a_transaction_without_ending_it(conn: Connection, line: str, said: str) -> None:
+def test_what_redis_7_refuses_in_a_transaction_without_ending_it(conn: Connection, line: str, reply: str) -> None:
     conn.send(*block("SET {t}a 1", line))
     begun, queued, refused, executed = conn.reads(4)
-    assert (begun, queued, error(refused), executed) == (b"OK", b"QUEUED", said, [b"OK"])
+    assert (begun, queued, error(refused), executed) == (b"OK", b"QUEUED", reply, [b"OK"])
 
 
 @pytest.mark.parametrize("line", ["SELECT 1", "CLIENT REPLY OFF", "HELLO 3", "CONFIG SET a b", "SCAN 0", "WAIT 0 0"])
@@ -433,9 +433,9 @@ def test_a_transaction_that_only_reads_is_not_applied_where_an_answer_is_late(
         assert conn.ask("EXISTS", keys.one(SLOW)) == 0
         hop.stall(Way.REPLIES)
         conn.send(*block(*[f"GET {keys.one(shard)}" for shard in shards], "PING"))
-        said = error(conn.reads(3 + len(shards))[-1])
-        assert said.startswith(f"EXECABORT Transaction discarded because of: shard s{SLOW}")
-        assert f"did not answer within {REPLY_S:g} s, applied=no" in said
+        reply = error(conn.reads(3 + len(shards))[-1])
+        assert reply.startswith(f"EXECABORT Transaction discarded because of: shard s{SLOW}")
+        assert f"did not answer within {REPLY_S:g} s, applied=no" in reply
 
 
 def test_a_client_that_leaves_with_a_transaction_out_takes_no_answer_of_others_along(
@@ -530,9 +530,9 @@ def test_a_server_that_asks_for_a_password_has_run_nothing(hop: Hop, hasty: Prox
         assert conn.ask("EXISTS", key) == 0
         hop.answer(b"EXEC", b"-NOAUTH Authentication required.\r\n" * 3)
         conn.send(*block(f"SET {key} x"))
-        said = error(conn.reads(3)[-1])
-        assert said.startswith(f"EXECABORT Transaction discarded because of: shard s{SLOW}")
-        assert "asks for a password again, applied=no" in said
+        reply = error(conn.reads(3)[-1])
+        assert reply.startswith(f"EXECABORT Transaction discarded because of: shard s{SLOW}")
+        assert "asks for a password again, applied=no" in reply
         wait_until("the shard to be served", lambda: conn.ask("EXISTS", key) == 0, lambda: "", PATIENCE_S)
 
 
@@ -625,9 +625,9 @@ def test_where_nothing_may_wait_a_transaction_is_refused_whole(
     worker.close(SLOW, hold=False, in_s=10.0)
     with Connection(worker.port) as conn:
         conn.send(*transaction)
-        said = error(conn.reads(5)[-1])
-        assert said.startswith(f"EXECABORT Transaction discarded because of: shard s{SLOW}")
-        assert "applied=no retry_after_ms=" in said
+        reply = error(conn.reads(5)[-1])
+        assert reply.startswith(f"EXECABORT Transaction discarded because of: shard s{SLOW}")
+        assert "applied=no retry_after_ms=" in reply
         assert conn.ask("GET", keys.one(0, "counter")) is None
 
 

@@ -151,7 +151,7 @@ def test_others_are_served_meanwhile(proxy: Proxy, conn: Connection, keys: Keys,
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "reply"),
     [
         (("WAIT", "x", "1"), "ERR value is not an integer or out of range"),
         (("WAIT", "1", "-1"), "ERR timeout is negative"),
@@ -160,8 +160,8 @@ def test_others_are_served_meanwhile(proxy: Proxy, conn: Connection, keys: Keys,
         (("WAIT", "1"), "ERR wrong number of arguments for 'wait' command"),
     ],
 )
-def test_wait_refuses_what_redis_refuses_in_its_words(conn: Connection, argv: tuple[str, ...], said: str) -> None:
-    assert error(conn.ask(*argv)) == said
+def test_wait_refuses_what_redis_refuses_in_its_words(conn: Connection, argv: tuple[str, ...], reply: str) -> None:
+    assert error(conn.ask(*argv)) == reply
 
 
 def test_wait_is_not_served_in_a_transaction(conn: Connection) -> None:
@@ -190,8 +190,8 @@ def test_a_shard_whose_connection_was_lost_is_said_to_be_uncertain_once() -> Non
         fleet.shards[0].primary.kill()
         fleet.shards[0].primary.start()
         wait_until("the shard", lambda: conn.ask("EXISTS", keys.one(0)) == 0, proxy.tail)
-        said = error(conn.ask("WAIT", 0, 50))
-        assert said.startswith("UNCERTAIN shard s0 ") and "lost its connection" in said
+        reply = error(conn.ask("WAIT", 0, 50))
+        assert reply.startswith("UNCERTAIN shard s0 ") and "lost its connection" in reply
         assert conn.ask("WAIT", 0, 50) == 0
 
 
@@ -237,7 +237,7 @@ def test_a_primary_that_has_become_a_replica_is_said_to_be_uncertain_once_or_not
         with Connection(worker.port) as writer, Connection(worker.port) as other:
             assert writer.ask("SET", keys.one(0), "v") == b"OK"
             fleet.shards[0].primary.ask("REPLICAOF", HOST, fleet.shards[1].primary.port)
-            said = error(writer.ask("WAIT", 0, 50))
-            assert said.startswith("UNCERTAIN shard s0 ") and "was replaced" in said
-            said = error(other.ask("WAIT", 0, 50))
-            assert said.startswith("TRYAGAIN shard s0 ") and "applied=no" in said
+            reply = error(writer.ask("WAIT", 0, 50))
+            assert reply.startswith("UNCERTAIN shard s0 ") and "was replaced" in reply
+            reply = error(other.ask("WAIT", 0, 50))
+            assert reply.startswith("TRYAGAIN shard s0 ") and "applied=no" in reply

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from pyproxy.fleet import Fleet, Proxy, Server, wait_until
-from pyproxy.worker.commands.cross_shard.probing import LONGEST_S, MOST_KEYS
+from pyproxy.worker.commands.cross_shard.ready_keys import LONGEST_S, MOST_KEYS
 from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, error, wait_for_info
 from tests.e2e.waiters import empty
 
@@ -53,9 +53,9 @@ def wait_for_waiting(conn: Connection, count: int) -> None:
 
 def calls(server: Server, name: str) -> int:
     """How often this server has run a command."""
-    said = server.ask("INFO", "commandstats")
-    assert isinstance(said, bytes)
-    return int(said.partition(b"cmdstat_%b:calls=" % name.encode())[2].split(b",")[0] or 0)
+    reply = server.ask("INFO", "commandstats")
+    assert isinstance(reply, bytes)
+    return int(reply.partition(b"cmdstat_%b:calls=" % name.encode())[2].split(b",")[0] or 0)
 
 
 def test_while_nothing_comes_many_who_wait_cost_a_shard_one_question_each_time(

@@ -102,10 +102,10 @@ def test_several_keys_and_several_watches_of_one_shard_are_checked_together(
 
 def test_keys_of_several_shards_cannot_be_watched_together(conn: Connection, keys: Keys) -> None:
     one, other = keys.one(0), keys.one(2)
-    said = error(conn.ask("WATCH", one, other))
-    assert said.startswith("CROSSSLOT the keys that are watched are on different shards (s0, s2)")
+    reply = error(conn.ask("WATCH", one, other))
+    assert reply.startswith("CROSSSLOT the keys that are watched are on different shards (s0, s2)")
     assert conn.ask("WATCH", one) == b"OK"
-    assert error(conn.ask("WATCH", other)) == said
+    assert error(conn.ask("WATCH", other)) == reply
 
 
 def test_a_block_of_another_shard_is_refused_and_ends_the_watch(conn: Connection, key: str, keys: Keys) -> None:
@@ -118,9 +118,9 @@ def test_a_block_of_another_shard_is_refused_and_ends_the_watch(conn: Connection
 
 def test_watch_is_refused_in_a_transaction_which_goes_on(conn: Connection, key: str) -> None:
     conn.send(("MULTI",), ("WATCH", key), ("SET", key, "v"), ("EXEC",))
-    said = conn.reads(4)
-    assert error(said[1]) == "ERR WATCH inside MULTI is not allowed"
-    assert said[3] == [b"OK"]
+    reply = conn.reads(4)
+    assert error(reply[1]) == "ERR WATCH inside MULTI is not allowed"
+    assert reply[3] == [b"OK"]
 
 
 def test_a_refused_command_aborts_the_transaction_and_ends_the_watch(conn: Connection, fleet: Fleet, key: str) -> None:
@@ -151,7 +151,7 @@ def test_a_client_that_changes_its_protocol_watches_on(
 ) -> None:
     """As a single server does it, byte for byte."""
     tagged = f"{{{key}}}"
-    said = []
+    reply = []
     for port in (proxy.port, fleet.shards[SHARD].primary.port):
         fleet.shards[SHARD].primary.ask("FLUSHALL")
         with Connection(port) as conn:
@@ -161,8 +161,8 @@ def test_a_client_that_changes_its_protocol_watches_on(
                 conn.ask(*line.format(tagged).split())
             rest = "MULTI|HSET {0} f 1|HGETALL {0}|GET {0}none|EXEC|WATCH {0}|DEL {0}|MULTI|EXEC|QUIT"
             conn.send(*[line.format(tagged).split() for line in rest.split("|")])
-            said.append(conn.until_end())
-    assert said[0] == said[1]
+            reply.append(conn.until_end())
+    assert reply[0] == reply[1]
 
 
 def test_a_watch_that_was_broken_stays_so_in_another_protocol(conn: Connection, fleet: Fleet, key: str) -> None:
@@ -277,8 +277,8 @@ def test_split_a_shard_that_is_down_discards_the_whole(fleet: Fleet, keys: Keys)
         primary.kill()
         try:
             conn.send(("MULTI",), ("SET", keys.one(1), 1), ("SET", keys.one(0), 1), ("EXEC",))
-            said = error(conn.reads(4)[3])
-            assert said.startswith("EXECABORT Transaction discarded because of: shard s0 ") and "applied=no" in said
+            reply = error(conn.reads(4)[3])
+            assert reply.startswith("EXECABORT Transaction discarded because of: shard s0 ") and "applied=no" in reply
             assert conn.ask("GET", keys.one(1)) is None
         finally:
             primary.start()

@@ -72,7 +72,7 @@ def wait_down(conn: Connection, key: str) -> None:
 
 def wait_lost(worker: BareWorker) -> None:
     """The same where a read would wait."""
-    worker.wait_for("the shard to be down", lambda: any("closed" in said.what for said in worker.of(Complaint)))
+    worker.wait_for("the shard to be down", lambda: any("closed" in reply.what for reply in worker.of(Complaint)))
 
 
 def executed(conn: Connection, block: list[list[str]]) -> object:
@@ -92,8 +92,8 @@ def test_of_a_shard_that_was_killed_it_says_so_and_applies_nothing(
     assert conn.ask("WATCH", key) == b"OK"
     fleet.shards[SHARD].primary.kill()
     wait_down(conn, key)
-    said = error(executed(conn, block))
-    assert said.startswith(DISCARDED) and " is down: " in said and "applied=no" in said
+    reply = error(executed(conn, block))
+    assert reply.startswith(DISCARDED) and " is down: " in reply and "applied=no" in reply
     assert conn.ask("GET", keys.one(OTHER)) is None
 
 
@@ -139,10 +139,10 @@ def test_of_a_shard_that_was_stopped_it_says_so(fleet: Fleet, key: str, command:
             lose(primary)
         primary.pause()
         try:
-            said = error(executed(conn, [["MULTI"], *([[command, key]] if command else []), ["EXEC"]]))
+            reply = error(executed(conn, [["MULTI"], *([[command, key]] if command else []), ["EXEC"]]))
         finally:
             primary.resume()
-        assert said.startswith(DISCARDED) and "applied=no" in said
+        assert reply.startswith(DISCARDED) and "applied=no" in reply
 
 
 def test_of_a_shard_that_loads_its_data_it_says_so(fleet: Fleet, key: str) -> None:
@@ -156,8 +156,8 @@ def test_of_a_shard_that_loads_its_data_it_says_so(fleet: Fleet, key: str) -> No
         lose(primary)
         assert conn.ask("GET", key) is None  # by the same way, so the worker knows by now
         hop.answer(b"EXISTS", b"-LOADING Redis is loading the dataset in memory\r\n")
-        said = error(executed(conn, [["MULTI"], ["GET", key], ["EXEC"]]))
-        assert said == "EXECABORT Transaction discarded because of: LOADING Redis is loading the dataset in memory"
+        reply = error(executed(conn, [["MULTI"], ["GET", key], ["EXEC"]]))
+        assert reply == "EXECABORT Transaction discarded because of: LOADING Redis is loading the dataset in memory"
 
 
 # --- somebody is promoted ---------------------------------------------------------------------------------------------
@@ -200,8 +200,8 @@ def test_where_nothing_may_wait_it_says_when_to_come_again(
         worker.close(SHARD, hold=False, in_s=10.0)
         replicated.shards[SHARD].primary.kill()
         wait_lost(worker)
-        said = error(executed(conn, block))
-        assert said.startswith(DISCARDED) and "applied=no retry_after_ms=" in said
+        reply = error(executed(conn, block))
+        assert reply.startswith(DISCARDED) and "applied=no retry_after_ms=" in reply
 
 
 def test_a_client_that_closes_its_half_while_it_waits_is_told_that_its_transaction_is_discarded(

@@ -20,7 +20,7 @@ from protocol.reply import BadFrame
 from protocol.request import Block, Request
 from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
 from pyproxy.worker.commands.cross_shard.operands import OK, check_size, value
-from pyproxy.worker.commands.local import DATABASES
+from pyproxy.worker.commands.local_connection import DATABASES
 from pyproxy.worker.shard.pool import Lease, Use
 
 TRIES = 20
@@ -48,27 +48,27 @@ async def _renamenx(conversation: Conversation) -> bytes:
 
 
 async def _renamed(conversation: Conversation, *, replace: bool, done: bytes) -> bytes:
-    source, context, destination, there = _ends(conversation)
-    async with conversation.lend(context, Use.ACROSS) as lease:
+    source, source_shard, destination, destination_shard = _ends(conversation)
+    async with conversation.lend(source_shard, Use.ACROSS) as lease:
         for attempt in range(TRIES):
             found = await _watched(conversation, lease, source)
             if found is None:
                 if attempt:
-                    return errors.source_taken(conversation.name(context), conversation.name(there))
+                    return errors.source_taken(conversation.name(source_shard), conversation.name(destination_shard))
                 await _unwatch(conversation, lease)
                 return errors.no_such_key()
             command = restore(destination, *found, replace=replace or attempt > 0)
-            written = await conversation.ask(there, *command, write=True)
+            written = await conversation.ask(destination_shard, *command, write=True)
             if written != OK:
                 if attempt:
                     raise Refusal(conversation.error_of(written))
                 await _unwatch(conversation, lease)
                 return NONE if written.startswith(TAKEN) and not replace else conversation.error_of(written)
-            conversation.applied(there)
+            conversation.applied(destination_shard)
             if await _deleted(conversation, lease, source):
                 lease.keep = True
                 return done
-    return errors.source_changed(conversation.name(context), conversation.name(there))
+    return errors.source_changed(conversation.name(source_shard), conversation.name(destination_shard))
 
 
 async def _watched(conversation: Conversation, lease: Lease, key: bytes) -> tuple[bytes, int] | None:
@@ -110,10 +110,10 @@ async def _deleted(conversation: Conversation, lease: Lease, key: bytes) -> bool
     """Whether a key that is watched was as it had been, and is gone now."""
     block = Block([Request([b"DEL", key])])
     frame = await conversation.ask_on(lease, block, write=True, deadline_s=conversation.reply_s)
-    said = value(conversation, lease.link.index, frame)
-    if said not in (None, [0], [1]):
+    reply = value(conversation, lease.link.index, frame)
+    if reply not in (None, [0], [1]):
         raise BadFrame(f"expected the answer to a block with a DEL, got {frame[:64]!r}")
-    return said == [1]
+    return reply == [1]
 
 
 def restore(key: bytes, payload: bytes, left_ms: int, *, replace: bool) -> list[bytes]:
@@ -123,20 +123,24 @@ def restore(key: bytes, payload: bytes, left_ms: int, *, replace: bool) -> list[
 
 
 async def _copy(conversation: Conversation) -> bytes:
-    source, context, destination, there = _ends(conversation)
+    source, source_shard, destination, destination_shard = _ends(conversation)
     replace, db = copy_options(conversation.argv)
-    (size,) = (await conversation.ask_blocks({context: [[b"MEMORY", b"USAGE", source]]}, primary=True))[context]
-    measured = value(conversation, context, size)
+    (size,) = (await conversation.ask_blocks({source_shard: [[b"MEMORY", b"USAGE", source]]}, primary=True))[
+        source_shard
+    ]
+    measured = value(conversation, source_shard, size)
     check_size(conversation, measured if isinstance(measured, int) else 0)
-    frames = (await conversation.ask_blocks({context: [[b"DUMP", source], [b"PTTL", source]]}, primary=True))[context]
-    found = _found(conversation, *(value(conversation, context, frame) for frame in frames))
+    frames = (await conversation.ask_blocks({source_shard: [[b"DUMP", source], [b"PTTL", source]]}, primary=True))[
+        source_shard
+    ]
+    found = _found(conversation, *(value(conversation, source_shard, frame) for frame in frames))
     if found is None:
         return NONE
     command = restore(destination, *found, replace=replace)
     if db is None:
-        written = await conversation.ask(there, *command, write=True)
+        written = await conversation.ask(destination_shard, *command, write=True)
     else:
-        async with conversation.lend(there, Use.BRIEF, db=db) as lease:
+        async with conversation.lend(destination_shard, Use.BRIEF, db=db) as lease:
             written = await conversation.ask_on(lease, Request(command), write=True, deadline_s=conversation.reply_s)
             lease.keep = True
     if written.startswith(TAKEN):
@@ -152,8 +156,8 @@ def copy_options(argv: Sequence[bytes]) -> tuple[bool, int | None]:
         match option.lower():
             case b"replace":
                 replace = True
-            case b"db" if (said := next(rest, None)) is not None:
-                db = number(said)
+            case b"db" if (word := next(rest, None)) is not None:
+                db = number(word)
                 if db is None:
                     raise Refusal(errors.not_an_integer())
                 if not -(1 << 31) <= db < 1 << 31:
@@ -169,21 +173,21 @@ def copy_options(argv: Sequence[bytes]) -> tuple[bool, int | None]:
 
 
 async def _smove(conversation: Conversation) -> bytes:
-    source, context, destination, there = _ends(conversation)
+    source, source_shard, destination, destination_shard = _ends(conversation)
     member = conversation.argv[3]
-    frame = await conversation.ask(context, b"SISMEMBER", source, member, primary=True)
+    frame = await conversation.ask(source_shard, b"SISMEMBER", source, member, primary=True)
     if frame == NONE:
         return await _not_a_member(conversation)
     if frame != ONE:
         return conversation.error_of(frame)
-    added = await conversation.ask(there, b"SADD", destination, member, write=True)
+    added = await conversation.ask(destination_shard, b"SADD", destination, member, write=True)
     if added not in (NONE, ONE):
         return conversation.error_of(added)
     if added == ONE:
-        conversation.applied(there)
-    removed = await conversation.ask(context, b"SREM", source, member, write=True)
+        conversation.applied(destination_shard)
+    removed = await conversation.ask(source_shard, b"SREM", source, member, write=True)
     if removed == NONE and added == ONE:
-        return errors.source_taken(conversation.name(context), conversation.name(there))
+        return errors.source_taken(conversation.name(source_shard), conversation.name(destination_shard))
     if removed not in (NONE, ONE):
         raise Refusal(conversation.error_of(removed))
     return removed
@@ -191,10 +195,10 @@ async def _smove(conversation: Conversation) -> bytes:
 
 async def _not_a_member(conversation: Conversation) -> bytes:
     """Nothing to move; where there is a source, a destination that is no set is an error all the same."""
-    source, context, destination, there = _ends(conversation)
-    if await conversation.ask(context, b"EXISTS", source, primary=True) == NONE:
+    source, source_shard, destination, destination_shard = _ends(conversation)
+    if await conversation.ask(source_shard, b"EXISTS", source, primary=True) == NONE:
         return NONE
-    frame = await conversation.ask(there, b"SISMEMBER", destination, conversation.argv[3], primary=True)
+    frame = await conversation.ask(destination_shard, b"SISMEMBER", destination, conversation.argv[3], primary=True)
     return NONE if frame in (NONE, ONE) else conversation.error_of(frame)
 
 
@@ -215,12 +219,12 @@ async def _moved(conversation: Conversation, from_side: bytes, to_side: bytes) -
     Where somebody else takes it from the source first, it is taken back from the destination, and the next one moved,
     for as long as a reply may take.
     """
-    source, context, destination, there = _ends(conversation)
+    source, source_shard, destination, destination_shard = _ends(conversation)
     place, one_from = (b"0", b"1") if from_side == b"left" else (b"-1", b"-1")
     push, one_to = (b"LPUSH", b"1") if to_side == b"left" else (b"RPUSH", b"-1")
     until = conversation.lane.loop.time() + conversation.reply_s
     while True:
-        frame = await conversation.ask(context, b"LINDEX", source, place, primary=True)
+        frame = await conversation.ask(source_shard, b"LINDEX", source, place, primary=True)
         if frame in NIL:
             return frame
         element = _element(frame)
@@ -228,20 +232,20 @@ async def _moved(conversation: Conversation, from_side: bytes, to_side: bytes) -
             return conversation.error_of(frame)
         if conversation.lane.loop.time() >= until:
             return errors.not_applied(
-                conversation.name(context), conversation.lane.links[context].node, errors.TAKEN_AWAY
+                conversation.name(source_shard), conversation.lane.links[source_shard].node, errors.TAKEN_AWAY
             )
-        pushed = await conversation.ask(there, push, destination, element, write=True)
+        pushed = await conversation.ask(destination_shard, push, destination, element, write=True)
         if not pushed.startswith(b":"):
             return conversation.error_of(pushed)
-        conversation.applied(there)
-        removed = await conversation.ask(context, b"LREM", source, one_from, element, write=True)
+        conversation.applied(destination_shard)
+        removed = await conversation.ask(source_shard, b"LREM", source, one_from, element, write=True)
         if removed == ONE:
             return frame
         if removed != NONE:
             raise Refusal(conversation.error_of(removed))
-        if await conversation.ask(there, b"LREM", destination, one_to, element, write=True) != ONE:
-            return errors.source_taken(conversation.name(context), conversation.name(there))
-        conversation.undone(there)
+        if await conversation.ask(destination_shard, b"LREM", destination, one_to, element, write=True) != ONE:
+            return errors.source_taken(conversation.name(source_shard), conversation.name(destination_shard))
+        conversation.undone(destination_shard)
 
 
 def _element(frame: bytes) -> bytes | None:

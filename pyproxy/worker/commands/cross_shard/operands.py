@@ -71,10 +71,10 @@ def check_size(conversation: Conversation, size: int) -> None:
 
 def value(conversation: Conversation, shard: int, frame: bytes) -> reply.Value:
     """What a shard says. Raises Refusal for an error."""
-    said = reply.decode(frame)
-    if isinstance(said, Error):
+    decoded = reply.decode(frame)
+    if isinstance(decoded, Error):
         raise Refusal(errors.part_failed(conversation.name(shard), frame))
-    return said
+    return decoded
 
 
 async def _run(conversation: Conversation) -> bytes:

@@ -1,10 +1,12 @@
-"""Commands that wait, and whose keys are on several shards: every shard is asked in turn, again and again.
+"""Blocking commands whose keys are on several shards: the shards are asked in turn, again and again.
 
-No server can wait for keys of others, and two that waited at the same time could both give an element where one was
-asked for. So the keys are asked in their order by the variant that does not wait, one shard at a time, and what comes
-first is the answer: what is there already is found in the order of the keys, as by one server; what comes later is
-found within `LONGEST_S` or so. Of lists and sorted sets probing.py looks whether they are there, for all clients of the
-worker together, and calls those who may find something. Only with `cross_shard = "emulate"`.
+No server can wait for the keys of others. If two servers waited at the same time, both could give an element where one
+was asked for. So the proxy sends the variant that does not block, to one shard at a time, in the order of the keys. The
+first answer that is not nil is the client's. An element that is there already is found in the order of the keys, as by
+one server. One that comes later is found within about `LONGEST_S`.
+
+For lists and sorted sets ready_keys.py watches the keys of all clients of the worker together, and wakes those for whom
+there may be something. Used only with `cross_shard = "emulate"`.
 """
 
 from __future__ import annotations
@@ -17,10 +19,10 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from protocol import errors, scan
 from protocol.keyspecs import timeout_place
 from protocol.reply import BadFrame
-from pyproxy.worker.commands.block_timeout import Patience
+from pyproxy.worker.commands.block_timeout import BlockTimeout
 from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
 from pyproxy.worker.commands.cross_shard.moves import HANDLERS as MOVES
-from pyproxy.worker.commands.cross_shard.probing import FIRST_S, LONGEST_S, Probe, Waiter
+from pyproxy.worker.commands.cross_shard.ready_keys import FIRST_S, LONGEST_S, ReadyKeys, Waiter
 
 NIL = {2: b"*-1\r\n", 3: b"_\r\n"}
 """What a command answers at its timeout."""
@@ -32,32 +34,34 @@ Groups = Sequence[tuple[int, Sequence[int]]]
 Round = Callable[[Conversation, Sequence[bytes], Groups], Awaitable[bytes | None]]
 
 
-async def poll(conversation: Conversation, patience: Patience) -> bytes:
+async def poll(conversation: Conversation, block_timeout: BlockTimeout) -> bytes:
     """The answer. `patience.argv` is the command; the one of the client may have words that stand for the present."""
-    argv, name = patience.argv, conversation.command.name
+    argv, name = block_timeout.argv, conversation.command.name
     positions = conversation.command.keys(argv)
     groups = list(_groups(conversation, positions))
     ask, pause_s = POLLED[name], FIRST_S
-    waiter, probe = _waiter(conversation, [argv[place] for place in positions]), None
+    waiter, ready_keys = _waiter(conversation, [argv[place] for place in positions]), None
     with contextlib.ExitStack() as blocks:
-        blocks.enter_context(conversation.waiting(waiter.called.set))
+        blocks.enter_context(conversation.waiting(waiter.woken.set))
         while (reply := await ask(conversation, argv, groups)) is None:
             if conversation.stopped:
                 raise Refusal(errors.unblocked())
-            left_s = patience.left_s
+            left_s = block_timeout.left_s
             if left_s == 0.0:
                 return NIL[conversation.client.proto]
             if name not in SIZES:  # nobody else can tell when to ask again
                 left_s, pause_s = pause_s if left_s is None else min(pause_s, left_s), min(LONGEST_S, pause_s * 1.5)
-            elif probe is None:
-                probe = conversation.context.probes.setdefault(conversation.client.db, Probe(conversation.lane.loop))
-                blocks.enter_context(probe.asking_for(waiter))
+            elif ready_keys is None:
+                ready_keys = conversation.context.ready_keys.setdefault(
+                    conversation.client.db, ReadyKeys(conversation.lane.loop)
+                )
+                blocks.enter_context(ready_keys.watching_for(waiter))
             else:
-                probe.hurry()  # it came too late
-            waiter.called.clear()
+                ready_keys.check_soon()  # it came too late
+            waiter.woken.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
-                    await waiter.called.wait()
+                    await waiter.woken.wait()
         return reply
 
 
@@ -151,26 +155,26 @@ def _moving(move: Handler) -> Round:
 
 async def _read(conversation: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
     """What all streams have. Where a shard fails, what a group was given by others is not lost: it is the answer."""
-    takes = "write" in conversation.command.flags
+    is_write = "write" in conversation.command.flags
     words = list(argv)
     while place := timeout_place(conversation.command.name, words):
         del words[place - 1 : place + 1]
     first, count = groups[0][1][0], sum(len(positions) for _, positions in groups)
     head = words[: first + len(words) - len(argv)]
     if len(argv) != first + 2 * count:  # the server says what is wrong
-        return await conversation.ask(groups[0][0], *words, write=takes)
+        return await conversation.ask(groups[0][0], *words, write=is_write)
     found: list[bytes] = []
     for shard, positions in groups:
         keys = [argv[position] for position in positions]
         ids = [argv[position + count] for position in positions]
         try:
-            reply = await conversation.ask(shard, *head, *keys, *ids, write=takes)
+            reply = await conversation.ask(shard, *head, *keys, *ids, write=is_write)
         except Refusal:
-            if takes and found:
+            if is_write and found:
                 break
             raise
         if reply.startswith(b"-"):
-            if takes and found:
+            if is_write and found:
                 break
             return reply
         if reply not in NOTHING:

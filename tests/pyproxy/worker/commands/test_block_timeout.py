@@ -6,12 +6,12 @@ import pytest
 
 from protocol import errors
 from protocol.request import encode
-from pyproxy.worker.commands.block_timeout import Patience
+from pyproxy.worker.commands.block_timeout import BlockTimeout
 
 
-def patience(line: str) -> Patience:
+def block_timeout(line: str) -> BlockTimeout:
     argv = line.encode().split()
-    return Patience(argv[0], argv)
+    return BlockTimeout(argv[0], argv)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def patience(line: str) -> Patience:
     ],
 )
 def test_the_time_is_found_in_its_place_and_in_its_unit(line: str, seconds: float) -> None:
-    left_s = patience(line).left_s
+    left_s = block_timeout(line).left_s
     assert left_s is not None
     assert seconds - 1 < left_s <= seconds
 
@@ -35,8 +35,8 @@ def test_the_time_is_found_in_its_place_and_in_its_unit(line: str, seconds: floa
     "line", ["blpop k 0", "blpop k 0.0", "blpop k -0", "blmpop 0 1 k LEFT", "xread BLOCK 0 STREAMS k $"]
 )
 def test_0_is_for_ever(line: str) -> None:
-    assert patience(line).left_s is None
-    assert not patience(line).is_over
+    assert block_timeout(line).left_s is None
+    assert not block_timeout(line).is_over
 
 
 @pytest.mark.parametrize(
@@ -55,24 +55,24 @@ def test_0_is_for_ever(line: str) -> None:
     ],
 )
 def test_a_timeout_that_is_none_is_refused_in_the_words_of_redis(line: str, refusal: bytes) -> None:
-    assert patience(line).refusal == refusal
-    assert patience(line).left_s is None, "it is the server's to refuse it"
+    assert block_timeout(line).refusal == refusal
+    assert block_timeout(line).left_s is None, "it is the server's to refuse it"
 
 
 @pytest.mark.parametrize("word", ["1e-400", "0x1p-2000", "1e-4940"])
 def test_what_is_next_to_nothing_is_over_at_once_and_not_for_ever(word: str) -> None:
-    assert patience(f"blpop k {word}").left_s is not None
-    assert patience(f"blpop k {word}").is_over
+    assert block_timeout(f"blpop k {word}").left_s is not None
+    assert block_timeout(f"blpop k {word}").is_over
 
 
 def test_the_first_time_it_goes_as_it_came() -> None:
-    assert patience("blpop k 1e1").request().frame == encode([b"blpop", b"k", b"1e1"])
+    assert block_timeout("blpop k 1e1").request().frame == encode([b"blpop", b"k", b"1e1"])
 
 
 def test_where_it_was_held_it_goes_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    held = patience("blpop k 5")
+    held = block_timeout("blpop k 5")
     monkeypatch.setattr(time, "monotonic", lambda: now + 2)
     assert held.request().frame == encode([b"blpop", b"k", b"3.000"])
 
@@ -80,7 +80,7 @@ def test_where_it_was_held_it_goes_with_what_is_left(monkeypatch: pytest.MonkeyP
 def test_after_that_it_goes_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    seconds, millis, ever = map(patience, ("blpop k 5", "xread BLOCK 5000 STREAMS k 0", "blpop k 0"))
+    seconds, millis, ever = map(block_timeout, ("blpop k 5", "xread BLOCK 5000 STREAMS k 0", "blpop k 0"))
     for each in (seconds, millis, ever):
         each.request()
     monkeypatch.setattr(time, "monotonic", lambda: now + 3.5)
@@ -92,7 +92,7 @@ def test_after_that_it_goes_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -
 def test_what_is_left_is_never_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    seconds, millis = patience("blpop k 1"), patience("xread BLOCK 1000 STREAMS k 0")
+    seconds, millis = block_timeout("blpop k 1"), block_timeout("xread BLOCK 1000 STREAMS k 0")
     seconds.request(), millis.request()
     monkeypatch.setattr(time, "monotonic", lambda: now + 7)
     assert seconds.is_over

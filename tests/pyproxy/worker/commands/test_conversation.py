@@ -14,7 +14,7 @@ from pyproxy.worker.commands.context import Context
 from pyproxy.worker.commands.conversation import BATCH_PARTS, SLICE_S, Conversation, Refusal
 from pyproxy.worker.lane.outcome import PLACED, Later
 from pyproxy.worker.shard.pool import Use
-from tests.pyproxy.worker.commands.asker import worker
+from tests.pyproxy.worker.commands.stand_ins import worker
 
 
 class Lane:
@@ -25,7 +25,7 @@ class Lane:
         self.links: list[Any] = []
 
 
-class Asker:
+class StandInClient:
     """Stands in for the compiled client."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Asker:
         self.transaction = None
         self.proto, self.db = 2, 0
         self.queued_bytes = 0
-        self.said: list[bytes] = []
+        self.reply: list[bytes] = []
         self.closing = False
 
     def converse(self, conversation: Conversation) -> Later:
@@ -43,7 +43,7 @@ class Asker:
 
     def answer(self, reply: bytes) -> None:
         self.conversation = None
-        self.said.append(reply)
+        self.reply.append(reply)
 
     def queued(self, size: int) -> None:
         raise AssertionError("it is charged for nothing any more")
@@ -67,8 +67,8 @@ LENT: Any = Lent()
 Handler = Callable[[Conversation], Awaitable[bytes]]
 
 
-async def begun(context: Context, handler: Handler) -> tuple[Asker, Conversation, "asyncio.Task[None]"]:
-    client: Any = Asker()
+async def begun(context: Context, handler: Handler) -> tuple[StandInClient, Conversation, "asyncio.Task[None]"]:
+    client: Any = StandInClient()
     route: Any = None
     lease_pool: Any = None
     conversation = Conversation(client, route, TABLE[b"wait"], [b"WAIT", b"0", b"0"], context, lease_pool)
@@ -141,8 +141,8 @@ async def test_a_bug_is_said_and_closes_the_connection_as_it_says() -> None:
     with worker() as context:
         client, _, task = await begun(context, breaks)
         await task
-        assert client.said == [errors.internal_error()]
-        assert b"the connection is closed" in client.said[0]
+        assert client.reply == [errors.internal_error()]
+        assert b"the connection is closed" in client.reply[0]
         assert client.closing
 
 
@@ -153,7 +153,7 @@ async def test_a_refusal_leaves_the_connection_open() -> None:
     with worker() as context:
         client, _, task = await begun(context, refuses)
         await task
-        assert (client.said, client.closing) == ([b"-ERR no\r\n"], False)
+        assert (client.reply, client.closing) == ([b"-ERR no\r\n"], False)
 
 
 async def test_what_is_done_for_very_many_parts_is_done_between_the_turns_of_others() -> None:
@@ -176,6 +176,6 @@ async def test_what_is_done_for_very_many_parts_is_done_between_the_turns_of_oth
     with worker() as context:
         client, _, task = await begun(context, work)
         await task
-    assert client.said == [b"+OK\r\n"]
+    assert client.reply == [b"+OK\r\n"]
     assert [part for _, some in done for part in some] == list(range(20 * BATCH_PARTS))
     assert len({at for at, _ in done}) == 20, "others had a turn after each"

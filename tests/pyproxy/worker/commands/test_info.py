@@ -15,7 +15,7 @@ from pyproxy.fleet import Server
 from pyproxy.messages import NodeHealth, ShardHealth
 from pyproxy.worker.commands import info
 from pyproxy.worker.commands.context import Context
-from tests.pyproxy.worker.commands.asker import count, health, worker
+from tests.pyproxy.worker.commands.stand_ins import count, health, worker
 from tests.wire import exchange
 
 read: Callable[[bytes], dict[str, Any]] = parse_info
@@ -69,7 +69,7 @@ def titles(text: bytes) -> list[str]:
     return [line[2:].decode() for line in text.split(b"\r\n") if line.startswith(b"# ")]
 
 
-def said(server: Server, *sections: str) -> bytes:
+def reply(server: Server, *sections: str) -> bytes:
     """INFO of a real server that has a key and an error on its record."""
     text = decode(exchange(server.port, " ".join(["INFO", *sections, "\r\n"]).encode()))
     assert isinstance(text, bytes)
@@ -78,7 +78,7 @@ def said(server: Server, *sections: str) -> bytes:
 
 def seen(server: Server, name: str) -> ShardHealth:
     """A real server as the parent sees it."""
-    lines = said(server, "everything").decode().splitlines()
+    lines = reply(server, "everything").decode().splitlines()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     return health(name, fields, keys=1)
 
@@ -116,7 +116,7 @@ def test_the_sections_are_those_of_redis_in_its_order_and_one_of_the_proxy(serve
     with worker(seen(server, "s0")) as context:
         ours = titles(info.render([each.encode() for each in shown], context))
     later = {"TLS", "Cluster Info", "Scripting Engines"}  # sections that Redis 7.0 has not
-    theirs = [title for title in titles(said(server, *shown)) if title not in later]
+    theirs = [title for title in titles(reply(server, *shown)) if title not in later]
     assert [title for title in ours if title != "Proxy"] == theirs
     assert "Proxy" in ours
 
@@ -126,7 +126,7 @@ def test_the_sections_are_those_of_redis_in_its_order_and_one_of_the_proxy(serve
 )
 def test_only_the_sections_that_were_asked_for_are_told(server: Server, asked: list[str]) -> None:
     with worker(health("s0")) as context:
-        assert titles(info.render([each.encode() for each in asked], context)) == titles(said(server, *asked))
+        assert titles(info.render([each.encode() for each in asked], context)) == titles(reply(server, *asked))
 
 
 def test_the_default_sections_can_be_asked_for_with_another_one() -> None:
@@ -141,7 +141,7 @@ def test_a_section_that_does_not_exist_is_an_empty_text() -> None:
 
 def test_every_field_outside_the_proxys_own_section_is_one_that_servers_have(server: Server) -> None:
     redis_mode = {"redis_mode"}  # Valkey calls it server_mode; clients look for Redis' name
-    theirs = read(said(server, "everything"))
+    theirs = read(reply(server, "everything"))
     with worker(seen(server, "s0")) as context:
         ours = parsed(context, *(title.lower().encode() for title in info.SECTIONS if title != "Proxy"))
     assert set(ours) - set(theirs) - redis_mode == {"db0"} - set(theirs)
@@ -152,7 +152,7 @@ def test_lines_end_in_crlf_and_sections_are_set_apart_by_an_empty_line(server: S
         text = info.render([b"cluster", b"cpu"], context)
     assert text.endswith(b"\r\n\r\n# Cluster\r\ncluster_enabled:0\r\n")
     assert text.count(b"\n") == text.count(b"\r\n")
-    assert said(server, "cluster", "cpu").endswith(b"\r\n\r\n# Cluster\r\ncluster_enabled:0\r\n")
+    assert reply(server, "cluster", "cpu").endswith(b"\r\n\r\n# Cluster\r\ncluster_enabled:0\r\n")
 
 
 # --- sums -------------------------------------------------------------------------------------------------------------

@@ -110,8 +110,8 @@ def test_the_answers_of_all_become_one(how: str, frames: list[bytes], answer: by
     ],
 )
 def test_answers_that_do_not_fit_together_are_an_error_and_no_value(how: str, frames: list[bytes]) -> None:
-    said = merged(b"eval", how, {f"s{index}": frame for index, frame in enumerate(frames)}, True)
-    assert said.startswith(b"-ERR the shards' answers to 'eval' cannot be merged by %b" % how.encode())
+    reply = merged(b"eval", how, {f"s{index}": frame for index, frame in enumerate(frames)}, True)
+    assert reply.startswith(b"-ERR the shards' answers to 'eval' cannot be merged by %b" % how.encode())
 
 
 def test_the_error_of_one_is_that_of_all_and_says_who_may_have_written() -> None:

@@ -16,7 +16,7 @@ from pyproxy.messages import Configured, FixedSetting, Script, ScriptsFlushed, S
 from pyproxy.metrics import INDEX
 from pyproxy.worker.commands import local
 from pyproxy.worker.commands.context import Context
-from tests.pyproxy.worker.commands.asker import Asker, health, worker
+from tests.pyproxy.worker.commands.stand_ins import StandInClient, health, worker
 from tests.wire import exchange
 
 read_clients: Callable[[bytes], list[dict[str, str]]] = parse_client_list
@@ -30,19 +30,19 @@ def context() -> Iterator[Context]:
         yield each
 
 
-def say(client: Asker, context: Context, *lines: bytes) -> bytes:
+def say(client: StandInClient, context: Context, *lines: bytes) -> bytes:
     """All answers to these commands, written inline, as the worker gives them: the arity is checked before."""
-    said = b""
+    reply = b""
     for line in lines:
         argv = split_inline(line)
         assert argv
         command = lookup(argv)
         assert command is not None and command.kind is Kind.LOCAL, f"{line!r} is not answered by the proxy"
         if command.arity_ok(len(argv)):
-            said += local.answer(command.name, client, argv, context)
+            reply += local.answer(command.name, client, argv, context)
         elif not client.reply_mode:
-            said += errors.wrong_arity(command.name)
-    return said
+            reply += errors.wrong_arity(command.name)
+    return reply
 
 
 def local_commands(commands: Mapping[bytes, Command]) -> set[bytes]:
@@ -137,7 +137,7 @@ LIKE_REDIS = [
 def test_the_answer_is_that_of_a_server_without_a_password(
     server: Server, context: Context, lines: list[bytes]
 ) -> None:
-    assert say(Asker(), context, *lines) == exchange(server.port, b"".join(line + b"\r\n" for line in lines))
+    assert say(StandInClient(), context, *lines) == exchange(server.port, b"".join(line + b"\r\n" for line in lines))
 
 
 @pytest.mark.parametrize(
@@ -158,17 +158,17 @@ def test_the_answer_is_that_of_a_server_without_a_password(
 def test_the_answer_is_that_of_a_newer_server_where_older_ones_have_none(
     server: Server, context: Context, line: bytes
 ) -> None:
-    said = exchange(server.port, line + b"\r\n")
-    if any(word in said for word in (b"unknown subcommand", b"cluster support disabled", b"Prints this help")):
-        pytest.skip(f"this server is too old: {said[:60]!r}")
-    assert say(Asker(), context, line) == said
+    reply = exchange(server.port, line + b"\r\n")
+    if any(word in reply for word in (b"unknown subcommand", b"cluster support disabled", b"Prints this help")):
+        pytest.skip(f"this server is too old: {reply[:60]!r}")
+    assert say(StandInClient(), context, line) == reply
 
 
 # --- the connection ---------------------------------------------------------------------------------------------------
 
 
 def test_hello_tells_what_clients_read_from_it(context: Context) -> None:
-    assert decode(say(Asker(), context, b"HELLO 3")) == {
+    assert decode(say(StandInClient(), context, b"HELLO 3")) == {
         b"server": b"redis",
         b"version": b"7.0.15",  # the lowest of the backends
         b"proto": 3,
@@ -180,67 +180,67 @@ def test_hello_tells_what_clients_read_from_it(context: Context) -> None:
 
 
 def test_hello_has_the_fields_of_redis_in_its_order(server: Server, context: Context) -> None:
-    theirs, ours = decode(exchange(server.port, b"HELLO\r\n")), decode(say(Asker(), context, b"HELLO"))
+    theirs, ours = decode(exchange(server.port, b"HELLO\r\n")), decode(say(StandInClient(), context, b"HELLO"))
     assert isinstance(theirs, list) and isinstance(ours, list)
     assert ours[::2] == theirs[::2]
 
 
 def test_hello_answers_in_the_protocol_it_switches_to(context: Context) -> None:
-    client = Asker(db=4)
+    client = StandInClient(db=4)
     assert say(client, context, b"HELLO 3").startswith(b"%7\r\n")
     assert say(client, context, b"HELLO 2").startswith(b"*14\r\n")
     assert client.switches == [(3, 4), (2, 4)]
 
 
 def test_hello_without_a_version_keeps_the_protocol(context: Context) -> None:
-    client = Asker(proto=3)
+    client = StandInClient(proto=3)
     assert say(client, context, b"HELLO").startswith(b"%7\r\n")
     assert client.switches == []
 
 
 def test_hello_takes_user_and_name(context: Context) -> None:
-    client = Asker()
+    client = StandInClient()
     assert say(client, context, b"HELLO 3 AUTH default any SETNAME app").startswith(b"%7\r\n")
     assert client.name == b"app"
 
 
 @pytest.mark.parametrize("wrong", [b"SETNAME a AUTH bob x", b"SETNAME a BAD", b'SETNAME a SETNAME "b c"'])
 def test_a_hello_that_fails_changes_nothing(context: Context, wrong: bytes) -> None:
-    client = Asker()
+    client = StandInClient()
     assert say(client, context, b"HELLO 3 " + wrong).startswith(b"-")
-    assert client == Asker()
+    assert client == StandInClient()
 
 
 def test_select_switches_the_database_and_keeps_the_protocol(context: Context) -> None:
-    client = Asker(proto=3)
+    client = StandInClient(proto=3)
     assert say(client, context, b"SELECT 15") == b"+OK\r\n"
     assert client.switches == [(3, 15)]
 
 
 def test_a_select_that_fails_switches_nothing(context: Context) -> None:
-    client = Asker()
+    client = StandInClient()
     say(client, context, b"SELECT 16")
     assert client.switches == []
 
 
 def test_reset_forgets_everything_but_the_library(context: Context) -> None:
-    client = Asker(proto=3, db=5, name=b"app", lib_name=b"lib", reply_mode=1)
+    client = StandInClient(proto=3, db=5, name=b"app", lib_name=b"lib", reply_mode=1)
     assert say(client, context, b"RESET") == b"+RESET\r\n"
-    assert client == Asker(lib_name=b"lib", switches=[(2, 0)])
+    assert client == StandInClient(lib_name=b"lib", switches=[(2, 0)])
 
 
 def test_quit_says_ok_and_ends_the_connection(context: Context) -> None:
-    client = Asker()
+    client = StandInClient()
     assert say(client, context, b"QUIT") == b"+OK\r\n"
     assert client.closing
 
 
 def test_time_is_the_wall_clock_in_seconds_and_microseconds(context: Context) -> None:
     before = time.time_ns() // 1000
-    said = decode(say(Asker(), context, b"TIME"))
+    reply = decode(say(StandInClient(), context, b"TIME"))
     after = time.time_ns() // 1000
-    assert isinstance(said, list)
-    seconds, micros = map(int, said)
+    assert isinstance(reply, list)
+    seconds, micros = map(int, reply)
     assert before <= seconds * 1_000_000 + micros <= after
     assert 0 <= micros < 1_000_000
 
@@ -249,7 +249,7 @@ def test_time_is_the_wall_clock_in_seconds_and_microseconds(context: Context) ->
 
 
 def test_client_info_tells_what_is_known_of_the_client(context: Context) -> None:
-    client = Asker(proto=3, db=2, name=b"app", last_command=b"client|info", buffered_in=10, buffered_out=20)
+    client = StandInClient(proto=3, db=2, name=b"app", last_command=b"client|info", buffered_in=10, buffered_out=20)
     say(client, context, b"CLIENT SETINFO LIB-NAME lib", b"CLIENT SETINFO LIB-VER 1.0")
     text = decode(say(client, context, b"CLIENT INFO"))
     assert isinstance(text, bytes)
@@ -278,13 +278,16 @@ def test_client_info_has_the_fields_of_redis_in_its_order(server: Server, contex
         assert isinstance(text, bytes)
         return [word.partition(b"=")[0] for word in text.split()]
 
-    theirs, ours = fields(exchange(server.port, b"CLIENT INFO\r\n")), fields(say(Asker(), context, b"CLIENT INFO"))
+    theirs, ours = (
+        fields(exchange(server.port, b"CLIENT INFO\r\n")),
+        fields(say(StandInClient(), context, b"CLIENT INFO")),
+    )
     newer = {b"watch", b"lib-name", b"lib-ver", b"tot-cmds"}  # than Redis 7.0
     assert [name for name in ours if name in theirs or name not in newer] == [name for name in theirs if name in ours]
 
 
 def listed(context: Context, line: bytes) -> list[str]:
-    text = decode(say(Asker(), context, line))
+    text = decode(say(StandInClient(), context, line))
     assert isinstance(text, bytes)
     return [each["id"] for each in read_clients(text)]
 
@@ -299,16 +302,16 @@ def listed(context: Context, line: bytes) -> list[str]:
     ],
 )
 def test_client_list_shows_the_clients_of_this_worker(context: Context, line: bytes, ids: list[str]) -> None:
-    context.clients = lambda: [Asker(id=number) for number in (1, 2, 3)]
+    context.clients = lambda: [StandInClient(id=number) for number in (1, 2, 3)]
     assert listed(context, line) == ids
 
 
 def test_an_id_that_is_none_is_refused(context: Context) -> None:
-    assert say(Asker(), context, b"CLIENT LIST ID 1 x") == b"-ERR Invalid client ID\r\n"
+    assert say(StandInClient(), context, b"CLIENT LIST ID 1 x") == b"-ERR Invalid client ID\r\n"
 
 
 def test_client_help_names_every_subcommand_that_is_answered(context: Context) -> None:
-    text = say(Asker(), context, b"CLIENT HELP")
+    text = say(StandInClient(), context, b"CLIENT HELP")
     named = {name.partition(b"|")[2].upper() for name in local.LOCAL if name.startswith(b"client|")}
     assert all(b"\r\n+" + name in text for name in named)
 
@@ -318,7 +321,7 @@ def test_client_help_names_every_subcommand_that_is_answered(context: Context) -
 
 def config(context: Context, *patterns: str) -> dict[bytes, bytes]:
     line = " ".join(["CONFIG GET", *patterns]).encode()
-    told = decode(say(Asker(proto=3), context, line))
+    told = decode(say(StandInClient(proto=3), context, line))
     assert isinstance(told, dict)
     return told
 
@@ -334,7 +337,7 @@ def test_config_get_tells_limits_of_the_proxy_and_not_of_a_backend(context: Cont
 
 
 @pytest.mark.parametrize(
-    ("versions", "said"),
+    ("versions", "reply"),
     [
         (["9.1.2", "8.0.1"], b"+OK\r\n"),
         (["9.1.2", ""], errors.no_cluster()),  # one of them is a Redis
@@ -343,15 +346,15 @@ def test_config_get_tells_limits_of_the_proxy_and_not_of_a_backend(context: Cont
     ],
 )
 @pytest.mark.parametrize("line", [b"READONLY", b"READWRITE"])
-def test_readonly_is_answered_as_by_servers_without_a_cluster(versions: list[str], said: bytes, line: bytes) -> None:
+def test_readonly_is_answered_as_by_servers_without_a_cluster(versions: list[str], reply: bytes, line: bytes) -> None:
     healths = [health(f"s{n}", {"valkey_version": each} if each else {}) for n, each in enumerate(versions)]
     with worker(*healths) as context:
-        assert say(Asker(), context, line) == said
+        assert say(StandInClient(), context, line) == reply
 
 
 def test_the_last_save_is_that_of_the_shard_that_has_not_saved_for_longest() -> None:
     with worker(health("s0", {"rdb_last_save_time": 30}), health("s1", {"rdb_last_save_time": 20})) as context:
-        assert say(Asker(), context, b"LASTSAVE") == b":20\r\n"
+        assert say(StandInClient(), context, b"LASTSAVE") == b":20\r\n"
 
 
 def test_resetstat_clears_the_numbers_of_all_workers_and_not_what_is_so_now(context: Context) -> None:
@@ -359,10 +362,10 @@ def test_resetstat_clears_the_numbers_of_all_workers_and_not_what_is_so_now(cont
         row = context.page.row(index)
         row[INDEX["commands"]], row[INDEX["clients"]] = 5, 1
         row.release()
-    assert say(Asker(), context, b"CONFIG RESETSTAT") == b"+OK\r\n"
-    said = say(Asker(), context, b"INFO stats clients")
-    assert b"total_commands_processed:0\r\n" in said
-    assert b"connected_clients:2\r\n" in said
+    assert say(StandInClient(), context, b"CONFIG RESETSTAT") == b"+OK\r\n"
+    reply = say(StandInClient(), context, b"INFO stats clients")
+    assert b"total_commands_processed:0\r\n" in reply
+    assert b"connected_clients:2\r\n" in reply
 
 
 def test_config_get_adds_up_the_memory_of_all_shards() -> None:
@@ -371,7 +374,7 @@ def test_config_get_adds_up_the_memory_of_all_shards() -> None:
 
 
 def test_config_get_names_each_setting_once_however_often_it_matches(context: Context) -> None:
-    assert say(Asker(), context, b"CONFIG GET save s* *ave SAVE").startswith(b"*4\r\n$4\r\nsave\r\n")
+    assert say(StandInClient(), context, b"CONFIG GET save s* *ave SAVE").startswith(b"*4\r\n$4\r\nsave\r\n")
 
 
 def test_config_get_of_everything_names_only_settings_that_redis_has(server: Server, context: Context) -> None:
@@ -384,15 +387,15 @@ def test_config_get_of_everything_names_only_settings_that_redis_has(server: Ser
     "line", [b"maxmemory 1", b"notify-keyspace-events E save x", b"save x notify-keyspace-events E"]
 )
 def test_config_set_of_anything_else_is_refused_with_the_reason_and_sets_nothing(context: Context, line: bytes) -> None:
-    said = b"-ERR command 'config|set' is not served by this proxy: the proxy is configured by its own file, and each"
-    assert say(Asker(), context, b"CONFIG SET " + line) == said + b" server at that server\r\n"
+    reply = b"-ERR command 'config|set' is not served by this proxy: the proxy is configured by its own file, and each"
+    assert say(StandInClient(), context, b"CONFIG SET " + line) == reply + b" server at that server\r\n"
     assert context.settings.told == {}
 
 
 def test_what_was_set_is_told_to_the_parent_in_one_spelling(context: Context) -> None:
     told: list[Configured | Script | ScriptsFlushed] = []
     context.tell = told.append
-    say(Asker(), context, b"CONFIG SET notify-keyspace-events xxE", b"CONFIG SET notify-keyspace-events y")
+    say(StandInClient(), context, b"CONFIG SET notify-keyspace-events xxE", b"CONFIG SET notify-keyspace-events y")
     assert told == [Configured("notify-keyspace-events", "xE", 1)]
 
 
@@ -402,12 +405,12 @@ FIXED = FixedSetting("s1", "notify-keyspace-events", "xE")
 @pytest.mark.parametrize("flags", [b"Ex", b"xxE"])
 def test_what_is_fixed_may_be_set_to_the_same(context: Context, flags: bytes) -> None:
     context.settings = Settings(1, {}, [FIXED])
-    assert say(Asker(), context, b"CONFIG SET notify-keyspace-events " + flags) == b"+OK\r\n"
+    assert say(StandInClient(), context, b"CONFIG SET notify-keyspace-events " + flags) == b"+OK\r\n"
 
 
 def test_what_is_fixed_cannot_be_set_to_anything_else(context: Context) -> None:
     context.settings = Settings(1, {}, [FIXED])
-    assert say(Asker(), context, b"CONFIG SET notify-keyspace-events KEA") == (
+    assert say(StandInClient(), context, b"CONFIG SET notify-keyspace-events KEA") == (
         b"-ERR notify-keyspace-events of shard s1 is 'xE' by its parameter group, and cannot be set by CONFIG SET; "
         b"change it in the parameter group\r\n"
     )
@@ -416,9 +419,9 @@ def test_what_is_fixed_cannot_be_set_to_anything_else(context: Context) -> None:
 
 def test_while_it_is_not_known_whether_it_is_fixed_clients_shall_come_again(context: Context) -> None:
     context.settings = Settings(1, {}, [FixedSetting("s1", "notify-keyspace-events", None)])
-    said = say(Asker(), context, b"CONFIG SET notify-keyspace-events Ex")
-    assert said.startswith(b"-TRYAGAIN notify-keyspace-events of shard s1: ")
-    assert said.endswith(b", applied=no; retry later\r\n")
+    reply = say(StandInClient(), context, b"CONFIG SET notify-keyspace-events Ex")
+    assert reply.startswith(b"-TRYAGAIN notify-keyspace-events of shard s1: ")
+    assert reply.endswith(b", applied=no; retry later\r\n")
     assert context.settings.told == {}
 
 
@@ -433,24 +436,24 @@ def test_config_get_is_bounded(context: Context) -> None:
     many = encode([b"CONFIG", b"GET", *[b"*a*"] * 129])
     argv = decode(many)
     assert isinstance(argv, list)
-    said = local.answer(b"config|get", Asker(), argv, context)
-    assert said == b"-ERR too many patterns for 'config|get' command: expected at most 128\r\n"
+    reply = local.answer(b"config|get", StandInClient(), argv, context)
+    assert reply == b"-ERR too many patterns for 'config|get' command: expected at most 128\r\n"
 
 
 def test_a_pattern_longer_than_any_name_matches_nothing(context: Context) -> None:
-    assert local.answer(b"config|get", Asker(), [b"CONFIG", b"GET", b"*" * 10_000_000], context) == b"*0\r\n"
+    assert local.answer(b"config|get", StandInClient(), [b"CONFIG", b"GET", b"*" * 10_000_000], context) == b"*0\r\n"
 
 
 def test_texts_for_people_are_verbatim_in_resp3(context: Context) -> None:
     for line in (b"INFO", b"LOLWUT", b"CLIENT INFO", b"CLIENT LIST"):
-        assert say(Asker(proto=3), context, line).startswith(b"=")
-        assert say(Asker(proto=2), context, line).startswith(b"$")
+        assert say(StandInClient(proto=3), context, line).startswith(b"=")
+        assert say(StandInClient(proto=2), context, line).startswith(b"$")
 
 
 def test_lolwut_ends_in_the_version(context: Context) -> None:
-    assert say(Asker(), context, b"LOLWUT VERSION 5").endswith(b"pyproxy ver. 1.2.3\n\r\n")
+    assert say(StandInClient(), context, b"LOLWUT VERSION 5").endswith(b"pyproxy ver. 1.2.3\n\r\n")
 
 
 def test_command_speaks_of_the_table_of_this_worker(context: Context) -> None:
     context.table = {name: TABLE[name] for name in (b"get", b"command")}
-    assert say(Asker(), context, b"COMMAND COUNT") == b":2\r\n"
+    assert say(StandInClient(), context, b"COMMAND COUNT") == b":2\r\n"

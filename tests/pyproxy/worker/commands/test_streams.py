@@ -38,10 +38,10 @@ def test_streams_come_in_the_order_in_which_they_were_asked_for(
 
 
 @pytest.mark.parametrize("proto", [2, 3])
-@pytest.mark.parametrize("said", ["b", "ca", "ad"])
-def test_a_stream_that_nobody_asked_that_shard_for_is_no_answer(proto: int, said: str) -> None:
+@pytest.mark.parametrize("reply", ["b", "ca", "ad"])
+def test_a_stream_that_nobody_asked_that_shard_for_is_no_answer(proto: int, reply: str) -> None:
     with pytest.raises(ProtocolError):
-        in_order({0: frame(proto, *said), 1: frame(proto, "b")}, proto)
+        in_order({0: frame(proto, *reply), 1: frame(proto, "b")}, proto)
 
 
 def test_what_is_no_answer_to_xread_is_none() -> None:

@@ -10,7 +10,7 @@ from pyproxy.worker.commands.transaction import SLICE_S, Transaction
 from pyproxy.worker.lane.lane import Route
 
 
-class Asker:
+class StandInClient:
     """Stands in for the compiled client."""
 
     lane: Any = None
@@ -30,7 +30,7 @@ def test_what_the_proxy_answers_itself_is_done_once_and_in_slices(monkeypatch: p
 
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     nobody: Any = None
-    client: Any = Asker()
+    client: Any = StandInClient()
     transaction = Transaction(nobody, answer, nobody)
     for _ in range(10):
         assert transaction.take(client, Route(TABLE[b"ping"]), TABLE[b"ping"], [b"PING"]) == b"+QUEUED\r\n"

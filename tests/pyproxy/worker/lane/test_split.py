@@ -17,7 +17,7 @@ from pyproxy.worker.lane.lane import Backend, Client, Lane, Route
 from pyproxy.worker.lane.outcome import PLACED
 from pyproxy.worker.lane.split import Assembly, ask, ask_on, execute, fan_out, relay
 from tests.e2e.rig import Connection, Keys, error
-from tests.pyproxy.worker.commands.asker import worker
+from tests.pyproxy.worker.commands.stand_ins import worker
 
 
 @pytest.fixture

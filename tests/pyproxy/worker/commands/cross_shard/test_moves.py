@@ -18,15 +18,15 @@ def test_what_is_there_is_replaced_only_where_that_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "options"),
+    ("reply", "options"),
     [("", (False, None)), ("replace", (True, None)), ("DB 4", (False, 4)), ("REPLACE db 0 REPLACE", (True, 0))],
 )
-def test_the_options_of_copy_are_understood(said: str, options: tuple[bool, int | None]) -> None:
-    assert copy_options([b"COPY", b"a", b"b", *said.encode().split()]) == options
+def test_the_options_of_copy_are_understood(reply: str, options: tuple[bool, int | None]) -> None:
+    assert copy_options([b"COPY", b"a", b"b", *reply.encode().split()]) == options
 
 
 @pytest.mark.parametrize(
-    ("said", "line"),
+    ("reply", "line"),
     [
         ("DB", b"-ERR syntax error\r\n"),
         ("NOW", b"-ERR syntax error\r\n"),
@@ -36,7 +36,7 @@ def test_the_options_of_copy_are_understood(said: str, options: tuple[bool, int 
         ("DB 2147483648", b"-ERR value is out of range, value must between -2147483648 and 2147483647\r\n"),
     ],
 )
-def test_wrong_options_of_copy_get_redis_words(said: str, line: bytes) -> None:
+def test_wrong_options_of_copy_get_redis_words(reply: str, line: bytes) -> None:
     with pytest.raises(Refusal) as refused:
-        copy_options([b"COPY", b"a", b"b", *said.encode().split()])
+        copy_options([b"COPY", b"a", b"b", *reply.encode().split()])
     assert refused.value.line == line

@@ -40,38 +40,38 @@ class Waiter:
         self.conversation = conversation
         self.size = size
         self.keys = keys
-        self.called = asyncio.Event()
+        self.woken = asyncio.Event()
         """There may be something for it, or its wait is to end."""
 
 
-class Probe:
+class ReadyKeys:
     """All who wait in one database."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._lines: dict[int, Line] = {}
+        self._by_shard: dict[int, ShardWaiters] = {}
         self._pause_s = FIRST_S
         self._timer: asyncio.TimerHandle | None = None
 
     @contextlib.contextmanager
-    def asking_for(self, waiter: Waiter) -> Iterator[None]:
+    def watching_for(self, waiter: Waiter) -> Iterator[None]:
         """Within the block it is called when something may have come; `hurry` when that has been looked at."""
         for shard in waiter.keys:
-            self._lines.setdefault(shard, Line(shard, self.hurry)).join(waiter)
-        self.hurry()
+            self._by_shard.setdefault(shard, ShardWaiters(shard, self.check_soon)).join(waiter)
+        self.check_soon()
         try:
             yield
         finally:
             for shard in waiter.keys:
-                line = self._lines[shard]
-                line.leave(waiter)
-                if line.is_empty:
-                    del self._lines[shard]
-            if not self._lines and self._timer is not None:
+                waiters = self._by_shard[shard]
+                waiters.leave(waiter)
+                if waiters.is_empty:
+                    del self._by_shard[shard]
+            if not self._by_shard and self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
 
-    def hurry(self) -> None:
+    def check_soon(self) -> None:
         """Ask soon: something goes on."""
         if self._timer is None or self._pause_s > FIRST_S:
             self._ask_in(FIRST_S)
@@ -84,19 +84,19 @@ class Probe:
 
     def _ask(self) -> None:
         self._ask_in(min(LONGEST_S, self._pause_s * 1.5))
-        for line in list(self._lines.values()):
-            line.ask()
+        for waiters in list(self._by_shard.values()):
+            waiters.ask()
 
 
-class Line:
+class ShardWaiters:
     """Those who wait for keys of one shard, in the order in which they came."""
 
-    def __init__(self, shard: int, on_called: Callable[[], None]) -> None:
+    def __init__(self, shard: int, on_woken: Callable[[], None]) -> None:
         self._shard = shard
-        self._on_called = on_called
+        self._on_woken = on_woken
         self._waiters: dict[Waiter, None] = {}
-        self._questions: list[tuple[Request, list[tuple[bytes, bytes]]]] = []  # EXISTS, and (size, key) of its keys
-        self._asker: Waiter | None = None  # in whose name it is asked now
+        self._checks: list[tuple[Request, list[tuple[bytes, bytes]]]] = []  # EXISTS, and (size, key) of its keys
+        self._requester: Waiter | None = None  # in whose name it is asked now
         self._left = 0  # answers
 
     @property
@@ -105,26 +105,26 @@ class Line:
 
     def join(self, waiter: Waiter) -> None:
         self._waiters[waiter] = None
-        self._questions.clear()
+        self._checks.clear()
 
     def leave(self, waiter: Waiter) -> None:
         del self._waiters[waiter]
-        self._questions.clear()
-        if self._asker is waiter:
-            self._asker = None  # its answers will not come
+        self._checks.clear()
+        if self._requester is waiter:
+            self._requester = None  # its answers will not come
 
     def ask(self) -> None:
         """Ask whether anything is there, unless that is asked already, or all who wait are at it."""
-        if self._asker is not None:
+        if self._requester is not None:
             return
-        idle = (waiter for waiter in self._waiters if not waiter.called.is_set() and not waiter.conversation.is_over)
-        self._asker = next(idle, None)
-        if self._asker is None:
+        idle = (waiter for waiter in self._waiters if not waiter.woken.is_set() and not waiter.conversation.is_over)
+        self._requester = next(idle, None)
+        if self._requester is None:
             return
-        self._questions = self._questions or list(self._cut())
-        questions, self._left = list(self._questions), len(self._questions)
-        for request, keys in questions:
-            self._put(self._asker, request, partial(self._is_there, keys))
+        self._checks = self._checks or list(self._cut())
+        checks, self._left = list(self._checks), len(self._checks)
+        for request, keys in checks:
+            self._send(self._requester, request, partial(self._is_there, keys))
 
     def _cut(self) -> Iterator[tuple[Request, list[tuple[bytes, bytes]]]]:
         wanted = dict.fromkeys((each.size, key) for each in self._waiters for key in each.keys[self._shard])
@@ -138,33 +138,33 @@ class Line:
             size += len(each[1])
         yield Request([b"EXISTS", *(key for _, key in some)]), some
 
-    def _put(self, asker: Waiter | None, asked: Asked, on_frame: Callable[[bytes], None]) -> None:
+    def _send(self, requester: Waiter | None, asked: Asked, on_frame: Callable[[bytes], None]) -> None:
         """Ask in the name of this one, unless it has left meanwhile; where there is no answer all are called."""
-        if asker is None or asker is not self._asker:
+        if requester is None or requester is not self._requester:
             return
 
         def on_answer(frames: list[bytes | None], _failed: object) -> None:
-            if self._asker is asker:
+            if self._requester is requester:
                 on_frame(frames[self._shard] or b"-")
 
-        conversation = asker.conversation
+        conversation = requester.conversation
         if ask(conversation.client, conversation.route, {self._shard: asked}, False, True, on_answer) is not None:
-            self._end(list(self._waiters))
+            self._wake_all(list(self._waiters))
 
     def _is_there(self, keys: Sequence[tuple[bytes, bytes]], frame: bytes) -> None:
         if frame == b":0\r\n":
             self._answered()
         elif frame.startswith(b":"):
             block = Block(Request(each) for each in keys)
-            self._put(self._asker, block, partial(self._counted, keys))
+            self._send(self._requester, block, partial(self._counted, keys))
         else:
-            self._end(list(self._waiters))
+            self._wake_all(list(self._waiters))
 
     def _counted(self, keys: Sequence[tuple[bytes, bytes]], frame: bytes) -> None:
         sizes = scan.elements(frame, True) if frame.startswith(b"*%d\r\n" % len(keys)) else [b"-"] * len(keys)
-        for (size, key), said in zip(keys, sizes, strict=True):
+        for (size, key), reply in zip(keys, sizes, strict=True):
             try:
-                left = integer(said)
+                left = integer(reply)
             except BadFrame:
                 left = len(self._waiters)  # WRONGTYPE, which they are told
             for waiter in self._waiters:
@@ -172,19 +172,19 @@ class Line:
                     break
                 if waiter.size == size and key in waiter.keys[self._shard]:
                     left -= 1
-                    self._call(waiter)
+                    self._wake(waiter)
         self._answered()
 
     def _answered(self) -> None:
         self._left -= 1
         if not self._left:
-            self._asker = None
+            self._requester = None
 
-    def _end(self, called: Sequence[Waiter]) -> None:
-        self._asker = None
+    def _wake_all(self, called: Sequence[Waiter]) -> None:
+        self._requester = None
         for waiter in called:
-            self._call(waiter)
+            self._wake(waiter)
 
-    def _call(self, waiter: Waiter) -> None:
-        waiter.called.set()
-        self._on_called()
+    def _wake(self, waiter: Waiter) -> None:
+        waiter.woken.set()
+        self._on_woken()

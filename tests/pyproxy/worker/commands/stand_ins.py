@@ -16,7 +16,7 @@ from pyproxy.worker.pubsub.registry import Subscriber
 
 
 @dataclass
-class Asker:
+class StandInClient:
     """Stands in for the compiled client: the attributes of context.Client, and nothing behind them."""
 
     id: int = 7
