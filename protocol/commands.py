@@ -1,9 +1,9 @@
-"""What is known of one command: its arity, its flags, where its keys are, and what the proxy does with it.
+"""One command: its arity, its flags, where its keys are, and what the proxy does with it.
 
-In comes a row, plain data as `rows.py` holds it and as it travels between processes; out comes a `Command`, which
-for an argv says where the keys are, or raises `BadKeys` with the line to answer.
+A `Row` is the plain data of a command, as `rows.py` holds it and as processes send it to each other. table.py makes a
+`Command` of it. A `Command` finds the keys in an argv, or raises `BadKeys` with the error line for the client.
 
-It never decides which commands there are (table.py) nor to which shard a key belongs.
+Which commands there are, table.py decides. To which shard a key belongs, shard_map.py decides.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ __all__ = ["BadKeys", "Command", "Kind", "Row", "rows_of"]
 class Kind(enum.IntEnum):
     """What the proxy does with a command."""
 
-    PLAIN = 1  # one key at a fixed position, whatever the arguments: to the shard of the key
-    KEYED = 2  # keys that must be looked for: to their shard, if it is one
-    SPLIT = 3  # a part to each shard, the answers merged
-    FANOUT = 4  # to all shards, the answers merged
-    LOCAL = 5  # answered by the proxy
-    REFUSED = 6  # answered with a refusal that says why
-    TRANSACTION = 7  # MULTI, and what ends it
-    CONVERSATION = 8  # more than one question, or a connection of its own
-    PUBSUB = 9  # publishes, or changes what the client is subscribed to
+    PLAIN = 1  # has one key, always at the same position: goes to the shard of that key
+    KEYED = 2  # its keys are found from its arguments: goes to their shard if all are on one
+    SPLIT = 3  # each shard gets the part with its keys; the answers are merged
+    FANOUT = 4  # goes to all shards; the answers are merged
+    LOCAL = 5  # the proxy answers it without a server
+    REFUSED = 6  # gets an error that gives the reason
+    TRANSACTION = 7  # begins or ends a transaction: MULTI, EXEC, DISCARD
+    CONVERSATION = 8  # takes several requests to the servers, or a connection of its own
+    PUBSUB = 9  # publishes, subscribes or unsubscribes
 
 
 class Row(NamedTuple):
-    """One entry of a COMMAND reply as plain data; words of a set are joined by spaces, in the server's order."""
+    """One entry of a COMMAND reply as plain data. The words of a set are joined by spaces, in the server's order."""
 
     name: str  # lower case; a subcommand is "object|encoding"
     arity: int
     flags: str  # "write denyoom fast"
-    first: int  # the old, coarse key positions; -1 as last: the last argument
+    first: int  # key positions in the form before key specs; last = -1 is the last argument
     last: int
     step: int
     categories: str  # "@write @string @fast"
@@ -59,7 +59,7 @@ class Row(NamedTuple):
     key_specs: Sequence[Sequence[str]]  # each: flags "RW insert", begin "index 1", find "range 0 1 0", notes
 
 
-_ABOUT_THE_SPEC = ("variable_flags", "incomplete")  # flags of a spec that say nothing about the key
+_ABOUT_THE_SPEC = ("variable_flags", "incomplete")  # flags that describe the spec, not the key
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,22 +67,22 @@ class Command:
     """One command, or one subcommand. Two are equal only if they are the same object."""
 
     name: bytes  # lower case; a subcommand is b"object|encoding"
-    arity: int  # with the name counted; negative: at least
+    arity: int  # number of words with the name; negative: at least so many
     flags: frozenset[str]
     key_specs: tuple[KeySpec, ...]
     kind: Kind
-    row: Row  # what the server said, for COMMAND INFO and LIST
+    row: Row  # as the server describes it, for COMMAND INFO and LIST
     first_key: int = 0  # PLAIN: argv position of its key; SPLIT: of the first key; else 0
     step: int = 0  # SPLIT: from key to key
-    merge: str = ""  # SPLIT, FANOUT: how the answers become one
+    merge: str = ""  # SPLIT, FANOUT: how the answers are merged
     reason: str = ""  # REFUSED: why, and what to do instead
-    slow: bool = False  # one may keep its server busy for seconds, and the server then answers nobody else
-    shard_wide: bool = False  # slow, and it always goes through all that a server has: what is behind it waits for it
+    slow: bool = False  # may keep its server busy for seconds; the server answers no other request meanwhile
+    shard_wide: bool = False  # slow, and always reads all keys of a server: requests behind it wait for it
     subcommands: Mapping[bytes, Command] = field(default_factory=dict)  # lower-case own name ("encoding")
 
     @property
     def is_read(self) -> bool:
-        """Whether it changes nothing and never waits; everything else counts as a write."""
+        """Whether it changes nothing and never blocks. Every other command counts as a write."""
         return "readonly" in self.flags and "blocking" not in self.flags
 
     @property
@@ -96,7 +96,7 @@ class Command:
 
     @property
     def has_keys(self) -> bool:
-        """Whether it can name keys at all."""
+        """Whether it can have keys."""
         return any(spec.names_keys for spec in self.key_specs)
 
     def arity_ok(self, argc: int) -> bool:
@@ -104,14 +104,14 @@ class Command:
         return argc == self.arity if self.arity >= 0 else argc >= -self.arity
 
     def is_whole(self, argc: int) -> bool:
-        """Whether a split of pairs (MSET) has whole pairs; a server finds that out when it runs it."""
+        """Whether each key of a split (MSET) has its value. A server checks that only when it runs the command."""
         return self.kind is not Kind.SPLIT or (argc - self.first_key) % self.step == 0
 
     def keys(self, argv: Sequence[bytes]) -> Sequence[int]:
-        """The argv positions of its keys, as COMMAND GETKEYS orders them; empty if it has none.
+        """The argv positions of its keys, in the order of COMMAND GETKEYS; empty if it has none.
 
-        Expects a right arity. Raises BadKeys where they cannot be determined, or where the command would read keys
-        that it does not name and that may lie elsewhere (SORT BY, SORT GET).
+        The arity must have been checked. Raises BadKeys if the keys cannot be found, or if the command would read
+        keys that it does not name and that may be on another shard (SORT BY, SORT GET).
         """
         guard = GUARDS.get(self.name)
         if guard is not None:
@@ -119,7 +119,7 @@ class Command:
         return self.positions(argv)
 
     def is_malformed(self, argv: Sequence[bytes]) -> bool:
-        """Whether its keys cannot be found at all, so that a server would refuse to run it, too."""
+        """Whether its keys cannot be found. A server would not run it either."""
         try:
             self.positions(argv)
         except BadKeys:
@@ -128,15 +128,15 @@ class Command:
 
     @property
     def may_wait(self) -> bool:
-        """Whether it can wait for something to come to a key; within MULTI no command does."""
+        """Whether it is a blocking command on keys. Within MULTI no command blocks."""
         return "blocking" in self.flags and self.has_keys
 
     def waits(self, argv: Sequence[bytes]) -> bool:
-        """Whether it does, so that it needs a connection of its own. Raises BadKeys where `keys` does."""
+        """Whether this argv blocks, so that it needs a connection of its own. Raises BadKeys as `keys` does."""
         return self.may_wait and timeout_place(self.name, argv) > 0
 
     def positions(self, argv: Sequence[bytes]) -> Sequence[int]:
-        """As `keys`, but it only looks where the keys are, and refuses nothing that has a right form."""
+        """As `keys`, without its check for keys that are not named."""
         parse = GRAMMARS.get(self.name)
         if parse is not None:
             return together([parse(self.name, argv)], len(argv))
@@ -155,7 +155,7 @@ class Command:
         return together(found, len(argv))
 
     def key_flags(self, argv: Sequence[bytes]) -> list[tuple[int, tuple[str, ...]]]:
-        """The keys with what happens to each, as COMMAND GETKEYSANDFLAGS gives them; raises BadKeys as `positions`."""
+        """Each key's position and flags, as COMMAND GETKEYSANDFLAGS gives them. Raises BadKeys as `positions` does."""
         positions = self.positions(argv)
         if self.name in GRAMMARS:  # the first key is the first spec's, a destination (STORE) the last one's
             specs = [self.key_specs[0 if index == 0 else -1] for index in range(len(positions))]
@@ -171,7 +171,7 @@ class Command:
         ]
 
     def _wants_no_key(self, spec: KeySpec, argv: Sequence[bytes]) -> bool:
-        """EVAL and its like may say that they have 0 keys."""
+        """Whether it is a call like EVAL that gives 0 as the number of its keys."""
         if "no_mandatory_keys" not in self.flags or not isinstance(spec.begin, Index):
             return False
         return isinstance(spec.find, KeyNum) and number(argv[spec.begin.position + spec.find.keynumidx]) == 0
@@ -181,9 +181,9 @@ class Command:
 
 
 def rows_of(entry: object) -> list[Row]:
-    """One entry of a COMMAND reply (RESP2 or RESP3, as hiredis parses it) -> its row, and those of its subcommands.
+    """One entry of a COMMAND reply (RESP2 or RESP3, as hiredis parses it) -> its row and those of its subcommands.
 
-    ValueError if it has not the form that Redis 7 gave it.
+    Raises ValueError if the entry does not have the form of Redis 7.
     """
     match entry:
         case [name, int() as arity, flags, int() as first, int() as last, int() as step, categories, tips, specs, subs]:
@@ -210,7 +210,7 @@ def _described(part: object) -> str:
 
 
 def _fields(value: object) -> dict[str, object]:
-    """A map: hiredis makes a dict of RESP3's and a flat list of RESP2's."""
+    """The entries of a map: hiredis parses it as a dict from RESP3 and as a flat list from RESP2."""
     pairs = value.items() if isinstance(value, dict) else zip(*[iter(_items(value))] * 2, strict=True)
     return _Fields((_text(key), each) for key, each in pairs)
 

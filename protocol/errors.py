@@ -1,12 +1,12 @@
-"""Every error line the proxy itself says to a client.
+"""Every error line that the proxy itself gives to a client.
 
-In come the words that differ (a name, a shard, a reason); out comes one full RESP error line as bytes: leading ``-``,
-trailing CRLF, never a CR or LF in between. Nothing here decides *when* an error is said, and lines that come from a
-backend are forwarded elsewhere, untouched.
+Each function takes the words that differ (a name, a shard, a reason) and returns one whole RESP error line as bytes:
+`-` in front, CRLF at the end, no CR or LF in between. The callers decide when an error is given. Error lines of servers
+are passed on elsewhere, unchanged.
 
-Where Redis has a line for the case, it is Redis' line, byte for byte (compared with Redis 7.0.15 and Valkey 9.1.2):
-clients parse these texts. The proxy's own lines follow one pattern: a code, the shard and its node, what happened, the
-way out. ``-TRYAGAIN`` promises that nothing was applied; ``-UNCERTAIN`` says that it may have been.
+Where Redis has a line for the case, it is used byte for byte (compared with Redis 7.0.15 and Valkey 9.1.2), as clients
+parse these texts. The proxy's own lines have one pattern: a code, the shard and its node, the cause, the way out.
+`-TRYAGAIN` promises that nothing was applied; `-UNCERTAIN` means that it may have been.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _raw(words: Words) -> bytes:
 
 
 def _line(*words: Words) -> bytes:
-    """The words one after the other as an error line; CR and LF become spaces, as Redis prints them."""
+    """An error line of these words. CR and LF become spaces, as Redis prints them."""
     return b"-" + b"".join(map(_raw, words)).translate(CRLF_TO_SPACES) + b"\r\n"
 
 
@@ -39,7 +39,7 @@ def _printed(words: Words) -> bytes:
 
 
 def protocol(text: Words) -> bytes:
-    """A request that is not RESP, as Redis says it; the connection is closed after it."""
+    """Redis' line for a request that is not RESP. The connection is closed after it."""
     return _line("ERR Protocol error: ", text)
 
 
@@ -51,7 +51,7 @@ def unbalanced_quotes() -> bytes:
 
 
 def unknown_command(argv: Sequence[bytes]) -> bytes:
-    """Redis' line for a command it does not know, with the first 128 bytes of its arguments, each in quotes."""
+    """Redis' line for an unknown command, with the first 128 bytes of its arguments, each in quotes."""
     shown = b""
     for argument in argv[1:]:
         if len(shown) >= SHOWN_BYTES:
@@ -61,7 +61,7 @@ def unknown_command(argv: Sequence[bytes]) -> bytes:
 
 
 def unknown_subcommand(name: Words, sub: Words) -> bytes:
-    """``name``: the container (``client``); ``sub``: what the client wrote, in its own case."""
+    """`name`: the container (`client`). `sub`: the subcommand, as the client wrote it."""
     return _line("ERR unknown subcommand '", _printed(sub), "'. Try ", _raw(name).upper(), " HELP.")
 
 
@@ -71,14 +71,14 @@ def wrong_arity(name: Words) -> bytes:
 
 
 def internal_error() -> bytes:
-    """The proxy's own fault; the connection is closed after it."""
+    """A bug of the proxy. The connection is closed after it."""
     return _line("ERR internal error of the proxy, see its log; the connection is closed")
 
 
-def about(name: Words, asked: Words, line: bytes) -> bytes:
-    """A server's error to the command that was ``asked`` of it, as an error to the one that the client sent."""
+def for_command(name: Words, sent: Words, line: bytes) -> bytes:
+    """A server's error for the command that was ``sent`` to it, with the name of the client's own command in it."""
     message = line[1:].rstrip(b"\r\n")
-    return _line(message.replace(b"'%b'" % _raw(asked).lower(), b"'%b'" % _raw(name).lower()))
+    return _line(message.replace(b"'%b'" % _raw(sent).lower(), b"'%b'" % _raw(name).lower()))
 
 
 def no_such_key() -> bytes:
@@ -87,7 +87,7 @@ def no_such_key() -> bytes:
 
 
 def subcommand_syntax(name: Words, sub: Words) -> bytes:
-    """A subcommand that checks the number of its arguments itself; ``sub`` as the client wrote it."""
+    """For a subcommand that checks the number of its arguments itself. `sub`: as the client wrote it."""
     words = ("ERR unknown subcommand or wrong number of arguments for '", _printed(sub), "'. Try ")
     return _line(*words, _raw(name).upper(), " HELP.")
 
@@ -101,7 +101,7 @@ def not_an_integer() -> bytes:
 
 
 def not_a_c_int() -> bytes:
-    """A number that does not fit C's int (t_string/object.c, getIntFromObjectOrReply); the grammar is Redis' own."""
+    """A number that does not fit C's int (object.c, getIntFromObjectOrReply). The wording is Redis' own."""
     return _line("ERR value is out of range, value must between -2147483648 and 2147483647")
 
 
@@ -111,12 +111,12 @@ def invalid_cursor() -> bytes:
 
 
 def cursor_too_large(shard: str, cursor: int) -> bytes:
-    """Clients are given cursors below 2^53, and the server's own must fit in."""
+    """The cursors of clients are below 2^53, and the server's own is a part of each."""
     return _line(f"ERR shard {shard}: its cursor {cursor} is too large to be passed on; scan that server directly")
 
 
 def crossslot() -> bytes:
-    """Keys of one command on different shards, where the command cannot be split."""
+    """The keys of a command are on different shards, and it cannot be split."""
     return _line(
         "CROSSSLOT Keys in request don't hash to the same slot",
         " (they are on different shards; give them one {hash tag} or send one command per key)",
@@ -124,12 +124,12 @@ def crossslot() -> bytes:
 
 
 def refused(name: Words, reason: Words) -> bytes:
-    """A command that exists but is not served; ``reason`` is one sentence that says why and what to do instead."""
+    """A command that exists but is not served. `reason`: one sentence with the cause and the way out."""
     return _line("ERR command '", _raw(name).lower(), "' is not served by this proxy: ", reason)
 
 
 def too_many_patterns(name: Words, limit: int) -> bytes:
-    """A bound of the proxy's own; Redis has none."""
+    """A limit of the proxy. Redis has none."""
     return _line("ERR too many patterns for '", _raw(name).lower(), f"' command: expected at most {limit}")
 
 
@@ -138,7 +138,7 @@ def config_set_failed(name: Words, why: Words) -> bytes:
 
 
 def setting_fixed(name: str, shard: str, value: str) -> bytes:
-    """Where servers do not let themselves be told: AWS' parameter groups."""
+    """For servers that refuse CONFIG SET, as AWS configures them by parameter groups."""
     return _line(
         f"ERR {name} of shard {shard} is '{value}' by its parameter group, and cannot be set by CONFIG SET; ",
         "change it in the parameter group",
@@ -146,7 +146,7 @@ def setting_fixed(name: str, shard: str, value: str) -> bytes:
 
 
 def setting_unknown(name: str, shard: str) -> bytes:
-    """The same, before it is known what it is set to."""
+    """The same, before the value in the parameter group is known."""
     return _line(f"TRYAGAIN {name} of shard {shard}: its parameter group was not read yet, applied=no; retry later")
 
 
@@ -154,7 +154,7 @@ def setting_unknown(name: str, shard: str) -> bytes:
 
 
 def only_for_subscribers(name: Words) -> bytes:
-    """A client that is subscribed, in RESP2, said something else. ``name`` as in the table."""
+    """A subscribed client sent another command in RESP2. `name`: as in the table."""
     return _line(
         "ERR Can't execute '", _raw(name).lower(), "': only (P|S)SUBSCRIBE / (P|S)UNSUBSCRIBE / PING / QUIT / RESET ",
         "are allowed in this context",
@@ -169,7 +169,7 @@ def multi_in_multi() -> bytes:
 
 
 def watch_over_shards(shards: Iterable[str]) -> bytes:
-    """Keys that are watched can be checked together only where they are together."""
+    """The watched keys are on several shards. No server could check all of them."""
     return _line(
         "CROSSSLOT the keys that are watched are on different shards (",
         ", ".join(shards),
@@ -187,7 +187,7 @@ def without_multi(name: Words) -> bytes:
 
 
 def exec_rejected(line: bytes) -> bytes:
-    """What EXEC answers where any other command would answer ``line``, with or without a MULTI before it."""
+    """The answer of EXEC where another command would be answered by `line`, with or without a MULTI before it."""
     return _line(_DISCARDED, line[1:].rstrip(b"\r\n").removeprefix(b"ERR "))
 
 
@@ -195,7 +195,7 @@ _DISCARDED = b"EXECABORT Transaction discarded because of: "
 
 
 def exec_aborted() -> bytes:
-    """One of its commands was not queued."""
+    """A command of the transaction was not queued."""
     return _line("EXECABORT Transaction discarded because of previous errors.")
 
 
@@ -207,7 +207,7 @@ _NOT_A_PART = "it can be no part of a block on a server; send it before MULTI or
 
 
 def transaction_over_shards(names: Iterable[str]) -> bytes:
-    """The keys of a transaction are on these shards, and the configuration says that they must be on one."""
+    """The keys of a transaction are on these shards, and the configuration demands one shard."""
     return _line(
         "CROSSSLOT Keys in transaction don't hash to the same slot (they are on different shards: ",
         ", ".join(names),
@@ -216,7 +216,7 @@ def transaction_over_shards(names: Iterable[str]) -> bytes:
 
 
 def transaction_discarded(line: bytes) -> bytes:
-    """What EXEC answers where the proxy has ``line`` for it: -TRYAGAIN means that nothing of it was applied."""
+    """The answer of EXEC where the proxy refuses it with `line`. After -TRYAGAIN nothing of it was applied."""
     message = line[1:].rstrip(b"\r\n")
     if message.startswith(b"TRYAGAIN "):
         message = _DISCARDED + message.removeprefix(b"TRYAGAIN ")
@@ -224,12 +224,12 @@ def transaction_discarded(line: bytes) -> bytes:
 
 
 def too_large(argument: int) -> bytes:
-    """What the proxy put together of what it was asked has an argument of more bytes than the servers take."""
+    """A request that the proxy made for a command has an argument of more bytes than the servers take."""
     return _line(f"ERR an argument is too large: the servers take at most {argument} bytes (proto-max-bulk-len)")
 
 
 def block_too_large(block: int) -> bytes:
-    """What EXEC answers to a transaction of more bytes than a server takes."""
+    """The answer of EXEC for a transaction of more bytes than a server takes."""
     most = f"they take at most {block} bytes (client-query-buffer-limit)"
     return _line("EXECABORT Transaction discarded because it is too large for the servers: ", most)
 
@@ -254,7 +254,7 @@ def hello_option(option: Words) -> bytes:
 
 
 def auth_without_password() -> bytes:
-    """AUTH with a password alone, where none is configured."""
+    """AUTH with a password alone, and no password is configured."""
     return _line(
         "ERR AUTH <password> called without any password configured for the default user. ",
         "Are you sure your configuration is correct?",
@@ -270,7 +270,7 @@ def timeout_not_a_float() -> bytes:
 
 
 def timeout_not_an_integer() -> bytes:
-    """Of XREAD and XREADGROUP, whose timeout is in milliseconds."""
+    """XREAD and XREADGROUP, whose timeout is in milliseconds."""
     return _line("ERR timeout is not an integer or out of range")
 
 
@@ -287,7 +287,7 @@ def db_index_out_of_range() -> bytes:
 
 
 def no_cluster() -> bytes:
-    """READONLY and READWRITE at a server without a cluster."""
+    """READONLY and READWRITE on a server without a cluster."""
     return _line("ERR This instance has cluster support disabled")
 
 
@@ -371,33 +371,33 @@ def no_input_key(name: Words) -> bytes:
 
 
 def shard_down(shard: str, node: object, why: str) -> bytes:
-    """The shard cannot be reached and the request was not sent, or was a read. ``why``: ``connection refused``."""
+    """The shard cannot be reached. The request was not sent, or was a read. `why`: `connection refused`."""
     return not_applied(shard, node, f"is down: {why}")
 
 
 def not_applied(shard: str, node: object, why: str) -> bytes:
-    """A read got no answer, or a request was never sent. ``why``: as for `uncertain`."""
+    """A read got no reply, or a request was not sent. `why`: as for `uncertain`."""
     return _line(f"TRYAGAIN shard {shard} ({node}) {why}, applied=no; retry later")
 
 
 def gate_closed(shard: str, node: object, why: str, retry_after_ms: int) -> bytes:
-    """Its writes may not pass now, and this one was not sent. ``why``: ``is being promoted``, ``is down: ...``."""
+    """The gate of the shard is closed, and the write was not sent. `why`: `is being promoted`, `is down: ...`."""
     return _line(f"TRYAGAIN shard {shard} ({node}) {why}, applied=no retry_after_ms={retry_after_ms}; retry later")
 
 
 def none_to_lend(shard: str, node: object, limit: int) -> bytes:
-    """A command needs a connection of its own, and all that may be lent are."""
+    """A command needs a lease, and all connections that may be leased are."""
     return not_applied(shard, node, f"has all {limit} connections lent to commands that wait (limits.borrowed)")
 
 
 def none_came_back(shard: str, node: object, limit: int, wait_s: float) -> bytes:
-    """A command needs a connection of its own for a moment, and has waited for its turn in vain."""
+    """A command needs a lease for a moment, and none was given back in time."""
     why = f"has all {limit} connections for commands like this in use, and none came back within {wait_s:g} s"
     return not_applied(shard, node, why)
 
 
 def unblocked() -> bytes:
-    """A command that waits is ended from outside, and has done nothing. The code is Redis' own."""
+    """A blocking command was ended from outside and has done nothing. The code is Redis' own."""
     return _line("UNBLOCKED the proxy has stopped waiting for this command; nothing was done")
 
 
@@ -410,7 +410,7 @@ def client_gone(shard: str, node: object) -> bytes:
 
 
 def uncertain(shard: str, node: object, why: str) -> bytes:
-    """A write was sent and its reply will never be known. ``why``: what the node did; `no_reply`, `garbled`, `LOST`."""
+    """A write was sent, and its reply will never be known. `why`: what the node did (`no_reply`, `garbled`, `LOST`)."""
     return _line(f"UNCERTAIN shard {shard} ({node}) {why}, applied=unknown; read the key before writing again")
 
 
@@ -424,12 +424,12 @@ NO_TRANSACTION = "refused MULTI, and may have run the commands behind it one by 
 
 
 def too_many_arguments(name: bytes, most: int) -> bytes:
-    """A command that the proxy answers itself, in one piece."""
+    """For a command that the proxy answers itself, in one turn of the event loop."""
     return _line("ERR too many arguments for '", _raw(name), f"', which the proxy answers itself: at most {most - 1}")
 
 
 def reply_too_large(limit: int) -> bytes:
-    """The answer of a server is larger than what a worker may hold, or than what is left of that."""
+    """The reply of a server is larger than the memory budget of the worker, or than the rest of it."""
     return _line(
         f"ERR the answer is beyond the memory budget of the proxy (limits.memory_bytes, {limit}), alone or with ",
         "others that came at the same time; it was done all the same",
@@ -456,7 +456,7 @@ def garbled(what: str) -> str:
 
 # --- one part of a split command failed ------------------------------------------------------------------------------
 
-# What `not_applied`, `gate_closed` and `uncertain` put around the cause, which is said again in the line of the whole.
+# The lines of `not_applied`, `gate_closed` and `uncertain`, of which the cause becomes a part of another line.
 _OWN_LINE = re.compile(
     rb"-(TRYAGAIN|UNCERTAIN) shard \S+ \((\S+)\) (.*)(, applied=(?:no|unknown)(?: retry_after_ms=\d+)?; [^;]*)\r\n",
     re.DOTALL,
@@ -466,11 +466,11 @@ _REDIRECTIONS = (b"MOVED", b"ASK")
 
 
 def part_failed(shard: str, line: bytes, applied_by: Iterable[str] = ()) -> bytes:
-    """The answer to a split command of which the part for ``shard`` was answered by the error ``line``.
+    """The answer to a split command if the part for `shard` got the error `line`.
 
-    ``line``: the part's whole error line, a backend's or one of this file. ``applied_by``: for a write, the shards
-    other than ``shard`` that have applied, or may have applied, their part; for a read, none. With such shards the
-    whole is ``-UNCERTAIN``; else it keeps the code of the part, so ``-TRYAGAIN`` still means that nothing was applied.
+    `line`: the whole error line, of a server or of this file. `applied_by`: for a write, the shards other than `shard`
+    that have applied their part, or may have; for a read, none. With such shards the answer is `-UNCERTAIN`. Without
+    them it keeps the code of `line`, so `-TRYAGAIN` still means that nothing was applied.
     """
     others = ", ".join(applied_by)
     own = _OWN_LINE.fullmatch(line)
@@ -490,7 +490,7 @@ def part_failed(shard: str, line: bytes, applied_by: Iterable[str] = ()) -> byte
 
 
 def half_done(line: bytes, applied_by: Iterable[str]) -> bytes:
-    """The end of a command that goes from shard to shard: ``line`` stopped it, and these had done their part."""
+    """The answer to a command that goes from shard to shard: `line` ended it after these shards."""
     shard = _NAMED.match(line)
     if shard:
         return part_failed(shard[1].decode(), line, applied_by)
@@ -502,7 +502,7 @@ _NAMED = re.compile(rb"-(?:TRYAGAIN|UNCERTAIN) shard (\S+) \(")
 
 
 def leaves_nothing(line: bytes) -> bytes:
-    """A line of this file for a request that leaves nothing behind, whether it was applied or not: as for a read."""
+    """`line` for a request that changes nothing whether it was applied or not: as for a read."""
     message = line[1:].rstrip(b"\r\n")
     unknown = b", applied=unknown; read the key before writing again"
     if message.startswith(b"UNCERTAIN ") and message.endswith(unknown):
@@ -516,12 +516,12 @@ def leaves_nothing(line: bytes) -> bytes:
 
 
 def no_script() -> bytes:
-    """EVALSHA of a text that is not known."""
+    """EVALSHA of an unknown text."""
     return _line("NOSCRIPT No matching script. Please use EVAL.")
 
 
 def script_without_keys(name: Words, what: Words) -> bytes:
-    """``what``: how the configuration names the call: ``sha1 = "..."``, ``function = "f"``."""
+    """`what`: the call in the words of the configuration: `sha1 = "..."`, `function = "f"`."""
     return _line(
         "ERR command '",
         _raw(name).lower(),
@@ -533,7 +533,7 @@ def script_without_keys(name: Words, what: Words) -> bytes:
 
 
 def script_answers_differ(name: Words, way: Words) -> bytes:
-    """The call was run on all shards, and their answers cannot be merged as the configuration says."""
+    """The call was run on all shards, and their answers cannot be merged in the configured way."""
     return _line(
         "ERR the shards' answers to '",
         _raw(name).lower(),
@@ -557,7 +557,7 @@ def too_much_to_copy(name: Words, size: int, limit: int) -> bytes:
 
 
 def not_restored(shard: str, line: bytes) -> bytes:
-    """A shard does not take the value of another, as it says in ``line``: it is older, for one. Nothing was applied."""
+    """A shard refused the value of another shard with `line`, for example as it is older. Nothing was applied."""
     return _line(f"ERR shard {shard} does not take a value of another shard: ", line[1:].rstrip(b"\r\n"))
 
 
@@ -567,7 +567,7 @@ COPIES_EXPIRED = b"-ERR they expired before they were read\r\n"
 
 
 def source_changed(source: str, destination: str) -> bytes:
-    """RENAME and its like: the source could not be removed as it was copied."""
+    """RENAME, RENAMENX: the source changed after it was copied, so it was not removed."""
     return _line(
         f"UNCERTAIN shard {source} still has the source, which others keep changing, ",
         f"and shard {destination} a copy of it; read both keys before writing again",
@@ -575,7 +575,7 @@ def source_changed(source: str, destination: str) -> bytes:
 
 
 def source_taken(source: str, destination: str) -> bytes:
-    """What was to be moved is on the destination, and somebody else has removed it from the source meanwhile."""
+    """The element is on the destination, and another client has removed it from the source meanwhile."""
     return _line(
         f"UNCERTAIN shard {destination} has what was to be moved, ",
         f"but somebody else has taken it from shard {source} too; read both keys before writing again",
@@ -583,7 +583,7 @@ def source_taken(source: str, destination: str) -> bytes:
 
 
 def condition_lost(shard: str, applied_by: Iterable[str]) -> bytes:
-    """MSETNX and its like: its condition held on all shards when they were asked, and then not any more on this one."""
+    """MSETNX, MSETEX: the condition was true on all shards at first, and then false on this one."""
     return _line(
         f"UNCERTAIN shard {shard}: somebody else has changed its keys meanwhile, so nothing was set there; ",
         "these shards have applied their part: ",
@@ -592,5 +592,5 @@ def condition_lost(shard: str, applied_by: Iterable[str]) -> bytes:
 
 
 def unexpected_part(name: Words) -> bytes:
-    """The parts of a split command were answered with something that cannot be merged."""
+    """The answers to the parts of a command cannot be merged."""
     return _line("ERR the shards' answers to '", name, "' do not fit together")

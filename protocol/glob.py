@@ -1,18 +1,18 @@
 """Redis' glob patterns: whether a name matches one.
 
-Bytes in, yes or no out, by the rules of util.c, stringmatchlen: ``*``, ``?``, ``[a-z]``, ``[^a]``, a backslash before a
-sign. Whoever wants to ignore case lowers both. Time grows with the product of both lengths: the caller bounds them.
+The rules are those of stringmatchlen in util.c: `*`, `?`, `[a-z]`, `[^a]`, a backslash before a character. To ignore
+case, the caller makes both lower case. Time grows with the product of both lengths, so the caller limits them.
 """
 
 from __future__ import annotations
 
 
 def matches(pattern: bytes, name: bytes) -> bool:
-    """Whether the pattern matches the whole name; the empty one is matched by the empty pattern alone."""
+    """Whether the pattern matches the whole name. Only the empty pattern matches the empty name."""
     if not name:
         return not pattern
     index = position = 0
-    star, resume = -1, 0  # the last * of the pattern, and what of the name it has not taken yet
+    star, resume = -1, 0  # the last * of the pattern, and the first byte of the name that it does not cover
     while position < len(name):
         if pattern[index : index + 1] == b"*":
             star, resume = index, position
@@ -30,7 +30,7 @@ def matches(pattern: bytes, name: bytes) -> bool:
 
 
 def _one(pattern: bytes, index: int, byte: int) -> int:
-    """The position behind the pattern's next element if that one matches this byte, else -1."""
+    """The position after the next element of the pattern if it matches this byte, else -1."""
     sign = pattern[index : index + 1]
     if not sign:
         return -1
@@ -44,7 +44,7 @@ def _one(pattern: bytes, index: int, byte: int) -> int:
 
 
 def _one_of(pattern: bytes, index: int, byte: int) -> int:
-    """As `_one`, for a class: ``at`` is behind its bracket, and an open one ends with the pattern."""
+    """As `_one`, for a class whose bracket is before `index`. A class without `]` ends with the pattern."""
     negated = pattern[index : index + 1] == b"^"
     index += negated
     matched = False

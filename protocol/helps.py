@@ -1,7 +1,6 @@
-"""What ``OBJECT HELP`` and its like answer: lines for people, which no server has to be asked for.
+"""The answers to OBJECT HELP and the other HELP subcommands: container -> lines.
 
-A container's name comes in, its lines go out. Those of CLIENT, CONFIG and MEMORY say what is served here; the
-others are Valkey 9.1's, word for word.
+Those of CLIENT, CONFIG and MEMORY list what the proxy serves. The others are Valkey 9.1's, word for word.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """COMMAND and its subcommands, answered from the table.
 
-In comes an argv, the table in use and the client's protocol; out comes the whole reply. Forms and errors are those of
-Valkey 9.1 (Redis 7.0 differs in the arity of GETKEYS, and wraps subcommands in a RESP3 set). What the proxy refuses
-is neither listed, counted nor described: a client that reads COMMAND must not conclude that it can use it. GETKEYS
-answers for every known command, as it sends nothing anywhere.
+Forms and errors are those of Valkey 9.1 (Redis 7.0 differs in the arity of GETKEYS, and wraps subcommands in a RESP3
+set). A command that the proxy refuses is not listed, counted or described, so that no client concludes that it may use
+it. GETKEYS answers for every known command, as it sends nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from protocol.table import lookup, unknown
 
 Table = Mapping[bytes, Command]
 
-_PATTERN_BYTES = 128  # of COMMAND LIST FILTERBY PATTERN; a longer one matches nothing, no name is half as long
+_PATTERN_BYTES = 128  # of COMMAND LIST FILTERBY PATTERN; a longer one matches nothing, as no name is half as long
 
 
 def answer(argv: Sequence[bytes], table: Table, proto: int) -> bytes:
@@ -36,7 +35,7 @@ def answer(argv: Sequence[bytes], table: Table, proto: int) -> bytes:
 
 
 class _Unordered(Set[Value]):
-    """A set for a reply: keeps the order of its members, and takes maps, which a Python set does not."""
+    """A set for a reply. Unlike a Python set it keeps the order of its members, which may be maps."""
 
     def __init__(self, members: Iterable[Value]) -> None:
         self._members = list(members)
@@ -89,7 +88,7 @@ def _array(frames: Sequence[bytes]) -> bytes:
 
 @lru_cache(maxsize=2048)
 def _info_frame(command: Command, proto: int) -> bytes:
-    """The ten fields of a command; kept, since a whole COMMAND reply takes milliseconds to write."""
+    """The ten fields of a command. Cached, as a whole COMMAND reply takes milliseconds to write."""
     row = command.row
     fields: list[Value] = [
         *(command.name, row.arity, _words(row.flags.split()), row.first, row.last, row.step),
@@ -131,13 +130,13 @@ def _count(argv: Sequence[bytes], table: Table, proto: int) -> bytes:
 
 
 def _list(argv: Sequence[bytes], table: Table, proto: int) -> bytes:
-    """Full names, those of subcommands behind their container's."""
+    """Full names. Subcommands come after their container."""
     commands = [each for top in _served(table) for each in (top, *filter(_is_served, top.subcommands.values()))]
     match [argv[2].lower(), argv[3].lower(), *argv[4:]] if len(argv) > 3 else list(argv[2:]):
         case []:
             pass
         case [b"filterby", b"module", _]:
-            commands = []  # a learned command does not say which module it is of
+            commands = []  # a discovered command does not tell its module
         case [b"filterby", b"aclcat", category]:
             wanted = "@" + category.decode("latin-1").lower()
             commands = [each for each in commands if wanted in each.categories]
@@ -162,7 +161,7 @@ def _docs(argv: Sequence[bytes], table: Table, proto: int) -> bytes:
 
 @lru_cache(maxsize=2048)
 def _docs_frame(command: Command, proto: int) -> bytes:
-    """The name and the map of its docs; kept, as redis-cli asks for all of them at each start."""
+    """The name of a command and the map of its docs. Cached, as redis-cli asks for all docs at each start."""
     return encode(command.name, proto) + encode(_doc_of(command), proto)
 
 
@@ -173,7 +172,7 @@ def _doc_of(command: Command) -> dict[Value, Value]:
     if container != name:
         doc = doc.get("subcommands", {}).get(name, {})
     if not doc:
-        return {"group": "module"}  # learned: its server did not say more
+        return {"group": "module"}  # discovered: its server gave no docs
     shown: dict[Value, Value] = {key: _doc_value(key, value) for key, value in doc.items() if key != "subcommands"}
     served = filter(_is_served, command.subcommands.values())
     subcommands: dict[Value, Value] = {each.name: _doc_of(each) for each in served}
@@ -181,7 +180,7 @@ def _doc_of(command: Command) -> dict[Value, Value]:
 
 
 def _doc_value(key: str, value: object) -> Value:
-    """A value of docs.json as the server types it: JSON knows neither sets nor simple strings."""
+    """A value of docs.json with the server's type: JSON has neither sets nor simple strings."""
     match value:
         case list() if key in ("flags", "doc_flags"):
             return _words(value)
@@ -198,7 +197,7 @@ def _doc_value(key: str, value: object) -> Value:
 
 @cache
 def _read_docs() -> dict[str, Any]:
-    """docs.json, read when first asked for: {"help": lines of COMMAND HELP, "docs": command -> its COMMAND DOCS}."""
+    """docs.json, read at first use: {"help": lines of COMMAND HELP, "docs": command -> its COMMAND DOCS}."""
     docs: dict[str, Any] = json.loads(files("protocol").joinpath("docs.json").read_text())
     return docs
 

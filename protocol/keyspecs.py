@@ -1,10 +1,8 @@
 """Where the keys of a command stand in its argv.
 
-In comes argv; out come positions, or `BadKeys` with the line to answer. Most commands have key specs, which the server
-itself declares (https://valkey.io/topics/key-specs/). For the few whose specs do not say all (SORT, XREAD, GEORADIUS,
-MIGRATE) there is the grammar by which the server executes them, since it is the server that will find the keys.
-
-What a command is otherwise, and which shard a key belongs to, is not known here.
+Most commands have key specs, which the server declares (https://valkey.io/topics/key-specs/). For the few whose specs
+do not describe all keys (SORT, XREAD, GEORADIUS, MIGRATE), GRAMMARS has the grammar by which the server executes them.
+If the keys cannot be found, `BadKeys` is raised with the error line for the client.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from protocol import errors
 
 
 class BadKeys(Exception):
-    """The keys cannot be determined, or may not be followed; `line` is the error line to answer."""
+    """The keys cannot be found, or the command would read keys that it does not name. `line`: the error line."""
 
     def __init__(self, line: bytes) -> None:
         super().__init__(line)
@@ -28,9 +26,9 @@ class BadKeys(Exception):
 
 
 class Places(Sequence[int]):
-    """Positions in argv, in order, that are not written out: there may be a million.
+    """Positions in argv, in order, without a list of them: there may be a million.
 
-    `runs`: each of them one behind the other, a step apart.
+    `runs`: ranges of positions, one after another.
     """
 
     def __init__(self, runs: Sequence[Sequence[int]]) -> None:
@@ -58,11 +56,11 @@ class Places(Sequence[int]):
 
 
 MANY = 4096
-"""Positions are written out of a command of so many words."""
+"""Up to so many words of a command, its positions are a list."""
 
 
 def together(runs: Sequence[Sequence[int]], argc: int) -> Sequence[int]:
-    """All these positions of a command of so many words."""
+    """The positions of all runs. `argc`: the number of words of the command."""
     return Places(runs) if argc > MANY else [place for run in runs for place in run]
 
 
@@ -80,7 +78,7 @@ class Keyword(NamedTuple):
 
 
 class Range(NamedTuple):
-    """Keys go on to `lastkey`, from the first one, or, negative, from the end; `limit` 2: to the half of the rest."""
+    """Keys go to `lastkey`, from the first key or, if negative, from the end. `limit` 2: to half of the rest."""
 
     lastkey: int
     keystep: int
@@ -88,7 +86,7 @@ class Range(NamedTuple):
 
 
 class KeyNum(NamedTuple):
-    """Their number stands `keynumidx` after the beginning, the first of them `firstkey` after it."""
+    """The number of keys is `keynumidx` words after the beginning, the first key `firstkey` words after it."""
 
     keynumidx: int
     firstkey: int
@@ -97,7 +95,7 @@ class KeyNum(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeySpec:
-    """One key spec. `begin` or `find` is None where the server says "unknown"."""
+    """One key spec. `begin` or `find` is None if the server declares "unknown"."""
 
     flags: tuple[str, ...]
     begin: Index | Keyword | None
@@ -106,22 +104,22 @@ class KeySpec:
 
     @classmethod
     def parse(cls, texts: Sequence[str]) -> KeySpec:
-        """From the texts of a row; ValueError if a number is missing or none."""
+        """A key spec from the texts of a row. Raises ValueError if a number is missing or malformed."""
         flags, begin, find, notes = texts
         return cls(tuple(flags.split()), _parse_begin(begin), _parse_find(find), notes)
 
     @property
     def names_keys(self) -> bool:
-        """False for channels and cursors, which the spec only shows because a cluster routes by them."""
+        """False for channels and cursors: they have a spec only because a cluster routes by them."""
         return "not_key" not in self.flags
 
     @property
     def complete(self) -> bool:
-        """Whether it finds all the keys it speaks of."""
+        """Whether it finds all the keys that it describes."""
         return self.begin is not None and self.find is not None and "incomplete" not in self.flags
 
     def positions(self, argv: Sequence[bytes]) -> Sequence[int] | None:
-        """Where the keys are; empty if its keyword is not there; None if argv does not fit the spec."""
+        """The positions of the keys; empty if the keyword is missing; None if argv does not fit the spec."""
         match self.begin:
             case Index(index):
                 first = index
@@ -141,7 +139,7 @@ class KeySpec:
                 else:
                     last = argc + lastkey
                 if first == argc == last + 1:
-                    return []  # "key [key ...]" behind other keys, and none given: PFMERGE destination
+                    return []  # "key [key ...]" after other keys, and none is given: PFMERGE destination
             case KeyNum(keynumidx, firstkey, step):
                 count = number(argv[first + keynumidx]) if first + keynumidx < argc else None
                 if count is None:
@@ -154,7 +152,7 @@ class KeySpec:
 
 
 def _after_keyword(argv: Sequence[bytes], keyword: bytes, startfrom: int) -> int:
-    """The position behind the keyword, 0 if it is not there (db.c, getKeysUsingKeySpecs)."""
+    """The position after the keyword, 0 if it is missing (db.c, getKeysUsingKeySpecs)."""
     places = range(startfrom, len(argv)) if startfrom > 0 else range(len(argv) + startfrom, 0, -1)
     return next((place + 1 for place in places if argv[place].lower() == keyword), 0)
 
@@ -194,7 +192,7 @@ _SCRIPTS = ("eval", "eval_ro", "evalsha", "evalsha_ro", "fcall", "fcall_ro")
 
 
 def why_not(name: str, spec: KeySpec, argv: Sequence[bytes]) -> bytes:
-    """What the server answers to a wrong number of keys, found by asking Redis 7.0.15 and Valkey 9.1.2."""
+    """The server's error for a wrong number of keys, as Redis 7.0.15 and Valkey 9.1.2 answer it."""
     if not isinstance(spec.find, KeyNum) or not isinstance(spec.begin, Index):
         return errors.syntax_error()
     place = spec.begin.position + spec.find.keynumidx
@@ -214,13 +212,14 @@ def why_not(name: str, spec: KeySpec, argv: Sequence[bytes]) -> bytes:
     return errors.no_input_key(name) if count < 1 else errors.syntax_error()
 
 
-# --- grammars, where the key specs do not say all --------------------------------------------------------------------
+# --- grammars, where key specs do not describe all keys ---------------------------------------------------------------
 
 
 def _options(argv: Sequence[bytes], start: int, values: Mapping[bytes, int], until: bytes = b"") -> Iterable[int]:
-    """The positions of the options in argv, each followed by as many words as `values` says.
+    """The positions of the options in argv. `values`: option -> how many words follow it.
 
-    Stops at the word `until`. An option not in `values`, or without its values, is the server's syntax error.
+    Stops at the word `until`. Raises BadKeys with the server's syntax error for any other option, and for an option
+    without its values.
     """
     place = start
     while place < len(argv):
@@ -247,7 +246,7 @@ _MIGRATE_OPTIONS = {b"copy": 0, b"replace": 0, b"auth": 1, b"auth2": 2}
 
 
 def _with_destination(argv: Sequence[bytes], options: Iterable[int], words: Sequence[bytes]) -> list[int]:
-    """Key 1, and behind one of `words` the key that is written; given twice, the last counts (sort.c, geo.c)."""
+    """Key 1, and the key after one of `words`, which is written. The last of them counts (sort.c, geo.c)."""
     destination = 0
     for option in options:
         if argv[option].lower() in words:
@@ -273,7 +272,7 @@ def _stream_options(name: bytes, argv: Sequence[bytes]) -> Iterable[int]:
 
 
 def _stream_keys(name: bytes, argv: Sequence[bytes]) -> Sequence[int]:
-    """Half of what stands behind STREAMS. (The key spec takes a group of that name for the word, so it is not used.)"""
+    """Half of the words after STREAMS. The key spec is not used: it takes a group named "streams" for the keyword."""
     last = max(_stream_options(name, argv), default=0)
     if argv[last].lower() != b"streams":
         raise BadKeys(errors.syntax_error())
@@ -303,21 +302,21 @@ GRAMMARS: dict[bytes, Callable[[bytes, Sequence[bytes]], Sequence[int]]] = {
 }
 
 
-# --- how long a command waits -----------------------------------------------------------------------------------------
+# --- how long a command blocks ----------------------------------------------------------------------------------------
 
 
 def timeout_place(name: bytes, argv: Sequence[bytes]) -> int:
-    """Where the timeout of a command stands that may wait; 0: it does not wait. Raises BadKeys as its grammar does."""
+    """The position of the timeout of a command that may block; 0: it does not block. Raises BadKeys."""
     if name in (b"xread", b"xreadgroup"):  # in milliseconds, all others in seconds
-        return max((at + 1 for at in _stream_options(name, argv) if argv[at].lower() == b"block"), default=0)
+        return max((each + 1 for each in _stream_options(name, argv) if argv[each].lower() == b"block"), default=0)
     return 1 if name in (b"blmpop", b"bzmpop") else len(argv) - 1
 
 
-# --- guards: arguments that may not be followed ----------------------------------------------------------------------
+# --- guards: arguments that would read keys that are not named -------------------------------------------------------
 
 
 def _refuse_patterns(name: bytes, argv: Sequence[bytes]) -> None:
-    """BY and GET read keys made of each element; only a {tag} equal to the key's keeps them on its shard."""
+    """BY and GET read keys made from each element. Only a {tag} equal to that of the key keeps them on its shard."""
     for option in _sort_options(name, argv):
         if argv[option].lower() in (b"by", b"get"):
             start, star, _ = argv[option + 1].partition(b"*")
@@ -326,7 +325,7 @@ def _refuse_patterns(name: bytes, argv: Sequence[bytes]) -> None:
 
 
 def _tag(key: bytes) -> bytes:
-    """What stands between the first { and the first } behind it; empty if there is no such part."""
+    """The text between the first { and the first } after it; empty if there is none."""
     return key.partition(b"{")[2].partition(b"}")[0] if b"}" in key.partition(b"{")[2] else b""
 
 

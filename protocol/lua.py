@@ -1,9 +1,8 @@
 """Whether the text of a script may use keys that its call does not name.
 
-A text comes in, yes or no goes out. Nothing is run, and nothing is understood of it but where it calls the server: `no`
-is said only of a text in which each mention of `redis` (or `server`) is a call, by a name that is written there, of a
-command that has to do with no key, or one of the harmless members. A text that is cleverer than that, one in another
-language, and one that is too long to be read in passing, may use keys.
+The text is searched for calls of the server, and is not run. The answer is no only if each mention of `redis` (or
+`server`) is one of these: the call of a command without keys whose name is written as a constant, or a harmless member.
+For a text that hides its calls, that is in another language, or that is longer than `LONGEST`, the answer is yes.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from __future__ import annotations
 import re
 
 LONGEST = 16 * 1024
-"""Bytes of a text that is read; it takes some milliseconds at most."""
+"""The most bytes of a text that is searched. So many take some milliseconds."""
 
 KEYLESS = frozenset({b"echo", b"ping", b"publish", b"spublish", b"time"})
-"""Commands that answer the same wherever they are sent, as far as a client can tell, and touch no key."""
+"""Commands without keys whose answer is the same on every shard, as far as a client can tell."""
 
 _HARMLESS = frozenset(
     b"""acl_check_cmd breakpoint debug error_reply log register_function replicate_commands set_repl setresp sha1hex
@@ -22,7 +21,7 @@ _HARMLESS = frozenset(
 )
 _CONSTANT = re.compile(rb"(LOG|REPL|REDIS|SERVER|VALKEY)_[A-Z_]+")
 
-# What could give the server's table another name, or run what stands in a string.
+# These could give the server's table another name, or run the contents of a string.
 _CLEVER = frozenset(
     b"""_G _ENV debug dofile getfenv getmetatable load loadfile loadstring module newproxy package rawget rawset require
     setfenv setmetatable""".split()
@@ -61,7 +60,7 @@ def may_use_keys(text: bytes) -> bool:
 
 
 def _harmless_until(text: bytes, position: int) -> int:
-    """Where what is done with the server's table ends, of which the name ends at `at`; -1: it may be with keys."""
+    """Where a harmless use of the server's table ends; -1 if it may use keys. `position`: behind its name."""
     member = _MEMBER.match(text, position)
     if member is None:
         return -1

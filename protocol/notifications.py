@@ -1,7 +1,7 @@
 """The flags of `notify-keyspace-events`: which events of keys a server publishes.
 
-What a client writes comes in; out goes the same in Redis' order, each flag once (notify.c, keyspaceEventsStringToFlags
-and keyspaceEventsFlagsToString, of Redis 7.0 and Valkey 9.1, which agree).
+Flags are brought into Redis' order, each once: keyspaceEventsStringToFlags and keyspaceEventsFlagsToString of notify.c,
+which are the same in Redis 7.0 and Valkey 9.1.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 SETTING = "notify-keyspace-events"
 
 INVALID = "Invalid event class character. Use 'Ag$lshzxeKEtmdn'."
-"""What Redis says of any other character."""
+"""Redis' error for any other character."""
 
 _ALL = "g$lshzxetd"  # what A stands for: neither key misses (m) nor new keys (n)
 _BESIDE = "nKEm"
 
 
 def parse(text: bytes) -> str | None:
-    """The flags, such that a server told them has the same ones as if told `text`; None if it is invalid.
+    """The flags in Redis' order; None if the text is invalid. A server treats both forms alike.
 
-    Redis reads up to the first NUL.
+    Redis reads the text up to the first NUL.
     """
     flags = set(text.split(b"\0", 1)[0].decode("latin-1"))
     if not flags <= {"A", *_ALL, *_BESIDE}:
@@ -28,7 +28,7 @@ def parse(text: bytes) -> str | None:
 
 
 def shown(flags: str) -> str:
-    """What `parse` made, as CONFIG GET says it: behind A it leaves n out, though it is set."""
+    """Flags of `parse` as CONFIG GET shows them: it leaves out n after A, though n is set."""
     return flags.replace("n", "") if flags.startswith("A") else flags
 
 

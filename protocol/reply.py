@@ -1,7 +1,7 @@
-"""Replies the proxy says itself, and replies it must understand: values to frames, and frames to values.
+"""Replies that the proxy makes or reads itself: values to frames, and frames to values.
 
-`encode` writes for the protocol of the client (2 or 3); `decode` reads one whole frame of either through hiredis.
-Replies that are only passed on come near neither: they stay the bytes they were.
+`encode` writes a value for the client's protocol (2 or 3). `decode` reads one whole frame of either, with hiredis. A
+reply that is only passed on goes through neither.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Error(Exception):
 
 
 class BadFrame(ValueError):
-    """The bytes are not exactly one reply that can be understood."""
+    """The bytes are not exactly one reply, or one of an unexpected form."""
 
 
 Value: TypeAlias = (
@@ -151,18 +151,18 @@ def _error(line: str) -> Error:
     return Error(line.encode())
 
 
-# --- an answer that is understood has to be looked at first, as a server may say anything -----------------------------
+# --- the parts of a decoded reply, checked, as a server may send anything ---------------------------------------------
 
 
 def listed(reply: Value) -> list[Value]:
-    """An array. Raises BadFrame for anything else."""
+    """A reply that must be an array. Raises BadFrame for anything else."""
     if not isinstance(reply, list):
         raise BadFrame(f"expected an array, got {reply!r:.64}")
     return reply
 
 
 def fields(reply: Value) -> dict[bytes, Value]:
-    """A map, or an array of names that each stand before their value. Raises BadFrame for anything else."""
+    """A reply that must be a map, or a flat array of names and values. Raises BadFrame for anything else."""
     if isinstance(reply, Mapping):
         pairs = list(reply.items())
     else:
@@ -179,7 +179,7 @@ def fields(reply: Value) -> dict[bytes, Value]:
 
 
 def text_of(reply: Mapping[bytes, Value], name: bytes) -> bytes:
-    """The text of a field. Raises BadFrame where there is none."""
+    """The text of a field. Raises BadFrame if the field is missing or has no text."""
     text = reply.get(name)
     if not isinstance(text, bytes):
         raise BadFrame(f"expected a text as {name.decode()}, got {text!r:.64}")
@@ -187,7 +187,7 @@ def text_of(reply: Mapping[bytes, Value], name: bytes) -> bytes:
 
 
 def integer(frame: bytes) -> int:
-    """The number of an integer's frame. Raises BadFrame for anything else."""
+    """The number in the frame of an integer. Raises BadFrame for anything else."""
     number = decode(frame)
     if not isinstance(number, int) or isinstance(number, bool):
         raise BadFrame(f"expected an integer, got {frame[:64]!r}")

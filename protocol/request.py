@@ -1,8 +1,8 @@
 """The request side in plain Python: inline commands to argv, argv to the canonical request.
 
-Bytes come in, arguments go out, and the reverse. What is sent to a server is a `Request` or a `Block`: both know how
-many answers will come, as whoever counts on another number takes the answers of others. Where an inline line or a
-framed request *ends* is decided in ``scan``; nothing here waits for more bytes, checks a limit or says an error.
+What is sent to a server is a `Request` or a `Block`. Both know how many replies they get: a connection with a wrong
+count would give replies to the wrong clients. Where an inline line or a framed request *ends*, `scan` decides. Nothing
+here waits for more bytes, checks a limit or makes an error line.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def split_inline(line: bytes) -> list[bytes] | None:
 
 
 def encode(argv: Sequence[bytes]) -> bytes:
-    """The one form in which the proxy writes a request: an array of bulk strings.
+    """A request in the form that the proxy writes: an array of bulk strings.
 
-    ValueError for no argument at all: a server gives no answer to that.
+    Raises ValueError for an empty argv: a server does not answer an empty array.
     """
     if not argv:
         raise ValueError("expected a request with at least a name, got none")
@@ -60,12 +60,12 @@ def encode(argv: Sequence[bytes]) -> bytes:
 
 
 def size_of(argv: Sequence[bytes]) -> int:
-    """About how many bytes it takes."""
+    """About how many bytes a request of this argv has."""
     return len(argv.frame) if isinstance(argv, Words) else sum(map(len, argv))
 
 
 class Request:
-    """One request: `frame` is exactly one, so it is answered exactly once."""
+    """One request. `frame` is exactly one request, so it gets exactly one reply."""
 
     __slots__ = ("frame",)
 
@@ -76,7 +76,7 @@ class Request:
 
     @classmethod
     def of_frame(cls, frame: bytes) -> Self:
-        """Of bytes that were put together elsewhere. ValueError where they are not exactly one request."""
+        """A request of bytes that were made elsewhere. Raises ValueError if they are not exactly one request."""
         if not is_request(frame):
             raise ValueError(f"expected exactly one request, got {frame[:64]!r}")
         made = cls.__new__(cls)
@@ -85,7 +85,7 @@ class Request:
 
     @classmethod
     def of_accepted(cls, frame: bytes) -> Self:
-        """Of the bytes of one that was accepted, or that were cut out of it: nothing is looked at again."""
+        """A request of bytes that the scanner has accepted, or of parts of them. They are not checked again."""
         made = cls.__new__(cls)
         made.frame = frame  # type: ignore[misc]
         return made
@@ -97,16 +97,15 @@ class Request:
 
 
 class Block:
-    """Requests that a server runs as one transaction: `frame` is all of them, from MULTI to EXEC.
+    """Requests that a server runs as one transaction. `frame` has them all, from MULTI to EXEC.
 
-    `queued`: how many they are, at least one: a server's answer to none looks like a block that did nothing, and who
-    sends one has mistaken something. It is answered `queued` + 2 times, and the last answer is that to EXEC.
+    `queued`: how many requests they are, at least one. A block gets `queued` + 2 replies; the last is that to EXEC.
     """
 
     __slots__ = ("_bytes", "queued")
 
     def __init__(self, requests: Iterable[Request]) -> None:
-        """ValueError for none."""
+        """Raises ValueError if there is no request: an empty block is a mistake of the caller."""
         self._bytes = bytearray(_MULTI)
         self.queued = 0
         for each in requests:
@@ -115,7 +114,7 @@ class Block:
             raise ValueError("expected a block of at least one request, got none")
 
     def add(self, request: Request) -> None:
-        """One more, behind the others."""
+        """Append a request."""
         self._bytes += request.frame
         self.queued += 1
 
@@ -130,7 +129,7 @@ class Block:
 
 
 Asked = Request | Block
-"""What may be sent to a server: it knows how often it is answered. Bare bytes do not."""
+"""What may be sent to a server. Unlike bytes, it knows how many replies it gets."""
 
 _MULTI, _EXEC = encode([b"MULTI"]), encode([b"EXEC"])
 
@@ -158,7 +157,7 @@ def _argument(line: bytes, position: int) -> tuple[bytes | None, int]:
 
 
 def _quoted(line: bytes, position: int, quote: bytes, parts: list[bytes]) -> int:
-    """Append what stands in quotes to ``parts``; returns the position behind the closing one, -1 if there is none."""
+    """Append the quoted text to `parts`; returns the position after the closing quote, -1 if there is none."""
     run = _IN_DOUBLE if quote == b'"' else _IN_SINGLE
     while position < len(line):
         character = line[position : position + 1]
@@ -175,7 +174,7 @@ def _quoted(line: bytes, position: int, quote: bytes, parts: list[bytes]) -> int
 
 
 def _escape(line: bytes, position: int, quote: bytes) -> tuple[bytes, int]:
-    """What the backslash at ``at`` stands for, and the position behind it."""
+    """The text that the backslash at this position stands for, and the position after the escape."""
     following = line[position + 1 : position + 2]
     if quote == b"'":
         return (b"'", position + 2) if following == b"'" else (b"\\", position + 1)

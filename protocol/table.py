@@ -1,9 +1,10 @@
-"""Which commands there are, and what the proxy does with each: the place where one is added, refused or split.
+"""Which commands there are, and what the proxy does with each. Here a command is added, refused or split.
 
-In come the generated rows, and rows learned from the backends; out comes a dict of `Command` by lower-case name.
+The table is a dict of `Command` by lower-case name. It is made of the generated rows (rows.py). Rows of further
+commands, discovered at the servers, are added at run time (`extend`).
 
-The rule for a command that stands in none of the lists below: with exactly one key at a fixed place it is PLAIN, with
-other keys KEYED, and REFUSED if it has no keys or is not plain data work. The lists add to that, never the reverse.
+The lists below give a command its kind. For a command in none of them a rule decides (`_kind_by_rule`): with exactly
+one key at a fixed position it is PLAIN, with other keys KEYED, without keys or if it is not plain data work REFUSED.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ _LOCAL = """
 """
 LOCAL = frozenset(_LOCAL.split())
 
-# name -> how the answers of the parts become one. The keys of a split stand from its key spec's beginning to the end.
+# name -> how the answers of the parts are merged. The keys of a split go from its first key to the last word.
 SPLIT = {"mget": "gather", "mset": "all_ok", "del": "sum", "unlink": "sum", "exists": "sum", "touch": "sum"}
 FANOUT = {"dbsize": "sum", "flushdb": "all_ok", "flushall": "all_ok", "keys": "concat"}
 
 TRANSACTION = frozenset(["multi", "exec", "discard"])
 
-# More than one question to the shards, or a connection that is not shared; see pyproxy/worker/commands/handlers.py.
+# Served by a handler each: pyproxy/worker/commands/handlers.py.
 _CONVERSATION = """
     randomkey scan wait waitaof watch memory|doctor memory|purge
     blpop brpop blmove brpoplpush blmpop bzpopmin bzpopmax bzmpop
@@ -53,13 +54,13 @@ CONVERSATION = frozenset(_CONVERSATION.split())
 _PUBSUB = "publish spublish subscribe psubscribe ssubscribe unsubscribe punsubscribe sunsubscribe"
 PUBSUB = frozenset(_PUBSUB.split())
 
-# Containers with subcommands that name a key; and commands that wait only if they are asked to.
+# Containers whose subcommands have keys, and commands that block only with BLOCK.
 KEYED = frozenset(["object", "xgroup", "xinfo", "memory", "xread", "xreadgroup"])
 
-# Commands of which one may keep its server at work for seconds, so that it answers nobody, and which must be
-# given the time: those that walk over all keys, over whole values or several of them, and code of clients. What only
-# frees a value (DEL), or takes long for the number of its arguments (MSET), is none of them: it is asked too often to
-# be waited for, and a server that does not answer to it is a silent one.
+# Commands that may keep their server busy for seconds, and that get a longer deadline: those that read all keys, whole
+# values or several values, and code of clients. A command that only frees a value (DEL), or is slow because it has many
+# arguments (MSET), is not in the list. Such commands are too frequent for a longer deadline: a server that does not
+# answer one is taken for a silent server.
 _SLOW = """
     keys flushall flushdb sort sort_ro
     smembers hgetall hkeys hvals lrange lrem lpos ltrim xrange xrevrange
@@ -74,13 +75,13 @@ _SLOW = """
 """
 SLOW = frozenset(_SLOW.split())
 
-# Those of them that go through all keys, or as good as all, whenever they are asked, and are asked rarely: then the
-# server is not taken for a silent one. Of the others a hung server would have one out too often.
+# The slow commands that always read all keys, or nearly all, and that are rare. While one of them is in flight, the
+# server is not taken for a silent one. Of the other slow commands a hung server would nearly always have one in flight.
 SHARD_WIDE = frozenset(["keys", "flushall", "flushdb", "sort", "sort_ro"])
 
 CONFIGURED_ELSEWHERE = "the proxy is configured by its own file, and each server at that server"
 
-# Why -> what. A container stands for its subcommands, except those named in the lists above or on their own.
+# Reason -> commands. A container stands for its subcommands, except those that a list above or a reason here names.
 _REFUSALS: dict[str, str] = {
     "its cursors are about slots of a cluster; use SCAN": "clusterscan",
     "a script is debugged on a connection of one's own; connect to a server directly": "script|debug",
@@ -108,12 +109,12 @@ UNSERVED = "this version does not know how to route it; send it to one server di
 
 # --- rows -> commands ------------------------------------------------------------------------------------------------
 
-# A command with one of these is more than work on data: it waits, listens, administers, runs code ...
+# A command with one of these flags or categories is no plain data work: it blocks, listens, administers, runs code ...
 _NOT_DATA = {"admin", "blocking", "pubsub", "noscript", "@admin", "@blocking", "@pubsub", "@connection", "@scripting"}
 
 
 def _kind_by_rule(row: Row, specs: Sequence[KeySpec]) -> Kind:
-    """The kind of a command of which nothing but its row is known."""
+    """The kind of a command that is in no list."""
     flags = row.flags.split()
     if not any(spec.names_keys for spec in specs) or _NOT_DATA & {*flags, *row.categories.split()}:
         return Kind.REFUSED
@@ -121,13 +122,13 @@ def _kind_by_rule(row: Row, specs: Sequence[KeySpec]) -> Kind:
     if fixed and "movablekeys" in flags:
         return Kind.REFUSED  # the server finds keys by code of its own, which the specs do not show
     one = len(specs) == 1 and specs[0].complete and isinstance(specs[0].find, Range) and specs[0].find.lastkey == 0
-    # without looking whether the key is there, as the lane does not
+    # the lane does not check that the key is there, so the arity must guarantee it
     surely = isinstance(specs[0].begin, Index) and specs[0].begin.position < abs(row.arity)
     return Kind.PLAIN if fixed and one and surely and "|" not in row.name else Kind.KEYED
 
 
 def _command(row: Row, subcommands: Mapping[bytes, Command]) -> Command:
-    """The command of a row, by the lists above and else by the rule."""
+    """The command of a row: its kind by the lists above, or else by the rule."""
     specs = tuple(KeySpec.parse(texts) for texts in row.key_specs)
     kind, merge, reason = _kind_by_rule(row, specs), "", ""
     refusal = REFUSED.get(row.name) or REFUSED.get(row.name.partition("|")[0])
@@ -150,8 +151,8 @@ def _command(row: Row, subcommands: Mapping[bytes, Command]) -> Command:
     return _made(row, specs, kind, merge, reason, subcommands)
 
 
-def _learned(row: Row) -> Command:
-    """The command of a row that no list knows."""
+def _discovered(row: Row) -> Command:
+    """The command of a row that a server gave: its kind by the rule."""
     specs = tuple(KeySpec.parse(texts) for texts in row.key_specs)
     return _made(row, specs, _kind_by_rule(row, specs), "", "", {})
 
@@ -171,7 +172,7 @@ def _made(
 
 
 def _build(rows: Iterable[Row]) -> dict[bytes, Command]:
-    """Rows, a container before its subcommands -> commands by name."""
+    """Rows -> commands by name. A container stands before its subcommands."""
     subcommands: dict[str, dict[bytes, Command]] = {}
     for row in rows:
         container, _, sub = row.name.partition("|")
@@ -188,9 +189,9 @@ TABLE: dict[bytes, Command] = _build([Row(*row) for row in ROWS])
 
 
 def lookup(argv: Sequence[bytes], table: Mapping[bytes, Command] = TABLE) -> Command | None:
-    """The command, or the subcommand, that argv asks for; None if there is none (`unknown` says what to answer).
+    """The command, or the subcommand, of this argv; None if there is none (`unknown` makes the error line).
 
-    A container alone, without a subcommand, is found as itself; its arity then says that something is missing.
+    A container without a subcommand is found as itself. Its arity check fails then.
     """
     command = table.get(argv[0].lower())
     if command is None or not command.subcommands or len(argv) == 1:
@@ -204,14 +205,14 @@ def unknown(argv: Sequence[bytes], table: Mapping[bytes, Command] = TABLE) -> by
     return errors.unknown_command(argv) if container is None else errors.unknown_subcommand(container.name, argv[1])
 
 
-# --- learning --------------------------------------------------------------------------------------------------------
+# --- discovery --------------------------------------------------------------------------------------------------------
 
 
 def learn(replies: Sequence[object]) -> list[Row]:
-    """The commands that the built-in table lacks and that all primaries know alike, as rows for `extend`.
+    """Rows for `extend`: the commands that the built-in table lacks and that all primaries describe alike.
 
-    `replies`: the COMMAND reply of each primary, as hiredis parses it. Entries that have not the known form are passed
-    over: a server must not be able to stop the proxy by what it says of itself. What is built in stays as it is.
+    `replies`: the COMMAND reply of each primary, as hiredis parses it. An entry with an unknown form is left out, as no
+    server may stop the proxy by its COMMAND reply. Built-in commands stay as they are.
     """
     known = [_rows_by_name(reply) for reply in replies]
     if not known:
@@ -221,16 +222,17 @@ def learn(replies: Sequence[object]) -> list[Row]:
 
 
 def extend(table: Mapping[bytes, Command], rows: Iterable[Sequence[Any]]) -> dict[bytes, Command]:
-    """A new table with the learned rows (a row may have become a list on its way); nothing in `table` changes.
+    """A new table with the discovered rows; `table` itself does not change.
 
-    What cannot have been learned is passed over: nothing that is said of a command may end a worker.
+    A row may have become a list on its way between processes. A row that `learn` cannot have made is left out: no
+    description of a command may end a worker.
     """
     extended = dict(table)
     for values in rows:
         row = Row(*values)
         if not _learnable(row):
             continue
-        _add(extended, _learned(row))
+        _add(extended, _discovered(row))
     return extended
 
 
@@ -252,17 +254,17 @@ def _rows_by_name(reply: object) -> dict[str, Row]:
         try:
             rows.update((row.name, row) for row in rows_of(entry))
         except (ValueError, RecursionError):
-            continue  # `nonsense` says so
+            continue  # `nonsense` reports it
     return rows
 
 
 def _agree(row: Row, other: Row | None) -> bool:
-    """Whether two servers mean the same command. Arity may differ, as each server checks its own, and so may tips."""
+    """Whether two servers describe the same command. Arity and tips may differ: each server checks its own arity."""
     return other is not None and row._replace(arity=0, tips="") == other._replace(arity=0, tips="")
 
 
 def _learnable(row: Row) -> bool:
-    """Whether a row is not built in and is plain data work with keys that can be found from its specs alone."""
+    """Whether a row is not built in, is plain data work, and has keys that can be found from its specs alone."""
     if _is_built_in(row.name):
         return False
     if "@dangerous" in row.categories.split() or not {"readonly", "write"}.intersection(row.flags.split()):
@@ -278,7 +280,7 @@ def _learnable(row: Row) -> bool:
 
 
 def nonsense(reply: object) -> dict[str, str]:
-    """What a COMMAND reply says of commands that are not built in and that can be true of none: name -> what."""
+    """Impossible descriptions of commands that are not built in, in a COMMAND reply: name -> what is impossible."""
     found = {}
     for entry in reply if isinstance(reply, list | tuple) else ():
         try:
@@ -297,7 +299,7 @@ def nonsense(reply: object) -> dict[str, str]:
 
 
 def _nonsense(row: Row, specs: Sequence[KeySpec]) -> str:
-    """What is said of a command and can be true of none, as it is to be counted with; empty: nothing."""
+    """What is impossible in the description of a command; empty: nothing. Its numbers are used to find keys."""
     if not re.fullmatch(_NAME, row.name):
         return f"expected a name of at most 100 letters, digits and _ . : | -, got {row.name!r:.120}"
     if not 0 < abs(row.arity) <= _MAX_WORDS:
@@ -328,14 +330,14 @@ def _nonsense(row: Row, specs: Sequence[KeySpec]) -> str:
 _NAME = r"[a-z0-9_.:|-]{1,100}"
 
 _MAX_WORDS = 1 << 20
-"""Of one command; servers take no more (networking.c)."""
+"""The most words of one command that servers take (networking.c)."""
 
 _MAX_DISCOVERED, _MAX_ROW_BYTES = 1000, 8192
-"""Commands, and bytes about each: all of it is told to each worker in one message."""
+"""The most discovered commands, and bytes of a description: each worker gets all of them in one message."""
 
 
 def _is_built_in(name: str) -> bool:
-    """Also a subcommand of a container that is built in and not keyed: its reason counts for all it may get."""
+    """True for each subcommand of a built-in container that is not KEYED: the container's kind covers all of them."""
     container, _, sub = name.partition("|")
     command = TABLE.get(container.encode())
     if command is None or not sub:

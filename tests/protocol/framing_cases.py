@@ -1,12 +1,13 @@
-"""How bytes are framed: each kind of request, good or bad, what servers make of it, and what the proxy does.
+"""How requests are framed: for each kind of request, good or bad, what servers do with it and what the proxy does.
 
-One table. Tests hold the compiled scanner, the running proxy and real servers to it, and docs/framing.md is written
-from it. Where the proxy answers other than Redis, `why` says the reason; that is the whole list of deviations.
+Tests compare the compiled scanner, the running proxy and real servers with this table. docs/framing.md is written from
+it. Where the proxy differs from a server, `why` gives the reason. There are no other differences.
 
-The order is that of the layers: the array header, the argument header, the argument, the line, what comes from programs
-that speak another protocol, and what looks like framing but is a command. The limits are the defaults of config.py.
-Not in the table, as no byte sequence alone shows them: passwords (the proxy has none) and lines of 64 KiB to 80 KiB
-that do end (servers take or refuse them as the reads happen to fall).
+The groups follow the layers: the array header, the argument header, the argument, the line. Then come requests in other
+protocols, and commands whose form is wrong. The limits are the defaults of config.py.
+
+Two things are not in the table, as no byte sequence alone shows them: passwords (clients of the proxy have none), and
+lines of 64 KiB to 80 KiB that do end (a server takes or refuses them, depending on how its reads divide them).
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ class End(enum.Enum):
     KEEPS = "stays open"
     CLOSES = "is closed"
     WAITS = "waits for more"
-    RESET = "is reset"  # seen only: no case promises it
+    RESET = "is reset"  # a test may see it; no case promises it
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """All that is answered, and what becomes of the connection then."""
+    """The whole answer, and what becomes of the connection after it."""
 
     answer: bytes
     end: End
@@ -37,7 +38,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One request, or a few; `kinds` is what the scanner cuts out of it before it waits or complains."""
+    """One request or several. `kinds`: what the scanner finds in it before it waits or reports an error."""
 
     name: str
     sent: bytes
@@ -45,12 +46,12 @@ class Case:
     redis: Outcome  # Redis 7.0
     valkey: Outcome  # Valkey 9
     proxy: Outcome
-    why: str  # the reason, where the proxy differs from either
-    behind: Outcome | None  # of a request that waits: what becomes of it when GOOD comes
+    why: str  # the reason if the proxy differs from one of the servers
+    behind: Outcome | None  # for a request that waits: what happens when GOOD arrives
 
     @property
     def with_good_behind(self) -> Outcome | None:
-        """What the proxy does if GOOD follows at once; None where that is not worth saying."""
+        """What the proxy does if GOOD follows at once; None if no case promises it."""
         if self.proxy.end is End.KEEPS:
             return Outcome(self.proxy.answer + GOOD_ANSWER, End.KEEPS)
         return self.proxy if self.proxy.end is End.CLOSES else self.behind
@@ -67,7 +68,7 @@ _PONG = b"+PONG\r\n"
 
 
 def fault_in(outcome: Outcome) -> bytes:
-    """What the scanner found wrong if this is what the client saw; unbalanced quotes are not its business."""
+    """The error of the scanner behind this outcome; empty if there is none. It does not check quotes."""
     last = outcome.answer.split(b"\r\n")[-2] if outcome.answer else b""
     if outcome.end is not End.CLOSES or not last.startswith(_COMPLAINT) or b"unbalanced" in last:
         return b""
@@ -91,7 +92,7 @@ def bad(text: str) -> Outcome:
 
 
 def unknown(*names: bytes) -> bytes:
-    """The answers to commands without arguments that nobody knows."""
+    """The errors for these unknown commands without arguments."""
     return b"".join(b"-ERR unknown command '%b', with args beginning with: \r\n" % name for name in names)
 
 
@@ -106,7 +107,7 @@ def _case(
     why: str = "",
     behind: Outcome | None = None,
 ) -> Case:
-    """`kinds` in short: f a frame, i an inline line, e an empty request. Without `valkey` or `proxy`: as Redis."""
+    """`kinds`: f is a frame, i an inline line, e an empty request. The default of `valkey` and `proxy` is `redis`."""
     words = {"f": "frame", "i": "inline", "e": "empty"}
     whole = tuple(words[each] for each in kinds)
     return Case(name, sent, whole, redis, valkey or redis, proxy or redis, why, behind)
@@ -118,23 +119,24 @@ NO_CRLF = bad("invalid CRLF in request")  # Valkey's words
 NUL_IN_LINE = bad("unexpected NUL in inline request")
 
 CRLF = (
-    "Redis 7.0 skips two bytes behind an argument, and one behind a CR, without looking. What one reader skips, "
-    "another reads as a command, so requests could be smuggled past one of the two. The proxy looks, as Valkey 9 does."
+    "Redis 7.0 skips two bytes after an argument, and one after a CR, without a check. Bytes that one reader skips, "
+    "another may read as a command. So requests could be smuggled past one of the two. The proxy checks these bytes, "
+    "as Valkey 9 does."
 )
 NUL = (
-    "A NUL hides the rest of the line from Redis, which then waits in silence. No command line holds one, so the proxy "
-    "says so at once; it may be TLS, or another binary protocol, on the wrong port."
+    "Redis does not see the rest of a line after a NUL, and waits in silence. No command line has a NUL in it, so the "
+    "proxy answers with an error at once. The client may use TLS, or another binary protocol, on the wrong port."
 )
 NUL_HEADER = (
-    "A NUL hides the rest of the line from Redis 7.0, which then waits in silence. The proxy says at once that no `$` "
-    "came."
+    "Redis 7.0 does not see the rest of a line after a NUL, and waits in silence. The proxy answers with an error at "
+    "once, as the line does not begin with `$`."
 )
-ARGS = "`limits.args`, at most 1,048,576: one command may not reserve the memory of many."
-BULK = "`limits.bulk_bytes`, 64 MiB by default and at most 512 MiB: the clients of a worker share a budget of memory."
-QUOTES = "Valkey 9 takes text behind a closing quote; the proxy keeps to Redis."
+ARGS = "`limits.args` is at most 1,048,576, so that one command cannot take the memory of many clients."
+BULK = "`limits.bulk_bytes` is 64 MiB by default and at most 512 MiB, as the clients of a worker share its memory."
+QUOTES = "Valkey 9 accepts text after a closing quote. The proxy refuses it, as Redis does."
 HTTP = (
-    "Redis drops the answers that it has not yet written, so what a client gets depends on how its bytes arrived. The "
-    "proxy answers what was asked before, and then closes."
+    "Redis drops the answers that it has not written yet, so the answers of a client depend on how its bytes arrived. "
+    "The proxy answers the requests before, and then closes the connection."
 )
 
 BAD_COUNT = bad("invalid multibulk length")
@@ -157,7 +159,7 @@ GOOD_REQUESTS = [
     _case("an array of the smallest number", b"*-9223372036854775808\r\n", kept(), "e"),
     _case("a name in mixed case", encode([b"pInG"]), kept(_PONG), "f"),
     _case("a name in mixed case, as a line", b"pInG\r\n", kept(_PONG), "i"),
-    _case("all kinds after one another", b"\r\n*0\r\nPING\r\n" + _PING + b"PING\n", kept(_PONG * 3), "ieifi"),
+    _case("all kinds, one after another", b"\r\n*0\r\nPING\r\n" + _PING + b"PING\n", kept(_PONG * 3), "ieifi"),
     _case("a key with NUL and CRLF", encode([b"GET", b"framing:a\0b\r\n"]), kept(b"$-1\r\n"), "f"),
     _case("an argument that looks like a frame", encode([b"ECHO", _PING]), kept(b"$14\r\n%b\r\n" % _PING), "f"),
 ]
@@ -169,7 +171,7 @@ ARRAY_HEADER = [
     _case("a plus sign", b"*+1\r\n", BAD_COUNT),
     _case("a leading zero", b"*01\r\n", BAD_COUNT),
     _case("a blank before the number", b"* 1\r\n", BAD_COUNT),
-    _case("a blank behind the number", b"*1 \r\n", BAD_COUNT),
+    _case("a blank after the number", b"*1 \r\n", BAD_COUNT),
     _case("minus zero", b"*-0\r\n", BAD_COUNT),
     _case("a minus alone", b"*-\r\n", BAD_COUNT),
     _case("2^31", b"*2147483648\r\n", BAD_COUNT),
@@ -180,7 +182,7 @@ ARRAY_HEADER = [
     _case("2^31 - 1", b"*2147483647\r\n", waits(), proxy=BAD_COUNT, why=ARGS),
     _case("one argument more than the limit", b"*1048577\r\n", waits(), proxy=BAD_COUNT, why=ARGS),
     _case("as many arguments as the limit", b"*1048576\r\n", waits(), behind=bad("expected '$', got '*'")),
-    _case("LF alone behind the headers", b"*1\n$4\nPING\n", waits(), behind=BAD_COUNT),
+    _case("headers that end with LF alone", b"*1\n$4\nPING\n", waits(), behind=BAD_COUNT),
     _case("65,537 digits", b"*" + b"1" * LONG, bad("too big mbulk count string")),
     _case("NUL, then a line without end", b"*\0" + b"x" * LONG, bad("too big mbulk count string")),
     _case("CR without LF", b"*1\rX$4\rYPING\rZ", kept(_PONG), valkey=NO_CRLF, proxy=NO_CRLF, why=CRLF),
@@ -193,7 +195,7 @@ ARGUMENT_HEADER = [
         _case(f"{sign!r} in place of the dollar", b"*1\r\n%b1\r\n" % sign.encode(), bad(f"expected '$', got '{sign}'"))
         for sign in "+:-%>~|_#,(=!"
     ),
-    _case("a byte that is no character", b"*1\r\n\xff\r\n", bad("expected '$', got '\xff'")),
+    _case("a byte that is not ASCII", b"*1\r\n\xff\r\n", bad("expected '$', got '\xff'")),
     _case("an empty line", b"*1\r\n\r\n", bad("expected '$', got ' '")),
     _case("LF and an empty line", b"*1\r\n\n\r\n", bad("expected '$', got ' '")),
     _case(
@@ -227,11 +229,11 @@ ARGUMENT_HEADER = [
 
 ARGUMENT = [
     _case("an empty name", b"*1\r\n$0\r\n\r\n", kept(unknown(b"")), "f"),
-    _case("other bytes for CRLF", b"*1\r\n$4\r\nPINGXX", kept(_PONG), valkey=NO_CRLF, proxy=NO_CRLF, why=CRLF),
-    _case("one other byte, for CR", b"*1\r\n$4\r\nPINGX", waits(), proxy=NO_CRLF, why=CRLF),
+    _case("other bytes in place of CRLF", b"*1\r\n$4\r\nPINGXX", kept(_PONG), valkey=NO_CRLF, proxy=NO_CRLF, why=CRLF),
+    _case("another byte in place of CR", b"*1\r\n$4\r\nPINGX", waits(), proxy=NO_CRLF, why=CRLF),
     _case("CR without LF", b"*1\r\n$4\r\nPING\rX", kept(_PONG), valkey=NO_CRLF, proxy=NO_CRLF, why=CRLF),
     _case(
-        "a byte longer than it is",
+        "a length that is one byte too large",
         b"*1\r\n$5\r\nPING\r\n" + _PING,
         kept(unknown(b"PING ", b"1", b"$4") + _PONG),
         valkey=NO_CRLF,
@@ -239,14 +241,14 @@ ARGUMENT = [
         why=CRLF,
     ),
     _case(
-        "a byte shorter than it is",
+        "a length that is one byte too small",
         b"*1\r\n$3\r\nPING\r\n",
         kept(unknown(b"PIN")),
         valkey=NO_CRLF,
         proxy=NO_CRLF,
         why=CRLF,
     ),
-    _case("NUL behind the name", b"*1\r\n$5\r\nPING\0\r\n", kept(unknown(b"PING")), "f"),
+    _case("a name that ends with NUL", b"*1\r\n$5\r\nPING\0\r\n", kept(unknown(b"PING")), "f"),
     _case("a name with an error reply in it", encode([b"fo\r\n-ERR x"]), kept(unknown(b"fo  -ERR x")), "f"),
     _case("a name of a million bytes", encode([b"a" * 1_000_000]), kept(unknown(b"a" * 128)), "f"),
 ]
@@ -254,7 +256,7 @@ ARGUMENT = [
 UNFINISHED = [
     _case("half an array header", b"*1\r", waits(), behind=NO_CRLF),
     _case("an argument header without its number", b"*1\r\n$", waits(), behind=BAD_BULK),
-    _case("an argument header that begins wrong", b"*1\r\nf", waits(), behind=bad("expected '$', got 'f'")),
+    _case("an argument header that begins with a wrong byte", b"*1\r\nf", waits(), behind=bad("expected '$', got 'f'")),
     _case("an argument without its bytes", b"*1\r\n$4\r\n", waits(), behind=NO_CRLF),
     _case("an argument without its LF", b"*1\r\n$4\r\nPING\r", waits(), behind=NO_CRLF),
     _case("a line without its end", b"PING", waits()),
@@ -305,10 +307,10 @@ LINE = [
         "ii",
     ),
     _case("half an escape", b'ECHO "x\\x4"\r\n', kept(b"$3\r\nxx4\r\n"), "i"),
-    _case("an escape that is no text", b'PING "ax\\xff"\r\n', kept(b"$3\r\nax\xff\r\n"), "i"),
+    _case("an escaped byte that is not ASCII", b'PING "ax\\xff"\r\n', kept(b"$3\r\nax\xff\r\n"), "i"),
     _case("an empty name in quotes", b'""\r\n', kept(unknown(b"")), "i"),
     _case(
-        "text behind a closing quote", b'SET framing:q "a"b\r\n', UNBALANCED, "i", valkey=kept(b"+OK\r\n"), why=QUOTES
+        "text after a closing quote", b'SET framing:q "a"b\r\n', UNBALANCED, "i", valkey=kept(b"+OK\r\n"), why=QUOTES
     ),
     _case("an open quote", b'SET framing:q "abc\r\n', UNBALANCED, "i"),
     _case("an open single quote", b"SET framing:q 'x\r\n", UNBALANCED, "i"),
@@ -327,7 +329,7 @@ OTHER_PROTOCOLS = [
         why=HTTP,
     ),
     _case(
-        "POST behind a command",
+        "POST after a command",
         _PING + b"POST / HTTP/1.1\r\nHost: x\r\n\r\n",
         closed(),
         "fiii",
@@ -354,7 +356,7 @@ COMMANDS = [
     _case("QUIT before a command", encode([b"QUIT"]) + _PING, closed(b"+OK\r\n"), "ff"),
     _case("QUIT before a command, as lines", b"QUIT\r\nPING\r\n", closed(b"+OK\r\n"), "ii"),
     _case("too few arguments", encode([b"GET"]), kept(errors.wrong_arity("get")), "f"),
-    _case("a container alone", encode([b"CONFIG"]), kept(errors.wrong_arity("config")), "f"),
+    _case("a container without a subcommand", encode([b"CONFIG"]), kept(errors.wrong_arity("config")), "f"),
     _case(
         "an unknown subcommand",
         encode([b"CONFIG", b"foo"]),
@@ -362,13 +364,13 @@ COMMANDS = [
         "f",
     ),
     _case(
-        "half a pair",
+        "a key without its value",
         encode([b"MSET", b"framing:1", b"1", b"framing:2"]) + encode([b"EXISTS", b"framing:1", b"framing:2"]),
         kept(errors.wrong_arity("mset") + b":0\r\n"),
         "ff",
     ),
-    _case("MGET of nothing", encode([b"MGET"]), kept(errors.wrong_arity("mget")), "f"),
-    _case("DEL of nothing", encode([b"DEL"]), kept(errors.wrong_arity("del")), "f"),
+    _case("MGET without a key", encode([b"MGET"]), kept(errors.wrong_arity("mget")), "f"),
+    _case("DEL without a key", encode([b"DEL"]), kept(errors.wrong_arity("del")), "f"),
     *(
         _case(
             f"{name.decode()} of a key twice",
@@ -390,8 +392,8 @@ COMMANDS = [
         kept(b"+OK\r\n$1\r\n2\r\n"),
         "ff",
     ),
-    _case("AUTH without a password set", encode([b"AUTH", b"x"]), kept(errors.auth_without_password()), "f"),
-    _case("AUTH of nobody", encode([b"AUTH", b"nobody", b"x"]), kept(errors.wrong_password()), "f"),
+    _case("AUTH where no password is set", encode([b"AUTH", b"x"]), kept(errors.auth_without_password()), "f"),
+    _case("AUTH of an unknown user", encode([b"AUTH", b"nobody", b"x"]), kept(errors.wrong_password()), "f"),
     _case("HELLO 4", encode([b"HELLO", b"4"]), kept(errors.unsupported_protocol()), "f"),
     _case("HELLO x", encode([b"HELLO", b"x"]), kept(errors.protocol_version_not_an_integer()), "f"),
     _case("HELLO with a bad option", encode([b"HELLO", b"2", b"BAD"]), kept(errors.hello_option("BAD")), "f"),

@@ -1,4 +1,4 @@
-"""How long a command waits: its timeout, as the server reads it, and what is left of that when it is sent again."""
+"""The timeout of a blocking command: how the server reads it, and how much is left when the command is sent again."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from protocol.keyspecs import number, timeout_place
 from protocol.request import Request
 
 HELD_S = 0.1
-"""A command that is sent so long after it came was held, and less of its time is left."""
+"""A command that is sent later than this after it came was held, so its timeout is shortened."""
 
 _LARGEST = 2**63 - 1
-_LONGEST = 5 * 1024 - 1  # of a word that is read as a number; util.h, MAX_LONG_DOUBLE_CHARS
-# What strtold(3) reads, without the blanks before a number that Redis refuses.
+_LONGEST = 5 * 1024 - 1  # bytes of a number (util.h, MAX_LONG_DOUBLE_CHARS)
+# The numbers of strtold(3), without blanks before them, which Redis refuses.
 _INFINITE = re.compile(rb"[+-]?inf(inity)?", re.IGNORECASE)
 _DECIMAL = re.compile(rb"[+-]?(?:(\d+)\.?(\d*)|()\.(\d+))(?:e([+-]?)(\d+))?", re.IGNORECASE)
 _HEXADECIMAL = re.compile(rb"[+-]?0x(?:([0-9a-f]+)\.?([0-9a-f]*)|()\.([0-9a-f]+))(?:p([+-]?)(\d+))?", re.IGNORECASE)
-_EXPONENTS = (-16445, 16384)  # of 2: the smallest number of x87's extended precision, and the first beyond its largest
+_EXPONENTS = (
+    -16445,
+    16384,
+)  # to base 2, of x87's extended precision: its smallest number, and the first above its largest
 _SMALLEST = 5e-324
 
 
 class BlockTimeout:
-    """How long a command waits; `argv`: the command.
+    """How long a command may block. `argv`: the command, with the words that were replaced.
 
-    `refusal`: what the server says to its timeout; empty: nothing.
+    `refusal`: the server's error line for the timeout; empty if it is right.
     """
 
     def __init__(self, name: bytes, argv: Sequence[bytes]) -> None:
@@ -45,14 +48,14 @@ class BlockTimeout:
         return self._as_it_came if self._argv is None else self._argv
 
     def replace_word(self, place: int, word: bytes) -> None:
-        """From now on another word stands there."""
+        """Put another word at this position of `argv`."""
         if self._argv is None:
             self._argv = list(self._as_it_came)
         self._argv[place] = word
 
     @property
     def left_s(self) -> float | None:
-        """None: it waits for ever."""
+        """None: without an end."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
     @property
@@ -60,7 +63,7 @@ class BlockTimeout:
         return self.left_s == 0.0
 
     def request(self) -> Request:
-        """The command as it came; later, or from the second time on, with what is left; never 0, which is for ever."""
+        """The command as it came. Later, or from the second call on, with what is left of its timeout, never 0."""
         late, self._as_it_came_until = time.monotonic() > self._as_it_came_until, 0.0
         if late and self.left_s is not None:
             left_ms = max(1, int(self.left_s * 1000))
@@ -69,7 +72,7 @@ class BlockTimeout:
 
 
 Read = tuple[float, bytes]
-"""Milliseconds, 0: for ever; and what is wrong with them."""
+"""Milliseconds (0: without an end), and the error line if they are wrong."""
 
 
 def _seconds(word: bytes) -> Read:
@@ -78,9 +81,9 @@ def _seconds(word: bytes) -> Read:
 
 
 def _long_double(word: bytes) -> float | None:
-    """A number as strtold(3) reads it, infinite or next to 0 where a double has none so large or small.
+    """A number as strtold(3) reads it. One beyond the range of a double becomes infinite or the smallest double.
 
-    None: it is no number, or one that a long double has none for either.
+    None: it is no number, or beyond the range of a long double.
     """
     if len(word) > _LONGEST:
         return None
@@ -113,7 +116,7 @@ def _milliseconds(word: bytes) -> Read:
 
 
 def _in_range(milliseconds: float) -> Read:
-    """As timeout.c has it (getTimeoutFromObjectOrReply): the moment of the end must be a 64-bit number too."""
+    """The checks of timeout.c (getTimeoutFromObjectOrReply). The moment of the end must be a 64-bit number, too."""
     if milliseconds > _LARGEST - time.time() * 1000:
         return 0.0, errors.timeout_out_of_range()
     if milliseconds <= -1:  # the server rounds up

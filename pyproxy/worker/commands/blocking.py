@@ -1,19 +1,19 @@
-"""Commands that wait for something to come to a key: BLPOP and its kin, XREAD and XREADGROUP with BLOCK.
+"""Blocking commands: BLPOP and others of its kind, XREAD and XREADGROUP with BLOCK.
 
-Keys on one shard: the command goes as it is to the primary, on a connection that this client has alone, and the server
-keeps the order of those who wait. Keys on several shards: polling.py, or refused.
+With all keys on one shard, the command goes unchanged to the primary, on a leased connection, and the server keeps the
+order of the clients that wait. With keys on several shards, polling.py serves it, or it is refused.
 
-Waiting ends in one of these ways:
+The wait ends in one of these ways:
 
-    the server answers                the client gets the answer
-    the client is reset               the connection is closed at once: the server forgets the command
-    the client closes (its half),     the server is asked to give the command up, as at its timeout (CLIENT UNBLOCK):
-      or the worker goes              what came before is still the client's
-    the gate of the shard closes      likewise; then the command waits at the gate, and goes to the primary of then
-                                      with what is left of its time
-    the connection is lost            -UNCERTAIN: something may have been taken; of XREAD, which takes nothing,
-                                      -TRYAGAIN
-    nothing comes, past the timeout   likewise
+    the server answers                 the client gets the answer
+    the client resets its connection   the leased connection is closed at once, so the server forgets the command
+    the client closes its half,        the server is asked to end the command as at its timeout (CLIENT UNBLOCK); an
+      or the worker drains             element that came before still goes to the client
+    the gate of the shard closes       the same; then the command waits at the gate, and goes with what is left of its
+                                       timeout to the primary of that moment
+    the connection is lost             -UNCERTAIN, as an element may have been taken; for XREAD, which takes none,
+                                       -TRYAGAIN
+    no reply after the timeout         the same
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from pyproxy.worker.shard.link import MOVED
 from pyproxy.worker.shard.pool import Lease, NoLease, Use
 
 DEMOTED = b"-UNBLOCKED force unblock from blocking operation, instance state changed "
-"""From a primary that became a replica, which then closes the connection (blocked.c of Redis and Valkey).
+"""The reply of a primary that becomes a replica, before it closes the connection (blocked.c of Redis and Valkey).
 
-Other -UNBLOCKED are the client's: its stream is gone (Redis 7.0), or an operator has unblocked it.
+Other -UNBLOCKED replies go to the client: its stream is gone (Redis 7.0), or an operator has unblocked it.
 """
 
 UNBLOCK_AGAIN_S = 0.01
@@ -57,7 +57,7 @@ async def wait(conversation: Conversation) -> bytes:
 
 
 async def _resolve_last_ids(conversation: Conversation, block_timeout: BlockTimeout) -> None:
-    """`$` means the last entry of now, also where the command is sent a second time."""
+    """Replace `$` by the last id of the stream now, as the command may be sent a second time."""
     keys = conversation.command.keys(conversation.argv)
     for key in keys:
         place = key + len(keys)
@@ -75,7 +75,7 @@ async def _resolve_last_ids(conversation: Conversation, block_timeout: BlockTime
 
 
 async def _at_server(conversation: Conversation, shard: int, block_timeout: BlockTimeout) -> bytes:
-    """On connections of its own, one after another, to the one shard of its keys."""
+    """Send it to the shard of its keys, on a leased connection. After a closed gate, on another one."""
     is_write = "write" in conversation.command.flags
     while True:
         router = conversation.lane.links[shard].router
@@ -83,10 +83,10 @@ async def _at_server(conversation: Conversation, shard: int, block_timeout: Bloc
             async with conversation.lend(shard, Use.HELD, size_of(conversation.argv)) as lease:
                 attempt = _Attempt(conversation, lease)
                 reply = await attempt.ask(block_timeout.request(), is_write, block_timeout.left_s)
-                lease.keep = not attempt.let_go and not reply.startswith(DEMOTED)
+                lease.keep = not attempt.unblock_requested and not reply.startswith(DEMOTED)
         except NotSent:
             continue
-        if reply.startswith(DEMOTED) or (attempt.let_go and reply in NOTHING):
+        if reply.startswith(DEMOTED) or (attempt.unblock_requested and reply in NOTHING):
             if conversation.stopped:
                 raise Refusal(errors.unblocked())
             if block_timeout.is_over:
@@ -96,7 +96,7 @@ async def _at_server(conversation: Conversation, shard: int, block_timeout: Bloc
 
 
 class _Attempt:
-    """The command at one server, on one connection."""
+    """The command on one server, on one leased connection."""
 
     def __init__(self, conversation: Conversation, lease: Lease) -> None:
         self._conversation = conversation
@@ -104,12 +104,12 @@ class _Attempt:
         self._unblocking: asyncio.Task[None] | None = None
 
     @property
-    def let_go(self) -> bool:
-        """The server was asked to give it up."""
+    def unblock_requested(self) -> bool:
+        """Whether the server was asked to end the command."""
         return self._unblocking is not None
 
     async def ask(self, request: Request, is_write: bool, left_s: float | None) -> bytes:
-        """Its answer. Raises Refusal where none comes; NotSent where it may be sent to another server."""
+        """The reply. Raises Refusal if none comes, NotSent if the command may be sent to another server."""
         conversation, lease = self._conversation, self._lease
         try:
             await self._ask_connection_id()
@@ -127,7 +127,7 @@ class _Attempt:
                 self._unblocking.cancel()
 
     async def _ask_connection_id(self) -> None:
-        """By what the server knows this connection; one that does not say is asked to give nothing up."""
+        """Ask for the server's id of this connection. Without an id the command cannot be unblocked."""
         if not self._lease.id:
             asked = Request([b"CLIENT", b"ID"])
             try:
@@ -143,18 +143,19 @@ class _Attempt:
             self._unblocking = self._conversation.lane.loop.create_task(self._unblock())
 
     async def _unblock(self) -> None:
-        """Asked more than once: it may be there before the command, on its other connection.
+        """Send CLIENT UNBLOCK until the command ends. On another connection, the first one may overtake the command.
 
-        A hand-over that waits for it in vain is given up. A client that has left is not waited for long.
+        This has no time limit of its own: a hand-over that waits for it has one. Once the client has left, or the
+        worker drains, it has `reply_s`.
         """
         with contextlib.suppress(TimeoutError):
             async with within(self._conversation.reply_s if self._conversation.stopped else None):
-                while await self._send_unblock():  # noqa: ASYNC110 - the server says nothing by itself
+                while await self._send_unblock():  # noqa: ASYNC110 - the server gives no sign
                     await asyncio.sleep(UNBLOCK_AGAIN_S)
         self._lease.drop(errors.NOT_UNBLOCKED)
 
     async def _send_unblock(self) -> bool:
-        """Asked once; False: the server does not let itself be asked."""
+        """Send it once. False: it cannot be sent, or the server refuses it, so that sending it again is of no use."""
         conversation = self._conversation
         with contextlib.suppress(Refusal, NoLease):
             async with conversation.lease_pool.aside(self._lease.link.index) as other:
@@ -170,4 +171,4 @@ class _Attempt:
 _WAIT = (b"blpop", b"brpop", b"blmove", b"brpoplpush", b"blmpop", b"bzpopmin", b"bzpopmax", b"bzmpop")
 
 HANDLERS: dict[bytes, Handler] = dict.fromkeys(_WAIT, wait)
-"""XREAD and XREADGROUP wait only if they are asked to; see dispatch.py."""
+"""Without XREAD and XREADGROUP, which block only with BLOCK; dispatch.py looks for it."""

@@ -133,7 +133,7 @@ async def _pop(
         keys = [argv[position] for position in positions]
         reply = await conversation.ask(shard, name, b"%d" % len(keys), *keys, *rest, write=True)
         if reply not in NOTHING:
-            return errors.about(conversation.command.name, name, reply) if reply.startswith(b"-") else reply
+            return errors.for_command(conversation.command.name, name, reply) if reply.startswith(b"-") else reply
     return None
 
 
