@@ -1,18 +1,18 @@
-"""CLIENT LIST in a worker with very many clients: their lines are made a slice at a time."""
+"""CLIENT LIST in a worker with very many clients: their lines are made in slices."""
 
 from protocol.reply import Verbatim, encode
 from pyproxy.worker.commands import local_client
 from pyproxy.worker.commands.conversation import Conversation, Refusal
 
 MANY = 256
-"""Clients; up to so many are listed at once."""
+"""Up to so many clients, CLIENT LIST is a local command (local_client.py)."""
 
 LINE_BYTES = 512
-"""What a line takes, or a little more."""
+"""The memory for a line, or a little more."""
 
 
 async def listed(conversation: Conversation) -> bytes:
-    """As local_client.py says it of few."""
+    """The answer of local_client.py, made in slices."""
     try:
         clients = local_client.chosen(conversation.argv, conversation.context)
     except local_client.ClientError as wrong:

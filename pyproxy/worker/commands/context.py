@@ -1,7 +1,7 @@
-"""What the commands that the proxy answers itself may look at: the client that asks, and the worker it asks.
+"""What a command may use of its worker (`Context`), and what a local command sees of its client (`Client`).
 
-Declarations only. The hot path makes the client, and the worker's main module keeps the one `Context` up to date.
-Whoever gets them reads, and changes nothing but the attributes of that one client.
+The lane makes the clients, and the worker's main module keeps its one `Context` up to date. A command reads both, and
+changes only attributes of its own client.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from pyproxy.worker.pubsub.registry import Registry, Subscriber
 
 REPLY_ON, REPLY_OFF, REPLY_SKIP = 0, 1, 2
 
-SHARE_S = 1.0  # how long the parent's word is waited for that all workers know a script
-SETTLE_S = 0.2  # and that the primaries have a setting: a client that sets one waits no longer, whatever they do
+SHARE_S = 1.0  # how long a client waits until the parent has given a script to all workers
+SETTLE_S = 0.2  # how long it waits until the primaries that are up have a setting
 
 
 class HasCommands(Protocol):
-    """A transaction, as far as it is shown."""
+    """A transaction, as CLIENT LIST needs it."""
 
     @property
     def commands(self) -> Sequence[object]: ...
 
 
 class HasKeys(Protocol):
-    """What a client watches, as far as it is shown."""
+    """The watch of a client, as CLIENT LIST needs it."""
 
     keys: int
 
 
 class Waits(Protocol):
-    """A conversation, as far as it is shown."""
+    """A conversation that waits, as the worker needs it."""
 
     @property
     def client(self) -> Client: ...
@@ -53,7 +53,7 @@ class Waits(Protocol):
 
 
 class Client(Protocol):
-    """One client connection; in the worker it is a compiled class."""
+    """One client connection. In the worker it is a compiled class of the lane."""
 
     id: int
     proto: int  # 2 or 3
@@ -69,86 +69,88 @@ class Client(Protocol):
     commands: int
     last_command: bytes  # as in the table: b"client|info"
     reply_mode: int  # REPLY_ON, REPLY_OFF or REPLY_SKIP (the next command only)
-    transaction: HasCommands | None  # begun by MULTI
-    conversation: Any  # its command that takes more than one question
-    queued_bytes: int  # what it costs
+    transaction: HasCommands | None  # after MULTI
+    conversation: Any  # its command that a coroutine serves
+    queued_bytes: int  # bytes that it costs
     watched: HasKeys | None
-    subscriber: Subscriber | None  # what it is subscribed to
-    limited: bool  # it is, in RESP2
+    subscriber: Subscriber | None  # its subscriptions
+    limited: bool  # it has subscriptions in RESP2
     closing: bool
     buffered_in: int  # bytes
     buffered_out: int
 
     def switch(self, proto: int, db: int) -> None:
-        """Every later command is served in this protocol and database."""
+        """Serve all later commands in this protocol and database."""
 
     def end_transaction(self) -> None:
-        """Forget what was queued, if anything was."""
+        """Forget the queued commands, if there are any."""
 
     def end_watch(self) -> None:
-        """Nothing is watched any more."""
+        """Watch nothing any more."""
 
     def finish(self) -> None:
-        """Close the connection once this command and those before it are answered."""
+        """Close the connection after the answer to this command."""
 
 
 @dataclass(slots=True)
 class Context:
-    """This worker, as it is now."""
+    """This worker, as it is now, and what its commands share."""
 
     setup: Setup
     page: Page
     topology: Topology
-    health: FleetHealth | None  # None until the parent has looked once
+    health: FleetHealth | None  # None until the first health check
     table: Mapping[bytes, Command]
     clients: Callable[[], Collection[Client]]  # of this worker
     tell: Callable[[Configured | Script | ScriptsFlushed], None]  # the parent
     now: Callable[[], float] = time.monotonic
     settings: Settings = field(default_factory=lambda: Settings(0))
-    waiting: set[Waits] = field(default_factory=set)  # for something that may never come
+    waiting: set[Waits] = field(default_factory=set)  # conversations that block, or wait without a limit
     ready_keys: dict[int, Any] = field(default_factory=dict)  # by database: cross_shard/ready_keys.py
-    register: Registry[Any] = field(default_factory=Registry)  # who is subscribed to what
+    register: Registry[Any] = field(default_factory=Registry)  # the subscriptions of all clients
     scripts: Scripts = field(init=False)
     keyless: Keyless = field(init=False)
-    sharing: dict[bytes, asyncio.Event] = field(default_factory=dict)  # digests of which not all workers know yet
-    configured: int = 0  # settings that the parent was told
-    settling: dict[int, asyncio.Event] = field(default_factory=dict)  # those that somebody waits for
+    sharing: dict[bytes, asyncio.Event] = field(default_factory=dict)  # digest -> set when all workers know the text
+    configured: int = 0  # how many settings were sent to the parent
+    settling: dict[int, asyncio.Event] = field(
+        default_factory=dict
+    )  # number of a setting -> set when the primaries have it
 
     def __post_init__(self) -> None:
         self.scripts = Scripts(self.setup.config.limits.scripts_bytes)
         self.keyless = Keyless(self.setup.config.scripts, self.scripts)
 
     def healths(self) -> list[ShardHealth]:
-        """The last look at each shard, in no order that matters; empty before the first."""
+        """The last health check of each shard, in any order; empty before the first."""
         return list(self.health.shards) if self.health else []
 
     def configure(self, name: str, value: str) -> None:
-        """Have this set on all servers. Clients of this worker see it at once, those of others when the parent says."""
+        """Have the parent set this on all servers. Clients of other workers see it a little later."""
         self.settings = msgspec.structs.replace(self.settings, told={**self.settings.told, name: value})
         self.configured += 1
         self.tell(Configured(name, value, self.configured))
 
     async def until_settled(self) -> None:
-        """Returns when the primaries that are up have what was configured by now; SETTLE_S are waited at most."""
+        """Wait until the primaries that are up have all settings so far, or SETTLE_S have passed."""
         settled = self.settling.setdefault(self.configured, asyncio.Event())
         with contextlib.suppress(TimeoutError):
             async with within(SETTLE_S):
                 await settled.wait()
 
     def settled(self, number: int) -> None:
-        """The parent says so, of this setting and those before it."""
+        """The primaries have this setting and those before it, as the parent reports."""
         for each in [each for each in self.settling if each <= number]:
             self.settling.pop(each).set()
 
     async def cache_script(self, text: bytes) -> None:
-        """Keep a text that a server has taken; returns when all workers know it.
+        """Remember a text that a server has accepted, and wait until all workers have it, at most SHARE_S.
 
-        So a client that has heard of it may name it to any of them. Without the parent's word that is not waited for
-        long: whoever does not know it asks for it again.
+        So the client may then use its digest on any connection. A worker without the text answers -NOSCRIPT, and the
+        client sends the text again.
         """
         is_new = self.scripts.learn(text)
         if not is_new and not self.sharing:
-            return  # as nearly always, and a digest is not made for nothing
+            return  # the usual case, and a digest costs time
         digest = digest_of(text)
         if is_new:
             self.sharing[digest] = asyncio.Event()
@@ -159,16 +161,16 @@ class Context:
                 async with within(SHARE_S):
                     await known.wait()
             except TimeoutError:
-                self.sharing.pop(digest, None)  # the word may be lost, and nobody is to wait for it again
+                self.sharing.pop(digest, None)  # the parent may never report it: nobody waits again
 
     def script_is_known(self, digest: bytes) -> None:
-        """All workers have been told of a text that this one has learned."""
+        """All workers have a text that this one has sent to the parent."""
         known = self.sharing.pop(digest, None)
         if known is not None:
             known.set()
 
     def flush_scripts(self) -> None:
-        """Forget all texts, and have all workers do so."""
+        """Forget all texts, in all workers."""
         self.scripts.flush()
         self.tell(ScriptsFlushed())
 

@@ -1,11 +1,11 @@
-"""A command that takes more than one question, or a connection of its own, is served by a coroutine: a conversation.
+"""A conversation: a command that needs several requests, or a connection of its own, and is served by a coroutine.
 
-The client's place in the order of replies is taken when it begins; nothing more of that client is begun until it is
-over, as on a Redis that is busy with it. It begins when all earlier requests of the client are answered, so it needs
-no order of its own. What it asks goes out like any other request: gates, doors and deadlines are the same.
+It begins when all earlier requests of its client are answered, and takes the client's place in the order of replies. No
+later request of the client begins before the conversation ends, as on a server that is busy with the client's command.
+Its requests pass the same gates, doors and deadlines as any other request.
 
-A handler is `async def handler(conversation) -> bytes`, the reply frame; it raises Refusal for any other end. Handlers
-live beside this file, one file a subject (handlers.py). Never used for a command that the lane can do itself.
+A handler is `async def handler(conversation) -> bytes`. It returns the reply frame, or raises Refusal with an error
+line. handlers.py has the table of all handlers. A command that the lane can serve itself is never a conversation.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from pyproxy.worker.lane.outcome import NOT_NOW, Later, Refused
 from pyproxy.worker.lane.split import ask, ask_on
 from pyproxy.worker.shard.pool import Lease, LeasePool, NoLease, Use
 
-SLICE_S = 0.002  # of one turn, for what a conversation does itself with very many parts
-BATCH_PARTS = 500  # of them between two looks at the clock
+SLICE_S = 0.002  # the most of one turn of the loop for a conversation's own work on many parts
+BATCH_PARTS = 500  # parts between two checks of the clock
 
-MOMENT_S = 0.1  # in which a command that need not wait is answered
+MOMENT_S = 0.1  # in this time a command that does not wait is answered
 
-AGAIN_S = 0.02  # until a connection that could not be made for a write is tried again, or its gate has closed
+RETRY_S = 0.02  # before another attempt to get a lease for a write
 
 Handler = Callable[["Conversation"], Awaitable[bytes]]
 Failed = dict[int, tuple[bytes, bool]]
@@ -58,13 +58,12 @@ class NotSent(Refusal):
 
 
 class Conversation:
-    """One command of one client, from its beginning to its answer.
+    """One command of one client, until its answer.
 
-    `argv`: the command; `command`: its row, of the subcommand if it has one.
+    `command`: of the subcommand, if `argv` has one.
 
-    Once it is over, nothing is asked in its name any more: what a handler has begun beside itself (a task of a group,
-    one that a `gather` left behind) lives on for a moment after it, and every method that would do something for the
-    client raises CancelledError there.
+    A handler may leave tasks behind (in a group, in a `gather`) that live on after the conversation is over. They can
+    do nothing more for the client: each method that would raises CancelledError.
     """
 
     def __init__(
@@ -84,13 +83,13 @@ class Conversation:
         self.context = context
         self.lease_pool = lease_pool
         self._asked_again = asyncio.Event()
-        self.stopped = False  # the client has closed its half, or the worker goes: nothing more is waited for
+        self.stopped = False  # the client has closed its half, or the worker drains: no more waiting
         self._waits = False
-        self._silent = False  # nobody is told that it was given up
-        self._applied: list[int] = []  # shards that have done a part of it
+        self._silent = False  # no answer if the wait is ended: the client has closed its half
+        self._applied: list[int] = []  # shards that have applied a part of it
         self._let_go: Callable[[], None] | None = None
-        self._end = b""  # the line it is ended with from outside
-        self._ended = False  # from outside, whether there is anybody to hear that line or not
+        self._end = b""  # the error line if it is ended from outside
+        self._ended = False  # it was ended from outside
         self._task: asyncio.Task[None] | None = None
 
     def begin(self, handler: Handler) -> Later:
@@ -105,7 +104,7 @@ class Conversation:
             reply = await handler(self)
         except (Refusal, NoLease, BadKeys) as refusal:
             reply = self._with_what_is_done(refusal.line)
-        except (BadFrame, ProtocolError):  # a server has answered with something that is no answer to this
+        except (BadFrame, ProtocolError):  # a server has sent an unexpected reply
             reply = self._with_what_is_done(errors.unexpected_part(self.command.name))
         except asyncio.CancelledError:
             if not self._end:
@@ -124,7 +123,7 @@ class Conversation:
 
     @property
     def is_over(self) -> bool:
-        """It is answered or refused, or its client has gone."""
+        """Whether it is answered or refused, or its client has gone."""
         return self._ended or self.client.conversation is not self
 
     def _check_not_over(self) -> None:
@@ -136,35 +135,35 @@ class Conversation:
         return errors.half_done(line, [self.name(shard) for shard in self._applied]) if self._applied else line
 
     def applied(self, shard: int) -> None:
-        """A part of it is done there: an error that ends it from here on says so."""
+        """Record that this shard has applied a part: an error that ends it later names the shard."""
         if shard not in self._applied:
             self._applied.append(shard)
 
     def undone(self, shard: int) -> None:
         self._applied.remove(shard)
 
-    # --- what the client's connection says ---
+    # --- called by the lane ---
 
     def go_on(self) -> None:
-        """What was asked NOT_NOW may be asked again."""
+        """A request that was refused with NOT_NOW may be made again."""
         self._asked_again.set()
 
     def left(self) -> None:
-        """The client has gone: nothing more is begun."""
+        """The client has gone."""
         self._ended = True
         if self._task is not None:
             self._task.cancel()
 
     def half_closed(self) -> None:
-        """The client has closed its half. What has to wait is given up without a word, and what is behind it not begun.
+        """The client has closed its half. A wait is ended without an answer, and no later request begins.
 
-        Whether it has to wait is known when its server has had a moment to answer.
+        Its server gets a moment to answer first, as a command that need not wait is to be carried out.
         """
         self._silent = True
         Deadline(MOMENT_S, self.drain)
 
     def drain(self) -> None:
-        """The worker is going."""
+        """The worker drains: end the wait."""
         self.stopped = True
         if self._let_go is not None:
             self._let_go()
@@ -172,7 +171,7 @@ class Conversation:
             self.refuse(errors.unblocked())
 
     def refuse(self, line: bytes) -> None:
-        """End it with this line; in a transaction it is the EXEC."""
+        """End it with this error line. In a transaction it is the EXEC."""
         self._end = line if self.client.transaction is None else errors.transaction_discarded(line)
         self._ended = True
         if self._task is not None:
@@ -180,10 +179,10 @@ class Conversation:
 
     @contextlib.contextmanager
     def waiting(self, let_go: Callable[[], None] | None = None) -> Iterator[None]:
-        """Within the block it waits for something that may never come: who leaves, or a worker that goes, ends it.
+        """Within the block it waits without a limit. A client that leaves, or a worker that drains, ends the wait.
 
-        `let_go` is called instead where that must not be cut off, and the block has to end by itself then. Raises
-        Refusal where it must not begin any more.
+        `let_go`: called instead of a cancellation, if the request must not be cut off. The block must end soon after.
+        Raises Refusal if the wait must not begin any more.
         """
         self._check_not_over()
         if self.stopped:
@@ -201,7 +200,7 @@ class Conversation:
         return self._waits
 
     async def in_slices(self, work: Iterator[int]) -> None:
-        """Have it done a slice at a time, see slices.py; what it raises is raised here."""
+        """Do the work a slice at a time, see slices.py. Its exceptions are raised here."""
         self._check_not_over()
         done: asyncio.Future[None] = self.lane.loop.create_future()
 
@@ -210,7 +209,7 @@ class Conversation:
                 for parts in work:
                     yield parts
                     if done.done():
-                        return  # nobody waits for it any more
+                        return  # the conversation is over
                 done.set_result(None)
             except Exception as exc:
                 done.set_exception(exc)
@@ -219,7 +218,7 @@ class Conversation:
         await done
 
     async def in_turns(self, parts: Iterable[Part]) -> AsyncIterator[list[Part]]:
-        """The parts in lists, as many in one turn as may be done in it: others have theirs in between."""
+        """The parts in lists. After SLICE_S the other clients of the worker get a turn."""
         began = time.monotonic()
         for some in batches(parts, BATCH_PARTS):
             yield some
@@ -237,17 +236,17 @@ class Conversation:
         return Request.of_accepted(b"".join(encoded))
 
     async def _block(self, commands: Sequence[Sequence[bytes]]) -> Block:
-        """ValueError for none."""
+        """Raises ValueError for no commands."""
         block = Block([await self._request(argv) for argv in commands[:1]])
         async for some in self.in_turns(itertools.islice(commands, 1, None)):
             for argv in some:
                 block.add(await self._request(argv))
         return block
 
-    # --- what is asked ---
+    # --- requests to the shards ---
 
     def error_of(self, frame: bytes) -> bytes:
-        """The error line for a frame that is not what was to come: the server's own, if it says one."""
+        """The error line for an unexpected frame: the frame itself if it is an error."""
         return frame if frame.startswith(b"-") else errors.unexpected_part(self.command.name)
 
     def shard_of(self, key: bytes) -> int:
@@ -266,13 +265,13 @@ class Conversation:
         return self.context.setup.config.timeouts.reply_s
 
     def deadline_s(self, asked: Asked) -> float:
-        """How long a server may take to answer this: what is known to be slow has a deadline of its own."""
+        """How long a server may take for this request. Slow commands have a longer deadline."""
         return self.lane.deadline_s(self.lane.pace_of(asked.frame, asked.queued))
 
     def shard_of_keys(self, several: Callable[[Sequence[str]], bytes] | None = None) -> int:
-        """The one shard of all keys of the command. Raises BadKeys, or Refusal where there are several.
+        """The one shard of all keys of the command. Raises BadKeys, or Refusal if the keys are on several shards.
 
-        `several`: the line for that, from the names of the shards.
+        `several`: makes the error line for that from the names of the shards; default: -CROSSSLOT.
         """
         shards = shards_of(self.lane, self.argv, self.command.keys(self.argv))
         if len(shards) != 1:
@@ -282,7 +281,7 @@ class Conversation:
         return shard
 
     async def ask(self, shard: int, *argv: bytes, write: bool = False, primary: bool = False) -> bytes:
-        """One shard's reply frame, an error of the server included. Raises Refusal where there is none.
+        """Ask one shard -> its reply frame, also if that is an error. Raises Refusal if there is no reply.
 
         `primary`: a read that no replica may answer.
         """
@@ -295,9 +294,9 @@ class Conversation:
     async def ask_each(
         self, parts: Mapping[int, Sequence[bytes]], *, write: bool = False, primary: bool = False
     ) -> dict[int, bytes]:
-        """Several shards at once, shard -> argv: shard -> reply frame, errors of servers included.
+        """Ask several shards at once. `parts`: shard -> argv. -> shard -> reply frame, also if that is an error.
 
-        Raises Refusal where one did not answer: for writes it says which others may have applied their part.
+        Raises Refusal if a shard did not reply. For writes its line names the shards that may have applied their part.
         """
         encoded = {shard: await self._request(argv) for shard, argv in parts.items()}
         frames, failed = await self._asked(encoded, write, primary)
@@ -311,7 +310,7 @@ class Conversation:
         return errors.part_failed(self.name(shard), line, [self.name(other) for other in others] if write else ())
 
     async def ask_all(self, *argv: bytes, write: bool = False, primary: bool = False) -> dict[int, bytes]:
-        """The same of every shard."""
+        """Ask all shards the same, as `ask_each`."""
         return await self.ask_each(dict.fromkeys(self.shards, argv), write=write, primary=primary)
 
     async def ask_blocks(
@@ -322,10 +321,10 @@ class Conversation:
         primary: bool = False,
         leaves_nothing: bool = False,
     ) -> dict[int, list[bytes]]:
-        """A transaction on each of these shards, shard -> its commands: shard -> the reply frame of each of them.
+        """Run a transaction on each of these shards. `blocks`: shard -> commands. -> shard -> their reply frames.
 
-        ValueError for a shard without any. Raises Refusal where one was not run, as `ask_each`. `leaves_nothing`: it is
-        a write only as long as it runs, so nobody needs to know whether it was applied.
+        Raises ValueError for a shard without commands, and Refusal as `ask_each` if a transaction was not run.
+        `leaves_nothing`: its writes undo themselves, so it need not be known whether it was applied.
         """
         parts = {shard: await self._block(each) for shard, each in blocks.items()}
         frames, failed = await self._asked(parts, write, primary)
@@ -343,13 +342,13 @@ class Conversation:
 
     @contextlib.contextmanager
     def charged(self, size: int) -> Iterator[None]:
-        """Within the block so many bytes count as the client's."""
+        """Within the block the client is charged so many bytes."""
         self._check_not_over()
         self.client.queued(size)
         try:
             yield
         finally:
-            if self.client.queued_bytes:  # else it has gone, and took them along
+            if self.client.queued_bytes:  # else it has gone, and its charge with it
                 self.client.queued(-size)
 
     async def _asked(
@@ -370,7 +369,7 @@ class Conversation:
         return await answered
 
     async def _until_now(self, begin: Callable[[], Refused]) -> None:
-        """Raises Refusal where it is refused."""
+        """Call `begin` again until it does not return NOT_NOW. Raises Refusal with the line that it returns."""
         while True:
             self._check_not_over()
             self._asked_again.clear()
@@ -381,10 +380,10 @@ class Conversation:
                 raise Refusal(refused)
             await self._asked_again.wait()
 
-    # --- on a connection of its own ---
+    # --- on a leased connection ---
 
     async def pass_gate(self, shard: int, size: int) -> None:
-        """Wait until a write of so many bytes may be sent to this shard. Raises Refusal where it may not."""
+        """Wait at the gate of this shard with a write of so many bytes. Raises Refusal if the gate refuses it."""
         await self._until_now(lambda: self.client.may_write(shard, size))
 
     @contextlib.asynccontextmanager
@@ -410,7 +409,7 @@ class Conversation:
                     soon = exc.news and self.lane.loop.time() < give_up_at
                     if not write_bytes or not (soon or self.lane.links[shard].router.closed):
                         raise
-                    await asyncio.sleep(AGAIN_S)
+                    await asyncio.sleep(RETRY_S)
             yield lease
 
     async def ask_on(self, lease: Lease, asked: Asked, *, write: bool, deadline_s: float | None = None) -> bytes:
@@ -448,11 +447,11 @@ class Conversation:
         finally:
             if deadline is not None:
                 deadline.cancel()
-            if not answered.done():  # ended from outside: what comes on this connection would be somebody else's
+            if not answered.done():  # ended from outside: the reply would go to the next user of the connection
                 answered.cancel()
                 lease.drop(errors.LOST)
             elif not answered.cancelled():
-                answered.exception()  # looked at: whoever has ended this in the same turn does not ask
+                answered.exception()  # marks it as retrieved: a task that was cancelled in this turn does not
 
     def __repr__(self) -> str:
         return f"<Conversation {self.command.name.decode()} of {self.client!r}>"

@@ -1,12 +1,12 @@
-"""The cursors of SCAN over all shards: which shard is being walked, on which server, and how far that server has come.
+"""The cursors of SCAN over all shards: the shard that is scanned, the server process, and the server's own cursor.
 
     cursor = (server's cursor * GENERATIONS + generation) * shards + shard
 
-The server's own cursor is below the size of its hash table. The generation stands for the process that gave it: a hash
-table is laid out by a seed that each process draws for itself, so a cursor means nothing to another one. It comes from
-`run_id`, so all workers and proxies read each other's cursors, and nobody has to remember any.
+The server's own cursor is below the size of its hash table. The generation identifies the process that gave it: each
+process lays its hash table out by a seed of its own, so its cursors are useless to another process. The generation is
+made from `run_id`. So every worker and every proxy can read each cursor, and none is stored.
 
-Cursors stay below 2^53, as clients in JavaScript keep them as numbers. Pure.
+Cursors are below 2^53, as clients in JavaScript keep them as numbers. Pure.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 
 GENERATIONS = 1 << 13
-"""A process is taken for another one, and keys may be missed, once in so many promotions in the middle of a scan."""
+"""Once in so many promotions during a scan, a process is taken for another one, and keys may be missed."""
 
 LIMIT = 1 << 53
 
@@ -23,7 +23,7 @@ _NUMBER = re.compile(rb"[0-9]{1,16}")
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a scan is. At 0 of a shard the generation means nothing, and is 0."""
+    """How far a scan is. At the beginning of a shard the generation is 0."""
 
     shard: int
     generation: int = 0
@@ -31,7 +31,7 @@ class Position:
 
 
 def read(text: bytes, shards: int) -> Position | None:
-    """What a client sent; None if it is no cursor of ours."""
+    """The position of a client's cursor; None if it is none of the proxy's."""
     number = int(text) if _NUMBER.fullmatch(text) else LIMIT
     if number >= LIMIT:
         return None
@@ -41,11 +41,11 @@ def read(text: bytes, shards: int) -> Position | None:
 
 
 def write(position: Position, shards: int) -> bytes | None:
-    """None where the server's cursor is too large to be carried: beyond 2^40 divided by the number of shards."""
+    """The cursor for a client; None if the server's cursor is above 2^40 divided by the number of shards."""
     number = (position.cursor * GENERATIONS + position.generation) * shards + position.shard
     return b"%d" % number if number < LIMIT else None
 
 
 def generation(run_id: bytes) -> int:
-    """Of the process with this `run_id`."""
+    """The generation of the process with this `run_id`."""
     return int.from_bytes(hashlib.blake2b(run_id, digest_size=4).digest()) % GENERATIONS

@@ -1,7 +1,8 @@
-"""What the lane does not do itself: commands that are not plain come in here, one call each, and all behind a MULTI.
+"""Who serves a command that the lane does not serve itself: each command that is not plain, and each one after MULTI.
 
-Local commands are answered, refusals said, keys looked for, all shards asked.  What goes out goes back through the
-lane, so the order of replies, the doors and the deadlines are the same for all.
+By the kind of the command (protocol.commands.Kind) it is answered here, refused, queued, sent to the shard of its keys
+or to all shards, or given to a conversation (handlers.py). All requests go out through the lane, so the order of
+replies, the doors and the deadlines are the same for every command.
 """
 
 from collections.abc import Sequence
@@ -23,14 +24,14 @@ from pyproxy.worker.pubsub.hub import Hub
 from pyproxy.worker.pubsub.registry import IN_RESP2
 from pyproxy.worker.shard.pool import LeasePool
 
-# A web browser can be made to send these to any port (CVE-2016-10517): like Redis, close without a word.
+# A web browser can be made to send these to any port (CVE-2016-10517). Like Redis, the proxy closes without an answer.
 HTTP = (b"post", b"host:")
 
 NOT_QUEUED = (b"multi", b"exec", b"discard", b"watch", b"reset", b"quit")
 
 
 class Session:
-    """The worker's answer to commands that leave the hot path."""
+    """Serves the commands that leave the hot path of one worker."""
 
     def __init__(self, context: Context, lease_pool: LeasePool, hub: Hub) -> None:
         self._context = context
@@ -88,7 +89,7 @@ class Session:
         return errors.unknown_command(argv)
 
     def _unfit(self, client: Client, line: bytes, name: bytes = b"") -> bytes:
-        """A command that cannot be run takes the transaction along that it is in; EXEC ends it, and the watch."""
+        """Refuse a command that cannot be run. EXEC aborts its transaction; a refused EXEC ends it, and the watch."""
         if name == b"exec":
             client.end_transaction()
             client.end_watch()
@@ -118,7 +119,7 @@ class Session:
         return Conversation(client, route, command, argv, self._context, self._lease_pool).begin(handler)
 
     def _keyed(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> Outcome:
-        """To the shard of its keys; where they are on several, as the configuration says."""
+        """Serve a command by the shards of its keys. `cross_shard` decides about keys on several shards."""
         try:
             keys = command.keys(argv)
         except BadKeys as bad:

@@ -1,11 +1,10 @@
 """INFO: Redis' sections, over all shards and all workers.
 
-Asked for sections, it answers one text. Everything in it is at hand: the page of all workers, and the parent's last
-look at the shards (at most 2 s old while clients ask). Nobody is asked, nothing waits, and whatever is missing counts
-as zero: clients decide by this reply whether they may start at all.
+The text is made from the shared page of all workers and the parent's last health check (at most 2 s old while clients
+ask). So INFO asks no server and never waits. A missing number is zero, as clients read INFO before they start.
 
-Clients, connections, commands and traffic are the proxy's own; keys, memory and hits are sums over the shards'
-primaries, each as it was seen last. What one process cannot say honestly for ten (percentiles) is left out.
+Clients, connections, commands and traffic are those of the proxy. Keys, memory and hits are sums over the primaries, by
+their last health check. Percentiles of several servers have no sum, and are left out.
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ from pyproxy.worker.commands.context import Context
 from pyproxy.worker.pubsub.registry import Sort
 
 OLDEST_VERSION = "7.0.0"
-"""What is said while no backend has been seen: the oldest Redis the built-in command table covers."""
+"""The version before the first health check: the oldest Redis of the built-in command table."""
 
 Lines = Iterable[str]
 
 
 def render(asked: Sequence[bytes], context: Context) -> bytes:
-    """The text of INFO for these section names (any case; none: the default ones), CRLF lines.
+    """The text of INFO, in CRLF lines, for these section names (in any case; no name: the default sections).
 
-    ``all`` is every section, and so is ``everything``, since modules have none of their own here; unknown names are
-    passed over, so the text may be empty.
+    `all` and `everything` are both all sections, as modules have none here. Unknown names are left out, so the text may
+    be empty.
     """
     names = {name.lower() for name in asked} or {b"default"}
     everything = bool(names & {b"all", b"everything"})
@@ -43,7 +42,7 @@ def render(asked: Sequence[bytes], context: Context) -> bytes:
 
 
 def lowest_version(healths: Iterable[ShardHealth]) -> str:
-    """The lowest ``redis_version`` of the primaries: what every one of them can do."""
+    """The lowest `redis_version` of the primaries: all of them have the commands of that version."""
     versions = [health.info["redis_version"] for health in healths if "redis_version" in health.info]
     numbered = [(parts, version) for version in versions if (parts := _version_parts(version))]
     return min(numbered)[1] if numbered else OLDEST_VERSION
@@ -65,7 +64,7 @@ def _server(context: Context) -> Lines:
         f"os:{system.sysname} {system.release} {system.machine}",
         "arch_bits:64",
         "multiplexing_api:epoll",
-        f"process_id:{os.getppid()}",  # the parent: the one process that all workers share
+        f"process_id:{os.getppid()}",  # the parent, which all workers have in common
         f"run_id:{run_id}",
         f"tcp_port:{context.setup.listen.rpartition(':')[2]}",
         f"server_time_usec:{int(now * 1_000_000)}",
@@ -96,12 +95,12 @@ def _cpu(context: Context) -> Lines:
 
 
 def _cpu_seconds(pids: Iterable[int]) -> tuple[float, float]:
-    """System and user time of these processes; one that is gone counts as zero (proc(5), /proc/pid/stat)."""
+    """System and user time of these processes (proc(5), /proc/pid/stat). An ended process counts as zero."""
     ticks = [0, 0]
     for pid in filter(None, pids):
         try:
             with open(f"/proc/{pid}/stat", "rb") as stat:
-                fields = stat.read().rpartition(b")")[2].split()  # from field 3 on: the name may hold anything
+                fields = stat.read().rpartition(b")")[2].split()  # from field 3 on, as the name may have any character
         except OSError:
             continue
         ticks[0] += int(fields[12])
@@ -175,7 +174,7 @@ def _memory(context: Context) -> Lines:
         *(f"{name}:{_sum(healths, name)}" for name in _OF_MEMORY),
         f"mem_allocator:{_all_of(healths, 'mem_allocator')}",
         f"active_defrag_running:{_any(healths, 'active_defrag_running')}",
-        # each text is at every shard that has run it, and every function at all of them
+        # a text is on each shard that has run it, a function on all shards: the largest number, not the sum
         *(f"{name}:{max((integer(health.info.get(name)) for health in healths), default=0)}" for name in _OF_CODE),
     )
 
@@ -200,23 +199,23 @@ _OF_CODE = ("number_of_cached_scripts", "number_of_functions", "number_of_librar
 
 
 def maxmemory(healths: Sequence[ShardHealth]) -> int:
-    """Bytes that all shards together may use; 0, which is Redis' word for no limit, if one of them has none."""
+    """The bytes that all shards together may use; 0 (no limit) if one of them has no limit."""
     limits = [integer(health.info.get("maxmemory")) for health in healths]
     return sum(limits) if all(limits) else 0
 
 
 def maxmemory_policy(healths: Iterable[ShardHealth]) -> str:
-    """The policy of the primaries; where they differ, all of them, joined by ``/``."""
+    """The policy of the primaries. Different policies are joined by `/`."""
     return _all_of(healths, "maxmemory_policy") or "noeviction"
 
 
 def _all_of(healths: Iterable[ShardHealth], field: str) -> str:
-    """What the primaries say, each word once, joined by ``/``."""
+    """The values of the primaries, each once, joined by `/`."""
     return "/".join(sorted({health.info[field] for health in healths if field in health.info}))
 
 
 def last_save(healths: Iterable[ShardHealth]) -> int:
-    """When the primary that has not saved for longest did so last, in seconds since 1970; 0: nothing is known."""
+    """The oldest of the primaries' last saves, in seconds since 1970; 0 if unknown."""
     return min((integer(health.info.get("rdb_last_save_time")) for health in healths), default=0)
 
 
@@ -337,12 +336,12 @@ SECTIONS: dict[str, Callable[[Context], Lines]] = {
     "Proxy": _proxy,
     "Keyspace": _keyspace,
 }
-"""Title -> its lines, in Redis' order (server.c, genRedisInfoString)."""
+"""Title -> lines, in Redis' order (server.c, genRedisInfoString)."""
 
 _ON_REQUEST = {"Commandstats", "Latencystats"}
 
 
-# --- reading what a server said ---------------------------------------------------------------------------------------
+# --- reading the INFO of servers --------------------------------------------------------------------------------------
 
 
 def _sum(healths: Iterable[ShardHealth], field: str) -> int:
@@ -376,7 +375,7 @@ def _version_parts(version: str) -> tuple[int, ...]:
 
 
 def _human(size: int) -> str:
-    """Bytes as Redis prints them for people (server.c, bytesToHuman)."""
+    """Bytes in the short form of Redis (server.c, bytesToHuman)."""
     if size < 1024:
         return f"{size}B"
     power = min((size.bit_length() - 1) // 10, len("BKMGTP") - 1)

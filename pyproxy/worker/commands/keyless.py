@@ -1,10 +1,10 @@
-"""Calls of scripts and functions that name no key: on how many shards they are run, and what their answers become.
+"""Calls of scripts and functions without keys: on which shards they are run, and how the answers are merged.
 
-Such a call has no shard of its own, and what it finds by itself (`KEYS *`, `DBSIZE`) is on all of them. One shard's
-answer for that of all would be wrong without a word, so by itself the proxy runs a call on one shard only if its text
-is seen to use no keys (protocol/lua.py). Else the operator says what is meant: `[scripts]` of the configuration.
+Such a call has no shard of its own, and the keys that it finds by itself (`KEYS *`, `DBSIZE`) are on all shards. The
+answer of one shard would be wrong without a sign of it. So without a rule a call is run on one shard only if its text
+surely uses no keys (protocol/lua.py). The operator gives rules for other calls: `[scripts]` of the configuration.
 
-Pure: what a rule says, and how answers are merged. Who runs what is in scripting.py and transaction.py.
+Pure: rules and merges. scripting.py and transaction.py run the calls.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from pyproxy.config import ScriptRule, ScriptRules
 from pyproxy.scripts import Scripts, digest_of
 
 AUTO, ONE, REFUSE, UNKNOWN = "auto", "one", "refuse", "unknown"
-"""Ways of a call beside the names of MERGES; see Keyless.way."""
+"""How a call is run, beside the names of MERGES; see Keyless.way."""
 
 LONGEST = 64 * 1024
-"""Bytes of a text that is compared with patterns; a longer one is only known by its SHA-1."""
+"""The most bytes of a text that is compared with patterns. A rule for a longer text must name its SHA-1."""
 
 KEPT = 4096
-"""How many texts it is remembered of what they are."""
+"""The most texts whose way is cached."""
 
 NIL = (b"*-1\r\n", b"$-1\r\n", b"_\r\n")
 
@@ -36,7 +36,7 @@ Frames = Mapping[str, bytes]
 
 
 class Keyless:
-    """What calls without keys are, by the configuration; `scripts`: the texts that are known."""
+    """How calls without keys are run, by the configuration. `scripts`: the known texts."""
 
     def __init__(self, config: ScriptRules, scripts: Scripts) -> None:
         self._scripts = scripts
@@ -45,9 +45,10 @@ class Keyless:
         self._known: dict[bytes, str] = {}  # by digest
 
     def way(self, argv: Sequence[bytes], shards: int) -> str:
-        """What this call without keys is, before so many shards: `one`, `refuse`, one of MERGES, `auto` or `unknown`.
+        """How to run this call without keys: `one`, `refuse`, one of MERGES, `auto` or `unknown`.
 
-        `auto`: a function; on one shard, if its library is seen to use no keys. `unknown`: its text must be sent first.
+        `auto`: a function, to be run on one shard if its library surely uses no keys. `unknown`: the client must send
+        the text first.
         """
         if shards == 1:
             return ONE
@@ -58,7 +59,7 @@ class Keyless:
         return self._of_digest(argv[1]) if text is None else self._of_text(text)
 
     def refusal(self, argv: Sequence[bytes]) -> bytes:
-        """The line to refuse this call with."""
+        """The error line for this call."""
         name = argv[0].lower()
         if name.startswith(b"fcall"):
             what = b'function = "%b"' % argv[1]
@@ -76,7 +77,7 @@ class Keyless:
         return way
 
     def _of_digest(self, digest: bytes) -> str:
-        """Of a text that is not known here."""
+        """The way of a text that is not known here."""
         way: str = self._default
         for _, rule in self._rules:
             if rule.text or rule.sha1.lower().encode() == digest.lower():
@@ -115,9 +116,10 @@ def _certain(way: str, text: bytes) -> str:
 
 
 def merged(name: bytes, way: str, frames: Frames, write: bool) -> bytes:
-    """The one answer of all shards to a call (`name`: its command), by one of MERGES.
+    """The merged answer of all shards to a call, by one of MERGES. `name`: its command.
 
-    Errors are never merged: the same of all is the answer; else it says which shards may have done something.
+    Errors are not merged. If all shards gave the same error, it is the answer. Else the answer is the first error, with
+    the shards that may have applied something.
     """
     failed = {shard: frame for shard, frame in frames.items() if frame.startswith(b"-")}
     if failed:
@@ -140,7 +142,7 @@ def _sum(frames: Sequence[bytes]) -> bytes:
 
 
 def _concat(frames: Sequence[bytes]) -> bytes:
-    """The elements of all arrays; a nil stands for none."""
+    """The elements of all arrays. A nil has none."""
     found = [each for frame in frames if frame not in NIL for each in elements(frame, True)]
     return b"*%d\r\n%b" % (len(found), b"".join(found))
 
@@ -161,4 +163,4 @@ MERGES: Mapping[str, Callable[[Sequence[bytes]], bytes]] = {
     "all-first": _first,
     "all-equal": _equal,
 }
-"""How the answers of all shards become one. Raise ValueError or ProtocolError where they do not."""
+"""How the answers of all shards are merged. Raise ValueError or ProtocolError if that is impossible."""

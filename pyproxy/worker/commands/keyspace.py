@@ -1,4 +1,4 @@
-"""What is asked of the keys of all shards, one shard after another."""
+"""RANDOMKEY and SCAN, over the keys of all shards."""
 
 import random
 import re
@@ -14,10 +14,10 @@ from pyproxy.worker.commands.cursor import Position
 from pyproxy.worker.lane.lane import Wire
 
 ATTEMPTS = 4
-"""A page is asked for again where its connection was another than before; the first one may have to be made."""
+"""How often a page is asked for, if its connection changes. The first connection may have to be made."""
 
 COUNT = 10
-"""Keys of a page, if its client does not say (server.c, scanGenericCommand)."""
+"""Keys of a page without COUNT (db.c, scanGenericCommand)."""
 
 _CURSOR = re.compile(rb"[0-9]{1,20}")
 
@@ -25,7 +25,7 @@ _RUN_ID = re.compile(rb"^run_id:(\w+)", re.MULTILINE)
 
 
 async def _randomkey(conversation: Conversation) -> bytes:
-    """A key of a shard that is chosen by how many keys it has; nil only if every shard is empty."""
+    """A random key of a random shard, weighted by the numbers of keys; nil only if all shards are empty."""
     sizes = await conversation.ask_all(b"DBSIZE")
     counts = {}
     for shard, frame in sizes.items():
@@ -43,10 +43,10 @@ async def _randomkey(conversation: Conversation) -> bytes:
 
 
 async def _scan(conversation: Conversation) -> bytes:
-    """A page. Where a shard ends before it is full it goes on with the next, so each shard is asked once at most.
+    """A page. If a shard ends before the page is full, the next shard is asked, so each is asked at most once.
 
-    A server that has as many keys in all ends with the first page, and there are clients that ask for no other. So it
-    goes on while it is short, unless a request's time is over; where a shard fails, what was found before is a page.
+    A single server with so few keys would end with the first page, and some clients ask for no second one. So the page
+    is filled until `reply_s` is over. If a shard fails, the keys of the shards before it are the page.
     """
     shards = len(conversation.shards)
     position = cursor.read(conversation.argv[1], shards)
@@ -78,7 +78,7 @@ async def _scan(conversation: Conversation) -> bytes:
 
 
 def _found(frame: bytes, proto: int) -> tuple[int, int, bytes]:
-    """The answer to a SCAN: the server's cursor, how many keys, their frames. Raises BadFrame, ProtocolError."""
+    """A reply to SCAN -> the server's cursor, the number of keys, their frames. Raises BadFrame, ProtocolError."""
     words = elements(frame, proto == 3)
     next_cursor = decode(words[0]) if len(words) == 2 else None
     if not isinstance(next_cursor, bytes) or not _CURSOR.fullmatch(next_cursor) or not words[1].startswith(b"*"):
@@ -88,7 +88,7 @@ def _found(frame: bytes, proto: int) -> tuple[int, int, bytes]:
 
 
 def _count(argv: Sequence[bytes]) -> int:
-    """How many keys a page is to have, by the last COUNT; what is wrong with it, the server says."""
+    """How many keys a page should have, by the last COUNT. The server checks it."""
     wanted = COUNT
     for word, value in zip(argv[2::2], argv[3::2], strict=False):
         if word.lower() == b"count":
@@ -102,9 +102,10 @@ def _reply(position: bytes | None, count: int, keys: bytes) -> bytes:
 
 
 async def _page(conversation: Conversation, position: Position) -> tuple[int, bytes]:
-    """The generation of the process that answered, and its answer: from the beginning, if another gave the cursor.
+    """A page of one shard -> the generation of the server process, its reply.
 
-    A connection leads to one process for as long as it lives: if it is the same before and after, so is the process.
+    If another process gave the cursor, the shard is scanned from its beginning. A connection belongs to one process: if
+    it is the same before and after, so is the process.
     """
     for _ in range(ATTEMPTS):
         wire = _connection(conversation, position.shard)
@@ -123,7 +124,7 @@ async def _page(conversation: Conversation, position: Position) -> tuple[int, by
 
 
 def _connection(conversation: Conversation, shard: int) -> Wire | None:
-    """To the primary of a shard, now; None: there is none."""
+    """The connection to the primary of a shard; None if there is none now."""
     wire: Wire | None = conversation.lane.links[shard].backend(conversation.client.proto, conversation.client.db).wire
     return wire
 

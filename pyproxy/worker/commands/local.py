@@ -27,10 +27,10 @@ LOCAL: dict[bytes, LocalHandler] = {
 
 
 def answer(name: bytes, client: Client, argv: Sequence[bytes], context: Context) -> bytes:
-    """The reply to the local command ``name`` (as in the table: ``client|id``), or nothing if the client wants none.
+    """The reply to the local command `name` (as in the table: `client|id`); b"" if the client wants no reply.
 
-    CLIENT REPLY SKIP mutes one command, OFF all of them, until ON or RESET: ON is answered in any case, RESET unless it
-    is the one command that SKIP mutes.
+    CLIENT REPLY SKIP mutes the next command, OFF all commands until ON or RESET. ON always gets a reply, RESET unless
+    SKIP has muted it.
     """
     before = client.reply_mode
     if before == REPLY_SKIP:

@@ -32,7 +32,7 @@ def _client_list(client: Client, argv: Sequence[bytes], context: Context) -> byt
 
 
 class ClientError(Exception):
-    """What CLIENT LIST is asked cannot be answered; `line` says why."""
+    """The arguments of CLIENT LIST are wrong. `line`: the error line."""
 
     def __init__(self, line: bytes) -> None:
         super().__init__(line)
@@ -75,7 +75,7 @@ def chosen(argv: Sequence[bytes], context: Context) -> list[Client]:
 def _line(client: Client, now: float) -> bytes:
     """One client as CLIENT LIST prints it (networking.c, catClientInfoString, of Redis 7.2 and Valkey 9).
 
-    What only a server has (argument memory, the query buffer's spare part) is zero.
+    Fields that only a server can fill (argument memory, free space of the query buffer) are zero.
     """
     subscribed = client.subscriber.counts if client.subscriber else (0, 0, 0)
     fields: dict[str, object] = {
@@ -144,17 +144,17 @@ def _client_setinfo(client: Client, argv: Sequence[bytes], context: Context) -> 
 
 
 def _client_on_off(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
-    """NO-EVICT and NO-TOUCH: taken, since clients send them unasked, and without effect."""
+    """NO-EVICT and NO-TOUCH: accepted without effect, as client libraries send them at their start."""
     return OK if argv[2].lower() in (b"on", b"off") else errors.syntax_error()
 
 
 def _client_capa(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
-    """What the client could do for us: follow a redirection. None is ever sent."""
+    """The client announces that it follows redirections. The proxy sends none."""
     return OK
 
 
 def _client_getredir(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
-    """Nobody is tracked, as CLIENT TRACKING is refused."""
+    """Always -1: CLIENT TRACKING is refused."""
     return encode(-1, client.proto)
 
 

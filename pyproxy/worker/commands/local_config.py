@@ -21,9 +21,9 @@ def _config_get(client: Client, argv: Sequence[bytes], context: Context) -> byte
 
 
 def shown(client: Client, argv: Sequence[bytes], context: Context, of_servers: Mapping[bytes, str]) -> bytes:
-    """The answer to CONFIG GET, by name or pattern; a name is given back as it was asked for.
+    """The answer to CONFIG GET, by names or patterns. A name is shown in the client's own case.
 
-    `of_servers`: the values that the servers have said, see `settings_of_servers`.
+    `of_servers`: the values that the servers have given, see `settings_of_servers`.
     """
     if len(argv) - 2 > _PATTERNS:
         return errors.too_many_patterns("config|get", _PATTERNS)
@@ -40,7 +40,7 @@ def shown(client: Client, argv: Sequence[bytes], context: Context, of_servers: M
 
 
 def _settings(context: Context) -> Mapping[bytes, str]:
-    """What clients, exporters and redis-benchmark ask for, as it is for a client of the proxy."""
+    """The settings that clients, exporters and redis-benchmark read, with the proxy's values."""
     limits, healths = context.setup.config.limits, context.healths()
     listen = Node.parse(context.setup.listen)
     told = {name.encode(): value for name, value in context.settings.told.items()}
@@ -63,7 +63,7 @@ def _settings(context: Context) -> Mapping[bytes, str]:
 
 
 def settings_of_servers(argv: Sequence[bytes], context: Context) -> list[bytes]:
-    """Which of the settings that this CONFIG GET asks for only the servers know: of `config_set`, and not set here."""
+    """The settings in this CONFIG GET that only servers know: those of `config_set` that no client has set here."""
     known = _settings(context)
     names = [name.encode() for name in context.setup.config.config_set if name.encode() not in known]
     return [name for name in names if any(_asks_for(asked.lower(), name) for asked in argv[2 : 2 + _PATTERNS])]
@@ -75,7 +75,7 @@ def _asks_for(wanted: bytes, name: bytes) -> bool:
 
 
 def _config_resetstat(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
-    """The proxy's own numbers, of all workers; those of a server are reset at that server."""
+    """Reset the proxy's numbers, of all workers. Those of a server are reset on that server."""
     context.page.reset()
     return OK
 
@@ -92,7 +92,7 @@ def _config_set(client: Client, argv: Sequence[bytes], context: Context) -> byte
 
 
 def unsettable(argv: Sequence[bytes], context: Context) -> bytes:
-    """Why this CONFIG SET cannot be, as far as it is known here, and so nothing of it is done; empty: it can be."""
+    """The error line if the proxy itself must refuse this CONFIG SET; empty if not."""
     if len(argv) % 2:
         return errors.syntax_error()
     names, ours = [each.lower() for each in argv[2::2]], notifications.SETTING.encode()
@@ -111,7 +111,7 @@ def unsettable(argv: Sequence[bytes], context: Context) -> bytes:
 
 
 def _bad_flags(value: bytes, context: Context) -> bytes:
-    """Why notify-keyspace-events cannot be set to this."""
+    """The error line if notify-keyspace-events cannot be set to this value; else empty."""
     name, flags = notifications.SETTING, notifications.parse(value)
     if flags is None:
         return errors.config_set_failed(name, notifications.INVALID)
@@ -124,7 +124,7 @@ def _bad_flags(value: bytes, context: Context) -> bytes:
 
 
 def _notifications(context: Context) -> str:
-    """As a client has set it, else as it is fixed."""
+    """The value that a client has set, else the fixed one of the servers."""
     name = notifications.SETTING
     fixed = {each.value for each in context.settings.fixed if each.name == name and each.value is not None}
     known = context.settings.told.get(name, fixed.pop() if len(fixed) == 1 else "")

@@ -1,4 +1,4 @@
-"""Local commands about the client's connection: PING, HELLO, AUTH, SELECT, RESET and others.
+"""Local commands about the connection of the client: PING, HELLO, AUTH, SELECT, RESET and others.
 
 Texts and checks are those of Redis 7.0 and Valkey 9.1, as if no password were set.
 """
@@ -40,7 +40,7 @@ def _quit(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
 
 
 def _reset(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
-    """The library's name and version stay: the library is the same."""
+    """The name and the version of the library stay, as the library is the same."""
     if client.subscriber is not None:
         client.subscriber.left()
     client.switch(2, 0)
@@ -52,7 +52,7 @@ def _reset(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
 
 
 def _hello(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
-    """Nothing changes unless all of it is right."""
+    """Nothing changes unless all options are right."""
     proto, name = client.proto, client.name
     if len(argv) > 1:
         version = number(argv[1])
@@ -79,7 +79,7 @@ def _hello(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     client.name = name
     if proto != client.proto:
         client.switch(proto, client.db)
-    # "redis" and the lowest version of the backends: clients choose by them what they may send.
+    # Clients decide by these fields which commands they may send: "redis", and the lowest version of the servers.
     server: dict[Value, Value] = {
         "server": "redis",
         "version": info.lowest_version(context.healths()),
@@ -93,7 +93,7 @@ def _hello(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
 
 
 def _auth(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
-    """The one user, ``default``, has no password, so any will do."""
+    """The only user, `default`, has no password, so any password is right."""
     if len(argv) == 2:
         return errors.auth_without_password()
     if len(argv) > 3:
@@ -120,7 +120,7 @@ def _unwatch(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
 
 
 def _readonly(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
-    """READONLY and READWRITE, as servers without a cluster take them: Valkey since 8, and Redis does not."""
+    """READONLY and READWRITE. Without a cluster, Valkey accepts them since version 8, and Redis refuses them."""
     versions = [health.info.get("valkey_version", "") for health in context.healths()]
     is_known = bool(versions) and all(version.partition(".")[0] not in ("", "7") for version in versions)
     return OK if is_known else errors.no_cluster()

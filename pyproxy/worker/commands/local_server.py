@@ -22,12 +22,12 @@ def _info(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
 
 
 def _role(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
-    """A master without replicas: those of the shards are no business of a client."""
+    """A master without replicas. Those of the shards are not for clients."""
     return encode(["master", 0, []], client.proto)
 
 
 def _lastsave(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
-    """Since then, at the latest, all shards have saved."""
+    """The oldest of the shards' last saves."""
     return encode(info.last_save(context.healths()), client.proto)
 
 
@@ -40,7 +40,7 @@ def _help(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
 
 
 def _lolwut(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
-    """One line for each shard, and all of them end in the same place."""
+    """A funnel with one line for each shard."""
     shards = len(context.topology.shards)
     funnel = [" " * i + "\\" * (shards - i) + "/" * (shards - i) for i in range(shards)]
     text = "\n".join([*funnel, " " * shards + "|", f"pyproxy ver. {context.setup.version}", ""])

@@ -1,4 +1,4 @@
-"""MEMORY DOCTOR and MEMORY PURGE: what is said of the memory of all shards, and done for it."""
+"""MEMORY DOCTOR and MEMORY PURGE, on all shards."""
 
 from protocol import errors
 from protocol.reply import OK, Verbatim, decode, encode
@@ -6,7 +6,7 @@ from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
 
 
 async def _doctor(conversation: Conversation) -> bytes:
-    """A report of each shard, behind its name."""
+    """The report of each shard, after its name."""
     text = b""
     for shard, frame in (await conversation.ask_all(*conversation.argv, primary=True)).items():
         reply = decode(frame)
@@ -17,7 +17,7 @@ async def _doctor(conversation: Conversation) -> bytes:
 
 
 async def _purge(conversation: Conversation) -> bytes:
-    """It loses nothing, so that it was done for some shards and not for others is no harm."""
+    """If it fails on some shards only, nothing is lost."""
     for shard, frame in (await conversation.ask_all(*conversation.argv, primary=True)).items():
         if frame != OK:
             raise Refusal(_not_done(conversation, shard, frame))

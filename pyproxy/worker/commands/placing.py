@@ -1,4 +1,4 @@
-"""Which shards the keys of a request belong to. Of very many keys it is known already: see words.pxi."""
+"""The shards of the keys of a request. For a large request the lane has found them already: see words.pxi."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from pyproxy.worker.lane.lane import Lane
 
 
 def shards_of(lane: Lane, argv: Sequence[bytes], keys: Sequence[int]) -> set[int] | frozenset[int]:
-    """`keys`: all positions of keys in `argv`, as `Command.keys` gives them."""
+    """The shards of these keys. `keys`: all positions of keys in `argv`, as `Command.keys` gives them."""
     if isinstance(argv, Words):
         placed = argv.placed
         if placed is not None and placed.links is lane.links and placed.count == len(keys):

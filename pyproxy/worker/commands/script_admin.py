@@ -1,4 +1,4 @@
-"""SCRIPT and FUNCTION with their subcommands: they are asked of all shards, and the answers become one."""
+"""SCRIPT and FUNCTION: sent to all shards, and the answers are merged."""
 
 from __future__ import annotations
 
@@ -16,11 +16,8 @@ NOT_BUSY = b"-NOTBUSY "
 NOTHING_RUNS = (b"\r\nrunning_script\r\n$-1\r\n", b"\r\nrunning_script\r\n_\r\n")  # in FUNCTION STATS
 
 
-# --- asked of all shards ----------------------------------------------------------------------------------------------
-
-
 def _agreed(conversation: Conversation, frames: Mapping[int, bytes], write: bool) -> bytes:
-    """The one answer of all shards; where they do not agree, the error of one, and which others did their part."""
+    """The answer if all shards gave the same. Else the error of one, with the shards that have done their part."""
     if len(set(frames.values())) == 1:
         return next(iter(frames.values()))
     failed = next((shard for shard, frame in frames.items() if frame.startswith(b"-")), None)
@@ -31,7 +28,7 @@ def _agreed(conversation: Conversation, frames: Mapping[int, bytes], write: bool
 
 
 async def _alone(conversation: Conversation, shard: int, write: bool) -> bytes:
-    """What a shard says to the command, on a connection that no other client shares. Raises Refusal, NoLease."""
+    """The reply of one shard, on a leased connection. Raises Refusal, NoLease."""
     asked = Request(conversation.argv)
     async with conversation.lend(shard, Use.BRIEF, asked.size if write else 0) as lease:
         reply = await conversation.ask_on(lease, asked, write=write, deadline_s=conversation.deadline_s(asked))
@@ -40,12 +37,12 @@ async def _alone(conversation: Conversation, shard: int, write: bool) -> bytes:
 
 
 async def _each_alone(conversation: Conversation, write: bool) -> dict[int, bytes]:
-    """So of each shard, one after the other; one that fails keeps it from no other. Raises Refusal where one did."""
+    """The reply of each shard. All are asked, also if one fails. Raises Refusal if one has failed."""
     frames: dict[int, bytes] = {}
     failed: dict[int, bytes] = {}
     for shard in conversation.shards:
         link = conversation.lane.links[shard]
-        if write and link.is_down and not link.router.closed:  # before any other has done it
+        if write and link.is_down and not link.router.closed:  # before any other shard has applied it
             raise Refusal(errors.part_failed(link.name, link.refusal))
         await conversation.pass_gate(shard, size_of(conversation.argv))
     for shard in conversation.shards:
@@ -68,7 +65,7 @@ async def _script_load(conversation: Conversation) -> bytes:
     try:
         frames = await _each_alone(conversation, write=False)
     except Refusal:
-        # one shard's trouble must not keep it from the others: EVALSHA brings it there
+        # EVALSHA loads it on the shard that has failed
         await conversation.context.cache_script(text)
         raise
     reply = _agreed(conversation, frames, write=False)
@@ -78,7 +75,7 @@ async def _script_load(conversation: Conversation) -> bytes:
 
 
 async def _script_exists(conversation: Conversation) -> bytes:
-    """A text exists that is known here, as it is brought to the servers that lack it; else if all shards have it."""
+    """A text exists if it is known here, as EVALSHA then loads it where it is missing, or if all shards have it."""
     digests = conversation.argv[2:]
     unknown = [digest for digest in digests if digest not in conversation.context.scripts]
     lacking: set[bytes] = set()
@@ -108,7 +105,7 @@ async def _script_show(conversation: Conversation) -> bytes:
 
 
 async def _kill(conversation: Conversation) -> bytes:
-    """SCRIPT KILL and FUNCTION KILL: whatever runs on any shard. One that cannot be asked hinders no other."""
+    """SCRIPT KILL and FUNCTION KILL, on all shards. All are asked, also if one fails."""
     replies: list[bytes] = []
     for shard in conversation.shards:
         try:
@@ -133,7 +130,7 @@ async def _function_load(conversation: Conversation) -> bytes:
 
 
 async def _function_read(conversation: Conversation) -> bytes:
-    """FUNCTION LIST and DUMP: all shards have the same libraries, so the first that answers is as good as any."""
+    """FUNCTION LIST and DUMP. All shards have the same libraries, so the first reply is the answer."""
     lines: list[bytes] = []
     for shard in conversation.shards:
         try:
@@ -144,9 +141,9 @@ async def _function_read(conversation: Conversation) -> bytes:
 
 
 async def _function_stats(conversation: Conversation) -> bytes:
-    """Of a shard where something runs, if there is one."""
+    """The reply of a shard that runs a script now, if there is one."""
     frames = await conversation.ask_all(*conversation.argv, primary=True)
-    idle = [frame for frame in frames.values() if any(said in frame for said in NOTHING_RUNS)]
+    idle = [frame for frame in frames.values() if any(marker in frame for marker in NOTHING_RUNS)]
     return next((frame for frame in frames.values() if frame not in idle), frames[0])
 
 

@@ -26,10 +26,10 @@ async def ask_server(conversation: Conversation, lease: Lease, *argv: bytes) -> 
 
 
 async def check_keyless_functions(conversation: Conversation, lease: Lease, calls: Iterable[Sequence[bytes]]) -> None:
-    """Raises Refusal where one of these calls without keys is of a function whose library may use keys.
+    """Raise Refusal if one of these calls without keys is of a function whose library may use keys.
 
-    The server is asked for its code each time: another client may have loaded another library. One that it does not
-    have is left to the server to say.
+    The server is asked for the code each time, as another client may have loaded another library. If it does not have
+    the function, it refuses the call itself.
     """
     for argv in calls:
         if any(may_use_keys(code) for code in await _code_of(conversation, lease, argv[1])):
@@ -38,9 +38,9 @@ async def check_keyless_functions(conversation: Conversation, lease: Lease, call
 
 
 async def _code_of(conversation: Conversation, lease: Lease, function: bytes) -> list[bytes]:
-    """Of the library that has this function, and of those whose names differ from its own in case alone; empty: none.
+    """The code of the library with this function, and of libraries whose names differ only in case; empty: no library.
 
-    Raises Refusal where the server does not say.
+    Raises Refusal if the server replies with an error.
     """
     for library in _libraries(await ask_server(conversation, lease, b"FUNCTION", b"LIST")):
         functions = [fields(each) for each in listed(library.get(b"functions"))]
@@ -54,20 +54,20 @@ async def _code_of(conversation: Conversation, lease: Lease, function: bytes) ->
 
 
 def _libraries(frame: bytes) -> list[dict[bytes, Value]]:
-    """Of an answer to FUNCTION LIST: maps, or flat lists. Raises Refusal for an error, BadFrame for anything else."""
-    said = decode(frame)
-    if isinstance(said, Error):
+    """The libraries in a reply to FUNCTION LIST. Raises Refusal for an error, BadFrame for any other reply."""
+    reply = decode(frame)
+    if isinstance(reply, Error):
         raise Refusal(frame)
-    return [fields(each) for each in listed(said)]
+    return [fields(each) for each in listed(reply)]
 
 
 # --- in a transaction -------------------------------------------------------------------------------------------------
 
 
 async def load_missing(conversation: Conversation, lease: Lease, scripts: Sequence[Sequence[bytes]]) -> None:
-    """Give the server the texts that it lacks, of those that these calls name by their digests and that are known.
+    """Load the texts that the server lacks, of those that these calls name by digest and that are known here.
 
-    Raises Refusal where a function may not be called as one of them does.
+    Raises Refusal as `check_keyless_functions` does.
     """
     if lease.link.index == conversation.shard_of(b""):
         await check_keyless_functions(
@@ -83,13 +83,13 @@ async def load_missing(conversation: Conversation, lease: Lease, scripts: Sequen
 
 
 def _needs_keyless_check(conversation: Conversation, argv: Sequence[bytes]) -> bool:
-    """Whether it is a function without keys that runs on one shard only if its library uses none."""
+    """Whether it is a call without keys of a function that may run on one shard only if its library uses no keys."""
     is_without = argv[0].lower().startswith(b"fcall") and number(argv[2]) == 0
     return is_without and conversation.context.keyless.way(argv, len(conversation.shards)) == AUTO
 
 
 async def cache_texts(conversation: Conversation, lease: Lease, scripts: Sequence[Sequence[bytes]]) -> None:
-    """These were run there: their texts are known now, if the server took them."""
+    """After these calls were run there: remember the texts that the server has accepted, in all workers."""
     texts = {digest_of(argv[1]): argv[1] for argv in scripts if argv[0].lower() in (b"eval", b"eval_ro")}
     unknown = [digest for digest in texts if digest not in conversation.context.scripts]
     for digest in await _present(conversation, lease, unknown):
@@ -97,7 +97,7 @@ async def cache_texts(conversation: Conversation, lease: Lease, scripts: Sequenc
 
 
 async def _present(conversation: Conversation, lease: Lease, digests: Sequence[bytes]) -> list[bytes]:
-    """Those that the server has; none where it does not say."""
+    """The digests whose texts the server has; none if it does not answer."""
     if not digests:
         return []
     try:
@@ -108,8 +108,8 @@ async def _present(conversation: Conversation, lease: Lease, digests: Sequence[b
 
 
 def parse_exists(frame: bytes, count: int) -> list[bool]:
-    """The answer to SCRIPT EXISTS of so many digests. Raises BadFrame."""
-    said = listed(decode(frame))
-    if len(said) != count or any(each not in (0, 1) for each in said):
+    """The reply to SCRIPT EXISTS of so many digests. Raises BadFrame if it has another form."""
+    reply = listed(decode(frame))
+    if len(reply) != count or any(each not in (0, 1) for each in reply):
         raise BadFrame(f"expected {count} times 0 or 1, got {frame[:64]!r}")
-    return [each == 1 for each in said]
+    return [each == 1 for each in reply]

@@ -1,15 +1,14 @@
-"""Scripts and functions: run on the shard of their keys, on a borrowed connection; loaded on all shards.
+"""Calls of scripts and functions: they are run on the shard of their keys, on a leased connection.
 
-Whatever a script answers is the client's as it came, errors too, and no script is sent twice: it may have written, and
-then returned what looks like a refusal. The one exception is an EVALSHA of a text that the server does not have, as
-after a promotion or on a new shard: nothing was run then, so it is given the text, if that is known here, and asked
-again. A script may return an error that begins with NOSCRIPT, so the server is asked whether it has the text.
+The client gets the reply unchanged, also an error. No script is sent twice: it may have written before it returned an
+error. The exception is EVALSHA of a text that the server does not have, as after a promotion or on a new shard. Nothing
+was run then, so the server gets the text, if it is known here, and the call is sent again. A script may itself return
+an error that begins with NOSCRIPT, so the server is asked whether it has the text.
 
-A call that names no key is run where keyless.py says: on the shard of the empty key, on all, or nowhere.
+A call without keys is run on the shard of the empty key, on all shards, or refused: see keyless.py.
 
-Scripts and functions never run on a connection that clients share. Nor is one loaded there, or asked for in words of
-the client's own: servers quote those in their errors as they stand, and an error with a line break in it is two
-replies, of which the second would be another client's.
+A script never runs on a connection that clients share, and is never loaded there. Servers quote words of the client in
+their errors. An error with a line break in it would be two replies, and the second would go to another client.
 """
 
 from __future__ import annotations
@@ -26,17 +25,14 @@ from pyproxy.worker.commands.script_texts import ask_server, check_keyless_funct
 from pyproxy.worker.shard.pool import Lease, Use
 
 RunOn = Callable[[Lease], Awaitable[bytes]]
-"""Runs the script on a connection -> what the server says."""
+"""Runs the call on a leased connection -> the reply."""
 
 HAS_IT, LACKS_IT = b"*1\r\n:1\r\n", b"*1\r\n:0\r\n"  # of SCRIPT EXISTS with one digest
 NO_SCRIPT = b"-NOSCRIPT "
 
 
-# --- run on one shard -------------------------------------------------------------------------------------------------
-
-
 async def _eval(conversation: Conversation) -> bytes:
-    """EVAL and EVAL_RO. A server that took the text has it now, so all workers learn it."""
+    """EVAL and EVAL_RO. All workers get a text that the server has accepted."""
     digest = digest_of(conversation.argv[1])
     taken: bool | None = False
 
@@ -88,12 +84,12 @@ async def _fcall(conversation: Conversation) -> bytes:
 
 
 async def _on_its_shards(conversation: Conversation, run_on: RunOn) -> bytes:
-    """What is said on a connection to the shard of the keys; without keys, to one shard or to all."""
+    """Run the call on the shard of its keys; without keys, on one shard or on all."""
     if conversation.command.keys(conversation.argv):
         return await _on_primary(conversation, conversation.shard_of_keys(), run_on)
     way = conversation.context.keyless.way(conversation.argv, len(conversation.shards))
     if way == UNKNOWN:
-        raise Refusal(errors.no_script())  # the client sends it then, and it can be looked at
+        raise Refusal(errors.no_script())  # the client then sends the text, which can be searched
     if way == REFUSE:
         raise Refusal(conversation.context.keyless.refusal(conversation.argv))
     if way in MERGES:
@@ -107,7 +103,7 @@ async def _on_its_shards(conversation: Conversation, run_on: RunOn) -> bytes:
 
 
 async def _on_all(conversation: Conversation, run_on: RunOn, way: str) -> bytes:
-    """On one shard after another, until one says an error; all of them can be had before the first one is asked."""
+    """Run the call on one shard after another, until one returns an error. All are leased first."""
     write_bytes = 0 if conversation.command.is_read else size_of(conversation.argv)
     frames: dict[str, bytes] = {}
     async with AsyncExitStack() as leased:
@@ -133,32 +129,32 @@ async def _on_primary(conversation: Conversation, shard: int, run_on: RunOn) -> 
     except NotSent:
         if not write_bytes:
             raise
-    # Another one, as the gate was closed for another primary.
+    # The lease was lost as the gate closed. Now there may be another primary.
     async with conversation.lend(shard, Use.BRIEF, write_bytes) as lease:
         return await run_on(lease)
 
 
 async def _run(conversation: Conversation, lease: Lease) -> bytes:
-    """It may take its time, as nobody else waits for it on this connection; but not for ever."""
+    """Send the call. It may run for `silence_s`, as no other client waits on this connection."""
     write, deadline_s = not conversation.command.is_read, conversation.context.setup.config.timeouts.silence_s
     return await conversation.ask_on(lease, Request(conversation.argv), write=write, deadline_s=deadline_s)
 
 
 async def _has_text(conversation: Conversation, lease: Lease, reply: bytes, digest: bytes) -> bool | None:
-    """Whether the server has the text of which a run was answered by `reply`; None: it does not say.
+    """Whether the server has the text, after a call of it got `reply`; None if that cannot be found out.
 
-    It is only asked after an error. Its answer then also shows that there was no more than one reply to the script, so
-    that the next client may have the connection: an error is what a script writes past its reply with, if it can.
+    The server is asked only after an error. Its answer also shows that the call got exactly one reply, so that the
+    connection may be used again: only with an error could a script make a second reply.
     """
     if not reply.startswith(b"-"):
         lease.keep = True
         return True
     try:
-        said = await ask_server(conversation, lease, b"SCRIPT", b"EXISTS", digest)
+        answer = await ask_server(conversation, lease, b"SCRIPT", b"EXISTS", digest)
     except Refusal:
         return None
-    lease.keep = said in (HAS_IT, LACKS_IT)
-    return said == HAS_IT if lease.keep else None
+    lease.keep = answer in (HAS_IT, LACKS_IT)
+    return answer == HAS_IT if lease.keep else None
 
 
 HANDLERS: dict[bytes, Handler] = {

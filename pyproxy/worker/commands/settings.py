@@ -1,8 +1,8 @@
 """CONFIG SET of notify-keyspace-events, and of settings that the operator allows (`config_set`); CONFIG GET of those.
 
-What is set is kept by the parent, which sets it on all servers, and on those that come later; the client is answered
-when the primaries that are up have it, or a moment later whatever they do. Whether a value of the operator's settings
-is right, the servers know: all primaries are asked first, and if one does not take it, its answer is the client's.
+The parent keeps a setting and sets it on all servers, also on those that come later. The client gets its answer when
+the primaries that are up have the setting, or after SETTLE_S. Only the servers can check a value of `config_set`. So it
+is set on all primaries first, and if one refuses it, the client gets that error.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pyproxy.worker.commands.conversation import Conversation, Refusal
 
 
 async def configure(conversation: Conversation) -> bytes:
-    """+OK; or an error, and nothing is kept."""
-    line = local_config.unsettable(conversation.argv, conversation.context) or await _asked_first(conversation)
+    """CONFIG SET: +OK, or an error, and the parent is told nothing."""
+    line = local_config.unsettable(conversation.argv, conversation.context) or await _set_on_primaries(conversation)
     if line:
         return line
     reply = local.answer(b"config|set", conversation.client, conversation.argv, conversation.context)
@@ -28,10 +28,10 @@ async def configure(conversation: Conversation) -> bytes:
 
 
 async def show(conversation: Conversation) -> bytes:
-    """CONFIG GET with settings that nobody has set through the proxy, as the primaries have them.
+    """CONFIG GET of settings that no client has set through the proxy: their values on the primaries.
 
-    Where they differ, all values, joined by ``/``. One that does not answer, or may not say it, is passed over: a
-    client asks for settings in order to start, and what it asks for beside these is known.
+    Different values are joined by `/`. A primary that does not answer is left out: clients read settings at their
+    start, and the proxy knows the other settings of the same CONFIG GET.
     """
     names = local_config.settings_of_servers(conversation.argv, conversation.context)
     values: dict[bytes, list[str]] = {name: [] for name in names}
@@ -56,8 +56,8 @@ async def _setting_of(conversation: Conversation, shard: int, names: list[bytes]
     return {name.lower(): value.decode(errors="replace") for name, value in zip(texts[::2], texts[1::2], strict=False)}
 
 
-async def _asked_first(conversation: Conversation) -> bytes:
-    """What a primary says that does not take the operator's settings; empty: all took them."""
+async def _set_on_primaries(conversation: Conversation) -> bytes:
+    """Set the settings of `config_set` on all primaries -> the error of one that refuses; empty if none does."""
     ours, words = notifications.SETTING.encode(), []
     for name, value in zip(conversation.argv[2::2], conversation.argv[3::2], strict=True):
         if name.lower() != ours:

@@ -1,7 +1,8 @@
-"""XREAD and XREADGROUP of streams on several shards: each shard is asked for its own, and the answers become one.
+"""XREAD and XREADGROUP of streams on several shards: each shard is asked for its streams, and the answers are merged.
 
-XREADGROUP writes: the groups are looked up first, then each shard does its part or does not, and the whole is not
-atomic. Where one fails, what others have handed out stays pending for the consumer, as after a reply that was lost.
+XREADGROUP writes. First the proxy checks that every stream has the group, then it asks one shard after another. The
+whole is not atomic. If a shard fails, the entries that other shards have given stay pending for the consumer, as after
+a lost reply.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ NIL = (b"*-1\r\n", b"_\r\n")  # of an array, in RESP2 and RESP3
 
 
 async def _xread(conversation: Conversation) -> bytes:
-    """XREAD and XREADGROUP: of each stream that has something its name and its entries."""
+    """The name and the entries of each stream that has new entries."""
     positions = conversation.command.keys(conversation.argv)
     head, count = conversation.argv[: positions[0]], len(positions)
     if len(conversation.argv) != positions[-1] + 1 + count:
         return await conversation.ask(
             conversation.shard_of(conversation.argv[positions[0]]), *conversation.argv
-        )  # the server says what is wrong
+        )  # the server refuses it
     keys: list[bytes] = []
     ids: list[bytes] = []
     shards: list[int] = []
@@ -36,7 +37,7 @@ async def _xread(conversation: Conversation) -> bytes:
     elif (place := await _without_group(conversation, head, keys, shards)) is not None:
         return await conversation.ask(
             shards[place], *head, keys[place], ids[place], write=True
-        )  # again, the server says it
+        )  # the server refuses it
     else:
         frames = await _one_by_one(conversation, await _of_shards(conversation, head, keys, ids, shards))
     for frame in frames.values():
@@ -58,7 +59,7 @@ async def _of_shards(
     ids: Sequence[bytes],
     shards: Sequence[int],
 ) -> dict[int, list[bytes]]:
-    """The command of each shard, in the order of their first keys."""
+    """Shard -> its command, in the order of the first keys."""
     commands: dict[int, list[bytes]] = {}
     behind: dict[int, list[bytes]] = {}
     async for some in conversation.in_turns(zip(shards, keys, ids, strict=True)):
@@ -75,7 +76,7 @@ async def _of_shards(
 async def _without_group(
     conversation: Conversation, head: Sequence[bytes], keys: Sequence[bytes], shards: Sequence[int]
 ) -> int | None:
-    """The place of the first key that is no stream with the group: XREADGROUP then reads from none."""
+    """The index of the first key that is no stream with the group; None if all are. XREADGROUP needs all of them."""
     options = [word.lower() for word in head]
     if b"group" not in options:
         return 0
@@ -91,7 +92,7 @@ async def _without_group(
 
 
 def _has_group(frame: bytes, group: bytes) -> bool:
-    """`frame`: the answer to XINFO GROUPS, of maps or flat lists that begin with the name."""
+    """Whether a reply to XINFO GROUPS has the group."""
     reply = decode(frame)
     if isinstance(reply, Error):
         return False
@@ -99,7 +100,7 @@ def _has_group(frame: bytes, group: bytes) -> bool:
 
 
 async def _one_by_one(conversation: Conversation, commands: Mapping[int, Sequence[bytes]]) -> dict[int, bytes]:
-    """Writes, until one is answered with an error."""
+    """Send a write to one shard after another, until one replies with an error."""
     frames: dict[int, bytes] = {}
     for shard, argv in commands.items():
         frames[shard] = await conversation.ask(shard, *argv, write=True)
@@ -110,7 +111,7 @@ async def _one_by_one(conversation: Conversation, commands: Mapping[int, Sequenc
 
 
 class InOrder:
-    """The answers of shards as one: of each stream what its shard said. ProtocolError where they are none."""
+    """Merges the answers of shards, in the order of the request. Raises ProtocolError if one is malformed."""
 
     def __init__(self, frames: Mapping[int, bytes], proto: int) -> None:
         self._proto = proto
@@ -119,7 +120,7 @@ class InOrder:
         self._found: list[bytes] = []
 
     def take(self, streams: Iterable[tuple[bytes, int]]) -> None:
-        """(key, shard) of the next ones, in the order in which they were asked for."""
+        """Append the next streams of the request. `streams`: (key, shard) of each."""
         for key, shard in streams:
             left = self._left[shard]
             if left and left[-1].startswith(b"%b$%d\r\n%b\r\n" % (self._before, len(key), key)):
@@ -135,7 +136,7 @@ class InOrder:
 
 
 def _of_streams(frame: bytes, proto: int) -> list[bytes]:
-    """Of each stream its name and its entries: an element of an array, or two of a map (RESP3)."""
+    """The frames of the streams in a reply, name and entries: an element of an array, or two of a map (RESP3)."""
     if frame in NIL:
         return []
     if proto != RESP3:

@@ -1,14 +1,14 @@
 """A transaction of one client, from its MULTI to EXEC or DISCARD.
 
-Its commands wait here, checked as far as can be without a server. At EXEC they go out in one piece to the shard of
-their keys; where they have several, to none, or, with `transactions = "split"`, in a piece to each. A piece is atomic,
-the whole is not.
+Its commands are queued here, after all checks that need no server. At EXEC they are sent as one block to the shard of
+their keys. If the keys are on several shards, EXEC is refused. With `transactions = "split"` each shard gets a block.
+Each block is atomic, the whole is not.
 
-Commands on keys that they name, and scripts, go to a shard; PUBLISH too, its channel counts as a key. What all shards
-are asked (DBSIZE, scripts of which the configuration says that) is a part of each block. What the proxy answers itself
-(PING) it answers at EXEC, and so it does where a server would find the form wrong (MSET of a key without a value).
-SELECT and CLIENT REPLY cannot be in one: they would change a connection that others share. A block with a script goes
-out on a connection of its own.
+A command with keys goes to their shard, and so does a script. PUBLISH does too: its channel counts as a key. A command
+for all shards (DBSIZE, a script that the configuration runs on all) is a part of each block. The proxy answers local
+commands (PING) itself, at EXEC, and also commands that a server would refuse by their form (MSET of a key without its
+value). SELECT and CLIENT REPLY cannot be queued: they would change a connection that clients share. A block with a
+script goes out on a leased connection (executing.py).
 """
 
 import asyncio
@@ -30,26 +30,27 @@ from pyproxy.worker.pubsub.registry import PUBLISH, Sort
 
 QUEUED = b"+QUEUED\r\n"
 Counted = Callable[[Sort, bytes], Callable[[bytes], bytes]]
-"""What makes the answer of a PUBLISH there; see Hub.counted."""
+"""Sort and channel of a PUBLISH -> what makes its answer from the server's reply; see Hub.counted."""
 
 Local = Callable[[bytes, Client, Sequence[bytes]], bytes]
-"""What answers the commands that the proxy answers itself: the name, who asks, argv."""
+"""What answers local commands: name, client, argv -> reply."""
 
 NOT_IN_A_BLOCK = (b"auth", b"client|reply", b"config|set", b"hello", b"select")
-"""Those that change what comes after them, or take their time."""
+"""Local commands that change how later commands are served, or that wait."""
 
 Answer = Callable[[bytes], bytes]
 
-SLICE_S = 0.004  # of one turn, for one client's transaction
+SLICE_S = 0.004  # the most of one turn of the loop for one transaction
 
-OVERHEAD = 64  # bytes that a queued command, and each of its words, costs beside its own
+OVERHEAD = 64  # bytes for each queued command and each of its words, beside the words themselves
 
 
 class Transaction:
-    """Between MULTI and EXEC. Where a command goes is found when it is queued, as there may be very many at EXEC.
+    """The commands between MULTI and EXEC. The shards of a command are found when it is queued, not all at EXEC.
 
-    `blocks`: by shard. `commands`: of each how its answer is found, see `split.execute`; of one that the proxy answers
-    itself what makes the answer, until `do_own` has made it. `is_assembled`: an answer in it is not a server's.
+    `blocks`: shard -> its block. `commands`: for each command how its answer is found, see `split.execute`. For one
+    that the proxy answers itself, a callable that makes the answer, until `answer_own` has replaced it by the answer.
+    `is_assembled`: at least one answer is not the reply of a server.
     """
 
     def __init__(self, counted: Counted, local: Local, keyless: Keyless) -> None:
@@ -59,14 +60,14 @@ class Transaction:
         self.blocks: dict[int, Block] = {}
         self.commands: list[Any] = []
         self.is_assembled = False
-        self._own: deque[int] = deque()  # the places of those that the proxy answers itself
-        self._assembly: Assembly | None = None  # of an EXEC that asks no server
-        self.refused = False  # one of its commands was, so EXEC runs none
+        self._own: deque[int] = deque()  # indexes of the commands that the proxy answers itself
+        self._assembly: Assembly | None = None  # for an EXEC without a block
+        self.refused = False  # a command was refused, so EXEC runs none
         self.write = False
-        self.scripts: list[Sequence[bytes]] = []  # those of its commands that run one, functions too
+        self.scripts: list[Sequence[bytes]] = []  # calls of scripts and functions
 
     def take(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> bytes:
-        """+QUEUED, or why it is not."""
+        """Queue a command -> +QUEUED, or the error line."""
         line = self._queue(client, route, command, argv)
         if line:
             self.refused = True
@@ -124,7 +125,7 @@ class Transaction:
             return b"*0\r\n"
         if len(self.blocks) > 1 and not over_shards:
             return errors.transaction_over_shards([client.lane.links[shard].name for shard in sorted(self.blocks)])
-        if not self.do_own():
+        if not self.answer_own():
             client.later()
             return NOT_NOW
         if not self.blocks:
@@ -139,8 +140,8 @@ class Transaction:
             outcome = execute(client, route, self.blocks, self.commands, self.write)
         return errors.transaction_discarded(outcome) if isinstance(outcome, bytes) else outcome
 
-    def do_own(self) -> bool:
-        """Do what the proxy answers itself, for as long as one may in a turn -> whether all of it is done."""
+    def answer_own(self) -> bool:
+        """Answer local commands, for at most SLICE_S -> whether all are answered."""
         until = time.monotonic() + SLICE_S
         while self._own:
             place = self._own.popleft()
@@ -150,7 +151,7 @@ class Transaction:
         return True
 
     def _answer_alone(self, client: Client) -> Outcome:
-        """The answer where no server is asked; NOT_NOW while there is more of it to be put together."""
+        """The answer to an EXEC without a block; NOT_NOW while it is not complete."""
         if self._assembly is None:
             self._assembly = Assembly(client.lane, self.commands, [])
         if self._assembly.step():
@@ -168,10 +169,10 @@ class Transaction:
         own_answer: Callable[[], bytes] | None,
         way: str,
     ) -> None:
-        """Put a command into the blocks of its shards. One whose keys are on several is cut, as outside of MULTI.
+        """Put a command into the blocks of its shards. One with keys on several shards is split, as outside of MULTI.
 
-        `answer`: makes its answer of the server's. `said`: makes it without one. `way`: of a script on all shards, how
-        their answers become one.
+        `convert`: makes the answer from the server's reply. `own_answer`: makes it without a server. `way`: how the
+        answers of all shards to a script are merged.
         """
         if own_answer is not None:
             self._own.append(len(self.commands))
@@ -207,12 +208,12 @@ class Transaction:
 
 
 async def in_order(lane: Lane, transaction: Transaction, frames: list[bytes | None]) -> bytes:
-    """The answer to an EXEC whose blocks were answered by these arrays, by shard; others have their turns meanwhile."""
-    while not transaction.do_own():  # noqa: ASYNC110 - it is the work that is waited for
+    """The answer to EXEC from the arrays that answered its blocks, by shard, made in turns of at most SLICE_S."""
+    while not transaction.answer_own():  # noqa: ASYNC110 - it does the work itself
         await asyncio.sleep(0)
     try:
         assembly = Assembly(lane, transaction.commands, frames)
-    except ValueError:  # one of them is no array
+    except ValueError:  # a frame is no array
         return errors.unexpected_part(b"exec")
     while not assembly.step():  # noqa: ASYNC110
         await asyncio.sleep(0)
@@ -220,18 +221,18 @@ async def in_order(lane: Lane, transaction: Transaction, frames: list[bytes | No
 
 
 def _merged(lane: Lane, route: Route, way: str, frames: Sequence[bytes]) -> bytes:
-    """The one answer of all shards to a script."""
+    """The merged answer of all shards to a script."""
     names = [link.name for link in lane.links]
     return merged(route.name, way, dict(zip(names, frames, strict=True)), route.write)
 
 
 def runs_code(command: Command) -> bool:
-    """A script or a function."""
+    """Whether it calls a script or a function."""
     return "@scripting" in command.categories and command.has_keys
 
 
 def _shards(lane: Lane, argv: Sequence[bytes], keys: Sequence[int]) -> set[int] | frozenset[int]:
-    """Of a command; a script without keys is run on the shard of the empty key."""
+    """The shards of a command. A script without keys is run on the shard of the empty key."""
     return shards_of(lane, argv, keys) or {lane.shard_of(b"")}
 
 
@@ -252,7 +253,7 @@ def discard(client: Client) -> bytes:
 
 
 def run(client: Client, route: Route, over_shards: bool) -> Outcome:
-    """EXEC. A client that is parked keeps its transaction, and comes again."""
+    """EXEC. A parked client keeps its transaction, as EXEC is offered again."""
     if client.transaction is None:
         return errors.without_multi("EXEC")
     outcome: Outcome = client.transaction.execute(client, route, over_shards)

@@ -1,12 +1,12 @@
 """WAIT and WAITAOF: how many replicas have what this client has written.
 
-Clients share the connections that they write on, so a server does not know which writes were whose. Each shard that the
-client has written to is asked, when all that it sent before is answered: a message that nobody reads is published on a
-lent connection, so it stands behind the client's writes in what the replicas get, and that connection waits for it. The
-answer is the least of all shards.
+Clients share the connections for writes, so a server does not know which client sent a write. So each shard that the
+client has written to is asked on a leased connection, when all earlier requests of the client are answered. First a
+message without a subscriber is published there (the fence). It comes after the client's writes in the replication
+stream, and WAIT on the same connection waits for it. The answer is the smallest number of all shards.
 
-Where the connection was lost that it wrote on (the server restarted, or another was promoted), its writes may be gone,
-and no number would be true: that is said once, as an error.
+If the connection of a write was lost (the server restarted, or another was promoted), the write may be lost, too. No
+number would be right then, so the client gets one error.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
 from pyproxy.worker.shard.pool import Use
 
 FENCE = Request([b"SPUBLISH", b"__pyproxy:fence", b""])
-"""Sharded, as no pattern matches such a channel. A PING would do on Redis 7, but not on Valkey 9."""
+"""Sharded, as no pattern matches a shard channel. PING would be enough on Redis 7, but not on Valkey 9."""
 
 _OF_A_REPLICA = b" cannot be used with replica instances"
 
@@ -29,7 +29,7 @@ _OF_A_REPLICA = b" cannot be used with replica instances"
 async def _wait(conversation: Conversation) -> bytes:
     wanted, timeout_ms = (number(word) for word in conversation.argv[1:])
     if wanted is None or timeout_ms is None or timeout_ms < 0:
-        return await _reply_of(conversation, 0, 0, fenced=False)  # the server's words for it
+        return await _reply_of(conversation, 0, 0, fenced=False)  # the server refuses it
     client = conversation.client
     waited = client.waited = client.waited or {}
     wrote = _wrote(conversation)
@@ -46,7 +46,7 @@ async def _wait(conversation: Conversation) -> bytes:
 async def _waitaof(conversation: Conversation) -> bytes:
     timeout_ms = number(conversation.argv[3])
     if timeout_ms is None or timeout_ms < 0:
-        return await _reply_of(conversation, 0, 0, fenced=False)  # the server's words for it
+        return await _reply_of(conversation, 0, 0, fenced=False)  # the server refuses it
     wrote = _wrote(conversation) | (conversation.client.waited or {}).keys()
     counts = await _ask(conversation, wrote or conversation.shards, timeout_ms)
     return b"*2\r\n" + b"".join(b":%d\r\n" % min(each) for each in zip(*counts.values(), strict=True))
@@ -55,7 +55,7 @@ async def _waitaof(conversation: Conversation) -> bytes:
 async def _ask(
     conversation: Conversation, shards: Iterable[int], timeout_ms: int, fenced: bool = True
 ) -> dict[int, list[int]]:
-    """All of them at once -> the numbers of each. Raises Refusal; without an end only until the client leaves."""
+    """Ask these shards at once -> shard -> its numbers. Raises Refusal. Timeout 0: until the client leaves."""
     with conversation.waiting() if timeout_ms == 0 else nullcontext():
         try:
             async with asyncio.TaskGroup() as group:
@@ -70,12 +70,12 @@ async def _ask(
         if frame.startswith(b"-"):
             raise Refusal(_demoted(conversation, shard) if _OF_A_REPLICA in frame else frame)
         counts[shard] = _numbers(frame, 1 if conversation.command.name == b"wait" else 2)
-    _wrote(conversation)  # what was lost meanwhile
+    _wrote(conversation)  # raises for a connection that was lost meanwhile
     return counts
 
 
 def _demoted(conversation: Conversation, shard: int) -> bytes:
-    """It has become a replica, and may have thrown away what this client wrote to it. That is said once, too."""
+    """The error line for a primary that became a replica. It may have dropped writes of this client: one error, too."""
     client, name, node = conversation.client, conversation.name(shard), conversation.lane.links[shard].node
     if not client.wrote & _bit(shard):
         return errors.not_applied(name, node, "is a replica by now")
@@ -85,7 +85,7 @@ def _demoted(conversation: Conversation, shard: int) -> bytes:
 
 
 async def _reply_of(conversation: Conversation, shard: int, timeout_ms: int, fenced: bool) -> bytes:
-    """What a shard says. A server that does not answer is given up at the timeout and the deadline of a request."""
+    """The reply of a shard. It has the timeout of the command, and `reply_s` more."""
     reply_s = conversation.context.setup.config.timeouts.reply_s
     async with conversation.lend(shard, Use.HELD) as lease:
         reply = await conversation.ask_on(lease, FENCE, write=False, deadline_s=reply_s) if fenced else b""
@@ -97,7 +97,7 @@ async def _reply_of(conversation: Conversation, shard: int, timeout_ms: int, fen
 
 
 def _numbers(frame: bytes, count: int) -> list[int]:
-    """The numbers of a reply. Raises BadFrame where there are not so many."""
+    """The numbers in a reply. Raises BadFrame if it does not have `count` of them."""
     found = [each[1:] for each in frame.split(b"\r\n") if each.startswith(b":")]
     if len(found) != count or not all(each.isdigit() for each in found):
         raise BadFrame
@@ -105,7 +105,7 @@ def _numbers(frame: bytes, count: int) -> list[int]:
 
 
 def _wrote(conversation: Conversation) -> set[int]:
-    """The shards it has written to since a WAIT that asked them. Raises Refusal, once, for one that was lost since."""
+    """The shards with writes of the client after its last WAIT. Raises Refusal once for each lost connection."""
     client = conversation.client
     for shard in conversation.shards:
         if client.unsure & _bit(shard):

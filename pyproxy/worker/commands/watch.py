@@ -1,11 +1,10 @@
 """WATCH, and what EXEC asks of the watched shard: on a leased connection, as a watch belongs to a connection.
 
-All watched keys are on one shard: keys of several could not be checked at one moment. A connection that is lost takes
-the watch along, and EXEC answers nil as for any other watch that was broken: a promotion in between looks like a
-change. But only once the shard can be had, whatever is in the block: one that is down is an error, and never a nil.
-With `transactions = "split"` the block of the watched shard goes first, and the others only if its watch held.
+All watched keys must be on one shard, as keys on several could not be checked at one moment. If the connection is
+lost, so is the watch, and EXEC answers nil, as if a watched key was changed. So a promotion in between looks like a
+change. EXEC answers nil only after the primary has answered: for a shard that is down it answers an error.
 
-The client may have gone to another database since, or to the other protocol: the connection follows it.
+The client may use another database or protocol after WATCH. The leased connection follows it.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ MULTI, EXEC = Request([b"MULTI"]), Request([b"EXEC"])
 
 
 class Watched:
-    """The keys that a client watches; `keys`: how many, as CLIENT LIST shows it."""
+    """The watch of a client. `keys`: how many keys it has, for CLIENT LIST."""
 
     def __init__(self, lease_pool: LeasePool, lease: Lease) -> None:
         self.lease = lease
         self.keys = 0
-        self.proto, self.db = lease.proto, lease.db  # of the connection, by now
+        self.proto, self.db = lease.proto, lease.db  # of the connection, now
         self._lease_pool = lease_pool
 
     @property
@@ -33,7 +32,7 @@ class Watched:
         return self.lease.link.index
 
     def end(self) -> None:
-        """The connection is given back if nothing is watched on it any more, else closed."""
+        """Give the connection back if it has no watch any more and is as it was leased. Else close it."""
         self.lease.keep = self.lease.keep and (self.proto, self.db) == (self.lease.proto, self.lease.db)
         self._lease_pool.take_back(self.lease)
 
@@ -48,9 +47,9 @@ async def _watch(conversation: Conversation) -> bytes:
     elif watched.shard != shard:
         raise Refusal(errors.watch_over_shards([watched.lease.link.name, conversation.name(shard)]))
     elif watched.lease.lost:
-        return b"+OK\r\n"  # and so it stays until EXEC
+        return b"+OK\r\n"  # the watch stays lost until EXEC
     client.watched = watched
-    reply = await _on_it(conversation, watched, Request(conversation.argv))
+    reply = await _ask_on_watched(conversation, watched, Request(conversation.argv))
     watched.keys += len(conversation.argv) - 1
     return reply
 
@@ -63,7 +62,7 @@ async def answer_lost(conversation: Conversation, watched: Watched) -> bytes:
     shard = watched.shard
     block = conversation.client.transaction.blocks.get(shard)
     async with conversation.lend(shard, Use.BRIEF, block.size if block else EXEC.size) as lease:
-        # any read of a key: a server that loads its data, or has lost its primary, refuses it
+        # any read of a key: a server that is loading, or a replica without its primary, refuses it
         reply = await conversation.ask_on(
             lease, Request([b"EXISTS", b""]), write=False, deadline_s=conversation.reply_s
         )
@@ -77,16 +76,16 @@ async def run_watched(conversation: Conversation, watched: Watched, block: Block
     Without a block an empty one is run, as only EXEC says whether the watch held.
     """
     if block is not None:
-        reply = await _on_it(conversation, watched, block)
+        reply = await _ask_on_watched(conversation, watched, block)
     else:
-        await _on_it(conversation, watched, MULTI)
-        reply = await _on_it(conversation, watched, EXEC)
+        await _ask_on_watched(conversation, watched, MULTI)
+        reply = await _ask_on_watched(conversation, watched, EXEC)
     watched.lease.keep = True  # whatever EXEC answers, it has ended the watch
     return reply
 
 
-async def _on_it(conversation: Conversation, watched: Watched, asked: Asked) -> bytes:
-    """A reply on the connection that watches, in the protocol and database of the client."""
+async def _ask_on_watched(conversation: Conversation, watched: Watched, asked: Asked) -> bytes:
+    """Ask on the connection with the watch, in the client's protocol and database."""
     client = conversation.client
     if watched.proto != client.proto:
         await _change(conversation, watched, b"HELLO", client.proto)

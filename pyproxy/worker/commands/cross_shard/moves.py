@@ -1,12 +1,12 @@
-"""Commands that take something from one key to another, where the two are on different shards.
+"""Commands that move or copy from one key to another, where the two are on different shards.
 
-The destination is written first, then the source is let go of: so a failure in the middle leaves a thing twice, and
-never loses it. That the source is what was copied is made sure of:
+The destination is written first, then the value is removed from the source. So a failure in between leaves the value on
+both shards, and never loses it. Only what was copied is removed:
 
-    RENAME, RENAMENX  WATCH, DUMP ... MULTI, DEL, EXEC on a connection of their own; EXEC does nothing if it was changed
-    LMOVE, RPOPLPUSH  LREM of one element of that value, which counts none if others have taken it
-    SMOVE             SREM, likewise
-    COPY              has nothing to let go of
+    RENAME, RENAMENX  WATCH, DUMP ... MULTI, DEL, EXEC on a leased connection; EXEC does nothing if the source changed
+    LMOVE, RPOPLPUSH  LREM of one element with that value; its answer is 0 if another client has taken the element
+    SMOVE             SREM, in the same way
+    COPY              removes nothing
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pyproxy.worker.commands.local_connection import DATABASES
 from pyproxy.worker.shard.pool import Lease, Use
 
 TRIES = 20
-"""How often a source may be changed by others, until it is left where it is."""
+"""How often RENAME tries again after another client has changed the source."""
 
 NONE, ONE = b":0\r\n", b":1\r\n"
 NIL = (b"$-1\r\n", b"_\r\n")  # of an element, in RESP2 and RESP3
-TAKEN = b"-BUSYKEY "  # what RESTORE says where a key is there that it may not replace
+TAKEN = b"-BUSYKEY "  # RESTORE: the key exists and may not be replaced
 
 
 def _ends(conversation: Conversation) -> tuple[bytes, int, bytes, int]:
@@ -72,12 +72,12 @@ async def _renamed(conversation: Conversation, *, replace: bool, done: bytes) ->
 
 
 async def _watched(conversation: Conversation, lease: Lease, key: bytes) -> tuple[bytes, int] | None:
-    """A key of this connection's shard, watched from now on: its value as DUMP gives it, and its PTTL. None: no key."""
+    """Watch a key and read it -> its value as DUMP gives it, and its PTTL; None: the key does not exist."""
     watched, size = await asyncio.gather(
         _ask(conversation, lease, b"WATCH", key), _ask(conversation, lease, b"MEMORY", b"USAGE", key)
     )
     if watched != b"OK":
-        raise BadFrame("WATCH was not answered as it is")  # so what was changed meanwhile might not be seen
+        raise BadFrame("WATCH was not answered as it is")  # so a change might not be noticed
     check_size(conversation, size if isinstance(size, int) else 0)
     payload, left_ms = await asyncio.gather(
         _ask(conversation, lease, b"DUMP", key), _ask(conversation, lease, b"PTTL", key)
@@ -91,7 +91,7 @@ async def _unwatch(conversation: Conversation, lease: Lease) -> None:
 
 
 def _found(conversation: Conversation, payload: object, left_ms: object) -> tuple[bytes, int] | None:
-    """Of the answers to DUMP and PTTL. Raises BadFrame for any that are none."""
+    """Value and PTTL from the replies to DUMP and PTTL; None: no key. Raises BadFrame if one is malformed."""
     if payload is None or left_ms == -2:
         return None
     if not isinstance(payload, bytes) or not isinstance(left_ms, int) or left_ms < -1:
@@ -101,13 +101,13 @@ def _found(conversation: Conversation, payload: object, left_ms: object) -> tupl
 
 
 async def _ask(conversation: Conversation, lease: Lease, *argv: bytes) -> object:
-    """A read, or a WATCH, on a connection of its own. Raises Refusal for an error."""
+    """The reply to a read, or to WATCH, on the lease. Raises Refusal for an error."""
     frame = await conversation.ask_on(lease, Request(argv), write=False, deadline_s=conversation.reply_s)
     return value(conversation, lease.link.index, frame)
 
 
 async def _deleted(conversation: Conversation, lease: Lease, key: bytes) -> bool:
-    """Whether a key that is watched was as it had been, and is gone now."""
+    """Delete the watched key unless it has changed -> whether it is deleted."""
     block = Block([Request([b"DEL", key])])
     frame = await conversation.ask_on(lease, block, write=True, deadline_s=conversation.reply_s)
     reply = value(conversation, lease.link.index, frame)
@@ -117,7 +117,7 @@ async def _deleted(conversation: Conversation, lease: Lease, key: bytes) -> bool
 
 
 def restore(key: bytes, payload: bytes, left_ms: int, *, replace: bool) -> list[bytes]:
-    """`left_ms`: as PTTL says it, where 0 is less than one; to RESTORE it would mean forever."""
+    """A RESTORE command. `left_ms`: of PTTL, where 0 is less than 1 ms; for RESTORE 0 would be no expiry."""
     ttl = 0 if left_ms == -1 else max(left_ms, 1)
     return [b"RESTORE", key, b"%d" % ttl, payload, *([b"REPLACE"] if replace else [])]
 
@@ -149,7 +149,7 @@ async def _copy(conversation: Conversation) -> bytes:
 
 
 def copy_options(argv: Sequence[bytes]) -> tuple[bool, int | None]:
-    """Whether it may replace, and the other database; checked as db.c does (copyCommand)."""
+    """Whether COPY may replace, and its DB; checked as by copyCommand (db.c). Raises Refusal."""
     replace, db = False, None
     rest = iter(argv[3:])
     for option in rest:
@@ -194,7 +194,7 @@ async def _smove(conversation: Conversation) -> bytes:
 
 
 async def _not_a_member(conversation: Conversation) -> bytes:
-    """Nothing to move; where there is a source, a destination that is no set is an error all the same."""
+    """The answer where nothing is to be moved. If the source exists, a destination that is no set is an error."""
     source, source_shard, destination, destination_shard = _ends(conversation)
     if await conversation.ask(source_shard, b"EXISTS", source, primary=True) == NONE:
         return NONE
@@ -214,10 +214,10 @@ async def _lmove(conversation: Conversation) -> bytes:
 
 
 async def _moved(conversation: Conversation, from_side: bytes, to_side: bytes) -> bytes:
-    """An element from the end of one list to an end of another.
+    """Move an element from an end of one list to an end of another.
 
-    Where somebody else takes it from the source first, it is taken back from the destination, and the next one moved,
-    for as long as a reply may take.
+    If another client takes the element from the source first, it is removed from the destination, and the next element
+    is tried, until `reply_s` is over.
     """
     source, source_shard, destination, destination_shard = _ends(conversation)
     place, one_from = (b"0", b"1") if from_side == b"left" else (b"-1", b"-1")
@@ -249,7 +249,7 @@ async def _moved(conversation: Conversation, from_side: bytes, to_side: bytes) -
 
 
 def _element(frame: bytes) -> bytes | None:
-    """The value of a bulk string's frame."""
+    """The value in the frame of a bulk string; None for any other frame."""
     if not frame.startswith(b"$") or frame.startswith(b"$-"):
         return None
     return frame[frame.index(b"\n") + 1 : -2]

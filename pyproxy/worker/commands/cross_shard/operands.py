@@ -1,14 +1,14 @@
-"""Commands that read several keys, where these are on several shards: the values are brought to one of them.
+"""Commands that read several keys, where these are on several shards: the values are copied to one shard.
 
     SUNION a b c  ──▶  s1: MEMORY USAGE b   s2: MEMORY USAGE c      too much together: refused
                   ──▶  s1: DUMP b           s2: DUMP c
                   ──▶  s0: MULTI   RESTORE t0   RESTORE t1   SUNION a t0 t1   DEL t0 t1   EXEC
 
-So the server itself does the work, and says what is wrong. A command that writes runs where its destination is, any
-other where most of its keys are. Nobody sees the copies: they come and go within one block. Between the DUMPs and the
-block others may change what was read; else all is as on one server.
+So the server itself runs the command and finds its errors. A command that writes runs on the shard of its destination,
+any other on the shard with most of its keys. No client sees the copies, as one block makes and deletes them. Other
+clients may change the originals between DUMP and the block. All else is as on one server.
 
-The block is a write, also for a command that only reads: it passes the gate of its shard.
+The block passes the gate of its shard as a write, also if the command only reads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from protocol.reply import BadFrame, Error
 from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
 
 COPY_MS = b"60000"
-"""What ends a copy whose block was torn apart: by a server that refuses MULTI, and no other."""
+"""The expiry of a copy. It matters only on a server that refuses MULTI and so runs the block's commands singly."""
 
 OK = b"+OK\r\n"
 
@@ -31,9 +31,9 @@ OK = b"+OK\r\n"
 async def fetch(
     conversation: Conversation, keys: Mapping[int, Sequence[bytes]], *, primary: bool
 ) -> dict[bytes, bytes]:
-    """The values of these keys (by shard) as DUMP gives them, without those that do not exist.
+    """The values of these keys as DUMP gives them, without keys that do not exist. `keys`: shard -> keys.
 
-    Raises Refusal also where they are too large together.
+    Raises Refusal also if together they are too large.
     """
     await _measure(conversation, keys, primary)
     found: dict[bytes, bytes] = {}
@@ -52,7 +52,7 @@ async def fetch(
 
 
 async def _measure(conversation: Conversation, keys: Mapping[int, Sequence[bytes]], primary: bool) -> None:
-    """Before anything is fetched: what the servers say that it takes."""
+    """Ask the servers for the sizes before anything is fetched. Raises Refusal if they are too large."""
     blocks = {shard: [[b"MEMORY", b"USAGE", key] for key in each] for shard, each in keys.items()}
     frames = await conversation.ask_blocks(blocks, primary=primary)
     total = 0
@@ -63,14 +63,14 @@ async def _measure(conversation: Conversation, keys: Mapping[int, Sequence[bytes
 
 
 def check_size(conversation: Conversation, size: int) -> None:
-    """Raises Refusal where a command may not copy so much."""
+    """Raise Refusal if a command may not copy so many bytes."""
     limit = conversation.context.setup.config.limits.cross_shard_bytes
     if size > limit:
         raise Refusal(errors.too_much_to_copy(conversation.command.name, size, limit))
 
 
 def value(conversation: Conversation, shard: int, frame: bytes) -> reply.Value:
-    """What a shard says. Raises Refusal for an error."""
+    """The value of a shard's reply. Raises Refusal for an error."""
     decoded = reply.decode(frame)
     if isinstance(decoded, Error):
         raise Refusal(errors.part_failed(conversation.name(shard), frame))
@@ -101,14 +101,14 @@ async def _run(conversation: Conversation) -> bytes:
         for position in some:
             argv[position] = names.get(argv[position], argv[position])
     restores = [[b"RESTORE", names[key], COPY_MS, payload] for key, payload in payloads.items()]
-    with conversation.charged(2 * sum(map(len, payloads.values()))):  # the values, and the request that has them in it
+    with conversation.charged(2 * sum(map(len, payloads.values()))):  # the values, and the request with them
         if restores and not command.is_read and not _of_one_version(conversation, [home, *foreign]):
             await _block(conversation, home, restores)
         return await _block(conversation, home, restores, argv)
 
 
 def _home(conversation: Conversation, keys: Counter[int]) -> int:
-    """Where the command is run: at its destination, or where most of its keys are."""
+    """The shard that runs the command: of its destination, or with most of its keys."""
     if not conversation.command.is_read:
         written = [
             position for position, flags in conversation.command.key_flags(conversation.argv) if "RO" not in flags
@@ -120,7 +120,7 @@ def _home(conversation: Conversation, keys: Counter[int]) -> int:
 async def _block(
     conversation: Conversation, home: int, restores: Sequence[Sequence[bytes]], argv: Sequence[bytes] = ()
 ) -> bytes:
-    """Restore the copies, run the command (if any), delete the copies -> its reply. Raises Refusal."""
+    """Restore the copies, run the command if there is one, delete the copies -> its reply. Raises Refusal."""
     commands = [*restores, *([argv] if argv else [])]
     if restores:
         commands.append([b"DEL", *(words[1] for words in restores)])
@@ -137,7 +137,7 @@ async def _block(
 
 
 def _names(conversation: Conversation, home: int, keys: Iterable[bytes]) -> dict[bytes, bytes]:
-    """What the copies of these keys are called: as nobody else's, and of the slots of their shard."""
+    """Key -> the name of its copy: unique, and in a slot of the shard."""
     nonce = secrets.token_hex(8).encode()
     for number in count():
         prefix = b"pyproxy:copy:{%b:%d}:" % (nonce, number)
@@ -147,10 +147,10 @@ def _names(conversation: Conversation, home: int, keys: Iterable[bytes]) -> dict
 
 
 def _of_one_version(conversation: Conversation, shards: Iterable[int]) -> bool:
-    """Whether these shards run the same, as far as was seen.
+    """Whether these shards run the same version, by their last health check.
 
-    If not, it is tried first whether one takes the values of the others: a block goes on behind a RESTORE that is
-    refused, and would write what is wrong.
+    If not, a block without the command tests first whether the values can be restored: a block goes on after a RESTORE
+    that is refused, and the command would write a wrong result.
     """
     healths = {health.name: health.info for health in conversation.context.healths()}
     seen = [healths.get(conversation.name(shard), {}) for shard in shards]
@@ -159,7 +159,7 @@ def _of_one_version(conversation: Conversation, shards: Iterable[int]) -> bool:
 
 
 def _refuse_patterns(argv: Sequence[bytes], positions: Sequence[int], name: bytes) -> None:
-    """SORT BY and GET read keys beside its own, and would not find them on the shard of its destination."""
+    """SORT BY and GET read keys that are not named, and are not on the shard of the destination."""
     if name != b"sort":
         return
     for place in range(2, len(argv) - 1):

@@ -1,9 +1,9 @@
-"""Commands that do the same for each of their keys, or for the first that will do, where these are on several shards.
+"""Commands on several shards that do the same for each key, or for the first key that has something.
 
-    MSETNX, MSETEX       the condition is asked of all shards first, then one after the other sets its keys
-    LMPOP, ZMPOP         the shards are asked in the order of the keys, until one has something
+    MSETNX, MSETEX       all shards are asked for the condition first, then one after another sets its keys
+    LMPOP, ZMPOP         the shards are asked in the order of the keys, until one has an element
 
-Nothing is undone: what one shard has set stays, and an error names it.
+Nothing is undone. If a shard fails, the others keep what they have set, and the error names them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _by_shard(conversation: Conversation, pairs: Sequence[bytes]) -> dict[int, l
 async def _set(
     conversation: Conversation, parts: dict[int, list[bytes]], commands: dict[int, list[bytes]], must: bytes
 ) -> bytes:
-    """`must`: nx where no key may exist, xx where all must; each shard's command holds its keys to it once more."""
+    """`must`: nx if no key may exist, xx if all must. The command of each shard checks it again for its keys."""
     if must and not await _holds(conversation, parts, must):
         return NONE
     done: list[str] = []
@@ -90,7 +90,7 @@ async def _mpop(conversation: Conversation) -> bytes:
     name, options = conversation.argv[0], conversation.argv[positions[-1] + 1 :]
     keys = [conversation.argv[position] for position in positions]
     if not options:
-        return errors.syntax_error()  # of the part of one shard a server would say that a word is missing
+        return errors.syntax_error()  # for the part of one shard a server would answer with its arity error
     frame = b""
     for shard, run in groupby(keys, conversation.shard_of):
         of_shard = list(run)

@@ -25,17 +25,17 @@ from pyproxy.worker.commands.cross_shard.moves import HANDLERS as MOVES
 from pyproxy.worker.commands.cross_shard.ready_keys import FIRST_S, LONGEST_S, ReadyKeys, Waiter
 
 NIL = {2: b"*-1\r\n", 3: b"_\r\n"}
-"""What a command answers at its timeout."""
+"""The answer at the timeout, by protocol."""
 
 NOTHING = (b"*-1\r\n", b"$-1\r\n", b"_\r\n")
-"""What servers say for it: of arrays, of elements, in RESP3."""
+"""The replies of servers that have nothing: for arrays, for elements, in RESP3."""
 
 Groups = Sequence[tuple[int, Sequence[int]]]
 Round = Callable[[Conversation, Sequence[bytes], Groups], Awaitable[bytes | None]]
 
 
 async def poll(conversation: Conversation, block_timeout: BlockTimeout) -> bytes:
-    """The answer. `patience.argv` is the command; the one of the client may have words that stand for the present."""
+    """The answer. The command is `block_timeout.argv`, in which `$` is replaced; the client's argv still has it."""
     argv, name = block_timeout.argv, conversation.command.name
     positions = conversation.command.keys(argv)
     groups = list(_groups(conversation, positions))
@@ -49,7 +49,7 @@ async def poll(conversation: Conversation, block_timeout: BlockTimeout) -> bytes
             left_s = block_timeout.left_s
             if left_s == 0.0:
                 return NIL[conversation.client.proto]
-            if name not in SIZES:  # nobody else can tell when to ask again
+            if name not in SIZES:  # ready_keys.py does not watch streams
                 left_s, pause_s = pause_s if left_s is None else min(pause_s, left_s), min(LONGEST_S, pause_s * 1.5)
             elif ready_keys is None:
                 ready_keys = conversation.context.ready_keys.setdefault(
@@ -57,7 +57,7 @@ async def poll(conversation: Conversation, block_timeout: BlockTimeout) -> bytes
                 )
                 blocks.enter_context(ready_keys.watching_for(waiter))
             else:
-                ready_keys.check_soon()  # it came too late
+                ready_keys.check_soon()  # another client was faster
             waiter.woken.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
@@ -73,7 +73,7 @@ def _waiter(conversation: Conversation, keys: Sequence[bytes]) -> Waiter:
 
 
 def _groups(conversation: Conversation, positions: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
-    """The keys in their order, those together that follow each other and are on one shard."""
+    """The keys in their order: neighbours on the same shard form one group."""
     for shard, group in itertools.groupby(
         positions, lambda position: conversation.shard_of(conversation.argv[position])
     ):
@@ -81,7 +81,7 @@ def _groups(conversation: Conversation, positions: Sequence[int]) -> Iterator[tu
 
 
 def _elements(frame: bytes) -> list[bytes]:
-    """Of an array; of a map its keys and values."""
+    """The elements of an array, or the keys and values of a map."""
     head, _, body = frame.partition(b"\r\n")
     if head[:1] not in (b"*", b"%"):
         raise BadFrame(f"expected an array, got {frame[:64]!r}")
@@ -90,7 +90,7 @@ def _elements(frame: bytes) -> list[bytes]:
 
 
 def _only(count: int, words: list[bytes]) -> list[bytes]:
-    """These, of which there must be so many. Raises BadFrame."""
+    """These elements. Raises BadFrame if there are not `count` of them."""
     if len(words) != count:
         raise BadFrame(f"expected {count} elements, got {len(words)}")
     return words
@@ -100,7 +100,7 @@ def _only(count: int, words: list[bytes]) -> list[bytes]:
 
 
 def _popping(name: bytes, where: bytes) -> Round:
-    """BLPOP and its like: one element, whose key is said before it."""
+    """BLPOP, BZPOPMIN and others of their kind: the answer is a key and one element of it."""
 
     async def ask(conversation: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
         reply = await _pop(conversation, argv, groups, name, [where])
@@ -115,7 +115,7 @@ def _popping(name: bytes, where: bytes) -> Round:
 
 
 def _popping_many(name: bytes) -> Round:
-    """BLMPOP and BZMPOP, which have a sister that does not wait."""
+    """BLMPOP and BZMPOP, which have a variant that does not block."""
 
     async def ask(conversation: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
         return await _pop(conversation, argv, groups, name, argv[groups[-1][1][-1] + 1 :])
@@ -126,9 +126,9 @@ def _popping_many(name: bytes) -> Round:
 async def _pop(
     conversation: Conversation, argv: Sequence[bytes], groups: Groups, name: bytes, rest: Sequence[bytes]
 ) -> bytes | None:
-    """The answer of the first shard that has something, or that says an error: of the command that was sent."""
+    """The reply of the first shard that has an element, or that returns an error."""
     if not rest:
-        return errors.syntax_error()  # as the server says it of BLMPOP; of its sister, that a word is missing
+        return errors.syntax_error()  # BLMPOP's own error; its variant that does not block has another one
     for shard, positions in groups:
         keys = [argv[position] for position in positions]
         reply = await conversation.ask(shard, name, b"%d" % len(keys), *keys, *rest, write=True)
@@ -141,7 +141,7 @@ async def _pop(
 
 
 def _moving(move: Handler) -> Round:
-    """BLMOVE and BRPOPLPUSH: as the command that does not wait, which finds its words in the same places."""
+    """BLMOVE and BRPOPLPUSH: run as the variant that does not block. Its arguments have the same positions."""
 
     async def ask(conversation: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
         reply = await move(conversation)
@@ -154,14 +154,14 @@ def _moving(move: Handler) -> Round:
 
 
 async def _read(conversation: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
-    """What all streams have. Where a shard fails, what a group was given by others is not lost: it is the answer."""
+    """The new entries of all streams. If a shard fails, entries that a group got on other shards are the answer."""
     is_write = "write" in conversation.command.flags
     words = list(argv)
     while place := timeout_place(conversation.command.name, words):
         del words[place - 1 : place + 1]
     first, count = groups[0][1][0], sum(len(positions) for _, positions in groups)
     head = words[: first + len(words) - len(argv)]
-    if len(argv) != first + 2 * count:  # the server says what is wrong
+    if len(argv) != first + 2 * count:  # the server refuses it
         return await conversation.ask(groups[0][0], *words, write=is_write)
     found: list[bytes] = []
     for shard, positions in groups:
@@ -179,7 +179,9 @@ async def _read(conversation: Conversation, argv: Sequence[bytes], groups: Group
             return reply
         if reply not in NOTHING:
             if not reply.startswith(b"%" if conversation.client.proto == 3 else b"*"):
-                raise BadFrame(f"expected streams, got {reply[:64]!r}")  # else the header below would count wrong
+                raise BadFrame(
+                    f"expected streams, got {reply[:64]!r}"
+                )  # else the count in the header below would be wrong
             found += _elements(reply)
     if not found:
         return None
@@ -199,13 +201,13 @@ POLLED: Mapping[bytes, Round] = {
     b"xread": _read,
     b"xreadgroup": _read,
 }
-"""The commands -> one round, which answers None where there is nothing yet."""
+"""Command -> one round over its shards, which returns None if nothing is there yet."""
 
 MOVES_FROM = (b"blmove", b"brpoplpush")
-"""Those that wait for their first key alone."""
+"""Commands that wait for their first key only."""
 
 SIZES: Mapping[bytes, bytes] = {
     **dict.fromkeys((b"blpop", b"brpop", b"blmpop", *MOVES_FROM), b"LLEN"),
     **dict.fromkeys((b"bzpopmin", b"bzpopmax", b"bzmpop"), b"ZCARD"),
 }
-"""The commands -> the one that counts what they wait for; streams have none, as what is new depends on who asks."""
+"""Command -> the one that counts its elements. Streams have none: what is new differs from client to client."""

@@ -1,14 +1,13 @@
-"""Clients that wait for keys of several shards are asked for together: is any of these keys there?
+"""Finds out for all clients that wait for keys of several shards whether one of their keys is ready.
 
-What is there for whom is asked by polling.py, which tells this module when to ask again. Each worker asks a shard once
-for all of its clients that wait in a database, and not once for each of them:
+Each worker asks a shard once for all of its waiting clients of a database, and not once for each client:
 
-    EXISTS k1 ... kn                    0: nobody is called, and that is all there is to do while nothing comes
-      └─ MULTI, LLEN k1, ZCARD k2 ...   else as many as there are elements, in the order in which they came
-           └─ called                    a round of their own, as if they had come just now
+    EXISTS k1 ... kn                    0: no client is woken; while nothing comes, this is the only request
+      └─ MULTI, LLEN k1, ZCARD k2 ...   else as many clients are woken as there are elements, in the order they came
+           └─ woken                     each makes a round of its own over its shards (polling.py)
 
-A shard that answers with an error, or not at all, has all called who wait for it: their own rounds find out. Only lists
-and sorted sets: a stream is there all the time.
+If a shard returns an error or no reply, all clients that wait for it are woken, and find that out in their own rounds.
+Only lists and sorted sets are watched, as a stream exists all the time.
 """
 
 from __future__ import annotations
@@ -25,27 +24,27 @@ from pyproxy.worker.commands.conversation import Conversation
 from pyproxy.worker.lane.split import ask
 
 FIRST_S, LONGEST_S = 0.01, 0.1
-"""Between two questions; each time half as long again, until somebody comes or is called."""
+"""The time between two checks. It grows by half each time, until a client comes or is woken."""
 
 MOST_KEYS = 512
-"""In one question: a server is not to be kept from others."""
+"""The most keys in one EXISTS, so that other clients of the server do not wait long."""
 
 MOST_BYTES = 1 << 16
 
 
 class Waiter:
-    """A conversation that waits. `size`: the command that counts what it waits for (LLEN, ZCARD); `keys`: by shard."""
+    """A conversation that waits. `size`: the command that counts its elements (LLEN, ZCARD). `keys`: by shard."""
 
     def __init__(self, conversation: Conversation, size: bytes, keys: Mapping[int, Sequence[bytes]]) -> None:
         self.conversation = conversation
         self.size = size
         self.keys = keys
         self.woken = asyncio.Event()
-        """There may be something for it, or its wait is to end."""
+        """Set when a key may be ready, or the wait is to end."""
 
 
 class ReadyKeys:
-    """All who wait in one database."""
+    """The waiting clients of one database."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -55,7 +54,7 @@ class ReadyKeys:
 
     @contextlib.contextmanager
     def watching_for(self, waiter: Waiter) -> Iterator[None]:
-        """Within the block it is called when something may have come; `hurry` when that has been looked at."""
+        """Within the block the waiter is woken when a key may be ready. If none was, it calls `check_soon`."""
         for shard in waiter.keys:
             self._by_shard.setdefault(shard, ShardWaiters(shard, self.check_soon)).join(waiter)
         self.check_soon()
@@ -72,7 +71,7 @@ class ReadyKeys:
                 self._timer = None
 
     def check_soon(self) -> None:
-        """Ask soon: something goes on."""
+        """Check in FIRST_S, as keys are changing."""
         if self._timer is None or self._pause_s > FIRST_S:
             self._ask_in(FIRST_S)
 
@@ -89,15 +88,15 @@ class ReadyKeys:
 
 
 class ShardWaiters:
-    """Those who wait for keys of one shard, in the order in which they came."""
+    """The waiters for keys of one shard, in the order in which they came."""
 
     def __init__(self, shard: int, on_woken: Callable[[], None]) -> None:
         self._shard = shard
         self._on_woken = on_woken
         self._waiters: dict[Waiter, None] = {}
         self._checks: list[tuple[Request, list[tuple[bytes, bytes]]]] = []  # EXISTS, and (size, key) of its keys
-        self._requester: Waiter | None = None  # in whose name it is asked now
-        self._left = 0  # answers
+        self._requester: Waiter | None = None  # the waiter whose connection the checks in flight use
+        self._left = 0  # checks without an answer
 
     @property
     def is_empty(self) -> bool:
@@ -111,10 +110,10 @@ class ShardWaiters:
         del self._waiters[waiter]
         self._checks.clear()
         if self._requester is waiter:
-            self._requester = None  # its answers will not come
+            self._requester = None  # the answers to its checks are lost
 
     def ask(self) -> None:
-        """Ask whether anything is there, unless that is asked already, or all who wait are at it."""
+        """Check the keys, unless a check is in flight or all waiters are woken."""
         if self._requester is not None:
             return
         idle = (waiter for waiter in self._waiters if not waiter.woken.is_set() and not waiter.conversation.is_over)
@@ -139,7 +138,7 @@ class ShardWaiters:
         yield Request([b"EXISTS", *(key for _, key in some)]), some
 
     def _send(self, requester: Waiter | None, asked: Asked, on_frame: Callable[[bytes], None]) -> None:
-        """Ask in the name of this one, unless it has left meanwhile; where there is no answer all are called."""
+        """Send a check for this waiter, unless it has left. If it cannot be sent, wake all waiters."""
         if requester is None or requester is not self._requester:
             return
 
@@ -166,7 +165,7 @@ class ShardWaiters:
             try:
                 left = integer(reply)
             except BadFrame:
-                left = len(self._waiters)  # WRONGTYPE, which they are told
+                left = len(self._waiters)  # WRONGTYPE: each waiter finds that out itself
             for waiter in self._waiters:
                 if left <= 0:
                     break

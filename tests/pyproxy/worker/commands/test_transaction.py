@@ -36,9 +36,9 @@ def test_what_the_proxy_answers_itself_is_done_once_and_in_slices(monkeypatch: p
         assert transaction.take(client, Route(TABLE[b"ping"]), TABLE[b"ping"], [b"PING"]) == b"+QUEUED\r\n"
     assert not done, "not before EXEC"
     turns = 1
-    while not transaction.do_own():
+    while not transaction.answer_own():
         turns += 1
         assert len(done) == 4 * (turns - 1)
     assert turns == 3
     assert transaction.commands == [b":%d\r\n" % number for number in range(10)]
-    assert transaction.do_own() and len(done) == 10
+    assert transaction.answer_own() and len(done) == 10
