@@ -35,6 +35,9 @@ WHOLE_EVERY_S = 10.0  # at most between two looks at all that INFO says
 LITTLE = Request((b"PING",)).frame + Request((b"INFO", b"replication")).frame
 QUIET_BYTES = 14  # of PING, which a primary sends its replicas now and then; the shortest write is longer
 MOST_SAID = 10  # lines about the commands of one server
+COMMANDS_LIMIT = 2 << 20  # bytes of a reply to COMMAND; Valkey 9's is 250 KB
+MOST_COMMANDS = 10_000
+"""More than these are not looked at: each costs some microseconds, and meanwhile no other shard is."""
 
 
 class NodeMonitor:
@@ -172,7 +175,7 @@ class NodeMonitor:
     async def _put(self, connection: NodeConnection, *questions: tuple[bytes, ...]) -> list[Value]:
         """The answers. Raises NodeError."""
         self._asked_at = time.monotonic()
-        most = INFO_LIMIT if questions[-1][0] == b"INFO" else 0
+        most = {b"INFO": INFO_LIMIT, b"COMMAND": COMMANDS_LIMIT}.get(questions[-1][0], 0)
         return await connection.ask(*questions, deadline_s=DEADLINE_S, most=most)
 
     def take_over(self, other: "NodeMonitor") -> None:
@@ -269,7 +272,10 @@ class PrimaryMonitor(NodeMonitor):
         if not self._settled:
             (commands,) = await self._put(connection, (b"COMMAND",))
             self._settled = True
-            if isinstance(commands, list) and commands != self.commands:
+            if isinstance(commands, list) and len(commands) > MOST_COMMANDS:
+                why = f"expected at most {MOST_COMMANDS} commands, got {len(commands)}"
+                emit(Event.COMMAND_IGNORED, shard=self._shard, node=self.node, command="*", why=why)
+            elif isinstance(commands, list) and commands != self.commands:
                 self.commands = commands
                 for name, what in itertools.islice(table.nonsense(commands).items(), MOST_SAID):
                     emit(Event.COMMAND_IGNORED, shard=self._shard, node=self.node, command=name, why=what)

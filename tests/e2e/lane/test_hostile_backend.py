@@ -12,7 +12,7 @@ import pytest
 
 from protocol.reply import Value, encode
 from pyproxy.fleet import Fleet, Proxy, wait_until
-from tests.e2e.rig import PATIENCE_S, Connection, Keys, behind, error, of_a_worker, packed
+from tests.e2e.rig import PATIENCE_S, Connection, Keys, behind, error, of_a_worker, packed, wait_for_line
 from tests.faults import End, Hop, Way
 
 FAULTY = 1
@@ -284,3 +284,14 @@ def test_commands_that_cannot_be_are_passed_over_with_a_line_and_every_worker_se
             for name, *_ in NONSENSE:
                 assert said.count(f"+command-ignored shard=s0 node={hop.address} command={name} ") == 1
             assert "+worker-death" not in said
+
+
+def test_more_commands_than_a_server_can_have_are_not_looked_at() -> None:
+    """Each costs the parent some time, in which it looks after no other shard."""
+    with Fleet(shards=2, replicas=0) as fleet, Hop(fleet.shards[0].primary.port) as hop:
+        hop.answer(packed("COMMAND"), b"*100000\r\n" + b"*0\r\n" * 100_000, times=1000)
+        with behind(fleet, {0: hop}) as proxy, Connection(proxy.port) as conn:
+            wait_for_line(
+                proxy, r"\+command-ignored shard=s0 \S+ command=\* why=.expected at most 10000 commands, got 100000"
+            )
+            assert conn.ask("SET", Keys(proxy).one(1), "value") == b"OK"
