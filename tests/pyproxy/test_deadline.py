@@ -210,7 +210,7 @@ async def test_a_worker_that_is_late_connects(fleet: Fleet, late: Callable[..., 
 async def test_a_connection_is_lent_by_a_worker_that_is_late(fleet: Fleet, late: Callable[..., Late]) -> None:
     lost = link_to(fleet, late())
     backend = Backend(lost.link._lane, lost.link, 0, 3, 0)
-    backend.queue()
+    backend.connecting()
     reasons: list[str] = []
     await lost.link.open_leased(backend, 2, reasons.append)
     assert backend.is_open
