@@ -23,6 +23,11 @@ def test_drawn_histories_break_no_promise() -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
+@pytest.mark.parametrize("seed", [42736], ids=["a read overtook a refused write of the same moment"])
+def test_a_history_that_once_broke_a_promise_breaks_none(seed: int) -> None:
+    assert not failure_of(*draw(seed), seed)
+
+
 @pytest.mark.parametrize("seed", [3, 17])
 def test_a_seed_is_one_history(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
     """Or a failure could not be looked at again."""

@@ -56,7 +56,7 @@ cdef list _all_backends(Lane lane):
     cdef list found = []
     for link in lane.links + lane.sides:
         found += link.backends.values()
-        found += [lease.backend for lease in getattr(link, "lent", ())]
+        found += [lease.backend for lease in getattr(link, "leased", ())]
     return found
 
 

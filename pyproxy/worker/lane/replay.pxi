@@ -391,6 +391,7 @@ cdef int decide_withheld(Backend backend, Client owner) except -1:
     cdef int writes = 0
     cdef double since = 0
     cdef bytes line = None
+    cdef Py_ssize_t before
     if not backend.withheld:
         backend.withheld = None
     if not withheld.applied:
@@ -402,6 +403,7 @@ cdef int decide_withheld(Backend backend, Client owner) except -1:
                 since = since or item.replay_since or item.sent_at
         line = backend.router.keep(backend, owner, size, since, writes)
         backend.router.gate.holds.taken_back += writes
+    before = len(backend.replay_queue)
     for entry, frame in withheld.items:
         item = <Pending>entry
         if not withheld.applied and line is None:
@@ -412,6 +414,9 @@ cdef int decide_withheld(Backend backend, Client owner) except -1:
             backend.lane.settle(item, frame)
         else:
             backend._fail(item, errors.LOST, True)
+    if not withheld.applied and line is None:
+        # What is there already of this client was sent behind these, or not yet; by age alone they may be equal.
+        backend.replay_queue = backend.replay_queue[before:] + backend.replay_queue[:before]
     if not backend.router.closed:    # meanwhile it has been opened
         replay(backend)
     return 0
