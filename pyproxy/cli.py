@@ -30,7 +30,7 @@ from typing import Any
 from pyproxy import __version__, demo
 from pyproxy.access import Access, why
 from pyproxy.config import UNDISCOVERED, Config, ConfigErrors
-from pyproxy.control.health.misplaced_keys import CannotVerify, Strays
+from pyproxy.control.health.misplaced_keys import CannotVerify, MisplacedKeys
 from pyproxy.control.http.admin import Command, Pause, Promote, Resume, ask
 from pyproxy.control.http.status import table
 from pyproxy.hashing import SLOTS, hash_tag, slot
@@ -193,20 +193,20 @@ def status(args: argparse.Namespace) -> int:
 def verify(args: argparse.Namespace) -> int:
     config = _load(args.config)
     try:
-        return asyncio.run(_verify(Strays(config.shard_map(), Access(config.backend), args.rate), args.move))
+        return asyncio.run(_verify(MisplacedKeys(config.shard_map(), Access(config.backend), args.rate), args.move))
     except CannotVerify as exc:
         print(f"pyproxy: {exc}", file=sys.stderr)
         return EX_UNAVAILABLE
 
 
-async def _verify(strays: Strays, move: bool) -> int:
+async def _verify(misplaced_keys: MisplacedKeys, move: bool) -> int:
     found = left = 0
-    async with strays:
-        async for stray in strays.find():
+    async with misplaced_keys:
+        async for misplaced in misplaced_keys.find():
             found += 1
-            why_not = await strays.move(stray) if move else "not moved"
+            why_not = await misplaced_keys.move(misplaced) if move else "not moved"
             left += bool(why_not)
-            print(f"{stray}: {why_not or 'moved'}" if move else stray, flush=True)
+            print(f"{misplaced}: {why_not or 'moved'}" if move else misplaced, flush=True)
     print(f"{found} misplaced keys" + (f", {found - left} moved, {left} left" if move else ""))
     return 1 if left else 0
 
@@ -214,18 +214,18 @@ async def _verify(strays: Strays, move: bool) -> int:
 def promote(args: argparse.Namespace) -> int:
     config = Config.load(args.config)
     longest = config.promotion.deadline_s + config.promotion.verify_s + ANSWER_S
-    return _tell(config, Promote(args.shard, args.to or ""), longest)
+    return _ask_proxy(config, Promote(args.shard, args.to or ""), longest)
 
 
 def pause(args: argparse.Namespace) -> int:
-    return _tell(Config.load(args.config), Pause(args.shard), ANSWER_S)
+    return _ask_proxy(Config.load(args.config), Pause(args.shard), ANSWER_S)
 
 
 def resume(args: argparse.Namespace) -> int:
-    return _tell(Config.load(args.config), Resume(args.shard), ANSWER_S)
+    return _ask_proxy(Config.load(args.config), Resume(args.shard), ANSWER_S)
 
 
-def _tell(config: Config, command: Command, timeout_s: float) -> int:
+def _ask_proxy(config: Config, command: Command, timeout_s: float) -> int:
     path = config.http.admin
     if not path:
         raise ConfigErrors(['http.admin: expected the path of the socket for commands, got ""'])

@@ -1,6 +1,6 @@
-"""What follows from the last look at a shard, said in the same words and numbers by INFO and over HTTP.
+"""What follows from the last health check of a shard, in the same words and numbers for INFO and HTTP.
 
-Looks come in; states, numbers and the seconds to stay away go out. Pure: the time is an argument.
+Health checks come in; states, numbers and the seconds to stay away go out. Pure: the time is an argument.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pyproxy.messages import NodeHealth, ShardHealth
 
 LEAST_BACKOFF_S = 1
-"""The watcher looks once a second: nobody is told any sooner that a shard is back."""
+"""Servers are checked once a second: nobody learns any sooner that a shard is back."""
 
 MOST_BACKOFF_S = 30
 
@@ -126,7 +126,7 @@ def key_count(health: ShardHealth) -> int:
 def integer(text: str | None) -> int:
     """The 64-bit integer a server said; 0 for anything else."""
     try:
-        said = int(text or 0)
+        number = int(text or 0)
     except ValueError:
         return 0
-    return said if -(1 << 63) <= said < 1 << 63 else 0
+    return number if -(1 << 63) <= number < 1 << 63 else 0

@@ -67,6 +67,8 @@ TESTED_ELSEWHERE = {
     "pyproxy/worker/shard/link.py": "tests/e2e: test_down_shard, test_lost_connection, test_hostile_backend",
     "pyproxy/worker/main.py": "tests/e2e/process/test_processes.py",
     "pyproxy/control/failover/transitions.py": "declarations only",
+    "pyproxy/control/failover/shard_state.py": "tests/pyproxy/control/failover: test_machine, test_lineage",
+    "pyproxy/control/failover/unplanned.py": "tests/pyproxy/control/failover: test_machine, test_machine_always",
     "pyproxy/control/http/server.py": "tests/e2e/process/test_status.py",
     "pyproxy/config_reading.py": "tests/pyproxy/test_config.py reads files; nobody else uses it",
 }

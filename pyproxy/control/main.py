@@ -1,9 +1,9 @@
 """The parent process: a checked configuration comes in, an exit status goes out.
 
-It has the one listening socket and never accepts on it, makes the page of metrics, looks at every server, and
-refuses to serve if a primary holds keys of another shard. Then it keeps the workers alive and tells them what the
-watcher sees, until SIGTERM, SIGINT or SIGQUIT drains them; a second SIGINT ends them at once. Where the configuration
-asks for it, the status is told over HTTP all that time, from before the first look on.
+It has the one listening socket and never accepts on it, makes the page of metrics, checks every server, and refuses to
+serve if a primary holds keys of another shard. Then it keeps the workers alive and sends them what the health monitor
+sees, until SIGTERM, SIGINT or SIGQUIT drains them; a second SIGINT ends them at once. Where the configuration asks for
+it, the status is served over HTTP all that time, from before the first check on.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from pyproxy import __version__, events, scripts
 from pyproxy.access import Access
 from pyproxy.config import Config
 from pyproxy.control.failover.coordinator import Coordinator
-from pyproxy.control.health.busy import Stretches
+from pyproxy.control.health.busy import BusyServers
 from pyproxy.control.health.monitor import HealthMonitor
 from pyproxy.control.http import admin
 from pyproxy.control.http.status import Phase, State
@@ -81,25 +81,25 @@ class Parent:
         self._started = time.time()
         self._workers = config.workers or len(os.sched_getaffinity(0))
         self._page: Page | None = None
-        self._supervisor: Supervisor | None = None  # until the shards were looked at
+        self._supervisor: Supervisor | None = None  # until the shards were checked
         self._listener = listener.listener(config.listen)
         self._http_listener = listener.bind(config.http.listen, "http.listen") if config.http.listen else None
         self._admin_listener = _bind_admin(config.http.admin) if config.http.admin else None
         access = Access(config.backend)
-        self._work = Stretches()
+        self._work = BusyServers()
         self._monitor = HealthMonitor(
             config.shard_map(),
             access,
             table.learn,
-            lambda _learned: self._conductor.on_learned(),
-            self._tell,
+            lambda _learned: self._coordinator.on_learned(),
+            self._broadcast,
             work=self._work,
             accepts=[each.name for each in config.shards if each.accept_misplaced],
             commands=lambda: self._page.total("commands") if self._page is not None else 0,
-            on_seen=lambda shard, is_news: self._conductor.on_seen(shard, is_news),
-            complete=lambda health: self._conductor.complete(health),
+            on_seen=lambda shard, is_news: self._coordinator.on_seen(shard, is_news),
+            complete=lambda health: self._coordinator.complete(health),
         )
-        self._conductor = Coordinator(config, access, self._monitor, self._tell, lambda: self._supervisor)
+        self._coordinator = Coordinator(config, access, self._monitor, self._broadcast, lambda: self._supervisor)
         self._scripts = scripts.Scripts(config.limits.scripts_bytes)
         self._signals: list[int] = []  # those that end it
         self._cut = False
@@ -124,7 +124,7 @@ class Parent:
                     nodes, expected = sum(map(len, unfenced.values())), "min-replicas-to-write of 1 or more"
                     emit(Event.UNFENCED, shards=",".join(unfenced), nodes=nodes, expected=expected)
                 with self._listener, contextlib.closing(Page.create(self._workers)) as page:
-                    async with self._conductor.conducting(), self._admin():
+                    async with self._coordinator.coordinating(), self._admin():
                         await self._serve(page)
         except asyncio.CancelledError:
             if not self._signals:
@@ -149,12 +149,12 @@ class Parent:
         if self._admin_listener is None:
             return contextlib.nullcontext()
         emit(Event.LISTEN, admin=self._config.http.admin)
-        return admin.serving(self._admin_listener, self._conductor.handlers)
+        return admin.serving(self._admin_listener, self._coordinator.handlers)
 
     def _state(self) -> State:
         ready = self._supervisor is not None and self._supervisor.all_ready.is_set()
         phase = Phase.DRAINING if self._signals else Phase.SERVING if ready else Phase.STARTING
-        return State(phase, self._conductor.shards, self._monitor.fleet_health.shards, time.monotonic())
+        return State(phase, self._coordinator.shards, self._monitor.fleet_health.shards, time.monotonic())
 
     async def _serve(self, page: Page) -> None:
         self._page = page
@@ -167,48 +167,48 @@ class Parent:
             self._states,
             lambda complaint: self._monitor.complain(complaint.shard, complaint.node, complaint.code),
             self._on_work,
-            lambda said, settled: self._conductor.settings.configure(said.name, said.value, settled),
+            lambda message, settled: self._coordinator.settings.configure(message.name, message.value, settled),
             self._on_script,
         )
         many = _count(self._workers, "worker"), _count(len(self._config.shards), "shard")
         print(f"pyproxy {__version__} listening on {listen}, {', '.join(many)}", file=sys.stderr, flush=True)
         async with asyncio.TaskGroup() as group:
             beside = [
-                group.create_task(self._monitor.run(), name="watcher"),
-                group.create_task(self._say_ready(supervisor, listen), name="ready"),
+                group.create_task(self._monitor.run(), name="health"),
+                group.create_task(self._log_ready(supervisor, listen), name="ready"),
             ]
             await supervisor.run()
             for task in beside:
                 task.cancel()
 
-    async def _say_ready(self, supervisor: Supervisor, listen: str) -> None:
+    async def _log_ready(self, supervisor: Supervisor, listen: str) -> None:
         await supervisor.all_ready.wait()
         emit(Event.READY, listen=listen, workers=self._workers, shards=len(self._config.shards))
 
     def _states(self) -> list[Message]:
         """What a worker must know before it serves."""
         known = Scripts(self._scripts.flushes, self._scripts.texts)
-        return [self._conductor.settings.state, known, self._conductor.topology, self._monitor.fleet_health]
+        return [self._coordinator.settings.state, known, self._coordinator.topology, self._monitor.fleet_health]
 
-    def _on_work(self, index: int, said: AtWork | None) -> None:
-        """A worker says which servers are at work on what it has sent; None: it has ended."""
-        if said is None:
-            self._work.ended(index)
+    def _on_work(self, index: int, message: AtWork | None) -> None:
+        """A worker reports which servers are busy with what it has sent; None: it has ended."""
+        if message is None:
+            self._work.worker_ended(index)
             return
-        for shard in self._work.hear(index, said):
+        for shard in self._work.update(index, message):
             self._monitor.complain(shard)  # what was silent answers now, or has no excuse any more
         if self._supervisor is not None:
-            self._supervisor.tell_each(self._work.others)
+            self._supervisor.send_each(self._work.others)
 
-    def _on_script(self, said: Script | ScriptsFlushed) -> None:
-        """A client has loaded or flushed scripts: all workers are told."""
-        if isinstance(said, ScriptsFlushed):
+    def _on_script(self, message: Script | ScriptsFlushed) -> None:
+        """A client has loaded or flushed scripts: all workers learn that."""
+        if isinstance(message, ScriptsFlushed):
             self._scripts.flush()
-            self._tell(Scripts(self._scripts.flushes))
-        elif said.flushes == self._scripts.flushes and self._scripts.learn(said.text):
-            self._tell(said)
+            self._broadcast(Scripts(self._scripts.flushes))
+        elif message.flushes == self._scripts.flushes and self._scripts.learn(message.text):
+            self._broadcast(message)
 
-    def _tell(self, state: Message) -> None:
+    def _broadcast(self, state: Message) -> None:
         if self._supervisor is not None:
             self._supervisor.broadcast(state)
 

@@ -1,4 +1,5 @@
-"""Which replica may become the primary, and which of them first.  Pure: looks come in, looks go out.
+"""Which replica may become the primary, and which of them first.  Pure: health checks come in, the candidates
+among them go out.
 
 Sentinel's filters (sentinel.c, sentinelSelectSlave), but the offset comes before the priority: data before preference.
 Offsets are numbers of one history only, so a replica of another one is no candidate, however great its offset.
@@ -9,7 +10,7 @@ from collections.abc import Iterable
 from pyproxy.messages import NodeHealth
 
 STALE_S = 5.0
-"""A look older than this says nothing of now (Sentinel: no reply to INFO for 5 s)."""
+"""A health check older than this says nothing of now (Sentinel: no reply to INFO for 5 s)."""
 
 
 def ranked(replicas: Iterable[NodeHealth], lineage: str, now: float) -> list[NodeHealth]:

@@ -1,16 +1,16 @@
-"""What is done about the shards: looks, answers and commands come in; gates, primaries and promotions go out.
+"""What is done about the shards. Health checks, outcomes and commands come in; gates, primaries and promotions go out.
 
-    watcher ── looks ──▶            ┌─ machine s0 ─┐  effects ──▶ promoters      (the servers, Sentinels, AWS)
+    health ── checks ──▶            ┌─ machine s0 ─┐  effects ──▶ promoters      (the servers, Sentinels, AWS)
     promoters ── announcements ──▶  │  machine s1  │          ──▶ topology, gates (the workers, and their barrier)
     operators ── commands ──▶       └─ ...         ┘          ──▶ state file, log
 
-Every decision is a machine's (machine.py, pure); this module asks, waits, and tells it what came of it. What the
-workers are told is one whole state, the Topology: the roles of now and a gate for each shard.
+Every decision is a machine's (machine.py, pure). This module carries its effects out, waits, and gives it the outcome
+as the next event. It sends the workers one whole state, the Topology: the roles of now and a gate for each shard.
 
-*The barrier.* A primary is replaced in two steps: first all workers are told of the new one behind a closed gate, and
-give up every connection of the epoch before; when each has said so (or was ended), the gate is opened. So no write
-reaches the old primary after any worker has written to the new one. Between the two the workers' subscriptions are
-waited for, but not for long.
+*The barrier.* A primary is replaced in two steps. The first Topology names the new primary behind a closed gate: each
+worker gives up every connection of the epoch before, and reports that (Applied). When all have, or were killed, the
+second Topology opens the gate. So no write reaches the old primary after any worker has written to the new one. Between
+the two the coordinator waits a short time until the workers are subscribed at the new primary.
 """
 
 import asyncio
@@ -24,9 +24,9 @@ import msgspec
 from pyproxy.access import Access
 from pyproxy.config import Config
 from pyproxy.control.failover import promoters
-from pyproxy.control.failover.machine import Machine, Phase
+from pyproxy.control.failover.machine import Machine
 from pyproxy.control.failover.promoters import Announcement, Case, PromotionFailed
-from pyproxy.control.failover.state_file import Kept, StateFile
+from pyproxy.control.failover.state_file import SavedState, StateFile
 from pyproxy.control.failover.transitions import (
     Announced,
     Answer,
@@ -36,24 +36,25 @@ from pyproxy.control.failover.transitions import (
     HandOver,
     HealthChecked,
     Known,
+    Log,
     NotQuiet,
     PauseAsked,
+    Phase,
     Powers,
     Promote,
     PromoteAsked,
     Promoted,
     PromotionRefused,
     Quiet,
+    Reconfigure,
     ResumeAsked,
-    Say,
     Switch,
     Switched,
     Ticked,
-    Tidy,
 )
 from pyproxy.control.health.monitor import HealthMonitor
 from pyproxy.control.http.admin import Handlers, Refused
-from pyproxy.control.process.settings import Keeper
+from pyproxy.control.process.settings import SettingsReconciler
 from pyproxy.control.process.supervisor import Supervisor
 from pyproxy.deadline import within
 from pyproxy.events import emit
@@ -64,12 +65,12 @@ TICK_S = 0.05
 """How exactly the machines' timers are kept while anything is wrong."""
 
 QUIET_S = 1.0
-"""For all workers to hold and to have nothing out, before a planned promotion; else it is given up."""
+"""For all workers to hold their writes and to have none in flight, before a planned hand-over; else it is given up."""
 
 BARRIER_S = 2.0
 """For all workers to be at a new primary; one that is not is ended."""
 
-HEARD_S = 0.2
+SUBSCRIBED_S = 0.2
 """For all workers to be subscribed there, so that nobody misses what is published first; then it is opened anyway."""
 
 ENDED_S = 5.0
@@ -78,12 +79,12 @@ ENDED_S = 5.0
 ANNOUNCED_S = 2.0
 """At the start, for whoever decides to say who is primary."""
 
-HASTY = (Phase.SUSPECT, Phase.WAITING, Phase.PROMOTING, Phase.VERIFYING, Phase.SWITCHING)
-"""Phases in which the servers are looked at as often as may be."""
+URGENT = (Phase.SUSPECT, Phase.WAITING, Phase.PROMOTING, Phase.VERIFYING, Phase.SWITCHING)
+"""Phases in which the servers are checked as often as may be."""
 
 
-class Care:
-    """One shard: its machine, its promoter, and what the workers are told of it."""
+class ShardControl:
+    """One shard: its machine, its promoter, and what was published of it."""
 
     def __init__(self, shard: Shard, machine: Machine, promoter: promoters.Promoter) -> None:
         self.shard = shard  # with the roles of now
@@ -92,8 +93,8 @@ class Care:
         self.promoter = promoter
         self.announced = asyncio.Event()
         self.refuge: Node | None = None
-        self.tidying = False
-        self.told: tuple[Shard, Gate] | None = None  # to the workers
+        self.reconfiguring = False
+        self.published: tuple[Shard, Gate] | None = None  # to the workers
         self.saved: Known | None = None
         self.asked: asyncio.Future[Answer] | None = None
 
@@ -111,10 +112,10 @@ class Care:
         return Case(self.shard.name, self.machine.epoch + 1, healths[primary], healths[candidate], others, named)
 
     def gate(self, readers: Callable[[NodeHealth], bool], now: float) -> Gate:
-        """`readers`: whether a replica may be read from in peace."""
+        """`readers`: whether a replica may serve reads while the primary is well."""
         machine = self.machine
         self.refuge = machine.refuge(self.refuge, now)
-        shut = machine.gate()
+        closed_gate = machine.gate()
         healths = machine.nodes
         gate = Gate(
             self.shard.name,
@@ -123,10 +124,14 @@ class Care:
             refuge=self.refuge,
             readers=tuple(node for node in self.shard.replicas if node in healths and readers(healths[node])),
         )
-        if shut is None:
+        if closed_gate is None:
             return gate
         return msgspec.structs.replace(
-            gate, closed=shut.why, hold=shut.hold, since=shut.since, expected_at=shut.expected_at
+            gate,
+            closed=closed_gate.why,
+            hold=closed_gate.hold,
+            since=closed_gate.since,
+            expected_at=closed_gate.expected_at,
         )
 
     def __repr__(self) -> str:
@@ -136,7 +141,7 @@ class Care:
 class Coordinator:
     """All shards. `topology` and `settings.state` are states that a new worker needs.
 
-    `tell` sends a state to all workers; `supervisor` is None until there are any.
+    `broadcast` sends a state to all workers; `supervisor` is None until there are any.
     """
 
     def __init__(
@@ -144,12 +149,12 @@ class Coordinator:
         config: Config,
         access: Access,
         monitor: HealthMonitor,
-        tell: Callable[[Topology | Settings], None],
+        broadcast: Callable[[Topology | Settings], None],
         supervisor: Callable[[], Supervisor | None],
     ) -> None:
         self._config = config
         self._monitor = monitor
-        self._tell = tell
+        self._broadcast = broadcast
         self._supervisor = supervisor
         self._file = StateFile(config.promotion.state_file)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -157,36 +162,40 @@ class Coordinator:
         self._unwell = asyncio.Event()  # a shard is not healthy: its timers are kept
         kept = self._file.load()
         shards = config.shard_map().shards
-        self._shards = {shard.name: self._care(shard, access, kept.shards.get(shard.name)) for shard in shards}
-        fixed_by = {name: care.promoter.setting for name, care in self._shards.items()}
-        self.settings = Keeper(access, fixed_by, monitor.nodes, kept.settings, self._settings_changed, self._start)
+        self._shards = {shard.name: self._shard_control(shard, access, kept.shards.get(shard.name)) for shard in shards}
+        fixed_by = {name: control.promoter.setting for name, control in self._shards.items()}
+        self.settings = SettingsReconciler(
+            access, fixed_by, monitor.nodes, kept.settings, self._settings_changed, self._start
+        )
         self.topology = Topology(0, [], [])
 
-    def _care(self, shard: Shard, access: Access, known: Known | None) -> Care:
+    def _shard_control(self, shard: Shard, access: Access, known: Known | None) -> ShardControl:
         options, now = self._config.promotion, time.monotonic()
-        promoter = promoters.make(shard, self._config, access, lambda said: self._announced(shard.name, said))
+        promoter = promoters.make(
+            shard, self._config, access, lambda announcement: self._announced(shard.name, announcement)
+        )
         watches_only = self._config.promoter_of(shard) == "none"
         powers = Powers(promoter.acts, promoter.hands_over, promoter.is_authority, promoter.usual_s, watches_only)
         if known is None or known.primary not in (shard.primary, *shard.replicas):
             known = Known(0, shard.primary)
         promoted_at = now - (time.time() - known.promoted_at) if known.promoted_at else None
-        care = Care(shard, Machine(shard.name, options, known, now, powers, promoted_at), promoter)
+        control = ShardControl(shard, Machine(shard.name, options, known, now, powers, promoted_at), promoter)
         if known.primary != shard.primary:
-            care.switch(known.primary, known.epoch)
-            self._monitor.promoted(care.shard)
-        return care
+            control.switch(known.primary, known.epoch)
+            self._monitor.promoted(control.shard)
+        return control
 
     # --- the life of it ---
 
     @contextlib.asynccontextmanager
-    async def conducting(self) -> AsyncIterator[None]:
-        """Conduct until the block ends. When it begins, it is settled who is primary of what, as far as can be seen."""
+    async def coordinating(self) -> AsyncIterator[None]:
+        """Coordinate until the block ends. The block begins when it is known who is primary, as far as can be seen."""
         async with asyncio.TaskGroup() as group:
             self._spawn = group.create_task
-            for care in self._shards.values():
-                self._start(care.promoter.run(), f"follow {care.shard.name}")
+            for control in self._shards.values():
+                self._start(control.promoter.run(), f"follow {control.shard.name}")
             self.settings.begin()
-            await self._first_words()
+            await self._first_announcements()
             self._begun = True
             for name in self._shards:
                 self._step(name, HealthChecked(self._monitor.nodes(name)))
@@ -197,23 +206,23 @@ class Coordinator:
                 for task in self._tasks:
                     task.cancel()
 
-    async def _first_words(self) -> None:
-        """Whoever decides is heard before anything is done."""
-        authorities = [care for care in self._shards.values() if care.promoter.is_authority]
+    async def _first_announcements(self) -> None:
+        """Wait for the announcements of whoever decides, before anything is done."""
+        authorities = [control for control in self._shards.values() if control.promoter.is_authority]
         with contextlib.suppress(TimeoutError):
             async with within(ANNOUNCED_S):
-                for care in authorities:
-                    await care.announced.wait()
+                for control in authorities:
+                    await control.announced.wait()
 
     async def _tick(self) -> None:
         while True:
             await self._unwell.wait()
             await asyncio.sleep(TICK_S)
             self._unwell.clear()  # a shard that is not well sets it again
-            for name, care in self._shards.items():
-                if care.machine.phase in HASTY and not care.machine.watches_only:
+            for name, control in self._shards.items():
+                if control.machine.phase in URGENT and not control.machine.watches_only:
                     self._monitor.complain(name)
-                if care.machine.phase is not Phase.HEALTHY:
+                if control.machine.phase is not Phase.HEALTHY:
                     self._step(name, Ticked())
 
     def _start(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
@@ -226,10 +235,10 @@ class Coordinator:
     @property
     def shards(self) -> list[Shard]:
         """With the roles of now."""
-        return [care.shard for care in self._shards.values()]
+        return [control.shard for control in self._shards.values()]
 
     def on_seen(self, shard: str, is_news: bool) -> None:
-        """The watcher has looked at one of its servers; where only the time is new, nothing need come of it."""
+        """One of its servers was checked. Where only the time is new, nothing need come of it."""
         if self._begun:
             if is_news or self._shards[shard].machine.waits:
                 self._step(shard, HealthChecked(self._monitor.nodes(shard)))
@@ -241,16 +250,16 @@ class Coordinator:
             self._publish()
 
     def complete(self, health: ShardHealth) -> ShardHealth:
-        """A look at a shard, with what is known of its promotion."""
-        care, supervisor = self._shards[health.name], self._supervisor()
-        machine, shut = care.machine, care.machine.gate()
+        """The health of a shard, with what is known of its failover."""
+        control, supervisor = self._shards[health.name], self._supervisor()
+        machine, closed_gate = control.machine, control.machine.gate()
         return msgspec.structs.replace(
             health,
-            since=shut.since if shut else health.since,
-            epoch=care.epoch,
+            since=closed_gate.since if closed_gate else health.since,
+            epoch=control.epoch,
             phase=machine.phase.value,
-            closed=shut.why if shut else "",
-            expected_at=shut.expected_at if shut else 0.0,
+            closed=closed_gate.why if closed_gate else "",
+            expected_at=closed_gate.expected_at if closed_gate else 0.0,
             held=supervisor.held(health.name) if supervisor else 0,
             alarms=(*machine.alarms.values(), *self.settings.alarms(health.name)),
         )
@@ -277,63 +286,65 @@ class Coordinator:
         return await self._ask(shard, ResumeAsked())
 
     async def _ask(self, shard: str, event: FailoverEvent) -> str:
-        care = self._shards.get(shard)
-        if care is None:
+        control = self._shards.get(shard)
+        if control is None:
             raise Refused(f"expected one of the shards {', '.join(self._shards)}, got {shard}")
-        if care.asked is not None:
+        if control.asked is not None:
             raise Refused(f"{shard} is busy with another command")
-        care.asked = asyncio.get_running_loop().create_future()
+        control.asked = asyncio.get_running_loop().create_future()
         try:
             self._step(shard, event)
-            answer = await care.asked
+            answer = await control.asked
         finally:
-            care.asked = None
+            control.asked = None
         if not answer.done:
             raise Refused(answer.text)
         return answer.text
 
-    def _announced(self, shard: str, said: Announcement) -> None:
+    def _announced(self, shard: str, announcement: Announcement) -> None:
         self._shards[shard].announced.set()
-        self._step(shard, Announced(said))
+        self._step(shard, Announced(announcement))
 
     # --- what follows ---
 
     def _step(self, shard: str, event: FailoverEvent) -> None:
-        care = self._shards[shard]
+        control = self._shards[shard]
         if self._begun:
-            care.machine.nodes = self._monitor.nodes(shard)  # where only the time was new, it was not told
-        for effect in care.machine.step(event, time.monotonic()):
-            self._carry_out(care, effect)
-        if care.machine.phase is not Phase.HEALTHY:
+            control.machine.nodes = self._monitor.nodes(shard)  # where only the time was new, there was no event
+        for effect in control.machine.step(event, time.monotonic()):
+            self._carry_out(control, effect)
+        if control.machine.phase is not Phase.HEALTHY:
             self._unwell.set()
         if self._begun:
-            self._publish(care)
-            if self._known(care) != care.saved:
+            self._publish(control)
+            if self._known(control) != control.saved:
                 self._save()
 
-    def _carry_out(self, care: Care, effect: Effect) -> None:
-        name = care.shard.name
+    def _carry_out(self, control: ShardControl, effect: Effect) -> None:
+        name = control.shard.name
         match effect:
-            case Say(event, fields):
+            case Log(event, fields):
                 emit(event, **fields)
             case Promote(candidate):
-                self._start(self._promote(care, care.promoter.promote(care.case(candidate))), f"promote {name}")
+                self._start(
+                    self._promote(control, control.promoter.promote(control.case(candidate))), f"promote {name}"
+                )
             case HandOver(candidate, named):
-                attempt = care.promoter.hand_over(care.case(candidate, named))
-                self._start(self._promote(care, attempt), f"hand over {name}")
+                attempt = control.promoter.hand_over(control.case(candidate, named))
+                self._start(self._promote(control, attempt), f"hand over {name}")
             case AwaitQuiet():
                 self._start(self._await_quiet(name), f"quiet {name}")
             case Switch(node, epoch):
-                care.switch(node, epoch)
-                self._start(self._switch(care), f"switch {name}")
-            case Tidy(strays):
-                self._start(self._tidy(care, strays), f"tidy {name}")
-            case Answer() if care.asked is not None and not care.asked.done():
-                care.asked.set_result(effect)
+                control.switch(node, epoch)
+                self._start(self._switch(control), f"switch {name}")
+            case Reconfigure(nodes):
+                self._start(self._reconfigure(control, nodes), f"reconfigure {name}")
+            case Answer() if control.asked is not None and not control.asked.done():
+                control.asked.set_result(effect)
 
-    async def _promote(self, care: Care, attempt: Coroutine[Any, Any, None]) -> None:
+    async def _promote(self, control: ShardControl, attempt: Coroutine[Any, Any, None]) -> None:
         # AWS takes its time; what was asked of it is not undone by giving up
-        deadline_s = max(self._config.promotion.deadline_s, 4 * care.promoter.usual_s)
+        deadline_s = max(self._config.promotion.deadline_s, 4 * control.promoter.usual_s)
         outcome: FailoverEvent
         try:
             async with within(deadline_s):
@@ -343,7 +354,7 @@ class Coordinator:
             outcome = PromotionRefused(str(exc), exc.again)
         except TimeoutError:
             outcome = PromotionRefused(f"no outcome within {deadline_s:g} s", True)
-        self._step(care.shard.name, outcome)
+        self._step(control.shard.name, outcome)
 
     async def _await_quiet(self, shard: str) -> None:
         supervisor = self._supervisor()
@@ -351,65 +362,69 @@ class Coordinator:
         why = f"worker {', '.join(map(str, late))} did not hold, or had writes out, after {QUIET_S:g} s"
         self._step(shard, NotQuiet(why) if late else Quiet())
 
-    async def _switch(self, care: Care) -> None:
-        """The barrier: no worker is left behind, or it is ended."""
+    async def _switch(self, control: ShardControl) -> None:
+        """The barrier. A worker that does not pass it in time is killed."""
         supervisor, version = self._supervisor(), self.topology.version
         if supervisor is not None:
             late = await supervisor.all_applied(version, BARRIER_S)
             while late:
                 for index in late:
-                    supervisor.kill_worker(index, f"not at the new primary of {care.shard.name} within {BARRIER_S:g} s")
+                    supervisor.kill_worker(
+                        index, f"not at the new primary of {control.shard.name} within {BARRIER_S:g} s"
+                    )
                 late = await supervisor.all_applied(version, ENDED_S)
-        self._monitor.promoted(care.shard)
+        self._monitor.promoted(control.shard)
         if supervisor is not None:
-            await supervisor.all_hear(care.shard.name, HEARD_S)
-        self._step(care.shard.name, Switched())
+            await supervisor.all_subscribed(control.shard.name, SUBSCRIBED_S)
+        self._step(control.shard.name, Switched())
 
-    async def _tidy(self, care: Care, strays: Sequence[Node]) -> None:
-        if care.tidying:
+    async def _reconfigure(self, control: ShardControl, not_following: Sequence[Node]) -> None:
+        if control.reconfiguring:
             return
-        care.tidying = True
-        healths = care.machine.nodes
+        control.reconfiguring = True
+        healths = control.machine.nodes
         try:
-            await care.promoter.tidy(healths[care.machine.primary], [healths[node] for node in strays])
+            await control.promoter.reconfigure(
+                healths[control.machine.primary], [healths[node] for node in not_following]
+            )
         finally:
-            care.tidying = False
+            control.reconfiguring = False
 
-    def _publish(self, *changed: Care) -> None:
-        """Tell the workers, if it is something else than they were told last; of the others it is what it was."""
+    def _publish(self, *changed: ShardControl) -> None:
+        """Send the workers a Topology, if it differs from the last one. Shards that are not given have not changed."""
         now, learned = time.monotonic(), self._monitor.topology.learned
         is_news = learned is not self.topology.learned and learned != self.topology.learned
-        for care in changed or self._shards.values():
-            told = care.shard, care.gate(self._may_be_read, now)
-            if told != care.told:
-                care.told, is_news = told, True
+        for control in changed or self._shards.values():
+            published = control.shard, control.gate(self._may_be_read, now)
+            if published != control.published:
+                control.published, is_news = published, True
         if is_news:
-            gates = [care.told[1] for care in self._shards.values() if care.told]
+            gates = [control.published[1] for control in self._shards.values() if control.published]
             self.topology = Topology(self.topology.version + 1, self.shards, learned, gates)
-            self._tell(self.topology)
+            self._broadcast(self.topology)
 
     def _may_be_read(self, health: NodeHealth) -> bool:
-        """In peace: a replica that is in step."""
+        """Whether it may serve reads while the primary is well: a replica that is in step."""
         if self._config.reads == "primary" or not health.reachable or health.role != "slave":
             return False
         in_step = health.link == "up" and not health.syncing and not health.loading
         return in_step and 0 <= health.lag_s <= self._config.reads_max_lag_s
 
-    def _known(self, care: Care) -> Known:
+    def _known(self, control: ShardControl) -> Known:
         """As it is kept over a restart."""
-        at = care.machine.promoted_at
+        at = control.machine.promoted_at
         # whole seconds, or the clocks' drift would be a change
         promoted_at = float(round(time.time() - time.monotonic() + at)) if at else 0.0
-        return msgspec.structs.replace(care.machine.known, promoted_at=promoted_at)
+        return msgspec.structs.replace(control.machine.known, promoted_at=promoted_at)
 
     def _save(self) -> None:
-        for care in self._shards.values():
-            care.saved = self._known(care)
-        known = {name: care.saved for name, care in self._shards.items() if care.saved}
-        self._file.save(Kept(known, dict(self.settings.state.told)))
+        for control in self._shards.values():
+            control.saved = self._known(control)
+        known = {name: control.saved for name, control in self._shards.items() if control.saved}
+        self._file.save(SavedState(known, dict(self.settings.state.told)))
 
     def _settings_changed(self) -> None:
-        self._tell(self.settings.state)
+        self._broadcast(self.settings.state)
         self._save()
 
     def __repr__(self) -> str:

@@ -1,4 +1,5 @@
-"""Who follows whom in a shard, and whether its primary lives, judged from what the servers say.  Pure: looks come in.
+"""Who follows whom in a shard, and whether its primary lives, judged from what the servers say.  Pure: health checks
+come in.
 
 A history is the replication id that a primary and its replicas share. Servers know each other by names that need not be
 ours, so who copies whom is told by the history rather than by the name.
@@ -11,13 +12,13 @@ from pyproxy.messages import NodeHealth
 from pyproxy.shard_map import Node
 
 STEADY_S = 0.2
-"""Two looks so far apart must agree before anything irreversible is done, or believed, because of them."""
+"""Two health checks so far apart must agree before anything irreversible is done, or believed, because of them."""
 
 Healths = Mapping[Node, NodeHealth]
 
 
 def is_primary(health: NodeHealth | None, accepted: str) -> bool:
-    """Whether this could be the primary, as it looks. `accepted`: the run_id of one that may have lost its keys."""
+    """Whether this could be the primary. `accepted`: the run_id of one that may have lost its keys."""
     if health is None or not health.reachable or health.role != "master" or health.loading:
         return False
     return not health.lost_keys or health.run_id == accepted
@@ -47,8 +48,8 @@ def have_gone_over(healths: Healths, primary: Node, to: Node) -> bool:
     return bool(followers(healths, to)) and not followers(healths, primary)
 
 
-def strays(healths: Healths, primary: Node) -> tuple[Node, ...]:
-    """Those that do not follow the primary and could.
+def not_following(healths: Healths, primary: Node) -> tuple[Node, ...]:
+    """The servers that do not replicate the primary and could.
 
     One that copies another replica has the history of the primary all the same; that it does not copy the primary
     is told by the name, where that is one of ours. It would be cut off with the replica in between.
@@ -72,15 +73,15 @@ def guessed(healths: Healths) -> str:
     return statistics.mode(of) if of else ""
 
 
-class LifeSigns:
-    """Whether the replicas still hear of a primary that is silent here: their offsets, from some time on."""
+class ReplicationProgress:
+    """Whether replicas still receive from a primary that is silent here: whether their offsets grow."""
 
     def __init__(self) -> None:
         self._from = 0.0
-        self._offsets: dict[Node, tuple[int, float]] = {}  # of the first looks after that time, and when
+        self._offsets: dict[Node, tuple[int, float]] = {}  # of the first checks after that time, and when
 
     def begin(self, at: float) -> None:
-        """Forget what was seen; the first looks after this time are what the later ones are compared with."""
+        """Forget what was seen. Later checks are compared with the first ones after this time."""
         self._from, self._offsets = at, {}
 
     def note(self, healths: Healths, primary: Node) -> None:
@@ -89,7 +90,7 @@ class LifeSigns:
                 self._offsets.setdefault(node, (health.offset, health.answered_at))
 
     def found(self, healths: Healths, primary: Node, history: str) -> Node | None:
-        """A replica that has heard of it since."""
+        """A replica that has received from it since."""
         if healths[primary].reachable:
             return None
         for node, health in replicas(healths, primary):
@@ -99,9 +100,9 @@ class LifeSigns:
         return None
 
     def are_complete(self, healths: Healths, primary: Node, since: float) -> bool:
-        """Whether all were looked at after `since`, and each replica long enough for a growing offset to be seen.
+        """Whether all were checked after `since`, and each replica for long enough to see a growing offset.
 
-        A primary that is silent is not waited for once more: a look at it lasts until its deadline.
+        A silent primary is not waited for once more: a check of it lasts until its deadline.
         """
         return (healths[primary].silent or healths[primary].at >= since) and all(
             health.answered_at >= since

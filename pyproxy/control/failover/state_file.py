@@ -14,7 +14,7 @@ from pyproxy.control.failover.transitions import Known
 from pyproxy.events import Event, emit
 
 
-class Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class SavedState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole of it."""
 
     shards: dict[str, Known] = {}  # by name
@@ -26,21 +26,21 @@ class StateFile:
 
     def __init__(self, path: str) -> None:
         self._path = Path(path) if path else None
-        self._written = Kept()
+        self._written = SavedState()
 
-    def load(self) -> Kept:
+    def load(self) -> SavedState:
         """What was saved last."""
         if self._path is None:
-            return Kept()
+            return SavedState()
         try:
-            self._written = msgspec.json.decode(self._path.read_bytes(), type=Kept)
+            self._written = msgspec.json.decode(self._path.read_bytes(), type=SavedState)
         except FileNotFoundError:
-            return Kept()
+            return SavedState()
         except (OSError, msgspec.MsgspecError, RecursionError) as exc:
             emit(Event.STATE_FILE, path=self._path, expected="the state of a pyproxy", got=exc)
         return self._written
 
-    def save(self, kept: Kept) -> None:
+    def save(self, kept: SavedState) -> None:
         """Keep this, if it is something else than what was kept before."""
         if self._path is None or kept == self._written:
             return
@@ -55,4 +55,4 @@ class StateFile:
             emit(Event.STATE_FILE, path=self._path, expected="a file to write", got=exc.strerror)
             with contextlib.suppress(OSError):
                 beside.unlink()
-        self._written = kept  # tried again at the next change, not at every look
+        self._written = kept  # tried again at the next change, not at every health check

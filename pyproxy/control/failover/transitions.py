@@ -1,8 +1,11 @@
-"""What may happen to a shard, and what is to be done then: the words between machine.py and the conductor.
+"""What may happen to a shard, and what is to be done then: the words between machine.py and the
+coordinator.
 
-Values only. Events go into a Machine, effects come out; `Known`, `Powers` and `Shut` are what it begins with and shows.
+Values only. Events go into a Machine, effects come out; `Known`, `Powers` and `ClosedGate` are what it begins with and
+shows.
 """
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,12 +16,26 @@ from pyproxy.events import Event
 from pyproxy.messages import NodeHealth
 from pyproxy.shard_map import Node
 
+
+class Phase(enum.Enum):
+    HEALTHY = "healthy"
+    SUSPECT = "suspect"
+    WAITING = "waiting"
+    PROMOTING = "promoting"
+    VERIFYING = "verifying"
+    SWITCHING = "switching"
+    HANDING_OVER = "handing-over"
+    PAUSED = "paused"
+    READONLY = "readonly"
+    DOWN = "down"
+
+
 # --- events: what may happen ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class HealthChecked:
-    """The last looks at all servers of the shard, whatever their role."""
+    """The last health checks of all servers of the shard, whatever their role."""
 
     nodes: Mapping[Node, NodeHealth]
 
@@ -30,7 +47,7 @@ class Ticked:
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    said: Announcement
+    announcement: Announcement
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +131,14 @@ class Switch:
 
 
 @dataclass(frozen=True, slots=True)
-class Tidy:
+class Reconfigure:
     """Have these made replicas of the primary."""
 
-    strays: tuple[Node, ...]
+    not_following: tuple[Node, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Say:
+class Log:
     event: Event
     fields: Mapping[str, object]
 
@@ -134,7 +151,7 @@ class Answer:
     text: str
 
 
-Effect = Promote | AwaitQuiet | HandOver | Switch | Tidy | Say | Answer
+Effect = Promote | AwaitQuiet | HandOver | Switch | Reconfigure | Log | Answer
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -147,7 +164,7 @@ class Known(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Shut:
+class ClosedGate:
     """A closed gate, as clients see it."""
 
     why: str

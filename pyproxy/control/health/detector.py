@@ -1,7 +1,7 @@
-"""What an answer of a server means, and what has changed since the one before.
+"""The failure detector: what a reply of a server means, and what has changed since the one before.
 
-INFO and the look before come in; a NodeHealth, and the events that follow from the two, go out. Pure: whoever asks
-the servers is node_monitor.py, and what is done about it is nobody's here.
+INFO and the health check before come in; a NodeHealth, and the events that follow from the two, go out. Pure: whoever
+asks the servers is node_monitor.py, and what is done about it is nobody's here.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from pyproxy.health import MOST_BACKOFF_S
 from pyproxy.messages import NodeHealth, Work
 
 UNWATCHED_S = 3.0
-"""A server is looked at every second: where a look is later than that, nobody knows of the time between."""
+"""A server is checked every second: where a check is later than that, nobody knows of the time between."""
 
 IN_STEP_S = 0.5
 """What was sent to a server so soon after it was asked may have come first: by another connection."""
@@ -51,7 +51,7 @@ def parse_info(text: str) -> tuple[dict[str, str], dict[int, dict[str, int]]]:
 def answered(
     before: NodeHealth, at: float, fields: Mapping[str, str], keyspace: Keyspace, misconf: str = ""
 ) -> NodeHealth:
-    """The look at a server that answered with this INFO.
+    """The health of a server that answered with this INFO.
 
     The offset of a slave is `slave_repl_offset`, which stays when its link is down (ROLE says -1 then). Its lag is
     what it can say itself: seconds since its link went down, else since it heard of its master, which sends something
@@ -90,7 +90,7 @@ def timeless(health: NodeHealth) -> NodeHealth:
 
 
 def goes_on(before: NodeHealth, now: NodeHealth, quiet: int) -> bool:
-    """Whether anything happened between two looks: it is another server, or has written more than so many bytes."""
+    """Whether anything happened between two checks: it is another server, or has written more than so many bytes."""
     moved = now.offset - before.offset
     return not 0 <= moved <= quiet or _standing(before) != _standing(now)
 
@@ -104,7 +104,7 @@ def _standing(health: NodeHealth) -> tuple[object, ...]:
 
 
 def refused(before: NodeHealth, at: float, error: str) -> NodeHealth:
-    """The look at a server that answered with this error; what it said before stays."""
+    """The health of a server that answered with this error; what it said before stays."""
     loading = error.startswith("LOADING ")
     return msgspec.structs.replace(
         before, reachable=False, error=error, silent=False, at=at, unanswered_since=0.0, busy_until=0.0, loading=loading
@@ -114,7 +114,7 @@ def refused(before: NodeHealth, at: float, error: str) -> NodeHealth:
 def failed(
     before: NodeHealth, asked_at: float, at: float, error: str, silent: bool = False, work: Work | None = None
 ) -> NodeHealth:
-    """The look at a server that did not answer what it was asked then; what it said before stays.
+    """The health of a server that did not answer what it was asked then; what it said before stays.
 
     As for Sentinel its silence begins when it was asked first (`act_ping_time`), and not with its last answer, after
     which nobody asked for a while. So it does after a time in which nobody asked because this process did not run, or
@@ -137,7 +137,7 @@ def failed(
 def lost_keys(before: NodeHealth, now: NodeHealth, replicas: Iterable[NodeHealth]) -> int:
     """How many keys a server had before it restarted as a master without them; 0 if it has them, or is a slave by now.
 
-    A primary that restarted empty and is written to is not empty when it is looked at, so one whose offset went back
+    A primary that restarted empty and is written to is not empty when it is checked, so one whose offset went back
     and that has less than half of the keys counts too. Not any fewer: keys run out while a server is down. Once said,
     it is true until the server is a slave in step, or restarts with the keys: new keys do not bring back the old.
     """
@@ -157,7 +157,7 @@ class Refused:
     """A worker was refused writes with a code that INFO does not always show: counts on after `at`, see `still`."""
 
     at: float  # CLOCK_MONOTONIC, s
-    seen: int = -1  # what the first look after it found: the replicas in step, or the memory in use
+    seen: int = -1  # what the first check after it found: the replicas in step, or the memory in use
 
     def still(self, now: float, is_better: Callable[[int], bool]) -> bool:
         """Whether writes are refused yet, as far as is known: until it is better than it was then.
@@ -206,7 +206,7 @@ def out_of_memory(fields: Mapping[str, str], keyspace: Keyspace, refused: Refuse
 
 
 def changes(before: NodeHealth, now: NodeHealth, configured: str) -> Iterator[Change]:
-    """The events between two looks at one server, which the configuration gives this role (master or slave)."""
+    """The events between two checks of one server, which the configuration gives this role (master or slave)."""
     was_down = before.at > 0 and not before.reachable and not before.at_work
     if now.at_work:
         if was_down:
@@ -264,9 +264,11 @@ def acknowledged(fields: Mapping[str, str]) -> dict[str, int]:
         value = fields.get(f"slave{number}")
         if value is None:
             break
-        said = dict(pair.partition("=")[::2] for pair in value.split(","))
-        if said.get("state") == "online":
-            lags[address(said.get("ip", ""), said.get("port", ""))] = _number(said.get("lag"))
+        fields_of_replica = dict(pair.partition("=")[::2] for pair in value.split(","))
+        if fields_of_replica.get("state") == "online":
+            lags[address(fields_of_replica.get("ip", ""), fields_of_replica.get("port", ""))] = _number(
+                fields_of_replica.get("lag")
+            )
     return lags
 
 

@@ -6,7 +6,7 @@ and nothing happens, that is every few seconds. When a worker complains of a sha
 commands that the proxy may pass are learned from the primaries' COMMAND tables (a change makes a new Topology).
 
     tick      tick + 0.3 s            tick + 1 s
-     |-- looks --|-- FleetHealth out        |-- looks ...       a worker's copy is at most 2 s old while clients ask
+     |-- checks -|-- FleetHealth out        |-- checks ...      a worker's copy is at most 2 s old while clients ask
 
 It never decides what follows from what it sees, never sends on its own (it is given callables), and no request
 passes here.
@@ -22,15 +22,15 @@ from typing import Any
 import msgspec
 
 from pyproxy.access import Access
-from pyproxy.control.health.busy import Stretches
+from pyproxy.control.health.busy import BusyServers
 from pyproxy.control.health.node_monitor import NodeMonitor, PrimaryMonitor
 from pyproxy.events import Event, emit
 from pyproxy.health import unfenced, writable
 from pyproxy.messages import FleetHealth, NodeHealth, ShardHealth, Topology
 from pyproxy.shard_map import Node, Shard, ShardMap
 
-LOOK_EVERY_S = 1.0
-LOOK_GAP_S = 0.1  # between the beginnings of two looks at one server, whoever complains
+CHECK_EVERY_S = 1.0
+CHECK_GAP_S = 0.1  # between the beginnings of two checks of one server, whoever complains
 SEND_AFTER_S = 0.3  # from the tick: by then those that answer have answered
 
 Learn = Callable[[list[Any]], list[Any]]
@@ -38,14 +38,14 @@ Learn = Callable[[list[Any]], list[Any]]
 
 
 class ShardMonitor:
-    """The servers of one shard, seen from here."""
+    """The monitors of the servers of one shard."""
 
     def __init__(
         self,
         shard: Shard,
         shard_map: ShardMap,
         access: Access,
-        work: Stretches,
+        work: BusyServers,
         on_commands: Callable[[], None],
         accepts: bool = False,
     ) -> None:
@@ -127,8 +127,8 @@ class ShardMonitor:
         lags = [0 if health.lag_s == 1 else health.lag_s for health in self.node_healths[1:]]
         return self._since, [(monitor.node, monitor.wholes, monitor.changes) for monitor in self.nodes], lags
 
-    async def look_at(self, monitor: NodeMonitor) -> bool:
-        """Look at one of its servers -> whether anything but the time is new."""
+    async def check(self, monitor: NodeMonitor) -> bool:
+        """Check one of its servers -> whether anything but the time is new."""
         wholes, changes, lag_s, lags = monitor.wholes, monitor.changes, monitor.health.lag_s, self.primary.lags
         await monitor.check_once([each.health for each in self.replicas] if monitor is self.primary else ())
         if self._by_node[monitor.node] is not monitor:
@@ -139,7 +139,7 @@ class ShardMonitor:
         return lags_more or (monitor.wholes, monitor.changes) != (wholes, changes)
 
     def complain(self, node: str = "", code: str = "") -> None:
-        """Have its servers looked at at once. `node` has refused something with `code`, if with any."""
+        """Have its servers checked at once. `node` has refused something with `code`, if with any."""
         if code and node == str(self.primary.node):
             self.primary.refused(code)
         self.goes_on()
@@ -147,7 +147,7 @@ class ShardMonitor:
             complaint.set()
 
     def goes_on(self) -> None:
-        """Something does: the next looks are at all that INFO says."""
+        """Something happens: the next checks ask for all of INFO."""
         for monitor in self.nodes:
             monitor.goes_on()
 
@@ -156,7 +156,7 @@ class ShardMonitor:
 
 
 class HealthMonitor:
-    """All shards. `topology` and `fleet_look` are the states that a new worker needs."""
+    """All shards. `topology` and `fleet_health` are the states that a new worker needs."""
 
     def __init__(
         self,
@@ -165,18 +165,18 @@ class HealthMonitor:
         learn: Learn,
         on_topology: Callable[[Topology], None],
         on_health: Callable[[FleetHealth], None],
-        every_s: float = LOOK_EVERY_S,
+        every_s: float = CHECK_EVERY_S,
         *,
-        work: Stretches | None = None,
+        work: BusyServers | None = None,
         accepts: Collection[str] = (),
         commands: Callable[[], int] | None = None,
         on_seen: Callable[[str, bool], None] = lambda _shard, _is_news: None,
         complete: Callable[[ShardHealth], ShardHealth] = lambda health: health,
     ) -> None:
-        """`accepts`: the shards whose keys are theirs, whatever they look like. `work`: what the servers are at work
-        on, as the workers say. `commands`: how many clients have asked so far (None: some each time); while they ask
-        nothing, less is looked at. `on_seen` is called after each look at a server, with the shard's name and whether
-        anything but the time is new. `complete` adds to the look at a shard what is known of its promotion."""
+        """`accepts`: the shards whose keys are theirs, whatever their slots. `work`: which servers are busy, as the
+        workers report. `commands`: how many commands clients have sent so far (None: some each time); while they send
+        none, less is asked. `on_seen` is called after each check of a server, with the shard's name and whether
+        anything but the time is new. `complete` adds to the health of a shard what is known of its failover."""
         self.topology = Topology(shard_map.version, list(shard_map.shards), [])
         self._learn = learn
         self._on_topology = on_topology
@@ -186,9 +186,9 @@ class HealthMonitor:
         self._on_seen = on_seen
         self._complete = complete
         self._every_s = every_s
-        self._healths = 0
-        self._told: object = None
-        work = work or Stretches()
+        self._version = 0
+        self._sent: object = None
+        work = work or BusyServers()
         self._monitors = {
             shard.name: ShardMonitor(shard, shard_map, access, work, self._relearn, shard.name in accepts)
             for shard in shard_map.shards
@@ -198,10 +198,10 @@ class HealthMonitor:
     @property
     def fleet_health(self) -> FleetHealth:
         healths = [self._complete(monitor.health) for monitor in self._monitors.values()]
-        return FleetHealth(self._healths, time.monotonic(), healths)
+        return FleetHealth(self._version, time.monotonic(), healths)
 
     def nodes(self, shard: str) -> dict[Node, NodeHealth]:
-        """The last looks at the servers of this shard, the primary first."""
+        """The last checks of the servers of this shard, the primary first."""
         monitor = self._monitors[shard]
         return {each.node: health for each, health in zip(monitor.nodes, monitor.node_healths, strict=True)}
 
@@ -221,44 +221,44 @@ class HealthMonitor:
         return {name: nodes for name, nodes in found.items() if nodes}
 
     async def check_health(self) -> None:
-        """Look at all servers once, at the same time; returns within the deadlines, whatever they do."""
+        """Check all servers once, at the same time; returns within the deadlines, whatever they do."""
         async with asyncio.TaskGroup() as group:
             for shard in self._monitors.values():
                 for monitor in shard.nodes:
-                    group.create_task(self._check(shard, monitor.node), name=f"look at {monitor.node}")
+                    group.create_task(self._check(shard, monitor.node), name=f"check {monitor.node}")
 
     async def run(self) -> None:
-        """Look and tell, until cancelled. A server that keeps us waiting delays no other's look, nor the telling."""
+        """Check and send, until cancelled. A server that keeps us waiting delays no other check, nor the sending."""
         try:
             async with asyncio.TaskGroup() as group:
                 for shard in self._monitors.values():
                     for monitor in shard.nodes:
-                        group.create_task(self._keep_checking(shard, monitor.node), name=f"watch {monitor.node}")
+                        group.create_task(self._keep_checking(shard, monitor.node), name=f"monitor {monitor.node}")
                 while True:
                     await asyncio.sleep(self._until_tick(SEND_AFTER_S))
                     self._notice_commands()
-                    self._tell()
+                    self._send()
         finally:
             self.close()
 
     def _notice_commands(self) -> None:
-        """Clients ask: whatever they do, the next looks are at all that INFO says."""
+        """Clients send commands: whatever they do, the next checks ask for all of INFO."""
         commands = self._commands()
         if commands != self._commands_before:
             self._commands_before = commands
             for monitor in self._monitors.values():
                 monitor.goes_on()
 
-    def _tell(self) -> None:
-        """Tell what was seen, unless nothing but the time is new."""
+    def _send(self) -> None:
+        """Send what was seen, unless nothing but the time is new."""
         news = [(monitor.state, self._complete(self._blanks[name])) for name, monitor in self._monitors.items()]
-        if news != self._told:
-            self._told = news
-            self._healths += 1
+        if news != self._sent:
+            self._sent = news
+            self._version += 1
             self._on_health(self.fleet_health)
 
     def complain(self, shard: str, node: str = "", code: str = "") -> None:
-        """A worker has trouble with this shard: look at its servers now, or as soon as LOOK_GAP_S has passed.
+        """A worker has trouble with this shard: check its servers now, or as soon as CHECK_GAP_S has passed.
 
         `node` and `code`: which server has refused something, and with which code, if that is the trouble.
         """
@@ -275,7 +275,7 @@ class HealthMonitor:
                 await complaint.wait()
             finally:
                 timer.cancel()
-            if (gap_s := began + LOOK_GAP_S - loop.time()) > 0:
+            if (gap_s := began + CHECK_GAP_S - loop.time()) > 0:
                 await asyncio.sleep(gap_s)
             complaint.clear()
             began = loop.time()
@@ -283,7 +283,7 @@ class HealthMonitor:
 
     async def _check(self, shard: ShardMonitor, node: Node) -> None:
         monitor = shard.monitor(node)
-        is_news = await shard.look_at(monitor)
+        is_news = await shard.check(monitor)
         self._on_seen(shard.name, is_news)
 
     def _until_tick(self, after_s: float = 0.0) -> float:
@@ -307,7 +307,7 @@ class HealthMonitor:
 
     def __repr__(self) -> str:
         up = sum(monitor.primary.health.reachable for monitor in self._monitors.values())
-        return f"<Watcher {up} of {len(self._monitors)} shards up>"
+        return f"<HealthMonitor {up} of {len(self._monitors)} shards up>"
 
 
 def _lagging(health: NodeHealth, lags: Mapping[str, int]) -> NodeHealth:

@@ -1,4 +1,4 @@
-"""One connection of the watcher to one server, over TLS and with AUTH where the configuration says so.
+"""One connection of the parent to one server, over TLS and with AUTH where the configuration says so.
 
 Commands go out in one write, their replies come back as values, and all of it is bounded: in time by the caller's
 deadline, in memory by REPLY_LIMIT. Framing is protocol.scan's, so nothing is allocated on a header's word; only
@@ -19,10 +19,10 @@ from pyproxy.deadline import Deadline, within
 from pyproxy.shard_map import Node
 
 REPLY_LIMIT = 16 << 20
+"""Bytes of the replies to one call. COMMAND of Valkey 9 is 250 KB, INFO 10 KB; a sampled key may be longer."""
 
 INFO_LIMIT = 128 << 10
-"""Of what a server says of itself at each look, and what all workers are told: twenty times what one says by itself."""
-"""Bytes of the replies to one call. COMMAND of Valkey 9 is 250 KB, INFO 10 KB; a sampled key may be longer."""
+"""Bytes of an INFO, which all workers are sent: more than ten times what a server says by default."""
 
 READ_BYTES = 256 * 1024  # that have come and were not read; then the server waits
 
@@ -130,8 +130,8 @@ class NodeConnection(asyncio.Protocol):
             raise NodeError("reply that nobody asked for")
         return frames
 
-    async def hears(self, within_s: float) -> bool:
-        """Whether a server that was subscribed to says anything within so many seconds; what it says is dropped.
+    async def receives(self, within_s: float) -> bool:
+        """Whether a server that was subscribed to sends anything within so many seconds; what it sends is dropped.
 
         Raises NodeError.
         """

@@ -1,7 +1,7 @@
 """One server, seen through one connection.
 
-A look is PING and INFO within a deadline; what it saw is a NodeHealth (detector.py says what an answer means), and what
-changed is logged. While nothing goes on, INFO is asked for the replication alone, and for the rest seldom.
+A check is PING and INFO within a deadline; what it saw is a NodeHealth (detector.py says what an answer means), and
+what changed is logged. While nothing goes on, INFO is asked for the replication alone, and for the rest seldom.
 
 A primary is also asked, on each connect, for its COMMAND table and for a sample of its keys, most of which must belong
 to its shard, or two endpoints were swapped (key_sample.py).
@@ -21,7 +21,7 @@ from protocol.reply import Error, Value
 from protocol.request import Request
 from pyproxy.access import Access
 from pyproxy.control.health import detector, key_sample
-from pyproxy.control.health.busy import Stretches
+from pyproxy.control.health.busy import BusyServers
 from pyproxy.control.health.node_connection import INFO_LIMIT, NodeConnection, NodeError
 from pyproxy.deadline import within
 from pyproxy.events import Event, emit
@@ -31,10 +31,10 @@ from pyproxy.shard_map import Node, Shard, ShardMap
 DEADLINE_S = 1.0  # of a connect, and of the replies to one question
 SAMPLE_S = 5.0  # of all samples of a primary
 SAMPLES = 20  # per database
-WHOLE_EVERY_S = 10.0  # at most between two looks at all that INFO says
+WHOLE_EVERY_S = 10.0  # at most between two checks with all of INFO
 LITTLE = Request((b"PING",)).frame + Request((b"INFO", b"replication")).frame
 QUIET_BYTES = 14  # of PING, which a primary sends its replicas now and then; the shortest write is longer
-MOST_SAID = 10  # lines about the commands of one server
+MOST_LINES = 10  # about the commands of one server
 COMMANDS_LIMIT = 2 << 20  # bytes of a reply to COMMAND; Valkey 9's is 250 KB
 MOST_COMMANDS = 10_000
 """More than these are not looked at: each costs some microseconds, and meanwhile no other shard is."""
@@ -43,19 +43,19 @@ MOST_COMMANDS = 10_000
 class NodeMonitor:
     """A server that the configuration gives this role (master or slave, as INFO says it).
 
-    `look` is what was seen last. `info` names the sections to ask for; none: the default ones.
+    `health` is what was seen last. `info` names the sections to ask for; none: the default ones.
     """
 
-    def __init__(self, shard: str, node: Node, access: Access, work: Stretches, configured: str, info: bytes) -> None:
+    def __init__(self, shard: str, node: Node, access: Access, work: BusyServers, configured: str, info: bytes) -> None:
         self.node = node
         self._access = access
         self._work = work
         self.health = NodeHealth(str(node))
-        self.info: dict[str, str] = {}  # of the last look that was answered
+        self.info: dict[str, str] = {}  # of the last check that was answered
         self.keyspace: dict[int, dict[str, int]] = {}
         self._shard = shard
         self._configured = configured
-        self.wholes = 0  # looks at all that INFO says
+        self.wholes = 0  # checks with all of INFO
         self.changes = 0  # of what was seen, beside numbers that change by themselves
         self._whole = (b"INFO", info) if info else (b"INFO",)
         self._whole_at = 0.0
@@ -66,13 +66,13 @@ class NodeMonitor:
         self._asked_at = 0.0  # the last question, if only whether it lets us in
 
     def goes_on(self) -> None:
-        """Something does at this server, or somebody has trouble with it: the next look is at all that INFO says."""
+        """Something happens at this server, or somebody has trouble with it: the next check asks for all of INFO."""
         self._goes_on = True
 
     async def check_once(self, replicas: Iterable[NodeHealth] = ()) -> None:
-        """Ask the server, within deadlines, connecting first where needed; `look` then says what came of it.
+        """Ask the server, within deadlines, connecting first where needed; `health` is then what came of it.
 
-        `replicas` are the last looks at those that copy it: they may hold what it has lost.
+        `replicas` are the last checks of those that copy it: they may hold what it has lost.
         """
         kept = self._connection is not None
         try:
@@ -91,7 +91,7 @@ class NodeMonitor:
             asked_at = max(self._asked_at, at - DEADLINE_S)
             now = detector.failed(self.health, asked_at, at, str(exc), exc.silent, self._work.of(str(self.node)))
         if now.reachable:
-            self._work.answered(str(self.node))
+            self._work.server_answered(str(self.node))
         before, self.health = self.health, now
         if before.at_work == now.at_work and detector.timeless(before) == detector.timeless(now):
             return
@@ -109,7 +109,7 @@ class NodeMonitor:
 
     async def _ask(self, connection: NodeConnection, replicas: list[NodeHealth]) -> NodeHealth:
         is_whole = self._goes_on or time.monotonic() - self._whole_at >= WHOLE_EVERY_S
-        self._goes_on = False  # what begins from now on is for the next look
+        self._goes_on = False  # what begins from now on is for the next check
         if not is_whole and (quiet := await self._ask_little(connection)):
             return quiet
         pong, info = await self._put(connection, (b"PING",), self._whole)
@@ -130,7 +130,7 @@ class NodeMonitor:
         )
 
     async def _ask_little(self, connection: NodeConnection) -> NodeHealth | None:
-        """The look, where the replication is as it was: then so is the rest, for a while. Else None."""
+        """The health, where the replication is as it was: then so is the rest, for a while. Else None."""
         self._asked_at = time.monotonic()
         pong, info = await connection.frames(LITTLE, 2, deadline_s=DEADLINE_S, most=INFO_LIMIT)
         at, before = time.monotonic(), self.health
@@ -141,11 +141,11 @@ class NodeMonitor:
             return None
         now = msgspec.structs.replace(before, at=at, answered_at=at)
         if fields:
-            said = {**self.info, **fields}
-            now = detector.answered(before, at, said, self.keyspace, before.misconf)
+            merged = {**self.info, **fields}
+            now = detector.answered(before, at, merged, self.keyspace, before.misconf)
             if detector.goes_on(before, now, QUIET_BYTES):
                 return None
-            self.info = said
+            self.info = merged
             now = msgspec.structs.replace(now, lost_keys=before.lost_keys, noreplicas=before.noreplicas, oom=before.oom)
         if self._is_unsettled:
             await self._settle(connection)
@@ -209,14 +209,14 @@ class NodeMonitor:
 
 
 class PrimaryMonitor(NodeMonitor):
-    """The primary of a shard. `accepts`: its keys are those of this shard, whatever they look like."""
+    """The primary of a shard. `accepts`: its keys are those of this shard, whatever their slots."""
 
     def __init__(
         self,
         shard: Shard,
         shard_map: ShardMap,
         access: Access,
-        work: Stretches,
+        work: BusyServers,
         on_commands: Callable[[], None],
         accepts: bool = False,
     ) -> None:
@@ -277,7 +277,7 @@ class PrimaryMonitor(NodeMonitor):
                 emit(Event.COMMAND_IGNORED, shard=self._shard, node=self.node, command="*", why=why)
             elif isinstance(commands, list) and commands != self.commands:
                 self.commands = commands
-                for name, what in itertools.islice(table.nonsense(commands).items(), MOST_SAID):
+                for name, what in itertools.islice(table.nonsense(commands).items(), MOST_LINES):
                     emit(Event.COMMAND_IGNORED, shard=self._shard, node=self.node, command=name, why=what)
                 self._on_commands()
         self._judge_keys()
@@ -320,6 +320,6 @@ class PrimaryMonitor(NodeMonitor):
         return replies[1] == 1
 
 
-def _text(said: bytes) -> str:
+def _text(data: bytes) -> str:
     """Text of a server, which may be anything: what is not UTF-8 is replaced, so that it can be sent on."""
-    return said.decode(errors="replace")
+    return data.decode(errors="replace")

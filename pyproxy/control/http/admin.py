@@ -102,22 +102,22 @@ async def serving(listener: socket.socket, handlers: Handlers) -> AsyncIterator[
 
     An operator who leaves cancels nothing.
     """
-    talks: set[asyncio.Task[None]] = set()
+    conversations: set[asyncio.Task[None]] = set()
     path = listener.getsockname()
     made = os.stat(path)
 
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        talks.add(task)
+        conversations.add(task)
         try:
             with contextlib.suppress(ConnectionError):
-                await _talk(reader, writer, handlers)
+                await _converse(reader, writer, handlers)
         finally:
-            talks.discard(task)
+            conversations.discard(task)
             writer.close()
 
-    server = await asyncio.start_unix_server(talk, sock=listener, limit=LINE_BYTES)
+    server = await asyncio.start_unix_server(on_connection, sock=listener, limit=LINE_BYTES)
     try:
         yield
     finally:
@@ -125,9 +125,9 @@ async def serving(listener: socket.socket, handlers: Handlers) -> AsyncIterator[
             if os.path.samestat(os.stat(path), made):  # and not that of a successor
                 os.unlink(path)
         server.close()
-        for task in talks:
+        for task in conversations:
             task.cancel()
-        await asyncio.gather(*talks, return_exceptions=True)
+        await asyncio.gather(*conversations, return_exceptions=True)
 
 
 def ask(path: str, command: Command, timeout_s: float) -> Answer:
@@ -149,7 +149,7 @@ def _answers(path: str) -> bool:
         return connection.connect_ex(path) != errno.ECONNREFUSED
 
 
-async def _talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handlers: Handlers) -> None:
+async def _converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handlers: Handlers) -> None:
     while True:
         try:
             line = await reader.readuntil(b"\n")

@@ -34,10 +34,10 @@ def _handler(
     answer: Callable[[State], Answer], state: Callable[[], State]
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(_request: web.Request) -> web.Response:
-        said = answer(state())
+        result = answer(state())
         # a probe that came too late to see the end of a phase must not see it from a cache
-        headers = {"Cache-Control": "no-store", **said.headers}
-        response = web.json_response(said.body, status=said.status, headers=headers)
+        headers = {"Cache-Control": "no-store", **result.headers}
+        response = web.json_response(result.body, status=result.status, headers=headers)
         response.force_close()
         return response
 

@@ -1,13 +1,13 @@
-"""The status of the proxy, as said over HTTP: what the parent knows comes in, a status, headers and JSON go out.
+"""The status of the proxy, as HTTP says it: what the parent knows comes in, a status, headers and JSON go out.
 
-    /livez  /__lbheartbeat__   200: the process runs; nothing behind it is looked at
+    /livez  /__lbheartbeat__   200: the process runs; nothing behind it is checked
     /readyz                    503 while starting or draining, or when no shard can be used; one that cannot is not
                                enough, or one outage would take every proxy out of service at once
     /__heartbeat__             503 while any shard cannot be written to (Dockerflow's form: a check for each shard)
     /shards                    the same, and everything that is known of each shard
 
 The two that say 503 for a shard also say for how long to stay away, as `Retry-After` and `Backoff` in seconds. Pure:
-nothing here listens (server.py does) or asks a server (the watcher did).
+nothing here listens (server.py does) or asks a server (health/ does).
 """
 
 import enum
@@ -140,7 +140,7 @@ def _unless_well(seen: State, body: dict[str, Any]) -> Answer:
 
 
 def _shard(shard: Shard, health: ShardHealth, now: float) -> dict[str, Any]:
-    """One element of /shards; numbers are of the last look that succeeded, and 0 where nothing is known."""
+    """One element of /shards; numbers are of the last check that succeeded, and 0 where nothing is known."""
     return {
         "name": shard.name,
         "node": health.node,
@@ -179,7 +179,7 @@ def _node(health: NodeHealth, is_primary: bool) -> dict[str, Any]:
 
 
 def _alarms(health: ShardHealth) -> list[str]:
-    """What an operator should look at: a line each."""
+    """What needs an operator: a line each."""
     found = [] if state(health) == "up" else [f"{state(health)}: {problem(health)}"]
     found += health.alarms
     if health.stray:

@@ -1,11 +1,11 @@
-"""Settings that clients were told are set: kept, told to all workers, and set on every server.
+"""Settings that clients have set (CONFIG SET): kept, sent to all workers, and set on every server.
 
-    worker ── Configured ──▶ Keeper ──▶ Settings ──▶ all workers            (and the state file)
-           ◀── Settled ──      └──▶ CONFIG SET ──▶ every server, replicas too, as one of them may be primary one day
+    worker ── Configured ──▶ SettingsReconciler ──▶ Settings ──▶ all workers (and the state file)
+           ◀── Settled ────         └──▶ CONFIG SET ──▶ every server; replicas too, as one may be primary one day
 
 A client is answered whatever the servers do; it only waits a moment for the primaries that are up. So a server that
-does not do it can only be an alarm. It is told again when it was away, is another process or has another role, and
-while it has failed. Where servers do not let themselves be told (ElastiCache), they are left alone, and what they are
+does not do it can only be an alarm. The setting is set again when the server was away, is another process or has
+another role, and while that fails. Where servers refuse CONFIG (ElastiCache), they are left alone, and what they are
 set to is all that a client may set.
 
 Which settings, and what values, is not decided here, and nothing is ever read from a server.
@@ -30,34 +30,34 @@ NAME = notifications.SETTING
 """The one that clients may set in any case, and that is compared with what it is fixed to."""
 
 DEADLINE_S = 1.0  # of a connect, and of the replies
-AGAIN_S = 5.0  # after a failure
-ASK_S, ASK_AGAIN_S = 300.0, 15.0  # between two questions what a setting is fixed to; after one without an answer
+RETRY_S = 5.0  # after a failure
+ASK_S, ASK_RETRY_S = 300.0, 15.0  # between two questions what a setting is fixed to; after one without an answer
 
 FixedBy = Callable[[str], Awaitable[str | None]]
 """Promoter.setting."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sitting:
-    """What a server was told, and which process in which role it was then. Another sitting: it must be told again."""
+class DesiredState:
+    """The settings that a server is to have, as this process and in this role. Another one: it must be set again."""
 
     run_id: str
     role: str
-    told: tuple[tuple[str, str], ...]  # name, value
+    settings: tuple[tuple[str, str], ...]  # name, value
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    sitting: Sitting
+    desired: DesiredState
     failure: str = ""
     setting: tuple[str, str] = ("", "")  # name and value of the one that failed
     at: float = 0.0  # CLOCK_MONOTONIC, s
 
 
-class Keeper:
-    """All shards. `state` is what the workers are told; `changed` is called when it is another one.
+class SettingsReconciler:
+    """All shards. `state` is what the workers are sent; `changed` is called when it is another one.
 
-    `fixed_by` asks, for each shard, what a setting is fixed to; `nodes` has the last looks at its servers; `start`
+    `fixed_by` asks, for each shard, what a setting is fixed to; `nodes` has the last checks of its servers; `start`
     has a coroutine run.
     """
 
@@ -66,7 +66,7 @@ class Keeper:
         access: Access,
         fixed_by: Mapping[str, FixedBy],
         nodes: Callable[[str], Mapping[Node, NodeHealth]],
-        told: Mapping[str, str],
+        initial: Mapping[str, str],
         changed: Callable[[], None],
         start: Callable[[Coroutine[Any, Any, None], str], None],
     ) -> None:
@@ -78,9 +78,9 @@ class Keeper:
         self._fixed: dict[str, str | None] = dict.fromkeys(fixed_by)  # by shard; those that are not are taken out
         self._attempts: dict[Node, Attempt] = {}
         self._busy: set[Node] = set()
-        self._again: set[Node] = set()  # somebody may have changed it there since
-        self._waiting: list[Callable[[], None]] = []  # to be told that it is settled
-        self.state = Settings(1, dict(told), self._fixed_settings())
+        self._apply_again: set[Node] = set()  # somebody may have changed it there since
+        self._waiting: list[Callable[[], None]] = []  # for the settings to be settled
+        self.state = Settings(1, dict(initial), self._fixed_settings())
 
     def begin(self) -> None:
         """Find out what is fixed; until then, clients are asked to come again."""
@@ -91,8 +91,8 @@ class Keeper:
         """A client has set this. The last one wins. `settled` is called when no primary that is up is left to tell."""
         self._waiting.append(settled)
         if self.state.told.get(name) == value:
-            # Nothing new, but somebody may have changed it at a server: said again to each at its next look.
-            self._again = {node for each in self._fixed_by for node in self._nodes(each)}
+            # Nothing new, but somebody may have changed it at a server: it is set again at each after its next check.
+            self._apply_again = {node for each in self._fixed_by for node in self._nodes(each)}
             self._settle()
             return
         emit(Event.CONFIG_SET, setting=name, value=value)
@@ -101,41 +101,41 @@ class Keeper:
             self.on_seen(shard)
 
     def on_seen(self, shard: str) -> None:
-        """A server of this shard was looked at: those that do not have what clients were told, are told."""
-        self._tell(shard)
+        """A server of this shard was checked: the settings are set on those that do not have them."""
+        self._apply(shard)
         self._settle()
 
-    def _tell(self, shard: str) -> None:
+    def _apply(self, shard: str) -> None:
         if not self.state.told or shard in self._fixed:
             return
         for node, health in self._nodes(shard).items():
             if not health.reachable:
                 self._attempts.pop(node, None)
-            elif node not in self._busy and self._is_due(node, self._sitting(health)):
+            elif node not in self._busy and self._is_due(node, self._desired(health)):
                 self._busy.add(node)
-                self._again.discard(node)
-                self._start(self._set(shard, node, self._sitting(health)), f"set the settings of {node}")
+                self._apply_again.discard(node)
+                self._start(self._set(shard, node, self._desired(health)), f"set the settings of {node}")
 
     def _settle(self) -> None:
         """Say so to who waits for it, if it is."""
-        if self._waiting and not any(map(self._is_untold, self._fixed_by)):
+        if self._waiting and not any(map(self._is_pending, self._fixed_by)):
             waiting, self._waiting = self._waiting, []
             for settled in waiting:
                 settled()
 
-    def _is_untold(self, shard: str) -> bool:
-        """Whether its primary is up, and neither has nor has refused what clients were told."""
+    def _is_pending(self, shard: str) -> bool:
+        """Whether its primary is up, and neither has nor has refused what clients have set."""
         if shard in self._fixed:
             return False
         healths = self._nodes(shard).items()
         primaries = [
-            (node, self._sitting(health)) for node, health in healths if health.reachable and health.role == "master"
+            (node, self._desired(health)) for node, health in healths if health.reachable and health.role == "master"
         ]
-        return any(self._is_new(node, sitting) for node, sitting in primaries)
+        return any(self._is_new(node, desired) for node, desired in primaries)
 
-    def _is_new(self, node: Node, wanted: Sitting) -> bool:
+    def _is_new(self, node: Node, wanted: DesiredState) -> bool:
         attempt = self._attempts.get(node)
-        return attempt is None or attempt.sitting != wanted
+        return attempt is None or attempt.desired != wanted
 
     def alarms(self, shard: str) -> list[str]:
         """What an operator must know of the settings of this shard."""
@@ -151,30 +151,30 @@ class Keeper:
             found.append(f"{NAME} is '{fixed}' by its parameter group, and clients were told '{value}'")
         return found
 
-    def _sitting(self, health: NodeHealth) -> Sitting:
-        return Sitting(health.run_id, health.role, tuple(sorted(self.state.told.items())))
+    def _desired(self, health: NodeHealth) -> DesiredState:
+        return DesiredState(health.run_id, health.role, tuple(sorted(self.state.told.items())))
 
-    def _is_due(self, node: Node, wanted: Sitting) -> bool:
-        if node in self._again or self._is_new(node, wanted):
+    def _is_due(self, node: Node, wanted: DesiredState) -> bool:
+        if node in self._apply_again or self._is_new(node, wanted):
             return True
         attempt = self._attempts[node]
-        return bool(attempt.failure) and time.monotonic() >= attempt.at + AGAIN_S
+        return bool(attempt.failure) and time.monotonic() >= attempt.at + RETRY_S
 
-    async def _set(self, shard: str, node: Node, sitting: Sitting) -> None:
-        """One attempt at a time: a server is never told two values in an order that nobody knows."""
+    async def _set(self, shard: str, node: Node, desired: DesiredState) -> None:
+        """One attempt at a time: a server never gets two values in an order that nobody knows."""
         try:
-            setting, failure = await self._ask(node, sitting.told)
-            self._note(shard, node, Attempt(sitting, failure, setting, time.monotonic()))
+            setting, failure = await self._ask(node, desired.settings)
+            self._note(shard, node, Attempt(desired, failure, setting, time.monotonic()))
         finally:
             self._busy.discard(node)
         health = self._nodes(shard).get(node)
-        if health is not None and self._is_new(node, self._sitting(health)):
-            self._tell(shard)  # another value by now
+        if health is not None and self._is_new(node, self._desired(health)):
+            self._apply(shard)  # another value by now
         self._settle()
 
-    async def _ask(self, node: Node, told: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], str]:
+    async def _ask(self, node: Node, settings: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], str]:
         """What it did not do, and why; empty: it did all."""
-        commands = [(b"CONFIG", b"SET", name.encode(), value.encode()) for name, value in told]
+        commands = [(b"CONFIG", b"SET", name.encode(), value.encode()) for name, value in settings]
         try:
             connection = await NodeConnection.open(node, self._access, DEADLINE_S)
             try:
@@ -182,8 +182,8 @@ class Keeper:
             finally:
                 connection.close()
         except NodeError as exc:
-            return told[0], str(exc)
-        for setting, reply in zip(told, replies, strict=True):
+            return settings[0], str(exc)
+        for setting, reply in zip(settings, replies, strict=True):
             if isinstance(reply, Error):
                 return setting, reply.line.decode(errors="replace")
         return ("", ""), ""
@@ -207,7 +207,7 @@ class Keeper:
                 if str(exc) != unanswered:
                     unanswered = str(exc)
                     emit(Event.CONFIG_SET_FAILED, shard=shard, setting=NAME, why=unanswered)
-                await asyncio.sleep(ASK_AGAIN_S)
+                await asyncio.sleep(ASK_RETRY_S)
                 continue
             unanswered = ""
             if value is None:
@@ -220,8 +220,8 @@ class Keeper:
             self._publish(self.state.told)
             await asyncio.sleep(ASK_S)
 
-    def _publish(self, told: dict[str, str]) -> None:
-        state = Settings(self.state.version + 1, told, self._fixed_settings())
+    def _publish(self, values: dict[str, str]) -> None:
+        state = Settings(self.state.version + 1, values, self._fixed_settings())
         if (state.told, state.fixed) != (self.state.told, self.state.fixed):
             self.state = state
             self._changed()
@@ -230,4 +230,4 @@ class Keeper:
         return [FixedSetting(shard, NAME, value) for shard, value in self._fixed.items()]
 
     def __repr__(self) -> str:
-        return f"<Keeper {self.state}>"
+        return f"<SettingsReconciler {self.state}>"

@@ -1,8 +1,9 @@
-"""How many clients of which worker are subscribed to what: told by each worker, told to each the sums of all others.
+"""How many clients of which worker are subscribed to what: each worker reports its own, and is sent those of others.
 
-Numbers come in as a worker says them (`hear`), and the beginning and end of workers; out goes, for each worker, what it
-does not know yet, in messages that are not too large, and for each up to where all others know what it said. A number
-that changes twice before it is told is told once. What takes long is a work for `slices.Slices`. Pure: nothing is sent.
+Numbers come in as a worker reports them (`update`), and the beginning and end of workers; out goes, for each worker,
+what it does not know yet, in messages that are not too large, and for each up to where all others know its report. A
+number that changes twice before it is sent is sent once. What takes long is a work for `slices.Slices`. Pure: nothing
+is sent.
 """
 
 from collections import OrderedDict, deque
@@ -13,53 +14,57 @@ from pyproxy.slices import BATCH, batches
 
 BATCH_BYTES = 64 << 10  # of names in one message
 BATCH_NAMES = 500
-OWED_MOST = 1000  # answers that one worker owes; one that does not read owes the last of each other worker's
+MOST_AWAITED = (
+    1000  # acknowledgements that one worker owes; one that does not read owes the last of each other worker's
+)
 
 Numbers = dict[bytes, int]
 
 
 class Worker:
-    """What one worker has said, and what it has been told."""
+    """What one worker has reported, and what it has been sent."""
 
     def __init__(self) -> None:
         self.numbers: tuple[Numbers, Numbers, Numbers] = ({}, {}, {})
-        self.said = 0  # the number of its last message that was heard to its end
-        self.known = 0  # up to here all others know, and it has been told so
-        self.untold: OrderedDict[tuple[int, bytes], None] = OrderedDict()
-        self.told = 0  # changes; the number of the last message to it
-        self.heard = 0  # what it has answered to
-        self.ready = False  # it serves clients: the others wait until it has heard
-        self.owed: deque[tuple[int, Worker, int]] = deque()  # (number to it, another, number of what that one said)
-        self.knows: dict[Worker, int] = {}  # of what the others said
+        self.last_number = 0  # the number of its last message that was counted
+        self.known = 0  # up to here all others know, and it was sent that
+        self.unsent: OrderedDict[tuple[int, bytes], None] = OrderedDict()
+        self.sent = 0  # changes; the number of the last message to it
+        self.acknowledged = 0  # what it has answered to
+        self.ready = False  # it serves clients: the others wait until it has acknowledged
+        self.awaited: deque[tuple[int, Worker, int]] = (
+            deque()
+        )  # (number to it, another, number of what that one reported)
+        self.knows: dict[Worker, int] = {}  # of what the others reported
 
 
-class Sums:
+class SubscriptionCounts:
     """All workers, by their index. Channels, patterns and shard channels have nothing to do with each other."""
 
     def __init__(self) -> None:
         self._workers: dict[int, Worker] = {}
         self._total: tuple[Numbers, Numbers, Numbers] = ({}, {}, {})
 
-    def began(self, worker: int) -> Iterator[int]:
+    def worker_started(self, worker: int) -> Iterator[int]:
         """It has no subscribers, and knows of none."""
         new = self._workers[worker] = Worker()
         for sort, names in enumerate(self._total):
             for some in batches(list(names)):
                 for name in some:
-                    new.untold[sort, name] = None
+                    new.unsent[sort, name] = None
                 yield len(some)
         for each in self._workers.values():
-            self._owe(new, each)
+            self._await(new, each)
 
     def ready(self, worker: int) -> None:
         """It serves clients from now on."""
         if worker in self._workers:
             self._workers[worker].ready = True
 
-    def ended(self, worker: int) -> Iterator[int]:
+    def worker_ended(self, worker: int) -> Iterator[int]:
         gone = self._workers.pop(worker, None)
         for each in self._workers.values():
-            each.owed = deque(owed for owed in each.owed if owed[1] is not gone)
+            each.awaited = deque(awaited for awaited in each.awaited if awaited[1] is not gone)
             if gone is not None:
                 each.knows.pop(gone, None)
         for sort, names in enumerate(gone.numbers if gone else ()):
@@ -70,12 +75,12 @@ class Sums:
                     self._change(worker, sort, name, -count)
                 yield some * max(len(self._workers), 1)
 
-    def hear(self, worker: int, said: Subscribers) -> Iterator[int]:
+    def update(self, worker: int, message: Subscribers) -> Iterator[int]:
         own = self._workers.get(worker)
         if own is None:
             return
-        for sort, told in enumerate((said.channels, said.patterns, said.shard_channels)):
-            for some in batches(told.items()):
+        for sort, sent in enumerate((message.channels, message.patterns, message.shard_channels)):
+            for some in batches(sent.items()):
                 if self._workers.get(worker) is not own:
                     return  # its numbers are gone with it
                 for name, count in some:
@@ -87,9 +92,9 @@ class Sums:
                     if change:
                         self._change(worker, sort, name, change)
                 yield len(some) * max(len(self._workers) - 1, 1)
-        own.said = said.number
+        own.last_number = message.number
         for each in self._workers.values():
-            self._owe(each, own)
+            self._await(each, own)
 
     def _change(self, worker: int, sort: int, name: bytes, change: int) -> None:
         total = self._total[sort].get(name, 0) + change
@@ -99,55 +104,55 @@ class Sums:
             self._total[sort].pop(name, None)
         for other, each in self._workers.items():
             if other != worker:
-                each.untold[sort, name] = None
+                each.unsent[sort, name] = None
 
     def has_news(self, worker: int) -> bool:
-        return worker in self._workers and bool(self._workers[worker].untold)
+        return worker in self._workers and bool(self._workers[worker].unsent)
 
     def news(self, worker: int) -> Subscribers:
         """What it does not know yet, or the first part of it."""
         each = self._workers[worker]
-        told: tuple[Numbers, Numbers, Numbers] = ({}, {}, {})
+        sent: tuple[Numbers, Numbers, Numbers] = ({}, {}, {})
         size = names = 0
-        while each.untold and size <= BATCH_BYTES and names < BATCH_NAMES:
-            (sort, name), _ = each.untold.popitem(last=False)
-            each.told += 1
+        while each.unsent and size <= BATCH_BYTES and names < BATCH_NAMES:
+            (sort, name), _ = each.unsent.popitem(last=False)
+            each.sent += 1
             names += 1
-            told[sort][name] = self._total[sort].get(name, 0) - each.numbers[sort].get(name, 0)
+            sent[sort][name] = self._total[sort].get(name, 0) - each.numbers[sort].get(name, 0)
             size += len(name) + 16
-        return Subscribers(*told, each.told)
+        return Subscribers(*sent, each.sent)
 
     # --- who knows what ---
 
-    def answered(self, worker: int, number: int) -> None:
-        """It has heard what it was told up to this number."""
+    def acknowledged(self, worker: int, number: int) -> None:
+        """It has received what it was sent up to this number."""
         each = self._workers.get(worker)
         if each is not None:
-            each.heard = max(each.heard, number)
+            each.acknowledged = max(each.acknowledged, number)
             self._settle(each)
 
-    def _owe(self, worker: Worker, other: Worker) -> None:
-        """It is to hear what another has said up to now."""
+    def _await(self, worker: Worker, other: Worker) -> None:
+        """It is to receive what another has reported up to now."""
         if worker is not other:
-            worker.owed.append((worker.told + len(worker.untold), other, other.said))
-            if len(worker.owed) > OWED_MOST:
-                last = {said: (number, said, up_to) for number, said, up_to in worker.owed}
-                worker.owed = deque(sorted(last.values(), key=lambda owed: owed[0]))
+            worker.awaited.append((worker.sent + len(worker.unsent), other, other.last_number))
+            if len(worker.awaited) > MOST_AWAITED:
+                last = {message: (number, message, up_to) for number, message, up_to in worker.awaited}
+                worker.awaited = deque(sorted(last.values(), key=lambda awaited: awaited[0]))
             self._settle(worker)
 
     def _settle(self, each: Worker) -> None:
-        while each.owed and each.owed[0][0] <= each.heard:
-            _, other, number = each.owed.popleft()
+        while each.awaited and each.awaited[0][0] <= each.acknowledged:
+            _, other, number = each.awaited.popleft()
             each.knows[other] = number
 
     def known(self) -> Iterator[tuple[int, int]]:
-        """For each worker of which the others know more than it was told: it, and the number up to where they do."""
+        """For each worker of which the others know more than it was sent: it, and the number up to where they do."""
         for worker, own in self._workers.items():
             others = [each for each in self._workers.values() if each is not own and each.ready]
-            number = min((each.knows.get(own, 0) for each in others), default=own.said)
+            number = min((each.knows.get(own, 0) for each in others), default=own.last_number)
             if number > own.known:
                 own.known = number
                 yield worker, number
 
     def __repr__(self) -> str:
-        return f"<Sums of {len(self._workers)} workers, {sum(map(len, self._total))} names>"
+        return f"<SubscriptionCounts of {len(self._workers)} workers, {sum(map(len, self._total))} names>"

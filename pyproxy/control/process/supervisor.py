@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from pyproxy.channel import Channel, encoded
-from pyproxy.control.process.subscriptions import BATCH_NAMES, Sums
+from pyproxy.control.process.subscriptions import BATCH_NAMES, SubscriptionCounts
 from pyproxy.deadline import within
 from pyproxy.events import Event, emit
 from pyproxy.messages import (
@@ -52,7 +52,7 @@ STEADY_S = 10.0  # a worker that lived so long did not fail at its start
 READY_S = 30.0  # from the start of the process; a loaded machine takes seconds to import
 CLOSED_S = 2.0  # from the end of its channel to the end of its process
 DRAIN_SLACK_S = 1.0
-SHARE_S = 0.02  # until a worker that does not read is told again of subscribers
+SHARE_S = 0.02  # until a worker that does not read is sent the numbers of subscribers again
 
 
 class Worker:
@@ -119,18 +119,18 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._killing = False
         self._drain_s = 0.0
-        self._sums = Sums()
+        self._subscriptions = SubscriptionCounts()
         self._slices = Slices()
-        self._hearing = Line(self._slices)  # of numbers, and of workers that begin and end, in order
+        self._counting = Line(self._slices)  # of numbers, and of workers that begin and end, in order
         self._sharing = False
 
     async def run(self) -> None:
         """Keep all workers alive until `drain` or `kill`; returns when none is left. Cancelled, it kills them."""
         async with asyncio.TaskGroup() as group:
             enforcer = group.create_task(self._enforce_drain(), name="drain")
-            async with asyncio.TaskGroup() as keepers:
+            async with asyncio.TaskGroup() as supervised:
                 for index in range(self._page.workers):
-                    keepers.create_task(self._keep(index), name=f"worker {index}")
+                    supervised.create_task(self._keep_running(index), name=f"worker {index}")
             enforcer.cancel()
 
     def broadcast(self, message: Message) -> None:
@@ -139,7 +139,7 @@ class Supervisor:
             if worker.channel is not None:
                 worker.channel.send(message, body)
 
-    def tell_each(self, message: Callable[[int], Message]) -> None:
+    def send_each(self, message: Callable[[int], Message]) -> None:
         """Send each worker what this makes for its index."""
         for index, worker in self._workers.items():
             if worker.channel is not None:
@@ -151,11 +151,11 @@ class Supervisor:
         With a shard: and owes no answer to a write of it. A worker that ends is not waited for: its successor begins
         with the present states.
         """
-        return await self._laggards(lambda said: said.version < version or shard in said.busy, deadline_s)
+        return await self._laggards(lambda applied: applied.version < version or shard in applied.busy, deadline_s)
 
-    async def all_hear(self, shard: str, deadline_s: float) -> list[int]:
+    async def all_subscribed(self, shard: str, deadline_s: float) -> list[int]:
         """Wait until every worker has what its clients are subscribed to at this shard -> those that do not in time."""
-        return await self._laggards(lambda said: shard in said.deaf, deadline_s)
+        return await self._laggards(lambda applied: shard in applied.deaf, deadline_s)
 
     async def _laggards(self, is_late: Callable[[Applied], bool], deadline_s: float) -> list[int]:
         """Those of which that is so at the end, or after so long."""
@@ -164,20 +164,20 @@ class Supervisor:
             running = [(index, worker) for index, worker in self._workers.items() if worker.channel is not None]
             return [index for index, worker in running if is_late(worker.applied)]
 
-        heard = asyncio.Event()
-        self._waiting.add(heard)
+        changed = asyncio.Event()
+        self._waiting.add(changed)
         try:
             async with within(deadline_s):
                 while late():
-                    await heard.wait()
-                    heard.clear()
+                    await changed.wait()
+                    changed.clear()
         except TimeoutError:
             pass
         finally:
-            self._waiting.discard(heard)
+            self._waiting.discard(changed)
         return late()
 
-    def _heard(self) -> None:
+    def _wake_waiting(self) -> None:
         for waiting in self._waiting:
             waiting.set()
 
@@ -210,7 +210,7 @@ class Supervisor:
         for worker in self._workers.values():
             worker.kill(f"not drained within {self._drain_s:g} s")
 
-    async def _keep(self, index: int) -> None:
+    async def _keep_running(self, index: int) -> None:
         pause_s = RESTART_MIN_S
         while not self._stopping.is_set():
             started = time.monotonic()
@@ -220,10 +220,10 @@ class Supervisor:
                 status = f"not started: {exc.strerror}"
             finally:
                 self._workers.pop(index, None)
-                self._hear(self._sums.ended(index))
+                self._count(self._subscriptions.worker_ended(index))
                 self._on_work(index, None)
                 self._page.retire(index)
-                self._heard()
+                self._wake_waiting()
             if self._stopping.is_set():
                 return
             if time.monotonic() - started >= STEADY_S:
@@ -269,7 +269,7 @@ class Supervisor:
         channel.send(self._setup(worker.index))
         for state in self._states():
             channel.send(state)
-        self._hear(self._began(worker))
+        self._count(self._on_started(worker))
         if self._killing:  # said while the process was being started
             worker.kill("told to stop at once")
         elif self._stopping.is_set():
@@ -299,14 +299,14 @@ class Supervisor:
         match message:
             case Ready():
                 worker.ready.set()
-                self._hear(self._ready(worker))
+                self._count(self._ready(worker))
                 emit(Event.WORKER_READY, index=worker.index, pid=worker.process.pid)
                 self._were_ready.add(worker.index)
                 if len(self._were_ready) == self._page.workers:
                     self.all_ready.set()
             case Applied():
                 worker.applied = message
-                self._heard()
+                self._wake_waiting()
             case Holding():
                 worker.holding = message
             case AtWork():
@@ -326,36 +326,36 @@ class Supervisor:
             case ScriptsFlushed():
                 self._on_script(message)
             case Subscribers():
-                self._hear(self._said(worker, message))
+                self._count(self._said(worker, message))
             case SubscribersKnown(number=number):
-                self._hear(self._answered(worker, number))
+                self._count(self._on_acknowledged(worker, number))
             case Complaint(shard=shard, node=node, what=what):
                 emit(Event.COMPLAINT, index=worker.index, shard=shard, node=node, what=what)
                 self._on_complaint(message)
 
     # --- who is subscribed to what ---
 
-    def _hear(self, work: Iterator[int]) -> None:
-        self._hearing.run(work)
+    def _count(self, work: Iterator[int]) -> None:
+        self._counting.run(work)
         self._share_soon()
 
-    def _began(self, worker: Worker) -> Iterator[int]:
+    def _on_started(self, worker: Worker) -> Iterator[int]:
         if self._workers.get(worker.index) is worker:
             worker.counted = True
-            yield from self._sums.began(worker.index)
+            yield from self._subscriptions.worker_started(worker.index)
 
     def _said(self, worker: Worker, message: Subscribers) -> Iterator[int]:
         if self._workers.get(worker.index) is worker:
-            yield from self._sums.hear(worker.index, message)
+            yield from self._subscriptions.update(worker.index, message)
 
     def _ready(self, worker: Worker) -> Iterator[int]:
         if self._workers.get(worker.index) is worker:
-            self._sums.ready(worker.index)
+            self._subscriptions.ready(worker.index)
         yield 1
 
-    def _answered(self, worker: Worker, number: int) -> Iterator[int]:
+    def _on_acknowledged(self, worker: Worker, number: int) -> Iterator[int]:
         if self._workers.get(worker.index) is worker:
-            self._sums.answered(worker.index, number)
+            self._subscriptions.acknowledged(worker.index, number)
         yield 1
 
     def _share_soon(self, in_s: float = 0.0) -> None:
@@ -371,20 +371,20 @@ class Supervisor:
             for worker in list(self._workers.values()):
                 if self._share_with(worker):
                     more = True
-                    yield BATCH_NAMES // 2  # they only have to be looked up
-            for index, number in self._sums.known():
+                    yield BATCH_NAMES // 2  # they are found at once
+            for index, number in self._subscriptions.known():
                 channel = self._workers[index].channel if index in self._workers else None
                 if channel is not None:
                     channel.send(SubscribersKnown(number))
         self._sharing = False
-        if any(self._sums.has_news(index) for index in self._workers):
+        if any(self._subscriptions.has_news(index) for index in self._workers):
             self._share_soon(SHARE_S)
 
     def _share_with(self, worker: Worker) -> bool:
         channel = worker.channel
-        if channel is None or channel.congested or not worker.counted or not self._sums.has_news(worker.index):
+        if channel is None or channel.congested or not worker.counted or not self._subscriptions.has_news(worker.index):
             return False
-        channel.send(self._sums.news(worker.index))
+        channel.send(self._subscriptions.news(worker.index))
         return True
 
     def __repr__(self) -> str:

@@ -1,13 +1,13 @@
 """Ways to give a shard another primary: one file each, behind one small interface.
 
 A promoter follows whoever decides (`run`), and where it may act itself it does so once when it is told to (`promote`,
-`hand_over`, `tidy`). When to act, whom to promote, and what clients see meanwhile is not its business: that is
+`hand_over`, `reconfigure`). When to act, whom to promote, and what clients see meanwhile is not its business: that is
 machine.py. Nothing here is ever in the path of a request.
 
-    run        whoever decides ──▶ announce(Announcement): "this node is the primary, by this epoch"
-    promote    the primary is lost: make the candidate the primary, as well as that can be done without it
-    hand_over  all are well, and no write is out: the candidate takes over with everything
-    tidy       some servers are not replicas of the primary: make them so; the one that was lost may have come back
+    run          whoever decides ──▶ announce(Announcement): "this node is the primary, by this epoch"
+    promote      the primary is lost: make the candidate the primary, as well as that can be done without it
+    hand_over    all are well, and no write is out: the candidate takes over with everything
+    reconfigure  some servers are not replicas of the primary: make them so; the one that was lost may have come back
 """
 
 import importlib
@@ -23,7 +23,7 @@ from pyproxy.shard_map import Node, Shard
 class PromotionFailed(Exception):
     """What happened instead, for operators. `again`: another attempt, or another candidate, may succeed.
 
-    Raised only where the candidate was surely not made primary, or where looking at the servers will tell.
+    Raised only where the candidate was surely not made primary, or where a health check will tell.
     """
 
     def __init__(self, why: str, again: bool = True) -> None:
@@ -79,14 +79,14 @@ class Promoter:
         raise PromotionFailed("nobody promotes here", again=False)
 
     async def setting(self, name: str) -> str | None:
-        """What this setting is on its servers where they do not let themselves be told; None: they do, by CONFIG SET.
+        """What this setting is on its servers where CONFIG SET is not allowed; None: it is allowed.
 
         Asked again now and then. Raises PromotionFailed if that cannot be known now.
         """
         return None
 
-    async def tidy(self, primary: NodeHealth, strays: Sequence[NodeHealth]) -> None:
-        """Make replicas of the primary of these. Raises nothing: what fails is tried again at the next look."""
+    async def reconfigure(self, primary: NodeHealth, not_following: Sequence[NodeHealth]) -> None:
+        """Make these servers replicas of the primary. Raises nothing: what fails is tried again later."""
 
 
 Announce = Callable[[Announcement], None]

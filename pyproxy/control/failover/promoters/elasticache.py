@@ -32,7 +32,7 @@ from pyproxy.shard_map import Node, Shard
 
 THREADS = 4
 NODE_S = 1.0  # for a server to connect, and to answer
-CHECK_S = 0.25  # between looks at a candidate, of which MASTERS in a row must say role:master
+CHECK_S = 0.25  # between two checks of a candidate, of which MASTERS in a row must say role:master
 MASTERS = 2
 QUIET_S = 30.0  # after AWS was asked, until it is believed that it never will
 IN_STEP_S = 1.0  # for a replica to have all that its primary has, when no write is out
@@ -106,8 +106,8 @@ class Wish:
     """What AWS was asked for, by us or by somebody else, until it is so or surely will not be."""
 
     node: Node
-    at: float = float("inf")  # when AWS had heard of it, CLOCK_MONOTONIC, s: what it said before says nothing of it
-    masters: int = 0  # looks in a row at which it said role:master
+    at: float = float("inf")  # when AWS was asked, CLOCK_MONOTONIC, s: an earlier description says nothing of it
+    masters: int = 0  # checks in a row at which its role was master
     over: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """Why it will not be; empty: it is."""
 
@@ -160,9 +160,9 @@ class ElastiCachePromoter(Promoter):
                     group = await self._groups.described(self._name)
                 else:
                     group = await self._groups.listed(self._name, 0.8 * self._options.poll_s)
-                await self._heard(group, at)
+                await self._on_described(group, at)
             except ApiError as exc:
-                self._unheard(str(exc))
+                self._on_api_error(str(exc))
             in_peace_s = self._options.poll_s * random.uniform(0.8, 1.2)  # not all proxies at once
             await _pause(self._woken, self._options.trouble_poll_s if self._in_trouble else in_peace_s)
 
@@ -184,7 +184,7 @@ class ElastiCachePromoter(Promoter):
         """A change is near, or under way: AWS is asked more often."""
         return self._wish is not None or self._troubled or (self._group is not None and not self._group.idle)
 
-    async def _heard(self, group: Group, at: float) -> None:
+    async def _on_described(self, group: Group, at: float) -> None:
         """AWS described the group when it was asked at this time: believe its primary, unless that is old news."""
         if self._error:
             emit(Event.ELASTICACHE_BACK, group=self._name)
@@ -192,28 +192,28 @@ class ElastiCachePromoter(Promoter):
         if at < self._group_at:  # the answer to a later question was here first
             return
         self._group, self._group_at = group, at
-        said = group.primary
-        if said is None:
+        named = group.primary
+        if named is None:
             return
-        if said != self._late:
+        if named != self._late:
             self._late = None
-        wished = self._wish is not None and said == self._wish.node  # then the loop that asks the servers will tell
-        if self._believed is None or (said != self._believed and not wished and await self._outdone_by(said)):
-            self._believe(said)
+        wished = self._wish is not None and named == self._wish.node  # then the loop that asks the servers will tell
+        if self._believed is None or (named != self._believed and not wished and await self._outdone_by(named)):
+            self._believe(named)
 
-    async def _outdone_by(self, said: Node) -> bool:
+    async def _outdone_by(self, named: Node) -> bool:
         """Whether this one is the primary, and not the one that is believed to be."""
-        if await self._role(said) != "master":
+        if await self._role(named) != "master":
             return False  # not yet, or not any more
-        return said != self._late or (self._believed is not None and await self._role(self._believed) != "master")
+        return named != self._late or (self._believed is not None and await self._role(self._believed) != "master")
 
-    def _unheard(self, error: str) -> None:
+    def _on_api_error(self, error: str) -> None:
         if error != self._error:
             emit(Event.ELASTICACHE_LOST, group=self._name, error=error)
             self._error = error
 
     def _judge(self, wish: Wish, role: str) -> None:
-        """What became of a wish, now that its candidate was looked at."""
+        """What became of a wish, now that its candidate was checked."""
         wish.masters = wish.masters + 1 if role == "master" else 0
         group = self._group
         if group is None or self._group_at < wish.at:
@@ -247,10 +247,10 @@ class ElastiCachePromoter(Promoter):
         try:
             connection = await NodeConnection.open(Node.parse(node), self._access, NODE_S)
             with contextlib.closing(connection):
-                (said,) = await connection.ask((b"INFO", b"replication"), deadline_s=NODE_S)
+                (reply,) = await connection.ask((b"INFO", b"replication"), deadline_s=NODE_S)
         except NodeError:
             return {}
-        return detector.parse_info(said.decode(errors="replace"))[0] if isinstance(said, bytes) else {}
+        return detector.parse_info(reply.decode(errors="replace"))[0] if isinstance(reply, bytes) else {}
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
@@ -271,7 +271,7 @@ class ElastiCachePromoter(Promoter):
             group = await self._groups.described(self._name)
         except ApiError as exc:
             raise PromotionFailed(str(exc)) from None
-        await self._heard(group, at)
+        await self._on_described(group, at)
         if group.refusal:
             raise PromotionFailed(group.refusal, again=False)
         wish = self._wish or self._begun(group, case) or await self._ask(group, case)
@@ -313,7 +313,7 @@ class ElastiCachePromoter(Promoter):
             if not exc.unknown:
                 self._wish = None
                 raise PromotionFailed(str(exc), again=exc.code not in FOR_GOOD) from None
-            self._unheard(str(exc))
+            self._on_api_error(str(exc))
         finally:
             wish.at = time.monotonic()
         return wish
@@ -328,8 +328,8 @@ class ElastiCachePromoter(Promoter):
             if primary.get("role") == "master" and offset >= wanted and link == "up":
                 return
             if time.monotonic() > deadline:
-                said = f"is at {offset} with link {link}, its primary at {wanted}"
-                raise PromotionFailed(f"{case.candidate.node} {said}")
+                state = f"is at {offset} with link {link}, its primary at {wanted}"
+                raise PromotionFailed(f"{case.candidate.node} {state}")
             await asyncio.sleep(CHECK_S / 10)
 
     def __repr__(self) -> str:

@@ -4,8 +4,8 @@ A Case comes in, with the candidate already chosen; commands to its servers go o
 within a deadline. A server is told of another by the host and port that the configuration gives: the servers must reach
 each other by those.
 
-REPLICAOF NO ONE is sent once and never again: where no reply comes, the candidate is looked at, and what it says is
-what is said here. Once it is a primary, that is success: whatever else fails is logged, and left to `tidy`. A server is
+REPLICAOF NO ONE is sent once and never again: where no reply comes, the candidate is checked, and its role is the
+outcome. Once it is a primary, that is success: whatever else fails is logged, and left to `reconfigure`. A server is
 never made a replica of one that was not seen to be a primary just before.
 """
 
@@ -26,14 +26,14 @@ from pyproxy.messages import NodeHealth
 from pyproxy.shard_map import Node, Shard
 
 STEP_S = 1.0  # for one connection, or one command
-LEAST_S = 0.05  # for a step that cannot be left out, such as a look at what became of REPLICAOF NO ONE
+LEAST_S = 0.05  # for a step that cannot be left out, such as the check of what became of REPLICAOF NO ONE
 FENCE_S = 0.3  # for an old primary to take notice: it mostly does not answer
 FENCED_S = 60.0  # for which it then takes no write, unless it is demoted before
 UNPAUSE_AGAIN_S = 0.5  # between two attempts to end a pause that is in the way
 CATCH_UP_S = 1.0  # for a candidate to have all that the paused primary has
 HAND_OVER_S = 4.0  # for all of it
 PAUSE_S = 5.0  # of writes meanwhile: it ends by itself, but not before we do
-FIRST_POLL_S, MOST_POLL_S = 0.001, 0.02  # between looks at a candidate that catches up
+FIRST_POLL_S, MOST_POLL_S = 0.001, 0.02  # between two checks of a candidate that catches up
 
 
 class _Refused(NodeError):
@@ -112,7 +112,7 @@ class ReplicaOf(Promoter):
         self._shard = shard
         self._deadline_s = deadline_s
         self._access = access
-        self._failures: dict[str, str] = {}  # of `tidy` by server, each logged once
+        self._failures: dict[str, str] = {}  # of `reconfigure` by server, each logged once
         self._paused = ""  # a primary that was left paused, though it is to take writes
         self._left_paused = asyncio.Event()
         self._pausing = asyncio.Lock()  # a pause is not ended by who wanted to end the one before
@@ -198,7 +198,7 @@ class ReplicaOf(Promoter):
         """The old primary follows the new one, and only then goes on: writes that wait are answered -READONLY.
 
         Its clients stay connected, as a lost connection leaves a write uncertain. If this fails, its pause lasts until
-        `tidy` makes it a replica, or ends by itself.
+        `reconfigure` makes it a replica, or ends by itself.
         """
         try:
             await old.follow(new)
@@ -211,25 +211,27 @@ class ReplicaOf(Promoter):
 
     # --- afterwards ---------------------------------------------------------------------------------------------------
 
-    async def tidy(self, primary: NodeHealth, strays: Sequence[NodeHealth]) -> None:
+    async def reconfigure(self, primary: NodeHealth, not_following: Sequence[NodeHealth]) -> None:
         clock = _Clock(self._deadline_s)
         try:
             async with self._connected(primary.node, clock) as server:
                 now = await server.check_health()
         except NodeError:
-            return  # which the watcher sees, and says
+            return  # the health monitor sees and logs that
         # One that restarted has lost what its servers have, and would have them throw it away.
         if now.role == "master" and (now.run_id, now.replid) == (primary.run_id, primary.replid):
-            await asyncio.gather(*(self._convert(stray.node, Node.parse(primary.node), clock) for stray in strays))
+            await asyncio.gather(
+                *(self._convert(replica.node, Node.parse(primary.node), clock) for replica in not_following)
+            )
 
-    async def _convert(self, stray: str, primary: Node, clock: _Clock) -> None:
+    async def _convert(self, replica: str, primary: Node, clock: _Clock) -> None:
         """Done in one piece, as Sentinel does (sentinel.c, sentinelSendSlaveOf): no client writes to it in between.
 
         CLIENT KILL leaves out who asks. The pause is our own fence: a replica that is paused does not even apply what
         its primary sends.
         """
         try:
-            async with self._connected(stray, clock) as server:
+            async with self._connected(replica, clock) as server:
                 now = await server.check_health()
                 if _follows(now, primary):
                     return
@@ -243,15 +245,15 @@ class ReplicaOf(Promoter):
                     (b"EXEC",),
                 )
                 if not isinstance(done, list) or not done or isinstance(done[0], Error):
-                    raise NodeError(f"{stray}: {_text(done[0] if isinstance(done, list) and done else done)}")
+                    raise NodeError(f"{replica}: {_text(done[0] if isinstance(done, list) and done else done)}")
         except NodeError as exc:
-            if self._failures.get(stray) != str(exc):
-                self._failures[stray] = str(exc)
-                self._failed(stray, "REPLICAOF", exc)
+            if self._failures.get(replica) != str(exc):
+                self._failures[replica] = str(exc)
+                self._failed(replica, "REPLICAOF", exc)
             return
-        self._failures.pop(stray, None)
+        self._failures.pop(replica, None)
         event = Event.CONVERT_TO_SLAVE if now.role == "master" else Event.FIX_SLAVE_CONFIG
-        emit(event, shard=self._shard, node=stray, primary=primary, was=now.master or now.role)
+        emit(event, shard=self._shard, node=replica, primary=primary, was=now.master or now.role)
 
     # --- steps --------------------------------------------------------------------------------------------------------
 

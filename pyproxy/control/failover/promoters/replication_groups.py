@@ -89,20 +89,22 @@ class Group:
     token: bool = False  # a password is asked for
 
     @classmethod
-    def parse(cls, said: Mapping[str, Any]) -> Self:
+    def parse(cls, description: Mapping[str, Any]) -> Self:
         """From an entry of ReplicationGroups, as boto3 gives it."""
-        nodes = said.get("NodeGroups") or [{}]
-        statuses = [said.get("Status", ""), nodes[0].get("Status", "available")]
+        nodes = description.get("NodeGroups") or [{}]
+        statuses = [description.get("Status", ""), nodes[0].get("Status", "available")]
         return cls(
-            id=said["ReplicationGroupId"],
+            id=description["ReplicationGroupId"],
             status=next((each for each in statuses if each != "available"), "available"),
             members=tuple(_members(nodes[0])),
-            pending=said.get("PendingModifiedValues", {}).get("PrimaryClusterId", ""),
-            automatic_failover=said.get("AutomaticFailover", "disabled"),
-            multi_az=said.get("MultiAZ", "disabled"),
-            cluster_mode=bool(said.get("ClusterEnabled")) or len(nodes) > 1,
-            tls=said.get("TransitEncryptionMode", "required") if said.get("TransitEncryptionEnabled") else "off",
-            token=bool(said.get("AuthTokenEnabled")),
+            pending=description.get("PendingModifiedValues", {}).get("PrimaryClusterId", ""),
+            automatic_failover=description.get("AutomaticFailover", "disabled"),
+            multi_az=description.get("MultiAZ", "disabled"),
+            cluster_mode=bool(description.get("ClusterEnabled")) or len(nodes) > 1,
+            tls=description.get("TransitEncryptionMode", "required")
+            if description.get("TransitEncryptionEnabled")
+            else "off",
+            token=bool(description.get("AuthTokenEnabled")),
         )
 
     @property
@@ -132,11 +134,11 @@ class Group:
 
 
 def _members(node_group: Mapping[str, Any]) -> Iterator[Member]:
-    for said in node_group.get("NodeGroupMembers", ()):
-        endpoint = said.get("ReadEndpoint")
+    for description in node_group.get("NodeGroupMembers", ()):
+        endpoint = description.get("ReadEndpoint")
         if endpoint:
             node = Node(endpoint["Address"], endpoint["Port"])
-            yield Member(said["CacheClusterId"], node, said.get("CurrentRole") == "primary")
+            yield Member(description["CacheClusterId"], node, description.get("CurrentRole") == "primary")
 
 
 class Api:
@@ -176,9 +178,9 @@ class Api:
             pages = self._asker().get_paginator("describe_cache_parameters")
             of = cluster["CacheParameterGroup"]["CacheParameterGroupName"]
             for page in pages.paginate(CacheParameterGroupName=of, PaginationConfig={"PageSize": PAGE}):
-                for said in page["Parameters"]:
-                    if said["ParameterName"] == name:
-                        return str(said.get("ParameterValue", ""))
+                for description in page["Parameters"]:
+                    if description["ParameterName"] == name:
+                        return str(description.get("ParameterValue", ""))
         return ""
 
     def _described(self, group: str) -> Group:

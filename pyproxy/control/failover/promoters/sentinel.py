@@ -1,4 +1,4 @@
-"""Sentinels decide: what they say is followed, and a planned promotion is asked of them.
+"""Sentinels decide. Their primary is followed, and a planned hand-over is asked of them.
 
 The Sentinels of `[sentinel]` come in; announcements go out, of the server that they name and its config-epoch. Nobody
 is promoted here, nor made a replica of any but whom they announced: they would undo it.
@@ -34,7 +34,7 @@ NOT_COORDINATED = b"ERR wrong number of arguments"
 """What Sentinels of Redis, and of Valkey before 9, answer to SENTINEL FAILOVER name COORDINATED."""
 
 
-CATCH_UP_POLL_S = 0.005  # between looks at a replica that has yet to get what its paused primary has
+CATCH_UP_POLL_S = 0.005  # between two checks of a replica that has yet to get what its paused primary has
 
 
 class _NotCoordinatedError(Exception):
@@ -55,7 +55,7 @@ def make(shard: Shard, config: Config, access: Access, announce: Announce) -> Pr
 
 
 class SentinelPromoter(Promoter):
-    """Of one shard. `take` is told each claim by the followers, which all shards of a configuration share."""
+    """Of one shard. The followers give each claim to `take`, which all shards of a configuration share."""
 
     is_authority = True
     hands_over = True
@@ -70,7 +70,7 @@ class SentinelPromoter(Promoter):
         self._servers = servers
         self._majority = len(config.sentinel.nodes) // 2 + 1
         self._announce = announce
-        self._said: dict[Node, Claim] = {}  # by Sentinel, its last; only until one is announced
+        self._claims: dict[Node, Claim] = {}  # by Sentinel, its last; only until one is announced
         self._claim: Claim | None = None  # as announced, and
         self._primary: Node | None = None  # what that is in the configuration
         self._announced = asyncio.Event()
@@ -83,10 +83,10 @@ class SentinelPromoter(Promoter):
     async def take(self, sentinel: Node, claim: Claim) -> str:
         """Announce it if it is news. Returns why it is disregarded; empty: it is not, or is only old."""
         if self._claim is None:
-            self._said[sentinel] = claim
-            if len(self._said) < self._majority:
+            self._claims[sentinel] = claim
+            if len(self._claims) < self._majority:
                 return ""
-            sentinel, claim = max(self._said.items(), key=lambda said: said[1].epoch)
+            sentinel, claim = max(self._claims.items(), key=lambda named: named[1].epoch)
         elif claim == self._claim or claim.epoch < self._claim.epoch:
             return ""
         node = await self._configured(claim)
@@ -98,20 +98,20 @@ class SentinelPromoter(Promoter):
             contradicts = claim.epoch == self._claim.epoch and node != self._primary
             return f"{at} by epoch {claim.epoch}, by which it was {self._primary}" if contradicts else ""
         self._claim, self._primary = claim, node
-        self._said.clear()
+        self._claims.clear()
         self._announced.set()
         self._announce(Announcement(node, claim.epoch, f"sentinel {sentinel}"))
         return ""
 
     async def _configured(self, claim: Claim) -> Node | None:
         """The server that is meant: Sentinels mostly say addresses, where the configuration may have names."""
-        said = Node(claim.host, claim.port)
-        if said in self._nodes:
-            return said
+        named = Node(claim.host, claim.port)
+        if named in self._nodes:
+            return named
         candidates = [node for node in self._nodes if node.port == claim.port]
         if not candidates:
             return None
-        wanted, *found = await asyncio.gather(*(_addresses(node) for node in (said, *candidates)))
+        wanted, *found = await asyncio.gather(*(_addresses(node) for node in (named, *candidates)))
         return next((node for node, addresses in zip(candidates, found, strict=True) if wanted & addresses), None)
 
     # --- planned ------------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ class SentinelPromoter(Promoter):
 
 
 class _Follower:
-    """One Sentinel, asked on one connection and heard on another."""
+    """One Sentinel, polled on one connection and subscribed to on another."""
 
     def __init__(self, sentinel: Node, access: Access, config: Config, promoters: list[SentinelPromoter]) -> None:
         self._sentinel = sentinel
@@ -237,15 +237,15 @@ class _Follower:
         while True:
             try:
                 async with (
-                    _connected(self._sentinel, self._access) as asked,
-                    _connected(self._sentinel, self._access) as heard,
+                    _connected(self._sentinel, self._access) as polled,
+                    _connected(self._sentinel, self._access) as subscription,
                 ):
                     # A message has no config-epoch, so it only says that it is time to ask.
-                    await _obeys(heard, (b"SUBSCRIBE", b"+switch-master"))
+                    await _obeys(subscription, (b"SUBSCRIBE", b"+switch-master"))
                     while True:
-                        await self._poll(asked)
+                        await self._poll(polled)
                         pause_s = self._timeouts.reconnect_min_s
-                        await heard.hears(POLL_S)
+                        await subscription.receives(POLL_S)
             except NodeError as exc:
                 if not self._lost:
                     self._lost = True
@@ -307,7 +307,7 @@ async def _following(config: Config, promoter: SentinelPromoter) -> AsyncIterato
             await asyncio.wait([followers.task])
 
 
-# --- what is said -----------------------------------------------------------------------------------------------------
+# --- replies ---------------------------------------------------------------------------------------------------------
 
 
 def _questions(name: bytes) -> tuple[tuple[bytes, ...], ...]:
@@ -330,9 +330,9 @@ def _claim(master: Value, address: Value) -> Claim | str:
     return "its answer is not understood"
 
 
-def _fields(said: Value) -> dict[str, str]:
+def _fields(named: Value) -> dict[str, str]:
     """A flat list of names and values, as a dictionary; of anything else, an empty one."""
-    texts = [_text(each) for each in said if isinstance(each, bytes)] if isinstance(said, list) else []
+    texts = [_text(each) for each in named if isinstance(each, bytes)] if isinstance(named, list) else []
     return dict(zip(texts[::2], texts[1::2], strict=False))
 
 
@@ -347,8 +347,8 @@ def _choice(replica: dict[str, str]) -> tuple[int, int, str]:
     return int(replica.get("slave-priority", 0)), -int(replica.get("slave-repl-offset", 0)), replica.get("runid", "")
 
 
-def _text(said: bytes) -> str:
-    return said.decode(errors="replace")
+def _text(named: bytes) -> str:
+    return named.decode(errors="replace")
 
 
 # --- the network ------------------------------------------------------------------------------------------------------

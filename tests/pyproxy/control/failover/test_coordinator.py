@@ -34,23 +34,23 @@ def fleet() -> Iterator[Fleet]:
 
 @dataclasses.dataclass
 class Run:
-    """A conductor, and what it told workers, in its order."""
+    """A coordinator, and what it sent to workers, in its order."""
 
     coordinator: Coordinator
-    told: list[Topology]
+    published: list[Topology]
 
     async def until(self, what: str, found: Callable[[Topology], bool]) -> Topology:
         """The first topology told of which this is true."""
-        await until(what, lambda: any(map(found, self.told)), lambda: self.told)
-        return next(each for each in self.told if found(each))
+        await until(what, lambda: any(map(found, self.published)), lambda: self.published)
+        return next(each for each in self.published if found(each))
 
 
 @asynccontextmanager
-async def conducting(fleet: Fleet, **promotion: object) -> AsyncIterator[Run]:
+async def coordinating(fleet: Fleet, **promotion: object) -> AsyncIterator[Run]:
     options = {**QUICK, **promotion}
     config = Config.parse(fleet.config(promotion=options).encode())  # type: ignore[arg-type]
     access = Access(config.backend)
-    told: list[Topology] = []
+    published: list[Topology] = []
     monitor = HealthMonitor(
         config.shard_map(), access, lambda _replies: [], lambda _topology: None, lambda _health: None,
         on_seen=lambda shard, is_news: coordinator.on_seen(shard, is_news),
@@ -58,14 +58,14 @@ async def conducting(fleet: Fleet, **promotion: object) -> AsyncIterator[Run]:
 
     def tell(state: Topology | Settings) -> None:
         if isinstance(state, Topology):
-            told.append(state)
+            published.append(state)
 
     coordinator = Coordinator(config, access, monitor, tell, lambda: None)
     await monitor.check_health()
-    async with coordinator.conducting():
+    async with coordinator.coordinating():
         watching = asyncio.create_task(monitor.run())
         try:
-            yield Run(coordinator, told)
+            yield Run(coordinator, published)
         finally:
             watching.cancel()
             await asyncio.wait([watching])
@@ -81,54 +81,54 @@ def is_open(topology: Topology, epoch: int) -> bool:
 
 async def test_in_peace_the_gates_are_open_and_a_refuge_is_named(fleet: Fleet) -> None:
     live = fleet.shards[0]
-    async with conducting(fleet) as run:
-        told = await run.until("a refuge", lambda topology: topology.gates[0].refuge is not None)
-    assert told.shards[0].primary == node(live.primary)
-    assert is_open(told, 0)
-    assert told.gates[0].refuge in [node(each) for each in live.replicas]
+    async with coordinating(fleet) as run:
+        published = await run.until("a refuge", lambda topology: topology.gates[0].refuge is not None)
+    assert published.shards[0].primary == node(live.primary)
+    assert is_open(published, 0)
+    assert published.gates[0].refuge in [node(each) for each in live.replicas]
 
 
 async def test_a_killed_primary_is_replaced_behind_a_closed_gate(fleet: Fleet) -> None:
     live = fleet.shards[0]
-    async with conducting(fleet) as run:
+    async with coordinating(fleet) as run:
         live.primary.kill()
         last = await run.until("the end", lambda topology: is_open(topology, 1))
     assert last.shards[0].primary in map(node, live.replicas)
     assert last.shards[0].replicas[-1] == node(live.primary) or node(live.primary) in last.shards[0].replicas
-    steps = [(each.gates[0].epoch, bool(each.gates[0].closed), each.shards[0].primary) for each in run.told]
+    steps = [(each.gates[0].epoch, bool(each.gates[0].closed), each.shards[0].primary) for each in run.published]
     closed, switched, opened = (0, True, node(live.primary)), (1, True, last.shards[0].primary), steps[-1]
     assert steps.index(closed) < steps.index(switched) < steps.index(opened)
-    assert [each.version for each in run.told] == list(range(1, len(run.told) + 1))
+    assert [each.version for each in run.published] == list(range(1, len(run.published) + 1))
 
 
 async def test_a_planned_promotion_swaps_the_roles(fleet: Fleet) -> None:
     live = fleet.shards[0]
     wanted = live.replicas[1]
-    async with conducting(fleet) as run:
+    async with coordinating(fleet) as run:
         said = await run.coordinator.promote("s0", wanted.address)
         assert said == f"s0: {wanted.address} is primary, epoch 1"
-        assert is_open(run.told[-1], 1)
-        assert run.told[-1].shards[0].primary == node(wanted)
+        assert is_open(run.published[-1], 1)
+        assert run.published[-1].shards[0].primary == node(wanted)
     assert wanted.ask("ROLE")[0] == b"master"  # type: ignore[index]
     assert live.primary.ask("ROLE")[0] == b"slave"  # type: ignore[index]
 
 
 async def test_what_was_seen_before_a_promotion_undoes_nothing(fleet: Fleet) -> None:
     """The roles that the last looks show are those of before, until each server was looked at again."""
-    async with conducting(fleet) as run:
+    async with coordinating(fleet) as run:
         for epoch in range(1, 6):
             await run.coordinator.promote("s0", "")
-            assert is_open(run.told[-1], epoch)
-            before = len(run.told)
-            await until("looks at all", lambda: run.told[-1].gates[0].refuge is not None, lambda: run.told)
-            assert not any(each.gates[0].closed for each in run.told[before:])
+            assert is_open(run.published[-1], epoch)
+            before = len(run.published)
+            await until("looks at all", lambda: run.published[-1].gates[0].refuge is not None, lambda: run.published)
+            assert not any(each.gates[0].closed for each in run.published[before:])
 
 
 async def test_a_planned_promotion_that_is_refused_leaves_all_as_it_was(fleet: Fleet) -> None:
     live = fleet.shards[0]
     live.replicas[0].ask("REPLICAOF", HOST, live.replicas[1].port)  # in step, but not of the primary's own
     live.replicas[0].ask("CONFIG", "SET", "replica-priority", "0")
-    async with conducting(fleet) as run:
+    async with coordinating(fleet) as run:
         with pytest.raises(Refused, match="cannot be promoted"):
             await run.coordinator.promote("s0", live.replicas[0].address)
         assert is_open(run.coordinator.topology, 0)
@@ -144,37 +144,37 @@ async def test_a_planned_promotion_that_is_refused_leaves_all_as_it_was(fleet: F
     ],
 )
 async def test_a_command_that_makes_no_sense_is_refused(fleet: Fleet, shard: str, to: str, why: str) -> None:
-    async with conducting(fleet) as run:
+    async with coordinating(fleet) as run:
         with pytest.raises(Refused, match=why):
             await run.coordinator.promote(shard, to)
 
 
 async def test_a_pause_closes_the_gate_until_it_is_resumed(fleet: Fleet) -> None:
-    async with conducting(fleet) as run:
+    async with coordinating(fleet) as run:
         await run.coordinator.pause("s0")
-        gate = run.told[-1].gates[0]
+        gate = run.published[-1].gates[0]
         assert gate.closed == "is paused by an operator"
         assert gate.hold
         with pytest.raises(Refused, match="paused"):
             await run.coordinator.promote("s0", "")
         await run.coordinator.resume("s0")
-        assert is_open(run.told[-1], 0)
+        assert is_open(run.published[-1], 0)
         with pytest.raises(Refused):
             await run.coordinator.resume("s0")
 
 
 async def test_a_restarted_proxy_goes_on_with_the_primary_of_its_state_file(fleet: Fleet, tmp_path: Path) -> None:
     wanted, state = fleet.shards[0].replicas[0], str(tmp_path / "state.json")
-    async with conducting(fleet, state_file=state) as run:
+    async with coordinating(fleet, state_file=state) as run:
         await run.coordinator.promote("s0", wanted.address)
-    async with conducting(fleet, state_file=state) as run:
-        assert run.told[0].shards[0].primary == node(wanted)
-        assert is_open(run.told[0], 1)
+    async with coordinating(fleet, state_file=state) as run:
+        assert run.published[0].shards[0].primary == node(wanted)
+        assert is_open(run.published[0], 1)
 
 
 async def test_what_a_client_has_set_is_in_the_state_file_at_once(fleet: Fleet, tmp_path: Path) -> None:
     state = str(tmp_path / "state.json")
-    async with conducting(fleet, state_file=state) as run:
+    async with coordinating(fleet, state_file=state) as run:
         run.coordinator.settings.configure("notify-keyspace-events", "xE", lambda: None)
         assert StateFile(state).load().settings == {"notify-keyspace-events": "xE"}
 
@@ -184,7 +184,7 @@ async def test_a_restarted_proxy_finishes_what_its_predecessor_began(fleet: Flee
     live = fleet.shards[0]
     live.primary.kill()
     live.replicas[0].ask("REPLICAOF", "NO", "ONE")
-    async with conducting(fleet) as run:
+    async with coordinating(fleet) as run:
         last = await run.until("the end", lambda topology: is_open(topology, 1))
         assert last.shards[0].primary == node(live.replicas[0])
         await until(
@@ -196,7 +196,7 @@ async def test_a_restarted_proxy_finishes_what_its_predecessor_began(fleet: Flee
 
 async def test_a_primary_that_comes_back_is_made_a_replica(fleet: Fleet) -> None:
     live = fleet.shards[0]
-    async with conducting(fleet) as run:
+    async with coordinating(fleet) as run:
         live.primary.kill()
         await run.until("the end", lambda topology: is_open(topology, 1))
         live.primary.start()

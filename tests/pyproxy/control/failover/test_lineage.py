@@ -3,10 +3,10 @@
 import pytest
 
 from pyproxy.control.failover import lineage
-from pyproxy.control.failover.machine import Phase
 from pyproxy.control.failover.transitions import (
     HealthChecked,
     Known,
+    Phase,
     Promote,
     PromoteAsked,
     Promoted,
@@ -16,40 +16,40 @@ from pyproxy.control.failover.transitions import (
     Ticked,
 )
 from pyproxy.messages import NodeHealth
-from tests.pyproxy.control.failover.drawn_shard import (
+from tests.pyproxy.control.failover.simulated_shard import (
+    CHECK_S,
     ELASTICACHE,
     ELSEWHERE,
     FOLLOWS,
-    LOOK_S,
     NONE,
     P1,
     P2,
     P3,
     SENTINEL,
-    DrawnShard,
+    SimulatedShard,
+    closed_gate,
     fail_over,
-    shut,
 )
 
 # --- somebody else has the last word ----------------------------------------------------------------------------------
 
 
 def test_a_primary_that_was_superseded_gets_no_writes_before_the_new_one_is_seen() -> None:
-    shard = DrawnShard(SENTINEL)
+    shard = SimulatedShard(SENTINEL)
     shard.announce(P2, 5)
-    assert shard.shut
+    assert shard.is_closed
     assert shard.phase is Phase.SUSPECT
 
 
 def test_a_superseded_primary_that_comes_back_is_not_well() -> None:
-    shard = DrawnShard(SENTINEL)
+    shard = SimulatedShard(SENTINEL)
     shard.kill(P1)
     shard.until(Phase.WAITING, 5.0)
     shard.silence(P2)
     shard.announce(P2, 5)
     shard.wake(P1)
     shard.check_for(3.0)
-    assert shard.shut and shard.machine.primary == P1
+    assert shard.is_closed and shard.machine.primary == P1
     shard.wake(P2)
     shard.make_master(P2)
     shard.until(Phase.SWITCHING, 2.0)
@@ -57,14 +57,14 @@ def test_a_superseded_primary_that_comes_back_is_not_well() -> None:
 
 
 def test_an_announced_primary_that_is_seen_to_be_a_replica_changes_nothing() -> None:
-    shard = DrawnShard(ELASTICACHE)
+    shard = SimulatedShard(ELASTICACHE)
     shard.announce(P2)
     shard.check_for(20.0)
     assert shard.phase is Phase.HEALTHY
 
 
 def test_nobody_is_promoted_against_the_word_of_whoever_decides() -> None:
-    shard = DrawnShard(ELASTICACHE)
+    shard = SimulatedShard(ELASTICACHE)
     shard.announce(P2)
     shard.silence(P2)
     shard.check_for(60.0)
@@ -73,7 +73,7 @@ def test_nobody_is_promoted_against_the_word_of_whoever_decides() -> None:
 
 
 def test_an_announcement_without_epoch_that_is_merely_repeated_does_not_undo_a_promotion() -> None:
-    shard = DrawnShard(ELASTICACHE)
+    shard = SimulatedShard(ELASTICACHE)
     shard.announce(P1)
     shard.kill(P1)
     fail_over(shard, P2, 20.0)
@@ -83,7 +83,7 @@ def test_an_announcement_without_epoch_that_is_merely_repeated_does_not_undo_a_p
         shard.announce(P1)
         shard.check_for(1.0)
     assert shard.phase is Phase.HEALTHY and shard.machine.primary == P2
-    assert shard.said == []
+    assert shard.logged == []
     shard.announce(P2)
     shard.announce(P1)
     shard.until(Phase.SWITCHING, 2.0)
@@ -91,7 +91,7 @@ def test_an_announcement_without_epoch_that_is_merely_repeated_does_not_undo_a_p
 
 
 def test_an_announced_primary_that_is_no_server_of_the_shard_is_an_alarm() -> None:
-    shard = DrawnShard(SENTINEL)
+    shard = SimulatedShard(SENTINEL)
     shard.announce(ELSEWHERE, 5)
     shard.check_for(1.0)
     assert shard.phase is Phase.HEALTHY
@@ -102,11 +102,11 @@ def test_an_announced_primary_that_is_no_server_of_the_shard_is_an_alarm() -> No
 
 
 def test_while_its_replicas_hear_of_the_primary_nothing_is_promoted() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.silence(P1)
     for _ in range(40):
         shard.write()
-        shard.check(LOOK_S)
+        shard.check(CHECK_S)
     assert shard.phase is Phase.READONLY
     assert shard.of(Promote) == []
     assert "still hears of it" in shard.machine.alarms["asymmetric"]
@@ -115,7 +115,7 @@ def test_while_its_replicas_hear_of_the_primary_nothing_is_promoted() -> None:
 
 
 def test_a_single_write_since_the_primary_fell_silent_is_a_sign_of_life() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.silence(P1)
     shard.check_for(2.0)
     shard.write()
@@ -125,51 +125,51 @@ def test_a_single_write_since_the_primary_fell_silent_is_a_sign_of_life() -> Non
 
 
 def test_a_primary_with_misconf_is_replaced_although_its_replicas_hear_of_it() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.change(P1, misconf="-MISCONF Redis is configured to save RDB snapshots")
     shard.until(Phase.WAITING, 6.0)
     assert shard.now >= 2005.0
     for _ in range(4):
         shard.write(1)
-        shard.check(LOOK_S)
+        shard.check(CHECK_S)
     assert shard.of(Promote) == [Promote(P2)]
 
 
 def test_one_that_has_slept_looks_anew_before_it_judges() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.silence(P1)
-    shard.check(LOOK_S)
-    shard.tell(Ticked(), after_s=30.0)
+    shard.check(CHECK_S)
+    shard.step(Ticked(), after_s=30.0)
     shard.wake(P1)
     shard.check()
-    assert shard.said == ["+suspect", "-suspect"]
+    assert shard.logged == ["+suspect", "-suspect"]
 
 
 def test_one_that_has_slept_while_it_waited_looks_anew_before_it_promotes() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.kill(P1, P3)
     shard.until(Phase.WAITING, 5.0)
     shard.check_for(1.0)
-    shard.tell(Ticked(), after_s=30.0)
+    shard.step(Ticked(), after_s=30.0)
     assert shard.phase is Phase.WAITING
 
 
 def test_the_primary_is_asked_once_more_before_another_one_is_promoted() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.kill(P1)
     shard.until(Phase.WAITING, 5.0)
     stale = shard.healths[P1]
     for _ in range(8):
-        shard.now += LOOK_S
+        shard.now += CHECK_S
         for node in (P2, P3):
             shard.change(node, at=shard.now, answered_at=shard.now)
         assert shard.healths[P1] == stale
-        shard.tell(HealthChecked(dict(shard.healths)))
+        shard.step(HealthChecked(dict(shard.healths)))
     assert shard.of(Promote) == []
 
 
 def test_the_silence_of_a_primary_that_answered_misconf_counts_from_its_last_answer() -> None:
-    shard = DrawnShard(down_after_s=3.0)
+    shard = SimulatedShard(down_after_s=3.0)
     shard.change(P1, misconf="-MISCONF")
     shard.check_for(4.0)
     shard.silence(P1)
@@ -180,26 +180,26 @@ def test_the_silence_of_a_primary_that_answered_misconf_counts_from_its_last_ans
 
 
 def test_a_server_that_was_not_looked_at_yet_is_not_in_doubt() -> None:
-    shard = DrawnShard(seasoned=False)
-    shard.tell(Ticked(), after_s=1.0)
-    assert shard.phase is Phase.HEALTHY and shard.said == []
+    shard = SimulatedShard(seasoned=False)
+    shard.step(Ticked(), after_s=1.0)
+    assert shard.phase is Phase.HEALTHY and shard.logged == []
 
 
 # --- others have promoted ---------------------------------------------------------------------------------------------
 
 
 def test_a_replica_that_was_detached_does_not_take_over_because_the_primary_is_slow_once() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.make_master(P3)
-    shard.check(LOOK_S)
+    shard.check(CHECK_S)
     assert str(P3) in shard.machine.alarms["two-masters"]
     shard.silence(P1)
-    shard.check(LOOK_S)
+    shard.check(CHECK_S)
     assert shard.phase is Phase.SUSPECT
 
 
 def test_a_replica_that_was_detached_in_peace_is_no_heir_while_there_is_a_better_one() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.make_master(P3)
     shard.check_for(1.0)
     shard.kill(P1)
@@ -208,7 +208,7 @@ def test_a_replica_that_was_detached_in_peace_is_no_heir_while_there_is_a_better
 
 
 def test_a_replica_that_was_detached_in_peace_is_the_heir_when_nobody_else_is_left() -> None:
-    shard = DrawnShard(FOLLOWS, nodes=[P1, P2])
+    shard = SimulatedShard(FOLLOWS, nodes=[P1, P2])
     shard.make_master(P2)
     shard.check_for(1.0)
     shard.kill(P1)
@@ -217,30 +217,30 @@ def test_a_replica_that_was_detached_in_peace_is_the_heir_when_nobody_else_is_le
 
 
 def test_nobody_reads_from_a_replica_that_was_detached() -> None:
-    shard = DrawnShard(nodes=[P1, P2])
+    shard = SimulatedShard(nodes=[P1, P2])
     shard.make_master(P2)
-    shard.check(LOOK_S)
+    shard.check(CHECK_S)
     assert shard.machine.refuge(P2, shard.now) is None
 
 
 def test_a_follower_that_lost_its_keys_raises_the_alarm_too() -> None:
-    shard = DrawnShard(SENTINEL)
+    shard = SimulatedShard(SENTINEL)
     shard.empty(P1)
     shard.until(Phase.READONLY, 15.0)
     assert "data-loss" in shard.machine.alarms
-    shard.tell(PromoteAsked(P1))
+    shard.step(PromoteAsked(P1))
     shard.check_for(1.0)
     assert (shard.phase, shard.answers) == (Phase.HEALTHY, [True])
 
 
 def test_what_was_seen_before_a_planned_promotion_says_nothing_of_the_roles_after_it() -> None:
-    shard = DrawnShard()
-    shard.tell(PromoteAsked(P2))
-    shard.tell(Quiet())
-    shard.tell(Promoted())
-    shard.tell(Switched(), after_s=0.1)
+    shard = SimulatedShard()
+    shard.step(PromoteAsked(P2))
+    shard.step(Quiet())
+    shard.step(Promoted())
+    shard.step(Switched(), after_s=0.1)
     shard.forget()
-    shard.tell(Ticked(), after_s=0.1)
+    shard.step(Ticked(), after_s=0.1)
     assert (shard.phase, shard.effects) == (Phase.HEALTHY, [])
     shard.make_master(P2)
     shard.make_replica(P1, P2)
@@ -253,20 +253,20 @@ def test_what_was_seen_before_a_planned_promotion_says_nothing_of_the_roles_afte
 
 
 def test_a_primary_that_others_demoted_is_followed_to_the_one_that_it_copies() -> None:
-    shard = DrawnShard(NONE)
+    shard = SimulatedShard(NONE)
     shard.make_master(P3)
     shard.make_replica(P1, P3)
-    shard.check(LOOK_S)
-    assert shard.phase is Phase.VERIFYING and shard.shut
-    shard.check(LOOK_S)
+    shard.check(CHECK_S)
+    assert shard.phase is Phase.VERIFYING and shard.is_closed
+    shard.check(CHECK_S)
     assert shard.of(Switch) == [Switch(P3, 5)]
 
 
 def test_a_server_is_verified_on_two_looks_far_enough_apart() -> None:
-    shard = DrawnShard(FOLLOWS)
+    shard = SimulatedShard(FOLLOWS)
     shard.make_master(P3)
     shard.make_replica(P1, P3)
-    shard.check(LOOK_S)
+    shard.check(CHECK_S)
     shard.check(0.1)
     assert shard.of(Switch) == []
     shard.check(0.1)
@@ -274,7 +274,7 @@ def test_a_server_is_verified_on_two_looks_far_enough_apart() -> None:
 
 
 def test_a_primary_whose_replicas_have_gone_to_its_heir_is_the_past() -> None:
-    shard = DrawnShard(FOLLOWS)
+    shard = SimulatedShard(FOLLOWS)
     shard.make_master(P2)
     shard.make_replica(P3, P2)
     shard.until(Phase.SWITCHING, 1.0)
@@ -282,9 +282,9 @@ def test_a_primary_whose_replicas_have_gone_to_its_heir_is_the_past() -> None:
 
 
 def test_a_master_of_another_history_is_not_believed() -> None:
-    shard = DrawnShard(FOLLOWS)
+    shard = SimulatedShard(FOLLOWS)
     shard.kill(P1)
-    shard.check(LOOK_S)
+    shard.check(CHECK_S)
     shard.empty(P3)
     shard.change(P3, lost_keys=0)
     shard.check_for(30.0)
@@ -292,13 +292,13 @@ def test_a_master_of_another_history_is_not_believed() -> None:
 
 
 def test_who_follows_waits_then_says_so_and_still_follows() -> None:
-    shard = DrawnShard(FOLLOWS, deadline_s=10.0)
+    shard = SimulatedShard(FOLLOWS, deadline_s=10.0)
     shard.kill(P1)
     shard.until(Phase.WAITING, 5.0)
     waits = shard.now
     shard.until(Phase.READONLY, 11.0)
     assert shard.now - waits >= 10.0
-    assert not shut(shard).hold
+    assert not closed_gate(shard).hold
     shard.make_master(P2)
     shard.make_replica(P3, P2)
     shard.until(Phase.SWITCHING, 1.0)
@@ -306,7 +306,7 @@ def test_who_follows_waits_then_says_so_and_still_follows() -> None:
 
 
 def test_with_an_authority_only_what_it_announced_is_believed() -> None:
-    shard = DrawnShard(SENTINEL)
+    shard = SimulatedShard(SENTINEL)
     shard.kill(P1)
     shard.make_master(P2)
     shard.make_replica(P3, P2)
@@ -318,17 +318,17 @@ def test_with_an_authority_only_what_it_announced_is_believed() -> None:
 
 
 def test_an_announcement_of_an_epoch_that_is_over_is_ignored() -> None:
-    shard = DrawnShard(SENTINEL)
+    shard = SimulatedShard(SENTINEL)
     shard.make_master(P2)
     shard.announce(P2, 4)
     shard.check_for(5.0)
     shard.announce(P2, 3)
     shard.check_for(5.0)
-    assert shard.machine.primary == P1 and shard.said == []
+    assert shard.machine.primary == P1 and shard.logged == []
 
 
 def test_an_announcement_that_was_overtaken_is_ignored() -> None:
-    shard = DrawnShard(SENTINEL)
+    shard = SimulatedShard(SENTINEL)
     shard.make_master(P2)
     shard.make_master(P3)
     shard.announce(P3, 6)
@@ -338,7 +338,7 @@ def test_an_announcement_that_was_overtaken_is_ignored() -> None:
 
 
 def test_a_newer_announcement_wins_over_the_one_that_is_verified() -> None:
-    shard = DrawnShard(SENTINEL)
+    shard = SimulatedShard(SENTINEL)
     shard.make_master(P2)
     shard.check()
     shard.announce(P2, 5)
@@ -350,12 +350,12 @@ def test_a_newer_announcement_wins_over_the_one_that_is_verified() -> None:
 
 
 def test_an_old_primary_that_comes_back_as_master_is_not_believed() -> None:
-    shard = DrawnShard(SENTINEL)
+    shard = SimulatedShard(SENTINEL)
     shard.kill(P1)
     shard.make_master(P2)
     shard.announce(P2, 5)
     shard.until(Phase.SWITCHING, 5.0)
-    shard.tell(Switched())
+    shard.step(Switched())
     shard.wake(P1)
     shard.check_for(5.0)
     assert shard.machine.primary == P2 and shard.phase is Phase.HEALTHY
@@ -363,7 +363,7 @@ def test_an_old_primary_that_comes_back_as_master_is_not_believed() -> None:
 
 
 def test_an_authority_tells_its_epoch_to_one_that_has_none() -> None:
-    shard = DrawnShard(SENTINEL, known=Known(0, P1))
+    shard = SimulatedShard(SENTINEL, known=Known(0, P1))
     shard.announce(P1, 17)
     assert shard.machine.epoch == 17 and shard.effects == []
 
@@ -372,7 +372,7 @@ def test_an_authority_tells_its_epoch_to_one_that_has_none() -> None:
 
 
 def test_a_promotion_that_was_cut_short_by_the_end_of_the_proxy_is_finished() -> None:
-    shard = DrawnShard(seasoned=False)  # P1, epoch 4, history a: what the state file says
+    shard = SimulatedShard(seasoned=False)  # P1, epoch 4, history a: what the state file says
     shard.kill(P1)
     shard.make_master(P2)
     shard.until(Phase.SWITCHING, 5.0)
@@ -381,7 +381,7 @@ def test_a_promotion_that_was_cut_short_by_the_end_of_the_proxy_is_finished() ->
 
 
 def test_a_promotion_that_was_cut_short_is_not_undone_by_the_old_primary_coming_back() -> None:
-    shard = DrawnShard(FOLLOWS, seasoned=False)
+    shard = SimulatedShard(FOLLOWS, seasoned=False)
     shard.make_master(P2)
     shard.make_replica(P3, P2)
     shard.until(Phase.SWITCHING, 2.0)
@@ -389,7 +389,7 @@ def test_a_promotion_that_was_cut_short_is_not_undone_by_the_old_primary_coming_
 
 
 def test_without_a_state_file_the_history_is_that_of_the_replicas() -> None:
-    shard = DrawnShard(seasoned=False, known=Known(0, P1))
+    shard = SimulatedShard(seasoned=False, known=Known(0, P1))
     shard.healths[P1] = NodeHealth(str(P1))
     shard.kill(P1)
     fail_over(shard, P2)
@@ -397,7 +397,7 @@ def test_without_a_state_file_the_history_is_that_of_the_replicas() -> None:
 
 
 def test_what_is_known_is_what_a_successor_begins_with() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.kill(P1)
     fail_over(shard, P2)
     shard.make_replica(P3, P2)
@@ -409,20 +409,20 @@ def test_what_is_known_is_what_a_successor_begins_with() -> None:
 
 
 def test_a_follower_is_told_by_its_history_whatever_it_calls_the_primary() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.change(P3, master="redis-1.internal:6379")
     assert lineage.followers(shard.healths, P1) == [P2, P3]
 
 
 def test_who_is_out_of_touch_follows_nobody() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.change(P2, link="down")
     shard.silence(P3)
     assert lineage.followers(shard.healths, P1) == []
 
 
 def test_those_of_unknown_history_follow_nobody() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     for node in (P1, P2, P3):
         shard.change(node, replid="")
     assert lineage.followers(shard.healths, P1) == []
@@ -430,20 +430,20 @@ def test_those_of_unknown_history_follow_nobody() -> None:
 
 
 def test_one_that_is_being_sent_the_data_of_the_primary_is_no_stray() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.change(P2, replid="b", syncing=True)
     shard.change(P3, replid="b", master=str(ELSEWHERE))
-    assert lineage.strays(shard.healths, P1) == (P3,)
+    assert lineage.not_following(shard.healths, P1) == (P3,)
 
 
 def test_the_history_of_most_replicas_is_guessed() -> None:
-    shard = DrawnShard(nodes=[P1, P2, P3, ELSEWHERE])
+    shard = SimulatedShard(nodes=[P1, P2, P3, ELSEWHERE])
     shard.change(P2, replid="b")
     assert lineage.guessed(shard.healths) == "a"
 
 
 def test_while_one_replica_follows_the_primary_they_have_not_gone_over() -> None:
-    shard = DrawnShard(nodes=[P1, P2, P3, ELSEWHERE])
+    shard = SimulatedShard(nodes=[P1, P2, P3, ELSEWHERE])
     shard.make_master(P2)
     shard.make_replica(P3, P2)
     assert not lineage.have_gone_over(shard.healths, P1, P2)
@@ -455,22 +455,22 @@ def test_while_one_replica_follows_the_primary_they_have_not_gone_over() -> None
     ("field", "value"), [("reachable", False), ("role", "slave"), ("loading", True), ("lost_keys", 5)]
 )
 def test_one_that_cannot_be_used_is_not_the_primary(field: str, value: object) -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     assert lineage.is_primary(shard.healths[P1], "")
     shard.change(P1, **{field: value})
     assert not lineage.is_primary(shard.healths[P1], "")
 
 
 def test_one_without_its_keys_is_the_primary_where_an_operator_took_it_as_it_is() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.change(P1, lost_keys=5)
     assert lineage.is_primary(shard.healths[P1], "r1")
     assert not lineage.is_primary(shard.healths[P1], "r2")
 
 
 def test_signs_of_life_are_complete_when_each_replica_was_looked_at_anew() -> None:
-    shard = DrawnShard(nodes=[P1, P2])
-    life = lineage.LifeSigns()
+    shard = SimulatedShard(nodes=[P1, P2])
+    life = lineage.ReplicationProgress()
     life.note(shard.healths, P1)
     shard.check(1.0)
     asked = shard.now + 1.0

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pyproxy.control.failover.machine import Machine, Phase
+from pyproxy.control.failover.machine import Machine
 from pyproxy.control.failover.transitions import (
     Answer,
     AwaitQuiet,
@@ -12,176 +12,177 @@ from pyproxy.control.failover.transitions import (
     Known,
     NotQuiet,
     PauseAsked,
+    Phase,
     Powers,
     Promote,
     PromoteAsked,
     Promoted,
     PromotionRefused,
     Quiet,
+    Reconfigure,
     ResumeAsked,
     Switch,
     Switched,
     Ticked,
-    Tidy,
 )
 from pyproxy.shard_map import Node
-from tests.pyproxy.control.failover.drawn_shard import (
+from tests.pyproxy.control.failover.simulated_shard import (
+    CHECK_S,
     ELSEWHERE,
     FOLLOWS,
-    LOOK_S,
     NONE,
     P1,
     P2,
     P3,
     PROMOTES,
     SENTINEL,
-    DrawnShard,
+    SimulatedShard,
+    closed_gate,
     fail_over,
-    shut,
 )
 
 # --- the primary is killed --------------------------------------------------------------------------------------------
 
 
 def test_a_killed_primary_is_replaced_by_the_most_complete_replica() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.change(P3, offset=501)
     shard.kill(P1)
     fail_over(shard, P3)
     assert shard.of(Promote) == [Promote(P3)]
     assert shard.of(Switch) == [Switch(P3, 5)]
-    assert shard.said == ["+suspect", "+odown", "+try-failover", "+verifying", "+switch-master", "+failover-end"]
+    assert shard.logged == ["+suspect", "+odown", "+try-failover", "+verifying", "+switch-master", "+failover-end"]
     assert (shard.phase, shard.machine.primary, shard.machine.epoch) == (Phase.HEALTHY, P3, 5)
-    assert not shard.shut
+    assert not shard.is_closed
 
 
 # --- the gate ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_gate_stays_closed_when_another_one_was_primary_for_a_moment_only() -> None:
-    shard = DrawnShard(SENTINEL)
+    shard = SimulatedShard(SENTINEL)
     shard.make_master(P2)
-    shard.check(LOOK_S)
+    shard.check(CHECK_S)
     shard.announce(P2, 5)
     assert shard.phase is Phase.VERIFYING
     shard.silence(P2)
     shard.until(Phase.WAITING, 6.0)
-    assert shard.shut
+    assert shard.is_closed
 
 
 def test_the_gate_is_closed_when_an_operator_promotes_past_a_silent_primary() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.silence(P1)
-    shard.check(LOOK_S)
-    assert shard.phase is Phase.SUSPECT and not shard.shut
-    shard.tell(PromoteAsked(P2))
+    shard.check(CHECK_S)
+    assert shard.phase is Phase.SUSPECT and not shard.is_closed
+    shard.step(PromoteAsked(P2))
     assert shard.of(Promote) == [Promote(P2)]
-    assert shard.shut
+    assert shard.is_closed
 
 
 # --- an operator asks -------------------------------------------------------------------------------------------------
 
 
-def hand_over(shard: DrawnShard, to: Node | None = None) -> None:
+def hand_over(shard: SimulatedShard, to: Node | None = None) -> None:
     """Until the promoter is asked."""
-    shard.tell(PromoteAsked(to))
+    shard.step(PromoteAsked(to))
     assert shard.of(AwaitQuiet) == [AwaitQuiet()]
-    shard.tell(Quiet())
+    shard.step(Quiet())
 
 
 def test_a_planned_promotion_holds_drains_and_switches_without_a_look() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     hand_over(shard, P3)
     gate = shard.machine.gate()
     assert gate is not None and gate.hold
     assert shard.of(HandOver) == [HandOver(P3, named=True)]
-    shard.tell(Promoted())
+    shard.step(Promoted())
     assert shard.of(Switch) == [Switch(P3, 5)]
-    shard.tell(Switched())
+    shard.step(Switched())
     assert (shard.phase, shard.machine.primary, shard.machine.epoch) == (Phase.HEALTHY, P3, 5)
     assert shard.answers == [True]
 
 
 def test_the_promoter_is_asked_once_however_often_all_is_quiet() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     hand_over(shard)
-    shard.tell(Quiet())
-    shard.tell(NotQuiet("too late to say so"))
+    shard.step(Quiet())
+    shard.step(NotQuiet("too late to say so"))
     assert len(shard.of(HandOver)) == 1
     assert shard.phase is Phase.HANDING_OVER
 
 
 def test_an_outcome_of_before_is_not_that_of_a_planned_promotion() -> None:
-    shard = DrawnShard()
-    shard.tell(PromoteAsked(None))
-    shard.tell(Promoted())
-    shard.tell(PromotionRefused("long ago", True))
+    shard = SimulatedShard()
+    shard.step(PromoteAsked(None))
+    shard.step(Promoted())
+    shard.step(PromotionRefused("long ago", True))
     assert shard.phase is Phase.HANDING_OVER and shard.of(Switch) == []
 
 
 def test_a_planned_promotion_that_does_not_get_quiet_is_given_up() -> None:
-    shard = DrawnShard()
-    shard.tell(PromoteAsked(P2))
-    shard.tell(NotQuiet("worker 1 had writes out"))
-    assert (shard.phase, shard.shut, shard.answers) == (Phase.HEALTHY, False, [False])
+    shard = SimulatedShard()
+    shard.step(PromoteAsked(P2))
+    shard.step(NotQuiet("worker 1 had writes out"))
+    assert (shard.phase, shard.is_closed, shard.answers) == (Phase.HEALTHY, False, [False])
     assert shard.of(HandOver) == []
-    assert shard.said == ["+hand-over", "-hand-over"]
+    assert shard.logged == ["+hand-over", "-hand-over"]
 
 
 def test_a_planned_promotion_that_the_promoter_refuses_is_given_up() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     hand_over(shard)
-    shard.tell(PromotionRefused("the replica did not catch up", True))
-    assert (shard.phase, shard.shut, shard.answers) == (Phase.HEALTHY, False, [False])
+    shard.step(PromotionRefused("the replica did not catch up", True))
+    assert (shard.phase, shard.is_closed, shard.answers) == (Phase.HEALTHY, False, [False])
 
 
 def test_a_sentinel_that_chose_another_one_is_followed() -> None:
-    shard = DrawnShard(SENTINEL)
+    shard = SimulatedShard(SENTINEL)
     hand_over(shard)
     assert shard.of(HandOver) == [HandOver(P2, named=False)]
     shard.announce(P3, 7)
-    shard.tell(Promoted())
+    shard.step(Promoted())
     assert shard.of(Switch) == [Switch(P3, 7)]
 
 
 def test_the_epoch_that_is_announced_in_the_middle_of_a_planned_promotion_is_not_undone() -> None:
-    shard = DrawnShard(SENTINEL, known=Known(0, P1, "a"))
+    shard = SimulatedShard(SENTINEL, known=Known(0, P1, "a"))
     hand_over(shard)
     shard.announce(P1, 5)
-    shard.tell(Promoted())
+    shard.step(Promoted())
     assert shard.of(Switch) == [Switch(P2, 6)]
     shard.announce(P1, 8)
-    shard.tell(Switched())
+    shard.step(Switched())
     assert shard.machine.epoch == 6
 
 
 def test_an_attempt_that_failed_is_answered_at_once_and_goes_on() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.kill(P1)
     shard.until(Phase.WAITING, 5.0)
-    shard.tell(PromoteAsked(P3))
-    shard.tell(PromotionRefused("it would not", True))
+    shard.step(PromoteAsked(P3))
+    shard.step(PromotionRefused("it would not", True))
     assert shard.answers == [False]
     fail_over(shard, P2)
     assert shard.answers == [False]
 
 
 def test_what_an_operator_asks_while_another_waits_is_answered_on_its_own() -> None:
-    shard = DrawnShard()
-    shard.tell(PromoteAsked(P2))
-    assert [type(effect) for effect in shard.tell(PauseAsked())] == [Answer]
+    shard = SimulatedShard()
+    shard.step(PromoteAsked(P2))
+    assert [type(effect) for effect in shard.step(PauseAsked())] == [Answer]
     assert shard.answers == [False]
-    shard.tell(Quiet())
-    shard.tell(Promoted())
-    shard.tell(Switched())
+    shard.step(Quiet())
+    shard.step(Promoted())
+    shard.step(Switched())
     assert shard.answers == [False, True]
 
 
 def test_only_a_primary_without_its_keys_can_be_taken_as_it_is() -> None:
-    shard = DrawnShard(nodes=[P1])
+    shard = SimulatedShard(nodes=[P1])
     shard.change(P1, misconf="-MISCONF")
     shard.until(Phase.READONLY, 10.0)
-    shard.tell(PromoteAsked(P1))
+    shard.step(PromoteAsked(P1))
     assert shard.answers == [False]
 
 
@@ -189,14 +190,14 @@ def test_only_a_primary_without_its_keys_can_be_taken_as_it_is() -> None:
 
 
 def test_a_candidate_that_refuses_is_followed_by_the_next_and_the_last_by_a_pause() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.change(P3, offset=501)
     shard.kill(P1)
     shard.until(Phase.PROMOTING, 10.0)
-    shard.tell(PromotionRefused("no", True))
+    shard.step(PromotionRefused("no", True))
     shard.until(Phase.PROMOTING, 2.0)
-    shard.tell(PromotionRefused("no", True))
-    assert shard.phase is Phase.READONLY and shard.shut
+    shard.step(PromotionRefused("no", True))
+    assert shard.phase is Phase.READONLY and shard.is_closed
     assert shard.of(Promote) == [Promote(P3), Promote(P2)]
     gave_up = shard.now
     shard.until(Phase.PROMOTING, 10.0)
@@ -205,26 +206,26 @@ def test_a_candidate_that_refuses_is_followed_by_the_next_and_the_last_by_a_paus
 
 
 def test_the_pauses_between_attempts_become_longer() -> None:
-    shard = DrawnShard(nodes=[P1, P2])
+    shard = SimulatedShard(nodes=[P1, P2])
     shard.kill(P1)
     pauses = []
     for _ in range(4):
         shard.until(Phase.PROMOTING, 20.0)
         refused = shard.now
-        shard.tell(PromotionRefused("no", True))
+        shard.step(PromotionRefused("no", True))
         shard.until(Phase.PROMOTING, 20.0)
         pauses.append(round(shard.now - refused))
-        shard.tell(PromotionRefused("no", True))
+        shard.step(PromotionRefused("no", True))
         shard.until(Phase.READONLY, 1.0)
     assert pauses == sorted(pauses) and pauses[-1] >= 15
 
 
 def test_nobody_else_is_promoted_before_a_look_has_told_what_became_of_the_last_attempt() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.kill(P1)
     shard.until(Phase.PROMOTING, 10.0)
-    shard.tell(PromotionRefused("no outcome within 10 s", True))
-    shard.tell(Ticked())
+    shard.step(PromotionRefused("no outcome within 10 s", True))
+    shard.step(Ticked())
     assert len(shard.of(Promote)) == 1
     shard.make_master(P2)
     shard.until(Phase.SWITCHING, 2.0)
@@ -233,11 +234,11 @@ def test_nobody_else_is_promoted_before_a_look_has_told_what_became_of_the_last_
 
 
 def test_a_candidate_that_restarts_empty_before_it_was_seen_twice_is_not_the_primary() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.kill(P1)
     shard.until(Phase.PROMOTING, 10.0)
     shard.make_master(P2)
-    shard.tell(Promoted())
+    shard.step(Promoted())
     shard.empty(P2)
     shard.until(Phase.WAITING, 6.0)
     fail_over(shard, P3)
@@ -248,50 +249,50 @@ def test_a_candidate_that_restarts_empty_before_it_was_seen_twice_is_not_the_pri
 
 
 def test_silence_alone_closes_no_gate_before_down_after() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.silence(P1)
     shard.check_for(2.75)
-    assert (shard.phase, shard.shut) == (Phase.SUSPECT, False)
+    assert (shard.phase, shard.is_closed) == (Phase.SUSPECT, False)
     shard.check_for(0.5)
-    assert shard.shut
+    assert shard.is_closed
 
 
 def test_a_primary_that_is_slow_once_is_well_at_its_next_answer() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.silence(P1)
-    shard.check(LOOK_S)
+    shard.check(CHECK_S)
     shard.wake(P1)
-    shard.check(LOOK_S)
-    assert shard.said == ["+suspect", "-suspect"]
+    shard.check(CHECK_S)
+    assert shard.logged == ["+suspect", "-suspect"]
 
 
 def test_a_primary_that_refused_must_be_seen_well_twice() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.kill(P1)
-    shard.check(LOOK_S)
-    assert shard.shut
+    shard.check(CHECK_S)
+    assert shard.is_closed
     shard.wake(P1)
-    shard.check(LOOK_S)
-    assert shard.shut
+    shard.check(CHECK_S)
+    assert shard.is_closed
     shard.check(0.1)
-    assert shard.shut
+    assert shard.is_closed
     shard.check(0.15)
-    assert not shard.shut
-    assert shard.said == ["+suspect", "-suspect"]
+    assert not shard.is_closed
+    assert shard.logged == ["+suspect", "-suspect"]
 
 
 def test_nothing_is_promoted_sooner_than_down_after_the_last_answer() -> None:
-    shard = DrawnShard(down_after_s=2.0)
+    shard = SimulatedShard(down_after_s=2.0)
     answered = shard.now
     shard.kill(P1)
     shard.until(Phase.PROMOTING, 5.0)
-    assert 2.0 <= shard.now - answered <= 2.0 + 3 * LOOK_S
+    assert 2.0 <= shard.now - answered <= 2.0 + 3 * CHECK_S
 
 
 def test_the_offsets_are_read_twice_before_one_is_chosen() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.empty(P1)  # no patience: the first look decides
-    shard.check(LOOK_S)
+    shard.check(CHECK_S)
     shard.check(0.1)
     assert shard.of(Promote) == []
     shard.check(0.3)
@@ -302,9 +303,9 @@ def test_the_offsets_are_read_twice_before_one_is_chosen() -> None:
 
 
 def test_a_replica_that_fell_silent_with_the_primary_is_waited_for() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.change(P3, offset=600)
-    shard.check(LOOK_S)
+    shard.check(CHECK_S)
     shard.silence(P1, P3)
     shard.check_for(5.0)
     assert shard.of(Promote) == []
@@ -313,29 +314,29 @@ def test_a_replica_that_fell_silent_with_the_primary_is_waited_for() -> None:
 
 
 def test_a_replica_that_stays_silent_is_not_waited_for_longer_than_down_after() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.kill(P1, P3)
-    shard.until(Phase.PROMOTING, 3.0 + 3.0 + 4 * LOOK_S)
+    shard.until(Phase.PROMOTING, 3.0 + 3.0 + 4 * CHECK_S)
     assert shard.of(Promote) == [Promote(P2)]
 
 
 def test_a_loading_primary_has_more_time() -> None:
-    shard = DrawnShard(loading_s=10.0)
+    shard = SimulatedShard(loading_s=10.0)
     shard.change(P1, reachable=False, error="LOADING Redis is loading the dataset in memory", loading=True)
     shard.check_for(9.5)
-    assert shard.phase is Phase.SUSPECT and shard.shut
+    assert shard.phase is Phase.SUSPECT and shard.is_closed
     shard.until(Phase.PROMOTING, 2.0)
 
 
 def test_a_primary_that_is_busy_with_a_script_lives() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.change(P1, reachable=False, error="BUSY Redis is busy running a script.")
     shard.check_for(60.0)
-    assert shard.phase is Phase.HEALTHY and not shard.shut
+    assert shard.phase is Phase.HEALTHY and not shard.is_closed
 
 
 def test_a_primary_that_was_silent_until_it_said_busy_is_doubted_no_longer() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.silence(P1)
     shard.until(Phase.SUSPECT, 2.0)
     shard.change(P1, silent=False, error="BUSY Redis is busy running a script.")
@@ -344,14 +345,14 @@ def test_a_primary_that_was_silent_until_it_said_busy_is_doubted_no_longer() -> 
 
 
 def test_misconf_is_no_reason_where_the_configuration_says_so() -> None:
-    shard = DrawnShard(misconf_after_s=0.0)
+    shard = SimulatedShard(misconf_after_s=0.0)
     shard.change(P1, misconf="-MISCONF")
     shard.check_for(20.0)
     assert shard.effects == []
 
 
 def test_a_proxy_that_has_just_started_promotes_nothing() -> None:
-    shard = DrawnShard(seasoned=False, down_after_s=3.0)
+    shard = SimulatedShard(seasoned=False, down_after_s=3.0)
     shard.check()
     shard.kill(P1)
     shard.check_for(5.75)
@@ -360,7 +361,7 @@ def test_a_proxy_that_has_just_started_promotes_nothing() -> None:
 
 
 def test_between_two_promotions_there_is_min_between() -> None:
-    shard = DrawnShard(min_between_s=60.0)
+    shard = SimulatedShard(min_between_s=60.0)
     shard.kill(P1)
     fail_over(shard, P2)
     done = shard.now
@@ -375,7 +376,7 @@ def test_between_two_promotions_there_is_min_between() -> None:
 
 
 def test_the_time_of_the_last_promotion_counts_over_a_restart() -> None:
-    shard = DrawnShard(seasoned=False, min_between_s=60.0)
+    shard = SimulatedShard(seasoned=False, min_between_s=60.0)
     shard.machine = Machine("s1", shard.options, Known(4, P1, "a"), shard.now, PROMOTES, promoted_at=shard.now - 10.0)
     shard.kill(P1)
     shard.until(Phase.PROMOTING, 70.0)
@@ -383,30 +384,30 @@ def test_the_time_of_the_last_promotion_counts_over_a_restart() -> None:
 
 
 def test_a_shard_that_fails_again_soon_is_not_held_again() -> None:
-    shard = DrawnShard(hold_again_s=60.0)
+    shard = SimulatedShard(hold_again_s=60.0)
     shard.kill(P1)
-    shard.check(LOOK_S)
-    assert shut(shard).hold
+    shard.check(CHECK_S)
+    assert closed_gate(shard).hold
     fail_over(shard, P2)
     shard.make_replica(P3, P2)
     shard.check_for(5.0)
     shard.kill(P2)
-    shard.check(LOOK_S)
-    assert not shut(shard).hold
+    shard.check(CHECK_S)
+    assert not closed_gate(shard).hold
 
 
 def test_on_promotion_reject_holds_nothing_but_what_was_planned() -> None:
-    shard = DrawnShard(on_promotion="reject")
+    shard = SimulatedShard(on_promotion="reject")
     shard.kill(P1)
-    shard.check(LOOK_S)
-    assert not shut(shard).hold
-    shard = DrawnShard(on_promotion="reject")
-    shard.tell(PromoteAsked(None))
-    assert shut(shard).hold
+    shard.check(CHECK_S)
+    assert not closed_gate(shard).hold
+    shard = SimulatedShard(on_promotion="reject")
+    shard.step(PromoteAsked(None))
+    assert closed_gate(shard).hold
 
 
 def test_after_three_promotions_in_ten_minutes_the_next_one_is_for_an_operator() -> None:
-    shard = DrawnShard(min_between_s=1.0)
+    shard = SimulatedShard(min_between_s=1.0)
     for old, new in [(P1, P2), (P2, P1), (P1, P2)]:
         shard.kill(old)
         fail_over(shard, new)
@@ -418,19 +419,19 @@ def test_after_three_promotions_in_ten_minutes_the_next_one_is_for_an_operator()
     shard.check_for(60.0)
     assert len(shard.of(Promote)) == 3
     assert "3 times" in shard.machine.why
-    shard.tell(PromoteAsked(P3))
+    shard.step(PromoteAsked(P3))
     assert shard.of(Promote)[3:] == [Promote(P3)]
 
 
 def test_the_next_promotion_is_expected_to_take_what_the_last_ones_took() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     assert shard.machine.usual_s == 1.0
     shard.kill(P1)
     shard.until(Phase.PROMOTING, 5.0)
     shard.make_master(P2)
-    shard.tell(Promoted(), after_s=3.0)
+    shard.step(Promoted(), after_s=3.0)
     shard.until(Phase.SWITCHING, 2.0)
-    shard.tell(Switched())
+    shard.step(Switched())
     assert shard.machine.usual_s == pytest.approx(3.75, abs=0.5)
 
 
@@ -438,15 +439,15 @@ def test_the_next_promotion_is_expected_to_take_what_the_last_ones_took() -> Non
 
 
 def test_a_replica_that_kept_the_keys_of_an_empty_primary_is_promoted_at_once() -> None:
-    shard = DrawnShard(nodes=[P1, P2])
+    shard = SimulatedShard(nodes=[P1, P2])
     shard.empty(P1)
-    shard.check(LOOK_S)
-    assert shard.phase is Phase.WAITING and shard.shut
+    shard.check(CHECK_S)
+    assert shard.phase is Phase.WAITING and shard.is_closed
     fail_over(shard, P2, 1.5)
 
 
 def test_where_nobody_kept_the_keys_of_an_empty_primary_an_operator_decides() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.empty(P1)
     for node in (P2, P3):
         shard.make_replica(node, P1)
@@ -454,10 +455,10 @@ def test_where_nobody_kept_the_keys_of_an_empty_primary_an_operator_decides() ->
     assert shard.phase is Phase.READONLY
     assert "50 keys" in shard.machine.alarms["data-loss"]
     assert shard.of(Promote) == []
-    shard.tell(PromoteAsked(P1))
+    shard.step(PromoteAsked(P1))
     shard.until(Phase.HEALTHY, 1.0)
-    shard.check(LOOK_S)
-    assert shard.machine.alarms == {} and not shard.shut
+    shard.check(CHECK_S)
+    assert shard.machine.alarms == {} and not shard.is_closed
 
 
 # --- the others -------------------------------------------------------------------------------------------------------
@@ -465,21 +466,21 @@ def test_where_nobody_kept_the_keys_of_an_empty_primary_an_operator_decides() ->
 
 def test_where_nothing_may_be_done_no_gate_is_closed() -> None:
     for trouble in ("kill", "silence", "empty"):
-        shard = DrawnShard(NONE)
+        shard = SimulatedShard(NONE)
         getattr(shard, trouble)(P1)
         for _ in range(100):
-            shard.check(LOOK_S)
-            assert not shard.shut, trouble
+            shard.check(CHECK_S)
+            assert not shard.is_closed, trouble
 
 
 def test_a_shard_of_which_nobody_answers_is_down_and_comes_back() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.kill(P1, P2, P3)
     shard.until(Phase.DOWN, 5.0)
-    assert not shut(shard).hold
+    assert not closed_gate(shard).hold
     shard.wake(P1)
     shard.until(Phase.HEALTHY, 1.0)
-    assert "+shard-down" in shard.said and shard.said[-1] == "-suspect"
+    assert "+shard-down" in shard.logged and shard.logged[-1] == "-suspect"
     shard.kill(P1, P2, P3)
     shard.until(Phase.DOWN, 5.0)
     shard.wake(P2)
@@ -487,15 +488,15 @@ def test_a_shard_of_which_nobody_answers_is_down_and_comes_back() -> None:
 
 
 def test_those_that_do_not_follow_the_new_primary_are_tidied() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.kill(P1)
     fail_over(shard, P2)
     shard.wake(P1)
     shard.check_for(1.0)
-    assert shard.of(Tidy)[0] == Tidy((P1, P3))
+    assert shard.of(Reconfigure)[0] == Reconfigure((P1, P3))
     shard.make_replica(P3, P2)
     shard.make_replica(P1, P2)
-    shard.check(LOOK_S)
+    shard.check(CHECK_S)
     shard.forget()
     shard.check_for(5.0)
     assert shard.effects == []
@@ -503,66 +504,66 @@ def test_those_that_do_not_follow_the_new_primary_are_tidied() -> None:
 
 def test_a_replica_of_a_replica_is_tidied_though_it_has_the_history_of_the_primary() -> None:
     """It was away when its primary was replaced, and follows that one still, which follows the new primary."""
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.kill(P1)
     fail_over(shard, P2)
     shard.wake(P1)
     shard.make_replica(P1, P2)
     shard.make_replica(P3, P2)
     shard.change(P3, master=str(P1))
-    shard.check(LOOK_S)
+    shard.check(CHECK_S)
     shard.forget()
     shard.check_for(2.0)
-    assert shard.of(Tidy)[0] == Tidy((P3,))
+    assert shard.of(Reconfigure)[0] == Reconfigure((P3,))
 
 
 def test_a_server_that_was_never_primary_here_is_not_taken_back() -> None:
-    shard = DrawnShard(known=Known(0, P1))
+    shard = SimulatedShard(known=Known(0, P1))
     shard.make_master(P3)
     shard.check_for(5.0)
-    assert shard.of(Tidy) == []
+    assert shard.of(Reconfigure) == []
 
 
 def test_the_refuge_is_the_most_complete_replica_and_stays() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.change(P3, offset=600)
-    shard.check(LOOK_S)
+    shard.check(CHECK_S)
     refuge = shard.machine.refuge(None, shard.now)
     assert refuge == P3
     shard.change(P2, offset=700)
-    shard.check(LOOK_S)
+    shard.check(CHECK_S)
     assert shard.machine.refuge(refuge, shard.now) == P3
     shard.change(P3, syncing=True)
-    shard.check(LOOK_S)
+    shard.check(CHECK_S)
     assert shard.machine.refuge(refuge, shard.now) == P2
 
 
 def test_the_refuge_is_the_candidate_once_there_is_one() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.kill(P1)
     shard.until(Phase.PROMOTING, 5.0)
     assert shard.machine.refuge(P3, shard.now) == P2
 
 
 def test_a_pause_holds_the_writes_until_it_ends() -> None:
-    shard = DrawnShard()
-    shard.tell(PauseAsked())
-    assert shut(shard).hold
+    shard = SimulatedShard()
+    shard.step(PauseAsked())
+    assert closed_gate(shard).hold
     shard.check_for(5.0)
     assert shard.phase is Phase.PAUSED
-    shard.tell(ResumeAsked())
-    assert not shard.shut
+    shard.step(ResumeAsked())
+    assert not shard.is_closed
     assert shard.answers == [True, True]
 
 
 def test_what_happened_during_a_pause_is_seen_at_its_end() -> None:
-    shard = DrawnShard()
-    shard.tell(PauseAsked())
+    shard = SimulatedShard()
+    shard.step(PauseAsked())
     shard.kill(P1)
     shard.check_for(10.0)
     assert shard.of(Promote) == []
-    shard.tell(ResumeAsked())
-    assert shard.shut
+    shard.step(ResumeAsked())
+    assert shard.is_closed
     fail_over(shard, P2, 2.0)
 
 
@@ -576,33 +577,33 @@ def test_what_happened_during_a_pause_is_seen_at_its_end() -> None:
     ],
 )
 def test_what_cannot_be_promoted_is_refused_with_the_reason(powers: Powers, to: Node | None, why: str) -> None:
-    shard = DrawnShard(powers)
-    (answer,) = shard.tell(PromoteAsked(to))
+    shard = SimulatedShard(powers)
+    (answer,) = shard.step(PromoteAsked(to))
     assert isinstance(answer, Answer) and not answer.done and why in answer.text
 
 
 def test_a_replica_that_cannot_be_primary_is_refused_in_peace() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.change(P2, priority=0)
     shard.change(P3, priority=0)
     shard.check()
-    shard.tell(PromoteAsked(P2))
-    shard.tell(PromoteAsked(None))
+    shard.step(PromoteAsked(P2))
+    shard.step(PromoteAsked(None))
     assert shard.answers == [False, False]
-    assert not shard.shut
+    assert not shard.is_closed
 
 
 def test_where_it_was_given_up_an_operator_may_name_any_server() -> None:
-    shard = DrawnShard(nodes=[P1, P2])
+    shard = SimulatedShard(nodes=[P1, P2])
     shard.change(P2, priority=0)
     shard.kill(P1)
     shard.until(Phase.READONLY, 5.0)
-    shard.tell(PromoteAsked(P2))
+    shard.step(PromoteAsked(P2))
     assert shard.of(Promote) == [Promote(P2)]
     shard.make_master(P2)
-    shard.tell(Promoted())
+    shard.step(Promoted())
     shard.until(Phase.SWITCHING, 1.0)
-    shard.tell(Switched())
+    shard.step(Switched())
     assert shard.answers == [True]
 
 
@@ -610,7 +611,7 @@ def test_where_it_was_given_up_an_operator_may_name_any_server() -> None:
 
 
 def test_a_shard_that_is_well_waits_for_nothing() -> None:
-    assert not DrawnShard().machine.waits
+    assert not SimulatedShard().machine.waits
 
 
 @pytest.mark.parametrize(
@@ -622,23 +623,23 @@ def test_a_shard_that_is_well_waits_for_nothing() -> None:
         lambda shard: shard.make_replica(P3, P2),
         lambda shard: shard.announce(P2, 9),
         lambda shard: shard.announce(ELSEWHERE, 9),
-        lambda shard: shard.tell(PauseAsked()),
+        lambda shard: shard.step(PauseAsked()),
     ],
     ids=["primary", "replica", "two masters", "copies a replica", "announced", "announced stranger", "paused"],
 )
 def test_a_shard_of_which_anything_is_to_be_expected_is_thought_about_at_each_look(
-    happens: Callable[[DrawnShard], object],
+    happens: Callable[[SimulatedShard], object],
 ) -> None:
-    shard = DrawnShard(SENTINEL)
+    shard = SimulatedShard(SENTINEL)
     happens(shard)
-    shard.check(LOOK_S)
+    shard.check(CHECK_S)
     assert shard.machine.waits
 
 
 def test_a_shard_that_is_well_again_waits_for_nothing_again() -> None:
-    shard = DrawnShard()
+    shard = SimulatedShard()
     shard.kill(P2)
-    shard.check(LOOK_S)
+    shard.check(CHECK_S)
     shard.wake(P2, link="up")
-    shard.check(LOOK_S)
+    shard.check(CHECK_S)
     assert not shard.machine.waits

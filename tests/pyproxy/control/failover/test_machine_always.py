@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyproxy.control.failover.lineage import STEADY_S
-from pyproxy.control.failover.machine import TABLE, Phase
+from pyproxy.control.failover.machine import TABLE
 from pyproxy.control.failover.promoters import Announcement
 from pyproxy.control.failover.transitions import (
     Announced,
@@ -18,8 +18,10 @@ from pyproxy.control.failover.transitions import (
     FailoverEvent,
     HandOver,
     HealthChecked,
+    Log,
     NotQuiet,
     PauseAsked,
+    Phase,
     Powers,
     Promote,
     PromoteAsked,
@@ -27,38 +29,38 @@ from pyproxy.control.failover.transitions import (
     PromotionRefused,
     Quiet,
     ResumeAsked,
-    Say,
     Switch,
     Switched,
     Ticked,
 )
 from pyproxy.control.health import detector
 from pyproxy.shard_map import Node
-from tests.pyproxy.control.failover.drawn_shard import (
+from tests.pyproxy.control.failover.simulated_shard import (
+    CHECK_S,
     ELASTICACHE,
     ELSEWHERE,
     FOLLOWS,
-    LOOK_S,
     NONE,
     P1,
     P2,
     P3,
     PROMOTES,
     SENTINEL,
-    DrawnShard,
+    SimulatedShard,
 )
 
 ASKED = (PromoteAsked, PauseAsked, ResumeAsked)
 OPEN = (Phase.HEALTHY, Phase.SUSPECT)
 
 
-class Watched(DrawnShard):
-    """A shard whose machine is held to its promises at every step. It also does what a conductor and a promoter do."""
+class Watched(SimulatedShard):
+    """A shard whose machine is held to its promises at every step. It also does what a coordinator and a promoter
+    do."""
 
     def __init__(self, powers: Powers = PROMOTES, **others: Any) -> None:
         self.powers = powers
         self.asked = 0  # questions of operators without an answer
-        self.out: Effect | None = None  # what the conductor or the promoter was asked last, and has not answered
+        self.out: Effect | None = None  # what the coordinator or the promoter was asked last, and has not answered
         self.masters: dict[Node, list[float]] = {}  # when each was seen to be master, since it was not
         self.by_operator = False
         self.handed: Node | None = None
@@ -66,20 +68,22 @@ class Watched(DrawnShard):
         self.promoted: list[Node] = []
         super().__init__(powers, **others)
 
-    def tell(self, event: FailoverEvent, after_s: float = 0.0) -> list[Effect]:
+    def step(self, event: FailoverEvent, after_s: float = 0.0) -> list[Effect]:
         phase, epoch, why = self.machine.phase, self.machine.epoch, self.machine.why
         rests, before = self._would_rest(event), self._state()
         if isinstance(event, HealthChecked):
             self._note(event)
         if isinstance(event, Announced):
-            self.words[event.said.node] = max(event.said.epoch, self.words.get(event.said.node, 0))
+            self.words[event.announcement.node] = max(
+                event.announcement.epoch, self.words.get(event.announcement.node, 0)
+            )
         self.asked += type(event) in ASKED
         if isinstance(event, PromoteAsked):
             self.by_operator = True
-        effects = super().tell(event, after_s)
+        effects = super().step(event, after_s)
         self._check_effects(event, effects)
         self._check_phases(phase, effects, why)
-        assert not rests or (effects, self._state()) == ([], before), "the conductor would not have told it"
+        assert not rests or (effects, self._state()) == ([], before), "the coordinator would not have told it"
         assert self.machine.epoch >= epoch
         self._check_gate()
         return effects
@@ -155,7 +159,7 @@ class Watched(DrawnShard):
         """Every change is said once, and the Says are a chain from the phase before to the one after."""
         phase = before
         for effect in effects:
-            if isinstance(effect, Say):
+            if isinstance(effect, Log):
                 fields = effect.fields
                 assert fields["was"] == phase.value
                 assert {"shard", "cause", "epoch", "was_for_s", "incident_s"} <= fields.keys() and fields["cause"]
@@ -175,21 +179,21 @@ class Watched(DrawnShard):
         if phase in OPEN:
             self.by_operator, self.handed = False, None
 
-    # --- what a conductor and a promoter do ---
+    # --- what a coordinator and a promoter do ---
 
     def outcome(self, is_done: bool, is_known: bool = True) -> None:
         """What was asked is answered. It may have been done although nobody knows."""
         out, self.out = self.out, None
         if isinstance(out, AwaitQuiet):
-            self.tell(Quiet() if is_done else NotQuiet("busy"))
+            self.step(Quiet() if is_done else NotQuiet("busy"))
         elif isinstance(out, Switch):
-            self.tell(Switched())
+            self.step(Switched())
         elif isinstance(out, Promote | HandOver):
             if is_done and self.healths[out.candidate].role == "slave":
                 self.make_master(out.candidate)
                 if isinstance(out, HandOver):
                     self.make_replica(self.machine.primary, out.candidate)
-            self.tell(Promoted() if is_done and is_known else PromotionRefused("refused", is_known))
+            self.step(Promoted() if is_done and is_known else PromotionRefused("refused", is_known))
 
 
 # --- every phase meets every event ------------------------------------------------------------------------------------
@@ -197,7 +201,7 @@ class Watched(DrawnShard):
 
 def in_suspect(shard: Watched) -> None:
     shard.kill(P1)
-    shard.check(LOOK_S)
+    shard.check(CHECK_S)
 
 
 def in_waiting(shard: Watched) -> None:
@@ -237,8 +241,8 @@ WAYS: dict[Phase, Callable[[Watched], object]] = {
     Phase.PROMOTING: in_promoting,
     Phase.VERIFYING: in_verifying,
     Phase.SWITCHING: in_switching,
-    Phase.HANDING_OVER: lambda shard: shard.tell(PromoteAsked(None)),
-    Phase.PAUSED: lambda shard: shard.tell(PauseAsked()),
+    Phase.HANDING_OVER: lambda shard: shard.step(PromoteAsked(None)),
+    Phase.PAUSED: lambda shard: shard.step(PauseAsked()),
     Phase.READONLY: in_readonly,
     Phase.DOWN: in_down,
 }
@@ -287,7 +291,7 @@ def test_every_phase_meets_every_event(phase: Phase, event: FailoverEvent) -> No
     assert shard.machine.phase is phase
     before = shard.asked
     shard.out = None
-    shard.tell(HealthChecked(dict(shard.healths)) if isinstance(event, HealthChecked) else event, 0.001)
+    shard.step(HealthChecked(dict(shard.healths)) if isinstance(event, HealthChecked) else event, 0.001)
     assert shard.machine.phase is LEADS_TO.get((phase, type(event)), phase)
     if type(event) in ASKED and shard.machine.phase is phase:
         assert shard.asked == before
@@ -349,7 +353,7 @@ def act(shard: Watched, action: tuple[Any, ...]) -> None:
         case "check" | "check_for" as name, for_s:
             getattr(shard, name)(for_s)
         case "tick", for_s:
-            shard.tell(Ticked(), for_s)
+            shard.step(Ticked(), for_s)
         case "load", node:
             shard.change(node, reachable=False, silent=False, error="LOADING Redis is loading", loading=True)
         case "busy", node:
@@ -368,11 +372,11 @@ def act(shard: Watched, action: tuple[Any, ...]) -> None:
             shard.outcome(is_done, is_known)
         case "late", event:
             if not isinstance(event, ANSWERS.get(type(shard.out), ())):  # that one could not be told from the other
-                shard.tell(event)
+                shard.step(event)
         case "ask", event:
-            if not shard.asked:  # the conductor takes one at a time
-                shard.tell(event)
-        case name, *arguments:
+            if not shard.asked:  # the coordinator takes one at a time
+                shard.step(event)
+        case [name, *arguments]:
             getattr(shard, name)(*arguments)
 
 
@@ -407,7 +411,7 @@ def test_when_all_is_well_for_a_while_the_gate_is_open(powers: Powers, history: 
         shard.check(1.0)
         shard.outcome(True)
     if shard.machine.phase is Phase.PAUSED:
-        shard.tell(ResumeAsked())
+        shard.step(ResumeAsked())
     shard.check_for(2.0)
     assert shard.machine.phase is Phase.HEALTHY, shard.machine.why
-    assert not shard.shut and not shard.asked
+    assert not shard.is_closed and not shard.asked

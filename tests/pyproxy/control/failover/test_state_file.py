@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy.control.failover.state_file import Kept, StateFile
+from pyproxy.control.failover.state_file import SavedState, StateFile
 from pyproxy.control.failover.transitions import Known
 from pyproxy.shard_map import Node
 
-KNOWN = Kept(
+KNOWN = SavedState(
     {"s0": Known(3, Node("127.0.0.1", 7001), "abc", 17.0), "s1": Known(0, Node("::1", 7002))},
     {"notify-keyspace-events": "xE"},
 )
@@ -20,12 +20,12 @@ def test_what_was_saved_is_loaded_by_the_next_one(tmp_path: Path) -> None:
 
 def test_without_a_path_nothing_is_kept(tmp_path: Path) -> None:
     StateFile("").save(KNOWN)
-    assert StateFile("").load() == Kept()
+    assert StateFile("").load() == SavedState()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_is_not_there_yet_is_no_trouble(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert StateFile(str(tmp_path / "state.json")).load() == Kept()
+    assert StateFile(str(tmp_path / "state.json")).load() == SavedState()
     assert capsys.readouterr().err == ""
 
 
@@ -39,7 +39,7 @@ def test_a_file_that_is_no_state_counts_as_none_and_is_replaced(tmp_path: Path, 
     path = tmp_path / "state.json"
     path.write_bytes(content)
     file = StateFile(str(path))
-    assert file.load() == Kept()
+    assert file.load() == SavedState()
     file.save(KNOWN)
     assert StateFile(str(path)).load() == KNOWN
 
@@ -49,7 +49,7 @@ def test_what_cannot_be_written_leaves_the_old_state_and_no_litter(tmp_path: Pat
     file = StateFile(str(path))
     file.save(KNOWN)
     (tmp_path / "state.json.new").mkdir()  # in the way
-    file.save(Kept())
+    file.save(SavedState())
     assert StateFile(str(path)).load() == KNOWN
 
 
@@ -58,5 +58,5 @@ def test_what_is_known_already_is_not_written_again(tmp_path: Path) -> None:
     file = StateFile(str(path))
     file.save(KNOWN)
     path.unlink()
-    file.save(Kept(dict(KNOWN.shards), dict(KNOWN.settings)))
+    file.save(SavedState(dict(KNOWN.shards), dict(KNOWN.settings)))
     assert not path.exists()

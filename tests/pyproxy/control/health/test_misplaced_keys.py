@@ -9,7 +9,7 @@ import pytest
 from pyproxy.access import Access
 from pyproxy.cli import main
 from pyproxy.config import BackendAccess, Config
-from pyproxy.control.health.misplaced_keys import Stray, Strays
+from pyproxy.control.health.misplaced_keys import MisplacedKey, MisplacedKeys
 from pyproxy.fleet import Fleet, Server
 from pyproxy.hashing import slot
 from pyproxy.shard_map import ShardMap
@@ -112,7 +112,7 @@ def test_a_key_that_is_there_too_is_said_and_neither_is_lost(
     assert (servers[0].ask("GET", key), servers[1].ask("GET", key)) == (b"right", b"stray")
 
 
-class Interfering(Strays):
+class Interfering(MisplacedKeys):
     """Somebody writes to the key at the moment when it has been copied."""
 
     write: tuple[Server, str] | None = None
@@ -132,9 +132,9 @@ async def test_what_is_changed_while_it_is_moved_is_not_lost(
     (key,) = keys_of(shard_map, 0, 1)
     servers[1].ask("SET", key, "v")
     s0, s1 = shard_map.shards
-    async with Interfering(shard_map, Access(BackendAccess()), 1e6) as strays:
-        strays.write = servers[where], key
-        said = await strays.move(Stray(s1, s0, 0, key.encode()))
+    async with Interfering(shard_map, Access(BackendAccess()), 1e6) as misplaced_keys:
+        misplaced_keys.write = servers[where], key
+        said = await misplaced_keys.move(MisplacedKey(s1, s0, 0, key.encode()))
     assert said == ("it was changed meanwhile; nothing was done" if where == 1 else "")
     assert (servers[0].ask("GET", key), servers[1].ask("GET", key)) == left
 
@@ -153,5 +153,7 @@ async def test_the_present_primary_is_looked_at_whatever_the_configuration_says(
         new.ask("REPLICAOF", "NO", "ONE")
         old.ask("REPLICAOF", "127.0.0.1", new.port)
         (tmp_path / "c.toml").write_text(fleet.config())
-        async with Strays(Config.load(tmp_path / "c.toml").shard_map(), Access(BackendAccess()), 1e6) as strays:
-            assert str(strays._primaries["s0"]) == new.address
+        async with MisplacedKeys(
+            Config.load(tmp_path / "c.toml").shard_map(), Access(BackendAccess()), 1e6
+        ) as misplaced_keys:
+            assert str(misplaced_keys._primaries["s0"]) == new.address

@@ -13,9 +13,9 @@ from pyproxy import events
 from pyproxy.access import Access
 from pyproxy.config import BackendAccess
 from pyproxy.control.health import node_monitor
-from pyproxy.control.health.busy import Stretches
+from pyproxy.control.health.busy import BusyServers
 from pyproxy.control.health.detector import parse_info
-from pyproxy.control.health.monitor import LOOK_EVERY_S, LOOK_GAP_S, HealthMonitor, ShardMonitor
+from pyproxy.control.health.monitor import CHECK_EVERY_S, CHECK_GAP_S, HealthMonitor, ShardMonitor
 from pyproxy.fleet import HOST, Fleet
 from pyproxy.hashing import slot
 from pyproxy.health import state, writable
@@ -61,9 +61,9 @@ def key_of(index: int, fleet: Fleet) -> str:
 
 
 class Seen:
-    """A watcher, and what it told."""
+    """A health monitor, and what it sent."""
 
-    def __init__(self, shards: ShardMap, every_s: float = LOOK_EVERY_S, work: Stretches | None = None) -> None:
+    def __init__(self, shards: ShardMap, every_s: float = CHECK_EVERY_S, work: BusyServers | None = None) -> None:
         self.topologies: list[Topology] = []
         self.healths: list[FleetHealth] = []
         self.learned_from: list[int] = []
@@ -89,9 +89,9 @@ class Seen:
 
 @asynccontextmanager
 async def watching(
-    shards: ShardMap, every_s: float = LOOK_EVERY_S, work: Stretches | None = None
+    shards: ShardMap, every_s: float = CHECK_EVERY_S, work: BusyServers | None = None
 ) -> AsyncIterator[Seen]:
-    """A watcher that has looked once, and goes on looking."""
+    """A health monitor that has checked once, and goes on."""
     seen = Seen(shards, every_s, work)
     await seen.monitor.check_health()
     async with asyncio.TaskGroup() as group:
@@ -328,11 +328,11 @@ async def test_a_primary_that_stands_still_for_what_a_worker_has_sent_is_busy_an
     fleet: Fleet, capsys: pytest.CaptureFixture[str]
 ) -> None:
     events.configure()
-    server, work = fleet.shards[0].primary, Stretches()
+    server, work = fleet.shards[0].primary, BusyServers()
     async with watching(shard_map(fleet), work=work) as seen:
         since = time.monotonic()
         server.pause()
-        work.hear(0, AtWork({server.address: Work("s0", since, since + 600)}))
+        work.update(0, AtWork({server.address: Work("s0", since, since + 600)}))
         await until("the silence", lambda: not seen.told(0).reachable, lambda: seen)
         assert state(seen.told(0)) == "busy"
         server.resume()
@@ -394,7 +394,7 @@ async def test_the_lag_of_a_replica_grows_while_its_link_is_cut_silently(replica
 def test_the_lag_is_what_the_primary_says_while_it_answers_and_else_the_replicas_own_word() -> None:
     replicas = Node(HOST, 7101), Node(HOST, 7102)
     shard = Shard("s0", Node(HOST, 7001), replicas, ((0, 16383),))
-    monitor = ShardMonitor(shard, ShardMap(1, (shard,)), PLAIN, Stretches(), lambda: None)
+    monitor = ShardMonitor(shard, ShardMap(1, (shard,)), PLAIN, BusyServers(), lambda: None)
     for replica in monitor.replicas:
         replica.health = NodeHealth(str(replica.node), True, "", role="slave", link="up", lag_s=9)
     monitor.primary.info = {"slave0": "ip=127.0.0.1,port=7102,state=online,offset=14,lag=1"}
@@ -408,7 +408,7 @@ def test_a_shard_is_writable_since_its_new_primary_took_over() -> None:
     """And not since the old one ceased to be."""
     old, new = Node(HOST, 7001), Node(HOST, 7101)
     shard = Shard("s0", old, (new,), ((0, 16383),))
-    monitor = ShardMonitor(shard, ShardMap(1, (shard,)), PLAIN, Stretches(), lambda: None)
+    monitor = ShardMonitor(shard, ShardMap(1, (shard,)), PLAIN, BusyServers(), lambda: None)
     monitor.primary.health = NodeHealth(str(old), False, "connection refused")
     monitor.replicas[0].health = NodeHealth(str(new), True, "", role="master")
     lost_since = monitor.health.since
@@ -449,7 +449,7 @@ async def test_many_complaints_make_no_more_than_five_looks_a_second(fleet: Flee
             return healths(0) - before >= 5
 
         await until("five looks", complained_enough, lambda: healths(0))
-        assert healths(0) - before <= (loop.time() - began) / LOOK_GAP_S + 1
+        assert healths(0) - before <= (loop.time() - began) / CHECK_GAP_S + 1
         assert healths(1) == other
 
 

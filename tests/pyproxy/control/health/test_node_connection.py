@@ -190,13 +190,13 @@ async def test_a_certificate_of_another_host_is_an_error(server: Server, tmp_pat
 async def test_what_a_subscriber_is_told_is_heard_and_so_is_the_end(server: Server) -> None:
     connection = await NodeConnection.open(Node(HOST, server.port), PLAIN, 5.0)
     await connection.ask((b"SUBSCRIBE", b"news"), deadline_s=5.0)
-    assert not await connection.hears(0.01)
+    assert not await connection.receives(0.01)
     server.ask("PUBLISH", "news", "one")
-    assert await connection.hears(5.0)
-    assert not await connection.hears(0.01)
+    assert await connection.receives(5.0)
+    assert not await connection.receives(0.01)
     server.ask("CLIENT", "KILL", "TYPE", "pubsub")
     with pytest.raises(NodeError, match=r"^connection closed by the server$"):
-        await connection.hears(5.0)
+        await connection.receives(5.0)
     connection.close()
 
 

@@ -11,7 +11,7 @@ from pyproxy import events
 from pyproxy.access import Access
 from pyproxy.config import BackendAccess
 from pyproxy.control.health import detector, node_monitor
-from pyproxy.control.health.busy import Stretches
+from pyproxy.control.health.busy import BusyServers
 from pyproxy.control.health.node_monitor import NodeMonitor, PrimaryMonitor
 from pyproxy.fleet import HOST, Fleet, Server
 from pyproxy.messages import NodeHealth
@@ -40,11 +40,11 @@ def replica(fleet: Fleet) -> Server:
 
 def watch_primary(server: Server) -> PrimaryMonitor:
     shard = Shard("s0", Node(HOST, server.port), (), ((0, 16383),))
-    return PrimaryMonitor(shard, ShardMap(1, (shard,)), PLAIN, Stretches(), lambda: None)
+    return PrimaryMonitor(shard, ShardMap(1, (shard,)), PLAIN, BusyServers(), lambda: None)
 
 
 def watch_replica(server: Server) -> NodeMonitor:
-    return NodeMonitor("s0", Node(HOST, server.port), PLAIN, Stretches(), "slave", b"")
+    return NodeMonitor("s0", Node(HOST, server.port), PLAIN, BusyServers(), "slave", b"")
 
 
 async def looked(monitor: NodeMonitor) -> NodeHealth:

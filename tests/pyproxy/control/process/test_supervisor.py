@@ -36,7 +36,7 @@ from tests.waiting import until
 
 PATIENCE_S = 20.0
 
-STAND_IN = (sys.executable, "-m", "tests.pyproxy.control.process.stand_in")
+FAKE_WORKER = (sys.executable, "-m", "tests.pyproxy.control.process.fake_worker")
 
 SHARD = ShardTable(name="s0", primary=Node("127.0.0.1", 7000), slots=((0, 16383),))
 STATES: Sequence[Message] = (Topology(1, [SHARD], []), FleetHealth(7, 0.0, []))
@@ -55,19 +55,19 @@ class Run:
         self.configured: list[Configured] = []
         self.scripts: list[Script | ScriptsFlushed] = []
         self.supervisor = Supervisor(
-            (*STAND_IN, str(self._report), mode),
+            (*FAKE_WORKER, str(self._report), mode),
             self.listener,
             self.page,
             lambda index: Setup(index, workers, Config(shards=(SHARD,)), "127.0.0.1:1", "0", 0.0),
             lambda: STATES,
             self.complaints.append,
-            lambda index, said: self.work.append((index, said)),
+            lambda index, applied: self.work.append((index, applied)),
             self._configure,
             self.scripts.append,
         )
 
-    def _configure(self, said: Configured, settled: Callable[[], None]) -> None:
-        self.configured.append(said)
+    def _configure(self, applied: Configured, settled: Callable[[], None]) -> None:
+        self.configured.append(applied)
         settled()
 
     def reports(self, what: str, index: int | None = None) -> list[dict[str, Any]]:
@@ -185,9 +185,9 @@ async def test_a_worker_that_is_not_subscribed_yet_holds_up_those_who_wait_for_t
     async with supervised("deaf", tmp_path) as run:
         await run.supervisor.all_ready.wait()
         assert await run.supervisor.all_applied(1, PATIENCE_S, "s0") == []
-        assert await run.supervisor.all_hear("s0", 0.05) == [0]
-        assert await run.supervisor.all_hear("s1", PATIENCE_S) == []
-        waiting = asyncio.create_task(run.supervisor.all_hear("s0", PATIENCE_S))
+        assert await run.supervisor.all_subscribed("s0", 0.05) == [0]
+        assert await run.supervisor.all_subscribed("s1", PATIENCE_S) == []
+        waiting = asyncio.create_task(run.supervisor.all_subscribed("s0", PATIENCE_S))
         run.supervisor.broadcast(Topology(3, [SHARD], []))
         assert await waiting == []
 
@@ -328,11 +328,11 @@ async def test_what_a_worker_complains_of_is_logged_and_handed_on(
 
 
 async def test_what_a_worker_has_servers_work_on_is_handed_on_and_so_is_its_end(tmp_path: Path) -> None:
-    said = AtWork({"127.0.0.1:7000": Work("s0", 1.0, 31.0)})
+    applied = AtWork({"127.0.0.1:7000": Work("s0", 1.0, 31.0)})
     async with supervised("complain", tmp_path) as run:
         await until("the work", lambda: bool(run.work), lambda: run.supervisor)
-        assert run.work == [(0, said)]
-    assert run.work == [(0, said), (0, None)]
+        assert run.work == [(0, applied)]
+    assert run.work == [(0, applied), (0, None)]
 
 
 async def test_killed_workers_end_at_once(tmp_path: Path) -> None:

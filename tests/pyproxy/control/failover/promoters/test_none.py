@@ -25,4 +25,4 @@ async def test_by_default_nobody_promotes() -> None:
             await act(case)
         assert not failed.value.again
     await promoter.run()
-    await promoter.tidy(primary, [candidate])
+    await promoter.reconfigure(primary, [candidate])

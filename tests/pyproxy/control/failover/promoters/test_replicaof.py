@@ -17,7 +17,7 @@ from pyproxy import events
 from pyproxy.access import Access
 from pyproxy.config import BackendAccess, Config
 from pyproxy.control.failover.promoters import Case, Promoter, PromotionFailed, make
-from pyproxy.control.health.busy import Stretches
+from pyproxy.control.health.busy import BusyServers
 from pyproxy.control.health.node_monitor import NodeMonitor
 from pyproxy.fleet import HOST, Fleet, Server, ask
 from pyproxy.messages import NodeHealth
@@ -56,7 +56,7 @@ def promoter_for(fleet: Fleet, **options: bool | float) -> Promoter:
 
 
 async def health(address: str) -> NodeHealth:
-    monitor = NodeMonitor("s0", Node.parse(address), PLAIN, Stretches(), "", b"")
+    monitor = NodeMonitor("s0", Node.parse(address), PLAIN, BusyServers(), "", b"")
     await monitor.check_once()
     monitor.close()
     assert monitor.health.reachable, monitor.health.error
@@ -326,7 +326,7 @@ async def test_an_old_primary_that_only_slept_takes_no_write_and_follows_once_it
     assert role(primary) == b"master"
     with pytest.raises(TimeoutError):  # its writes are paused
         ask(primary.port, "SET", "key", "lost", timeout=0.5)
-    await promoter.tidy(await health(candidate.address), [await health(primary.address)])
+    await promoter.reconfigure(await health(candidate.address), [await health(primary.address)])
     candidate.ask("SET", "key", "kept")
     await in_step(primary, candidate)
     assert primary.ask("GET", "key") == b"kept"
@@ -546,12 +546,12 @@ async def test_a_returned_primary_is_made_a_replica_and_its_own_data_is_gone(
     candidate.ask("SET", "key", "value")
     primary.ask("CLIENT", "UNPAUSE")
     primary.ask("SET", "diverged", "value")
-    now, stray = await health(candidate.address), await health(primary.address)
+    now, replica = await health(candidate.address), await health(primary.address)
     logged()
     with socket.create_connection((HOST, primary.port), timeout=5.0) as client:
         client.sendall(b"PING\r\n")
         client.recv(100)
-        await promoter.tidy(now, [stray])
+        await promoter.reconfigure(now, [replica])
         assert client.recv(100) == b""
     assert logged() == ["+convert-to-slave"]
     await in_step(primary, candidate)
@@ -563,9 +563,9 @@ async def test_a_replica_of_a_replica_is_made_one_of_the_primary(
     fleet: Fleet, primary: Server, candidate: Server, other: Server, logged: Logged
 ) -> None:
     other.ask("REPLICAOF", HOST, candidate.port)
-    now, stray = await health(primary.address), await health(other.address)
+    now, replica = await health(primary.address), await health(other.address)
     logged()
-    await promoter_for(fleet).tidy(now, [stray])
+    await promoter_for(fleet).reconfigure(now, [replica])
     assert logged() == ["+fix-slave-config"]
     await in_step(other, primary)
 
@@ -576,7 +576,7 @@ async def test_a_replica_that_follows_the_primary_is_left_alone(
     now, *replicas = [await health(each.address) for each in (primary, candidate, other)]
     syncs = full_syncs(primary)
     logged()
-    await promoter_for(fleet).tidy(now, replicas)
+    await promoter_for(fleet).reconfigure(now, replicas)
     assert logged() == []
     assert [calls(each, "replicaof") for each in (candidate, other)] == [0, 0]
     assert full_syncs(primary) == syncs
@@ -594,7 +594,7 @@ async def test_nobody_is_made_a_replica_of_what_is_not_the_primary_that_was_seen
         primary.kill()
     if what == "restarted":
         primary.start()
-    await promoter_for(fleet).tidy(seen, [await health(other.address)])
+    await promoter_for(fleet).reconfigure(seen, [await health(other.address)])
     assert (role(other), other.ask("GET", "mine")) == (b"master", b"alone")
 
 
@@ -603,15 +603,15 @@ async def test_a_server_that_cannot_be_tidied_is_said_once_and_is_tidied_when_it
 ) -> None:
     promoter = promoter_for(fleet)
     await make_diverge(candidate)
-    now, stray = await health(primary.address), await health(candidate.address)
+    now, replica = await health(primary.address), await health(candidate.address)
     candidate.ask("ACL", "SETUSER", "default", "-replicaof")
     logged()
     for _ in range(3):
-        await promoter.tidy(now, [stray])
+        await promoter.reconfigure(now, [replica])
     assert logged() == ["+step-failed"]
     assert role(candidate) == b"master"
     candidate.ask("ACL", "SETUSER", "default", "+replicaof")
-    await promoter.tidy(now, [stray])
+    await promoter.reconfigure(now, [replica])
     assert logged() == ["+convert-to-slave"]
     await in_step(candidate, primary)
 
@@ -626,7 +626,7 @@ async def test_where_another_proxy_promotes_this_one_touches_no_server(
     assert not follower.acts
     assert promoter_for(fleet).acts
     await make_diverge(other)
-    await follower.tidy(await health(primary.address), [await health(other.address)])
+    await follower.reconfigure(await health(primary.address), [await health(other.address)])
     with pytest.raises(PromotionFailed) as failed:
         await follower.promote(await case_of(primary, candidate.address))
     assert not failed.value.again

@@ -1,6 +1,6 @@
-"""A shard that exists as looks only, and its machine: what is done to its servers is seen by the next look.
+"""A shard that exists as health checks only, and its machine: what is done to its servers is seen by the next check.
 
-For the tests of the machine, which never asks a server anything. Time passes when it is told to.
+For the tests of the machine, which never asks a server anything. Time passes only when a test says so.
 """
 
 from collections.abc import Iterable
@@ -9,20 +9,21 @@ from typing import Any
 import msgspec
 
 from pyproxy.config import Promotion
-from pyproxy.control.failover.machine import Machine, Phase
+from pyproxy.control.failover.machine import Machine
 from pyproxy.control.failover.promoters import Announcement
 from pyproxy.control.failover.transitions import (
     Announced,
     Answer,
+    ClosedGate,
     Effect,
     FailoverEvent,
     HealthChecked,
     Known,
+    Log,
+    Phase,
     Powers,
     Promote,
     Promoted,
-    Say,
-    Shut,
     Switched,
 )
 from pyproxy.messages import NodeHealth
@@ -37,11 +38,11 @@ SENTINEL = Powers(hands_over=True, is_authority=True)
 ELASTICACHE = Powers(acts=True, hands_over=True, is_authority=True, usual_s=30.0)
 NONE = Powers(watches_only=True)
 
-LOOK_S = 0.25
-"""Between two looks; the watcher looks once a second, and more often at a shard in trouble."""
+CHECK_S = 0.25
+"""Between two checks. The health monitor checks once a second, and a shard in trouble more often."""
 
 
-class DrawnShard:
+class SimulatedShard:
     """P1 is primary, by epoch 4 and history "a"; the others copy it. The proxy has run for a while, and all is well."""
 
     def __init__(
@@ -110,10 +111,10 @@ class DrawnShard:
 
     def make_replica(self, node: Node, of: Node) -> None:
         """REPLICAOF, and the copying is done."""
-        of_look = self.healths[of]
+        source = self.healths[of]
         self.change(
-            node, role="slave", master=str(of), link="up", replid=of_look.replid, replid2=of_look.replid2,
-            second_offset=of_look.second_offset, offset=of_look.offset, keys=of_look.keys, lost_keys=0,
+            node, role="slave", master=str(of), link="up", replid=source.replid, replid2=source.replid2,
+            second_offset=source.second_offset, offset=source.offset, keys=source.keys, lost_keys=0,
         )  # fmt: skip
 
     def empty(self, node: Node) -> None:
@@ -123,19 +124,19 @@ class DrawnShard:
         self.wake(node, run_id=f"{health.run_id}'", lost_keys=health.keys, keys=0, offset=0, role="master")
         self.change(node, replid=f"e{self.histories}", replid2="", master="", link="")
 
-    # --- what the machine is told ---
+    # --- what the machine is given ---
 
-    def tell(self, event: FailoverEvent, after_s: float = 0.0) -> list[Effect]:
+    def step(self, event: FailoverEvent, after_s: float = 0.0) -> list[Effect]:
         self.now += after_s
         effects = self.machine.step(event, self.now)
         self.effects += effects
         return effects
 
     def announce(self, node: Node, epoch: int = 0) -> list[Effect]:
-        return self.tell(Announced(Announcement(node, epoch, "a test")))
+        return self.step(Announced(Announcement(node, epoch, "a test")))
 
     def check(self, after_s: float = 0.0) -> list[Effect]:
-        """All servers are looked at."""
+        """All servers are checked."""
         self.now += after_s
         for node, health in self.healths.items():
             self.change(node, at=self.now)
@@ -145,21 +146,21 @@ class DrawnShard:
                 self.change(node, unanswered_since=0.0)
             elif not health.unanswered_since:
                 self.change(node, unanswered_since=self.now)
-        return self.tell(HealthChecked(dict(self.healths)), after_s=0.001)
+        return self.step(HealthChecked(dict(self.healths)), after_s=0.001)
 
     def check_for(self, for_s: float) -> list[Effect]:
-        """Looks, one after the other, and what followed from them."""
+        """Checks, one after the other, and what followed from them."""
         effects = []
-        for _ in range(round(for_s / LOOK_S)):
-            effects += self.check(LOOK_S)
+        for _ in range(round(for_s / CHECK_S)):
+            effects += self.check(CHECK_S)
         return effects
 
     def until(self, phase: Phase, within_s: float) -> None:
-        """Looks, until it is in this phase."""
+        """Checks, until it is in this phase."""
         until = self.now + within_s
         while self.machine.phase is not phase:
             assert self.now < until, f"expected {phase} within {within_s} s, got {self.machine}"
-            self.check(LOOK_S)
+            self.check(CHECK_S)
 
     # --- what came of it ---
 
@@ -171,8 +172,8 @@ class DrawnShard:
         return [effect for effect in self.effects if type(effect) is kind]
 
     @property
-    def said(self) -> list[str]:
-        return [effect.event.value[0] for effect in self.of(Say)]
+    def logged(self) -> list[str]:
+        return [effect.event.value[0] for effect in self.of(Log)]
 
     @property
     def answers(self) -> list[bool]:
@@ -183,21 +184,21 @@ class DrawnShard:
         return self.machine.phase
 
     @property
-    def shut(self) -> bool:
+    def is_closed(self) -> bool:
         return self.machine.gate() is not None
 
 
-def shut(shard: DrawnShard) -> Shut:
+def closed_gate(shard: SimulatedShard) -> ClosedGate:
     gate = shard.machine.gate()
     assert gate is not None
     return gate
 
 
-def fail_over(shard: DrawnShard, to: Node, within_s: float = 10.0) -> None:
-    """The whole of it, with a promoter that does what it is told."""
+def fail_over(shard: SimulatedShard, to: Node, within_s: float = 10.0) -> None:
+    """The whole of it, with a promoter that does what it is asked."""
     shard.until(Phase.PROMOTING, within_s)
     assert shard.of(Promote)[-1] == Promote(to)
     shard.make_master(to)
-    shard.tell(Promoted())
+    shard.step(Promoted())
     shard.until(Phase.SWITCHING, 2.0)
-    shard.tell(Switched())
+    shard.step(Switched())

@@ -1,6 +1,6 @@
 """A worker that serves nobody: it writes down what it is told, for the tests of the supervisor.
 
-    stand_in.py REPORT MODE --index I --listen-fd N --channel-fd N --page-fd N
+    fake_worker.py REPORT MODE --index I --listen-fd N --channel-fd N --page-fd N
 
 REPORT gets a line of JSON for each thing it sees. MODE: `serve` gets ready and drains when told; `crash` exits with 3
 at once; `stubborn` gets ready and ignores Drain; `mute` leaves its channel and stays; `late` never gets ready;
@@ -38,7 +38,7 @@ from pyproxy.messages import (
 from pyproxy.metrics import INDEX, Page
 
 
-class StandIn:
+class FakeWorker:
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
         self._ended = asyncio.Event()
@@ -94,9 +94,9 @@ def main() -> None:
     for name in ("index", "listen-fd", "channel-fd", "page-fd"):
         parser.add_argument(f"--{name}", type=int, required=True)
     args = parser.parse_args()
-    stand_in = StandIn(args)
+    worker = FakeWorker(args)
     sockets = [fd for fd in map(int, os.listdir("/proc/self/fd")) if _is_socket(fd)]
-    stand_in.report(
+    worker.report(
         "started",
         other_sockets=[fd for fd in sockets if fd not in (args.listen_fd, args.channel_fd)],
         port=socket.socket(fileno=args.listen_fd).getsockname()[1],
@@ -105,7 +105,7 @@ def main() -> None:
     )
     if args.mode == "crash":
         sys.exit(3)
-    asyncio.run(stand_in.run())
+    asyncio.run(worker.run())
 
 
 def _is_socket(fd: int) -> bool:
