@@ -38,30 +38,27 @@ Learn = Callable[[list[Any]], list[Any]]
 
 
 class ShardMonitor:
-    """The monitors of the servers of one shard."""
+    """The monitors of the servers of one shard. `primary` and `replica` make one for a server in that role."""
 
     def __init__(
         self,
         shard: Shard,
-        shard_map: ShardMap,
-        access: Access,
-        work: BusyServers,
-        on_commands: Callable[[], None],
-        accepts: bool = False,
+        primary: Callable[[Shard], PrimaryMonitor],
+        replica: Callable[[Shard, Node], NodeMonitor],
     ) -> None:
         self.name = shard.name
-        self.primary = PrimaryMonitor(shard, shard_map, access, work, on_commands, accepts)
-        self.replicas = [NodeMonitor(shard.name, node, access, work, "slave", b"") for node in shard.replicas]
-        self.nodes: list[NodeMonitor] = [self.primary, *self.replicas]  # the primary first
-        self._by_node = {monitor.node: monitor for monitor in self.nodes}
+        self._make_primary = primary
+        self._make_replica = replica
+        self._assign_roles(shard)
         self.complaints = {node: asyncio.Event() for node in self._by_node}
-        self._shard_map = shard_map
-        self._access = access
-        self._work = work
-        self._accepts = accepts
-        self._on_commands = on_commands
         self._since = self._began = time.monotonic()
         self._is_writable = False
+
+    def _assign_roles(self, shard: Shard) -> None:
+        self.primary = self._make_primary(shard)
+        self.replicas = [self._make_replica(shard, node) for node in shard.replicas]
+        self.nodes: list[NodeMonitor] = [self.primary, *self.replicas]  # the primary first
+        self._by_node = {monitor.node: monitor for monitor in self.nodes}
 
     def monitor(self, node: Node) -> NodeMonitor:
         """The one of this server: another one after a promotion."""
@@ -70,14 +67,7 @@ class ShardMonitor:
     def promoted(self, shard: Shard) -> None:
         """Another of its servers is the primary now; what was seen of each is kept."""
         before = self._by_node
-        self.primary = PrimaryMonitor(
-            shard, self._shard_map, self._access, self._work, self._on_commands, self._accepts
-        )
-        self.replicas = [
-            NodeMonitor(shard.name, node, self._access, self._work, "slave", b"") for node in shard.replicas
-        ]
-        self.nodes = [self.primary, *self.replicas]
-        self._by_node = {monitor.node: monitor for monitor in self.nodes}
+        self._assign_roles(shard)
         for node, monitor in self._by_node.items():
             monitor.take_over(before[node])
         self.primary.trust()
@@ -190,7 +180,11 @@ class HealthMonitor:
         self._sent: object = None
         work = work or BusyServers()
         self._monitors = {
-            shard.name: ShardMonitor(shard, shard_map, access, work, self._relearn, shard.name in accepts)
+            shard.name: ShardMonitor(
+                shard,
+                lambda shard: PrimaryMonitor(shard, shard_map, access, work, self._relearn, shard.name in accepts),
+                lambda shard, node: NodeMonitor(shard.name, node, access, work, "slave", b""),
+            )
             for shard in shard_map.shards
         }
         self._blanks = {name: ShardHealth(name, "", False, "", {}, {}, "") for name in self._monitors}

@@ -16,6 +16,7 @@ from pyproxy.control.health import node_monitor
 from pyproxy.control.health.busy import BusyServers
 from pyproxy.control.health.detector import parse_info
 from pyproxy.control.health.monitor import CHECK_EVERY_S, CHECK_GAP_S, HealthMonitor, ShardMonitor
+from pyproxy.control.health.node_monitor import NodeMonitor, PrimaryMonitor
 from pyproxy.fleet import HOST, Fleet
 from pyproxy.hashing import slot
 from pyproxy.health import state, writable
@@ -391,10 +392,19 @@ async def test_the_lag_of_a_replica_grows_while_its_link_is_cut_silently(replica
             await until("its end", lambda: lagging(0, 1), lambda: seen.told(0).nodes)
 
 
+def shard_monitor(shard: Shard) -> ShardMonitor:
+    busy = BusyServers()
+    return ShardMonitor(
+        shard,
+        lambda shard: PrimaryMonitor(shard, ShardMap(1, (shard,)), PLAIN, busy, lambda: None),
+        lambda shard, node: NodeMonitor(shard.name, node, PLAIN, busy, "slave", b""),
+    )
+
+
 def test_the_lag_is_what_the_primary_says_while_it_answers_and_else_the_replicas_own_word() -> None:
     replicas = Node(HOST, 7101), Node(HOST, 7102)
     shard = Shard("s0", Node(HOST, 7001), replicas, ((0, 16383),))
-    monitor = ShardMonitor(shard, ShardMap(1, (shard,)), PLAIN, BusyServers(), lambda: None)
+    monitor = shard_monitor(shard)
     for replica in monitor.replicas:
         replica.health = NodeHealth(str(replica.node), True, "", role="slave", link="up", lag_s=9)
     monitor.primary.info = {"slave0": "ip=127.0.0.1,port=7102,state=online,offset=14,lag=1"}
@@ -408,7 +418,7 @@ def test_a_shard_is_writable_since_its_new_primary_took_over() -> None:
     """And not since the old one ceased to be."""
     old, new = Node(HOST, 7001), Node(HOST, 7101)
     shard = Shard("s0", old, (new,), ((0, 16383),))
-    monitor = ShardMonitor(shard, ShardMap(1, (shard,)), PLAIN, BusyServers(), lambda: None)
+    monitor = shard_monitor(shard)
     monitor.primary.health = NodeHealth(str(old), False, "connection refused")
     monitor.replicas[0].health = NodeHealth(str(new), True, "", role="master")
     lost_since = monitor.health.since
