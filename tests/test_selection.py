@@ -75,16 +75,13 @@ def test_what_starts_none_is_left_in(starts_none: Callable[[], None]) -> None:
     assert not reaches_a_server(starts_none)
 
 
-def test_a_fixture_that_starts_servers_marks_who_is_given_it(request: pytest.FixtureRequest) -> None:
-    given = {
-        item.name: item.get_closest_marker("servers") for item in request.session.items if item.path == request.path
-    }
-    assert given["test_who_is_given_a_server"] is not None
-    assert given[request.node.name] is None
-
-
-def test_who_is_given_a_server(server: fleet.Server) -> None:
+def test_who_is_given_a_server_by_a_fixture_is_marked(request: pytest.FixtureRequest, server: fleet.Server) -> None:
     assert server.ask("PING") == b"PONG"
+    assert request.node.get_closest_marker("servers") is not None
+
+
+def test_who_is_given_none_is_not_marked(request: pytest.FixtureRequest) -> None:
+    assert request.node.get_closest_marker("servers") is None
 
 
 def test_a_test_that_is_not_marked_can_start_none() -> None:
