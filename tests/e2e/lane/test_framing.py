@@ -90,7 +90,7 @@ def test_commands_that_must_wait_are_read_again_from_their_first_byte(proxy10: P
 def test_what_was_asked_before_a_bad_request_is_answered_before_its_error(proxy10: Proxy) -> None:
     ask(proxy10.port, "SET", "framing:k", "v")
     with Conversation(proxy10.port) as conn:
-        bad = CASES["The argument: other bytes for CRLF"]
+        bad = CASES["The argument: other bytes in place of CRLF"]
         conn.connection.sendall(encode([b"GET", b"framing:k"]) * 1500 + bad.sent + GOOD)
         expected = closed(b"$1\r\nv\r\n" * 1500 + bad.proxy.answer)
         assert conn.outcome(expected) == expected
