@@ -179,3 +179,18 @@ def killed(server: Server, *proxies: Proxy) -> Iterator[None]:
             server.start()
         for conn in talks:
             wait_for_info(conn, "the shard to be back", lambda info: info["shards_down"] == "0")
+
+
+@contextlib.contextmanager
+def one_on_each_worker(proxy: Proxy, workers: int = 2) -> Iterator[dict[str, Connection]]:
+    """A connection to each worker, by its index; a worker that is late takes none, so more may be opened."""
+    found: dict[str, Connection] = {}
+    with contextlib.ExitStack() as opened:
+
+        def all_are_there() -> bool:
+            conn = opened.enter_context(Connection(proxy.port))
+            found.setdefault(proxy_info(conn)["worker"], conn)
+            return len(found) == workers
+
+        wait_until("a connection to each worker", all_are_there, lambda: f"there is one to {sorted(found)}", PATIENCE_S)
+        yield found

@@ -10,7 +10,7 @@ import pytest
 from protocol.request import encode
 from pyproxy.fleet import Fleet, Proxy, Server, Table, wait_until
 from pyproxy.scripts import digest_of
-from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, error, killed, proxy_info, wait_for_line
+from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, error, killed, one_on_each_worker, wait_for_line
 from tests.processes import command_line, family
 from tests.wire import exchange
 
@@ -249,9 +249,8 @@ def two(fleet: Fleet) -> Iterator[tuple[Proxy, Connection, Connection]]:
     """A proxy with two workers, and a client at each."""
     with Proxy(fleet, None, 2) as proxy:
         wait_until("both workers", lambda: "+ready " in proxy.log.read_text(), proxy.tail)
-        with Connection(proxy.port) as one, Connection(proxy.port) as other:
-            assert {proxy_info(each)["worker"] for each in (one, other)} == {"0", "1"}
-            yield proxy, one, other
+        with one_on_each_worker(proxy) as conns:
+            yield proxy, conns["0"], conns["1"]
 
 
 def test_what_one_worker_has_seen_all_know(two: tuple[Proxy, Connection, Connection], fleet: Fleet) -> None:

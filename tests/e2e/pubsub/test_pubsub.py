@@ -13,7 +13,17 @@ import pytest
 from protocol import glob
 from pyproxy.control.http import admin
 from pyproxy.fleet import HOST, Fleet, Proxy, Server, Table, wait_until
-from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, error, packed, proxy_info, wait_for_info
+from tests.e2e.rig import (
+    PATIENCE_S,
+    PATIENT,
+    Connection,
+    Keys,
+    error,
+    one_on_each_worker,
+    packed,
+    proxy_info,
+    wait_for_info,
+)
 from tests.processes import command_line, family
 from tests.wire import exchange
 
@@ -356,8 +366,7 @@ def test_a_thousand_subscribers_get_one_publish(proxy: Proxy) -> None:
 def test_a_worker_that_dies_takes_its_numbers_along(fleet: Fleet) -> None:
     with Proxy(fleet, None, 2) as proxy:
         wait_until("both workers", lambda: "+ready " in proxy.log.read_text(), proxy.tail)
-        with Connection(proxy.port) as one, Connection(proxy.port) as other:
-            mine = {proxy_info(conn)["worker"]: conn for conn in (one, other)}
+        with one_on_each_worker(proxy) as mine:
             subscribed(mine["0"], "SUBSCRIBE", "dies")
             asker = mine["1"]
             wait_until("the number", lambda: asker.ask("PUBSUB", "NUMSUB", "dies") == [b"dies", 1], proxy.tail)
