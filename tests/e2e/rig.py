@@ -164,9 +164,10 @@ def wait_for_info(conn: Connection, what: str, done: Callable[[dict[str, str]], 
 
 @contextlib.contextmanager
 def killed(server: Server, *proxies: Proxy) -> Iterator[None]:
-    """That server is dead inside, and these proxies know it; after it, it is back and they know that too.
+    """That server is dead inside, and these proxies know it; after it, it is back and they use it again.
 
-    For a server and proxies that later tests use as well: those would otherwise meet the end of this outage.
+    For a server and proxies that later tests use as well: those would otherwise meet the end of this outage. The parent
+    sees a server again by its own connection, so a worker may still wait before it connects when the shard is back.
     """
     with contextlib.ExitStack() as clients:
         talks = [clients.enter_context(Connection(proxy.port)) for proxy in proxies]
@@ -179,6 +180,19 @@ def killed(server: Server, *proxies: Proxy) -> Iterator[None]:
             server.start()
         for conn in talks:
             wait_for_info(conn, "the shard to be back", lambda info: info["shards_down"] == "0")
+            wait_for_all_primaries(conn)
+
+
+def wait_for_all_primaries(conn: Connection) -> None:
+    """Wait until this worker is connected to the primary of each shard."""
+    said: Any = None
+
+    def all_answer() -> bool:
+        nonlocal said
+        said = conn.ask("SCRIPT", "EXISTS", "nosuch")
+        return said == [0]
+
+    wait_until("the primaries to answer", all_answer, lambda: repr(said))
 
 
 @contextlib.contextmanager

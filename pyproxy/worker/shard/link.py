@@ -11,6 +11,7 @@ Requests, queues and deadlines are the lane's (lane.pyx); this module opens and 
 """
 
 import asyncio
+import contextlib
 import os
 import random
 import socket
@@ -113,6 +114,7 @@ class Link:
         self._barred = ""
         self._closed = False
         self._moving = False
+        self._reconnect = asyncio.Event()  # ends the pause before the next attempt
         self._turn = 0  # grows with each `point_at`: what was begun for an earlier one comes to nothing
         self._opening: set[Wire] = set()
         self.leased: set[Lease] = set()  # connections that one conversation each has to itself
@@ -272,10 +274,16 @@ class Link:
         else:
             self.router.down(reason)
 
+    def reconnect_now(self) -> None:
+        """The server has been seen again: where it is down, the next attempt is made without the rest of the pause."""
+        self._reconnect.set()
+
     async def _recover(self) -> None:
         turn = self._turn
         while not self._closed and turn == self._turn:
-            await asyncio.sleep(self._pause_s * random.uniform(0.5, 1.0))
+            self._reconnect.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._reconnect.wait(), self._pause_s * random.uniform(0.5, 1.0))
             self._pause_s = min(self._pause_s * 2, self._timeouts.reconnect_max_s)
             if self._barred or turn != self._turn:
                 continue

@@ -94,6 +94,8 @@ class ShardRouter:
 
     def observe(self, health: ShardHealth) -> None:
         if health.node == str(self.link.node):
+            if health.reachable and not self._reachable:
+                self.link.reconnect_now()
             self._reachable = health.reachable
         stalled = self.gate.own.stalled_at
         self.gate.observe(health)

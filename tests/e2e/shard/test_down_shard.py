@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyproxy.fleet import Fleet, Proxy, Server, wait_until
-from tests.e2e.rig import Connection, Keys, error, wait_for_info
+from tests.e2e.rig import Connection, Keys, error, killed, wait_for_info
 
 DOWN = 1
 """The index of the shard that is killed."""
@@ -114,6 +114,17 @@ def test_a_command_to_all_shards_is_an_error_that_names_it(conn: Connection, arg
 def test_what_is_answered_here_needs_no_shard(conn: Connection) -> None:
     assert conn.ask("PING") == b"PONG"
     wait_for_info(conn, "INFO to count the shard as down", lambda info: info["shards_down"] == "1")
+
+
+def test_a_worker_that_pauses_before_it_connects_again_does_so_when_the_health_check_sees_the_server(
+    fleet: Fleet,
+) -> None:
+    pause = {"reconnect_min_s": 600.0, "reconnect_max_s": 600.0}
+    with Proxy(fleet, timeouts=pause) as proxy, Connection(proxy.port) as conn:
+        key = Keys(proxy).one(0)
+        with killed(fleet.shards[0].primary, proxy):
+            assert error(conn.ask("SET", key, "v")).startswith("TRYAGAIN shard s0 ")
+        assert conn.ask("SET", key, "v") == b"OK"
 
 
 def test_it_is_served_again_when_it_is_back(conn: Connection, keys: Keys, dead: Server) -> None:
