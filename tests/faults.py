@@ -119,7 +119,11 @@ class Connection:
             if reset and not writer.transport.is_closing():
                 sock: socket.socket = writer.get_extra_info("socket")
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            writer.transport.abort() if reset else writer.close()
+            if not reset:
+                writer.close()
+                continue
+            with contextlib.suppress(AttributeError):  # Python 3.11.2: of a TLS transport that has ended already
+                writer.transport.abort()
 
 
 class Hop:

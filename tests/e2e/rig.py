@@ -185,12 +185,12 @@ def killed(server: Server, *proxies: Proxy) -> Iterator[None]:
 
 def wait_for_all_primaries(conn: Connection) -> None:
     """Wait until this worker is connected to the primary of each shard."""
-    said: Any = None
+    said: object = None
 
     def all_answer() -> bool:
         nonlocal said
         said = conn.ask("SCRIPT", "EXISTS", "nosuch")
-        return said == [0]
+        return bool(said == [0])
 
     wait_until("the primaries to answer", all_answer, lambda: repr(said))
 
