@@ -281,6 +281,7 @@ PAUSES = {
     "pyproxy/control/process/supervisor.py": 1,
     "pyproxy/worker/commands/cross_shard/polling.py": 1,
     "pyproxy/worker/pubsub/upstream.py": 1,
+    "pyproxy/worker/shard/link.py": 1,
 }
 
 
