@@ -186,10 +186,10 @@ cdef Found _inline(const char *p, Py_ssize_t n, RequestScan *s, const Limits *li
 
 cdef list arguments(const char *frame):
     """The arguments of a frame that was accepted, its name among them."""
-    cdef Py_ssize_t count = 0, size = 0, i
+    cdef Py_ssize_t count = 0, size = 0, _
     cdef const char *at = header(frame, &count)
     cdef list argv = []
-    for i in range(count):
+    for _ in range(count):
         at = header(at, &size)
         argv.append(PyBytes_FromStringAndSize(at, size))
         at += size + 2
@@ -544,13 +544,13 @@ def elements(bytes frame not None, bint resp3=False):
     """
     cdef const char *p = <const char *>frame
     cdef Py_ssize_t n = len(frame), length = 0
-    cdef long long count = 0, i
+    cdef long long count = 0, _
     cdef Py_ssize_t pos = counted(p, n, &count)
     cdef ReplyScan state
     cdef list out = []
     if pos == 0 or p[0] != c'*' or count < 0:
         raise ProtocolError(b"expected an array")
-    for i in range(count):
+    for _ in range(count):
         state.left = 0
         state.pos = 0
         if pos > n or scan_reply(p + pos, n - pos, &state, resp3, n, &length) != FRAME:

@@ -286,7 +286,7 @@ cdef class Client:
     cdef public bytes lib_ver
     cdef public int reply_mode
     cdef public object transaction  # begun by MULTI; None: in none
-    cdef public object conversation # the conversation that is going on; None: none
+    cdef public object conversation  # the conversation that is going on; None: none
     cdef public object watched      # the keys of a WATCH, and the connection that watches them; None: none
     cdef public unsigned long long wrote  # the shards it has written to since WAIT last forgot them; bit shard % 64
     cdef public unsigned long long unsure  # those of them whose connection was lost since

@@ -39,7 +39,7 @@ from libc.string cimport memchr, memcmp, memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from protocol.scan cimport (
-    BAD, FRAME, INLINE, NEED_MORE, Fault, Found, Limits, arguments, counted, fault_text, header, scan_reply, scan_request)
+    BAD, FRAME, INLINE, NEED_MORE, Fault, Found, arguments, counted, fault_text, header, scan_reply, scan_request)
 
 import mmh3
 
@@ -107,8 +107,8 @@ cdef enum:
     TURN_LINE = 16              # bytes of an inline command, likewise
     TURN_KEYS = 8               # of a command of many, as much as a command of one
     TURN_BYTES = 2097152        # given to the connections in one turn; a connection's share is not cut
-    READ_AHEAD = 65536          # unread bytes of a parked client before reading stops; of one that does not read
-                                # itself limits.client_output_bytes, as it may write all before it reads
+    # Of a client that does not read itself, limits.client_output_bytes instead, as it may write all before it reads.
+    READ_AHEAD = 65536          # unread bytes of a parked client before reading stops
     REPLIES_BYTES = 1048576     # answers of one client kept here before nothing more of it is begun
     REQUESTS_BYTES = 1048576    # and its requests that are out
     FIRST_WINDOW = 16           # requests out before anything is known of the size of the answers; one for each
@@ -426,7 +426,7 @@ cdef class Lane:
         cdef bytes frames
         cdef const char *ptr
         cdef const char *end
-        cdef Py_ssize_t argc = 0, size = 0, i
+        cdef Py_ssize_t argc = 0, size = 0, _
         if asked.size <= SURE_BYTES:
             return True
         if asked.queued and asked.size > self.block_bytes:
@@ -436,7 +436,7 @@ cdef class Lane:
         end = ptr + PyBytes_GET_SIZE(frames)
         while ptr < end:
             ptr = header(ptr, &argc)
-            for i in range(argc):
+            for _ in range(argc):
                 ptr = header(ptr, &size)
                 if size > self.limits.bulk:
                     return False
