@@ -385,12 +385,12 @@ def gate_closed(shard: str, node: object, why: str, retry_after_ms: int) -> byte
     return _line(f"TRYAGAIN shard {shard} ({node}) {why}, applied=no retry_after_ms={retry_after_ms}; retry later")
 
 
-def none_to_lend(shard: str, node: object, limit: int) -> bytes:
+def no_lease(shard: str, node: object, limit: int) -> bytes:
     """A command needs a lease, and all connections that may be leased are."""
     return not_applied(shard, node, f"has all {limit} connections lent to commands that wait (limits.borrowed)")
 
 
-def none_came_back(shard: str, node: object, limit: int, wait_s: float) -> bytes:
+def lease_timeout(shard: str, node: object, limit: int, wait_s: float) -> bytes:
     """A command needs a lease for a moment, and none was given back in time."""
     why = f"has all {limit} connections for commands like this in use, and none came back within {wait_s:g} s"
     return not_applied(shard, node, why)

@@ -126,7 +126,7 @@ class Worker:
         self._access: Access | None = None
         self._lane: Lane | None = None
         self._here: Context | None = None
-        self._lender: LeasePool | None = None
+        self._lease_pool: LeasePool | None = None
         self._hub: Hub | None = None
         self._session: Session | None = None
 
@@ -200,7 +200,7 @@ class Worker:
         )
         # the session needs the lane, and the lane what takes the commands that it leaves
         self._lane = Lane(loop, self._take, self._row, setup.config, setup.index, setup.workers)
-        self._lender = LeasePool(self._lane, setup.config.limits.borrowed, setup.config.timeouts.reply_s)
+        self._lease_pool = LeasePool(self._lane, setup.config.limits.borrowed, setup.config.timeouts.reply_s)
         register = self._here.register
         self._hub = Hub(
             self._lane,
@@ -212,7 +212,7 @@ class Worker:
             setup.workers == 1,
             self._tell_subscribers,
         )
-        self._session = Session(self._here, self._lender, self._hub)
+        self._session = Session(self._here, self._lease_pool, self._hub)
         self._lane.on_slept = self._slept
         self._lane.on_begun = self._stir
         split.install(self._lane, self._slices)
@@ -424,8 +424,8 @@ class Worker:
                 check_at = now + SELDOM_S
                 lane.check_unfinished(unfinished_s)
                 self._look_for_gone()
-                if self._lender:
-                    self._lender.tick(now)
+                if self._lease_pool:
+                    self._lease_pool.tick(now)
                 peak = give_back(lane.buffered, peak)
 
     async def _until_tick(self, lane: Lane) -> None:

@@ -27,7 +27,7 @@ from pyproxy.worker.commands.conversation import Conversation
 from pyproxy.worker.lane.lane import Backend
 from pyproxy.worker.pubsub.upstream import Unfinished, Upstream
 from pyproxy.worker.pubsub.wanted import Roll
-from pyproxy.worker.shard.pool import Share, Turn
+from pyproxy.worker.shard.pool import LeaseWaiter, Quota
 from tests.pyproxy.worker.shard.test_link import Lost
 from tests.waiting import until
 
@@ -207,7 +207,7 @@ async def test_a_worker_that_is_late_connects(fleet: Fleet, late: Callable[..., 
     lost.link.close()
 
 
-async def test_a_connection_is_lent_by_a_worker_that_is_late(fleet: Fleet, late: Callable[..., Late]) -> None:
+async def test_a_worker_that_is_late_leases_a_connection(fleet: Fleet, late: Callable[..., Late]) -> None:
     lost = link_to(fleet, late())
     backend = Backend(lost.link._lane, lost.link, 0, 3, 0)
     backend.connecting()
@@ -221,14 +221,14 @@ async def test_a_connection_is_lent_by_a_worker_that_is_late(fleet: Fleet, late:
 
 
 async def test_who_has_its_turn_in_a_late_turn_has_it() -> None:
-    share = Share(1)
-    share.take()
-    waits = asyncio.create_task(share.wait(Turn(gated=False), 0.2))
+    quota = Quota(1)
+    quota.try_acquire()
+    waits = asyncio.create_task(quota.acquire(LeaseWaiter(past_gate=False), 0.2))
     await asyncio.sleep(0)
 
     def be_late() -> None:
         time.sleep(0.4)
-        read_by(share.give)
+        read_by(quota.release)
 
     read_by(be_late)
     assert await waits is True

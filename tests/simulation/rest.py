@@ -84,16 +84,16 @@ def _left_over(world: World) -> str:
         "hold requests": holds.requests,
         "hold bytes": holds.bytes,
         "waiting": len(world.worker._here.waiting) if world.worker._here else 0,
-        "lent": -sum(map(len, world.lease_pool._idle.values())),
+        "leased": -world.lease_pool.idle,
     }
     for each in world.worker._routers:
         name = each.link.name
         found[f"{name} parked"] = len(each.gate.parked)
         found[f"{name} kept"] = each.gate.kept_requests
-        found[f"{name} turns"] = len(each.link.turns)
-        found["lent"] += len(each.link.leased)
+        found[f"{name} lease waiters"] = len(each.link.lease_waiters)
+        found["leased"] += len(each.link.leased)
         for backend in each.link.backends.values():
             found[f"{backend!r}"] = backend.waiting_requests
-    for (link, use), share in world.lease_pool._shares.items():
-        found[f"places of {link.name} {use.name}"] = share.most - share._free
+    for (link, kind), quota in world.lease_pool.quotas.items():
+        found[f"leases of {link.name} {kind.name}"] = quota.acquired
     return ", ".join(f"{what}: {count}" for what, count in found.items() if count)

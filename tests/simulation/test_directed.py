@@ -79,7 +79,7 @@ def test_a_client_that_leaves_while_it_waits_for_replicas_harms_nobody(aof: bool
         assert verdicts(asked) == ["done"]
 
 
-def test_a_client_and_the_connection_that_it_borrowed_may_go_in_the_same_turn() -> None:
+def test_a_client_and_the_connection_that_it_leased_may_go_in_the_same_turn() -> None:
     """Nobody is left to be told, and nothing is said of it in the log."""
     with history(Setting()) as world:
         client = client_of(world)

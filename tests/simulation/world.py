@@ -75,9 +75,9 @@ class World:
         self.parent = Parent(loop, worker, channel, shards, self.servers)
         self.parent.reads_replicas = setting.reads != "primary"
         worker._on_message(Setup(0, 1, settings, "sim:1", "simulated", 0.0))
-        assert worker._lane and worker._lender
+        assert worker._lane and worker._lease_pool
         self.lane = worker._lane
-        self.lease_pool = worker._lender
+        self.lease_pool = worker._lease_pool
         self.parent.tell()
         self.loop.settle()
 

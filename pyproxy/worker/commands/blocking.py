@@ -30,7 +30,7 @@ from pyproxy.worker.commands.conversation import Conversation, Handler, NotSent,
 from pyproxy.worker.commands.cross_shard.polling import NIL, NOTHING, POLLED, poll
 from pyproxy.worker.commands.placing import shards_of
 from pyproxy.worker.shard.link import MOVED
-from pyproxy.worker.shard.pool import Lease, NoLease, Use
+from pyproxy.worker.shard.pool import Lease, LeaseKind, NoLease
 
 DEMOTED = b"-UNBLOCKED force unblock from blocking operation, instance state changed "
 """The reply of a primary that becomes a replica, before it closes the connection (blocked.c of Redis and Valkey).
@@ -80,10 +80,10 @@ async def _at_server(conversation: Conversation, shard: int, block_timeout: Bloc
     while True:
         router = conversation.lane.links[shard].router
         try:
-            async with conversation.lend(shard, Use.HELD, size_of(conversation.argv)) as lease:
+            async with conversation.lease(shard, LeaseKind.LONG, size_of(conversation.argv)) as lease:
                 attempt = _Attempt(conversation, lease)
                 reply = await attempt.ask(block_timeout.request(), is_write, block_timeout.left_s)
-                lease.keep = not attempt.unblock_requested and not reply.startswith(DEMOTED)
+                lease.reusable = not attempt.unblock_requested and not reply.startswith(DEMOTED)
         except NotSent:
             continue
         if reply.startswith(DEMOTED) or (attempt.unblock_requested and reply in NOTHING):
@@ -113,7 +113,7 @@ class _Attempt:
         conversation, lease = self._conversation, self._lease
         try:
             await self._ask_connection_id()
-            lease.let_go = self._start_unblocking
+            lease.unblock = self._start_unblocking
             with conversation.waiting(self._start_unblocking):
                 deadline_s = None if left_s is None else left_s + conversation.reply_s
                 return await conversation.ask_on(lease, request, write=is_write, deadline_s=deadline_s)
@@ -122,13 +122,13 @@ class _Attempt:
                 raise NotSent(refusal.line) from None
             raise
         finally:
-            lease.let_go = None
+            lease.unblock = None
             if self._unblocking is not None:
                 self._unblocking.cancel()
 
     async def _ask_connection_id(self) -> None:
         """Ask for the server's id of this connection. Without an id the command cannot be unblocked."""
-        if not self._lease.id:
+        if not self._lease.client_id:
             asked = Request([b"CLIENT", b"ID"])
             try:
                 reply = await self._conversation.ask_on(
@@ -136,7 +136,7 @@ class _Attempt:
                 )
             except Refusal as refusal:
                 raise NotSent(refusal.line) if self._lease.lost == MOVED else refusal from None
-            self._lease.id = reply[1:-2] if reply.startswith(b":") else b""
+            self._lease.client_id = reply[1:-2] if reply.startswith(b":") else b""
 
     def _start_unblocking(self) -> None:
         if self._unblocking is None:
@@ -158,12 +158,12 @@ class _Attempt:
         """Send it once. False: it cannot be sent, or the server refuses it, so that sending it again is of no use."""
         conversation = self._conversation
         with contextlib.suppress(Refusal, NoLease):
-            async with conversation.lease_pool.aside(self._lease.link.index) as other:
-                if not self._lease.id:
+            async with conversation.lease_pool.out_of_band(self._lease.link.index) as other:
+                if not self._lease.client_id:
                     return False
-                asked = Request([b"CLIENT", b"UNBLOCK", self._lease.id, b"TIMEOUT"])
+                asked = Request([b"CLIENT", b"UNBLOCK", self._lease.client_id, b"TIMEOUT"])
                 reply = await conversation.ask_on(other, asked, write=False, deadline_s=conversation.reply_s)
-                other.keep = True
+                other.reusable = True
                 return bool(reply.startswith(b":"))
         return True
 

@@ -31,7 +31,7 @@ from pyproxy.worker.commands.placing import shards_of
 from pyproxy.worker.lane.lane import Client, Lane, Route
 from pyproxy.worker.lane.outcome import NOT_NOW, Later, Refused
 from pyproxy.worker.lane.split import ask, ask_on
-from pyproxy.worker.shard.pool import Lease, LeasePool, NoLease, Use
+from pyproxy.worker.shard.pool import Lease, LeaseKind, LeasePool, NoLease
 
 SLICE_S = 0.002  # the most of one turn of the loop for a conversation's own work on many parts
 BATCH_PARTS = 500  # parts between two checks of the clock
@@ -87,7 +87,7 @@ class Conversation:
         self._waits = False
         self._silent = False  # no answer if the wait is ended: the client has closed its half
         self._applied: list[int] = []  # shards that have applied a part of it
-        self._let_go: Callable[[], None] | None = None
+        self._unblock: Callable[[], None] | None = None
         self._end = b""  # the error line if it is ended from outside
         self._ended = False  # it was ended from outside
         self._task: asyncio.Task[None] | None = None
@@ -165,8 +165,8 @@ class Conversation:
     def drain(self) -> None:
         """The worker drains: end the wait."""
         self.stopped = True
-        if self._let_go is not None:
-            self._let_go()
+        if self._unblock is not None:
+            self._unblock()
         elif self._waits:
             self.refuse(errors.unblocked())
 
@@ -178,21 +178,21 @@ class Conversation:
             self._task.cancel()
 
     @contextlib.contextmanager
-    def waiting(self, let_go: Callable[[], None] | None = None) -> Iterator[None]:
+    def waiting(self, unblock: Callable[[], None] | None = None) -> Iterator[None]:
         """Within the block it waits without a limit. A client that leaves, or a worker that drains, ends the wait.
 
-        `let_go`: called instead of a cancellation, if the request must not be cut off. The block must end soon after.
+        `unblock`: called instead of a cancellation, if the request must not be cut off. The block must end soon after.
         Raises Refusal if the wait must not begin any more.
         """
         self._check_not_over()
         if self.stopped:
             raise Refusal(errors.unblocked())
-        self._waits, self._let_go = True, let_go
+        self._waits, self._unblock = True, unblock
         self.context.waiting.add(self)
         try:
             yield
         finally:
-            self._waits, self._let_go = False, None
+            self._waits, self._unblock = False, None
             self.context.waiting.discard(self)
 
     @property
@@ -387,14 +387,16 @@ class Conversation:
         await self._until_now(lambda: self.client.may_write(shard, size))
 
     @contextlib.asynccontextmanager
-    async def lend(self, shard: int, use: Use, write_bytes: int = 0, db: int | None = None) -> AsyncIterator[Lease]:
-        """A connection to the primary of a shard, of the client's protocol and database, or `db`. Raises NoLease.
+    async def lease(
+        self, shard: int, kind: LeaseKind, write_bytes: int = 0, db: int | None = None
+    ) -> AsyncIterator[Lease]:
+        """A lease on the primary of a shard, in the client's protocol and database, or `db`. Raises NoLease.
 
-        `write_bytes`: of the write that it is borrowed for. It waits at the gate of the shard first, as another primary
-        ends all connections that are lent, and again where that closes before it has one. Raises Refusal where the
-        gate does.
+        `write_bytes`: the size of the write that it is for. Such a lease waits at the gate of the shard first, as a new
+        primary ends all leases; and again if the gate closes before there is a lease. Raises Refusal if the gate
+        refuses the write.
         """
-        async with contextlib.AsyncExitStack() as borrowed:
+        async with contextlib.AsyncExitStack() as stack:
             give_up_at = self.lane.loop.time() + self.context.setup.config.timeouts.connect_s
             while True:
                 self._check_not_over()
@@ -402,18 +404,18 @@ class Conversation:
                     await self.pass_gate(shard, write_bytes)
                 try:
                     database = self.client.db if db is None else db
-                    leased = self.lease_pool.lend(shard, use, self.client.proto, database, gated=write_bytes > 0)
-                    lease = await borrowed.enter_async_context(leased)
+                    leased = self.lease_pool.lease(shard, kind, self.client.proto, database, past_gate=write_bytes > 0)
+                    lease = await stack.enter_async_context(leased)
                     break
                 except NoLease as exc:
-                    soon = exc.news and self.lane.loop.time() < give_up_at
+                    soon = exc.transient and self.lane.loop.time() < give_up_at
                     if not write_bytes or not (soon or self.lane.links[shard].router.closed):
                         raise
                     await asyncio.sleep(RETRY_S)
             yield lease
 
     async def ask_on(self, lease: Lease, asked: Asked, *, write: bool, deadline_s: float | None = None) -> bytes:
-        """The reply to one request, or to the EXEC of a block, on a lent connection.
+        """The reply to one request, or to the EXEC of a block, on a leased connection.
 
         A write passes the gate of its shard first. Errors of the server are replies. Raises Refusal where none comes:
         the connection is lost, or, with `deadline_s`, nothing came in time; then the connection is closed. Raises

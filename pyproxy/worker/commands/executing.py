@@ -19,7 +19,7 @@ from pyproxy.worker.commands.conversation import Conversation, NotSent, Refusal
 from pyproxy.worker.commands.script_texts import cache_texts, load_missing
 from pyproxy.worker.commands.transaction import in_order
 from pyproxy.worker.commands.watch import Watched
-from pyproxy.worker.shard.pool import Lease, NoLease, Use
+from pyproxy.worker.shard.pool import Lease, LeaseKind, NoLease
 
 
 async def execute(conversation: Conversation) -> bytes:
@@ -83,12 +83,12 @@ async def _lease(
     transaction = conversation.client.transaction
     if watched is not None and watched.lease.lost:
         raise NotSent(errors.not_applied(watched.lease.link.name, watched.lease.link.node, watched.lease.lost))
-    use = Use.BRIEF if watched is None and len(blocks) == 1 else Use.ACROSS
+    kind = LeaseKind.SHORT if watched is None and len(blocks) == 1 else LeaseKind.CROSS_SHARD
     leases: dict[int, Lease] = {}
     for shard, block in sorted(blocks.items()):
         write_bytes = block.size if transaction.write else 0
         if watched is None or shard != watched.shard:
-            leases[shard] = await leased.enter_async_context(conversation.lend(shard, use, write_bytes))
+            leases[shard] = await leased.enter_async_context(conversation.lease(shard, kind, write_bytes))
         elif write_bytes:
             await conversation.pass_gate(shard, write_bytes)
     for lease in (*([] if watched is None else [watched.lease]), *leases.values()):
@@ -116,7 +116,7 @@ async def _send(
             reply = refusal.line
         if not reply.startswith(b"*"):
             raise Refusal(reply if len(blocks) == 1 else errors.part_failed(conversation.name(shard), reply, applied))
-        lease.keep = True
+        lease.reusable = True
         frames[shard] = reply
         if transaction.write:
             applied.append(conversation.name(shard))

@@ -9,7 +9,7 @@ from protocol.reply import OK, encode
 from protocol.request import Request, size_of
 from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
 from pyproxy.worker.commands.script_texts import parse_exists
-from pyproxy.worker.shard.pool import NoLease, Use
+from pyproxy.worker.shard.pool import LeaseKind, NoLease
 
 NO_SCRIPT = b"-NOSCRIPT "
 NOT_BUSY = b"-NOTBUSY "
@@ -30,9 +30,9 @@ def _agreed(conversation: Conversation, frames: Mapping[int, bytes], write: bool
 async def _alone(conversation: Conversation, shard: int, write: bool) -> bytes:
     """The reply of one shard, on a leased connection. Raises Refusal, NoLease."""
     asked = Request(conversation.argv)
-    async with conversation.lend(shard, Use.BRIEF, asked.size if write else 0) as lease:
+    async with conversation.lease(shard, LeaseKind.SHORT, asked.size if write else 0) as lease:
         reply = await conversation.ask_on(lease, asked, write=write, deadline_s=conversation.deadline_s(asked))
-        lease.keep = not reply.startswith(b"-")
+        lease.reusable = not reply.startswith(b"-")
         return reply
 
 

@@ -33,7 +33,7 @@ async def check_keyless_functions(conversation: Conversation, lease: Lease, call
     """
     for argv in calls:
         if any(may_use_keys(code) for code in await _code_of(conversation, lease, argv[1])):
-            lease.keep = True
+            lease.reusable = True
             raise Refusal(conversation.context.keyless.refusal(argv))
 
 

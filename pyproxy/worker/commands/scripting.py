@@ -22,7 +22,7 @@ from pyproxy.scripts import digest_of
 from pyproxy.worker.commands.conversation import Conversation, Handler, NotSent, Refusal
 from pyproxy.worker.commands.keyless import AUTO, MERGES, REFUSE, UNKNOWN, merged
 from pyproxy.worker.commands.script_texts import ask_server, check_keyless_functions
-from pyproxy.worker.shard.pool import Lease, Use
+from pyproxy.worker.shard.pool import Lease, LeaseKind
 
 RunOn = Callable[[Lease], Awaitable[bytes]]
 """Runs the call on a leased connection -> the reply."""
@@ -61,7 +61,7 @@ async def _evalsha(conversation: Conversation) -> bytes:
             or not reply.startswith(NO_SCRIPT)
         ):
             return reply
-        lease.keep = False
+        lease.reusable = False
         loaded = await ask_server(conversation, lease, b"SCRIPT", b"LOAD", text)
         if loaded.startswith(b"-"):
             return reply
@@ -77,7 +77,7 @@ async def _fcall(conversation: Conversation) -> bytes:
 
     async def run_on(lease: Lease) -> bytes:
         reply = await _run(conversation, lease)
-        lease.keep = not reply.startswith(b"-")
+        lease.reusable = not reply.startswith(b"-")
         return reply
 
     return await _on_its_shards(conversation, run_on)
@@ -108,7 +108,7 @@ async def _on_all(conversation: Conversation, run_on: RunOn, way: str) -> bytes:
     frames: dict[str, bytes] = {}
     async with AsyncExitStack() as leased:
         leases = [
-            await leased.enter_async_context(conversation.lend(each, Use.ACROSS, write_bytes))
+            await leased.enter_async_context(conversation.lease(each, LeaseKind.CROSS_SHARD, write_bytes))
             for each in conversation.shards
         ]
         for lease in leases:
@@ -124,13 +124,13 @@ async def _on_all(conversation: Conversation, run_on: RunOn, way: str) -> bytes:
 async def _on_primary(conversation: Conversation, shard: int, run_on: RunOn) -> bytes:
     write_bytes = 0 if conversation.command.is_read else size_of(conversation.argv)
     try:
-        async with conversation.lend(shard, Use.BRIEF, write_bytes) as lease:
+        async with conversation.lease(shard, LeaseKind.SHORT, write_bytes) as lease:
             return await run_on(lease)
     except NotSent:
         if not write_bytes:
             raise
     # The lease was lost as the gate closed. Now there may be another primary.
-    async with conversation.lend(shard, Use.BRIEF, write_bytes) as lease:
+    async with conversation.lease(shard, LeaseKind.SHORT, write_bytes) as lease:
         return await run_on(lease)
 
 
@@ -147,14 +147,14 @@ async def _has_text(conversation: Conversation, lease: Lease, reply: bytes, dige
     connection may be used again: only with an error could a script make a second reply.
     """
     if not reply.startswith(b"-"):
-        lease.keep = True
+        lease.reusable = True
         return True
     try:
         answer = await ask_server(conversation, lease, b"SCRIPT", b"EXISTS", digest)
     except Refusal:
         return None
-    lease.keep = answer in (HAS_IT, LACKS_IT)
-    return answer == HAS_IT if lease.keep else None
+    lease.reusable = answer in (HAS_IT, LACKS_IT)
+    return answer == HAS_IT if lease.reusable else None
 
 
 HANDLERS: dict[bytes, Handler] = {

@@ -18,7 +18,7 @@ from protocol.keyspecs import number
 from protocol.reply import BadFrame
 from protocol.request import Request
 from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
-from pyproxy.worker.shard.pool import Use
+from pyproxy.worker.shard.pool import LeaseKind
 
 FENCE = Request([b"SPUBLISH", b"__pyproxy:fence", b""])
 """Sharded, as no pattern matches a shard channel. PING would be enough on Redis 7, but not on Valkey 9."""
@@ -87,12 +87,12 @@ def _demoted(conversation: Conversation, shard: int) -> bytes:
 async def _reply_of(conversation: Conversation, shard: int, timeout_ms: int, fenced: bool) -> bytes:
     """The reply of a shard. It has the timeout of the command, and `reply_s` more."""
     reply_s = conversation.context.setup.config.timeouts.reply_s
-    async with conversation.lend(shard, Use.HELD) as lease:
+    async with conversation.lease(shard, LeaseKind.LONG) as lease:
         reply = await conversation.ask_on(lease, FENCE, write=False, deadline_s=reply_s) if fenced else b""
         if not reply.startswith(b"-"):
             deadline_s = timeout_ms / 1000 + reply_s if timeout_ms else None
             reply = await conversation.ask_on(lease, Request(conversation.argv), write=False, deadline_s=deadline_s)
-        lease.keep = True
+        lease.reusable = True
     return reply
 
 

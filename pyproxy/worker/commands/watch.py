@@ -12,7 +12,7 @@ from __future__ import annotations
 from protocol import errors
 from protocol.request import Asked, Block, Request
 from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
-from pyproxy.worker.shard.pool import Lease, LeasePool, Use
+from pyproxy.worker.shard.pool import Lease, LeaseKind, LeasePool
 
 NIL = {2: b"*-1\r\n", 3: b"_\r\n"}
 MULTI, EXEC = Request([b"MULTI"]), Request([b"EXEC"])
@@ -33,8 +33,8 @@ class Watched:
 
     def end(self) -> None:
         """Give the connection back if it has no watch any more and is as it was leased. Else close it."""
-        self.lease.keep = self.lease.keep and (self.proto, self.db) == (self.lease.proto, self.lease.db)
-        self._lease_pool.take_back(self.lease)
+        self.lease.reusable = self.lease.reusable and (self.proto, self.db) == (self.lease.proto, self.lease.db)
+        self._lease_pool.release(self.lease)
 
 
 async def _watch(conversation: Conversation) -> bytes:
@@ -42,7 +42,8 @@ async def _watch(conversation: Conversation) -> bytes:
     watched: Watched | None = client.watched
     if watched is None:
         watched = Watched(
-            conversation.lease_pool, await conversation.lease_pool.borrow(shard, Use.HELD, client.proto, client.db)
+            conversation.lease_pool,
+            await conversation.lease_pool.acquire(shard, LeaseKind.LONG, client.proto, client.db),
         )
     elif watched.shard != shard:
         raise Refusal(errors.watch_over_shards([watched.lease.link.name, conversation.name(shard)]))
@@ -61,12 +62,12 @@ async def answer_lost(conversation: Conversation, watched: Watched) -> bytes:
     """
     shard = watched.shard
     block = conversation.client.transaction.blocks.get(shard)
-    async with conversation.lend(shard, Use.BRIEF, block.size if block else EXEC.size) as lease:
+    async with conversation.lease(shard, LeaseKind.SHORT, block.size if block else EXEC.size) as lease:
         # any read of a key: a server that is loading, or a replica without its primary, refuses it
         reply = await conversation.ask_on(
             lease, Request([b"EXISTS", b""]), write=False, deadline_s=conversation.reply_s
         )
-        lease.keep = True
+        lease.reusable = True
     return errors.exec_rejected(reply) if reply.startswith(b"-") else NIL[conversation.client.proto]
 
 
@@ -80,7 +81,7 @@ async def run_watched(conversation: Conversation, watched: Watched, block: Block
     else:
         await _ask_on_watched(conversation, watched, MULTI)
         reply = await _ask_on_watched(conversation, watched, EXEC)
-    watched.lease.keep = True  # whatever EXEC answers, it has ended the watch
+    watched.lease.reusable = True  # whatever EXEC answers, it has ended the watch
     return reply
 
 

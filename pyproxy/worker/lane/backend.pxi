@@ -539,7 +539,7 @@ cdef class Backend:
         cdef Py_ssize_t sent = self.count - self.unsent, i
         cdef dict last_write = {}
         cdef list items = [], uncertain_clients = []
-        # of a lent one, that is forgotten with its connection: a shared one, which will be connected again
+        # of a leased one, that is forgotten with its connection: a shared one, which will be connected again
         cdef Backend home = self.link.backends.get((self.proto, self.db)) or self.link.backends.get((2, 0), self)
         for i in range(sent):
             items.append(item)
@@ -561,7 +561,7 @@ cdef class Backend:
             _pop(self, item)
             if item.expected is not None:
                 self.canaries -= 1
-        if self.router is not None and self.link is self.lane.links[self.shard]:     # not a lent one, nor a replica's
+        if self.router is not None and self.link is self.lane.links[self.shard]:     # not a leased one, nor a replica's
             self.lane.mark_unsure(self.shard)
         # items still out get their verdict; those to be tried again are collected in their order
         retries = []
@@ -608,7 +608,7 @@ cdef class Backend:
         if self.wire is wire:
             self.lost(why)
         if self not in self.link.backends.values():
-            self.down(errors.not_applied(self.link.name, self.link.node, why))      # a lent one
+            self.down(errors.not_applied(self.link.name, self.link.node, why))      # a leased one
         elif self.wire is None and self.door != Door.DOWN:
             self.idle()
             if self.count:

@@ -50,21 +50,21 @@ COMPLAIN_S = 1.0
 
 
 class Lease(Protocol):
-    """A connection of which the link knows only that it is one; see pool.py."""
+    """A connection that one conversation has to itself; see pool.py."""
 
-    let_go: Callable[[], None] | None
+    unblock: Callable[[], None] | None
 
     @property
     def backend(self) -> Backend: ...
     def drop(self, why: str) -> None: ...
 
 
-class Turn(Protocol):
-    """Somebody who waits for such a connection; see pool.py."""
+class LeaseWaiter(Protocol):
+    """A conversation that waits for a lease; see pool.py."""
 
     @property
-    def gated(self) -> bool: ...
-    def call_off(self, line: bytes) -> None: ...
+    def past_gate(self) -> bool: ...
+    def refuse(self, line: bytes) -> None: ...
 
 
 class ShardRouter(Protocol):
@@ -117,8 +117,8 @@ class Link:
         self._reconnect = asyncio.Event()  # ends the pause before the next attempt
         self._turn = 0  # grows with each `point_at`: what was begun for an earlier one comes to nothing
         self._opening: set[Wire] = set()
-        self.leased: set[Lease] = set()  # connections that one conversation each has to itself
-        self.turns: dict[Turn, None] = {}  # who waits for one of those, in the order of coming
+        self.leased: set[Lease] = set()  # also idle ones
+        self.lease_waiters: dict[LeaseWaiter, None] = {}  # in the order in which they came
         self.busy_until = 0.0  # CLOCK_MONOTONIC; the server is at a request through all its keys, sent by other workers
         self.lost_at = 0.0  # CLOCK_MONOTONIC; when the last was lost, and there has been none since; 0: there is one
         self._complained: dict[str, float] = {}  # code of a refusal -> when, on the loop's clock
@@ -262,8 +262,8 @@ class Link:
         for backend in list(self.backends.values()):
             if not backend.is_open:
                 backend.down(self.refusal)
-        for turn in list(self.turns):
-            turn.call_off(self.refusal)
+        for waiter in list(self.lease_waiters):
+            waiter.refuse(self.refusal)
 
     def _tell_router(self, reason: str) -> None:
         """Of a shard's primary its gate is told that nothing can be sent to it, and why; empty: that it can."""
@@ -344,7 +344,7 @@ class Link:
     async def _open(
         self, backend: Backend, proto: int, lost: Callable[[Backend, str, float], None] | None = None
     ) -> None:
-        """Connect and set up; the backend is open then. Raises OSError, see `access.why`. `lost`: told, if lent."""
+        """Connect and set up; the backend is open then. Raises OSError, see `access.why`. `lost`: told, for a lease."""
         loop = asyncio.get_running_loop()
         # what went wrong, and no exception: it would know this call, which knows it, and both be left to the collector
         done: asyncio.Future[tuple[type[ConnectionError], str] | None] = loop.create_future()

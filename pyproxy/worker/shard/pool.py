@@ -1,12 +1,12 @@
-"""Connections that one conversation has to itself, for as long as it needs one.
+"""Leases: connections that one conversation has to itself, for as long as it needs one.
 
-A command that waits (BLPOP), whose effect stays with the connection (WATCH) or that runs code (EVAL) would stall or
-change a connection that clients share. It borrows one: made when no idle one is there, given back afterwards if nothing
-is left of the conversation on it, else closed. They belong to an epoch like all others: when the shard gets another
-primary none is left.
+A command that blocks (BLPOP), whose effect stays with the connection (WATCH) or that runs code (EVAL) would stall or
+change a connection that clients share. It acquires a connection of its own and releases it afterwards. A released
+connection is kept idle for the next conversation if it is reusable; else it is closed. Leases belong to an epoch like
+all other connections: when the shard gets another primary, all of them are closed.
 
-Of each server so many are lent for each use, and no use can take what another needs. Beyond that, who would hold one
-for long is refused, and who needs one briefly waits for its turn. Idle ones serve all uses.
+Each kind of lease has a quota for each server, so no kind can take the connections that another needs. Beyond the
+quota a long lease is refused, and a short one waits for its turn. All kinds share the idle connections.
 """
 
 import asyncio
@@ -23,48 +23,48 @@ from pyproxy.deadline import within
 from pyproxy.worker.lane.lane import Backend, Lane
 from pyproxy.worker.shard.link import Link
 
-IDLE_S = 30.0
-"""How long a connection that nobody borrows is kept."""
+IDLE_TIMEOUT_S = 30.0
+"""An idle connection is closed after this time."""
 
-IDLE_MOST = 8
-"""And how many of one server, protocol and database."""
+MAX_IDLE = 8
+"""The most idle connections of one server, protocol and database."""
 
-BRIEF_MOST = 32
-"""How many of one server are lent at a time for each use that is brief.
+SHORT_LIMIT = 32
+"""The quota of one server for each of the kinds SHORT and CROSS_SHARD.
 
 A server runs one script after another: with more connections they would wait there instead of here, and none would be
 done sooner. While the answer of one and the request of the next are on their way, the server has those of the others to
 do: 31 scripts of 20 us, which is a short one, are 0.6 ms, more than the way there and back within a network.
 """
 
-READS = 3
-"""The protocol that is understood on all of them, as HELLO may change what is spoken on one. It has all that 2 has."""
+REPLY_PROTO = 3
+"""The protocol in which replies are parsed. HELLO may change the protocol of a lease, and 3 has all that 2 has."""
 
 
-class Use(Enum):
-    """What a connection is lent for."""
+class LeaseKind(Enum):
+    """How long a lease lasts."""
 
-    HELD = auto()  # for as long as its client likes, or a timeout says: commands that wait, WATCH, WAIT
-    BRIEF = auto()  # until its server has answered: scripts, functions
-    ACROSS = auto()  # until another shard has answered too: one that stands still takes these of others and no more
+    LONG = auto()  # as long as its client likes, or a timeout says: commands that block, WATCH, WAIT
+    SHORT = auto()  # until its server has answered: scripts, functions
+    CROSS_SHARD = auto()  # until another shard has answered too: a shard that hangs exhausts this quota of others only
 
 
 class Lease:
-    """A connection. `keep` is set where nothing of the conversation is left on it, so that the next may have it.
+    """A connection. Its user sets `reusable` once nothing of the conversation is left on it.
 
-    `proto` and `db`: as it was made; whoever changes that does not have it kept. `share`: where it has its place; None:
-    it is idle, or beyond all shares.
+    `proto` and `db`: as the connection was made. Whoever changes them must not set `reusable`. `quota`: where the lease
+    is counted; None: it is idle, or out of band.
     """
 
-    def __init__(self, lane: Lane, link: Link, proto: int, db: int, share: "Share | None") -> None:
+    def __init__(self, lane: Lane, link: Link, proto: int, db: int, quota: "Quota | None") -> None:
         self.link = link
         self.proto = proto
         self.db = db
-        self.share = share
-        self.backend = Backend(lane, link, link.index, READS, db)
-        self.keep = False
-        self.id = b""  # by which the server knows it, once somebody has asked
-        self.let_go: Callable[[], None] | None = None  # has a command that waits there come back without loss
+        self.quota = quota
+        self.backend = Backend(lane, link, link.index, REPLY_PROTO, db)
+        self.reusable = False
+        self.client_id = b""  # the server's CLIENT ID of the connection, once somebody has asked for it
+        self.unblock: Callable[[], None] | None = None  # ends the command that blocks there, without a loss
         self.lost = ""  # why it is not connected any more
         self.idle_since = 0.0
 
@@ -79,7 +79,7 @@ class Lease:
             raise
 
     def drop(self, reason: str) -> None:
-        """Close it: what was sent gets its verdict."""
+        """Close the connection. Requests that were sent on it are answered as for any lost connection."""
         if self.backend.wire is not None:
             self.backend.wire.drop(reason)
         else:
@@ -89,159 +89,174 @@ class Lease:
         if not self.lost:
             self.lost = reason
             self.link.leased.discard(self)
-            self.leave()
+            self.release_quota()
             self.backend.lost(reason)
             self.backend.down(errors.not_applied(self.link.name, self.link.node, reason))
 
-    def leave(self) -> None:
-        """Its place is for the next."""
-        share, self.share = self.share, None
-        if share is not None:
-            share.give()
+    def release_quota(self) -> None:
+        quota, self.quota = self.quota, None
+        if quota is not None:
+            quota.release()
 
 
-class Turn:
-    """Somebody waits for a place. `gated`: who has passed the gate of the shard, and goes back when that closes."""
+class LeaseWaiter:
+    """A conversation that waits for a lease.
 
-    def __init__(self, gated: bool) -> None:
-        self.gated = gated
-        self.come: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        """Empty: it has the place; else why it shall not wait any longer."""
+    `past_gate`: it has a write that has passed the gate of the shard, and waits there again if the gate closes.
+    """
+
+    def __init__(self, past_gate: bool) -> None:
+        self.past_gate = past_gate
+        self.result: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        """Empty: it is its turn. Else the error line that ends the wait."""
 
     @property
-    def is_served(self) -> bool:
-        return self.come.done() and not self.come.result()
+    def is_granted(self) -> bool:
+        return self.result.done() and not self.result.result()
 
-    def call_off(self, line: bytes) -> None:
-        if not self.come.done():
-            self.come.set_result(line)
+    def refuse(self, line: bytes) -> None:
+        if not self.result.done():
+            self.result.set_result(line)
 
 
-class Share:
-    """The places of one use at one server. Who finds none may wait: they are given in the order of coming."""
+class Quota:
+    """How many leases of one kind one server may have at a time. Waiters are served in the order in which they came."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._free = most
-        self._turns: deque[Turn] = deque()
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._free = limit
+        self._waiters: deque[LeaseWaiter] = deque()
 
-    def take(self) -> bool:
-        """Whether there was a place."""
+    @property
+    def acquired(self) -> int:
+        return self.limit - self._free
+
+    def try_acquire(self) -> bool:
         if not self._free:
             return False
         self._free -= 1
         return True
 
-    async def wait(self, turn: Turn, wait_s: float) -> bool:
-        """Whether a place came in time. Raises NoLease where the turn is called off."""
-        self._turns.append(turn)
+    async def acquire(self, waiter: LeaseWaiter, timeout_s: float) -> bool:
+        """Wait for a turn. False: none came in time. Raises NoLease if the waiter is refused."""
+        self._waiters.append(waiter)
         try:
             with contextlib.suppress(TimeoutError):
-                async with within(wait_s):
-                    await asyncio.wait([turn.come])
+                async with within(timeout_s):
+                    await asyncio.wait([waiter.result])
         except asyncio.CancelledError:
-            if turn.is_served:
-                self.give()
+            if waiter.is_granted:
+                self.release()
             raise
         finally:
-            if not turn.is_served and turn in self._turns:
-                self._turns.remove(turn)
-        if turn.is_served:
+            if not waiter.is_granted and waiter in self._waiters:
+                self._waiters.remove(waiter)
+        if waiter.is_granted:
             return True
-        if turn.come.done():
-            raise NoLease(turn.come.result(), news=True)
+        if waiter.result.done():
+            raise NoLease(waiter.result.result(), transient=True)
         return False
 
-    def give(self) -> None:
-        """A place is free, or rather the next one's."""
-        while self._turns:
-            turn = self._turns.popleft()
-            if not turn.come.done():
-                turn.come.set_result(b"")
+    def release(self) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.result.done():
+                waiter.result.set_result(b"")
                 return
         self._free += 1
 
 
 class LeasePool:
-    """All that is lent in this worker.
+    """All leases of this worker.
 
-    `held`: how many of one server may be held; `wait_s`: how long others wait for one.
+    `long_limit`: the quota of one server for long leases; `timeout_s`: how long the other kinds wait for a turn.
     """
 
-    def __init__(self, lane: Lane, held: int, wait_s: float) -> None:
+    def __init__(self, lane: Lane, long_limit: int, timeout_s: float) -> None:
         self._lane = lane
-        self._most = {Use.HELD: held, Use.BRIEF: BRIEF_MOST, Use.ACROSS: BRIEF_MOST}
-        self._wait_s = wait_s
-        self._shares: dict[tuple[Link, Use], Share] = {}
+        self._limits = {
+            LeaseKind.LONG: long_limit,
+            LeaseKind.SHORT: SHORT_LIMIT,
+            LeaseKind.CROSS_SHARD: SHORT_LIMIT,
+        }
+        self._timeout_s = timeout_s
+        self.quotas: dict[tuple[Link, LeaseKind], Quota] = {}
         self._idle: dict[tuple[Link, int, int], list[Lease]] = {}
-        self._aside: dict[Link, asyncio.Lock] = {}
+        self._out_of_band: dict[Link, asyncio.Lock] = {}
+
+    @property
+    def idle(self) -> int:
+        return sum(map(len, self._idle.values()))
 
     @asynccontextmanager
-    async def lend(self, shard: int, use: Use, proto: int, db: int, *, gated: bool = False) -> AsyncIterator[Lease]:
-        """As `borrow`, and given back at the end of the block."""
-        lease = await self.borrow(shard, use, proto, db, gated=gated)
+    async def lease(
+        self, shard: int, kind: LeaseKind, proto: int, db: int, *, past_gate: bool = False
+    ) -> AsyncIterator[Lease]:
+        """Acquire a lease, and release it at the end of the block. Raises NoLease."""
+        lease = await self.acquire(shard, kind, proto, db, past_gate=past_gate)
         try:
             yield lease
         finally:
-            self.take_back(lease)
+            self.release(lease)
 
-    async def borrow(self, shard: int, use: Use, proto: int, db: int, *, gated: bool = False) -> Lease:
+    async def acquire(self, shard: int, kind: LeaseKind, proto: int, db: int, *, past_gate: bool = False) -> Lease:
         """A connection to the primary of a shard. Raises NoLease with the line to refuse the command with.
 
-        Who needs several at once takes them in the order of the shards, or two might wait for each other. `gated`: it
-        is for a write that has passed the gate of the shard, and while it waits here that may close.
+        A conversation that needs several leases acquires them in the order of the shards, or two might wait for each
+        other. `past_gate`: the lease is for a write that has passed the gate of the shard. The gate may close while it
+        waits here.
         """
         link: Link = self._lane.links[shard]
-        share = await self._place(link, use, gated)
-        lease = self._idle_one(link, proto, db)
+        quota = await self._acquire_quota(link, kind, past_gate)
+        lease = self._pop_idle(link, proto, db)
         if lease is None:
-            return await self._new(link, proto, db, share)
-        lease.share = share
-        # it has served others: what it may have said too much must not be taken for an answer to this one
-        lease.backend.canary = self._lane.canary and use is Use.BRIEF
+            return await self._connect(link, proto, db, quota)
+        lease.quota = quota
+        # its server may have sent an earlier user one reply too many, which must not pass for an answer to this one
+        lease.backend.canary = self._lane.canary and kind is LeaseKind.SHORT
         return lease
 
-    def take_back(self, lease: Lease) -> None:
-        if lease.keep and not lease.lost and not lease.backend.waiting_requests:
-            lease.keep = False
+    def release(self, lease: Lease) -> None:
+        if lease.reusable and not lease.lost and not lease.backend.waiting_requests:
+            lease.reusable = False
             lease.idle_since = time.monotonic()
             self._idle.setdefault((lease.link, lease.proto, lease.db), []).append(lease)
         else:
             lease.drop(errors.LOST)
-        lease.leave()
+        lease.release_quota()
 
     @asynccontextmanager
-    async def aside(self, shard: int) -> AsyncIterator[Lease]:
-        """A connection for a word about another one: for one at a time of each server, and beyond all shares."""
+    async def out_of_band(self, shard: int) -> AsyncIterator[Lease]:
+        """A connection for a request about another connection. It has no quota: each server has one at a time."""
         link: Link = self._lane.links[shard]
-        async with self._aside.setdefault(link, asyncio.Lock()):
-            lease = self._idle_one(link, 2, 0) or await self._new(link, 2, 0, None)
+        async with self._out_of_band.setdefault(link, asyncio.Lock()):
+            lease = self._pop_idle(link, 2, 0) or await self._connect(link, 2, 0, None)
             try:
                 yield lease
             finally:
-                self.take_back(lease)
+                self.release(lease)
 
-    async def _place(self, link: Link, use: Use, gated: bool) -> Share:
-        """Where a place was taken. Raises NoLease."""
-        share = self._shares.get((link, use))
-        if share is None:
-            share = self._shares[link, use] = Share(self._most[use])
-        if share.take():
-            return share
+    async def _acquire_quota(self, link: Link, kind: LeaseKind, past_gate: bool) -> Quota:
+        """Raises NoLease."""
+        quota = self.quotas.get((link, kind))
+        if quota is None:
+            quota = self.quotas[link, kind] = Quota(self._limits[kind])
+        if quota.try_acquire():
+            return quota
         if link.is_down:
             raise NoLease(link.refusal)
-        if use is Use.HELD:
-            raise NoLease(errors.none_to_lend(link.name, link.node, share.most))
-        turn = Turn(gated)
-        link.turns[turn] = None
+        if kind is LeaseKind.LONG:
+            raise NoLease(errors.no_lease(link.name, link.node, quota.limit))
+        waiter = LeaseWaiter(past_gate)
+        link.lease_waiters[waiter] = None
         try:
-            if not await share.wait(turn, self._wait_s):
-                raise NoLease(errors.none_came_back(link.name, link.node, share.most, self._wait_s))
+            if not await quota.acquire(waiter, self._timeout_s):
+                raise NoLease(errors.lease_timeout(link.name, link.node, quota.limit, self._timeout_s))
         finally:
-            del link.turns[turn]
-        return share
+            del link.lease_waiters[waiter]
+        return quota
 
-    def _idle_one(self, link: Link, proto: int, db: int) -> Lease | None:
+    def _pop_idle(self, link: Link, proto: int, db: int) -> Lease | None:
         idle = self._idle.get((link, proto, db), [])
         while idle:
             lease = idle.pop()
@@ -249,23 +264,23 @@ class LeasePool:
                 return lease
         return None
 
-    async def _new(self, link: Link, proto: int, db: int, share: Share | None) -> Lease:
-        """In this place of a share; where it cannot be had, the place is free again."""
-        lease = Lease(self._lane, link, proto, db, share)
+    async def _connect(self, link: Link, proto: int, db: int, quota: Quota | None) -> Lease:
+        """Make a connection, counted in this quota. Releases the quota where that fails."""
+        lease = Lease(self._lane, link, proto, db, quota)
         if link.is_down:
-            lease.leave()
+            lease.release_quota()
             raise NoLease(link.refusal)
-        if len(link.leased) >= sum(self._most.values()):
-            self._drop_idle(link)
+        if len(link.leased) >= sum(self._limits.values()):
+            self._close_one_idle(link)
         try:
             await lease.open()
         except OSError as exc:
-            news = not link.is_down and not isinstance(exc, Refused)
-            raise NoLease(errors.shard_down(link.name, link.node, why(exc)), news) from None
+            transient = not link.is_down and not isinstance(exc, Refused)
+            raise NoLease(errors.shard_down(link.name, link.node, why(exc)), transient) from None
         return lease
 
-    def _drop_idle(self, link: Link) -> None:
-        """Close one that is idle, in another protocol or database."""
+    def _close_one_idle(self, link: Link) -> None:
+        """Close one idle connection to this server, of any protocol and database."""
         for key, idle in self._idle.items():
             while key[0] is link and idle:
                 lease = idle.pop()
@@ -274,9 +289,10 @@ class LeasePool:
                     return
 
     def tick(self, now: float) -> None:
-        """Close what has been idle for long, or is too many."""
+        """Close connections that have been idle for long, and those beyond MAX_IDLE."""
         for key, idle in list(self._idle.items()):
-            for lease in idle[:-IDLE_MOST] + [lease for lease in idle[-IDLE_MOST:] if now - lease.idle_since > IDLE_S]:
+            expired = [lease for lease in idle[-MAX_IDLE:] if now - lease.idle_since > IDLE_TIMEOUT_S]
+            for lease in idle[:-MAX_IDLE] + expired:
                 lease.drop(errors.LOST)
             left = [lease for lease in idle if not lease.lost]
             if left:
@@ -286,13 +302,13 @@ class LeasePool:
 
 
 class NoLease(Exception):
-    """There is no connection to be had, and nothing was sent; `line` says why.
+    """No lease can be had, and nothing was sent. `line` is the error line that says why.
 
-    `news`: something has just become otherwise. The worker may not count the server as down yet, and in a moment its
-    gate may say that one should wait.
+    `transient`: the state of the shard has just changed. The worker may not count the server as down yet, and its gate
+    may close in a moment.
     """
 
-    def __init__(self, line: bytes, news: bool = False) -> None:
+    def __init__(self, line: bytes, transient: bool = False) -> None:
         super().__init__(line)
         self.line = line
-        self.news = news
+        self.transient = transient

@@ -90,7 +90,7 @@ class ShardRouter:
             self.link.point_at(shard.primary)
         self.review()
         if said.closed:
-            self._call_back()
+            self._unblock_leases()
 
     def observe(self, health: ShardHealth) -> None:
         if health.node == str(self.link.node):
@@ -151,11 +151,11 @@ class ShardRouter:
 
     # --- what follows ---
 
-    def _call_back(self) -> None:
+    def _unblock_leases(self) -> None:
         """What waits at the server, for minutes perhaps, waits at the gate from now on."""
         for lease in list(self.link.leased):
-            if lease.let_go is not None:
-                lease.let_go()
+            if lease.unblock is not None:
+                lease.unblock()
 
     def review(self) -> None:
         """Take what is known by now into effect."""
@@ -170,9 +170,9 @@ class ShardRouter:
                 if closed.hold and self.gate.said.closed and self._reachable:
                     backend.flush()  # planned: what was begun is sent, if the server reads
                 backend.requeue_unsent()
-            for turn in list(self.link.turns):
-                if turn.gated:  # it waits at the gate instead
-                    turn.call_off(self.gate.line(closed, time.monotonic()))
+            for waiter in list(self.link.lease_waiters):
+                if waiter.past_gate:  # it waits at the gate instead
+                    waiter.refuse(self.gate.line(closed, time.monotonic()))
         elif was.hold and not closed.hold:
             self._expire()
 

@@ -17,7 +17,7 @@ HERE = 1
 """The index of the shard on which clients wait."""
 
 BOUND = 5
-"""How many connections may be lent."""
+"""The quota of long leases."""
 
 SOON_MS = 30
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pyproxy.fleet import HOST, Fleet, Proxy, wait_until
-from pyproxy.worker.shard.pool import IDLE_MOST
+from pyproxy.worker.shard.pool import MAX_IDLE
 from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, behind, of_a_worker, packed, wait_for_info
 from tests.faults import Hop, Way
 from tests.processes import command_line, family
@@ -216,9 +216,7 @@ def test_a_storm_of_clients_that_leave_while_shards_are_asked_for_them_ends_nobo
                     leaves.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         assert worker_of(proxy) == worker
         wait_for_info(stays, "nothing to be left", nothing_is_left)
-        wait_until(
-            "all connections to be given back", lambda: descriptors(worker) <= before + 3 * IDLE_MOST, proxy.tail
-        )
+        wait_until("all connections to be given back", lambda: descriptors(worker) <= before + 3 * MAX_IDLE, proxy.tail)
         log = proxy.log.read_text()
         assert "+bug" not in log and "Traceback" not in log
 

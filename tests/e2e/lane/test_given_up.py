@@ -88,7 +88,7 @@ class Deaf:
 
 
 @pytest.mark.parametrize("end", ["FIN", "garbage", "silence"])
-@pytest.mark.parametrize("kind", ["shared", "lent"])
+@pytest.mark.parametrize("kind", ["shared", "leased"])
 def test_what_was_said_to_be_uncertain_does_not_arrive_later(fleet: Fleet, kind: str, end: str) -> None:
     word = b"SET" if kind == "shared" else b"MULTI"
     timeouts = {"connect_s": PATIENCE_S, "reply_s": 0.5, "silence_s": 0.8}
@@ -102,7 +102,7 @@ def test_what_was_said_to_be_uncertain_does_not_arrive_later(fleet: Fleet, kind:
                 conn.send(("WATCH", key), ("MULTI",), *writes, ("EXEC",))
             wait_until("it to be written to", deaf.is_written_to, worker.tail, PATIENCE_S)
             deaf.ends()
-            if kind == "lent":
+            if kind == "leased":
                 assert conn.reads(2 + WRITES) == [b"OK", b"OK", *[b"QUEUED"] * WRITES]
             said = [error(conn.read()) for _ in range(WRITES if kind == "shared" else 1)]
             assert {each.split()[0] for each in said} <= {"UNCERTAIN", "TRYAGAIN"}, "the latter were not even sent"

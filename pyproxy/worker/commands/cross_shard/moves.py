@@ -21,7 +21,7 @@ from protocol.request import Block, Request
 from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
 from pyproxy.worker.commands.cross_shard.operands import OK, check_size, value
 from pyproxy.worker.commands.local_connection import DATABASES
-from pyproxy.worker.shard.pool import Lease, Use
+from pyproxy.worker.shard.pool import Lease, LeaseKind
 
 TRIES = 20
 """How often RENAME tries again after another client has changed the source."""
@@ -49,7 +49,7 @@ async def _renamenx(conversation: Conversation) -> bytes:
 
 async def _renamed(conversation: Conversation, *, replace: bool, done: bytes) -> bytes:
     source, source_shard, destination, destination_shard = _ends(conversation)
-    async with conversation.lend(source_shard, Use.ACROSS) as lease:
+    async with conversation.lease(source_shard, LeaseKind.CROSS_SHARD) as lease:
         for attempt in range(TRIES):
             found = await _watched(conversation, lease, source)
             if found is None:
@@ -66,7 +66,7 @@ async def _renamed(conversation: Conversation, *, replace: bool, done: bytes) ->
                 return NONE if written.startswith(TAKEN) and not replace else conversation.error_of(written)
             conversation.applied(destination_shard)
             if await _deleted(conversation, lease, source):
-                lease.keep = True
+                lease.reusable = True
                 return done
     return errors.source_changed(conversation.name(source_shard), conversation.name(destination_shard))
 
@@ -87,7 +87,7 @@ async def _watched(conversation: Conversation, lease: Lease, key: bytes) -> tupl
 
 async def _unwatch(conversation: Conversation, lease: Lease) -> None:
     await _ask(conversation, lease, b"UNWATCH")
-    lease.keep = True
+    lease.reusable = True
 
 
 def _found(conversation: Conversation, payload: object, left_ms: object) -> tuple[bytes, int] | None:
@@ -140,9 +140,9 @@ async def _copy(conversation: Conversation) -> bytes:
     if db is None:
         written = await conversation.ask(destination_shard, *command, write=True)
     else:
-        async with conversation.lend(destination_shard, Use.BRIEF, db=db) as lease:
+        async with conversation.lease(destination_shard, LeaseKind.SHORT, db=db) as lease:
             written = await conversation.ask_on(lease, Request(command), write=True, deadline_s=conversation.reply_s)
-            lease.keep = True
+            lease.reusable = True
     if written.startswith(TAKEN):
         return NONE
     return ONE if written == OK else conversation.error_of(written)

@@ -13,7 +13,7 @@ from protocol.table import TABLE
 from pyproxy.worker.commands.context import Context
 from pyproxy.worker.commands.conversation import BATCH_PARTS, SLICE_S, Conversation, Refusal
 from pyproxy.worker.lane.outcome import PLACED, Later
-from pyproxy.worker.shard.pool import Use
+from pyproxy.worker.shard.pool import LeaseKind
 from tests.pyproxy.worker.commands.stand_ins import worker
 
 
@@ -55,14 +55,14 @@ class StandInClient:
         self.closing = True
 
 
-class Lent:
-    """A connection that was lent before."""
+class OldLease:
+    """A connection that was leased before."""
 
     link = type("Link", (), {"index": 0})
     lost = ""
 
 
-LENT: Any = Lent()
+OLD_LEASE: Any = OldLease()
 
 Handler = Callable[[Conversation], Awaitable[bytes]]
 
@@ -98,8 +98,8 @@ async def wait(conversation: Conversation) -> None:
         pass
 
 
-async def lend(conversation: Conversation) -> None:
-    async with conversation.lend(0, Use.HELD):
+async def lease(conversation: Conversation) -> None:
+    async with conversation.lease(0, LeaseKind.LONG):
         pass
 
 
@@ -107,9 +107,9 @@ WAYS: dict[str, Callable[[Conversation], Awaitable[object]]] = {
     "ask": lambda conversation: conversation.ask(0, b"GET", b"k"),
     "ask all": lambda conversation: conversation.ask_all(b"PING"),
     "ask blocks": lambda conversation: conversation.ask_blocks({0: [[b"GET", b"k"]]}),
-    "ask on": lambda conversation: conversation.ask_on(LENT, Request([b"GET", b"k"]), write=False),
+    "ask on": lambda conversation: conversation.ask_on(OLD_LEASE, Request([b"GET", b"k"]), write=False),
     "pass a gate": lambda conversation: conversation.pass_gate(0, 10),
-    "lend": lend,
+    "lease": lease,
     "charge": charge,
     "wait": wait,
 }

@@ -1,10 +1,10 @@
-"""The places of one use at one server: who gets one, in what order, and that none is ever lost."""
+"""The quota of one kind of lease at one server: who is served, in what order, and that no lease is ever lost."""
 
 import asyncio
 
 import pytest
 
-from pyproxy.worker.shard.pool import NoLease, Share, Turn
+from pyproxy.worker.shard.pool import LeaseWaiter, NoLease, Quota
 from tests.waiting import until
 
 LONG_S = 20.0
@@ -12,18 +12,18 @@ LINE = b"-TRYAGAIN it is over\r\n"
 
 
 class Waiter:
-    """Somebody who waits for a place of a share; `got`: what came of it."""
+    """A task that waits for a lease. `got`: what came of it."""
 
-    def __init__(self, share: Share, wait_s: float = LONG_S) -> None:
-        self.turn = Turn(gated=False)
+    def __init__(self, quota: Quota, wait_s: float = LONG_S) -> None:
+        self.waiter = LeaseWaiter(past_gate=False)
         self.got: list[object] = []
         self.began = False
-        self.task = asyncio.create_task(self._wait(share, wait_s))
+        self.task = asyncio.create_task(self._wait(quota, wait_s))
 
-    async def _wait(self, share: Share, wait_s: float) -> None:
+    async def _wait(self, quota: Quota, wait_s: float) -> None:
         self.began = True
         try:
-            self.got.append(await share.wait(self.turn, wait_s))
+            self.got.append(await quota.acquire(self.waiter, wait_s))
         except NoLease as exc:
             self.got.append(exc.line)
 
@@ -33,75 +33,75 @@ class Waiter:
         return self.got
 
 
-async def waiters(share: Share, count: int) -> list[Waiter]:
-    """So many, who wait in this order."""
-    made = [Waiter(share) for _ in range(count)]
+async def waiters(quota: Quota, count: int) -> list[Waiter]:
+    """So many tasks, which wait in this order."""
+    made = [Waiter(quota) for _ in range(count)]
     await until("all to wait", lambda: all(each.began for each in made), lambda: made)
     return made
 
 
-def free(share: Share) -> int:
-    """How many places can be taken; they are taken then."""
-    return sum(share.take() for _ in range(share.most + 1))
+def free(quota: Quota) -> int:
+    """How many leases can be acquired. They are acquired then."""
+    return sum(quota.try_acquire() for _ in range(quota.limit + 1))
 
 
-def full(most: int) -> Share:
-    share = Share(most)
-    assert free(share) == most
-    return share
+def full(most: int) -> Quota:
+    quota = Quota(most)
+    assert free(quota) == most
+    return quota
 
 
-async def test_a_place_goes_to_the_one_who_waited_longest() -> None:
-    share = full(2)
-    first, second, third = await waiters(share, 3)
-    share.give()
+async def test_a_lease_goes_to_the_task_that_waited_longest() -> None:
+    quota = full(2)
+    first, second, third = await waiters(quota, 3)
+    quota.release()
     assert await first.ended() == [True]
     assert (second.got, third.got) == ([], [])
-    share.give()
+    quota.release()
     assert await second.ended() == [True]
-    share.give()
+    quota.release()
     assert await third.ended() == [True]
-    assert not share.take(), "no place was free in between"
-    share.give()
-    share.give()
-    assert free(share) == 2
+    assert not quota.try_acquire(), "no lease was free in between"
+    quota.release()
+    quota.release()
+    assert free(quota) == 2
 
 
-async def test_who_waits_in_vain_takes_no_place() -> None:
-    share = full(1)
-    assert await Waiter(share, wait_s=0.001).ended() == [False]
-    share.give()
-    assert free(share) == 1
+async def test_a_task_that_waits_in_vain_takes_no_lease() -> None:
+    quota = full(1)
+    assert await Waiter(quota, wait_s=0.001).ended() == [False]
+    quota.release()
+    assert free(quota) == 1
 
 
-async def test_who_leaves_makes_room_for_the_next() -> None:
-    share = full(1)
-    leaver, stayer = await waiters(share, 2)
+async def test_a_task_that_leaves_makes_room_for_the_next() -> None:
+    quota = full(1)
+    leaver, stayer = await waiters(quota, 2)
     leaver.task.cancel()
-    share.give()
+    quota.release()
     assert await stayer.ended() == [True]
     assert await leaver.ended() == []
-    share.give()
-    assert free(share) == 1
+    quota.release()
+    assert free(quota) == 1
 
 
 @pytest.mark.parametrize("next_one", [True, False])
-async def test_who_leaves_as_the_turn_comes_loses_no_place(next_one: bool) -> None:
-    share = full(1)
-    leaver, *others = await waiters(share, 1 + next_one)
-    share.give()
+async def test_a_task_that_leaves_as_its_turn_comes_loses_no_lease(next_one: bool) -> None:
+    quota = full(1)
+    leaver, *others = await waiters(quota, 1 + next_one)
+    quota.release()
     leaver.task.cancel()
     assert await leaver.ended() == []
     assert [await other.ended() for other in others] == [[True]] * len(others)
-    assert free(share) == 1 - next_one
+    assert free(quota) == 1 - next_one
 
 
-async def test_who_is_called_off_is_told_why_and_takes_no_place() -> None:
-    share = full(1)
-    gone, stayer = await waiters(share, 2)
-    gone.turn.call_off(LINE)
-    share.give()
+async def test_a_task_that_is_refused_is_told_why_and_takes_no_lease() -> None:
+    quota = full(1)
+    gone, stayer = await waiters(quota, 2)
+    gone.waiter.refuse(LINE)
+    quota.release()
     assert await gone.ended() == [LINE]
     assert await stayer.ended() == [True]
-    stayer.turn.call_off(LINE)
+    stayer.waiter.refuse(LINE)
     assert stayer.got == [True], "it was its turn before"
