@@ -41,7 +41,7 @@ class Gate(msgspec.Struct, frozen=True):
     since: float = 0.0  # when the incident began
     expected_at: float = 0.0  # when it is expected to be over; retry_after_ms is what is left of it
     usual_s: float = 1.0  # what a promotion of this shard takes, from the decision to the end of it
-    refuge: Node | None = None  # the replica that all workers read from while the primary cannot be used
+    fallback: Node | None = None  # the replica that all workers read from while the primary cannot be used
     readers: tuple[Node, ...] = ()  # replicas that may be read from in peace; empty unless `reads` says so
 
 

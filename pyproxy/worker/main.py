@@ -64,10 +64,10 @@ from pyproxy.worker.lane.outcome import Outcome
 from pyproxy.worker.pubsub.hub import Hub
 from pyproxy.worker.pubsub.registry import BATCH_NAMES
 from pyproxy.worker.shard.gate import Gate as ShardGate
-from pyproxy.worker.shard.gate import Holds
+from pyproxy.worker.shard.gate import HoldStats
 from pyproxy.worker.shard.link import Link
 from pyproxy.worker.shard.pool import LeasePool
-from pyproxy.worker.shard.router import ShardRouter, gone
+from pyproxy.worker.shard.router import ShardRouter, has_closed
 
 TICK_S = 0.02  # how exactly deadlines are kept
 REST_S = BEAT_S  # between two ticks while nothing is out: each is a beat, and tells the lane that it has not slept
@@ -114,7 +114,7 @@ class Worker:
         self._telling = False  # what its own are
         self._tasks: set[asyncio.Task[None]] = set()
         self._routers: list[ShardRouter] = []
-        self._holds = Holds()
+        self._hold_stats = HoldStats()
         self._applied = Applied(0)  # as the parent was told last
         self._holding: dict[str, Held] = {}
         self._at_work: dict[str, Work] = {}
@@ -274,7 +274,7 @@ class Worker:
             routers.append(router)
         gone, self._routers = [router for router in self._routers if router not in routers], routers
         for router, shard, gate in zip(routers, topology.shards, gates, strict=True):
-            router.tell(gate, shard)
+            router.apply(gate, shard)
         if gone or self._lane.links != [router.link for router in routers]:
             owners = ShardMap(topology.version, tuple(topology.shards)).owners()
             self._lane.set_shards([router.link for router in routers], owners)
@@ -299,13 +299,13 @@ class Worker:
 
         rules: ShardGate[Client]
         promotion = msgspec.structs.replace(config.promotion, promoter=config.promoter_of(shard))
-        rules = ShardGate(shard.name, shard.primary, promotion, self._holds, gate, bool(shard.replicas))
+        rules = ShardGate(shard.name, shard.primary, promotion, self._hold_stats, gate, bool(shard.replicas))
         return ShardRouter(lane, link(shard.primary), rules, config, self._setup.index, link)
 
     def _state(self) -> Applied:
         assert self._here and self._hub
         busy, deaf = [router.link.name for router in self._routers if router.busy], self._hub.deaf
-        closed = [router.link.name for router in self._routers if router.gate.said.closed]
+        closed = [router.link.name for router in self._routers if router.gate.directive.closed]
         return Applied(self._here.topology.version, busy, [name for name in closed if name in deaf])
 
     def _health(self, health: FleetHealth) -> None:
@@ -315,7 +315,7 @@ class Worker:
         for shard in health.shards:
             router = by_name.get(shard.name)
             if router is not None:
-                router.observe(shard)
+                router.on_health(shard)
                 if shard.node == str(router.link.node):
                     router.link.misplaced(shard.misplaced)
 
@@ -324,14 +324,14 @@ class Worker:
         assert self._channel
         self._awake_at = now
         for router in self._routers:
-            router.slept(now)
+            router.on_slept(now)
         self._channel.send(Awake(now))
 
     def _confirmed(self, at: float) -> None:
         if at == self._awake_at:
             self._awake_at = 0.0
             for router in self._routers:
-                router.confirmed()
+                router.on_confirmed()
 
     def _complain(self, shard: str, node: str, what: str) -> None:
         self._stir()
@@ -471,14 +471,14 @@ class Worker:
 
     def _report(self) -> None:
         assert self._lane and self._here and self._channel
-        links: list[Link] = self._lane.links + self._lane.sides
+        links: list[Link] = self._lane.links + self._lane.replica_links
         listening = self._hub.connections if self._hub is not None else 0
         self._row[INDEX["backend_connections"]] = sum(link.connections for link in links) + listening
         self._row[INDEX["borrowed_connections"]] = sum(len(link.leased) for link in links)
         self._row[INDEX["blocked_clients"]] = len(self._here.waiting)
-        self._row[INDEX["held_requests"]] = self._holds.requests
+        self._row[INDEX["held_requests"]] = self._hold_stats.requests
         for name in ("held", "drained", "refused_held", "dropped_client_gone", "refused_at_once", "taken_back"):
-            self._row[INDEX[name]] = getattr(self._holds, name)
+            self._row[INDEX[name]] = getattr(self._hold_stats, name)
         if (self._applied.busy or self._applied.deaf) and (state := self._state()) != self._applied:
             self._applied = state
             self._channel.send(state)
@@ -506,7 +506,7 @@ class Worker:
         """Of a client that has sent so much that it is not read, the loop does not tell that it has closed."""
         assert self._here
         for conversation in list(self._here.waiting):
-            if not conversation.stopped and gone(conversation.client):
+            if not conversation.stopped and has_closed(conversation.client):
                 conversation.half_closed()
 
     def _tell_holding(self) -> None:

@@ -117,11 +117,11 @@ class BareWorker(Process):
         self.gates[index] = msgspec.structs.replace(self.gates[index], closed="")
         self.tell()
 
-    def refuge(self, index: int, server: Server) -> None:
-        self.gates[index] = msgspec.structs.replace(self.gates[index], refuge=node(server))
+    def fallback(self, index: int, server: Server) -> None:
+        self.gates[index] = msgspec.structs.replace(self.gates[index], fallback=node(server))
         self.tell()
 
-    def point_at(self, index: int, server: Server, *, open_gate: bool = False) -> None:
+    def switch_to(self, index: int, server: Server, *, open_gate: bool = False) -> None:
         """Another primary for a shard, in another epoch; the gate stays as it is."""
         shard = self.shards[index]
         nodes = (shard.primary, *shard.replicas)

@@ -69,9 +69,9 @@ class Parent:
                 for node in self.shards[index].replicas
                 if (replica := self._server(index, node)).alive and replica.master is primary
             ]
-            known = gate.refuge if gate.refuge in fit else (fit[0] if fit else None)
+            known = gate.fallback if gate.fallback in fit else (fit[0] if fit else None)
             self.gates[index] = msgspec.structs.replace(
-                gate, refuge=known, readers=tuple(fit) if self.reads_replicas else ()
+                gate, fallback=known, readers=tuple(fit) if self.reads_replicas else ()
             )
         self.worker._on_message(Topology(self._version, list(self.shards), [], list(self.gates)))
         if not any(isinstance(each, Applied) and each.version == self._version for each in self.channel.said):

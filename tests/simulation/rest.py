@@ -68,7 +68,7 @@ def _check_all(world: World) -> None:
 
 def _was_told_to_go(world: World, client: Client) -> bool:
     """Something of it was held, and what stands behind that is not done either; or it did not read to the end."""
-    if world.setting.faulty or client.may_be_cut_off or world.worker._holds.dropped_client_gone:
+    if world.setting.faulty or client.may_be_cut_off or world.worker._hold_stats.dropped_client_gone:
         return True
     replies = [asked.reply for asked in client.asked if asked.reply is not None] or [b""]
     # of a split, the line may be that of another part
@@ -77,7 +77,7 @@ def _was_told_to_go(world: World, client: Client) -> bool:
 
 def _left_over(world: World) -> str:
     """What should be zero and is not."""
-    holds = world.worker._holds
+    holds = world.worker._hold_stats
     found = {
         "inflight": world.lane.inflight,
         "held": world.lane.buffered,
@@ -88,8 +88,8 @@ def _left_over(world: World) -> str:
     }
     for each in world.worker._routers:
         name = each.link.name
-        found[f"{name} parked"] = len(each.gate.parked)
-        found[f"{name} kept"] = each.gate.kept_requests
+        found[f"{name} held"] = len(each.gate.held_clients)
+        found[f"{name} replays"] = each.gate.replay_requests
         found[f"{name} lease waiters"] = len(each.link.lease_waiters)
         found["leased"] += len(each.link.leased)
         for backend in each.link.backends.values():

@@ -205,7 +205,7 @@ def history(setting: Setting, seed: int = 0) -> Iterator[World]:
     def end(what: str, exc: BaseException) -> None:
         loop.failures.append(f"the worker has ended: {what}: {exc!r}")
 
-    def gone(client: Any) -> bool:
+    def has_closed(client: Any) -> bool:
         return any(each.end.finished or each.end.is_reset for each in world.clients if each.protocol is client)
 
     before = asyncio._get_running_loop(), random.getstate(), log.level, log.propagate
@@ -214,8 +214,8 @@ def history(setting: Setting, seed: int = 0) -> Iterator[World]:
             (time, "monotonic", loop.time),
             (main, "TICK_S", TICK_S),
             (main, "end", end),
-            (main, "gone", gone),
-            (router, "gone", gone),
+            (main, "has_closed", has_closed),
+            (router, "has_closed", has_closed),
             (main, "give_back", lambda held, peak: 0),
         ):
             patched.enter_context(mock.patch.object(owner, name, there))

@@ -92,7 +92,7 @@ class ShardControl:
         self.machine = machine
         self.promoter = promoter
         self.announced = asyncio.Event()
-        self.refuge: Node | None = None
+        self.fallback: Node | None = None
         self.reconfiguring = False
         self.published: tuple[Shard, Gate] | None = None  # to the workers
         self.saved: Known | None = None
@@ -114,14 +114,14 @@ class ShardControl:
     def gate(self, readers: Callable[[NodeHealth], bool], now: float) -> Gate:
         """`readers`: whether a replica may serve reads while the primary is well."""
         machine = self.machine
-        self.refuge = machine.refuge(self.refuge, now)
+        self.fallback = machine.fallback(self.fallback, now)
         closed_gate = machine.gate()
         healths = machine.nodes
         gate = Gate(
             self.shard.name,
             self.epoch,
             usual_s=machine.usual_s,
-            refuge=self.refuge,
+            fallback=self.fallback,
             readers=tuple(node for node in self.shard.replicas if node in healths and readers(healths[node])),
         )
         if closed_gate is None:

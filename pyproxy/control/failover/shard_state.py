@@ -92,7 +92,7 @@ class ShardState:
         """What is wrong, or being done; empty while it is well."""
         return "" if self.phase is Phase.HEALTHY else self._why
 
-    def refuge(self, present: Node | None, now: float) -> Node | None:
+    def fallback(self, present: Node | None, now: float) -> Node | None:
         """The one replica to read from while the primary cannot be used: the candidate, else the most complete.
 
         The `present` one stays as long as it can be read, or readers would go back and forth in time.

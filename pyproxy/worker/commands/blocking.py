@@ -91,7 +91,7 @@ async def _at_server(conversation: Conversation, shard: int, block_timeout: Bloc
                 raise Refusal(errors.unblocked())
             if block_timeout.is_over:
                 return NIL[conversation.client.proto]
-        elif not router.takes_back(reply):
+        elif not router.withholds(reply):
             return reply
 
 

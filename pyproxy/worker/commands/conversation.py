@@ -409,7 +409,7 @@ class Conversation:
                     break
                 except NoLease as exc:
                     soon = exc.transient and self.lane.loop.time() < give_up_at
-                    if not write_bytes or not (soon or self.lane.links[shard].router.closed):
+                    if not write_bytes or not (soon or self.lane.links[shard].router.is_closed):
                         raise
                     await asyncio.sleep(RETRY_S)
             yield lease

@@ -42,7 +42,7 @@ async def _each_alone(conversation: Conversation, write: bool) -> dict[int, byte
     failed: dict[int, bytes] = {}
     for shard in conversation.shards:
         link = conversation.lane.links[shard]
-        if write and link.is_down and not link.router.closed:  # before any other shard has applied it
+        if write and link.is_down and not link.router.is_closed:  # before any other shard has applied it
             raise Refusal(errors.part_failed(link.name, link.refusal))
         await conversation.pass_gate(shard, size_of(conversation.argv))
     for shard in conversation.shards:

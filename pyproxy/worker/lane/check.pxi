@@ -54,7 +54,7 @@ cdef int _expect(object whose, str what, object is_, object expected) except -1:
 
 cdef list _all_backends(Lane lane):
     cdef list found = []
-    for link in lane.links + lane.sides:
+    for link in lane.links + lane.replica_links:
         found += link.backends.values()
         found += [lease.backend for lease in getattr(link, "leased", ())]
     return found
@@ -199,15 +199,15 @@ cdef int _check_gates(Lane lane, list backends) except -1:
             requests.setdefault(router, 0)
     for router, writes in requests.items():
         gate = router.gate
-        for client in gate.parked:
+        for client in gate.held_clients:
             if client not in lane.clients or not client.parked & Park.HOLD or client.router is not router:
                 raise Broken(f"{router.link}: {client} is held at its gate, and does not know of it")
-        size = sum([each.bytes for each in gate.parked.values()])
-        _expect(router.link, "writes to replay", gate.kept_requests, writes)
-        _expect(router.link, "bytes of writes to replay", gate.kept_bytes, sizes.get(router, 0))
-        _expect(router.link, "bytes held at its gate", gate.held.bytes, size + gate.kept_bytes)
-        _, all_requests, all_bytes = holds.get(id(gate.holds), (None, 0, 0))
-        holds[id(gate.holds)] = gate.holds, all_requests + len(gate.parked) + writes, all_bytes + size + gate.kept_bytes
+        size = sum([each.bytes for each in gate.held_clients.values()])
+        _expect(router.link, "writes to replay", gate.replay_requests, writes)
+        _expect(router.link, "bytes of writes to replay", gate.replay_bytes, sizes.get(router, 0))
+        _expect(router.link, "bytes held at its gate", gate.held.bytes, size + gate.replay_bytes)
+        _, all_requests, all_bytes = holds.get(id(gate.stats), (None, 0, 0))
+        holds[id(gate.stats)] = gate.stats, all_requests + len(gate.held_clients) + writes, all_bytes + size + gate.replay_bytes
     for counted, all_requests, all_bytes in holds.values():
         _expect(lane, "what all gates hold", (counted.requests, counted.bytes), (all_requests, all_bytes))
     return 0
@@ -254,7 +254,7 @@ cdef int _check_parked(Client client, bint in_backlog, bint at_a_door) except -1
     _expect(client, "to have a turn to come", bool(client.parked & Park.TURN), in_backlog)
     if client.parked & Park.DOOR and not at_a_door:
         raise Broken(f"{client}: it is parked at a door, and at none it waits")
-    if client.parked & Park.HOLD and (client.router is None or client not in client.router.gate.parked):
+    if client.parked & Park.HOLD and (client.router is None or client not in client.router.gate.held_clients):
         raise Broken(f"{client}: it is held, and by no gate")
     if client.parked & Park.CONVERSATION and (client.conversation is None or client.head is None or client.head.shard != -2):
         raise Broken(f"{client}: it is parked for a conversation that it does not have")

@@ -87,7 +87,7 @@ cdef class Client:
     def eof_received(self):
         self.eof = True
         if self.parked & Park.HOLD:
-            self.router.half_closed(self)
+            self.router.on_half_closed(self)
         elif self.parked & Park.SWITCH:
             for backend in self.pool:
                 drop_replays(<Backend>backend, self, errors.client_gone(backend.link.name, backend.link.node))
@@ -143,7 +143,7 @@ cdef class Client:
 
     def _leave_gate(self):
         if self.parked & Park.HOLD:
-            self.router.left(self)
+            self.router.on_client_left(self)
 
     def _leave_replay(self):
         if self.parked & Park.SWITCH:
@@ -460,7 +460,7 @@ cdef class Client:
         cdef Backend backend = <Backend>self.pool[shard]
         if self.conversation is None:
             raise ValueError("expected a conversation that goes on, got one that is over")
-        cdef object decision = backend.router.write(self, size) if backend._guarded else None
+        cdef object decision = backend.router.admit_write(self, size) if backend._guarded else None
         if decision is None:
             self.hold_from = 0      # the same command may meet a closed gate again, minutes later
         return decision
@@ -550,13 +550,13 @@ cdef class Client:
         lane.refusal = None
         if backend._guarded:
             if write:
-                decision = backend.router.write(self, size)
+                decision = backend.router.admit_write(self, size)
                 if decision is not None:
                     if decision is not NOT_NOW:
                         lane.refusal = <bytes?>decision
                     return None
             else:
-                decision = backend.router.read(self, backend)
+                decision = backend.router.route_read(self, backend)
                 if type(decision) is not Backend:
                     if decision is not NOT_NOW:
                         lane.refusal = <bytes?>decision
@@ -654,20 +654,20 @@ cdef class Client:
 
     cdef bytes refusal_at_gate(self, Backend backend, Py_ssize_t size):
         """The line if a write would be refused at the gate; None: it may pass or wait."""
-        return backend.router.ask(self, size) if backend._guarded else None
+        return backend.router.check_write(self, size) if backend._guarded else None
 
     def held_since(self, double now):
         """Since when the command that is offered now has been held; `now` if it has not been."""
         return self.hold_from if self.hold_from and self.hold_command == self.commands else now
 
     def hold(self, router, double since):
-        """Wait, from before the command that is being offered, until `let_go`; `router` is told if the client leaves."""
+        """Wait, from before the command that is being offered, until `release`; `router` is told if the client leaves."""
         self.router = router
         self.hold_from = since
         self.hold_command = self.commands
         self.parked |= Park.HOLD
 
-    def let_go(self):
+    def release(self):
         """The command is offered again."""
         self.router = None
         self.unpark(Park.HOLD)
@@ -737,7 +737,7 @@ cdef class Client:
         if self.transport is None:
             return 0
         if self.parked & Park.HOLD:
-            self.router.grew(self, size)
+            self.router.on_client_grew(self, size)
         if self.choked:
             most = max(most, self.lane.output_limit - self.buffered_out)
         if not self.reading_paused and self.parked & ~Park.HOLD and size > most:

@@ -158,7 +158,7 @@ cdef class Lane:
     cdef CachedRoute route_cache[64]
     cdef dict pools
     cdef readonly list links        # to the primaries
-    cdef readonly list sides        # links to other servers of the shards
+    cdef readonly list replica_links        # links to replicas of the shards
     cdef bytes refusal              # why `Client.choose_backend` gave no backend; None: the client was parked
     cdef double ticked
     cdef bint slept                 # since the last tick

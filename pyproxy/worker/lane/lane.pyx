@@ -350,7 +350,7 @@ cdef class Lane:
         self.routes = {}
         self.pools = {}
         self.links = []
-        self.sides = []
+        self.replica_links = []
         self.dirty_clients = []
         self.dirty_backends = []
         self.backlog = []
@@ -407,7 +407,7 @@ cdef class Lane:
 
         A client that sends more is answered as by that server, before anything of it is sent.
         """
-        cdef list links = self.links + self.sides
+        cdef list links = self.links + self.replica_links
         cdef long long before = self.limits.bulk
         self.limits.bulk = min(self.bulk_limit, min([link.limits.argument for link in links]))
         self.block_bytes = min([link.limits.block for link in links])
@@ -518,7 +518,7 @@ cdef class Lane:
         """The index of the shard that owns a key."""
         return self.owner[self.slot(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key))]
 
-    def forget_sides(self, int shard):
+    def forget_replica_links(self, int shard):
         """Nobody has anything out to a replica of this shard any more."""
         cdef Client client
         for each in self.clients:
@@ -701,7 +701,7 @@ cdef class Lane:
         self.wake_up()
         self.slept = False
         self.ticked = self.now
-        for link in self.links + self.sides:
+        for link in self.links + self.replica_links:
             busy = link.busy_until > self.now
             for backend in link.backends.values():
                 busy = busy or backend.shard_wide
@@ -728,7 +728,7 @@ cdef class Lane:
         """
         if self.lingering or self.draining:
             return True
-        for link in self.links + self.sides:
+        for link in self.links + self.replica_links:
             for backend in link.backends.values():
                 if (<Backend>backend).count or (<Backend>backend).replay_queue or (<Backend>backend).waiting:
                     return True

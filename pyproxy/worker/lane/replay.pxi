@@ -41,7 +41,7 @@ cdef int requeue_unsent(Backend backend) except -1:
             size = item.size if item.request is not None else <Py_ssize_t>1 << 62
             line = backend.refusal
             if backend.router is not None:
-                line = backend.router.keep(backend, owner, size, item.replay_since or item.sent_at, 1)
+                line = backend.router.admit_replay(backend, owner, size, item.replay_since or item.sent_at, 1)
             if line is None:
                 enqueue_replay(backend, item, owner)
                 requeued.add(owner)
@@ -61,7 +61,7 @@ cdef int send_elsewhere(Backend backend, list reads) except -1:
 
     They wait at the primary's backend: that of a replica is forgotten with its connection.
     """
-    cdef object found = backend.router.elsewhere(backend) if backend.router is not None and backend.wire is None else None
+    cdef object found = backend.router.other_reader(backend) if backend.router is not None and backend.wire is None else None
     cdef Backend other = found if found is not None else backend, target
     cdef Client owner
     cdef Pending item
@@ -71,8 +71,8 @@ cdef int send_elsewhere(Backend backend, list reads) except -1:
         target = backend if item.stays or owner.is_unresolved(backend.shard) else other
         if target.door == Door.DOWN:
             since = item.replay_since or item.sent_at
-            if item.request is not None and backend.router is not None and backend.router.read_waits(owner, item.size, since):
-                enqueue_replay(backend.router.home(backend), item, owner)
+            if item.request is not None and backend.router is not None and backend.router.admit_read_replay(owner, item.size, since):
+                enqueue_replay(backend.router.primary_backend(backend), item, owner)
             else:
                 backend._refuse(item, target.refusal, True)
             continue
@@ -85,7 +85,7 @@ cdef int send_elsewhere(Backend backend, list reads) except -1:
 
 
 cdef bint read_elsewhere(Backend backend, Pending item) except -1:
-    """A read that the primary did not answer in time, nor anything since, is asked once of the refuge -> whether it is.
+    """A read that the primary did not answer in time, nor anything since, is asked once of the fallback -> whether it is.
 
     Not where its client has a later write on this connection, or the read would see the future; nor where an earlier one
     may still be applied, or it would see the past.  Nor where the primary may be busy rather than silent: what is asked
@@ -103,7 +103,7 @@ cdef bint read_elsewhere(Backend backend, Pending item) except -1:
         if each.write and backend._owner(each) is owner:
             return False
         each = each.next_out
-    found = backend.router.refuge(backend)
+    found = backend.router.fallback(backend)
     if found is None:
         return False
     other = found
@@ -223,13 +223,13 @@ cdef int enqueue_replay(Backend backend, Pending item, Client owner) except -1:
     item.replay_since = item.replay_since or item.sent_at   # its time does not begin anew when it is queued again
     owner.parked |= Park.SWITCH
     if item.write:
-        backend.router.gate.keep(item.size)
+        backend.router.gate.hold_replay(item.size)
     return 0
 
 
 cdef int dequeue_replay(Backend backend, Pending item) except -1:
     if item.write:
-        backend.router.gate.unkeep(item.size)
+        backend.router.gate.release_replay(item.size)
     return 0
 
 
@@ -247,19 +247,19 @@ cdef int replay(Backend backend) except -1:
         dequeue_replay(backend, item)
         owner = backend._owner(item)
         if owner is None:
-            backend.router.ended(item.write, "dropped_client_gone")
+            backend.router.on_replay_ended(item.write, "dropped_client_gone")
             continue
         if owner not in going:
-            going[owner] = backend.router.has_gone(owner)
+            going[owner] = backend.router.gone_refusal(owner)
         if going[owner] is not None:
-            backend.router.ended(item.write, "dropped_client_gone")
+            backend.router.on_replay_ended(item.write, "dropped_client_gone")
             backend._refuse(item, going[owner], True)
             (<Client>owner).finish()    # what it sent behind that is not done either
         elif backend.door == Door.DOWN:
-            backend.router.ended(item.write, "refused_held")
+            backend.router.on_replay_ended(item.write, "refused_held")
             backend._refuse(item, backend.refusal, True)
         else:
-            backend.router.ended(item.write, "drained")
+            backend.router.on_replay_ended(item.write, "drained")
             item.sent_at = backend.lane.now
             (<Client>owner).use_upstream(backend)
             resend(backend, item)
@@ -290,10 +290,10 @@ cdef int refuse_replays(Backend backend, double before, bytes line) except -1:
             continue
         dequeue_replay(backend, item)
         if owner is None:
-            backend.router.ended(item.write, "dropped_client_gone")
+            backend.router.on_replay_ended(item.write, "dropped_client_gone")
         elif item.write:
-            backend.router.gate.give_up(owner.id)
-            backend.router.ended(True, "refused_held")
+            backend.router.gate.exhaust(owner.id)
+            backend.router.on_replay_ended(True, "refused_held")
             backend._refuse(item, line, True)
         else:
             reads.append(item)
@@ -319,7 +319,7 @@ cdef int drop_replays(Backend backend, Client client, bytes line) except -1:
             backend.replay_queue.append(item)
             continue
         dequeue_replay(backend, item)
-        backend.router.ended(item.write, "dropped_client_gone")
+        backend.router.on_replay_ended(item.write, "dropped_client_gone")
         if line is not None:
             backend._refuse(item, line, True)
             client.finish()
@@ -337,7 +337,7 @@ cdef bint withhold(Backend backend, Pending item, const char *p, Py_ssize_t n) e
     cdef Pending later
     cdef Py_ssize_t i
     if (owner is None or item.request is None or backend.router is None or backend.router.link is not backend.link
-            or not backend.router.gate.takes_back(code)):
+            or not backend.router.gate.withholds(code)):
         return False
     withheld = Withheld.__new__(Withheld)
     withheld.items = [(item, PyBytes_FromStringAndSize(p, n))]
@@ -350,7 +350,7 @@ cdef bint withhold(Backend backend, Pending item, const char *p, Py_ssize_t n) e
         backend.withheld = {}
     backend.withheld[owner] = withheld
     owner.parked |= Park.SWITCH     # nothing more of it is begun meanwhile
-    backend.router.refused(code)     # closes the gate: unsent writes join the replay queue
+    backend.router.on_refusal(code)     # closes the gate: unsent writes join the replay queue
     if withheld.left == 0:
         decide_withheld(backend, owner)
     return True
@@ -401,8 +401,8 @@ cdef int decide_withheld(Backend backend, Client owner) except -1:
                 writes += 1
                 size += item.size
                 since = since or item.replay_since or item.sent_at
-        line = backend.router.keep(backend, owner, size, since, writes)
-        backend.router.gate.holds.taken_back += writes
+        line = backend.router.admit_replay(backend, owner, size, since, writes)
+        backend.router.gate.stats.taken_back += writes
     before = len(backend.replay_queue)
     for entry, frame in withheld.items:
         item = <Pending>entry
@@ -417,6 +417,6 @@ cdef int decide_withheld(Backend backend, Client owner) except -1:
     if not withheld.applied and line is None:
         # What is there already of this client was sent behind these, or not yet; by age alone they may be equal.
         backend.replay_queue = backend.replay_queue[before:] + backend.replay_queue[:before]
-    if not backend.router.closed:    # meanwhile it has been opened
+    if not backend.router.is_closed:    # meanwhile it has been opened
         replay(backend)
     return 0

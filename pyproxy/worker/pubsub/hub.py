@@ -199,7 +199,7 @@ class Hub:
         for upstream, shard in zip(self._upstreams, shards, strict=True):
             known, epoch = self._epochs.get(shard.name, 0), epochs.get(shard.name, 0)
             if upstream.node != shard.primary or (known and epoch != known):
-                upstream.point_at(shard.primary)
+                upstream.switch_to(shard.primary)
         self._shards, self._epochs = list(shards), epochs
         if moved:
             self._move()

@@ -5,9 +5,9 @@
 
 It is connected from the worker's first client on, as a SUBSCRIBE must not take longer than a PUBLISH that is sent
 behind it on another connection. A connection that is lost is made again, with back-off, and everything is subscribed
-anew; so it is on another server as soon as the shard's primary is another (`point_at`). What was published meanwhile is
-gone, as on any Redis. A server that is silent is asked PING, and left when it does not answer. Who is subscribed, and
-which shard a name belongs to, is not known here; nothing is ever published.
+anew; so it is on another server as soon as the shard's primary is another (`switch_to`). What was published meanwhile
+is gone, as on any Redis. A server that is silent is asked PING, and left when it does not answer. Who is subscribed,
+and which shard a name belongs to, is not known here; nothing is ever published.
 
 The server answers in order, so what it has confirmed is a place in the roll, as is what it was asked for.
 """
@@ -148,7 +148,7 @@ class Upstream:
         self._answers: deque[object] = deque()  # those that are due: a Wanted, _TAKEN_BACK, or a list: to a PING
         self._scheduled = self._asking = False
         self._connection: Connection | None = None
-        self._turn = 0  # grows with each `point_at`: what was begun before comes to nothing
+        self._turn = 0  # grows with each `switch_to`: what was begun before comes to nothing
         self._opened = False
         self._keeping = False
         self._closed = False
@@ -241,7 +241,7 @@ class Upstream:
         self._opened = True
         self._begin()
 
-    def point_at(self, node: Node) -> None:
+    def switch_to(self, node: Node) -> None:
         """Another server, or the same in another epoch."""
         self.node = node
         self._turn += 1

@@ -1,18 +1,20 @@
-"""Whether the writes of one shard may pass in this worker, and how long those that may not are held.
+"""The gate of one shard: whether its writes may pass in this worker, and how long those that may not are held.
 
-What the parent says comes in (`messages.Gate`), what this worker notices by itself, and each write that meets a gate
-that is not open; out goes for each: it passes, it is held, or the line to refuse it with.
+Inputs are the parent's directive (`messages.Gate`), what this worker observes itself, and each write that meets a
+closed gate. Such a write passes, is held, or is refused with an error line.
 
-    closed by       the parent's word              its `hold`, `since` and `expected_at`
-                    this worker has slept          held until the parent says what is true now, whatever the mode
-                    nobody answers (stalled)       refused at once, until a probe or a request is answered
-                    the server refuses writes      for `usual_s`, or until the parent says otherwise
-                    no connection can be made      while that is so
-    the last three only where somebody may promote: the shard has replicas, and a promoter is configured
+    closed because                  its writes are
+    the parent says so              as its directive says: `hold`, `since` and `expected_at`
+    this worker has slept           held in any mode, until the parent says what is true now
+    the server does not answer      refused at once, until a health check or a request is answered
+    the server refuses writes       held or refused for `usual_s`, or until the parent says otherwise
+    no connection can be made       held or refused while that is so
 
-Who is held stands here, in the order of coming; a client that waited out its time is not held again before the gate has
-been open. Pure rules and numbers: no socket, no timer; the time is an argument (CLOCK_MONOTONIC, s). Never called while
-all is well.
+The last three close it only if somebody may promote: the shard has replicas, and a promoter is configured.
+
+Held clients are kept in the order in which they came. A client that was held for as long as it may be is not held again
+before the gate has been open. Pure: no socket, no timer; the time is an argument (CLOCK_MONOTONIC, s). While all is
+well nothing here is called.
 """
 
 import random
@@ -27,27 +29,27 @@ from pyproxy.health import remaining_s, state
 from pyproxy.shard_map import Node
 
 CONFIRM_S = 1.0
-"""How long a write waits for the parent's word after this worker has slept."""
+"""How long a write waits for the parent after this worker has slept."""
 
 QUIET_S = 1.0
-"""Longer than this and `usual_s` without a refusal, and an incident of refusals is over."""
+"""An incident of refusals is over when there was none for this time and `usual_s`."""
 
 JITTER = 0.2
-"""Of retry_after_ms, or all who were refused would come back at once."""
+"""Of retry_after_ms. Without it all clients that were refused would come back at once."""
 
 
-class Holder(Protocol):
-    """A client that is held; in the worker it is a compiled class."""
+class HasId(Protocol):
+    """A held client. In the worker it is a compiled class."""
 
     id: int
 
 
-Client = TypeVar("Client", bound=Holder)
+Client = TypeVar("Client", bound=HasId)
 
 
 @dataclass(slots=True)
-class Holds:
-    """What is held by all gates of this worker, and what became of the writes that met one that was not open."""
+class HoldStats:
+    """What all gates of this worker hold now, and how often what became of a write. INFO has the same names."""
 
     requests: int = 0
     bytes: int = 0
@@ -58,30 +60,31 @@ class Holds:
     refused_at_once: int = 0
     taken_back: int = 0
 
+    def count(self, outcome: str) -> None:
+        setattr(self, outcome, getattr(self, outcome) + 1)
+
 
 @dataclass(frozen=True, slots=True)
-class Closed:
-    """Why writes may not pass, since when, and what is expected."""
+class Closure:
+    """Why the gate is closed, since when, and when it is expected to open."""
 
     why: str
     since: float
     expected_at: float
-    hold: bool  # they may be held, within the bounds
-    brief: bool = False  # held in any mode: nothing but the parent's word is waited for
-    by_parent: bool = False  # who has looked at the mode: where it is reject, `hold` is true for hand-overs alone
+    hold: bool  # writes may be held, within the bounds
+    any_mode: bool = False  # whatever `on_promotion` says: only the parent's word is waited for
+    by_parent: bool = False  # in mode reject the parent sets `hold` for planned promotions alone
 
 
 @dataclass(slots=True)
-class Parked:
-    """What a held client has here."""
-
+class HeldClient:
     start: float  # of the hold of its request
     bytes: int
 
 
 @dataclass(slots=True)
-class Own:
-    """What this worker has noticed by itself; 0: it has not."""
+class Observed:
+    """What this worker has observed itself. A time of 0 means that it has not."""
 
     slept_at: float = 0.0
     stalled_at: float = 0.0
@@ -96,194 +99,195 @@ class Gate(Generic[Client]):
     shard: str
     node: Node
     promotion: Promotion
-    holds: Holds
-    said: messages.Gate
+    stats: HoldStats
+    directive: messages.Gate
     replicated: bool
-    own: Own = field(default_factory=Own)
-    parked: dict[Client, Parked] = field(default_factory=dict)
-    kept_requests: int = 0  # begun, and not sent; see Backend
-    kept_bytes: int = 0
-    _parked_bytes: int = 0
-    _began: float = 0.0  # the incident; 0: the gate was open when it was asked last
+    observed: Observed = field(default_factory=Observed)
+    held_clients: dict[Client, HeldClient] = field(default_factory=dict)
+    replay_requests: int = 0  # writes in the replay queues of the shard's backends
+    replay_bytes: int = 0
+    _client_bytes: int = 0  # of the held clients
+    _incident_since: float = 0.0  # 0: the gate was open when it was last asked
     _promoted_at: float = 0.0
-    _closed_at: float = 0.0  # when it was last asked and closed
-    _refused_at: float = 0.0  # when the server refused a write last
-    _waited: set[int] = field(default_factory=set)
+    _last_closed_at: float = 0.0
+    _last_refusal_at: float = 0.0
+    _exhausted: set[int] = field(default_factory=set)  # ids of clients that are not held again in this incident
 
     # --- what is known ---
 
-    def tell(self, said: messages.Gate, node: Node, replicated: bool, now: float) -> None:
-        """The parent's word: it knows of the refusals by now."""
+    def apply(self, directive: messages.Gate, node: Node, replicated: bool, now: float) -> None:
+        """Follow the parent's directive. The parent knows of the refusals that were seen here before."""
         if node != self.node:
             self._promoted_at = now
-            self.own.stalled_at = 0.0
-            self._refused_at = 0.0
-        self.said = said
+            self.observed.stalled_at = 0.0
+            self._last_refusal_at = 0.0
+        self.directive = directive
         self.node = node
         self.replicated = replicated
-        self.own.refused_at = 0.0
+        self.observed.refused_at = 0.0
 
-    def observe(self, health: messages.ShardHealth) -> None:
-        """What the parent's watcher saw: trouble that was noticed here before that may be over."""
+    def on_health(self, health: messages.ShardHealth) -> None:
+        """A health check may find that trouble is over which was observed here before the check."""
         primary = health.nodes[0] if health.nodes else None
         if primary is None or primary.node != str(self.node):
             return
-        if primary.reachable and primary.answered_at > self.own.stalled_at:
-            self.own.stalled_at = 0.0
-        if primary.at > self.own.refused_at and state(health) == "up":
-            self.own.refused_at = 0.0
+        if primary.reachable and primary.answered_at > self.observed.stalled_at:
+            self.observed.stalled_at = 0.0
+        if primary.at > self.observed.refused_at and state(health) == "up":
+            self.observed.refused_at = 0.0
 
-    def refused(self, code: str, now: float) -> None:
+    def on_refusal(self, code: str, now: float) -> None:
         """The server refused a write for a reason that a promotion would end."""
-        self._refused_at = now
-        if not self.own.refused_at:
-            self.own.refused_at = now
-            self.own.refusal = code
+        self._last_refusal_at = now
+        if not self.observed.refused_at:
+            self.observed.refused_at = now
+            self.observed.refusal = code
 
     @property
     def promotable(self) -> bool:
-        """Whether anything may follow from what this worker notices by itself."""
         return self.replicated and self.promotion.promoter != "none"
 
-    def takes_back(self, code: str) -> bool:
-        """Whether a write that was refused with this code may be tried again later."""
-        return (self.promotable or bool(self.said.closed)) and (code != "MISCONF" or self.promotion.misconf_after_s > 0)
+    def withholds(self, code: str) -> bool:
+        """Whether a refusal with this code is withheld from its client, as the write may be replayed."""
+        may_open = self.promotable or bool(self.directive.closed)
+        return may_open and (code != "MISCONF" or self.promotion.misconf_after_s > 0)
 
-    def closed(self, now: float) -> Closed | None:
-        """Why writes may not pass; None: they may."""
-        # while writes are only tried again, to see whether the server takes them, the incident is the same
-        again_s = self.said.usual_s + QUIET_S
-        if now >= max(self._closed_at, self._refused_at) + again_s:
-            self._is_over()  # nobody asks while all is well
-        closed = self._closed(now)
-        if closed is not None:
-            self._closed_at = now
-            self._began = self._began or min(now, closed.since)
-        elif now >= self._refused_at + again_s:
-            self._is_over()
-        return closed
+    def closure(self, now: float) -> Closure | None:
+        """Why the gate is closed. None: it is open."""
+        # writes that are tried again, to see whether the server takes them, do not end the incident
+        retry_s = self.directive.usual_s + QUIET_S
+        if now >= max(self._last_closed_at, self._last_refusal_at) + retry_s:
+            self._end_incident()  # while all was well, nobody asked
+        closure = self._find_closure(now)
+        if closure is not None:
+            self._last_closed_at = now
+            self._incident_since = self._incident_since or min(now, closure.since)
+        elif now >= self._last_refusal_at + retry_s:
+            self._end_incident()
+        return closure
 
-    def _is_over(self) -> None:
-        """The incident."""
-        self._began = 0.0
-        self._waited.clear()
+    def _end_incident(self) -> None:
+        self._incident_since = 0.0
+        self._exhausted.clear()
 
-    def _closed(self, now: float) -> Closed | None:
-        said, own = self.said, self.own
-        if said.closed:
-            return Closed(said.closed, said.since, said.expected_at, said.hold, by_parent=True)
+    def _find_closure(self, now: float) -> Closure | None:
+        directive, observed = self.directive, self.observed
+        if directive.closed:
+            return Closure(directive.closed, directive.since, directive.expected_at, directive.hold, by_parent=True)
         if not self.replicated:
             return None
-        if own.slept_at:
-            return Closed("is being confirmed", own.slept_at, own.slept_at + CONFIRM_S, hold=True, brief=True)
+        if observed.slept_at:
+            expected_at = observed.slept_at + CONFIRM_S
+            return Closure("is being confirmed", observed.slept_at, expected_at, hold=True, any_mode=True)
         if self.promotion.promoter == "none":
             return None
         hold = now - self._promoted_at >= self.promotion.hold_again_s or not self._promoted_at
-        until_down = self.promotion.down_after_s + said.usual_s
-        if own.stalled_at:
-            return Closed("does not answer", own.stalled_at, own.stalled_at + until_down, hold=False)
-        if own.refused_at and now < own.refused_at + said.usual_s:
-            began = self._began or own.refused_at
-            return Closed(f"answered -{own.refusal}", began, began + said.usual_s, hold)
-        own.refused_at = 0.0
-        if own.lost_at:
-            return Closed(f"is down: {own.lost}", own.lost_at, own.lost_at + until_down, hold)
+        until_up_s = self.promotion.down_after_s + directive.usual_s
+        if observed.stalled_at:
+            return Closure("does not answer", observed.stalled_at, observed.stalled_at + until_up_s, hold=False)
+        if observed.refused_at and now < observed.refused_at + directive.usual_s:
+            since = self._incident_since or observed.refused_at
+            return Closure(f"answered -{observed.refusal}", since, since + directive.usual_s, hold)
+        observed.refused_at = 0.0
+        if observed.lost_at:
+            return Closure(f"is down: {observed.lost}", observed.lost_at, observed.lost_at + until_up_s, hold)
         return None
 
     # --- what becomes of a write ---
 
-    def line(self, closed: Closed, now: float) -> bytes:
-        """The refusal."""
-        seconds = remaining_s(closed.since, closed.expected_at, now) * random.uniform(1 - JITTER, 1 + JITTER)
-        return errors.gate_closed(self.shard, self.node, closed.why, int(seconds * 1000))
+    def refusal(self, closure: Closure, now: float) -> bytes:
+        """The error line for a write that is not held."""
+        seconds = remaining_s(closure.since, closure.expected_at, now) * random.uniform(1 - JITTER, 1 + JITTER)
+        return errors.gate_closed(self.shard, self.node, closure.why, int(seconds * 1000))
 
-    def may_be_held(
-        self, closed: Closed, client: int, size: int, start: float, now: float, requests: int = 1, again: bool = False
+    def may_hold(
+        self, closure: Closure, client: int, size: int, start: float, now: float, requests: int = 1, again: bool = False
     ) -> bool:
-        """Whether these writes of a client may wait.
+        """Whether these writes of a client may be held.
 
-        `size`: their bytes; `start`: since when they wait, or were sent; `again`: they were held before, and go on.
+        `size`: their bytes; `start`: since when they are held, or when they were sent; `again`: they were held before.
         """
         bounds = self.promotion
-        if not closed.hold or client in self._waited or start <= self.overdue(closed, now):
+        if not closure.hold or client in self._exhausted or start <= self.hold_cutoff(closure, now):
             return False
-        if not closed.brief:
-            if bounds.on_promotion == "reject" and not closed.by_parent:
+        if not closure.any_mode:
+            if bounds.on_promotion == "reject" and not closure.by_parent:
                 return False
-            near = now < closed.expected_at <= now + bounds.auto_hold_s
-            if bounds.on_promotion == "auto" and not again and not near:
+            opens_soon = now < closure.expected_at <= now + bounds.auto_hold_s
+            if bounds.on_promotion == "auto" and not again and not opens_soon:
                 return False
         return (
-            len(self.parked) + self.kept_requests + requests <= bounds.hold_requests
+            len(self.held_clients) + self.replay_requests + requests <= bounds.hold_requests
             and size <= bounds.hold_client_bytes
-            and self._parked_bytes + self.kept_bytes + size <= bounds.hold_bytes
-            and self.holds.bytes + size <= bounds.hold_process_bytes
+            and self._client_bytes + self.replay_bytes + size <= bounds.hold_bytes
+            and self.stats.bytes + size <= bounds.hold_process_bytes
         )
 
-    def overdue(self, closed: Closed, now: float) -> float:
+    def hold_cutoff(self, closure: Closure, now: float) -> float:
         """What has been held since this time, or longer, must not be held any more."""
         bounds = self.promotion
-        if not closed.hold or (bounds.on_promotion == "reject" and not closed.brief and not closed.by_parent):
+        if not closure.hold or (bounds.on_promotion == "reject" and not closure.any_mode and not closure.by_parent):
             return now
-        if now >= min(self._began or now, closed.since or now) + bounds.hold_incident_s:
+        if now >= min(self._incident_since or now, closure.since or now) + bounds.hold_incident_s:
             return now
-        if closed.brief:
+        if closure.any_mode:
             return now - CONFIRM_S
         return now - (bounds.auto_hold_s if bounds.on_promotion == "auto" else bounds.hold_s)
 
-    # --- who is held ---
+    # --- what is held ---
 
-    def park(self, client: Client, size: int, start: float) -> None:
-        self.parked[client] = Parked(start, size)
-        self._parked_bytes += size
-        self._count(1, size)
-        self.holds.held += 1
+    def hold(self, client: Client, size: int, start: float) -> None:
+        self.held_clients[client] = HeldClient(start, size)
+        self._client_bytes += size
+        self._account(1, size)
+        self.stats.held += 1
 
-    def grew(self, client: Client, size: int) -> bool:
-        """What a held client has sent by now, all bytes -> whether that is within the bounds."""
-        parked = self.parked[client]
-        more, parked.bytes = size - parked.bytes, size
-        self._parked_bytes += more
-        self.holds.bytes += more
+    def resize(self, client: Client, size: int) -> bool:
+        """A held client has sent `size` bytes in all by now -> whether they may be held."""
+        held = self.held_clients[client]
+        more, held.bytes = size - held.bytes, size
+        self._client_bytes += more
+        self.stats.bytes += more
         bounds = self.promotion
         return (
             size <= bounds.hold_client_bytes
-            and self._parked_bytes + self.kept_bytes <= bounds.hold_bytes
-            and self.holds.bytes <= bounds.hold_process_bytes
+            and self._client_bytes + self.replay_bytes <= bounds.hold_bytes
+            and self.stats.bytes <= bounds.hold_process_bytes
         )
 
-    def unpark(self, client: Client) -> None:
-        parked = self.parked.pop(client)
-        self._parked_bytes -= parked.bytes
-        self._count(-1, -parked.bytes)
+    def release(self, client: Client) -> None:
+        held = self.held_clients.pop(client)
+        self._client_bytes -= held.bytes
+        self._account(-1, -held.bytes)
 
-    def give_up(self, client: int) -> None:
-        """It has waited: nothing more of it is held before the gate has been open."""
-        self._waited.add(client)
+    def exhaust(self, client: int) -> None:
+        """It was held for as long as it may be: it is not held again before the gate has been open."""
+        self._exhausted.add(client)
 
-    def due(self, now: float) -> Iterator[Client]:
-        """Those who must not be held any longer."""
-        closed = self.closed(now)
-        if closed is not None and self.parked:
-            before = self.overdue(closed, now)
-            yield from [client for client, parked in self.parked.items() if parked.start <= before]
+    def expired(self, now: float) -> Iterator[Client]:
+        """The clients that must not be held any longer."""
+        closure = self.closure(now)
+        if closure is not None and self.held_clients:
+            cutoff = self.hold_cutoff(closure, now)
+            yield from [client for client, held in self.held_clients.items() if held.start <= cutoff]
 
-    def keep(self, size: int) -> None:
-        """A write that was begun and not sent is held."""
-        self.kept_requests += 1
-        self.kept_bytes += size
-        self._count(1, size)
-        self.holds.held += 1
+    def hold_replay(self, size: int) -> None:
+        """A write that was begun joins the replay queue."""
+        self.replay_requests += 1
+        self.replay_bytes += size
+        self._account(1, size)
+        self.stats.held += 1
 
-    def unkeep(self, size: int) -> None:
-        self.kept_requests -= 1
-        self.kept_bytes -= size
-        self._count(-1, -size)
+    def release_replay(self, size: int) -> None:
+        """It leaves the replay queue."""
+        self.replay_requests -= 1
+        self.replay_bytes -= size
+        self._account(-1, -size)
 
-    def _count(self, requests: int, size: int) -> None:
-        self.holds.requests += requests
-        self.holds.bytes += size
+    def _account(self, requests: int, size: int) -> None:
+        self.stats.requests += requests
+        self.stats.bytes += size
 
     @property
     def held(self) -> messages.Held:
-        return messages.Held(len(self.parked) + self.kept_requests, self._parked_bytes + self.kept_bytes)
+        return messages.Held(len(self.held_clients) + self.replay_requests, self._client_bytes + self.replay_bytes)

@@ -76,8 +76,8 @@ class ShardRouter(Protocol):
     def guarded(self) -> bool: ...
     @property
     def replicated(self) -> bool: ...
-    def down(self, why: str) -> None: ...
-    def up(self) -> None: ...
+    def on_down(self, why: str) -> None: ...
+    def on_up(self) -> None: ...
 
 
 class Link:
@@ -115,7 +115,7 @@ class Link:
         self._closed = False
         self._moving = False
         self._reconnect = asyncio.Event()  # ends the pause before the next attempt
-        self._turn = 0  # grows with each `point_at`: what was begun for an earlier one comes to nothing
+        self._turn = 0  # grows with each `switch_to`: what was begun for an earlier one comes to nothing
         self._opening: set[Wire] = set()
         self.leased: set[Lease] = set()  # also idle ones
         self.lease_waiters: dict[LeaseWaiter, None] = {}  # in the order in which they came
@@ -157,7 +157,7 @@ class Link:
         for backend in self.backends.values():
             backend.down(self.refusal)
 
-    def point_at(self, node: Node) -> None:
+    def switch_to(self, node: Node) -> None:
         """Another server, or the same in another epoch: of the connections of before none is left, nor being made."""
         self._turn += 1
         self._moving = True
@@ -270,9 +270,9 @@ class Link:
         if self.router is None or self.router.link is not self:
             return
         if not reason:
-            self.router.up()
+            self.router.on_up()
         else:
-            self.router.down(reason)
+            self.router.on_down(reason)
 
     def reconnect_now(self) -> None:
         """The server has been seen again: where it is down, the next attempt is made without the rest of the pause."""

@@ -232,7 +232,7 @@ def test_a_promotion_is_a_broken_watch() -> None:
             assert conn.ask("WATCH", key) == b"OK"
             new = fleet.shards[SHARD].replicas[0]
             new.ask("REPLICAOF", "NO", "ONE")
-            worker.point_at(SHARD, new)
+            worker.switch_to(SHARD, new)
             conn.send(("MULTI",), ("SET", key, "mine"), ("EXEC",), ("SET", key, "after"))
             assert conn.reads(4) == [b"OK", b"QUEUED", None, b"OK"]
             assert new.ask("GET", key) == b"after"

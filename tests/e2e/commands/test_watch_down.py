@@ -187,7 +187,7 @@ def test_in_an_incident_it_waits_and_is_nil_when_another_is_promoted(
         conn.send(*block)
         worker.wait_held(SHARD, 1)
         replica.ask("REPLICAOF", "NO", "ONE")
-        worker.point_at(SHARD, replica, open_gate=True)
+        worker.switch_to(SHARD, replica, open_gate=True)
         assert conn.reads(len(block))[-1] is None
         assert executed(conn, [["MULTI"], ["SET", key, "mine"], ["EXEC"]]) == [b"OK"]
 

@@ -75,7 +75,7 @@ def test_at_a_closed_gate_a_command_comes_back_and_goes_on_with_what_is_left(
         wait_blocked(old, 0)
         assert worker.busy == []
         replicaof(old, new)
-        worker.point_at(SHARD, new, open_gate=True)
+        worker.switch_to(SHARD, new, open_gate=True)
         wait_blocked(new, 1)
         assert short.read() is None
         other.ask("RPUSH", key, "x")
@@ -139,7 +139,7 @@ def test_where_another_promotes_those_who_wait_go_over_to_the_new_primary(
         wait_blocked(old, 1)
         replicaof(old, new)
         worker.wait_held(SHARD, 1)
-        worker.point_at(SHARD, new, open_gate=True)
+        worker.switch_to(SHARD, new, open_gate=True)
         wait_blocked(new, 1)
         other.ask("RPUSH", key, "x")
         assert conn.read() == [key.encode(), b"x"]
@@ -157,7 +157,7 @@ def test_a_read_of_streams_misses_nothing_between_two_primaries(
         worker.wait_held(SHARD, 1)
         replicaof(old, new)
         new.ask("XADD", key, "2-1", "f", "between")
-        worker.point_at(SHARD, new, open_gate=True)
+        worker.switch_to(SHARD, new, open_gate=True)
         assert conn.read() == [[key.encode(), [[b"2-1", [b"f", b"between"]]]]]
 
 

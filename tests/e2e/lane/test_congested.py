@@ -72,7 +72,7 @@ def test_who_waits_at_the_door_of_a_replaced_primary_is_served_by_the_new_one(
             waiting.send(("GET", other))
             promote(None, new)
             worker.close(CONGESTED)
-            worker.point_at(CONGESTED, new)
+            worker.switch_to(CONGESTED, new)
             worker.open(CONGESTED)
             assert waiting.read() == b"v"
 

@@ -255,7 +255,7 @@ def test_who_waits_when_the_gate_closes_waits_there_and_goes_on_at_the_next_prim
             worker.close(0)
             worker.wait_held(0, 2)
             new.ask("REPLICAOF", "NO", "ONE")
-            worker.point_at(0, new, open_gate=True)
+            worker.switch_to(0, new, open_gate=True)
             numbers = [one.read(), other.read()]
             assert reader.read() == b"read"
             said = [each.read() for each in first]

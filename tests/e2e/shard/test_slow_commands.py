@@ -102,7 +102,7 @@ def test_no_other_server_is_asked_what_takes_long(fleet: Fleet, stopped: list[Se
     with worker_of(fleet, 2 * REPLY_S) as worker:
         keys = Keys(worker)
         key = keys.one(SLOW, "set")
-        worker.refuge(SLOW, replica)
+        worker.fallback(SLOW, replica)
         with Connection(worker.port) as asking, Connection(worker.port) as cheap:
             assert asking.ask("SADD", key, "a") == 1
             wait_until("it to be replicated", lambda: replica.ask("SCARD", key) == 1, lambda: "", PATIENCE_S)

@@ -85,7 +85,7 @@ def test_held_writes_go_to_the_new_primary_and_nothing_to_the_old(
     conn.send(("INCR", key), ("INCR", key))
     worker.wait_held(LOST, 1)
     promote(None, new)  # the old one stays a primary, as behind a split network
-    worker.point_at(LOST, new)
+    worker.switch_to(LOST, new)
     assert worker.holding(LOST).requests == 1
     worker.open(LOST)
     assert conn.reads(2) == [1, 2]
@@ -101,9 +101,9 @@ def test_connections_of_another_epoch_are_closed_though_the_server_is_the_same(
         return {line.split()[0] for line in listed.splitlines() if b"cmd=client|list" not in line}
 
     assert conn.ask("SET", keys.one(LOST), "v") == b"OK"
-    worker.point_at(LOST, old)
+    worker.switch_to(LOST, old)
     before = ids()
-    worker.point_at(LOST, old)
+    worker.switch_to(LOST, old)
     assert conn.ask("SET", keys.one(LOST), "w") == b"OK"
     assert not before & ids()
 
@@ -119,7 +119,7 @@ def test_a_write_that_was_sent_is_uncertain_and_never_sent_to_the_new_primary(
     with Connection(worker.port) as other:
         wait_for_info(other, "both to be out", lambda info: info["inflight"] == "2")
     promote(None, new)
-    worker.point_at(LOST, new)
+    worker.switch_to(LOST, new)
     assert [error(reply).split()[0] for reply in conn.reads(2)] == ["UNCERTAIN", "UNCERTAIN"]
     assert conn.ask("GET", key) == b"0"
 
@@ -150,7 +150,7 @@ def test_a_dead_primary_closes_the_gate_before_the_parent_says_so(
     key = keys.one(LOST)
     assert conn.ask("SET", key, "before") == b"OK"
     wait_replicated(old, new, key)
-    worker.refuge(LOST, new)
+    worker.fallback(LOST, new)
     old.kill()
     conn.send(("SET", key, "after"))
     first = worker.holding(LOST).requests or 1
@@ -161,7 +161,7 @@ def test_a_dead_primary_closes_the_gate_before_the_parent_says_so(
         assert reader.ask("SET", keys.one(0), "v") == b"OK"
     promote(None, new)
     worker.close(LOST)
-    worker.point_at(LOST, new)
+    worker.switch_to(LOST, new)
     worker.open(LOST)
     assert conn.read() == b"OK"
     assert conn.ask("GET", key) == b"after"
@@ -173,7 +173,7 @@ def test_reads_that_were_out_when_the_primary_died_are_answered_by_the_replica(
     names = keys.on(LOST, 50)
     assert conn.ask("MSET", *[word for name in names for word in (name, name)]) == b"OK"
     wait_replicated(old, new, *names)
-    worker.refuge(LOST, new)
+    worker.fallback(LOST, new)
     old.pause()
     conn.send(*[("GET", name) for name in names], ("MGET", keys.one(0), names[0]))
     old.kill()
@@ -187,7 +187,7 @@ def test_reads_wait_while_the_connections_of_the_replica_that_answers_them_are_k
     key = keys.one(LOST)
     assert conn.ask("SET", key, "v") == b"OK"
     wait_replicated(old, new, key)
-    worker.refuge(LOST, new)
+    worker.fallback(LOST, new)
     old.kill()
     assert conn.ask("GET", key) == b"v"
     for _ in range(4):
@@ -215,7 +215,7 @@ def test_reads_wait_while_there_is_nobody_to_read_from(
         conn.send(("GET", key))  # begun when there is nobody
         third.send(("MGET", keys.one(0), key))
         worker.wait_held(LOST, 2)
-        worker.refuge(LOST, new)
+        worker.fallback(LOST, new)
         assert [conn.read(), second.read(), third.read()] == [b"v", b"v", [None, b"v"]]
 
 
@@ -248,7 +248,7 @@ def test_reads_that_are_out_to_a_replica_when_that_dies_too_are_answered(
         wait_replicated(old, new, key)
         wait_replicated(old, other, key)
         worker.close(LOST)
-        worker.refuge(LOST, new)
+        worker.fallback(LOST, new)
         old.kill()
         assert [one.ask("GET", key), two.ask("GET", key)] == [b"v", b"v"]
         new.pause()
@@ -259,7 +259,7 @@ def test_reads_that_are_out_to_a_replica_when_that_dies_too_are_answered(
         new.kill()
         if in_time:
             promote(None, other)
-            worker.point_at(LOST, other, open_gate=True)
+            worker.switch_to(LOST, other, open_gate=True)
             assert one.reads(2) == [b"v", [None, b"v"]]
             assert two.reads(4) == [b"OK", b"QUEUED", [b"v"], b"v"]
         else:
@@ -284,7 +284,7 @@ def test_a_primary_that_stands_still_costs_three_deadlines_and_no_more(fleet: Fl
         key = Keys(worker).one(LOST)
         assert conn.ask("SET", key, "v") == b"OK"
         wait_replicated(old, new, key)
-        worker.refuge(LOST, new)
+        worker.fallback(LOST, new)
         old.pause()
         said = [error(conn.ask("SET", key, number)) for number in range(3)]
         assert {each.split()[0] for each in said} == {"UNCERTAIN"}
@@ -309,7 +309,7 @@ def test_a_read_that_a_silent_primary_does_not_answer_is_asked_of_the_replica(
         conn.send(("SET", first, "v"), ("SET", second, "w"))
         conn.reads(2)
         wait_replicated(old, new, first, second)
-        worker.refuge(LOST, new)
+        worker.fallback(LOST, new)
         old.pause()
         conn.send(("GET", first), ("MGET", keys.one(0), second), ("GET", second))
         assert conn.reads(3) == [b"v", [None, b"w"], b"w"]
@@ -326,7 +326,7 @@ def test_a_read_before_a_write_of_the_same_client_is_not_asked_elsewhere(
         key = Keys(worker).one(LOST)
         assert conn.ask("SET", key, "v") == b"OK"
         wait_replicated(old, new, key)
-        worker.refuge(LOST, new)
+        worker.fallback(LOST, new)
         old.pause()
         conn.send(("GET", key), ("SET", key, "w"))
         assert [error(reply).split()[0] for reply in conn.reads(2)] == ["TRYAGAIN", "UNCERTAIN"]
@@ -353,7 +353,7 @@ def test_of_the_reads_that_a_silent_primary_does_not_answer_few_are_asked_of_the
         key = Keys(worker).one(LOST)
         assert talks[0].ask("SET", key, "v") == b"OK"
         wait_replicated(old, new, key)
-        worker.refuge(LOST, new)
+        worker.fallback(LOST, new)
         asked = gets(new)
         old.pause()
         new.pause()
@@ -387,7 +387,7 @@ def test_what_may_be_a_burden_is_not_asked_of_the_replica_as_well(
         if asked == "a large answer":
             assert conn.ask("STRLEN", key) == conn.ask("STRLEN", key) == 100_000
             assert [len(bytes(conn.ask("GET", key))) for _ in range(3)] == [100_000] * 3  # type: ignore[call-overload]
-        worker.refuge(LOST, new)
+        worker.fallback(LOST, new)
         old.pause()
         if asked == "a block":
             conn.send(("MULTI",), ("GET", key), ("EXEC",))
@@ -430,7 +430,7 @@ def test_what_a_demoted_primary_refuses_is_applied_once_by_the_new_one(
             conn.send(("INCR", counter), ("RPUSH", listed, f"{number}:{step}"), ("GET", counter))
     worker.wait_for("all to be taken back", lambda: worker.count("taken_back") >= 200)
     worker.close(LOST)
-    worker.point_at(LOST, new)
+    worker.switch_to(LOST, new)
     worker.open(LOST)
     seen: list[int] = []
     for conn in talks:
@@ -458,7 +458,7 @@ def test_a_part_of_a_split_write_is_taken_back_too(
     wait_applied(fleet.shards[0].primary, split[0], b"1")
     worker.wait_count("taken_back", 1)
     worker.close(LOST)
-    worker.point_at(LOST, new, open_gate=True)
+    worker.switch_to(LOST, new, open_gate=True)
     assert conn.reads(2) == [b"OK", [b"1", b"2"]]
 
 
@@ -543,7 +543,7 @@ def test_what_was_taken_back_of_a_client_that_left_is_never_sent(
         how(going)
     worker.close(LOST)
     worker.wait_for("all to be dropped", lambda: worker.count("held_requests") == 0)
-    worker.point_at(LOST, new, open_gate=True)
+    worker.switch_to(LOST, new, open_gate=True)
     assert conn.ask("EXISTS", *names) == 0
 
 
@@ -559,7 +559,7 @@ def test_a_client_that_left_while_it_was_not_read_is_found_out_when_the_gate_ope
         going.send(*[("SET", key, "x" * 1000)] * 80)
     worker.close(LOST)
     worker.wait_for("it to be held", lambda: worker.holding(LOST).requests == 1)
-    worker.point_at(LOST, new, open_gate=True)
+    worker.switch_to(LOST, new, open_gate=True)
     worker.wait_count("dropped_client_gone", 1)
     assert new.ask("EXISTS", key) == 0
 

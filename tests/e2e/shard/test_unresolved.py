@@ -30,7 +30,7 @@ def fleet() -> Iterator[Fleet]:
 def worker(fleet: Fleet) -> Iterator[BareWorker]:
     """A worker that has been told which replica answers reads where the primary does not."""
     with BareWorker(fleet, timeouts=TIMEOUTS, promotion={"promoter": "replicaof"}) as worker:
-        worker.refuge(SLOW, fleet.shards[SLOW].replicas[0])
+        worker.fallback(SLOW, fleet.shards[SLOW].replicas[0])
         yield worker
 
 
@@ -106,7 +106,7 @@ def test_a_write_that_was_lost_with_its_connection_counts_until_there_is_a_prima
         timeouts = {"reply_s": PATIENCE_S, "silence_s": PATIENCE_S, "connect_s": 0.3, "slow_reply_s": PATIENCE_S}
         with BareWorker(fleet, behind, timeouts=timeouts, promotion={"promoter": "replicaof"}) as worker:
             key = Keys(worker).one(SLOW)
-            worker.refuge(SLOW, replica)
+            worker.fallback(SLOW, replica)
             with Connection(worker.port) as conn, Connection(worker.port) as reader:
                 assert conn.ask("SET", key, 5) == b"OK"
                 wait_replicated(fleet, key, b"5")

@@ -82,10 +82,10 @@ def is_open(topology: Topology, epoch: int) -> bool:
 async def test_in_peace_the_gates_are_open_and_a_refuge_is_named(fleet: Fleet) -> None:
     live = fleet.shards[0]
     async with coordinating(fleet) as run:
-        published = await run.until("a refuge", lambda topology: topology.gates[0].refuge is not None)
+        published = await run.until("a fallback", lambda topology: topology.gates[0].fallback is not None)
     assert published.shards[0].primary == node(live.primary)
     assert is_open(published, 0)
-    assert published.gates[0].refuge in [node(each) for each in live.replicas]
+    assert published.gates[0].fallback in [node(each) for each in live.replicas]
 
 
 async def test_a_killed_primary_is_replaced_behind_a_closed_gate(fleet: Fleet) -> None:
@@ -120,7 +120,7 @@ async def test_what_was_seen_before_a_promotion_undoes_nothing(fleet: Fleet) -> 
             await run.coordinator.promote("s0", "")
             assert is_open(run.published[-1], epoch)
             before = len(run.published)
-            await until("looks at all", lambda: run.published[-1].gates[0].refuge is not None, lambda: run.published)
+            await until("looks at all", lambda: run.published[-1].gates[0].fallback is not None, lambda: run.published)
             assert not any(each.gates[0].closed for each in run.published[before:])
 
 

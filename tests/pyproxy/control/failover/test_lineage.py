@@ -220,7 +220,7 @@ def test_nobody_reads_from_a_replica_that_was_detached() -> None:
     shard = SimulatedShard(nodes=[P1, P2])
     shard.make_master(P2)
     shard.check(CHECK_S)
-    assert shard.machine.refuge(P2, shard.now) is None
+    assert shard.machine.fallback(P2, shard.now) is None
 
 
 def test_a_follower_that_lost_its_keys_raises_the_alarm_too() -> None:

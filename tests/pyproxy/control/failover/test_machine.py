@@ -528,21 +528,21 @@ def test_the_refuge_is_the_most_complete_replica_and_stays() -> None:
     shard = SimulatedShard()
     shard.change(P3, offset=600)
     shard.check(CHECK_S)
-    refuge = shard.machine.refuge(None, shard.now)
-    assert refuge == P3
+    fallback = shard.machine.fallback(None, shard.now)
+    assert fallback == P3
     shard.change(P2, offset=700)
     shard.check(CHECK_S)
-    assert shard.machine.refuge(refuge, shard.now) == P3
+    assert shard.machine.fallback(fallback, shard.now) == P3
     shard.change(P3, syncing=True)
     shard.check(CHECK_S)
-    assert shard.machine.refuge(refuge, shard.now) == P2
+    assert shard.machine.fallback(fallback, shard.now) == P2
 
 
 def test_the_refuge_is_the_candidate_once_there_is_one() -> None:
     shard = SimulatedShard()
     shard.kill(P1)
     shard.until(Phase.PROMOTING, 5.0)
-    assert shard.machine.refuge(P3, shard.now) == P2
+    assert shard.machine.fallback(P3, shard.now) == P2
 
 
 def test_a_pause_holds_the_writes_until_it_ends() -> None:

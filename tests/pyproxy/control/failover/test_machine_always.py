@@ -175,7 +175,7 @@ class Watched(SimulatedShard):
         if phase is Phase.HEALTHY:
             assert gate is None
         elif phase not in OPEN:
-            self.machine.refuge(None, self.now)
+            self.machine.fallback(None, self.now)
         if phase in OPEN:
             self.by_operator, self.handed = False, None
 

@@ -11,7 +11,7 @@ from pyproxy.messages import Gate
 from pyproxy.shard_map import Node
 from pyproxy.worker.lane.lane import Backend, Broken, Client
 from pyproxy.worker.shard.gate import Gate as ShardGate
-from pyproxy.worker.shard.gate import Holds
+from pyproxy.worker.shard.gate import HoldStats
 
 GET = encode([b"GET", b"k"])
 SET = encode([b"SET", b"k", b"v"])
@@ -38,7 +38,7 @@ def front(gate: ShardGate[Client]) -> ShardRouter:
 
 @pytest.fixture
 def gate() -> ShardGate[Client]:
-    return ShardGate("s0", Node("127.0.0.1", 7000), Promotion(), Holds(), Gate("s0", 0), True)
+    return ShardGate("s0", Node("127.0.0.1", 7000), Promotion(), HoldStats(), Gate("s0", 0), True)
 
 
 def test_it_holds_in_each_state_of_a_request(bare: BareLane) -> None:
@@ -90,10 +90,10 @@ def test_who_is_held_by_a_gate_that_does_not_know_of_it_is_found(
     bare: BareLane, gate: ShardGate[Client], front: ShardRouter
 ) -> None:
     client, _ = bare.client()
-    gate.park(client, 10, 0.0)
+    gate.hold(client, 10, 0.0)
     client.hold(front, 0.0)
     bare.lane.check()
-    gate.unpark(client)
+    gate.release(client)
     with pytest.raises(Broken, match="it is held, and by no gate"):
         bare.lane.check()
 
@@ -103,7 +103,7 @@ def test_a_gate_that_counts_what_is_not_kept_is_found(
 ) -> None:
     bare.links[0].backends[2, 0].guard(front, False, True)
     bare.lane.check()
-    gate.keep(10)
+    gate.hold_replay(10)
     with pytest.raises(Broken, match="s0: expected writes to replay to be 0, got 1"):
         bare.lane.check()
 
@@ -113,10 +113,10 @@ def test_a_gate_that_holds_a_client_that_does_not_know_of_it_is_found(
 ) -> None:
     client, _ = bare.client()
     bare.links[0].backends[2, 0].guard(front, False, True)
-    gate.park(client, 10, 0.0)
+    gate.hold(client, 10, 0.0)
     client.hold(front, 0.0)
     bare.lane.check()
-    client.let_go()
+    client.release()
     with pytest.raises(Broken, match="is held at its gate, and does not know of it"):
         bare.lane.check()
 

@@ -9,7 +9,7 @@ from pyproxy import messages
 from pyproxy.config import Promotion
 from pyproxy.messages import NodeHealth, ShardHealth
 from pyproxy.shard_map import Node
-from pyproxy.worker.shard.gate import CONFIRM_S, Gate, Holds
+from pyproxy.worker.shard.gate import CONFIRM_S, Gate, HoldStats
 
 NOW = 1000.0
 PRIMARY = Node("127.0.0.1", 7001)
@@ -22,9 +22,9 @@ class Waiting:
     id: int
 
 
-def gate(said: messages.Gate | None = None, replicated: bool = True, **promotion: Any) -> Gate[Waiting]:
+def gate(directive: messages.Gate | None = None, replicated: bool = True, **promotion: Any) -> Gate[Waiting]:
     options = Promotion(**{"promoter": "replicaof", "on_promotion": "hold", **promotion})
-    return Gate("s1", PRIMARY, options, Holds(), said or messages.Gate("s1", 0), replicated)
+    return Gate("s1", PRIMARY, options, HoldStats(), directive or messages.Gate("s1", 0), replicated)
 
 
 def closed(hold: bool = True, in_s: float = 0.5, since: float = NOW) -> messages.Gate:
@@ -33,13 +33,13 @@ def closed(hold: bool = True, in_s: float = 0.5, since: float = NOW) -> messages
 
 def holds(gate: Gate[Waiting], now: float = NOW, client: int = 1, size: int = 100, start: float | None = None) -> bool:
     """Whether a write would be held; AssertionError if it may pass."""
-    reason = gate.closed(now)
+    reason = gate.closure(now)
     assert reason is not None
-    return gate.may_be_held(reason, client, size, now if start is None else start, now)
+    return gate.may_hold(reason, client, size, now if start is None else start, now)
 
 
 def why(gate: Gate[Waiting], now: float = NOW) -> str | None:
-    reason = gate.closed(now)
+    reason = gate.closure(now)
     return reason.why if reason else None
 
 
@@ -55,88 +55,88 @@ def test_in_peace_it_is_open() -> None:
     assert why(gate()) is None
 
 
-def test_what_the_parent_says_comes_before_what_is_noticed_here() -> None:
+def test_the_directive_comes_before_what_is_observed_here() -> None:
     it = gate(closed())
-    it.own.stalled_at = it.own.lost_at = NOW
+    it.observed.stalled_at = it.observed.lost_at = NOW
     assert why(it) == "is being promoted"
     assert holds(it)
 
 
 def test_a_lost_primary_closes_it_and_is_expected_back_after_detection_and_a_promotion() -> None:
     it = gate(down_after_s=3.0)
-    it.own.lost_at, it.own.lost = NOW - 1, "connection refused"
-    reason = it.closed(NOW)
+    it.observed.lost_at, it.observed.lost = NOW - 1, "connection refused"
+    reason = it.closure(NOW)
     assert reason is not None
     assert (reason.why, reason.since, reason.expected_at) == ("is down: connection refused", NOW - 1, NOW + 3.0)
 
 
 @pytest.mark.parametrize(("replicated", "promoter"), [(False, "replicaof"), (True, "none")])
-def test_without_a_promoter_or_a_replica_nothing_noticed_here_closes_it(replicated: bool, promoter: str) -> None:
+def test_without_a_promoter_or_a_replica_nothing_observed_here_closes_it(replicated: bool, promoter: str) -> None:
     it = gate(replicated=replicated, promoter=promoter)
-    it.own.lost_at = it.own.stalled_at = it.own.refused_at = NOW
+    it.observed.lost_at = it.observed.stalled_at = it.observed.refused_at = NOW
     assert why(it) is None
-    assert not it.takes_back("READONLY")
+    assert not it.withholds("READONLY")
 
 
-def test_while_nobody_answers_nothing_is_held_until_a_probe_is_answered_later() -> None:
+def test_while_the_server_does_not_answer_nothing_is_held_until_a_later_health_check_is_answered() -> None:
     it = gate()
-    it.own.stalled_at = NOW
+    it.observed.stalled_at = NOW
     assert not holds(it)
-    it.observe(answered(NOW - 0.1))
+    it.on_health(answered(NOW - 0.1))
     assert why(it, NOW + 1) == "does not answer"
-    it.observe(answered(NOW + 0.1))
+    it.on_health(answered(NOW + 0.1))
     assert why(it, NOW + 1) is None
 
 
 def test_a_refusal_closes_it_for_as_long_as_a_promotion_takes_unless_the_parent_knows_better() -> None:
     it = gate(messages.Gate("s1", 0, usual_s=2.0))
-    it.refused("READONLY", NOW)
+    it.on_refusal("READONLY", NOW)
     assert why(it, NOW + 1.9) == "answered -READONLY"
     assert why(it, NOW + 2.0) is None
-    it.refused("READONLY", NOW)
-    it.observe(answered(NOW - 0.1))
+    it.on_refusal("READONLY", NOW)
+    it.on_health(answered(NOW - 0.1))
     assert why(it) == "answered -READONLY"
-    it.observe(answered(NOW + 0.1))
+    it.on_health(answered(NOW + 0.1))
     assert why(it) is None
-    it.refused("READONLY", NOW)
-    it.tell(messages.Gate("s1", 1), Node("127.0.0.1", 7002), True, NOW)
+    it.on_refusal("READONLY", NOW)
+    it.apply(messages.Gate("s1", 1), Node("127.0.0.1", 7002), True, NOW)
     assert why(it) is None
 
 
 def test_while_refused_writes_are_tried_again_the_incident_is_the_same() -> None:
     it = gate(on_promotion="auto")
-    it.refused("NOREPLICAS", NOW)
+    it.on_refusal("NOREPLICAS", NOW)
     assert holds(it)
-    it.give_up(1)
+    it.exhaust(1)
     assert why(it, NOW + 1) is None
-    it.refused("NOREPLICAS", NOW + 1)
+    it.on_refusal("NOREPLICAS", NOW + 1)
     assert not holds(it, NOW + 1), "it has waited"
     assert not holds(it, NOW + 1, client=2), "it is overdue"
     assert why(it, NOW + 4) is None
-    it.refused("NOREPLICAS", NOW + 5)
+    it.on_refusal("NOREPLICAS", NOW + 5)
     assert holds(it, NOW + 5)
 
 
 def test_an_incident_of_refusals_is_over_though_nobody_asks_while_all_is_well() -> None:
     it = gate(on_promotion="hold")
-    it.refused("READONLY", NOW)
+    it.on_refusal("READONLY", NOW)
     assert holds(it)
-    it.give_up(1)
+    it.exhaust(1)
     assert why(it, NOW + 1) is None  # and is not asked again, for a night
-    it.own.lost_at = NOW + 30_000
+    it.observed.lost_at = NOW + 30_000
     assert holds(it, NOW + 30_000), "what went before is another incident"
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("hold", True), ("auto", False), ("reject", False)])
-def test_a_gate_that_is_closed_by_its_own_eyes_follows_the_mode(mode: str, expected: bool) -> None:
+def test_a_gate_that_closes_by_itself_follows_the_mode(mode: str, expected: bool) -> None:
     it = gate(on_promotion=mode, down_after_s=3.0)
-    it.own.lost_at = NOW
+    it.observed.lost_at = NOW
     assert holds(it) is expected
 
 
 def test_a_worker_that_slept_holds_briefly_whatever_the_mode() -> None:
     it = gate(promoter="none", on_promotion="reject")
-    it.own.slept_at = NOW
+    it.observed.slept_at = NOW
     assert holds(it)
     assert holds(it, NOW + 0.9, start=NOW)
     assert not holds(it, NOW + CONFIRM_S, start=NOW)
@@ -146,10 +146,10 @@ def test_a_worker_that_slept_holds_briefly_whatever_the_mode() -> None:
     ("code", "misconf_after_s", "expected"),
     [("READONLY", 0.0, True), ("NOREPLICAS", 0.0, True), ("MISCONF", 5.0, True), ("MISCONF", 0.0, False)],
 )
-def test_misconf_is_taken_back_only_where_it_is_a_reason_to_promote(
+def test_misconf_is_withheld_only_where_it_is_a_reason_to_promote(
     code: str, misconf_after_s: float, expected: bool
 ) -> None:
-    assert gate(misconf_after_s=misconf_after_s).takes_back(code) is expected
+    assert gate(misconf_after_s=misconf_after_s).withholds(code) is expected
 
 
 # --- how long ---------------------------------------------------------------------------------------------------------
@@ -177,54 +177,54 @@ def test_a_request_is_held_for_so_long_and_what_is_held_already_waits_on_when_it
 ) -> None:
     it = gate(closed(in_s=0.5), on_promotion=mode)
     client = Waiting(1)
-    it.park(client, 100, NOW)
-    assert list(it.due(NOW + limit - 0.01)) == []
-    assert list(it.due(NOW + limit)) == [client]
+    it.hold(client, 100, NOW)
+    assert list(it.expired(NOW + limit - 0.01)) == []
+    assert list(it.expired(NOW + limit)) == [client]
 
 
 def test_in_one_incident_nothing_is_held_for_longer_than_its_bound() -> None:
     it = gate(closed(since=NOW - 14.9))
     client = Waiting(1)
     assert holds(it)
-    it.park(client, 100, NOW)
-    assert list(it.due(NOW + 0.2)) == [client]
+    it.hold(client, 100, NOW)
+    assert list(it.expired(NOW + 0.2)) == [client]
     assert not holds(it, NOW + 0.2)
 
 
 def test_who_has_waited_is_not_held_again_before_it_has_been_open() -> None:
     it = gate(closed())
     assert holds(it)
-    it.give_up(1)
+    it.exhaust(1)
     assert not holds(it)
     assert holds(it, client=2)
-    it.tell(messages.Gate("s1", 0), PRIMARY, True, NOW)
+    it.apply(messages.Gate("s1", 0), PRIMARY, True, NOW)
     assert why(it) is None
-    it.tell(closed(), PRIMARY, True, NOW)
+    it.apply(closed(), PRIMARY, True, NOW)
     assert holds(it)
 
 
-def test_after_a_promotion_nothing_is_held_by_its_own_eyes_for_a_while() -> None:
+def test_after_a_promotion_a_gate_that_closes_by_itself_holds_nothing_for_a_while() -> None:
     it = gate(hold_again_s=60.0)
-    it.tell(messages.Gate("s1", 1), Node("127.0.0.1", 7002), True, NOW)
-    it.own.lost_at = NOW
+    it.apply(messages.Gate("s1", 1), Node("127.0.0.1", 7002), True, NOW)
+    it.observed.lost_at = NOW
     assert not holds(it, NOW + 59)
-    it.own.lost_at = 0.0
+    it.observed.lost_at = 0.0
     assert why(it, NOW + 60) is None
-    it.own.lost_at = NOW + 60
+    it.observed.lost_at = NOW + 60
     assert holds(it, NOW + 61)
 
 
 # --- how many ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_parked_and_what_was_begun_count_together() -> None:
+def test_held_clients_and_the_replay_queue_count_together() -> None:
     it = gate(closed(), hold_requests=2)
-    it.park(Waiting(1), 100, NOW)
+    it.hold(Waiting(1), 100, NOW)
     assert holds(it)
-    it.keep(100)
+    it.hold_replay(100)
     assert not holds(it)
     assert it.held == messages.Held(2, 200)
-    it.unkeep(100)
+    it.release_replay(100)
     assert holds(it)
 
 
@@ -234,17 +234,17 @@ def test_bytes_are_bounded_when_they_come_and_when_they_grow(bound: str) -> None
     it = gate(closed(), **bounds)
     assert not holds(it, size=1001)
     client = Waiting(1)
-    it.park(client, 500, NOW)
-    assert it.grew(client, 1000)
-    assert not it.grew(client, 1001)
-    it.unpark(client)
+    it.hold(client, 500, NOW)
+    assert it.resize(client, 1000)
+    assert not it.resize(client, 1001)
+    it.release(client)
     assert it.held == messages.Held(0, 0)
 
 
 def test_the_bytes_of_a_process_are_those_of_all_its_gates() -> None:
     it, other = gate(closed(), hold_process_bytes=1000), gate(closed())
-    other.holds = it.holds
-    other.park(Waiting(2), 950, NOW)
+    other.stats = it.stats
+    other.hold(Waiting(2), 950, NOW)
     assert not holds(it, size=100)
 
 
@@ -253,9 +253,9 @@ def test_the_bytes_of_a_process_are_those_of_all_its_gates() -> None:
 
 def test_the_line_says_why_and_about_how_much_is_left() -> None:
     it = gate(closed(in_s=10.0))
-    reason = it.closed(NOW)
+    reason = it.closure(NOW)
     assert reason is not None
-    said = {it.line(reason, NOW) for _ in range(100)}
+    said = {it.refusal(reason, NOW) for _ in range(100)}
     assert len(said) > 10
     for line in said:
         before, _, after = line.partition(b", applied=no retry_after_ms=")
