@@ -467,7 +467,7 @@ cdef class Backend:
             self._fail(item, errors.no_reply(self.lane.deadline_s(item.pace)), False)
             if owner is not None:
                 item.unresolved_for = <Client>owner
-                item.unresolved_for.count_unresolved(self.shard, 1)
+                count_unresolved(item.unresolved_for, self.shard, 1)
         elif not read_elsewhere(self, item):
             self._fail(item, errors.no_reply(self.lane.deadline_s(item.pace)), False)
         return 0
@@ -481,13 +481,13 @@ cdef class Backend:
             self.uncertain_clients = set()
         if owner not in self.uncertain_clients:
             self.uncertain_clients.add(owner)
-            (<Client>owner).count_unresolved(self.shard, 1)
+            count_unresolved(<Client>owner, self.shard, 1)
         return 0
 
     cdef int _resolve(self, Pending item) except -1:
         """Its reply came, late, or will never come: it is no unresolved write of its client on this connection."""
         if item.unresolved_for is not None:
-            item.unresolved_for.count_unresolved(self.shard, -1)
+            count_unresolved(item.unresolved_for, self.shard, -1)
             item.unresolved_for = None
         return 0
 
@@ -497,7 +497,7 @@ cdef class Backend:
         self.uncertain_clients = None
         if uncertain_clients is not None:
             for client in uncertain_clients:
-                (<Client>client).count_unresolved(self.shard, -1)
+                count_unresolved(<Client>client, self.shard, -1)
         return 0
 
     cdef int _fail(self, Pending item, str why, bint unsent) except -1:

@@ -259,7 +259,7 @@ cdef class Client:
                 ptr = header(ptr + length + 2, &length)
             backend = <Backend>self.pool[lane.owner[lane.slot(ptr, length)]]
             if not backend.plain or self.upstreams is not None or size >= BULK_BYTES or self.typical >= BULK_BYTES:
-                backend = self.choose_backend(backend, route.write, size)
+                backend = choose_backend(self, backend, route.write, size)
                 if backend is None:
                     if lane.refusal is None:
                         return False
@@ -355,7 +355,7 @@ cdef class Client:
         cdef bytes frame = asked.frame
         cdef int queued = asked.queued
         cdef object donated = self.lane.donated
-        cdef Backend backend = self.choose_backend(<Backend>self.pool[shard], write, PyBytes_GET_SIZE(frame))
+        cdef Backend backend = choose_backend(self, <Backend>self.pool[shard], write, PyBytes_GET_SIZE(frame))
         cdef Pending item
         if backend is None:
             return NOT_NOW if self.lane.refusal is None else self.lane.refusal
@@ -537,124 +537,22 @@ cdef class Client:
         return (f"<Client {self.id} {self.addr} resp{self.proto} db{self.db} inflight={self.inflight} buffered={self.buffered} "
                 f"parked={self.parked}>")
 
-    # What the lane asks where something is not as usual, and the wait at a closed gate.  Included in the class Client.
-
-    cdef Backend choose_backend(self, Backend backend, bint write, Py_ssize_t size):
-        """Which backend a command goes to whose shard has this one.
-
-        None: not now, or refused: `lane.refusal` says which.
-        """
-        cdef Lane lane = self.lane
-        cdef object decision
-        cdef int verdict
-        lane.refusal = None
-        if backend._guarded:
-            if write:
-                decision = backend.router.admit_write(self, size)
-                if decision is not None:
-                    if decision is not NOT_NOW:
-                        lane.refusal = <bytes?>decision
-                    return None
-            else:
-                decision = backend.router.route_read(self, backend)
-                if type(decision) is not Backend:
-                    if decision is not NOT_NOW:
-                        lane.refusal = <bytes?>decision
-                    return None
-                backend = <Backend?>decision
-        backend = self.choose_connection(backend, size)
-        if backend is None:
-            return None
-        verdict = backend.admit(self, size)
-        if verdict > 0:
-            return backend
-        if verdict == 0:
-            lane.refusal = backend.refusal
-        return None
-
-    cdef Backend choose_connection(self, Backend backend, Py_ssize_t size):
-        """Which of the two connections to a primary it goes on, where `backend` is the first of them; None: not now.
-
-        The second is for what would keep small requests waiting: large requests, and all of clients whose answers are
-        large; and for small ones while a large reply comes on the first.  Whoever has anything out to the shard, or a
-        write that may still be applied, stays on the connection that has it, or its commands could overtake each other.
-        """
-        cdef Backend first = <Backend>self.pool[backend.shard], bulk = first.bulk
-        cdef object current = self.upstreams.get(backend.shard, first) if self.upstreams is not None else first
-        cdef bint large
-        if backend is not first or (current is not first and current is not bulk):
-            if not self.may_use(backend):
-                return None
-            if backend is not first:
-                return backend
-            current = first
-        large = (size >= BULK_BYTES or self.typical >= BULK_BYTES or (first.in_transfer and (bulk is None or not bulk.in_transfer)))
-        if bulk is not None and bulk.door == Door.DOWN:
-            large = False
-        if large == (current is not first) or self.has_in_flight(backend.shard) or self.is_unresolved(backend.shard):
-            return <Backend>current
-        if large and bulk is None:
-            bulk = first.bulk = first.link.bulk(first)
-        backend = bulk if large else first
-        self.use_upstream(backend)
-        return backend
-
     def may_use(self, Backend backend not None):
         """Whether it may use this backend now: only one of a shard at a time, or its commands could overtake each other."""
         cdef Backend primary = <Backend>self.pool[backend.shard]
         cdef object current = self.upstreams.get(backend.shard, primary) if self.upstreams is not None else primary
         if current is backend:
             return True
-        if self.has_in_flight(backend.shard):
+        if has_in_flight(self, backend.shard):
             self.parked |= Park.SWITCH
             self.touch()
             return False
-        self.use_upstream(backend)
+        use_upstream(self, backend)
         return True
-
-    cdef int use_upstream(self, Backend backend) except -1:
-        """From now on its commands to this shard go to this backend."""
-        if backend is self.pool[backend.shard]:
-            if self.upstreams is not None:
-                self.upstreams.pop(backend.shard, None)
-                if not self.upstreams:
-                    self.upstreams = None
-            return 0
-        if self.upstreams is None:
-            self.upstreams = {}
-        self.upstreams[backend.shard] = backend
-        return 0
-
-    cdef bint has_in_flight(self, int shard):
-        """Whether anything of it is out to this shard."""
-        cdef Pending item = self.head
-        while item is not None:
-            if not item.done and (item.shard == shard or item.shard == -1):
-                return True
-            item = item.next_placed
-        return False
 
     def is_unresolved(self, int shard):
         """Whether a write of it may still be applied on this shard: then no other server may answer its reads."""
         return self.unresolved is not None and shard in self.unresolved
-
-    cdef int count_unresolved(self, int shard, int writes) except -1:
-        """So many more of its writes may still be applied on this shard; or, negative, so many less."""
-        cdef int left
-        if self.unresolved is None:
-            self.unresolved = {}
-        left = self.unresolved.get(shard, 0) + writes
-        if left > 0:
-            self.unresolved[shard] = left
-        else:
-            self.unresolved.pop(shard, None)
-            if not self.unresolved:
-                self.unresolved = None
-        return 0
-
-    cdef bytes refusal_at_gate(self, Backend backend, Py_ssize_t size):
-        """The line if a write would be refused at the gate; None: it may pass or wait."""
-        return backend.router.check_write(self, size) if backend._guarded else None
 
     def held_since(self, double now):
         """Since when the command that is offered now has been held; `now` if it has not been."""
@@ -718,18 +616,6 @@ cdef class Client:
         if self.eof:
             self.touch()
 
-    cdef bint _is_stuck(self) except -1:
-        """Whether it is not read any further, as it has all that it may have, and takes nothing either."""
-        cdef Py_ssize_t untaken
-        if not (self.choked and (self.reading_paused or self.eof)) or self.transport is None:
-            self.untaken_since = 0
-            return False
-        untaken = self.transport.get_write_buffer_size()
-        if not self.untaken_since or untaken != self.untaken:
-            self.untaken = untaken
-            self.untaken_since = self.lane.now
-        return self.lane.now - self.untaken_since >= UNTAKEN_S
-
     cdef int _count_input(self) except -1:
         cdef Py_ssize_t size = len(self.inbuf) if self.inbuf is not None else 0, most = READ_AHEAD
         self.lane.buffered += size - self.buffered_in
@@ -756,121 +642,3 @@ cdef class Client:
         self.put_answer(errors.internal_error())
         self.finish()
         return 0
-
-    cpdef flush(self):
-        """Writes the answered places at the head; then sees whether the client may go on, or is done."""
-        cdef Pending item
-        cdef list chunks
-        cdef Py_ssize_t size = 0, total = 0, one
-        cdef Lane lane = self.lane
-        self.dirty = False
-        if self.transport is None:
-            return
-        item = self.head
-        if (item is not None and item.done and item.next_placed is None and not item.mute and not self.ready
-                and not self.handed_over):
-            self._write_only(item)      # without a pipeline there is nothing to gather
-        elif not self.choked:
-            chunks = self.ready
-            self.ready = []
-            for reply in chunks:
-                size += PyBytes_GET_SIZE(<bytes>reply)
-            while item is not None and item.done and size + total < WRITE_BYTES:
-                one = PyBytes_GET_SIZE(item.reply)
-                self.head = item.next_placed
-                if self.head is None:
-                    self.tail = None
-                item.next_placed = None
-                item.client = None
-                if item.mute:
-                    self.buffered_out -= one
-                    lane.buffered -= one
-                elif one >= LARGE:
-                    if chunks:
-                        self._hand_over(chunks, size)
-                        total += size
-                        size = 0
-                        chunks = []
-                    self._hand_over([item.reply], one)
-                    total += one
-                else:
-                    chunks.append(item.reply)
-                    size += one
-                item = self.head
-                if self.choked:
-                    break
-            if chunks:
-                self._hand_over(chunks, size)
-            if item is not None and item.done and not self.choked:
-                self.touch()
-        if self.parked or self.eof or self.finishing:
-            self._reconsider()
-
-    cdef int _write_only(self, Pending item) except -1:
-        self.head = self.tail = None
-        item.client = None
-        return self._write(item.reply, PyBytes_GET_SIZE(item.reply))
-
-    cdef int _hand_over(self, list chunks, Py_ssize_t size) except -1:
-        return self._write(<bytes>chunks[0] if len(chunks) == 1 else b"".join(chunks), size)
-
-    cdef int _write(self, bytes data, Py_ssize_t size) except -1:
-        cdef Py_ssize_t written = 0
-        self.buffered_out -= size
-        self.lane.buffered -= size
-        if self.deaf:
-            return 0
-        self.lane.bytes_out += size
-        if self.handed_over and not self.transport.get_write_buffer_size():
-            self.handed_over = False
-        if not self.handed_over:
-            written = _send(self.fd, PyBytes_AS_STRING(data), size)
-            if written == size:
-                return 0
-            if written < 0:
-                # It has closed, and what it sent before that may still be in the socket: to write on would have the
-                # transport give up, and nothing more would be read.  Reading ends it: by FIN, or by the reset it was.
-                self.deaf = True
-                return 0
-        # from here on the transport has bytes: nothing may overtake them
-        self.handed_over = True
-        self.write(memoryview(data)[written:] if size - written >= LARGE else data[written:])
-        return 0
-
-    cdef int _reconsider(self) except -1:
-        cdef bint idle = self.head is None and not self.ready
-        if idle and (self.finishing or self.parked & Park.DRAIN or (self.eof and not self.parked)):
-            self._close()
-            return 0
-        if self.parked & Park.SWITCH and self.head is None:
-            self.unpark(Park.SWITCH)
-        if (self.parked & Park.WINDOW and not _fills(self, 2 * self.inflight - 1) and not self.choked
-                and self.buffered_out <= REPLIES_BYTES >> 1 and self.inflight_bytes <= REQUESTS_BYTES >> 1):
-            self.unpark(Park.WINDOW)
-        return 0
-
-    cdef int _close(self) except -1:
-        """FIN after the last byte; then what the client still sends is read and dropped, so that no RST is sent."""
-        if not self.lingering:
-            self.lingering = True
-            self.finishing = True
-            self.inbuf = None
-            self._count_input()
-            self.linger_until = self.lane.now + LINGER_S
-            self.lane.lingering.append(self)
-            if not self.eof:
-                self.transport.write_eof()
-        if self.eof:
-            self.transport.close()
-        return 0
-
-    cpdef bint cut_off(self):
-        """Whether a closing client that neither reads nor closes has been cut off; one that still reads has time."""
-        cdef Py_ssize_t unread = self.transport.get_write_buffer_size()
-        if unread and unread != self.linger_unread:
-            self.linger_unread = unread
-            self.linger_until = self.lane.now + LINGER_S
-        if self.lane.now < self.linger_until:
-            return False
-        self.abandon()
-        return True

@@ -159,7 +159,7 @@ cdef class Lane:
     cdef dict pools
     cdef readonly list links        # to the primaries
     cdef readonly list replica_links        # links to replicas of the shards
-    cdef bytes refusal              # why `Client.choose_backend` gave no backend; None: the client was parked
+    cdef bytes refusal              # why `choose_backend` gave no backend; None: the client was parked
     cdef double ticked
     cdef bint slept                 # since the last tick
     cdef bint is_late               # with this tick: what servers did meanwhile was not seen
@@ -254,7 +254,6 @@ cdef class Client:
     cdef bint busy
     cdef double linger_until
     cdef Py_ssize_t linger_unread
-    cpdef bint cut_off(self)
     cdef readonly Py_ssize_t buffered_out  # bytes of its answers in this process
     cdef Py_ssize_t in_transport
     cdef readonly Py_ssize_t buffered_in  # bytes of its requests that were not begun
@@ -298,32 +297,19 @@ cdef class Client:
     cpdef touch(self)
     cpdef unpark(self, int reasons)
     cpdef go_on(self)
-    cpdef flush(self)
     cpdef finish(self)
     cdef Pending begun(self, Py_ssize_t size)
     cdef void placed(self, Pending item) noexcept
     cdef int put_answer(self, bytes reply) except -1
     cdef int conversed(self) except -1
-    cdef int count_unresolved(self, int shard, int writes) except -1
-    cdef Backend choose_connection(self, Backend backend, Py_ssize_t size)
-    cdef Backend choose_backend(self, Backend backend, bint write, Py_ssize_t size)
-    cdef bytes refusal_at_gate(self, Backend backend, Py_ssize_t size)
-    cdef bint has_in_flight(self, int shard)
-    cdef int use_upstream(self, Backend backend) except -1
     cdef int _from_buffer(self) except -1
     cdef Py_ssize_t _consume(self, const char *p, Py_ssize_t n) except -1
     cdef int _inline(self, bytes line) except -1
     cdef int _command(self, const char *frame, Py_ssize_t size, bint is_framed) except -1
     cdef void _counted(self)
     cdef int _count_input(self) except -1
-    cdef bint _is_stuck(self) except -1
     cdef int _on_fault(self) except -1
-    cdef int _hand_over(self, list chunks, Py_ssize_t size) except -1
-    cdef int _reconsider(self) except -1
-    cdef int _close(self) except -1
     cdef int _next_turn(self) except -1
-    cdef int _write_only(self, Pending item) except -1
-    cdef int _write(self, bytes data, Py_ssize_t size) except -1
 
 
 @cython.final
@@ -450,4 +436,6 @@ cdef class Wire:
     cdef int _deliver_overlong(self) except -1
 
 
+cdef Backend choose_backend(Client client, Backend backend, bint write, Py_ssize_t size)
+cdef bytes refusal_at_gate(Client client, Backend backend, Py_ssize_t size)
 cdef int cut_off(Client client) except -1

@@ -524,7 +524,7 @@ cdef class Lane:
         for each in self.clients:
             client = <Client>each
             if client.upstreams is not None and shard in client.upstreams and (<Backend>client.upstreams[shard]).link is not self.links[shard]:
-                client.use_upstream(<Backend>client.pool[shard])
+                use_upstream(client, <Backend>client.pool[shard])
 
     cdef bytes nonce(self):
         """The text of one canary."""
@@ -594,7 +594,7 @@ cdef class Lane:
             self.dirty_clients = []
             for client in work:
                 try:
-                    client.flush()
+                    write_answers(client)
                 except Exception:
                     bug(client)
                     cut_off(client)
@@ -714,7 +714,7 @@ cdef class Lane:
             self.wake()
         if self.lingering:
             for client in list(self.lingering):
-                if client.transport is None or client.cut_off():
+                if client.transport is None or has_lingered(client):
                     self.lingering.remove(client)
         self.publish()
         if CHECKED_BUILD:
@@ -738,14 +738,14 @@ cdef class Lane:
         """Closes clients whose unfinished request is older than `limit_s`, and those that write and never read."""
         cdef Client client
         for client in list(self.clients):
-            if client._is_stuck():
+            if is_stuck(client):
                 emit(Event.CLIENT_OUTPUT, id=client.id, addr=client.addr, bytes=client.buffered, limit=self.output_limit)
                 client.abandon()
                 continue
             if client.unfinished_since and not client.parked and self.now - client.unfinished_since > limit_s:
                 emit(Event.CLIENT_UNFINISHED, id=client.id, addr=client.addr, bytes=client.buffered_in)
                 client.finish()
-                client.flush()
+                write_answers(client)
 
     cdef int mark_unsure(self, int shard) except -1:
         """Its primary's connection is gone: whether the replicas have what was written on it cannot be found out."""
@@ -799,6 +799,8 @@ cdef object _by_age = attrgetter("sent_at")
 
 # One compiled module, as its classes know each other; a file for each side.
 include "client.pxi"
+include "client_upstream.pxi"
+include "client_output.pxi"
 include "backend.pxi"
 include "wire.pxi"
 include "replay.pxi"

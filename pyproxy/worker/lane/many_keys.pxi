@@ -131,7 +131,7 @@ cdef class Wide:
         cdef Backend backend
         cdef int verdict
         if self.involved == 1:
-            backend = client.choose_backend(<Backend>backends[asked[0]], self.route.write, self.size)
+            backend = choose_backend(client, <Backend>backends[asked[0]], self.route.write, self.size)
             backends[asked[0]] = backend
             verdict = 1 if backend is not None else -1 if client.lane.refusal is None else 0
         else:

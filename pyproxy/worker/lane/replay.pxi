@@ -76,7 +76,7 @@ cdef int send_elsewhere(Backend backend, list reads) except -1:
             else:
                 backend._refuse(item, target.refusal, True)
             continue
-        owner.use_upstream(target)
+        use_upstream(owner, target)
         item.sent_at = backend.lane.now
         resend(target, item)
         if target.door == Door.IDLE:
@@ -261,7 +261,7 @@ cdef int replay(Backend backend) except -1:
         else:
             backend.router.on_replay_ended(item.write, "drained")
             item.sent_at = backend.lane.now
-            (<Client>owner).use_upstream(backend)
+            use_upstream(<Client>owner, backend)
             resend(backend, item)
     if backend.count and backend.door == Door.IDLE:
         backend.link.connect(backend)

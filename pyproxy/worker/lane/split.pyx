@@ -18,7 +18,8 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from libc.string cimport memcpy
 
 from protocol.scan cimport FRAME, ReplyScan, Words, counted, header, scan_reply, short_bulk, short_count
-from pyproxy.worker.lane.lane cimport Backend, Client, Lane, Park, Pending, Route, Split, bug, cut_off
+from pyproxy.worker.lane.lane cimport (
+    Backend, Client, Lane, Park, Pending, Route, Split, bug, choose_backend, cut_off, refusal_at_gate)
 
 from time import monotonic
 
@@ -222,7 +223,7 @@ cdef list _headed(Route route, Share *shares, int shards):
 
 cdef int _whole(Client client, Route route, int shard, const char *frame, Py_ssize_t size) except -2:
     """All keys on one shard: the command goes as it is."""
-    cdef Backend backend = client.choose_backend(<Backend>client.pool[shard], route.write, size)
+    cdef Backend backend = choose_backend(client, <Backend>client.pool[shard], route.write, size)
     cdef Pending place
     if backend is None:
         if client.lane.refusal is None:
@@ -288,12 +289,12 @@ cdef int _admitted(Client client, bint write, shards, Py_ssize_t size, list back
     if write:
         for shard in shards:    # first who refuses, so that nobody waits in vain
             backend = <Backend>client.pool[shard]
-            line = client.refusal_at_gate(backend, size)
+            line = refusal_at_gate(client, backend, size)
             if line is not None:
                 lane.refusal = errors.part_failed(backend.link.name, line)
                 return 0
     for shard in shards:
-        backend = client.choose_backend(<Backend>client.pool[shard], write, size)
+        backend = choose_backend(client, <Backend>client.pool[shard], write, size)
         if backend is None:
             line = lane.refusal
             if line is None:
@@ -408,7 +409,7 @@ def relay(Client client not None, Route route not None, int shard, asked not Non
     """Sends a Request to one shard; the client gets `answer(reply frame)`, or the error as it is.  -> as `fan_out`."""
     cdef bytes frame = asked.frame
     cdef int queued = asked.queued
-    cdef Backend backend = client.choose_backend(<Backend>client.pool[shard], route.write, len(frame))
+    cdef Backend backend = choose_backend(client, <Backend>client.pool[shard], route.write, len(frame))
     cdef Split split
     if backend is None:
         return NOT_NOW if client.lane.refusal is None else client.lane.refusal
@@ -457,7 +458,7 @@ def ask(Client client not None, Route route not None, parts not None, bint write
             backends[shard] = backend
     elif len(parts) == 1:
         for shard in parts:
-            backend = client.choose_backend(<Backend>client.pool[shard], write, size)
+            backend = choose_backend(client, <Backend>client.pool[shard], write, size)
             if backend is None:
                 return NOT_NOW if lane.refusal is None else lane.refusal
             backends[shard] = backend
