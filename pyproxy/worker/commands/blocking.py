@@ -27,7 +27,8 @@ from protocol.request import Request, size_of
 from pyproxy.deadline import within
 from pyproxy.worker.commands.block_timeout import BlockTimeout
 from pyproxy.worker.commands.conversation import Conversation, Handler, NotSent, Refusal
-from pyproxy.worker.commands.cross_shard.polling import NIL, NOTHING, POLLED, poll
+from pyproxy.worker.commands.cross_shard.polling import NIL, POLLED, poll
+from pyproxy.worker.commands.cross_shard.ready_keys import NOTHING
 from pyproxy.worker.commands.placing import shards_of
 from pyproxy.worker.shard.link import MOVED
 from pyproxy.worker.shard.pool import Lease, LeaseKind, NoLease

@@ -5,8 +5,8 @@ was asked for. So the proxy sends the variant that does not block, to one shard 
 first answer that is not nil is the client's. An element that is there already is found in the order of the keys, as by
 one server. One that comes later is found within about `LONGEST_S`.
 
-For lists and sorted sets ready_keys.py watches the keys of all clients of the worker together, and wakes those for whom
-there may be something. Used only with `cross_shard = "emulate"`.
+ready_keys.py watches the keys of all clients of the worker together, and wakes those for whom there may be something.
+Used only with `cross_shard = "emulate"`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
 from protocol import errors, scan
@@ -22,13 +23,12 @@ from protocol.reply import BadFrame
 from pyproxy.worker.commands.block_timeout import BlockTimeout
 from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
 from pyproxy.worker.commands.cross_shard.moves import HANDLERS as MOVES
-from pyproxy.worker.commands.cross_shard.ready_keys import FIRST_S, LONGEST_S, ReadyKeys, Waiter
+from pyproxy.worker.commands.cross_shard.ready_keys import NOTHING, Id, ReadyKeys, Waiter
 
 NIL = {2: b"*-1\r\n", 3: b"_\r\n"}
 """The answer at the timeout, by protocol."""
 
-NOTHING = (b"*-1\r\n", b"$-1\r\n", b"_\r\n")
-"""The replies of servers that have nothing: for arrays, for elements, in RESP3."""
+_ID = re.compile(rb"([0-9]{1,20})(?:-([0-9]{1,20}))?")
 
 Groups = Sequence[tuple[int, Sequence[int]]]
 Round = Callable[[Conversation, Sequence[bytes], Groups], Awaitable[bytes | None]]
@@ -39,8 +39,8 @@ async def poll(conversation: Conversation, block_timeout: BlockTimeout) -> bytes
     argv, name = block_timeout.argv, conversation.command.name
     positions = conversation.command.keys(argv)
     groups = list(_groups(conversation, positions))
-    ask, pause_s = POLLED[name], FIRST_S
-    waiter, ready_keys = _waiter(conversation, [argv[place] for place in positions]), None
+    ask = POLLED[name]
+    waiter, ready_keys = _waiter(conversation, argv, positions), None
     with contextlib.ExitStack() as blocks:
         blocks.enter_context(conversation.waiting(waiter.woken.set))
         while (reply := await ask(conversation, argv, groups)) is None:
@@ -49,15 +49,13 @@ async def poll(conversation: Conversation, block_timeout: BlockTimeout) -> bytes
             left_s = block_timeout.left_s
             if left_s == 0.0:
                 return NIL[conversation.client.proto]
-            if name not in SIZES:  # ready_keys.py does not watch streams
-                left_s, pause_s = pause_s if left_s is None else min(pause_s, left_s), min(LONGEST_S, pause_s * 1.5)
-            elif ready_keys is None:
+            if ready_keys is None:
                 ready_keys = conversation.context.ready_keys.setdefault(
                     conversation.client.db, ReadyKeys(conversation.lane.loop)
                 )
                 blocks.enter_context(ready_keys.watching_for(waiter))
             else:
-                ready_keys.check_soon()  # another client was faster
+                ready_keys.waits_again(waiter)
             waiter.woken.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
@@ -65,11 +63,40 @@ async def poll(conversation: Conversation, block_timeout: BlockTimeout) -> bytes
         return reply
 
 
-def _waiter(conversation: Conversation, keys: Sequence[bytes]) -> Waiter:
+def _waiter(conversation: Conversation, argv: Sequence[bytes], positions: Sequence[int]) -> Waiter:
+    name = conversation.command.name
+    keys = [argv[place] for place in positions[: 1 if name in MOVES_FROM else None]]
     by_shard: dict[int, list[bytes]] = {}
-    for key in keys[:1] if conversation.command.name in MOVES_FROM else keys:
+    for key in keys:
         by_shard.setdefault(conversation.shard_of(key), []).append(key)
-    return Waiter(conversation, SIZES.get(conversation.command.name, b""), by_shard)
+    if name == b"xreadgroup":
+        return Waiter(conversation, by_shard, line=_line(argv))
+    if name == b"xread":
+        after: dict[bytes, Id] = {}
+        for key, word in zip(keys, argv[positions[-1] + 1 :], strict=False):  # else the server refuses it
+            after[key] = min(_id(word), after.get(key, _id(word)))
+        return Waiter(conversation, by_shard, after=after)
+    return Waiter(conversation, by_shard, size=SIZES[name])
+
+
+def _line(argv: Sequence[bytes]) -> tuple[bytes, ...]:
+    """An XREADGROUP without its consumer and its timeout: whoever asks the same finds the same."""
+    words = _without_block(b"xreadgroup", argv)
+    place = [word.lower() for word in words].index(b"group") + 2 if b"group" in map(bytes.lower, words) else 0
+    return (*words[:place], *words[place + 1 :])
+
+
+def _without_block(name: bytes, argv: Sequence[bytes]) -> list[bytes]:
+    words = list(argv)
+    while place := timeout_place(name, words):
+        del words[place - 1 : place + 1]
+    return words
+
+
+def _id(word: bytes) -> Id:
+    """As the server reads it. Of what is none, as `+` for the last entry, the first entry is news."""
+    found = _ID.fullmatch(word)
+    return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
 
 
 def _groups(conversation: Conversation, positions: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
@@ -156,9 +183,7 @@ def _moving(move: Handler) -> Round:
 async def _read(conversation: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
     """The new entries of all streams. If a shard fails, entries that a group got on other shards are the answer."""
     is_write = "write" in conversation.command.flags
-    words = list(argv)
-    while place := timeout_place(conversation.command.name, words):
-        del words[place - 1 : place + 1]
+    words = _without_block(conversation.command.name, argv)
     first, count = groups[0][1][0], sum(len(positions) for _, positions in groups)
     head = words[: first + len(words) - len(argv)]
     if len(argv) != first + 2 * count:  # the server refuses it
@@ -210,4 +235,4 @@ SIZES: Mapping[bytes, bytes] = {
     **dict.fromkeys((b"blpop", b"brpop", b"blmpop", *MOVES_FROM), b"LLEN"),
     **dict.fromkeys((b"bzpopmin", b"bzpopmax", b"bzmpop"), b"ZCARD"),
 }
-"""Command -> the one that counts its elements. Streams have none: what is new differs from client to client."""
+"""Command -> the one that counts its elements."""

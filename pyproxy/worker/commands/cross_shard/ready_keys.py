@@ -6,19 +6,25 @@ Each worker asks a shard once for all of its waiting clients of a database, and 
       └─ MULTI, LLEN k1, ZCARD k2 ...   else as many clients are woken as there are elements, in the order they came
            └─ woken                     each makes a round of its own over its shards (polling.py)
 
+    XREAD COUNT 1 STREAMS s1 ... id1 ... nil: no client is woken. The ids are the lowest of those who wait
+      └─ woken                          else those who wait for a stream that has a new entry
+
+What is new to a consumer group only the group knows. Of the clients that ask the same of the same group, the first in
+line makes its rounds at the same times, and the others rest. When it leaves the next one is the first.
+
 If a shard returns an error or no reply, all clients that wait for it are woken, and find that out in their own rounds.
-Only lists and sorted sets are watched, as a stream exists all the time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 from protocol import scan
-from protocol.reply import BadFrame, integer
+from protocol.reply import BadFrame, decode, integer
 from protocol.request import Asked, Block, Request
 from pyproxy.worker.commands.conversation import Conversation
 from pyproxy.worker.lane.split import ask
@@ -31,14 +37,36 @@ MOST_KEYS = 512
 
 MOST_BYTES = 1 << 16
 
+NOTHING = (b"*-1\r\n", b"$-1\r\n", b"_\r\n")
+"""The replies of servers that have nothing: for arrays, for elements, in RESP3."""
+
+Part = TypeVar("Part")
+
+
+Id = tuple[int, int]
+"""Of an entry of a stream."""
+
 
 class Waiter:
-    """A conversation that waits. `size`: the command that counts its elements (LLEN, ZCARD). `keys`: by shard."""
+    """A conversation that waits. `keys`: by shard.
 
-    def __init__(self, conversation: Conversation, size: bytes, keys: Mapping[int, Sequence[bytes]]) -> None:
+    `size`: the command that counts its elements (LLEN, ZCARD). `after`: of a reader of streams, the last id that it
+    knows of each. `line`: of a reader of a group, what is equal for those who ask the same.
+    """
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        keys: Mapping[int, Sequence[bytes]],
+        size: bytes = b"",
+        after: Mapping[bytes, Id] | None = None,
+        line: tuple[bytes, ...] = (),
+    ) -> None:
         self.conversation = conversation
-        self.size = size
         self.keys = keys
+        self.size = size
+        self.after = after or {}
+        self.line = line
         self.woken = asyncio.Event()
         """Set when a key may be ready, or the wait is to end."""
 
@@ -49,15 +77,24 @@ class ReadyKeys:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._by_shard: dict[int, ShardWaiters] = {}
+        self._lines: dict[tuple[bytes, ...], dict[Waiter, None]] = {}  # in the order in which they came
         self._pause_s = FIRST_S
         self._timer: asyncio.TimerHandle | None = None
 
     @contextlib.contextmanager
     def watching_for(self, waiter: Waiter) -> Iterator[None]:
-        """Within the block the waiter is woken when a key may be ready. If none was, it calls `check_soon`."""
+        """Within the block the waiter is woken when a key may be ready. If none was, it calls `waits_again`."""
+        with self._in_line(waiter) if waiter.line else self._at_shards(waiter):
+            self.check_soon()
+            yield
+        if not self._by_shard and not self._lines and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    @contextlib.contextmanager
+    def _at_shards(self, waiter: Waiter) -> Iterator[None]:
         for shard in waiter.keys:
             self._by_shard.setdefault(shard, ShardWaiters(shard, self.check_soon)).join(waiter)
-        self.check_soon()
         try:
             yield
         finally:
@@ -66,9 +103,28 @@ class ReadyKeys:
                 waiters.leave(waiter)
                 if waiters.is_empty:
                     del self._by_shard[shard]
-            if not self._by_shard and self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+
+    @contextlib.contextmanager
+    def _in_line(self, waiter: Waiter) -> Iterator[None]:
+        line = self._lines.setdefault(waiter.line, {})
+        line[waiter] = None
+        try:
+            yield
+        finally:
+            was_first = next(iter(line)) is waiter
+            del line[waiter]
+            if not line:
+                del self._lines[waiter.line]
+            elif was_first:
+                next(iter(line)).woken.set()
+
+    def waits_again(self, waiter: Waiter) -> None:
+        """It was woken, and has found nothing: another client was faster."""
+        if waiter.line:
+            return  # nobody was
+        for shard in waiter.keys:
+            self._by_shard[shard].changed(waiter)
+        self.check_soon()
 
     def check_soon(self) -> None:
         """Check in FIRST_S, as keys are changing."""
@@ -85,6 +141,8 @@ class ReadyKeys:
         self._ask_in(min(LONGEST_S, self._pause_s * 1.5))
         for waiters in list(self._by_shard.values()):
             waiters.ask()
+        for line in self._lines.values():
+            next(iter(line)).woken.set()
 
 
 class ShardWaiters:
@@ -94,7 +152,7 @@ class ShardWaiters:
         self._shard = shard
         self._on_woken = on_woken
         self._waiters: dict[Waiter, None] = {}
-        self._checks: list[tuple[Request, list[tuple[bytes, bytes]]]] = []  # EXISTS, and (size, key) of its keys
+        self._checks: list[tuple[Request, Callable[[bytes], None]]] = []  # and what takes the reply
         self._requester: Waiter | None = None  # the waiter whose connection the checks in flight use
         self._left = 0  # checks without an answer
 
@@ -112,6 +170,11 @@ class ShardWaiters:
         if self._requester is waiter:
             self._requester = None  # the answers to its checks are lost
 
+    def changed(self, waiter: Waiter) -> None:
+        """It is woken, or waits again: the streams of those who are woken are not asked for."""
+        if waiter.after:
+            self._checks.clear()
+
     def ask(self) -> None:
         """Check the keys, unless a check is in flight or all waiters are woken."""
         if self._requester is not None:
@@ -122,20 +185,21 @@ class ShardWaiters:
             return
         self._checks = self._checks or list(self._cut())
         checks, self._left = list(self._checks), len(self._checks)
-        for request, keys in checks:
-            self._send(self._requester, request, partial(self._is_there, keys))
+        for request, on_frame in checks:
+            self._send(self._requester, request, on_frame)
 
-    def _cut(self) -> Iterator[tuple[Request, list[tuple[bytes, bytes]]]]:
-        wanted = dict.fromkeys((each.size, key) for each in self._waiters for key in each.keys[self._shard])
-        some: list[tuple[bytes, bytes]] = []
-        size = 0
-        for each in wanted:
-            if some and (len(some) == MOST_KEYS or size + len(each[1]) > MOST_BYTES):
-                yield Request([b"EXISTS", *(key for _, key in some)]), some
-                some, size = [], 0
-            some.append(each)
-            size += len(each[1])
-        yield Request([b"EXISTS", *(key for _, key in some)]), some
+    def _cut(self) -> Iterator[tuple[Request, Callable[[bytes], None]]]:
+        sizes = dict.fromkeys((each.size, key) for each in self._waiters if each.size for key in each.keys[self._shard])
+        for some in _chunks(sizes, lambda each: len(each[1])):
+            yield Request([b"EXISTS", *(key for _, key in some)]), partial(self._is_there, some)
+        after: dict[bytes, Id] = {}
+        for each in self._waiters:
+            if each.after and not each.woken.is_set():
+                for key in each.keys[self._shard]:
+                    after[key] = min(each.after[key], after.get(key, each.after[key]))
+        for keys in _chunks(after, len):
+            ids = [b"%d-%d" % after[key] for key in keys]
+            yield Request([b"XREAD", b"COUNT", b"1", b"STREAMS", *keys, *ids]), self._are_new
 
     def _send(self, requester: Waiter | None, asked: Asked, on_frame: Callable[[bytes], None]) -> None:
         """Send a check for this waiter, unless it has left. If it cannot be sent, wake all waiters."""
@@ -174,6 +238,18 @@ class ShardWaiters:
                     self._wake(waiter)
         self._answered()
 
+    def _are_new(self, frame: bytes) -> None:
+        if frame not in NOTHING:
+            try:
+                found = {decode(name) for name in _names(frame)}
+            except (BadFrame, scan.ProtocolError):
+                self._wake_all(list(self._waiters))
+                return
+            for waiter in self._waiters:
+                if waiter.after and not found.isdisjoint(waiter.keys[self._shard]):
+                    self._wake(waiter)
+        self._answered()
+
     def _answered(self) -> None:
         self._left -= 1
         if not self._left:
@@ -186,4 +262,27 @@ class ShardWaiters:
 
     def _wake(self, waiter: Waiter) -> None:
         waiter.woken.set()
+        self.changed(waiter)
         self._on_woken()
+
+
+def _chunks(parts: Iterable[Part], size: Callable[[Part], int]) -> Iterator[list[Part]]:
+    """Of MOST_KEYS and MOST_BYTES at most, or of one part."""
+    some: list[Part] = []
+    left = MOST_BYTES
+    for each in parts:
+        if some and (len(some) == MOST_KEYS or size(each) > left):
+            yield some
+            some, left = [], MOST_BYTES
+        some.append(each)
+        left -= size(each)
+    if some:
+        yield some
+
+
+def _names(frame: bytes) -> list[bytes]:
+    """Of the streams in a reply to XREAD, as they came: in elements of an array, or as keys of a map (RESP3)."""
+    head, _, body = frame.partition(b"\r\n")
+    if head.startswith(b"%"):
+        return scan.elements(b"*%d\r\n%b" % (2 * int(head[1:]), body), True)[::2]
+    return [scan.elements(stream)[0] for stream in scan.elements(frame)]
