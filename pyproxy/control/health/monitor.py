@@ -23,7 +23,8 @@ import msgspec
 
 from pyproxy.access import Access
 from pyproxy.control.health.busy import BusyServers
-from pyproxy.control.health.node_monitor import NodeMonitor, PrimaryMonitor
+from pyproxy.control.health.node_monitor import DEADLINE_S, NodeMonitor, PrimaryMonitor
+from pyproxy.deadline import Deadline
 from pyproxy.events import Event, emit
 from pyproxy.health import unfenced, writable
 from pyproxy.messages import FleetHealth, NodeHealth, ShardHealth, Topology
@@ -35,6 +36,63 @@ SEND_AFTER_S = 0.3  # from the tick: by then those that answer have answered
 
 Learn = Callable[[list[Any]], list[Any]]
 """protocol.table.learn: the COMMAND replies of the primaries -> the rows of the commands that all of them know."""
+
+
+class Watch:
+    """When one server is checked: with all others in each tick, and by a task of its own where that does not do."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.due = asyncio.Event()  # the task is to check it
+        self.began = -math.inf  # its last check
+        self.is_checked = False  # and it has not ended
+        self._next = False  # the task is to check it when the quiet check that goes on has ended
+
+    def ask(self) -> None:
+        """Have the task check it."""
+        if self.is_checked:
+            self._next = True
+        else:
+            self.due.set()
+
+    def begins(self) -> None:
+        """A check begins."""
+        self.is_checked, self.began = True, asyncio.get_running_loop().time()
+
+    def ends(self) -> None:
+        """It has ended."""
+        self.is_checked = False
+        if self._next:
+            self._next = False
+            self.due.set()
+
+
+class Round:
+    """The quiet checks of one tick, which have one deadline."""
+
+    def __init__(self) -> None:
+        self._open: dict[Watch, tuple[Callable[[], None], Callable[[], None]]] = {}
+        self._deadline = Deadline(DEADLINE_S, self._give_up)
+
+    def add(self, watch: Watch, give_up: Callable[[], None], failed: Callable[[], None]) -> None:
+        """This check has begun. `give_up` ends it as one without an answer; `failed` is called where it does not."""
+        self._open[watch] = give_up, failed
+
+    def remove(self, watch: Watch) -> None:
+        """It has ended."""
+        self._open.pop(watch, None)
+        self.end_if_over()
+
+    def end_if_over(self) -> None:
+        """Without a check that goes on there is no deadline."""
+        if not self._open:
+            self._deadline.cancel()
+
+    def _give_up(self) -> None:
+        for watch, (give_up, failed) in list(self._open.items()):
+            give_up()
+            if watch in self._open:  # what it was answered could not be taken
+                failed()
 
 
 class ShardMonitor:
@@ -50,7 +108,7 @@ class ShardMonitor:
         self._make_primary = primary
         self._make_replica = replica
         self._assign_roles(shard)
-        self.complaints = {node: asyncio.Event() for node in self._by_node}
+        self.watches = [Watch(node) for node in self._by_node]
         self._since = self._began = time.monotonic()
         self._is_writable = False
 
@@ -119,22 +177,36 @@ class ShardMonitor:
 
     async def check(self, monitor: NodeMonitor) -> bool:
         """Check one of its servers -> whether anything but the time is new."""
-        wholes, changes, lag_s, lags = monitor.wholes, monitor.changes, monitor.health.lag_s, self.primary.lags
+        is_news = self._compare(monitor)
         await monitor.check_once([each.health for each in self.replicas] if monitor is self.primary else ())
-        if self._by_node[monitor.node] is not monitor:
-            monitor.close()  # a promotion has replaced it meanwhile
-        if monitor.changes != changes:
-            self._review(self.primary.health.at)
-        lags_more = self.primary.lags != lags or (monitor.health.lag_s != lag_s and monitor.health.node not in lags)
-        return lags_more or (monitor.wholes, monitor.changes) != (wholes, changes)
+        return is_news()
+
+    def begin_quiet(self, monitor: NodeMonitor, on_checked: Callable[[bool | None], None]) -> Callable[[], None] | None:
+        """As NodeMonitor's; `on_checked` is told whether anything but the time is new, or None: to be checked."""
+        is_news = self._compare(monitor)
+        return monitor.begin_quiet(lambda is_checked: on_checked(is_news() if is_checked else None))
+
+    def _compare(self, monitor: NodeMonitor) -> Callable[[], bool]:
+        """To be called after a check of this server: whether anything but the time is new since now."""
+        wholes, changes, lag_s, lags = monitor.wholes, monitor.changes, monitor.health.lag_s, self.primary.lags
+
+        def is_news() -> bool:
+            if self._by_node[monitor.node] is not monitor:
+                monitor.close()  # a promotion has replaced it meanwhile
+            if monitor.changes != changes:
+                self._review(self.primary.health.at)
+            lags_more = self.primary.lags != lags or (monitor.health.lag_s != lag_s and monitor.health.node not in lags)
+            return lags_more or (monitor.wholes, monitor.changes) != (wholes, changes)
+
+        return is_news
 
     def complain(self, node: str = "", code: str = "") -> None:
         """Have its servers checked at once. `node` has refused something with `code`, if with any."""
         if code and node == str(self.primary.node):
             self.primary.refused(code)
         self.goes_on()
-        for complaint in self.complaints.values():
-            complaint.set()
+        for watch in self.watches:
+            watch.ask()
 
     def goes_on(self) -> None:
         """Something happens: the next checks ask for all of INFO."""
@@ -226,8 +298,9 @@ class HealthMonitor:
         try:
             async with asyncio.TaskGroup() as group:
                 for shard in self._monitors.values():
-                    for monitor in shard.nodes:
-                        group.create_task(self._keep_checking(shard, monitor.node), name=f"monitor {monitor.node}")
+                    for watch in shard.watches:
+                        group.create_task(self._keep_checking(shard, watch), name=f"monitor {watch.node}")
+                group.create_task(self._keep_ticking(), name="ticks")
                 while True:
                     await asyncio.sleep(self._until_tick(SEND_AFTER_S))
                     self._notice_commands()
@@ -259,21 +332,43 @@ class HealthMonitor:
         if shard in self._monitors:
             self._monitors[shard].complain(node, code)
 
-    async def _keep_checking(self, shard: ShardMonitor, node: Node) -> None:
-        loop = asyncio.get_running_loop()
-        complaint = shard.complaints[node]
-        began = -math.inf
+    async def _keep_ticking(self) -> None:
+        """Check all servers in each tick. For those that are well and quiet no task is woken."""
         while True:
-            timer = loop.call_later(self._until_tick(), complaint.set)
-            try:
-                await complaint.wait()
-            finally:
-                timer.cancel()
-            if (gap_s := began + CHECK_GAP_S - loop.time()) > 0:
+            await asyncio.sleep(self._until_tick())
+            checks = Round()
+            for shard in self._monitors.values():
+                for watch in shard.watches:
+                    if not (watch.is_checked or watch.due.is_set() or self._begin_quiet(shard, watch, checks)):
+                        watch.ask()
+            checks.end_if_over()
+
+    def _begin_quiet(self, shard: ShardMonitor, watch: Watch, checks: Round) -> bool:
+        def on_checked(is_news: bool | None) -> None:
+            checks.remove(watch)
+            watch.ends()
+            if is_news is None:
+                watch.began = -math.inf  # the task goes on with the same check
+                watch.ask()
+            else:
+                self._on_seen(shard.name, is_news)
+
+        give_up = shard.begin_quiet(shard.monitor(watch.node), on_checked)
+        if give_up is None:
+            return False
+        watch.begins()
+        checks.add(watch, give_up, lambda: on_checked(None))
+        return True
+
+    async def _keep_checking(self, shard: ShardMonitor, watch: Watch) -> None:
+        while True:
+            await watch.due.wait()
+            if (gap_s := watch.began + CHECK_GAP_S - asyncio.get_running_loop().time()) > 0:
                 await asyncio.sleep(gap_s)
-            complaint.clear()
-            began = loop.time()
-            await self._check(shard, node)
+            watch.due.clear()
+            watch.begins()
+            await self._check(shard, watch.node)
+            watch.ends()
 
     async def _check(self, shard: ShardMonitor, node: Node) -> None:
         monitor = shard.monitor(node)

@@ -9,6 +9,7 @@ connection is then of no more use.
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 from typing import Self, cast
 
 from protocol import scan
@@ -42,6 +43,23 @@ class NodeError(Exception):
         self.silent = silent
 
 
+OnOutcome = Callable[["list[bytes] | NodeError"], None]
+"""Is told the replies, or what happened instead."""
+
+
+class Question:
+    """What was asked and is not answered: so many replies, of so many bytes at most."""
+
+    __slots__ = ("count", "frames", "most", "on_outcome", "received")
+
+    def __init__(self, count: int, most: int, on_outcome: OnOutcome) -> None:
+        self.count = count
+        self.most = most
+        self.on_outcome = on_outcome
+        self.frames: list[bytes] = []
+        self.received = 0
+
+
 class NodeConnection(asyncio.Protocol):
     """An open connection: RESP2, database 0. One question at a time; what comes in between is read with the next."""
 
@@ -50,7 +68,8 @@ class NodeConnection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None  # None: not connected yet, or the connection is gone
         self._machine = scan.Replies()
-        self._received: list[bytes] = []  # and not read yet
+        self._question: Question | None = None
+        self._received: list[bytes] = []  # while nothing was asked, and not read yet
         self._unread = 0  # bytes of these
         self._paused = False
         self._ended = False
@@ -106,36 +125,75 @@ class NodeConnection(asyncio.Protocol):
 
     async def frames(self, asked: bytes, count: int, *, deadline_s: float, most: int = 0) -> list[bytes]:
         """As `ask`, of so many requests as they are sent; the replies as they came."""
-        frames: list[bytes] = []
-        received = 0
+        answered: asyncio.Future[list[bytes]] = self._loop.create_future()
+
+        def on_outcome(outcome: list[bytes] | NodeError) -> None:
+            if answered.done():
+                return
+            if isinstance(outcome, NodeError):
+                answered.set_exception(outcome)
+            else:
+                answered.set_result(outcome)
+
+        question = self.begin(asked, count, on_outcome, most)
+        deadline = Deadline(deadline_s, lambda: self.give_up(question, deadline_s))
+        try:
+            return await answered
+        finally:
+            deadline.cancel()
+            if self._question is question:
+                self._question = None
+
+    def begin(self, asked: bytes, count: int, on_outcome: OnOutcome, most: int = 0) -> "Question":
+        """As `frames`, for whoever has a deadline of its own, and then calls `give_up`. It is called back once."""
+        self._question = question = Question(count, most or REPLY_LIMIT, on_outcome)
         self._owed = True
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(asked)
-        deadline = self._until(deadline_s)
+        if self._received:
+            self._answer(question, self._take_received())
+        elif self._ended:
+            self._finish(question, self._end())
+        return question
+
+    def give_up(self, question: "Question", deadline_s: float) -> None:
+        """Nothing more of the answer is waited for, if it is not whole."""
+        if self._question is question:
+            self._finish(question, NodeError(f"no reply within {deadline_s:g} s", silent=True))
+
+    def _answer(self, question: "Question", data: bytes) -> None:
+        """More of the answer has come."""
+        question.received += len(data)
+        if question.received > question.most:
+            self._finish(question, NodeError(f"reply of more than {question.most} bytes"))
+            return
         try:
-            while len(frames) < count:
-                data = await self._read()
-                received += len(data)
-                if received > (most or REPLY_LIMIT):
-                    raise NodeError(f"reply of more than {most or REPLY_LIMIT} bytes")
-                frames += self._machine.feed(data)
-        except TimeoutError:
-            raise NodeError(f"no reply within {deadline_s:g} s", silent=True) from None
+            question.frames += self._machine.feed(data)
         except scan.ProtocolError:
-            raise NodeError(NO_REPLY) from None
-        finally:
-            deadline.cancel()
+            self._finish(question, NodeError(NO_REPLY))
+            return
+        if len(question.frames) < question.count:
+            return
         self._owed = False
-        if len(frames) > count:
-            raise NodeError("reply that nobody asked for")
-        return frames
+        is_more = len(question.frames) > question.count
+        self._finish(question, NodeError("reply that nobody asked for") if is_more else question.frames)
+
+    def _finish(self, question: "Question", outcome: list[bytes] | NodeError) -> None:
+        self._question = None
+        question.on_outcome(outcome)
+
+    @property
+    def is_quiet(self) -> bool:
+        """It is open, and says nothing that it was not asked."""
+        return self._transport is not None and not (self._ended or self._received or self._question)
 
     async def receives(self, within_s: float) -> bool:
         """Whether a server that was subscribed to sends anything within so many seconds; what it sends is dropped.
 
         Raises NodeError.
         """
-        deadline = self._until(within_s)
+        self._is_late = False
+        deadline = Deadline(within_s, self._expire)
         try:
             await self._read()
         except TimeoutError:
@@ -143,11 +201,6 @@ class NodeConnection(asyncio.Protocol):
         finally:
             deadline.cancel()
         return True
-
-    def _until(self, deadline_s: float) -> Deadline:
-        """So long `_read` may wait; it is to be cancelled."""
-        self._is_late = False
-        return Deadline(deadline_s, self._expire)
 
     def _expire(self) -> None:
         self._is_late = True
@@ -161,7 +214,7 @@ class NodeConnection(asyncio.Protocol):
         """What has come, at least a byte. Raises NodeError, and TimeoutError when it is late and nothing has."""
         while not self._received:
             if self._ended:
-                raise NodeError(why(self._lost) if self._lost else "connection closed by the server")
+                raise self._end()
             if self._is_late:
                 raise TimeoutError
             self._reader = self._loop.create_future()
@@ -169,6 +222,12 @@ class NodeConnection(asyncio.Protocol):
                 await self._reader
             finally:
                 self._reader = None
+        return self._take_received()
+
+    def _end(self) -> NodeError:
+        return NodeError(why(self._lost) if self._lost else "connection closed by the server")
+
+    def _take_received(self) -> bytes:
         data = b"".join(self._received) if len(self._received) > 1 else self._received[0]
         self._received.clear()
         self._unread = 0
@@ -193,6 +252,9 @@ class NodeConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
+        if self._question is not None:
+            self._answer(self._question, data)
+            return
         self._received.append(data)
         self._unread += len(data)
         if self._unread > READ_BYTES and not self._paused and self._transport is not None:
@@ -203,12 +265,16 @@ class NodeConnection(asyncio.Protocol):
     def eof_received(self) -> None:
         self._ended = True
         self._wake()
+        if self._question is not None:
+            self._finish(self._question, self._end())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._ended = True
         self._lost = exc if isinstance(exc, OSError) else None
         self._wake()
+        if self._question is not None:
+            self._finish(self._question, self._end())
 
     def __repr__(self) -> str:
         return f"<NodeConnection {self._node}{' closed' if self._ended else ''}>"

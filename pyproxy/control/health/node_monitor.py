@@ -85,11 +85,18 @@ class NodeMonitor:
                 # It may have closed this connection for reasons of its own: CLIENT KILL, its `timeout`.
                 now = await self._try(replicas)
         except NodeError as exc:
-            self.close()
-            at = time.monotonic()
-            # if it took longer than the deadline this process did not run, and nobody listened
-            asked_at = max(self._asked_at, at - DEADLINE_S)
-            now = detector.failed(self.health, asked_at, at, str(exc), exc.silent, self._work.of(str(self.node)))
+            now = self._failed(exc)
+        self._take(now)
+
+    def _failed(self, exc: NodeError) -> NodeHealth:
+        self.close()
+        at = time.monotonic()
+        # if it took longer than the deadline this process did not run, and nobody listened
+        asked_at = max(self._asked_at, at - DEADLINE_S)
+        return detector.failed(self.health, asked_at, at, str(exc), exc.silent, self._work.of(str(self.node)))
+
+    def _take(self, now: NodeHealth) -> None:
+        """What came of a check."""
         if now.reachable:
             self._work.server_answered(str(self.node))
         before, self.health = self.health, now
@@ -98,6 +105,41 @@ class NodeMonitor:
         self.changes += 1
         for event, fields in detector.changes(before, now, self._configured):
             emit(event, shard=self._shard, node=self.node, **fields)
+
+    def begin_quiet(self, on_checked: Callable[[bool], None]) -> Callable[[], None] | None:
+        """Check a server that was well and of which nothing is new, without a task that waits for the answer.
+
+        `on_checked` is called once: `health` is then what came of it; or False, and `check_once` is to be called, as it
+        says something else or has ended the connection. None: only `check_once` can check it now. Else to be called
+        when DEADLINE_S have passed.
+        """
+        connection = self._connection
+        if (
+            connection is None
+            or not connection.is_quiet
+            or not self.health.reachable
+            or self._is_unsettled
+            or self._asks_whole
+        ):
+            return None
+
+        def on_outcome(outcome: list[bytes] | NodeError) -> None:
+            if isinstance(outcome, NodeError):
+                self.close()
+                now = self._failed(outcome) if outcome.silent else None
+            elif (now := self._little(*outcome)) is None:
+                self._goes_on = True
+            if now is not None:
+                self._take(now)
+            on_checked(now is not None)
+
+        self._asked_at = time.monotonic()
+        question = connection.begin(LITTLE, 2, on_outcome, INFO_LIMIT)
+        return lambda: connection.give_up(question, DEADLINE_S)
+
+    @property
+    def _asks_whole(self) -> bool:
+        return self._goes_on or time.monotonic() - self._whole_at >= WHOLE_EVERY_S
 
     async def _try(self, replicas: Iterable[NodeHealth]) -> NodeHealth:
         if self._connection is None:
@@ -108,8 +150,7 @@ class NodeMonitor:
         return await self._ask(self._connection, list(replicas))
 
     async def _ask(self, connection: NodeConnection, replicas: list[NodeHealth]) -> NodeHealth:
-        is_whole = self._goes_on or time.monotonic() - self._whole_at >= WHOLE_EVERY_S
-        self._goes_on = False  # what begins from now on is for the next check
+        is_whole, self._goes_on = self._asks_whole, False  # what begins from now on is for the next check
         if not is_whole and (quiet := await self._ask_little(connection)):
             return quiet
         pong, info = await self._put(connection, (b"PING",), self._whole)
@@ -132,7 +173,14 @@ class NodeMonitor:
     async def _ask_little(self, connection: NodeConnection) -> NodeHealth | None:
         """The health, where the replication is as it was: then so is the rest, for a while. Else None."""
         self._asked_at = time.monotonic()
-        pong, info = await connection.frames(LITTLE, 2, deadline_s=DEADLINE_S, most=INFO_LIMIT)
+        now = self._little(*await connection.frames(LITTLE, 2, deadline_s=DEADLINE_S, most=INFO_LIMIT))
+        if now is not None and self._is_unsettled:
+            await self._settle(connection)
+            now = msgspec.structs.replace(now, **self._refusing(now.at))
+        return now
+
+    def _little(self, pong: bytes, info: bytes) -> NodeHealth | None:
+        """The health after these answers to LITTLE; None: the rest may have changed."""
         at, before = time.monotonic(), self.health
         if not before.reachable or pong != (b"-%b\r\n" % before.misconf.encode() if before.misconf else b"+PONG\r\n"):
             return None
@@ -147,9 +195,6 @@ class NodeMonitor:
                 return None
             self.info = merged
             now = msgspec.structs.replace(now, lost_keys=before.lost_keys, noreplicas=before.noreplicas, oom=before.oom)
-        if self._is_unsettled:
-            await self._settle(connection)
-            now = msgspec.structs.replace(now, **self._refusing(at))
         return now
 
     def _other_fields(self, frame: bytes) -> dict[str, str] | None:
