@@ -98,40 +98,42 @@ cdef class Backend:
         self.replays_writes = replays_writes
         self._set_door(self.door)
 
-    cdef int admit(self, Client client, Py_ssize_t size) except -2:
-        """1: may be put; 0: refused, see `refusal`; -1: not now, the client was parked.
+    cdef bint admit(self, Client client, Py_ssize_t size) except -1:
+        """Whether a request may be put; if not, `lane.declined` says why.
 
         A large one waits at the door until there is a connection: how much the server takes is not known before.
         """
         if self.door == Door.OPEN and (self.wire is None or not self.wire.choked):
-            return 1
+            return True
         if self.door == Door.IDLE:
             self.link.connect(self)
         if self.door == Door.DOWN:
-            return 0
+            self.lane.declined = self.refusal
+            return False
         # what another server does not bring to its end is no reason: it is given up where the budget needs that
         if self.lane.buffered - self.lane.arriving + size > self.lane.memory_limit // 4 * 3:
-            self.refusal = errors.not_applied(self.link.name, self.link.node, errors.OVER_BUDGET)
-            return 0
+            self.lane.declined = errors.not_applied(self.link.name, self.link.node, errors.OVER_BUDGET)
+            return False
         if self.door == Door.OPEN and self.unsent_bytes <= OUT_LIMIT:
-            return 1
+            return True
         if self.door == Door.CONGESTED or self.unsent_bytes > OUT_LIMIT or size > SURE_BYTES:
             return self._park(client)
         client.door_from = 0
-        return 1
+        return True
 
-    def _park(self, Client client not None):
-        """Before its command, until the server reads on; not longer than a reply may take."""
+    cdef bint _park(self, Client client) except -1:
+        """Before its command, until the server reads on; not longer than a reply may take.  False, as for `admit`."""
         if not client.door_from or client.door_command != client.commands:
             client.door_from = self.lane.now
             client.door_command = client.commands
         elif self.lane.now - client.door_from >= self.lane.reply_s:
             client.door_from = 0
-            self.refusal = errors.not_applied(self.link.name, self.link.node, errors.not_read(self.lane.reply_s))
-            return 0
+            self.lane.declined = errors.not_applied(self.link.name, self.link.node, errors.not_read(self.lane.reply_s))
+            return False
         client.parked |= Park.DOOR
         self.waiting.append(client)
-        return -1
+        self.lane.declined = NOT_NOW
+        return False
 
     cdef int _let_go_late(self, double now) except -1:
         """Whoever has waited at the door for as long as a reply may take offers its command again, and is refused."""

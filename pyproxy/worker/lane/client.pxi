@@ -261,10 +261,10 @@ cdef class Client:
             if not backend.plain or self.upstreams is not None or size >= BULK_BYTES or self.typical >= BULK_BYTES:
                 backend = choose_backend(self, backend, route.write, size)
                 if backend is None:
-                    if lane.refusal is None:
+                    if lane.declined is NOT_NOW:
                         return False
                     self._counted()
-                    self.put_answer(lane.refusal)
+                    self.put_answer(<bytes?>lane.declined)
                     return True
             item = self.begun(size)
             item.write = route.write
@@ -276,7 +276,7 @@ cdef class Client:
             self.placed(item)
         elif (route is not None and route.merge and self.transaction is None and not self.limited
                 and argc >= -route.arity):
-            if lane.splitter(self, route, frame, size) < 0:
+            if not lane.splitter(self, route, frame, size):
                 return False
             cost += <int>argc // TURN_KEYS
         elif route is not None and 0 < route.most < argc:
@@ -285,8 +285,7 @@ cdef class Client:
             self.put_answer(errors.too_many_arguments(route.name, route.most))
         elif (is_framed and self.words is None and route is not None and route.names_keys
                 and (argc > MANY_WORDS or size >= BULK_BYTES)):
-            lane.gatherer(self, route, frame, size)
-            return False
+            return lane.gatherer(self, route, frame, size)
         else:
             began = _clock()
             reply = lane.dispatch(self, route, self.words if self.words is not None else arguments(frame))
@@ -358,7 +357,7 @@ cdef class Client:
         cdef Backend backend = choose_backend(self, <Backend>self.pool[shard], write, PyBytes_GET_SIZE(frame))
         cdef Pending item
         if backend is None:
-            return NOT_NOW if self.lane.refusal is None else self.lane.refusal
+            return self.lane.declined
         item = self.begun(PyBytes_GET_SIZE(frame))
         item.write = write
         item.shard = shard

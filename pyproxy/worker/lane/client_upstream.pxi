@@ -4,39 +4,28 @@
 cdef Backend choose_backend(Client client, Backend backend, bint write, Py_ssize_t size):
     """Which backend a command goes to whose shard has this one.
 
-    None: not now, or refused: `lane.refusal` says which.
+    None: to none, and `lane.declined` says why.
     """
     cdef Lane lane = client.lane
     cdef object decision
-    cdef int verdict
-    lane.refusal = None
     if backend._guarded:
         if write:
             decision = backend.router.admit_write(client, size)
             if decision is not None:
-                if decision is not NOT_NOW:
-                    lane.refusal = <bytes?>decision
+                lane.declined = decision
                 return None
         else:
             decision = backend.router.route_read(client, backend)
             if type(decision) is not Backend:
-                if decision is not NOT_NOW:
-                    lane.refusal = <bytes?>decision
+                lane.declined = decision
                 return None
             backend = <Backend?>decision
     backend = choose_connection(client, backend, size)
-    if backend is None:
-        return None
-    verdict = backend.admit(client, size)
-    if verdict > 0:
-        return backend
-    if verdict == 0:
-        lane.refusal = backend.refusal
-    return None
+    return backend if backend is not None and backend.admit(client, size) else None
 
 
 cdef Backend choose_connection(Client client, Backend backend, Py_ssize_t size):
-    """Which of the two connections to a primary it goes on, where `backend` is the first of them; None: not now.
+    """Which of the two connections to a primary it goes on, where `backend` is the first of them; None: not now, as `declined` says.
 
     The second is for what would keep small requests waiting: large requests, and all of clients whose answers are
     large; and for small ones while a large reply comes on the first.  Whoever has anything out to the shard, or a
@@ -47,6 +36,7 @@ cdef Backend choose_connection(Client client, Backend backend, Py_ssize_t size):
     cdef bint large
     if backend is not first or (current is not first and current is not bulk):
         if not client.may_use(backend):
+            client.lane.declined = NOT_NOW
             return None
         if backend is not first:
             return backend

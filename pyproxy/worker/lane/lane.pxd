@@ -27,8 +27,8 @@ cdef enum Park:
 # says in the log what nobody expected; the exception is the one being handled
 cdef int bug(object where) except -1
 
-# begins a split command: 1 done, -1 not now (the client was parked)
-ctypedef int (*Splitter)(Client client, Route route, const char *frame, Py_ssize_t size) except -2
+# takes a command: whether it was begun or answered; False: not now, the client was parked
+ctypedef bint (*Splitter)(Client client, Route route, const char *frame, Py_ssize_t size) except -1
 # the one answer to a split command whose parts are all answered, in so many bytes; None: it will be given to its place
 ctypedef bytes (*Merger)(Split split, Pending place, Py_ssize_t size)
 
@@ -159,7 +159,7 @@ cdef class Lane:
     cdef dict pools
     cdef readonly list links        # to the primaries
     cdef readonly list replica_links        # links to replicas of the shards
-    cdef bytes refusal              # why `choose_backend` gave no backend; None: the client was parked
+    cdef object declined            # the Outcome of a request that may not be sent: NOT_NOW, or the line that refuses it
     cdef double ticked
     cdef bint slept                 # since the last tick
     cdef bint is_late               # with this tick: what servers did meanwhile was not seen
@@ -366,7 +366,8 @@ cdef class Backend:
     cdef int charge(self) except -1
     cdef Py_ssize_t _copied(self)
     cdef public double idle_s       # without a request for so long, it is sent a PING; 0: never
-    cdef int admit(self, Client client, Py_ssize_t size) except -2
+    cdef bint admit(self, Client client, Py_ssize_t size) except -1
+    cdef bint _park(self, Client client) except -1
     cpdef flush(self)
     cpdef expire(self, double now, bint busy)
     cdef int transfers(self, bint begins) except -1

@@ -129,17 +129,17 @@ cdef class Wide:
         cdef list asked = [shard for shard in range(self.shards) if self.shares[shard].keys]
         cdef list backends = list(client.pool)
         cdef Backend backend
-        cdef int verdict
+        cdef bint admitted
         if self.involved == 1:
             backend = choose_backend(client, <Backend>backends[asked[0]], self.route.write, self.size)
             backends[asked[0]] = backend
-            verdict = 1 if backend is not None else -1 if client.lane.refusal is None else 0
+            admitted = backend is not None
         else:
-            verdict = _admitted(client, self.route.write, asked, self.size, backends)
-        if verdict < 0:
+            admitted = _admitted(client, self.route.write, asked, self.size, backends)
+        if not admitted and client.lane.declined is NOT_NOW:
             self.at_door = True
-        elif verdict == 0:
-            self._end(client.lane.refusal)
+        elif not admitted:
+            self._end(<bytes?>client.lane.declined)
         elif self.involved == 1:
             self._send_whole(<Backend>backends[asked[0]], self.frames[asked[0]])
         else:
@@ -239,13 +239,13 @@ cdef class Wide:
         return f"<Wide {self.route.name.decode()} of {self.keys} keys of {self.client!r}>"
 
 
-cdef int begin_wide(Client client, Route route, const char *frame, Py_ssize_t size, Py_ssize_t keys) except -2:
+cdef bint begin_wide(Client client, Route route, const char *frame, Py_ssize_t size, Py_ssize_t keys) except -1:
     """As `begin`, for one of very many keys or bytes."""
     cdef Wide wide = Wide.__new__(Wide)
     cdef Lane lane = client.lane
     cdef bytearray donated
     if not client.settled():
-        return -1
+        return False
     wide.client = client
     wide.route = route
     wide.size = size
@@ -265,7 +265,7 @@ cdef int begin_wide(Client client, Route route, const char *frame, Py_ssize_t si
     client.converse(wide)
     wide._charge(len(wide.whole) + keys * 2)
     lane.loop.call_soon(wide.start)
-    return 1
+    return True
 
 
 @cython.final

@@ -87,8 +87,8 @@ cdef struct Share:
     char *cursor
 
 
-cdef int begin(Client client, Route route, const char *frame, Py_ssize_t size) except -2:
-    """Splits a command by the shards of its keys and sends the parts.  1: begun or answered; -1: the client was parked."""
+cdef bint begin(Client client, Route route, const char *frame, Py_ssize_t size) except -1:
+    """Splits a command by the shards of its keys and sends the parts; see Splitter."""
     cdef Py_ssize_t keys = _keys(route, frame)
     cdef Lane lane = client.lane
     cdef int shards = <int>len(client.pool), involved
@@ -97,7 +97,7 @@ cdef int begin(Client client, Route route, const char *frame, Py_ssize_t size) e
     cdef const char *ptr = _first_key(frame)
     if keys < 0:
         client.put_answer(errors.wrong_arity(route.name))
-        return 1
+        return True
     if keys > WIDE_KEYS or size > WIDE_BYTES:
         return begin_wide(client, route, frame, size, keys)
     owners = PyBytes_FromStringAndSize(NULL, keys * 2)
@@ -221,15 +221,12 @@ cdef list _headed(Route route, Share *shares, int shards):
     return frames
 
 
-cdef int _whole(Client client, Route route, int shard, const char *frame, Py_ssize_t size) except -2:
+cdef bint _whole(Client client, Route route, int shard, const char *frame, Py_ssize_t size) except -1:
     """All keys on one shard: the command goes as it is."""
     cdef Backend backend = choose_backend(client, <Backend>client.pool[shard], route.write, size)
     cdef Pending place
     if backend is None:
-        if client.lane.refusal is None:
-            return -1
-        client.put_answer(client.lane.refusal)
-        return 1
+        return _declined(client)
     place = client.begun(size)
     place.write = route.write
     place.shard = shard
@@ -237,23 +234,27 @@ cdef int _whole(Client client, Route route, int shard, const char *frame, Py_ssi
         place.request = PyBytes_FromStringAndSize(frame, size)
     backend.put(place, frame, size)
     client.placed(place)
-    return 1
+    return True
 
 
-cdef int _parts(Client client, Route route, const char *frame, bytes owners, Share *shares, int shards, int involved,
-                Py_ssize_t size) except -2:
-    cdef int shard, verdict
+cdef bint _declined(Client client) except -1:
+    """A command that may not be sent is refused, or else is offered again; see Splitter."""
+    if client.lane.declined is NOT_NOW:
+        return False
+    client.put_answer(<bytes?>client.lane.declined)
+    return True
+
+
+cdef bint _parts(Client client, Route route, const char *frame, bytes owners, Share *shares, int shards, int involved,
+                 Py_ssize_t size) except -1:
+    cdef int shard
     cdef Split split
     cdef list asked, frames, backends = client.pool
     if client.upstreams is not None or not _all_plain(backends, shares, shards):
         backends = list(backends)
         asked = [shard for shard in range(shards) if shares[shard].keys]
-        verdict = _admitted(client, route.write, asked, size, backends)
-        if verdict < 0:
-            return -1
-        if verdict == 0:
-            client.put_answer(client.lane.refusal)
-            return 1
+        if not _admitted(client, route.write, asked, size, backends):
+            return _declined(client)
     frames = _cut(route, frame, owners, shares, shards)
     split = _split(client, route, owners, involved, size)
     shard = 0
@@ -266,7 +267,7 @@ cdef int _parts(Client client, Route route, const char *frame, bytes owners, Sha
         except Exception:
             split.not_sent(<Backend>backends[shard])
             shard += 1
-    return 1
+    return True
 
 
 cdef bint _all_plain(list pool, Share *shares, int shards):
@@ -278,8 +279,8 @@ cdef bint _all_plain(list pool, Share *shares, int shards):
     return True
 
 
-cdef int _admitted(Client client, bint write, shards, Py_ssize_t size, list backends) except -2:
-    """1: may be sent, to these; 0: a shard refuses, see `lane.refusal`; -1: the client was parked.
+cdef bint _admitted(Client client, bint write, shards, Py_ssize_t size, list backends) except -1:
+    """Whether a part may be sent to each of these shards; if not, `lane.declined` says why.
 
     `backends`: a copy of the client's pool; for a read from a replica it is changed.
     """
@@ -291,18 +292,16 @@ cdef int _admitted(Client client, bint write, shards, Py_ssize_t size, list back
             backend = <Backend>client.pool[shard]
             line = refusal_at_gate(client, backend, size)
             if line is not None:
-                lane.refusal = errors.part_failed(backend.link.name, line)
-                return 0
+                lane.declined = errors.part_failed(backend.link.name, line)
+                return False
     for shard in shards:
         backend = choose_backend(client, <Backend>client.pool[shard], write, size)
         if backend is None:
-            line = lane.refusal
-            if line is None:
-                return -1
-            lane.refusal = errors.part_failed((<Backend>client.pool[shard]).link.name, line)
-            return 0
+            if lane.declined is not NOT_NOW:
+                lane.declined = errors.part_failed((<Backend>client.pool[shard]).link.name, lane.declined)
+            return False
         backends[shard] = backend
-    return 1
+    return True
 
 
 cdef Split _split(Client client, Route route, bytes owners, int parts, Py_ssize_t size):
@@ -370,9 +369,8 @@ def fan_out(Client client not None, Route route not None, asked not None):
     cdef int shard, shards = <int>len(client.pool), queued = asked.queued
     cdef Split split
     cdef list backends = list(client.pool)
-    cdef int verdict = _admitted(client, route.write, range(shards), PyBytes_GET_SIZE(frame), backends)
-    if verdict <= 0:
-        return NOT_NOW if verdict < 0 else client.lane.refusal
+    if not _admitted(client, route.write, range(shards), PyBytes_GET_SIZE(frame), backends):
+        return client.lane.declined
     split = _split(client, route, b"", shards, PyBytes_GET_SIZE(frame))
     for shard in range(shards):
         _send(<Backend>backends[shard], split, frame, queued, False)
@@ -390,13 +388,11 @@ def execute(Client client not None, Route route not None, dict blocks not None, 
     cdef Split split
     cdef list backends = list(client.pool)
     cdef Py_ssize_t size = 0
-    cdef int verdict
     cdef list parts = [(shard, <bytes?>each.frame, <int>each.queued) for shard, each in blocks.items()]
     for each in blocks.values():
         size += each.size
-    verdict = _admitted(client, write, list(blocks), size, backends)
-    if verdict <= 0:
-        return NOT_NOW if verdict < 0 else client.lane.refusal
+    if not _admitted(client, write, list(blocks), size, backends):
+        return client.lane.declined
     split = _split(client, route, b"", <int>len(blocks), size)
     split.write = write
     split.commands = commands
@@ -412,7 +408,7 @@ def relay(Client client not None, Route route not None, int shard, asked not Non
     cdef Backend backend = choose_backend(client, <Backend>client.pool[shard], route.write, len(frame))
     cdef Split split
     if backend is None:
-        return NOT_NOW if client.lane.refusal is None else client.lane.refusal
+        return client.lane.declined
     split = Split.__new__(Split)
     split.lane = client.lane
     split.route = route
@@ -445,27 +441,24 @@ def ask(Client client not None, Route route not None, parts not None, bint write
     cdef Backend backend
     cdef list backends = list(client.pool)
     cdef Py_ssize_t size = 0
-    cdef int verdict
     cdef list going = [(shard, <bytes?>each.frame, <int>each.queued) for shard, each in parts.items()]
     for each in parts.values():
         size += each.size
     if primary and not write:
         for shard in parts:
             backend = <Backend>client.pool[shard]
-            verdict = backend.admit(client, size)
-            if verdict <= 0:
-                return NOT_NOW if verdict < 0 else backend.refusal
+            if not backend.admit(client, size):
+                return lane.declined
             backends[shard] = backend
     elif len(parts) == 1:
         for shard in parts:
             backend = choose_backend(client, <Backend>client.pool[shard], write, size)
             if backend is None:
-                return NOT_NOW if lane.refusal is None else lane.refusal
+                return lane.declined
             backends[shard] = backend
     else:
-        verdict = _admitted(client, write, list(parts), size, backends)
-        if verdict <= 0:
-            return NOT_NOW if verdict < 0 else lane.refusal
+        if not _admitted(client, write, list(parts), size, backends):
+            return lane.declined
     split = _asking(client, route, <int>len(parts), asked)
     split.write = write
     for shard, frame, queued in going:

@@ -194,8 +194,8 @@ cdef class Gathering:
         return f"<Gathering {self.route.name.decode()} of {self.size} bytes of {self.client!r}>"
 
 
-cdef int gather(Client client, Route route, const char *frame, Py_ssize_t size) except -2:
-    """Parks the client before this command, until its words are there.  -1, as for `begin`."""
+cdef bint gather(Client client, Route route, const char *frame, Py_ssize_t size) except -1:
+    """Parks the client before this command, until its words are there.  False, as for `begin`."""
     cdef Gathering gathering = Gathering.__new__(Gathering)
     gathering.client = client
     gathering.route = route
@@ -204,4 +204,4 @@ cdef int gather(Client client, Route route, const char *frame, Py_ssize_t size) 
     client.gathering = gathering
     client.parked |= Park.WORDS
     client.lane.loop.call_soon(gathering.start)     # in a turn of its own: then the bytes are at the beginning of `inbuf`
-    return -1
+    return False
