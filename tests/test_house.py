@@ -64,6 +64,7 @@ TESTED_ELSEWHERE = {
     "pyproxy/worker/commands/cross_shard/operands.py": "tests/e2e/commands/test_cross_shard.py",
     "pyproxy/worker/commands/watch.py": "tests/e2e/commands/test_watch.py",
     "pyproxy/worker/commands/settings.py": "tests/e2e/commands/test_settings.py",
+    "pyproxy/worker/shard/handshake.py": "tests/e2e: test_access, test_hostile_backend",
     "pyproxy/worker/shard/link.py": "tests/e2e: test_down_shard, test_lost_connection, test_hostile_backend",
     "pyproxy/worker/main.py": "tests/e2e/process/test_processes.py",
     "pyproxy/control/failover/transitions.py": "declarations only",

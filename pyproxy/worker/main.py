@@ -317,7 +317,7 @@ class Worker:
             if router is not None:
                 router.on_health(shard)
                 if shard.node == str(router.link.node):
-                    router.link.misplaced(shard.misplaced)
+                    router.link.on_misplaced(shard.misplaced)
 
     def _slept(self, now: float) -> None:
         """The parent may have given shards other primaries meanwhile, without waiting for this worker."""

@@ -406,9 +406,9 @@ cdef class Wire:
         cdef str code = _refusal_code(p, n)
         if code is None:
             if n > 5 and p[1:5] == b"OOM ":
-                self.backend.link.refused("OOM")    # the parent is to know; for the client it is an answer as any other
+                self.backend.link.on_refusal("OOM")    # the parent is to know; for the client it is an answer as any other
             return False
-        self.backend.link.refused(code)
+        self.backend.link.on_refusal(code)
         return True
 
     def send(self, bytes data not None):

@@ -35,7 +35,8 @@ from pyproxy.shard_map import Node
 from pyproxy.slices import BATCH, Slices
 from pyproxy.worker.pubsub.registry import MESSAGE, Sort
 from pyproxy.worker.pubsub.wanted import Roll, Wanted
-from pyproxy.worker.shard.link import Greeting, Spawn
+from pyproxy.worker.shard.handshake import Handshake
+from pyproxy.worker.shard.link import Spawn
 
 PING_S = 1.0  # of silence, before the server is asked
 UNUSED_PING_S = 5.0  # the same where nobody is subscribed, so that nothing is missed; still in time for its `timeout`
@@ -502,7 +503,7 @@ def _answers(due: object, frame: Any) -> bool:
 
 
 class Connection(asyncio.Protocol):
-    """One connection, from its greeting to its end. `lost` is why it ended."""
+    """One connection, from its handshake to its end. `lost` is why it ended."""
 
     def __init__(self, upstream: Upstream, access: Access, turn: int) -> None:
         loop = asyncio.get_running_loop()
@@ -515,7 +516,7 @@ class Connection(asyncio.Protocol):
         self._greeted: asyncio.Future[None] = loop.create_future()
         self._upstream = upstream
         self._access = access
-        self._greeting: Greeting | None = None
+        self._handshake: Handshake | None = None
         self._replies = scan.Replies()  # cuts what comes: nothing is made of a header whose elements may never come
         self._endless_s = 0.0  # how long it has been at the message whose end has not come, as far as was looked
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
@@ -532,7 +533,7 @@ class Connection(asyncio.Protocol):
     async def open(self, node: Node, deadline_s: float) -> None:
         """Connect, and be let in. Raises OSError, see `access.why`."""
         tls = self._access.tls()
-        self._greeting = Greeting(2, 0, self._access.auths(), asks_limits=False)
+        self._handshake = Handshake(2, 0, self._access.auths(), asks_limits=False)
         try:
             async with within(deadline_s):
                 loop = asyncio.get_running_loop()
@@ -574,18 +575,18 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        assert self._greeting
+        assert self._handshake
         if self._dropped:
             self._transport.abort()
         else:
-            self._transport.write(self._greeting.first())
+            self._transport.write(self._handshake.next_bytes())
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = time.monotonic()
         if self._dropped:
             return
         try:
-            if self._greeting is not None:
+            if self._handshake is not None:
                 self._greet(data)
             else:
                 self._hear(data)
@@ -619,18 +620,18 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _greet(self, data: bytes) -> None:
-        assert self._greeting
+        assert self._handshake
         if self._greeted.done():
             self.drop("")  # it was given up in this turn, and who did so has not run yet
             return
         for frame in self._replies.feed(data):
-            if self._greeting.is_over:
+            if self._handshake.is_done:
                 raise hiredis.ProtocolError("it sent what nobody asked for")
-            self.write(self._greeting.heard(frame))
+            self.write(self._handshake.on_reply(frame))
         if self._replies.unfinished > SETUP_BYTES:
             raise hiredis.ProtocolError("its answer to the set-up does not end")
-        if self._greeting.is_over:
-            self._greeting = None
+        if self._handshake.is_done:
+            self._handshake = None
             self._greeted.set_result(None)
 
     def _take(self) -> Iterator[int]:

@@ -1,7 +1,7 @@
-"""What a server limits, so that nothing is sent on a shared connection that it would answer by closing it.
+"""The limits of a server, so that nothing is sent on a shared connection that the server would answer by closing it.
 
 The reply to CONFIG GET comes in, what may be sent goes out. A server that refuses CONFIG, as those of ElastiCache do,
-is taken for one with the limits of Redis.
+is taken for one with the limits of Redis. Pure.
 """
 
 from collections.abc import Iterable
@@ -9,69 +9,69 @@ from dataclasses import dataclass, replace
 
 from protocol.reply import BadFrame, Value, decode
 
-QUESTIONS = ([b"CONFIG", b"GET", b"[pcm]*-*l*"], [b"CONFIG", b"GET", b"timeout"])
-"""proto-max-bulk-len, client-query-buffer-limit, client-output-buffer-limit and maxmemory-clients in one; no password
-has a name like these."""
+LIMIT_QUERIES = ([b"CONFIG", b"GET", b"[pcm]*-*l*"], [b"CONFIG", b"GET", b"timeout"])
+"""The first asks for proto-max-bulk-len, client-query-buffer-limit, client-output-buffer-limit and maxmemory-clients at
+once. No setting of a password has a name like these."""
 
-STAY = [b"CLIENT", b"NO-EVICT", b"on"]
-"""Where a server closes those of its clients that take most memory; it needs the right to administer."""
+NO_EVICT = [b"CLIENT", b"NO-EVICT", b"on"]
+"""Sent where the server closes the clients that take most memory. It needs the right to administer."""
 
 MIB = 1 << 20
 BULK, QUERY_BUFFER = 512 * MIB, 1024 * MIB  # Redis' defaults
-ROOM = 65_536
-"""What a server has of other requests in the same buffer, and what a request costs it beside its arguments."""
+HEADROOM = 65_536
+"""Bytes of other requests in the same buffer of the server, and of a request beside its arguments."""
 
-LEAST = MIB - ROOM
-"""A request of so many bytes is taken by every server: no limit can be set lower."""
+MIN_LIMIT = MIB - HEADROOM
+"""Every server takes a request of so many bytes, as no limit can be set lower."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
     """`argument` and `block`: bytes of one argument, and of a transaction with its MULTI and EXEC.
 
-    `idle_s`: after so long without a request it closes a connection; 0: never. `evicts`: it closes those that take most
-    memory. `risks`: settings by which it may close connections that many clients share, whatever is done here.
+    `idle_s`: the server closes a connection after this time without a request; 0: never. `evicts`: it closes the
+    clients that take most memory. `risks`: settings by which it may close a shared connection, whatever is done here.
     """
 
     argument: int = BULK
-    block: int = QUERY_BUFFER - ROOM
+    block: int = QUERY_BUFFER - HEADROOM
     idle_s: int = 0
     evicts: bool = False
     risks: tuple[tuple[str, str], ...] = ()
 
-    def heard(self, frame: bytes) -> "ServerLimits":
-        """With what is in the reply to one of QUESTIONS."""
-        said = _settings(frame)
-        buffer = _integer(said.get("client-query-buffer-limit")) or QUERY_BUFFER
-        bulk = _integer(said.get("proto-max-bulk-len")) or BULK
-        output, clients = said.get("client-output-buffer-limit", ""), said.get("maxmemory-clients", "0")
+    def with_reply(self, frame: bytes) -> "ServerLimits":
+        """These limits, with those in the reply to one of LIMIT_QUERIES."""
+        settings = _settings(frame)
+        buffer = _integer(settings.get("client-query-buffer-limit")) or QUERY_BUFFER
+        bulk = _integer(settings.get("proto-max-bulk-len")) or BULK
+        output, clients = settings.get("client-output-buffer-limit", ""), settings.get("maxmemory-clients", "0")
         normal = output.partition("normal ")[2].split(" ")[:3]
         risky = normal[:2] not in ([], [""], ["0", "0"])
         risks = (("client-output-buffer-limit", " ".join(["normal", *normal])),) if risky else ()
         return ServerLimits(
-            max(LEAST, min(self.argument, bulk, buffer - ROOM)),
-            max(LEAST, min(self.block, buffer - ROOM)),
-            _integer(said.get("timeout")) or self.idle_s,
+            max(MIN_LIMIT, min(self.argument, bulk, buffer - HEADROOM)),
+            max(MIN_LIMIT, min(self.block, buffer - HEADROOM)),
+            _integer(settings.get("timeout")) or self.idle_s,
             self.evicts or clients not in ("", "0"),
             self.risks + risks,
         )
 
-    def may_be_evicted(self, said: bytes) -> "ServerLimits":
-        """It has answered STAY with an error."""
-        what = said[1:].split(b"\r\n", 1)[0][:100].decode("utf-8", "replace")
+    def with_eviction_risk(self, error: bytes) -> "ServerLimits":
+        """These limits, after NO_EVICT was answered with an error."""
+        what = error[1:].split(b"\r\n", 1)[0][:100].decode("utf-8", "replace")
         return replace(self, risks=(*self.risks, ("maxmemory-clients", f"CLIENT NO-EVICT was answered with {what}")))
 
 
 def _settings(frame: bytes) -> dict[str, str]:
-    """Name -> value; none where the server did not say."""
+    """Name -> value. Empty for any other reply."""
     try:
-        said: Value = decode(frame)
+        reply: Value = decode(frame)
     except BadFrame:
         return {}
-    if isinstance(said, list):
-        pairs: Iterable[tuple[Value, Value]] = zip(said[::2], said[1::2], strict=False)
+    if isinstance(reply, list):
+        pairs: Iterable[tuple[Value, Value]] = zip(reply[::2], reply[1::2], strict=False)
     else:
-        pairs = said.items() if isinstance(said, dict) else ()
+        pairs = reply.items() if isinstance(reply, dict) else ()
     return {
         name.decode("latin-1"): value.decode("latin-1")
         for name, value in pairs

@@ -43,7 +43,7 @@ class Slipping(Up):
         wire.connection_made(cast(Any, self.end))
         wire.ready()
 
-    def refused(self, code: str) -> None: ...
+    def on_refusal(self, code: str) -> None: ...
 
     def _on_lost(self, why: str) -> None:
         self.lost.append(why)

@@ -27,7 +27,7 @@ from tests.faults import Hop
 from tests.waiting import until
 
 TIMES = 10
-HEAVY = {"Wire", "SSLProtocol", "SSLObject", "MemoryBIO", "TCPTransport", "Greeting"}
+HEAVY = {"Wire", "SSLProtocol", "SSLObject", "MemoryBIO", "TCPTransport", "Handshake"}
 
 
 class Lost:
