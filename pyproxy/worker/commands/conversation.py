@@ -344,12 +344,12 @@ class Conversation:
     def charged(self, size: int) -> Iterator[None]:
         """Within the block the client is charged so many bytes."""
         self._check_not_over()
-        self.client.queued(size)
+        self.client.charge_command(size)
         try:
             yield
         finally:
-            if self.client.queued_bytes:  # else it has gone, and its charge with it
-                self.client.queued(-size)
+            if not self.is_over:  # else its charge has ended with it
+                self.client.charge_command(-size)
 
     async def _asked(
         self, parts: Mapping[int, Asked], write: bool, primary: bool

@@ -21,6 +21,7 @@ from typing import Any
 from protocol import errors
 from protocol.commands import BadKeys, Command, Kind
 from protocol.request import Block, Request, size_of
+from protocol.scan import Words
 from pyproxy.worker.commands.keyless import MERGES, REFUSE, UNKNOWN, Keyless, merged
 from pyproxy.worker.commands.placing import shards_of
 from pyproxy.worker.lane.lane import Client, Lane, Route
@@ -43,6 +44,7 @@ Answer = Callable[[bytes], bytes]
 SLICE_S = 0.004  # the most of one turn of the loop for one transaction
 
 OVERHEAD = 64  # bytes for each queued command and each of its words, beside the words themselves
+PLACE = 10  # bytes for each word of a large command, where nothing is made of its words: where it is, and its shard
 
 
 class Transaction:
@@ -114,7 +116,7 @@ class Transaction:
                 return errors.not_in_transaction(command.name)
         self._place(client.lane, route, argv, keys, convert, own_answer, way)
         self.write = self.write or (own_answer is None and not command.is_read)
-        client.queued(size_of(argv) + OVERHEAD * (len(argv) + 1))
+        client.queued(_cost(argv, command))
         return b""
 
     def execute(self, client: Client, route: Route, over_shards: bool) -> Outcome:
@@ -205,6 +207,16 @@ class Transaction:
             self.blocks[shard] = Block([request])
         else:
             block.add(request)
+
+
+def _cost(argv: Sequence[bytes], command: Command) -> int:
+    """About how many bytes it costs to keep a command until EXEC."""
+    size = size_of(argv)
+    if not isinstance(argv, Words):
+        return size + OVERHEAD * (len(argv) + 1)
+    return (
+        size * (2 if runs_code(command) else 1) + PLACE * len(argv) + OVERHEAD
+    )  # a call of a script is kept as it came
 
 
 async def in_order(lane: Lane, transaction: Transaction, frames: list[bytes | None]) -> bytes:

@@ -37,7 +37,8 @@ cdef int check(Lane lane) except -1:
         _check_at(client, backends)
         _check_parked(client, client in backlog, client in waiting)
         _check_end(client, client in lingering)
-        buffered += client.buffered_out + client.buffered_in + client.queued_bytes + client.subscribed_bytes
+        _check_command(client)
+        buffered += client.buffered_out + client.buffered_in + client.queued_bytes + client.subscribed_bytes + client.command_bytes
         inflight += client.inflight
     _expect(lane, "buffered bytes", lane.buffered, buffered)
     _expect(lane, "requests in flight", lane.inflight, inflight)
@@ -177,6 +178,17 @@ cdef int _check_client(Client client, set answered, Py_ssize_t in_parts, bint di
         raise Broken(f"{client}: its tail is not the last of its places")
     if (client.ready or (client.head is not None and client.head.done)) and not (client.dirty or client.choked):
         raise Broken(f"{client}: it has answers that nobody will write")
+    return 0
+
+
+cdef int _check_command(Client client) except -1:
+    """What it is charged for a command is what there is of it, while somebody is at that."""
+    if client.gathering is not None:
+        _expect(client, "bytes of the command that is looked through", client.command_bytes, client.gathering.costs())
+    elif client.command_bytes and client.words is None and client.conversation is None:
+        raise Broken(f"{client}: it is charged for a command that nobody is at")
+    if client.words is not None and client.command_bytes <= 0:
+        raise Broken(f"{client}: its words were looked through, and it is not charged for them")
     return 0
 
 

@@ -129,10 +129,10 @@ cdef class Client:
             item.next_placed = None
             item.client = None
             item = following
+        self.end_command()
         lane.buffered -= self.buffered_out + self.buffered_in + self.queued_bytes + self.subscribed_bytes
         self.buffered_out = self.in_transport = self.buffered_in = self.queued_bytes = self.subscribed_bytes = 0
         self.transaction = None
-        self.gathering = self.words = None
         lane.inflight -= self.inflight
         self.inflight = 0
         self.inflight_bytes = 0
@@ -292,6 +292,10 @@ cdef class Client:
             if reply is NOT_NOW:
                 return False
             self.words = None
+            if self.conversation is None:
+                self.end_command()
+            elif not self.command_bytes and size >= LARGE:      # less costs no more to keep
+                self.charge_command(size + argc * WORD_BYTES)
             if reply is not PLACED:
                 self.put_answer(<bytes?>reply)
             cost = TAKEN_COST + <int>((_clock() - began) * TURN_COMMANDS / TURN_S)
@@ -361,7 +365,7 @@ cdef class Client:
         item = self.begun(PyBytes_GET_SIZE(frame))
         item.write = write
         item.shard = shard
-        if not write or (backend.replays_writes and again and item.size <= REPLAY_BYTES):
+        if item.size <= SURE_BYTES if not write else backend.replays_writes and again and item.size <= REPLAY_BYTES:
             item.request = frame
         item.pace = self.lane.pace_of(frame, queued)
         if queued:
@@ -401,6 +405,7 @@ cdef class Client:
             self.lane.errors += 1
         self.lane.settle(self.head, reply)
         self.conversation = None
+        self.end_command()
         self.unpark(Park.CONVERSATION)
 
     def later(self):
@@ -410,6 +415,7 @@ cdef class Client:
     cdef int conversed(self) except -1:
         """What took a conversation to begin is out by now, in the place that it has, and is answered as any request."""
         self.conversation = None
+        self.end_command()
         if _is_full(self):
             self.parked |= Park.WINDOW
             self.touch()
@@ -449,6 +455,22 @@ cdef class Client:
         self.lane.buffered += size
         if self.lane.buffered > self.lane.memory_limit:
             self.lane.wake()
+
+    def charge_command(self, Py_ssize_t size):
+        """The command that is looked through, or done by a conversation, costs so many bytes more, until `end_command`."""
+        if self.transport is None:
+            return      # it has gone, and took along what was counted
+        self.command_bytes += size
+        self.lane.buffered += size
+        if self.lane.buffered > self.lane.memory_limit:
+            self.lane.wake()
+
+    cdef int end_command(self) except -1:
+        """It has been taken, or is dropped: nothing is kept of it any more."""
+        self.lane.buffered -= self.command_bytes
+        self.command_bytes = 0
+        self.gathering = self.words = None
+        return 0
 
     def may_write(self, int shard, Py_ssize_t size):
         """Whether a write to this shard may be sent on a connection of its own.
@@ -498,6 +520,8 @@ cdef class Client:
         self.finishing = True
         self.inbuf = None
         self.unfinished_since = 0
+        if self.conversation is None:
+            self.end_command()
         self.touch()
 
     def abandon(self):
@@ -516,8 +540,9 @@ cdef class Client:
 
     @property
     def buffered(self):
-        """Bytes it costs: answers it has not read, requests that are not finished or wait for EXEC, subscriptions."""
-        return self.buffered_out + self.buffered_in + self.queued_bytes + self.subscribed_bytes
+        """Bytes it costs: answers it has not read, requests that are not finished or wait for EXEC, subscriptions, and
+        the command that is looked through or done by a conversation."""
+        return self.buffered_out + self.buffered_in + self.queued_bytes + self.subscribed_bytes + self.command_bytes
 
     @property
     def last_command(self):

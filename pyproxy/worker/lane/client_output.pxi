@@ -118,6 +118,7 @@ cdef int _close(Client client) except -1:
         client.lingering = True
         client.finishing = True
         client.inbuf = None
+        client.end_command()
         client._count_input()
         client.linger_until = client.lane.now + LINGER_S
         client.lane.lingering.append(client)

@@ -294,6 +294,8 @@ cdef class Client:
     cdef object _subscriber         # what it is subscribed to, see registry.py; None: to nothing
     cdef readonly bint limited      # subscribed, in RESP2: only few commands are taken
     cdef Py_ssize_t subscribed_bytes  # what its subscriptions cost
+    cdef readonly Py_ssize_t command_bytes  # what its next command costs while it is looked through, or is done by a conversation
+    cdef int end_command(self) except -1
     cpdef touch(self)
     cpdef unpark(self, int reasons)
     cpdef go_on(self)

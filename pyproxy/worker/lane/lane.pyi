@@ -47,6 +47,7 @@ class Lane:
     bulk_bytes: int
     slices: Any
     block_bytes: int
+    memory_limit: int
     def __init__(
         self,
         loop: AbstractEventLoop,
@@ -97,6 +98,7 @@ class Client(Protocol):
     unsure: int
     waited: dict[int, int] | None
     queued_bytes: int
+    command_bytes: int
     subscriber: Any
     limited: bool
     closing: bool
@@ -111,6 +113,7 @@ class Client(Protocol):
     def later(self) -> None: ...
     def push(self, frame: bytes) -> int: ...
     def charge(self, size: int) -> None: ...
+    def charge_command(self, size: int) -> None: ...
     def is_unresolved(self, shard: int) -> bool: ...
     def may_write(self, shard: int, size: int) -> Refused: ...
     def queued(self, size: int) -> None: ...

@@ -101,6 +101,7 @@ BUILD = BUILD_NAME.decode()     # see tools/make_build.py; "": the one that serv
 
 cdef enum:
     MOST_WORDS = 1024           # of a command that the proxy answers itself: it does so in one piece
+    WORD_BYTES = 64             # what a word costs as a Python object, beside its bytes
     MANY_WORDS = 4096           # of a command that leaves the lane: more are looked through in slices first
     TURN_COMMANDS = 1024        # one client's share of a loop turn
     TAKEN_COST = 4              # of it, for a command that leaves the lane: so much more work it is

@@ -204,7 +204,7 @@ cdef list dequeue_unsent(Backend backend):
 cdef int resend(Backend backend, Pending item) except -1:
     """At the end of the queue, from the copy of the request; its deadline is as it was."""
     cdef double sent_at = item.sent_at
-    if PyBytes_GET_SIZE(item.request) > SURE_BYTES:     # another server may not take so much
+    if item.request is None or PyBytes_GET_SIZE(item.request) > SURE_BYTES:     # another server may not take so much
         backend._fail(item, errors.LOST, True)
         return 0
     item.ahead = item.queued + 1 if item.queued else 0

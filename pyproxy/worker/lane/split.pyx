@@ -344,7 +344,8 @@ cdef inline int _send_part(Backend backend, Split split, bytes frame, int queued
     if queued:
         part.queued = queued
         part.ahead = queued + 1
-    if not part.write or (backend.replays_writes and split.route.replayable and part.size <= REPLAY_BYTES):
+    if part.size <= SURE_BYTES if not part.write else (
+            backend.replays_writes and split.route.replayable and part.size <= REPLAY_BYTES):
         part.request = frame
     if part.size < LARGE:
         return backend.put(part, PyBytes_AS_STRING(frame), part.size)

@@ -3,7 +3,8 @@
 #
 # What costs something for each word, or for each byte, is done here, whatever the command: its bytes are taken over, its
 # words found, the shards of its keys, and inside of MULTI the parts of what is cut.  Meanwhile the client is parked before
-# it; then the command is offered again, with its `Words`.
+# it; then the command is offered again, with its `Words`.  All that is made of it counts as the client's until the command
+# has been taken, or the conversation that took it is over (`Client.command_bytes`).
 
 cdef enum:
     FOUND_OF_PART = 64          # words that are found in the time of a part
@@ -29,6 +30,7 @@ cdef class Gathering:
     cdef bytes frame
     cdef Py_ssize_t size
     cdef Py_ssize_t copied
+    cdef Py_ssize_t charged
     cdef Words words
     cdef bint all_found
     cdef object runs                # of positions: those whose keys are not looked at yet; None: nobody has asked
@@ -52,10 +54,11 @@ cdef class Gathering:
         """A step -> how many parts were done, as slices.py counts them."""
         cdef Client client = self.client
         cdef Py_ssize_t parts
-        if client.gathering is not self or client.inbuf is None or client.finishing:
+        if client.gathering is not self:
             raise StopIteration     # it has gone, or begins nothing more
         try:
             parts = self._step()
+            self.charge()
         except Exception:
             bug(self)
             client.put_answer(errors.internal_error())
@@ -67,6 +70,25 @@ cdef class Gathering:
             client.unpark(Park.WORDS)
             raise StopIteration
         return parts
+
+    def costs(self):
+        """Bytes of what is there: the copy, where the words stand, the shards of the keys, the parts."""
+        cdef Py_ssize_t size = self.size
+        if self.words is not None:
+            size += len(self.words) * <Py_ssize_t>sizeof(Py_ssize_t)
+        if self.owners is not None:
+            size += len(self.owners)
+        for frame in self.frames or ():
+            if frame is not None:
+                size += len(<bytes>frame)
+        return size
+
+    cdef int charge(self) except -1:
+        cdef Py_ssize_t size = self.costs()
+        if size != self.charged:
+            self.client.charge_command(size - self.charged)
+            self.charged = size
+        return 0
 
     cdef Py_ssize_t _step(self) except -1:
         cdef Py_ssize_t n
@@ -203,5 +225,6 @@ cdef bint gather(Client client, Route route, const char *frame, Py_ssize_t size)
     gathering.frame = PyBytes_FromStringAndSize(NULL, size)
     client.gathering = gathering
     client.parked |= Park.WORDS
+    gathering.charge()
     client.lane.loop.call_soon(gathering.start)     # in a turn of its own: then the bytes are at the beginning of `inbuf`
     return False

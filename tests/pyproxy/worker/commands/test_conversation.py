@@ -33,7 +33,6 @@ class StandInClient:
         self.conversation: Conversation | None = None
         self.transaction = None
         self.proto, self.db = 2, 0
-        self.queued_bytes = 0
         self.reply: list[bytes] = []
         self.closing = False
 
@@ -45,7 +44,7 @@ class StandInClient:
         self.conversation = None
         self.reply.append(reply)
 
-    def queued(self, size: int) -> None:
+    def charge_command(self, size: int) -> None:
         raise AssertionError("it is charged for nothing any more")
 
     def may_write(self, shard: int, size: int) -> object:

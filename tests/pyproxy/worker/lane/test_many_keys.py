@@ -127,6 +127,21 @@ def test_keys_of_one_shard_go_as_they_came(beside: Beside) -> None:
     assert [sent for sent in beside.sent() if sent] == [frame]
 
 
+def test_a_large_read_that_could_not_be_sent_is_not_sent_again(beside: Beside) -> None:
+    """No copy of it is kept for that."""
+    for link in beside.bare.links:
+        link.wire.pause_writing()
+    beside.reads(encode([b"MGET", *[b"{tag}%d" % number for number in range(MANY)]]))
+    beside.bare.turns.settle()
+    for link in beside.bare.links:
+        link.backends[2, 0].requeue_unsent()
+        link.wire.resume_writing()
+    beside.bare.turns.settle()
+    assert beside.end.take().startswith(b"-TRYAGAIN ")
+    assert beside.sent() == [b""] * 10
+    beside.bare.lane.check()
+
+
 def test_what_comes_in_the_same_piece_behind_it_is_sent_behind_it(beside: Beside) -> None:
     keys = [b"{tag}%d" % number for number in range(5000)]
     beside.client.data_received(encode([b"MGET", *keys]) + encode([b"GET", b"{tag}last"]))
