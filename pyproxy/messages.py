@@ -158,7 +158,7 @@ class ShardHealth(msgspec.Struct, frozen=True):
     since: float = 0.0  # when it became writable (health.py), or ceased to be; the same clock
     nodes: tuple[NodeHealth, ...] = ()  # the primary of now, then the replicas
     epoch: int = 0
-    phase: str = ""  # of its promotion, see control/promotion.py
+    phase: str = ""  # of its failover, see control/failover/transitions.py
     closed: str = ""  # why writes may not pass; empty: the gate is open
     expected_at: float = 0.0  # closed: when that is expected to be over
     held: int = 0  # requests, of all workers
@@ -187,14 +187,14 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 class Applied(msgspec.Struct, frozen=True, tag=True):
     """The topology of this version is in use, none before it is, and no connection to a primary of an older epoch is.
 
-    `busy` names the shards whose gate is closed and which still owe this worker the answer to a write, and `deaf` those
-    where what its clients are subscribed to is still to be confirmed. Sent once at once, and again, with the same
-    version, when there are fewer.
+    `busy` names the shards whose gate is closed and which still owe this worker the answer to a write. `unconfirmed`
+    names those where subscriptions of its clients are still to be confirmed. Sent once at once, and again, with the
+    same version, when there are fewer.
     """
 
     version: int
     busy: list[str] = []
-    deaf: list[str] = []
+    unconfirmed: list[str] = []
 
 
 class Awake(msgspec.Struct, frozen=True, tag=True):

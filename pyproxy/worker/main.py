@@ -179,7 +179,7 @@ class Worker:
             case Subscribers():
                 self._heard.run(self._hear(message))
             case SubscribersKnown(number=number) if self._hub:
-                self._hub.known(number)
+                self._hub.on_acknowledged(number)
             case Confirmed(at=at):
                 self._confirmed(at)
             case Drain(deadline_s=deadline_s):
@@ -201,14 +201,14 @@ class Worker:
         # the session needs the lane, and the lane what takes the commands that it leaves
         self._lane = Lane(loop, self._take, self._row, setup.config, setup.index, setup.workers)
         self._lease_pool = LeasePool(self._lane, setup.config.limits.borrowed, setup.config.timeouts.reply_s)
-        register = self._here.register
+        registry = self._here.registry
         self._hub = Hub(
             self._lane,
             setup.config,
             self._access,
             self._spawn,
             self._slices,
-            register,
+            registry,
             setup.workers == 1,
             self._tell_subscribers,
         )
@@ -224,7 +224,7 @@ class Worker:
 
     def _take(self, client: Client, route: Route | None, argv: Sequence[bytes]) -> Outcome:
         assert self._session
-        return self._session.take(client, route, argv)
+        return self._session.dispatch(client, route, argv)
 
     def _set(self, settings: Settings) -> None:
         assert self._here
@@ -285,7 +285,7 @@ class Worker:
             if not router.link.backends:
                 router.link.connect(router.link.backend(2, 0))
         if self._hub is not None:
-            self._hub.face(topology.shards, gates)
+            self._hub.apply_topology(topology.shards, gates)
 
     def _router(self, index: int, shard: Shard, gate: Gate) -> ShardRouter:
         assert self._lane and self._setup and self._access
@@ -304,9 +304,9 @@ class Worker:
 
     def _state(self) -> Applied:
         assert self._here and self._hub
-        busy, deaf = [router.link.name for router in self._routers if router.busy], self._hub.deaf
+        busy, unconfirmed = [router.link.name for router in self._routers if router.busy], self._hub.unconfirmed
         closed = [router.link.name for router in self._routers if router.gate.directive.closed]
-        return Applied(self._here.topology.version, busy, [name for name in closed if name in deaf])
+        return Applied(self._here.topology.version, busy, [name for name in closed if name in unconfirmed])
 
     def _health(self, health: FleetHealth) -> None:
         assert self._here
@@ -464,7 +464,7 @@ class Worker:
         assert self._here
         return (
             lane.has_deadlines
-            or bool(self._applied.busy or self._applied.deaf or self._at_work or self._here.register.has_news)
+            or bool(self._applied.busy or self._applied.unconfirmed or self._at_work or self._here.registry.has_changes)
             or any(not router.at_rest for router in self._routers)
             or (self._hub is not None and not self._hub.at_rest)
         )
@@ -479,27 +479,27 @@ class Worker:
         self._row[INDEX["held_requests"]] = self._hold_stats.requests
         for name in ("held", "drained", "refused_held", "dropped_client_gone", "refused_at_once", "taken_back"):
             self._row[INDEX[name]] = getattr(self._hold_stats, name)
-        if (self._applied.busy or self._applied.deaf) and (state := self._state()) != self._applied:
+        if (self._applied.busy or self._applied.unconfirmed) and (state := self._state()) != self._applied:
             self._applied = state
             self._channel.send(state)
 
     def _tell_subscribers(self) -> None:
         """What changed, as soon as the parent can take it."""
         assert self._here
-        if self._here.register.has_news and not self._telling:
+        if self._here.registry.has_changes and not self._telling:
             self._telling = True
             self._slices.run(self._tell_news())
 
     def _tell_news(self) -> Iterator[int]:
         assert self._here and self._channel
-        while self._here.register.has_news and not self._channel.congested:
-            self._channel.send(self._here.register.news())
+        while self._here.registry.has_changes and not self._channel.congested:
+            self._channel.send(self._here.registry.next_update())
             yield BATCH_NAMES // 2  # they only have to be looked up
         self._telling = False
 
     def _hear(self, said: Subscribers) -> Iterator[int]:
         assert self._here
-        yield from self._here.register.hear(said)
+        yield from self._here.registry.apply(said)
         self._tell(SubscribersKnown(said.number))
 
     def _look_for_gone(self) -> None:

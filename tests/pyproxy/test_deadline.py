@@ -25,8 +25,9 @@ from pyproxy.shard_map import Node
 from pyproxy.slices import Slices
 from pyproxy.worker.commands.conversation import Conversation
 from pyproxy.worker.lane.lane import Backend
-from pyproxy.worker.pubsub.upstream import Unfinished, Upstream
-from pyproxy.worker.pubsub.wanted import Roll
+from pyproxy.worker.pubsub.connection import PartialMessages
+from pyproxy.worker.pubsub.upstream import Upstream
+from pyproxy.worker.pubsub.wanted import WantedNames
 from pyproxy.worker.shard.pool import LeaseWaiter, Quota
 from tests.pyproxy.worker.shard.test_link import Lost
 from tests.waiting import until
@@ -258,8 +259,8 @@ async def subscribed(node: Node, silence_s: float) -> Upstream:
 
     timeouts = Timeouts(connect_s=DEADLINE_S, silence_s=silence_s, reconnect_min_s=ENOUGH_S, reconnect_max_s=ENOUGH_S)
     listener: Any = Nobody()
-    access, unfinished = Access(BackendAccess()), Unfinished(1 << 20, print)
-    upstream = Upstream("s0", node, timeouts, access, spawn, Slices(), Roll(), listener, unfinished)
+    access, partial_messages = Access(BackendAccess()), PartialMessages(1 << 20, print)
+    upstream = Upstream("s0", node, timeouts, access, spawn, Slices(), WantedNames(), listener, partial_messages)
     upstream.open()
     await until("an outcome", lambda: upstream.is_connected or not upstream.is_available, lambda: upstream)
     return upstream

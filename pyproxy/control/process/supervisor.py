@@ -155,7 +155,7 @@ class Supervisor:
 
     async def all_subscribed(self, shard: str, deadline_s: float) -> list[int]:
         """Wait until every worker has what its clients are subscribed to at this shard -> those that do not in time."""
-        return await self._laggards(lambda applied: shard in applied.deaf, deadline_s)
+        return await self._laggards(lambda applied: shard in applied.unconfirmed, deadline_s)
 
     async def _laggards(self, is_late: Callable[[Applied], bool], deadline_s: float) -> list[int]:
         """Those of which that is so at the end, or after so long."""

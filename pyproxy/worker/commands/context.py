@@ -23,8 +23,6 @@ from pyproxy.scripts import Scripts, digest_of
 from pyproxy.worker.commands.keyless import Keyless
 from pyproxy.worker.pubsub.registry import Registry, Subscriber
 
-REPLY_ON, REPLY_OFF, REPLY_SKIP = 0, 1, 2
-
 SHARE_S = 1.0  # how long a client waits until the parent has given a script to all workers
 SETTLE_S = 0.2  # how long it waits until the primaries that are up have a setting
 
@@ -107,7 +105,7 @@ class Context:
     settings: Settings = field(default_factory=lambda: Settings(0))
     waiting: set[Waits] = field(default_factory=set)  # conversations that block, or wait without a limit
     ready_keys: dict[int, Any] = field(default_factory=dict)  # by database: cross_shard/ready_keys.py
-    register: Registry[Any] = field(default_factory=Registry)  # the subscriptions of all clients
+    registry: Registry[Any] = field(default_factory=Registry)  # the subscriptions of all clients
     scripts: Scripts = field(init=False)
     keyless: Keyless = field(init=False)
     sharing: dict[bytes, asyncio.Event] = field(default_factory=dict)  # digest -> set when all workers know the text

@@ -21,7 +21,7 @@ from pyproxy.worker.lane.lane import Client, Route
 from pyproxy.worker.lane.outcome import NOT_NOW, Outcome
 from pyproxy.worker.lane.split import fan_out
 from pyproxy.worker.pubsub.hub import Hub
-from pyproxy.worker.pubsub.registry import IN_RESP2
+from pyproxy.worker.pubsub.registry import ALLOWED_IN_RESP2
 from pyproxy.worker.shard.pool import LeasePool
 
 # A web browser can be made to send these to any port (CVE-2016-10517). Like Redis, the proxy closes without an answer.
@@ -38,7 +38,7 @@ class Session:
         self._lease_pool = lease_pool
         self._hub = hub
 
-    def take(self, client: Client, route: Route | None, argv: Sequence[bytes]) -> Outcome:
+    def dispatch(self, client: Client, route: Route | None, argv: Sequence[bytes]) -> Outcome:
         """Serve a command that the lane does not serve itself. `route`: None for an unknown command."""
         if route is None:
             return self._unfit(client, self._unknown(client, argv))
@@ -51,7 +51,7 @@ class Session:
             client.last_command = command.name
         if not command.arity_ok(len(argv)):
             return self._unfit(client, errors.wrong_arity(command.name), command.name)
-        if client.limited and command.name not in IN_RESP2:
+        if client.limited and command.name not in ALLOWED_IN_RESP2:
             return self._unfit(client, errors.only_for_subscribers(command.name), command.name)
         if client.transaction is not None and command.name not in NOT_QUEUED:
             queued: bytes = client.transaction.take(client, route, command, argv)
@@ -72,7 +72,7 @@ class Session:
                     return self._hub.reset(client, partial(local.answer, command.name, client, argv, self._context))
                 return local.answer(command.name, client, argv, self._context)
             case Kind.PUBSUB:
-                return self._hub.take(client, route, command, argv)
+                return self._hub.serve(client, route, command, argv)
             case Kind.REFUSED:
                 return errors.refused(command.name, command.reason)
             case Kind.CONVERSATION:
@@ -101,7 +101,7 @@ class Session:
     def _transaction(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> Outcome:
         match route.name:
             case b"multi":
-                return transaction.begin(client, self._hub.counted, self._local, self._context.keyless)
+                return transaction.begin(client, self._hub.publish_answer, self._local, self._context.keyless)
             case b"discard":
                 return transaction.discard(client)
         if client.transaction is not None and (client.watched is not None or client.transaction.scripts):

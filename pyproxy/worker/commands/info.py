@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pyproxy.health import backoff_s, integer, key_count, replica_state, state, unfenced
 from pyproxy.messages import NodeHealth, ShardHealth
 from pyproxy.worker.commands.context import Context
-from pyproxy.worker.pubsub.registry import Sort
+from pyproxy.worker.pubsub.registry import ChannelKind
 
 OLDEST_VERSION = "7.0.0"
 """The version before the first health check: the oldest Redis of the built-in command table."""
@@ -244,9 +244,9 @@ def _stats(context: Context) -> Iterator[str]:
     yield f"rejected_connections:{total('rejected')}"
     for name in _OF_THE_DATA:
         yield f"{name}:{_sum(healths, name)}"
-    yield f"pubsub_channels:{context.register.total(Sort.CHANNEL)}"
-    yield f"pubsub_patterns:{context.register.total(Sort.PATTERN)}"
-    yield f"pubsubshard_channels:{context.register.total(Sort.SHARD)}"
+    yield f"pubsub_channels:{context.registry.total(ChannelKind.CHANNEL)}"
+    yield f"pubsub_patterns:{context.registry.total(ChannelKind.PATTERN)}"
+    yield f"pubsubshard_channels:{context.registry.total(ChannelKind.SHARD)}"
     yield f"latest_fork_usec:{max((integer(health.info.get('latest_fork_usec')) for health in healths), default=0)}"
     for name in _OF_THE_SERVERS:
         yield f"{name}:{_sum(healths, name)}"

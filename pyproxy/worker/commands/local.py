@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pyproxy.worker.commands import local_client, local_config, local_connection, local_server
-from pyproxy.worker.commands.context import REPLY_OFF, REPLY_ON, REPLY_SKIP, Client, Context, LocalHandler
+from pyproxy.worker.commands.context import Client, Context, LocalHandler
+from pyproxy.worker.lane.outcome import REPLY_OFF, REPLY_ON, REPLY_SKIP
 
 LOCAL: dict[bytes, LocalHandler] = {
     **local_connection.HANDLERS,

@@ -8,8 +8,9 @@ from protocol import errors
 from protocol.keyspecs import number
 from protocol.reply import OK, Value, Verbatim, encode
 from pyproxy.slices import batches
-from pyproxy.worker.commands.context import REPLY_OFF, REPLY_ON, REPLY_SKIP, Client, Context, LocalHandler
+from pyproxy.worker.commands.context import Client, Context, LocalHandler
 from pyproxy.worker.commands.local_connection import PRINTABLE, USER
+from pyproxy.worker.lane.outcome import REPLY_OFF, REPLY_ON, REPLY_SKIP
 
 
 def _client_id(client: Client, argv: Sequence[bytes], context: Context) -> bytes:

@@ -12,7 +12,8 @@ from protocol import errors
 from protocol.keyspecs import number
 from protocol.reply import OK, Value, encode
 from pyproxy.worker.commands import info
-from pyproxy.worker.commands.context import REPLY_ON, Client, Context, LocalHandler
+from pyproxy.worker.commands.context import Client, Context, LocalHandler
+from pyproxy.worker.lane.outcome import REPLY_ON
 
 DATABASES = 16
 
@@ -42,7 +43,7 @@ def _quit(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
 def _reset(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     """The name and the version of the library stay, as the library is the same."""
     if client.subscriber is not None:
-        client.subscriber.left()
+        client.subscriber.on_left()
     client.switch(2, 0)
     client.name = b""
     client.reply_mode = REPLY_ON

@@ -9,7 +9,7 @@ from protocol import errors, helps, introspect
 from protocol.reply import Verbatim, encode
 from pyproxy.worker.commands import info
 from pyproxy.worker.commands.context import Client, Context, LocalHandler
-from pyproxy.worker.pubsub.registry import Sort
+from pyproxy.worker.pubsub.registry import ChannelKind
 
 
 def _time(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
@@ -53,17 +53,17 @@ def _lolwut(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
 def _pubsub_channels(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
     if len(argv) > 3:
         return errors.subcommand_syntax("pubsub", argv[1])
-    sort = Sort.SHARD if argv[1].lower() == b"shardchannels" else Sort.CHANNEL
-    return encode(context.register.names(sort, argv[2] if len(argv) == 3 else None), client.proto)
+    kind = ChannelKind.SHARD if argv[1].lower() == b"shardchannels" else ChannelKind.CHANNEL
+    return encode(context.registry.names(kind, argv[2] if len(argv) == 3 else None), client.proto)
 
 
 def _pubsub_numsub(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
-    sort = Sort.SHARD if argv[1].lower() == b"shardnumsub" else Sort.CHANNEL
-    return encode([each for name in argv[2:] for each in (name, context.register.count(sort, name))], client.proto)
+    kind = ChannelKind.SHARD if argv[1].lower() == b"shardnumsub" else ChannelKind.CHANNEL
+    return encode([each for name in argv[2:] for each in (name, context.registry.count(kind, name))], client.proto)
 
 
 def _pubsub_numpat(client: Client, argv: Sequence[bytes], context: Context) -> bytes:
-    return encode(context.register.total(Sort.PATTERN), client.proto)
+    return encode(context.registry.total(ChannelKind.PATTERN), client.proto)
 
 
 HANDLERS: dict[bytes, LocalHandler] = {

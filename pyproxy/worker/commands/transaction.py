@@ -27,11 +27,11 @@ from pyproxy.worker.commands.placing import shards_of
 from pyproxy.worker.lane.lane import Client, Lane, Route
 from pyproxy.worker.lane.outcome import NOT_NOW, Outcome
 from pyproxy.worker.lane.split import Assembly, cut, execute
-from pyproxy.worker.pubsub.registry import PUBLISH, Sort
+from pyproxy.worker.pubsub.registry import PUBLISH, ChannelKind
 
 QUEUED = b"+QUEUED\r\n"
-Counted = Callable[[Sort, bytes], Callable[[bytes], bytes]]
-"""Sort and channel of a PUBLISH -> what makes its answer from the server's reply; see Hub.counted."""
+Counted = Callable[[ChannelKind, bytes], Callable[[bytes], bytes]]
+"""Kind and channel of a PUBLISH -> what makes its answer from the server's reply; see Hub.publish_answer."""
 
 Local = Callable[[bytes, Client, Sequence[bytes]], bytes]
 """What answers local commands: name, client, argv -> reply."""

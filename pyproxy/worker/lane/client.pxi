@@ -158,7 +158,7 @@ cdef class Client:
 
     def _leave_channels(self):
         if self._subscriber is not None:
-            self._subscriber.left()
+            self._subscriber.on_left()
 
     # --- bytes to commands ---
 

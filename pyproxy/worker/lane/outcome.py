@@ -1,4 +1,4 @@
-"""What the lane is told of a command: its reply, or why there is none yet."""
+"""What the lane is told of a command: its reply, or why there is none yet; and whether its client gets replies."""
 
 from __future__ import annotations
 
@@ -26,3 +26,6 @@ NotNow = Literal[Later.NOT_NOW]
 
 Refused = bytes | NotNow | None
 """The error line of a request that may not pass; NOT_NOW where its client was parked; None where it may pass."""
+
+REPLY_ON, REPLY_OFF, REPLY_SKIP = 0, 1, 2
+"""`Client.reply_mode`: what CLIENT REPLY has set. SKIP holds for the next command alone."""

@@ -1,32 +1,31 @@
-"""Publish/subscribe for the whole fleet: what clients subscribe to is subscribed once for all of them at the shards.
+"""Publish/subscribe for the clients of one worker. What they subscribe to is subscribed once for all of them.
 
-    clients ── SUBSCRIBE ... ──▶ Hub ── Rolls ──▶ Upstream of each shard ──▶ servers
-            ◀── messages ──────── │ ◀── deliver ──
+    clients ── SUBSCRIBE ... ──▶ Hub ── Interest ──▶ Upstream of each shard ──▶ servers
+            ◀── messages ──────── │ ◀── Deliverer ──
                                   └── numbers ──▶ the parent ──▶ the other workers
 
-A PUBLISH goes to the shard that the channel, taken as a key, belongs to: its home. A script publishes on the shard
-where it runs, and every server the channels of keyspace events. So channels and patterns are listened to on all shards;
-a message is on one of them, and comes once. A shard channel is listened to at home alone. Whether a pattern matches is
-the servers' to say: what they send is handed on to the clients of that channel or pattern, and encoded at most twice.
+A PUBLISH goes to the home of its channel: the shard that the channel belongs to as a key. A script publishes on the
+shard where it runs, and every server publishes keyspace events by itself. So channels and patterns are subscribed at
+all shards. A message is published on one of them, and so arrives once.
 
-A SUBSCRIBE goes through four works, each in slices, and its client waits as in a conversation:
+A SUBSCRIBE goes through four works, each in slices. Its client is parked meanwhile, as in a conversation.
 
-    want      its names are on the roll, and what comes of them is kept for it from now on
-              ... until the shards have confirmed; no longer than a moment for one that is silent
-    count     its names are among the numbers of this worker
-              ... until the other workers know; no longer than a moment
-    confirm   its client gets the confirmations, and then what was kept
-    hand over what comes from now on is the client's
+    1. Its names are wanted. From now on messages of them are buffered for it.
+       It waits until the shards have confirmed the names, for a moment at most if one is silent.
+    2. Its names are registered, and the parent is told of their new numbers.
+       It waits until the other workers have acknowledged the numbers, for a moment at most.
+    3. The client gets the confirmations, and then the buffered messages.
+    4. The client is registered in its place. From now on messages go to the client.
 
-Before an UNSUBSCRIBE, or a RESET, takes effect, a fence is passed: one round trip to the shards of its names, so that
-what was published before has come, which a PUBLISH that is answered on another connection may be ahead of.
+An UNSUBSCRIBE, or a RESET, first passes a fence: one round trip to the shards of its names. So messages arrive that
+were published before, which may be later than the answer to a PUBLISH on another connection.
 """
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,110 +37,38 @@ from pyproxy.events import Event, emit
 from pyproxy.messages import Gate
 from pyproxy.shard_map import Shard
 from pyproxy.slices import BATCH, Slices, batches
-from pyproxy.worker.commands.context import REPLY_OFF, REPLY_ON
 from pyproxy.worker.lane.lane import Client, Lane, Route
-from pyproxy.worker.lane.outcome import NOT_NOW, PLACED, Outcome
+from pyproxy.worker.lane.outcome import NOT_NOW, PLACED, REPLY_OFF, REPLY_ON, Outcome
 from pyproxy.worker.lane.split import relay
+from pyproxy.worker.pubsub.connection import MESSAGE_OVERHEAD, PartialMessages
+from pyproxy.worker.pubsub.delivery import Deliverer, Receiver
+from pyproxy.worker.pubsub.interest import Interest
+from pyproxy.worker.pubsub.pending import Answering, PendingSubscribe, PendingUnsubscribe
 from pyproxy.worker.pubsub.registry import (
     OVERHEAD,
     PUBLISH,
     SUBSCRIBE,
     UNSUBSCRIBE,
+    ChannelKind,
     Registry,
-    Sort,
     Subscriber,
-    confirmed,
-    pushed,
+    confirmation_frame,
 )
-from pyproxy.worker.pubsub.upstream import LATE_S, MESSAGE_ROOM, Delivery, Unfinished, Upstream
-from pyproxy.worker.pubsub.wanted import Roll, Wanted
+from pyproxy.worker.pubsub.upstream import LATE_S, Upstream
+from pyproxy.worker.pubsub.wanted import WantedName, WantedNames
 from pyproxy.worker.shard.link import Spawn
 
-KEYSPACE_EVENTS = (b"__keyspace@", b"__keyevent@")
-"""What the names of the channels begin with that every server publishes itself (notify.c)."""
-
 FENCE_S = 0.2
-"""So long is waited at most for what was published before an UNSUBSCRIBE."""
+"""How long an UNSUBSCRIBE waits for its fences."""
 
 Work = Iterator[int]
-Answering = Generator[int, None, bytes]  # a work that ends with the answer
-
-
-class Unanswered:
-    """A command between its beginning and its answer; what a client's connection tells a conversation."""
-
-    waits = False  # for something that may never come
-
-    def go_on(self) -> None:
-        """It has asked nothing that it would ask again."""
-
-    def half_closed(self) -> None:
-        """It is answered soon."""
-
-    def left(self) -> None:
-        """Its client is gone, which `Subscriber.left` says too."""
-
-
-class Waiting(Unanswered):
-    """A SUBSCRIBE, which gets what is for its client until that has its confirmations."""
-
-    def __init__(self, hub: Hub, client: Client, subscriber: Subscriber, sort: Sort, names: Sequence[bytes]) -> None:
-        self.client = client
-        self.subscriber = subscriber
-        self.sort = sort
-        self.names = names
-        self.new: list[bytes] = []  # that the client was not subscribed to, each once
-        self.left_to: set[Upstream] = set()  # confirm
-        self.number = 0  # of what the other workers have to be told
-        self.waited_s = 0.0  # for them
-        self.over = False  # nothing more is done for it
-        self.proto: int = client.proto
-        self._kept: list[bytes] | None = []
-        self._kept_bytes = 0
-        self._hub = hub
-
-    def push(self, frame: bytes) -> int:
-        """As of a client."""
-        if self._kept is None or self.over:
-            return int(self.client.push(frame))
-        self._kept.append(frame)
-        self._kept_bytes += len(frame)
-        self.client.charge(len(frame))
-        return self._kept_bytes
-
-    def release(self) -> None:
-        """Its client has its confirmations."""
-        kept, self._kept = self._kept or [], None
-        self.client.charge(-self._kept_bytes)
-        for frame in kept:
-            self.client.push(frame)
-
-    def drain(self) -> None:
-        self._hub.wait_no_more(self)
-
-
-class Leaving(Unanswered):
-    """An UNSUBSCRIBE or a RESET, until the fences are passed. `work` carries it out."""
-
-    def __init__(self, hub: Hub, client: Client, work: Answering) -> None:
-        self.client = client
-        self.work = work
-        self.left_to: set[Upstream] = set()  # answer
-        self.until = 0.0
-        self._hub = hub
-
-    def left(self) -> None:
-        self._hub.forget_leaving(self)
-
-    def drain(self) -> None:
-        self._hub.finish_leaving(self)
-
-
-Receiver = Client | Waiting
 
 
 class Hub:
-    """One worker's. `register` is shared with who answers PUBSUB and INFO; `tell` has it told to the parent."""
+    """`registry` is shared with the commands PUBSUB and INFO. `notify_parent`: numbers in the registry have changed.
+
+    `alone`: there are no other workers.
+    """
 
     def __init__(
         self,
@@ -150,18 +77,19 @@ class Hub:
         access: Access,
         spawn: Spawn,
         slices: Slices,
-        register: Registry[Receiver],
+        registry: Registry[Receiver],
         alone: bool,
-        tell: Callable[[], None],
+        notify_parent: Callable[[], None],
     ) -> None:
-        self.register = register
+        self.registry = registry
         self.subscribers = 0  # clients
-        self._tell = tell
-        self._telling = False
+        self.interest = Interest(lane.shard_of)
+        self._notify_parent = notify_parent
+        self._notifying = False
         self._lane = lane
-        self._limit = config.limits.pubsub_bytes
-        most = max(config.limits.memory_bytes // 4, config.limits.bulk_bytes + MESSAGE_ROOM)
-        self._unfinished = Unfinished(most, lane.listens)
+        self.deliver = Deliverer(registry, self.interest, config.limits.pubsub_bytes).deliver  # see upstream.Listener
+        limit = max(config.limits.memory_bytes // 4, config.limits.bulk_bytes + MESSAGE_OVERHEAD)
+        self._partial_messages = PartialMessages(limit, lane.listens)
         self._timeouts = config.timeouts
         self._access = access
         self._spawn = spawn
@@ -169,132 +97,123 @@ class Hub:
         self._opened = False
         self._shards: list[Shard] = []
         self._epochs: dict[str, int] = {}
-        self._upstreams: list[Upstream] = []
-        self._shared = Roll()  # of what is listened to on all shards
-        self._wanted: tuple[dict[bytes, Wanted], ...] = ({}, {}, {})
-        self._unknown: dict[Waiting, None] = {}  # not all workers know of them
-        self._known = 0  # what they know of
-        self._heedless = alone  # nobody waits for them; so after one that did in vain, until they answer
+        self._unacknowledged: dict[PendingSubscribe, None] = {}
+        self._acknowledged = 0  # the number of the last change that all other workers have acknowledged
+        self._skips_acks = alone  # also after a SUBSCRIBE that waited in vain, until the other workers catch up
         self._alone = alone
-        self._leaving: dict[Leaving, None] = {}
-        self._ticked = time.monotonic()
+        self._unsubscribing: dict[PendingUnsubscribe, None] = {}
+        self._ticked_at = time.monotonic()
 
-    # --- what the worker says ---
+    # --- called by the worker ---
 
     def open(self) -> None:
         """There is a client: be connected from now on."""
         if not self._opened:
             self._opened = True
-            for upstream in self._upstreams:
+            for upstream in self.interest.upstreams:
                 upstream.open()
 
-    def face(self, shards: Sequence[Shard], gates: Sequence[Gate]) -> None:
-        """Who the primaries are now. One that is another, or in another epoch, is subscribed to anew."""
-        old = {upstream.shard: upstream for upstream in self._upstreams}
+    def apply_topology(self, shards: Sequence[Shard], gates: Sequence[Gate]) -> None:
+        """Subscribe everything anew at a primary that is another, or in another epoch."""
+        old = {upstream.shard: upstream for upstream in self.interest.upstreams}
         epochs = {gate.shard: gate.epoch for gate in gates}
         moved = [(each.name, each.slots) for each in shards] != [(each.name, each.slots) for each in self._shards]
-        self._upstreams = [old.pop(each.name) if each.name in old else self._upstream(each) for each in shards]
+        upstreams = [old.pop(each.name) if each.name in old else self._new_upstream(each) for each in shards]
+        self.interest.upstreams = upstreams
         for upstream in old.values():
             upstream.close()
-        for upstream, shard in zip(self._upstreams, shards, strict=True):
+        for upstream, shard in zip(upstreams, shards, strict=True):
             known, epoch = self._epochs.get(shard.name, 0), epochs.get(shard.name, 0)
             if upstream.node != shard.primary or (known and epoch != known):
                 upstream.switch_to(shard.primary)
         self._shards, self._epochs = list(shards), epochs
         if moved:
-            self._move()
+            self.interest.move_shard_channels()
 
-    def _upstream(self, shard: Shard) -> Upstream:
-        made = Upstream(
+    def _new_upstream(self, shard: Shard) -> Upstream:
+        upstream = Upstream(
             shard.name,
             shard.primary,
             self._timeouts,
             self._access,
             self._spawn,
             self._slices,
-            self._shared,
+            self.interest.shared,
             self,
-            self._unfinished,
+            self._partial_messages,
         )
         if self._opened:
-            made.open()
-        return made
-
-    def _move(self) -> None:
-        """Have all shard channels subscribed where they belong now."""
-        for wanted in list(self._wanted[Sort.SHARD].values()):
-            if wanted.roll is not self._roll(Sort.SHARD, wanted.text):
-                self._enlist(Sort.SHARD, wanted.text)
-        for upstream in self._upstreams:
-            upstream.ask_soon()
+            upstream.open()
+        return upstream
 
     @property
     def at_rest(self) -> bool:
-        """Whether nobody waits for the time to pass."""
-        return not (self._unknown or self._leaving) and all(upstream.at_rest for upstream in self._upstreams)
+        """Whether nothing here depends on the time."""
+        waiting = self._unacknowledged or self._unsubscribing
+        return not waiting and all(upstream.at_rest for upstream in self.interest.upstreams)
 
     def tick(self, now: float) -> None:
-        passed_s, self._ticked = min(now - self._ticked, LATE_S), now
-        for upstream in self._upstreams:
+        passed_s, self._ticked_at = min(now - self._ticked_at, LATE_S), now
+        for upstream in self.interest.upstreams:
             upstream.tick(now)
-        for waiting in list(self._unknown):
-            waiting.waited_s += passed_s
-            if waiting.waited_s >= self._timeouts.reply_s and not self._heedless:
-                self._heedless = True
-        if self._heedless:
-            self._know(self.register.changes)
-        for leaving in [each for each in self._leaving if now >= each.until]:
-            for upstream in leaving.left_to:
-                upstream.miss()
-            self.finish_leaving(leaving)
+        for subscribe in list(self._unacknowledged):
+            subscribe.waited_s += passed_s
+            if subscribe.waited_s >= self._timeouts.reply_s and not self._skips_acks:
+                self._skips_acks = True
+        if self._skips_acks:
+            self._confirm_up_to(self.registry.last_change)
+        for unsubscribe in [each for each in self._unsubscribing if now >= each.deadline]:
+            for upstream in unsubscribe.fences:
+                upstream.on_fence_timeout()
+            self.finish_unsubscribe(unsubscribe)
 
-    def known(self, number: int) -> None:
-        """All other workers have heard what was told up to this number."""
-        self._known = max(self._known, number)
-        self._heedless = self._alone or (self._heedless and number < self.register.told)
-        self._know(number)
+    def on_acknowledged(self, number: int) -> None:
+        """All other workers have applied the changes up to this number."""
+        self._acknowledged = max(self._acknowledged, number)
+        self._skips_acks = self._alone or (self._skips_acks and number < self.registry.last_sent)
+        self._confirm_up_to(number)
 
-    def _know(self, number: int) -> None:
-        for waiting in [each for each in self._unknown if each.number <= number]:
-            del self._unknown[waiting]
-            self._begin(waiting.client, self._confirm(waiting))
+    def _confirm_up_to(self, number: int) -> None:
+        for subscribe in [each for each in self._unacknowledged if each.change <= number]:
+            del self._unacknowledged[subscribe]
+            self._run(subscribe.client, self._confirm(subscribe))
 
     @property
     def connections(self) -> int:
-        return sum(upstream.is_connected for upstream in self._upstreams)
+        return sum(upstream.is_connected for upstream in self.interest.upstreams)
 
     @property
-    def deaf(self) -> set[str]:
-        """Shards where something is still to be confirmed, and may be expected soon."""
-        return {upstream.shard for upstream in self._upstreams if upstream.is_deaf}
+    def unconfirmed(self) -> set[str]:
+        """The shards where some name is not confirmed, and may be soon."""
+        return {upstream.shard for upstream in self.interest.upstreams if upstream.has_unconfirmed}
 
     def close(self) -> None:
-        for upstream in self._upstreams:
+        for upstream in self.interest.upstreams:
             upstream.close()
 
-    # --- what clients ask ---
+    # --- commands ---
 
-    def take(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> Outcome:
-        """As Session.take, for the commands of the kind PUBSUB."""
+    def serve(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> Outcome:
+        """As `Session.dispatch`, for commands of the kind PUBSUB."""
         if command.name in PUBLISH:
-            answer = self.counted(PUBLISH[command.name], argv[1])
-            return relay(client, route, self._lane.shard_of(argv[1]), request.Request(argv), answer)
+            to_answer = self.publish_answer(PUBLISH[command.name], argv[1])
+            return relay(client, route, self._lane.shard_of(argv[1]), request.Request(argv), to_answer)
         if command.name in SUBSCRIBE:
             return self._subscribe(client, SUBSCRIBE[command.name], argv[1:])
         return self._unsubscribe(client, UNSUBSCRIBE[command.name], argv[1:])
 
-    def counted(self, sort: Sort, channel: bytes) -> partial[bytes]:
-        """What makes the answer of a PUBLISH: the server counts workers, the client wants to know of clients."""
-        return partial(self._count, sort, channel)
+    def publish_answer(self, kind: ChannelKind, channel: bytes) -> partial[bytes]:
+        """A function that makes the answer to a PUBLISH of the reply: servers count workers, clients expect clients."""
+        return partial(self._publish_answer, kind, channel)
 
-    def _count(self, sort: Sort, channel: bytes, frame: bytes) -> bytes:
-        return b":%d\r\n" % self.register.receivers(sort, channel) if frame.startswith(b":") else frame
+    def _publish_answer(self, kind: ChannelKind, channel: bytes, frame: bytes) -> bytes:
+        return b":%d\r\n" % self.registry.receivers(kind, channel) if frame.startswith(b":") else frame
 
-    def _begin(self, client: Client, work: Work) -> None:
-        self._slices.run(self._watched(client, work))
+    def _run(self, client: Client, work: Work) -> None:
+        self._slices.run(self._caught(client, work))
 
-    def _watched(self, client: Client, work: Work) -> Work:
-        """A work whose failure is our own fault, and ends this client's connection instead of having it wait."""
+    def _caught(self, client: Client, work: Work) -> Work:
+        """The work. If it fails, which is a bug, the client's connection is closed, so that it does not wait."""
         try:
             yield from work
         except Exception:
@@ -303,261 +222,252 @@ class Hub:
 
     # --- SUBSCRIBE ---
 
-    def _subscribe(self, client: Client, sort: Sort, names: Sequence[bytes]) -> Outcome:
-        subscriber: Subscriber = client.subscriber or Subscriber(partial(self.leave, client))
-        waiting = Waiting(self, client, subscriber, sort, names)
-        mode, client.reply_mode = client.reply_mode, REPLY_ON  # which does not hold for what is pushed
-        if client.converse(waiting) is NOT_NOW:
+    def _subscribe(self, client: Client, kind: ChannelKind, names: Sequence[bytes]) -> Outcome:
+        subscriber: Subscriber = client.subscriber or Subscriber(partial(self.on_client_left, client))
+        subscribe = PendingSubscribe(self, client, subscriber, kind, names)
+        mode, client.reply_mode = client.reply_mode, REPLY_ON  # the mode does not hold for what is pushed
+        if client.converse(subscribe) is NOT_NOW:
             client.reply_mode = mode
             return NOT_NOW
         client.reply_mode = REPLY_OFF if mode == REPLY_OFF else REPLY_ON
         if client.subscriber is None:
             client.subscriber = subscriber
             self.subscribers += 1
-        subscriber.waiting = waiting
-        self._begin(client, self._want(waiting))
+        subscriber.pending = subscribe
+        self._run(client, self._want(subscribe))
         return PLACED
 
-    def _want(self, waiting: Waiting) -> Work:
-        sort, client, known = waiting.sort, waiting.client, waiting.subscriber.names[waiting.sort]
-        all_wanted = self._wanted[sort]
-        upto: dict[Roll, int] = {}
+    def _want(self, subscribe: PendingSubscribe) -> Work:
+        kind, client, known = subscribe.kind, subscribe.client, subscribe.subscriber.names[subscribe.kind]
+        last: dict[WantedNames, int] = {}  # the number of the last name in each list
         homes: set[int] = set()
-        for names in batches(waiting.names):
-            if waiting.over:
+        for names in batches(subscribe.names):
+            if subscribe.is_over:
                 return
             size = 0
             for name in names:
                 if name in known:
                     continue
-                wanted = all_wanted.get(name)
-                if wanted is not None and wanted.is_early(waiting):
-                    continue  # it is named twice
-                if wanted is None or wanted.refused:
-                    wanted = self._enlist(sort, name)
-                wanted.clients += 1
-                waiting.new.append(name)
-                wanted.add_early(waiting)
+                wanted = self.interest.find(kind, name)
+                if wanted is not None and wanted.is_pending(subscribe):
+                    continue  # the command has this name twice
+                wanted = self.interest.want(kind, name)
+                subscribe.new_names.append(name)
+                wanted.add_pending(subscribe)
                 size += len(name) + OVERHEAD
-                upto[wanted.roll] = max(upto.get(wanted.roll, 0), wanted.number)
-                if len(homes) < len(self._upstreams):
-                    homes.update(self._homes(sort, name))
+                last[wanted.owner] = max(last.get(wanted.owner, 0), wanted.number)
+                if len(homes) < len(self.interest.upstreams):
+                    homes.update(self.interest.homes(kind, name))
             client.charge(size)
-            for upstream in self._upstreams:
-                upstream.ask_soon()
+            self.interest.ask_soon()
             yield len(names)
-        if waiting.over:
+        if subscribe.is_over:
             return
-        if len(waiting.new) <= BATCH:  # else it is asked for already; a PUBLISH may be on its way behind it
+        if (
+            len(subscribe.new_names) <= BATCH
+        ):  # else it is asked for already; a PUBLISH may follow on another connection
             for index in homes if len(homes) == 1 else ():
-                self._upstreams[index].ask_now()
-        for roll, number in upto.items():
-            for index, upstream in enumerate(self._upstreams):
-                if (roll is self._shared or roll is upstream.own) and upstream.expect(
-                    roll, number, waiting, index in homes
-                ):
-                    waiting.left_to.add(upstream)
-        if not waiting.left_to:
-            yield from self._have_counted(waiting)
+                self.interest.upstreams[index].ask_now()
+        for owner, number in last.items():
+            for index, upstream in self.interest.upstreams_of(owner):
+                if upstream.wait_until_confirmed(owner, number, subscribe, index in homes):
+                    subscribe.unconfirmed.add(upstream)
+        if not subscribe.unconfirmed:
+            yield from self._register(subscribe)
 
-    def _homes(self, sort: Sort, name: bytes) -> Iterable[int]:
-        """Where it is published by the commands and by the servers themselves; all other messages are of scripts."""
-        if sort is Sort.PATTERN or (sort is Sort.CHANNEL and name.startswith(KEYSPACE_EVENTS)):
-            return range(len(self._upstreams))
-        return (self._lane.shard_of(name),)
-
-    def confirmed(self, upstream: Upstream, waiting: Waiting) -> None:
+    def confirmed(self, upstream: Upstream, waiter: PendingSubscribe) -> None:
         """See upstream.Listener."""
-        if upstream in waiting.left_to:
-            waiting.left_to.discard(upstream)
-            if not waiting.left_to and not waiting.over:
-                self._begin(waiting.client, self._have_counted(waiting))
+        if upstream in waiter.unconfirmed:
+            waiter.unconfirmed.discard(upstream)
+            if not waiter.unconfirmed and not waiter.is_over:
+                self._run(waiter.client, self._register(waiter))
 
-    def _have_counted(self, waiting: Waiting) -> Work:
-        sort, all_wanted = waiting.sort, self._wanted[waiting.sort]
-        for names in batches(waiting.new):
-            if waiting.over:
+    def _register(self, subscribe: PendingSubscribe) -> Work:
+        kind = subscribe.kind
+        for names in batches(subscribe.new_names):
+            if subscribe.is_over:
                 return
             for name in names:
-                all_wanted[name].remove_early(waiting)
-                self.register.add(sort, name, waiting)
-            self._tell_soon()
+                self._wanted(kind, name).remove_pending(subscribe)
+                self.registry.add(kind, name, subscribe)
+            self._notify_soon()
             yield len(names)
-        if waiting.over:
+        if subscribe.is_over:
             return
-        waiting.number = self.register.changes
-        if not waiting.new or self._heedless or waiting.number <= self._known:
-            yield from self._confirm(waiting)
+        subscribe.change = self.registry.last_change
+        if not subscribe.new_names or self._skips_acks or subscribe.change <= self._acknowledged:
+            yield from self._confirm(subscribe)
         else:
-            self._unknown[waiting] = None
+            self._unacknowledged[subscribe] = None
 
-    def _confirm(self, waiting: Waiting) -> Work:
-        client, sort, subscriber = waiting.client, waiting.sort, waiting.subscriber
-        verb, known = sort.prefix + b"subscribe", subscriber.names[sort]
-        for names in batches(waiting.names):
-            if waiting.over:
+    def _confirm(self, subscribe: PendingSubscribe) -> Work:
+        client, kind, subscriber = subscribe.client, subscribe.kind, subscribe.subscriber
+        verb, known = kind.prefix + b"subscribe", subscriber.names[kind]
+        for names in batches(subscribe.names):
+            if subscribe.is_over:
                 return
             frames = []
             for name in names:
                 known[name] = None
-                frames.append(confirmed(verb, name, subscriber.counted(sort), client.proto))
+                frames.append(confirmation_frame(verb, name, subscriber.count(kind), client.proto))
             client.push(b"".join(frames))
             yield len(names)
-        if waiting.over:
+        if subscribe.is_over:
             return
-        waiting.release()
-        for names in batches(waiting.new):
+        subscribe.flush()
+        for names in batches(subscribe.new_names):
             for name in names:
-                self.register.replace(sort, name, waiting, client)
+                self.registry.replace(kind, name, subscribe, client)
             yield len(names)
-            if waiting.over:
+            if subscribe.is_over:
                 return
-        subscriber.waiting = None
+        subscriber.pending = None
         client.answer(b"")
 
-    def wait_no_more(self, waiting: Waiting) -> None:
-        """Confirm it, whatever the shards have confirmed, and the other workers know."""
-        if waiting.left_to:
-            waiting.left_to.clear()
-            self._begin(waiting.client, self._have_counted(waiting))
-        elif waiting in self._unknown:
-            del self._unknown[waiting]
-            self._begin(waiting.client, self._confirm(waiting))
+    def stop_waiting(self, subscribe: PendingSubscribe) -> None:
+        """Confirm it, whatever the shards have confirmed and the other workers have acknowledged."""
+        if subscribe.unconfirmed:
+            subscribe.unconfirmed.clear()
+            self._run(subscribe.client, self._register(subscribe))
+        elif subscribe in self._unacknowledged:
+            del self._unacknowledged[subscribe]
+            self._run(subscribe.client, self._confirm(subscribe))
 
-    def refused(self, upstream: Upstream, wanted: Wanted, line: bytes) -> None:
+    def refused(self, upstream: Upstream, name: WantedName, line: bytes) -> None:
         """See upstream.Listener."""
-        wanted.refused = True
-        for waiting in wanted.all_early:
-            if not waiting.over:
-                waiting.over = True
-                self._begin(waiting.client, self._refuse(waiting, line))
+        name.refused = True
+        for subscribe in name.all_pending:
+            if not subscribe.is_over:
+                subscribe.is_over = True
+                self._run(subscribe.client, self._refuse(subscribe, line))
 
-    def _refuse(self, waiting: Waiting, line: bytes) -> Work:
-        client, subscriber = waiting.client, waiting.subscriber
-        yield from self._undo(waiting)
+    def _refuse(self, subscribe: PendingSubscribe, line: bytes) -> Work:
+        client, subscriber = subscribe.client, subscribe.subscriber
+        yield from self._roll_back(subscribe)
         if client.subscriber is subscriber:
-            subscriber.waiting = None
+            subscriber.pending = None
             self._end_if_empty(client, subscriber)
             client.answer(line)
 
-    def _undo(self, waiting: Waiting) -> Work:
-        """However far it has come."""
-        sort, known = waiting.sort, waiting.subscriber.names[waiting.sort]
-        for names in batches(waiting.new):
-            if waiting.client.subscriber is waiting.subscriber:  # else it has gone
-                waiting.client.charge(-sum(len(name) + OVERHEAD for name in names))
+    def _roll_back(self, subscribe: PendingSubscribe) -> Work:
+        """Undo a SUBSCRIBE, however far it has come."""
+        kind, known = subscribe.kind, subscribe.subscriber.names[subscribe.kind]
+        for names in batches(subscribe.new_names):
+            if subscribe.client.subscriber is subscribe.subscriber:  # else the client has gone
+                subscribe.client.charge(-sum(len(name) + OVERHEAD for name in names))
             for name in names:
-                early = self._wanted[sort][name].remove_early(waiting)
-                if not early and not self.register.remove(sort, name, waiting):
-                    self.register.remove(sort, name, waiting.client)
+                was_pending = self._wanted(kind, name).remove_pending(subscribe)
+                if not was_pending and not self.registry.remove(kind, name, subscribe):
+                    self.registry.remove(kind, name, subscribe.client)
                 known.pop(name, None)
-                self._unwant(sort, name)
-            self._tell_soon()
+                self.interest.release(kind, name)
+            self._notify_soon()
             yield 2 * len(names)
 
-    # --- UNSUBSCRIBE, RESET, the end ---
+    def _wanted(self, kind: ChannelKind, name: bytes) -> WantedName:
+        """A name that is wanted by somebody."""
+        wanted = self.interest.find(kind, name)
+        assert wanted is not None
+        return wanted
 
-    def _unsubscribe(self, client: Client, sort: Sort, names: Sequence[bytes]) -> Outcome:
+    # --- UNSUBSCRIBE, RESET, clients that leave ---
+
+    def _unsubscribe(self, client: Client, kind: ChannelKind, names: Sequence[bytes]) -> Outcome:
         if not client.settled():
             return NOT_NOW
         if client.reply_mode != REPLY_OFF:
             client.reply_mode = REPLY_ON
-        known = client.subscriber.names[sort] if client.subscriber is not None else {}
-        concerned = self._concerned(sort, names or known, known)
-        return self._behind_fences(client, concerned, self._end(client, sort, names), len(names or known))
+        known = client.subscriber.names[kind] if client.subscriber is not None else {}
+        sources = self.interest.sources(kind, names or known, known)
+        return self._after_fences(client, sources, self._end(client, kind, names), len(names or known))
 
-    def reset(self, client: Client, end: Callable[[], bytes]) -> Outcome:
-        """The RESET of a subscriber. `end` carries out the rest, and makes its answer."""
+    def reset(self, client: Client, finish: Callable[[], bytes]) -> Outcome:
+        """The RESET of a subscriber. `finish` does the rest of it, and makes its answer."""
         if not client.settled():
             return NOT_NOW
         if client.reply_mode == REPLY_OFF:
             client.reply_mode = REPLY_ON
         subscriber: Subscriber = client.subscriber
-        by_sort = [self._concerned(sort, names, names) for sort, names in zip(Sort, subscriber.names, strict=True)]
-        concerned = [upstream for those in by_sort for upstream in those]
-        return self._behind_fences(client, concerned, self._reset(client, subscriber, end), sum(subscriber.counts))
+        by_kind = zip(ChannelKind, subscriber.names, strict=True)
+        sources = [upstream for kind, names in by_kind for upstream in self.interest.sources(kind, names, names)]
+        return self._after_fences(client, sources, self._reset(client, subscriber, finish), sum(subscriber.counts))
 
-    def _reset(self, client: Client, subscriber: Subscriber, end: Callable[[], bytes]) -> Answering:
-        yield from self._forget(client, subscriber)
+    def _reset(self, client: Client, subscriber: Subscriber, finish: Callable[[], bytes]) -> Answering:
+        yield from self._end_all(client, subscriber)
         if client.subscriber is not subscriber:
-            return b""  # it has gone
+            return b""  # the client has gone
         self._end_if_empty(client, subscriber)
-        return end()
+        return finish()
 
-    def _concerned(self, sort: Sort, names: Collection[bytes], known: dict[bytes, None]) -> Iterable[Upstream]:
-        """The shards where messages of these names may be on their way, of those that are known."""
-        if not known or (names is not known and not any(name in known for name in names)):
-            return ()
-        if sort is not Sort.SHARD or len(names) > BATCH:
-            return self._upstreams
-        return {self._upstreams[self._lane.shard_of(name)] for name in names if name in known}
+    def _after_fences(self, client: Client, sources: Iterable[Upstream], work: Answering, parts: int) -> Outcome:
+        """Run `work` once no messages are on their way from the sources. It is run at once if that is so and it is
+        small.
 
-    def _behind_fences(self, client: Client, concerned: Iterable[Upstream], work: Answering, parts: int) -> Outcome:
-        """What `work` answers, at once if it is little and nothing may be on its way; else its place is taken.
-
-        A client that sends many of these in a row waits for the shards once: what was published before all of them
-        were here has come then.
+        A client that sends many of these in a row waits for the shards once: what was published before the last of them
+        was received has arrived then.
         """
-        leaving, now = Leaving(self, client, work), time.monotonic()
+        unsubscribe, now = PendingUnsubscribe(self, client, work), time.monotonic()
         subscriber: Subscriber | None = client.subscriber
         if subscriber is not None:
-            if subscriber.fenced_at != client.commands:  # it has asked something else since, a PUBLISH perhaps
+            if subscriber.fenced_at != client.commands:  # it has sent another command since, perhaps a PUBLISH
                 subscriber.fenced.clear()
             subscriber.fenced_at = client.commands + 1
-            for upstream in set(concerned):
+            for upstream in set(sources):
                 if subscriber.fenced.get(upstream, 0.0) < client.last_active:
                     subscriber.fenced[upstream] = now
-                    if upstream.fence(partial(self._passed, leaving, upstream)):
-                        leaving.left_to.add(upstream)
-        if not leaving.left_to and parts <= BATCH:
-            answer: bytes = _at_once(work)
+                    if upstream.fence(partial(self._on_fence_passed, unsubscribe, upstream)):
+                        unsubscribe.fences.add(upstream)
+        if not unsubscribe.fences and parts <= BATCH:
+            answer: bytes = _run_at_once(work)
             return answer
-        client.converse(leaving)
-        leaving.until = now + FENCE_S
-        self._leaving[leaving] = None
-        if not leaving.left_to:
-            self.finish_leaving(leaving)
+        client.converse(unsubscribe)
+        unsubscribe.deadline = now + FENCE_S
+        self._unsubscribing[unsubscribe] = None
+        if not unsubscribe.fences:
+            self.finish_unsubscribe(unsubscribe)
         return PLACED
 
-    def _passed(self, leaving: Leaving, upstream: Upstream) -> None:
-        leaving.left_to.discard(upstream)
-        if not leaving.left_to:
-            self.finish_leaving(leaving)
+    def _on_fence_passed(self, unsubscribe: PendingUnsubscribe, upstream: Upstream) -> None:
+        unsubscribe.fences.discard(upstream)
+        if not unsubscribe.fences:
+            self.finish_unsubscribe(unsubscribe)
 
-    def finish_leaving(self, leaving: Leaving) -> None:
-        if leaving in self._leaving:  # else it was answered when its time was over
-            del self._leaving[leaving]
-            self._begin(leaving.client, self._finish(leaving))
+    def finish_unsubscribe(self, unsubscribe: PendingUnsubscribe) -> None:
+        if unsubscribe in self._unsubscribing:  # else it was finished at its deadline
+            del self._unsubscribing[unsubscribe]
+            self._run(unsubscribe.client, self._finish(unsubscribe))
 
-    def _finish(self, leaving: Leaving) -> Work:
-        reply = yield from leaving.work
-        leaving.client.answer(reply)
+    def _finish(self, unsubscribe: PendingUnsubscribe) -> Work:
+        answer = yield from unsubscribe.work
+        unsubscribe.client.answer(answer)
 
-    def forget_leaving(self, leaving: Leaving) -> None:
+    def forget_unsubscribe(self, unsubscribe: PendingUnsubscribe) -> None:
         """Its client is gone."""
-        self._leaving.pop(leaving, None)
+        self._unsubscribing.pop(unsubscribe, None)
 
-    def _end(self, client: Client, sort: Sort, names: Sequence[bytes]) -> Answering:
+    def _end(self, client: Client, kind: ChannelKind, names: Sequence[bytes]) -> Answering:
+        """End the subscriptions to these names; without names, to all of this kind."""
         subscriber: Subscriber | None = client.subscriber
-        verb = sort.prefix + b"unsubscribe"
-        left: Iterable[bytes] = names or list(subscriber.names[sort] if subscriber else ())
-        for some in batches(left):
+        verb = kind.prefix + b"unsubscribe"
+        ending: Iterable[bytes] = names or list(subscriber.names[kind] if subscriber else ())
+        for some in batches(ending):
             if client.subscriber is not subscriber:
-                return b""  # it has gone
+                return b""  # the client has gone
             frames, size = [], 0
             for name in some:
-                if subscriber is not None and name in subscriber.names[sort]:
-                    del subscriber.names[sort][name]
-                    self._remove(client, sort, name)
+                if subscriber is not None and name in subscriber.names[kind]:
+                    del subscriber.names[kind][name]
+                    self._remove(client, kind, name)
                     size += len(name) + OVERHEAD
-                frames.append(confirmed(verb, name, subscriber.counted(sort) if subscriber else 0, client.proto))
+                count = subscriber.count(kind) if subscriber else 0
+                frames.append(confirmation_frame(verb, name, count, client.proto))
             client.charge(-size)
             client.push(b"".join(frames))
             yield 2 * len(some)
         if client.subscriber is not subscriber:
             return b""
-        if not left:
-            client.push(confirmed(verb, None, subscriber.counted(sort) if subscriber else 0, client.proto))
+        if not ending:
+            client.push(confirmation_frame(verb, None, subscriber.count(kind) if subscriber else 0, client.proto))
         if subscriber is not None:
             self._end_if_empty(client, subscriber)
         return b""
@@ -567,107 +477,47 @@ class Hub:
             client.subscriber = None
             self.subscribers -= 1
 
-    def leave(self, client: Client) -> None:
-        """It has gone: all of its subscriptions end, without a word."""
+    def on_client_left(self, client: Client) -> None:
+        """End all subscriptions of a client that has gone."""
         subscriber: Subscriber = client.subscriber
         client.subscriber = None
         self.subscribers -= 1
-        if subscriber.waiting is not None:
-            subscriber.waiting.over = True
-            self._unknown.pop(subscriber.waiting, None)
-        self._slices.run(self._forget(client, subscriber))
+        if subscriber.pending is not None:
+            subscriber.pending.is_over = True
+            self._unacknowledged.pop(subscriber.pending, None)
+        self._slices.run(self._end_all(client, subscriber))
 
-    def _forget(self, client: Client, subscriber: Subscriber) -> Work:
-        if subscriber.waiting is not None:
-            yield from self._undo(subscriber.waiting)
-        for sort, names in zip(Sort, subscriber.names, strict=True):
+    def _end_all(self, client: Client, subscriber: Subscriber) -> Work:
+        if subscriber.pending is not None:
+            yield from self._roll_back(subscriber.pending)
+        for kind, names in zip(ChannelKind, subscriber.names, strict=True):
             while names:
-                size, some = 0, min(len(names), BATCH)
-                for _ in range(some):
+                size, count = 0, min(len(names), BATCH)
+                for _ in range(count):
                     name, _ = names.popitem()
-                    self._remove(client, sort, name)
+                    self._remove(client, kind, name)
                     size += len(name) + OVERHEAD
-                if client.subscriber is subscriber:  # else it has gone
+                if client.subscriber is subscriber:  # else the client has gone
                     client.charge(-size)
-                yield 2 * some
+                yield 2 * count
 
-    def _remove(self, client: Client, sort: Sort, name: bytes) -> None:
-        self.register.remove(sort, name, client)
-        self._unwant(sort, name)
-        self._tell_soon()
+    def _remove(self, client: Client, kind: ChannelKind, name: bytes) -> None:
+        self.registry.remove(kind, name, client)
+        self.interest.release(kind, name)
+        self._notify_soon()
 
-    # --- what is wanted of the shards ---
+    def _notify_soon(self) -> None:
+        if not self._notifying:
+            self._notifying = True
+            self._lane.loop.call_soon(self._notify_now)
 
-    def _roll(self, sort: Sort, text: bytes) -> Roll:
-        return self._upstreams[self._lane.shard_of(text)].own if sort is Sort.SHARD else self._shared
-
-    def _enlist(self, sort: Sort, text: bytes) -> Wanted:
-        """Have it asked for, or asked for anew."""
-        old = self._wanted[sort].get(text)
-        if old is not None:
-            self._strike_off(old)
-        wanted = self._wanted[sort][text] = self._roll(sort, text).add(sort, text)
-        if old is not None:
-            wanted.clients, wanted.early = old.clients, old.early
-        return wanted
-
-    def _unwant(self, sort: Sort, text: bytes) -> None:
-        wanted = self._wanted[sort][text]
-        wanted.clients -= 1
-        if not wanted.clients:
-            del self._wanted[sort][text]
-            self._strike_off(wanted)
-
-    def _strike_off(self, wanted: Wanted) -> None:
-        frame = request.encode([wanted.sort.prefix + b"unsubscribe", wanted.text])
-        for upstream in self._upstreams:
-            if wanted.roll is self._shared or wanted.roll is upstream.own:
-                upstream.leave(wanted, frame)
-        wanted.roll.remove(wanted)
-
-    def _tell_soon(self) -> None:
-        if not self._telling:
-            self._telling = True
-            self._lane.loop.call_soon(self._tell_now)
-
-    def _tell_now(self) -> None:
-        self._telling = False
-        self._tell()
-
-    # --- what the shards say; see upstream.Listener ---
-
-    def deliver(self, sort: Sort, name: bytes, words: list[bytes]) -> Delivery:
-        receivers: Collection[Receiver] = self.register.clients(sort, name)
-        wanted = self._wanted[sort].get(name)
-        if wanted is not None and wanted.early is not None:
-            receivers = [*receivers, *wanted.all_early]
-        if len(receivers) > BATCH:
-            return self._deliver_in_slices(list(receivers), words)
-        self._hand(receivers, words, {})
-        return len(receivers)
-
-    def _deliver_in_slices(self, receivers: list[Receiver], words: list[bytes]) -> Work:
-        frames: dict[int, bytes] = {}
-        for some in batches(receivers):
-            self._hand(some, words, frames)
-            yield len(some)
-
-    def _hand(self, receivers: Iterable[Receiver], words: list[bytes], frames: dict[int, bytes]) -> None:
-        slow = []
-        for receiver in receivers:
-            frame = frames.get(receiver.proto)
-            if frame is None:
-                frame = frames[receiver.proto] = pushed(words, receiver.proto)
-            if receiver.push(frame) > self._limit:
-                slow.append(receiver)
-        for receiver in slow:  # after the loop: it takes its subscriptions along
-            client = receiver.client if isinstance(receiver, Waiting) else receiver
-            emit(Event.PUBSUB_SLOW, id=client.id, addr=client.addr, bytes=client.buffered_out, limit=self._limit)
-            client.abandon()
+    def _notify_now(self) -> None:
+        self._notifying = False
+        self._notify_parent()
 
 
-def _at_once(work: Iterator[Any]) -> Any:
-    """What the work answers."""
+def _run_at_once(work: Iterator[Any]) -> Any:
+    """Run a work to its end -> its result."""
     while True:
         try:
             next(work)

@@ -1,7 +1,7 @@
-"""Names that are to be subscribed, in the order in which they came to be wanted.
+"""Names that are to be subscribed at servers, in the order in which they were first wanted. Pure.
 
-What is subscribed at a server is known by a place in the roll: all names up to there were asked for. So it costs no
-memory for each name and server, and to subscribe everything anew is to begin at the first place again. Pure.
+What is subscribed at a server is one position in this list: all names up to there were asked for. So a name needs no
+memory for each server, and to subscribe everything anew is to begin at the start of the list again.
 """
 
 from __future__ import annotations
@@ -9,77 +9,78 @@ from __future__ import annotations
 from typing import Any
 
 from protocol import request
-from pyproxy.worker.pubsub.registry import Sort
+from pyproxy.worker.pubsub.registry import ChannelKind
 
 
-class Wanted:
-    """One name. `number` grows along the roll; `clients`: how many want it; `refused`: a server does not take it.
+class WantedName:
+    """One name. `number` grows along the list. `clients`: how many want it. `refused`: a server refuses to subscribe
+    it.
 
-    `early`: who gets what comes of it and is not counted yet; see `add_early`.
+    `pending`: the subscribers that get its messages before they are registered; see `add_pending`.
     """
 
-    __slots__ = ("before", "clients", "early", "next", "number", "refused", "roll", "sort", "text")
+    __slots__ = ("before", "clients", "kind", "next", "number", "owner", "pending", "refused", "text")
 
-    def __init__(self, roll: Roll, sort: Sort, text: bytes, number: int) -> None:
-        self.roll = roll
-        self.sort = sort
+    def __init__(self, owner: WantedNames, kind: ChannelKind, text: bytes, number: int) -> None:
+        self.owner = owner
+        self.kind = kind
         self.text = text
         self.number = number
         self.clients = 0
         self.refused = False
-        self.early: Any = None  # one, or a dict of several: nearly all names have one, and a dict for each is dear
-        self.before: Wanted | None = None
-        self.next: Wanted | None = None
+        self.pending: Any = None  # one subscriber, or a dict of several: most names have one, and dicts are large
+        self.before: WantedName | None = None
+        self.next: WantedName | None = None
 
     @property
-    def all_early(self) -> list[Any]:
-        if type(self.early) is dict:
-            return list(self.early)
-        return [] if self.early is None else [self.early]
+    def all_pending(self) -> list[Any]:
+        if type(self.pending) is dict:
+            return list(self.pending)
+        return [] if self.pending is None else [self.pending]
 
-    def is_early(self, who: object) -> bool:
-        return who in self.early if type(self.early) is dict else who is self.early
+    def is_pending(self, subscriber: object) -> bool:
+        return subscriber in self.pending if type(self.pending) is dict else subscriber is self.pending
 
-    def add_early(self, who: object) -> None:
-        if self.early is None:
-            self.early = who
-        elif type(self.early) is dict:
-            self.early[who] = None
+    def add_pending(self, subscriber: object) -> None:
+        if self.pending is None:
+            self.pending = subscriber
+        elif type(self.pending) is dict:
+            self.pending[subscriber] = None
         else:
-            self.early = {self.early: None, who: None}
+            self.pending = {self.pending: None, subscriber: None}
 
-    def remove_early(self, who: object) -> bool:
+    def remove_pending(self, subscriber: object) -> bool:
         """-> whether it was there."""
-        if not self.is_early(who):
+        if not self.is_pending(subscriber):
             return False
-        if type(self.early) is dict and len(self.early) > 1:
-            del self.early[who]
+        if type(self.pending) is dict and len(self.pending) > 1:
+            del self.pending[subscriber]
         else:
-            self.early = None
+            self.pending = None
         return True
 
 
-class Roll:
-    """The names. `start` is the place before all of them, with the number 0."""
+class WantedNames:
+    """The list. `start` is the position before all names, with the number 0."""
 
     def __init__(self) -> None:
-        self.start = Wanted(self, Sort.CHANNEL, b"", 0)
+        self.start = WantedName(self, ChannelKind.CHANNEL, b"", 0)
         self.last = self.start
         self.size = 0
         self._count = 0
-        self._chunk: tuple[Wanted, int, bytes, list[Wanted]] | None = None
+        self._chunk: tuple[WantedName, int, bytes, list[WantedName]] | None = None
 
-    def add(self, sort: Sort, text: bytes) -> Wanted:
+    def add(self, kind: ChannelKind, text: bytes) -> WantedName:
         self._count += 1
         self.size += 1
-        wanted = Wanted(self, sort, text, self._count)
-        wanted.before = self.last
-        self.last.next = wanted
-        self.last = wanted
-        return wanted
+        name = WantedName(self, kind, text, self._count)
+        name.before = self.last
+        self.last.next = name
+        self.last = name
+        return name
 
-    def remove(self, wanted: Wanted) -> None:
-        before, following = wanted.before, wanted.next
+    def remove(self, name: WantedName) -> None:
+        before, following = name.before, name.next
         assert before is not None  # only the start has none
         before.next = following
         if following is None:
@@ -89,23 +90,23 @@ class Roll:
         self.size -= 1
         self._chunk = None
 
-    def after(self, place: Wanted, most: int) -> tuple[bytes, list[Wanted], bool]:
-        """The next names after this place, at most so many: their SUBSCRIBEs, they, and whether they were at hand.
+    def after(self, position: WantedName, limit: int) -> tuple[bytes, list[WantedName], bool]:
+        """The next names after this position, at most `limit` -> their SUBSCRIBEs, the names, whether they were cached.
 
-        A command for each name, so that each answer, an error too, is the answer to one. All servers are asked for the
-        same, mostly at the same time, so what was made last is kept.
+        There is a command for each name, so that each reply, an error too, is the reply to one name. All servers are
+        asked for the same names, mostly at the same time, so the last result is cached.
         """
         chunk = self._chunk
-        if chunk is not None and chunk[0] is place and chunk[1] == most:
+        if chunk is not None and chunk[0] is position and chunk[1] == limit:
             return chunk[2], chunk[3], True
-        names: list[Wanted] = []
-        at = place.next
-        while at is not None and len(names) < most:
+        names: list[WantedName] = []
+        at = position.next
+        while at is not None and len(names) < limit:
             names.append(at)
             at = at.next
-        frames = b"".join([request.encode([each.sort.prefix + b"subscribe", each.text]) for each in names])
-        self._chunk = (place, most, frames, names) if names else None
+        frames = b"".join([request.encode([each.kind.prefix + b"subscribe", each.text]) for each in names])
+        self._chunk = (position, limit, frames, names) if names else None
         return frames, names, False
 
     def __repr__(self) -> str:
-        return f"<Roll of {self.size} names>"
+        return f"<WantedNames of {self.size} names>"

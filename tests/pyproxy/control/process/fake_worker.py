@@ -67,9 +67,9 @@ class FakeWorker:
             case Topology() if self._args.mode != "late":
                 self._channel.send(Ready(os.getpid()))
                 busy = ["s0"] if self._args.mode == "busy" and message.version < 3 else []
-                deaf = ["s0"] if self._args.mode == "deaf" and message.version < 3 else []
+                unconfirmed = ["s0"] if self._args.mode == "unconfirmed" and message.version < 3 else []
                 if self._args.mode != "slow" or message.version == 1:
-                    self._channel.send(Applied(message.version, busy, deaf))
+                    self._channel.send(Applied(message.version, busy, unconfirmed))
                 self._channel.send(Holding({"s0": Held(2, 100)} if busy else {}))
                 if self._args.mode == "complain":
                     self._channel.send(Complaint("s0", "127.0.0.1:7000", "answered -READONLY"))

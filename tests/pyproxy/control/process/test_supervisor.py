@@ -182,7 +182,7 @@ async def test_a_worker_that_owes_an_answer_to_a_write_holds_up_those_who_wait_f
 
 
 async def test_a_worker_that_is_not_subscribed_yet_holds_up_those_who_wait_for_that_alone(tmp_path: Path) -> None:
-    async with supervised("deaf", tmp_path) as run:
+    async with supervised("unconfirmed", tmp_path) as run:
         await run.supervisor.all_ready.wait()
         assert await run.supervisor.all_applied(1, PATIENCE_S, "s0") == []
         assert await run.supervisor.all_subscribed("s0", 0.05) == [0]

@@ -20,8 +20,8 @@ from pyproxy.shard_map import Node, Shard
 from pyproxy.slices import BATCH, PARTS, Slices
 from pyproxy.worker.lane.outcome import PLACED, Later
 from pyproxy.worker.pubsub.hub import Hub
-from pyproxy.worker.pubsub.registry import Registry, Sort
-from pyproxy.worker.pubsub.wanted import Wanted
+from pyproxy.worker.pubsub.registry import ChannelKind, Registry
+from pyproxy.worker.pubsub.wanted import WantedName
 from tests.waiting import until
 
 MANY = 6000
@@ -84,33 +84,23 @@ class Turn:
 
 
 class Counting(Registry[Any]):
-    """A register that says how often it is written to in a turn."""
+    """A registry that says how often it is written to in a turn."""
 
     def __init__(self, turn: Turn) -> None:
         super().__init__()
         self._turn = turn
 
-    def add(self, sort: Sort, name: bytes, client: Any) -> None:
+    def add(self, kind: ChannelKind, name: bytes, client: Any) -> None:
         self._turn.parts += 1
-        super().add(sort, name, client)
+        super().add(kind, name, client)
 
-    def remove(self, sort: Sort, name: bytes, client: Any) -> bool:
+    def remove(self, kind: ChannelKind, name: bytes, client: Any) -> bool:
         self._turn.parts += 1
-        return super().remove(sort, name, client)
+        return super().remove(kind, name, client)
 
-    def replace(self, sort: Sort, name: bytes, old: Any, new: Any) -> None:
+    def replace(self, kind: ChannelKind, name: bytes, old: Any, new: Any) -> None:
         self._turn.parts += 1
-        super().replace(sort, name, old, new)
-
-
-class CountingHub(Hub):
-    """A hub that says how many names it puts on its roll in a turn."""
-
-    turn: Turn
-
-    def _enlist(self, sort: Sort, text: bytes) -> Wanted:
-        self.turn.parts += 1
-        return super()._enlist(sort, text)
+        super().replace(kind, name, old, new)
 
 
 class World:
@@ -126,34 +116,41 @@ class World:
         tables = tuple(ShardTable(name=f"s{at}", primary=node, slots=()) for at, node in enumerate(nodes))
         config = Config(shards=tables, timeouts=PATIENT)
         lane: Any = SimpleNamespace(loop=loop, shard_of=lambda text: len(text) % len(nodes), listens=self._charged)
-        self.register = Counting(self.turn)
+        self.registry = Counting(self.turn)
         access = Access(config.backend)
-        self.hub = CountingHub(lane, config, access, self._spawn, Slices(), self.register, alone, self._tell)
-        self.hub.turn = self.turn
+        self.hub = Hub(lane, config, access, self._spawn, Slices(), self.registry, alone, self._notified)
+        self.hub.interest.want = self._counted(self.hub.interest.want)  # type: ignore[assignment, method-assign]
         self._shards = [Shard(f"s{at}", node, (), ((at, at),)) for at, node in enumerate(nodes)]
-        self.face(1)
+        self.apply_topology(1)
         self.hub.open()
 
     def _charged(self, change: int) -> None:
         """Of the budget of memory, which is not looked at here."""
 
-    def face(self, epoch: int) -> None:
+    def _counted(self, want: Callable[[ChannelKind, bytes], WantedName]) -> Callable[[ChannelKind, bytes], WantedName]:
+        def counted(kind: ChannelKind, text: bytes) -> WantedName:
+            self.turn.parts += 1
+            return want(kind, text)
+
+        return counted
+
+    def apply_topology(self, epoch: int) -> None:
         """All primaries are of this epoch."""
-        self.hub.face(self._shards, [Gate(shard.name, epoch) for shard in self._shards])
+        self.hub.apply_topology(self._shards, [Gate(shard.name, epoch) for shard in self._shards])
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         self.tasks.add(asyncio.get_running_loop().create_task(work, name=name))
 
-    def _tell(self) -> None:
-        while self.others_know and self.register.has_news:
-            asyncio.get_running_loop().call_soon(self.hub.known, self.register.news().number)
+    def _notified(self) -> None:
+        while self.others_know and self.registry.has_changes:
+            asyncio.get_running_loop().call_soon(self.hub.on_acknowledged, self.registry.next_update().number)
 
     def client(self) -> Client:
         return Client(self.turn)
 
     def ask(self, client: Client, *argv: bytes) -> None:
         command: Any = SimpleNamespace(name=argv[0].lower())
-        reply = self.hub.take(client, None, command, argv)  # type: ignore[arg-type]
+        reply = self.hub.serve(client, None, command, argv)  # type: ignore[arg-type]
         if isinstance(reply, bytes):
             client.answer(reply)
 
@@ -204,7 +201,7 @@ async def resets(context: World, client: Client) -> None:
 
 
 async def leaves(context: World, client: Client) -> None:
-    client.subscriber.left()
+    client.subscriber.on_left()
 
 
 async def is_left_by_the_servers(context: World, client: Client) -> None:
@@ -212,7 +209,7 @@ async def is_left_by_the_servers(context: World, client: Client) -> None:
         shard.primary.ask("CLIENT", "KILL", "TYPE", "pubsub")
     await until("the loss", lambda: context.hub.connections == 0, lambda: context.hub.connections)
     await context.at_the_servers(MANY)
-    client.subscriber.left()
+    client.subscriber.on_left()
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["one worker", "several"])
@@ -228,7 +225,9 @@ async def test_no_turn_does_more_than_its_share_for_a_client_with_very_many_chan
         await context.at_the_servers(MANY)
         await end(context, client)
         await until(
-            "nothing", lambda: not context.register.names(Sort.CHANNEL), lambda: context.register.total(Sort.CHANNEL)
+            "nothing",
+            lambda: not context.registry.names(ChannelKind.CHANNEL),
+            lambda: context.registry.total(ChannelKind.CHANNEL),
         )
         await context.at_the_servers(0)
         assert 0 < context.turn.most <= BOUND
@@ -259,13 +258,13 @@ async def test_what_a_server_had_sent_before_another_takes_its_place_is_heard_ho
         await context.answered(client, 1)
         server = context.fleet.shards[1].primary
         server.ask("EVAL", "for i = 1, 3000 do redis.call('publish', 'late', i) end return 1", "0")
-        context.face(2)
+        context.apply_topology(2)
 
         def heard() -> int:
             return sum(b"message" in frame for frame in client.heard)
 
         await until("all messages", lambda: heard() == 3000, heard)
-        await until("the new primaries", lambda: not context.hub.deaf, lambda: context.hub.deaf)
+        await until("the new primaries", lambda: not context.hub.unconfirmed, lambda: context.hub.unconfirmed)
         server.ask("PUBLISH", "late", "new")
         await until("one more", lambda: heard() == 3001, heard)
 
@@ -291,17 +290,17 @@ async def test_a_subscription_is_confirmed_when_the_other_workers_know_of_it(fle
         await context.answered(witness, 1)
         context.others_know = False
         context.ask(client, b"SUBSCRIBE", b"a", b"b")
-        await until("the numbers", lambda: context.register.changes == 3, lambda: context.register.changes)
-        assert context.register.count(Sort.CHANNEL, b"a") == 2
-        number = context.register.news().number
-        context.hub.known(number - 1)
+        await until("the numbers", lambda: context.registry.last_change == 3, lambda: context.registry.last_change)
+        assert context.registry.count(ChannelKind.CHANNEL, b"a") == 2
+        number = context.registry.next_update().number
+        context.hub.on_acknowledged(number - 1)
         context.fleet.shards[1].primary.ask("PUBLISH", "a", "early")
         await until("the message", lambda: b"early" in witness.heard[-1], lambda: witness.heard)
         assert client.heard == []
-        context.hub.known(number)
+        context.hub.on_acknowledged(number)
         await context.answered(client, 1)
-        confirmed, message = client.heard
-        assert confirmed.count(b"$9\r\nsubscribe\r\n") == 2
+        confirmation_frame, message = client.heard
+        assert confirmation_frame.count(b"$9\r\nsubscribe\r\n") == 2
         assert b"early" in message
         context.ask(client, b"SUBSCRIBE", b"a")
         await context.answered(client, 2)
@@ -313,10 +312,12 @@ async def test_other_workers_that_do_not_answer_are_waited_for_once_and_again_wh
         now = began
 
         async def counted(client: Client, name: bytes) -> int:
-            before = context.register.changes
+            before = context.registry.last_change
             context.ask(client, b"SUBSCRIBE", name)
-            await until("the number", lambda: context.register.changes > before, lambda: context.register.changes)
-            return context.register.news().number
+            await until(
+                "the number", lambda: context.registry.last_change > before, lambda: context.registry.last_change
+            )
+            return context.registry.next_update().number
 
         await counted(clients[0], b"a")
         while not clients[0].replies and now < began + 100 * PATIENT.reply_s:
@@ -326,7 +327,7 @@ async def test_other_workers_that_do_not_answer_are_waited_for_once_and_again_wh
         assert clients[0].replies and now > began + PATIENT.reply_s / 2
         late = await counted(clients[1], b"b")
         await context.answered(clients[1], 1)
-        context.hub.known(late)
+        context.hub.on_acknowledged(late)
         await counted(clients[2], b"c")
         for _ in range(10):
             context.hub.tick(now)
