@@ -70,6 +70,8 @@ TESTED_ELSEWHERE = {
     "pyproxy/worker/commands/settings.py": "tests/e2e/commands/test_settings.py",
     "pyproxy/worker/shard/handshake.py": "tests/e2e: test_access, test_hostile_backend",
     "pyproxy/worker/shard/link.py": "tests/e2e: test_down_shard, test_lost_connection, test_hostile_backend",
+    "pyproxy/worker/acceptor.py": "tests/e2e/process: test_processes, test_listening",
+    "pyproxy/worker/heap.py": "tests/e2e/lane: test_bulk, test_hostile_memory",
     "pyproxy/worker/main.py": "tests/e2e/process/test_processes.py",
     "pyproxy/control/failover/transitions.py": "declarations only",
     "pyproxy/control/failover/shard_state.py": "tests/pyproxy/control/failover: test_machine, test_lineage",

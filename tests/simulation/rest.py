@@ -83,7 +83,7 @@ def _left_over(world: World) -> str:
         "held": world.lane.buffered,
         "hold requests": holds.requests,
         "hold bytes": holds.bytes,
-        "waiting": len(world.worker._here.waiting) if world.worker._here else 0,
+        "waiting": len(world.worker._context.waiting) if world.worker._context else 0,
         "leased": -world.lease_pool.idle,
     }
     for each in world.worker._routers:

@@ -11,7 +11,7 @@ from unittest import mock
 
 from pyproxy import events
 from pyproxy.messages import Setup
-from pyproxy.worker import main
+from pyproxy.worker import heap, main
 from pyproxy.worker.lane import lane
 from pyproxy.worker.shard import router
 from tests.simulation.client import Client
@@ -75,8 +75,9 @@ class World:
         self.parent = Parent(loop, worker, channel, shards, self.servers)
         self.parent.reads_replicas = setting.reads != "primary"
         worker._on_message(Setup(0, 1, settings, "sim:1", "simulated", 0.0))
-        assert worker._lane and worker._lease_pool
+        assert worker._lane and worker._lease_pool and worker._acceptor
         self.lane = worker._lane
+        self.acceptor = worker._acceptor
         self.lease_pool = worker._lease_pool
         self.parent.tell()
         self.loop.settle()
@@ -111,7 +112,7 @@ class World:
         end = End(self.network.window)
         client = Client(len(self.clients), end, keys(), self.loop.time)
         self.clients.append(client)
-        self.worker._adopt(self.lane, cast(Any, Socket(end)))
+        self.acceptor.adopt(cast(Any, Socket(end)))
         self.loop.settle()
         client.protocol = end.transport.protocol if end.transport else None
         return client
@@ -216,7 +217,7 @@ def history(setting: Setting, seed: int = 0) -> Iterator[World]:
             (main, "end", end),
             (main, "has_closed", has_closed),
             (router, "has_closed", has_closed),
-            (main, "give_back", lambda held, peak: 0),
+            (heap, "trim", lambda used, peak: 0),
         ):
             patched.enter_context(mock.patch.object(owner, name, there))
         random.seed(seed)
