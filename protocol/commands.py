@@ -9,7 +9,7 @@ Which commands there are, table.py decides. To which shard a key belongs, shard_
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -154,21 +154,24 @@ class Command:
             raise BadKeys(errors.syntax_error())
         return together(found, len(argv))
 
-    def key_flags(self, argv: Sequence[bytes]) -> list[tuple[int, tuple[str, ...]]]:
-        """Each key's position and flags, as COMMAND GETKEYSANDFLAGS gives them. Raises BadKeys as `positions` does."""
+    def key_flags(self, argv: Sequence[bytes]) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """Each key's position and flags, as COMMAND GETKEYSANDFLAGS gives them, each found when it comes to its turn.
+
+        Raises BadKeys as `positions` does.
+        """
         positions = self.positions(argv)
         if self.name in GRAMMARS:  # the first key is the first spec's, a destination (STORE) the last one's
-            specs = [self.key_specs[0 if index == 0 else -1] for index in range(len(positions))]
+            specs = (self.key_specs[0 if index == 0 else -1] for index in range(len(positions)))
         else:
             named = [spec for spec in self.key_specs if spec.names_keys] if positions else []
-            specs = [spec for spec in named for _ in spec.positions(argv) or ()]
+            specs = (spec for spec in named for _ in spec.positions(argv) or ())
         actual = ACTUAL_FLAGS.get(self.name)
         if actual is not None:
-            return [(position, actual(argv)) for position in positions]
-        return [
+            return ((position, actual(argv)) for position in positions)
+        return (
             (position, tuple(flag for flag in spec.flags if flag not in _ABOUT_THE_SPEC))
             for position, spec in zip(positions, specs, strict=True)
-        ]
+        )
 
     def _wants_no_key(self, spec: KeySpec, argv: Sequence[bytes]) -> bool:
         """Whether it is a call like EVAL that gives 0 as the number of its keys."""

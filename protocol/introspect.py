@@ -221,7 +221,7 @@ def _getkeys(argv: Sequence[bytes], table: Table, proto: int) -> bytes:
     if not command.arity_ok(len(asked)):
         return errors.getkeys_wrong_arity()
     try:
-        keys = command.key_flags(asked)
+        keys = list(command.key_flags(asked))
     except BadKeys:
         return errors.getkeys_bad_arguments()
     if argv[1].lower() == b"getkeys":

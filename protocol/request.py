@@ -70,6 +70,7 @@ class Request:
     __slots__ = ("frame",)
 
     queued: ClassVar[int] = 0
+    pace: ClassVar[int] = -1
 
     def __init__(self, argv: Sequence[bytes]) -> None:
         self.frame: Final = argv.frame if isinstance(argv, Words) else encode(argv)
@@ -102,12 +103,15 @@ class Block:
     `queued`: how many requests they are, at least one. A block gets `queued` + 2 replies; the last is that to EXEC.
     """
 
-    __slots__ = ("_bytes", "queued")
+    __slots__ = ("_bytes", "_frame", "pace", "queued")
 
     def __init__(self, requests: Iterable[Request]) -> None:
         """Raises ValueError if there is no request: an empty block is a mistake of the caller."""
         self._bytes = bytearray(_MULTI)
+        self._frame: bytes | None = None
         self.queued = 0
+        self.pace = -1
+        """That of its slowest request, see Lane.pace_of; -1: nobody has looked for it."""
         for each in requests:
             self.add(each)
         if not self.queued:
@@ -115,17 +119,23 @@ class Block:
 
     def add(self, request: Request) -> None:
         """Append a request."""
+        if self._frame is not None:
+            self._bytes, self._frame = bytearray(self._frame[: -len(_EXEC)]), None
         self._bytes += request.frame
         self.queued += 1
+        self.pace = -1
 
     @property
     def frame(self) -> bytes:
-        return b"".join((self._bytes, _EXEC))
+        if self._frame is None:
+            self._frame = b"".join((self._bytes, _EXEC))
+            self._bytes = bytearray()  # a large one is kept once
+        return self._frame
 
     @property
     def size(self) -> int:
         """Of its frame, in bytes."""
-        return len(self._bytes) + len(_EXEC)
+        return len(self._bytes) + len(_EXEC) if self._frame is None else len(self._frame)
 
 
 Asked = Request | Block

@@ -11,7 +11,7 @@ arguments, and may be sent on as they are: no byte sequence is framed one way he
 A scan that runs out of bytes keeps its place in a small struct, so a frame that arrives in a million pieces is read once.
 """
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from libc.string cimport memchr, memcmp
 
@@ -535,6 +535,50 @@ cdef class Replies:
     def begins(self):
         """The first of them, eight at most."""
         return bytes(self.rest[:8])
+
+
+cdef class Elements:
+    """The frames of an array's elements, as `elements` gives them, each made when it comes to its turn; there may be very many.
+
+    Raises ProtocolError when `frame` is no array; and, in its place, where it is shorter or longer than its header says.
+    """
+
+    cdef readonly bytes frame
+    cdef Py_ssize_t pos
+    cdef long long left
+    cdef bint resp3
+
+    def __init__(self, bytes frame not None, bint resp3=False):
+        cdef long long count = 0
+        self.frame = frame
+        self.resp3 = resp3
+        self.pos = counted(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame), &count)
+        if self.pos == 0 or PyBytes_AS_STRING(frame)[0] != c'*' or count < 0:
+            raise ProtocolError(b"expected an array")
+        self.left = count
+
+    def __len__(self):
+        """How many are left, as the header says."""
+        return self.left
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        cdef Py_ssize_t n = PyBytes_GET_SIZE(self.frame), length = 0, begin = self.pos
+        cdef const char *p = PyBytes_AS_STRING(self.frame)
+        cdef ReplyScan state
+        if self.left == 0:
+            if self.pos != n:
+                raise ProtocolError(b"array is longer than its header says")
+            raise StopIteration
+        state.left = 0
+        state.pos = 0
+        if begin > n or scan_reply(p + begin, n - begin, &state, self.resp3, n, &length) != FRAME:
+            raise ProtocolError(b"array is shorter than its header says")
+        self.pos += length
+        self.left -= 1
+        return PyBytes_FromStringAndSize(p + begin, length)
 
 
 def elements(bytes frame not None, bint resp3=False):

@@ -104,7 +104,7 @@ def test_what_happens_to_each_key_is_what_the_server_says(
     argv = line.encode().split()
     found = lookup(argv)
     assert found is not None
-    assert found.key_flags(argv) == flags
+    assert list(found.key_flags(argv)) == flags
     reply = hiredis.Reader()
     reply.feed(exchange(each_server.port, encode([b"COMMAND", b"GETKEYSANDFLAGS", *argv])))
     assert reply.gets() == [[argv[position], [flag.encode() for flag in each]] for position, each in flags]

@@ -22,7 +22,7 @@ from protocol import errors
 from protocol.commands import BadKeys, Command
 from protocol.reply import BadFrame
 from protocol.request import Asked, Block, Request
-from protocol.scan import ProtocolError, Words, elements
+from protocol.scan import Elements, ProtocolError, Words
 from pyproxy.deadline import Deadline
 from pyproxy.events import Event, emit
 from pyproxy.slices import batches
@@ -42,6 +42,7 @@ RETRY_S = 0.02  # before another attempt to get a lease for a write
 
 Handler = Callable[["Conversation"], Awaitable[bytes]]
 Failed = dict[int, tuple[bytes, bool]]
+Argv = Sequence[bytes] | Request
 Part = TypeVar("Part")
 
 
@@ -88,6 +89,7 @@ class Conversation:
         self._silent = False  # no answer if the wait is ended: the client has closed its half
         self._applied: list[int] = []  # shards that have applied a part of it
         self._unblock: Callable[[], None] | None = None
+        self._turn_began = 0.0  # when others had their turn last
         self._end = b""  # the error line if it is ended from outside
         self._ended = False  # it was ended from outside
         self._task: asyncio.Task[None] | None = None
@@ -219,28 +221,47 @@ class Conversation:
 
     async def in_turns(self, parts: Iterable[Part]) -> AsyncIterator[list[Part]]:
         """The parts in lists. After SLICE_S the other clients of the worker get a turn."""
-        began = time.monotonic()
         for some in batches(parts, BATCH_PARTS):
             yield some
-            if time.monotonic() - began >= SLICE_S:
-                await asyncio.sleep(0)
-                self._check_not_over()
-                began = time.monotonic()
+            await self._turn()
 
-    async def _request(self, argv: Sequence[bytes]) -> Request:
-        if isinstance(argv, Words) or len(argv) <= BATCH_PARTS:
-            return Request(argv)
-        encoded = [b"*%d\r\n" % len(argv)]
-        async for words in self.in_turns(argv):
-            encoded.append(b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words]))
+    async def _turn(self) -> None:
+        """Let the other clients have their turn, if this one's time is over."""
+        if time.monotonic() - self._turn_began >= SLICE_S:
+            await asyncio.sleep(0)
+            self._check_not_over()
+            self._turn_began = time.monotonic()
+
+    async def request(self, count: int, words: Iterable[bytes]) -> Request:
+        """The request of these words, made in slices. Raises ValueError if they are not `count`, or none."""
+        encoded, made = [b"*%d\r\n" % count], 0
+        async for some in self.in_turns(words):
+            encoded.append(b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in some]))
+            made += len(some)
+        if not made or made != count:
+            raise ValueError(f"expected a request of {count} words, got {made}")
+        await self._turn()
         return Request.of_accepted(b"".join(encoded))
 
-    async def _block(self, commands: Sequence[Sequence[bytes]]) -> Block:
+    async def _request(self, argv: Argv) -> Request:
+        if isinstance(argv, Request):
+            return argv
+        if isinstance(argv, Words) or len(argv) <= BATCH_PARTS:
+            return Request(argv)
+        return await self.request(len(argv), argv)
+
+    async def _block(self, commands: Iterable[Argv]) -> Block:
         """Raises ValueError for no commands."""
-        block = Block([await self._request(argv) for argv in commands[:1]])
-        async for some in self.in_turns(itertools.islice(commands, 1, None)):
+        left = iter(commands)
+        block = Block([await self._request(argv) for argv in itertools.islice(left, 1)])
+        async for some in self.in_turns(left):
             for argv in some:
                 block.add(await self._request(argv))
+        await self._turn()
+        frame = block.frame
+        await self._turn()
+        block.pace = self.lane.pace_of(frame, block.queued)
+        await self._turn()
         return block
 
     # --- requests to the shards ---
@@ -285,16 +306,20 @@ class Conversation:
 
         `primary`: a read that no replica may answer.
         """
-        frames, failed = await self._asked({shard: Request(argv)}, write, primary)
+        return await self.ask_request(shard, await self._request(argv), write=write, primary=primary)
+
+    async def ask_request(self, shard: int, request: Request, *, write: bool = False, primary: bool = False) -> bytes:
+        """As `ask`."""
+        frames, failed = await self._asked({shard: request}, write, primary)
         frame = frames[shard]
         if frame is None:
             raise Refusal((failed or {})[shard][0])
         return frame
 
     async def ask_each(
-        self, parts: Mapping[int, Sequence[bytes]], *, write: bool = False, primary: bool = False
+        self, parts: Mapping[int, Argv], *, write: bool = False, primary: bool = False
     ) -> dict[int, bytes]:
-        """Ask several shards at once. `parts`: shard -> argv. -> shard -> reply frame, also if that is an error.
+        """Ask several shards at once. `parts`: shard -> argv, or the request. -> shard -> reply frame, also an error.
 
         Raises Refusal if a shard did not reply. For writes its line names the shards that may have applied their part.
         """
@@ -315,13 +340,15 @@ class Conversation:
 
     async def ask_blocks(
         self,
-        blocks: Mapping[int, Sequence[Sequence[bytes]]],
+        blocks: Mapping[int, Iterable[Argv]],
         *,
         write: bool = False,
         primary: bool = False,
         leaves_nothing: bool = False,
-    ) -> dict[int, list[bytes]]:
+    ) -> dict[int, Elements]:
         """Run a transaction on each of these shards. `blocks`: shard -> commands. -> shard -> their reply frames.
+
+        These are read one after another, which may raise ProtocolError: there are as many as the header says.
 
         Raises ValueError for a shard without commands, and Refusal as `ask_each` if a transaction was not run.
         `leaves_nothing`: its writes undo themselves, so it need not be known whether it was applied.
@@ -333,10 +360,10 @@ class Conversation:
                 raise Refusal(errors.part_failed(self.name(shard), errors.leaves_nothing(line)))
             raise Refusal(self._part_failed(shard, line, parts, failed or {}, write))
         try:
-            answers = {shard: elements(frames[shard] or b"", True) for shard in parts}
+            answers = {shard: Elements(frames[shard] or b"", True) for shard in parts}
         except ProtocolError:
             raise Refusal(errors.unexpected_part(self.command.name)) from None
-        if any(len(answers[shard]) != len(blocks[shard]) for shard in parts):
+        if any(len(answers[shard]) != part.queued for shard, part in parts.items()):
             raise Refusal(errors.unexpected_part(self.command.name))
         return answers
 
@@ -360,13 +387,29 @@ class Conversation:
             if not answered.done():
                 answered.set_result((frames, failed))
 
+        self._check_not_over()
+        looked_for = self._bounds()
+        for part in parts.values():
+            await self._turn()
+            if not self.lane.fits(part):
+                raise Refusal(errors.too_large(min(self._bounds())))
+        await self._turn()
+
         def begin() -> Refused:
-            if not all(map(self.lane.fits, parts.values())):
-                return errors.too_large(min(self.lane.bulk_bytes, self.lane.block_bytes))
+            # a server may have said meanwhile that it takes less
+            if self._bounds() != looked_for and not all(map(self.lane.fits, parts.values())):
+                return errors.too_large(min(self._bounds()))
             return ask(self.client, self.route, parts, write, primary, on_answer)
 
-        await self._until_now(begin)
-        return await answered
+        with self.charged(sum(part.size for part in parts.values())):
+            await self._until_now(begin)
+            answer = await answered
+        self._turn_began = time.monotonic()
+        return answer
+
+    def _bounds(self) -> tuple[int, int]:
+        """The most bytes of an argument, and of a block, that the servers take."""
+        return self.lane.bulk_bytes, self.lane.block_bytes
 
     async def _until_now(self, begin: Callable[[], Refused]) -> None:
         """Call `begin` again until it does not return NOT_NOW. Raises Refusal with the line that it returns."""

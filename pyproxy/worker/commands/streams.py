@@ -86,7 +86,7 @@ async def _without_group(
         blocks.setdefault(shard, []).append([b"XINFO", b"GROUPS", key])
     answers = await conversation.ask_blocks(blocks, primary=True)
     for place, shard in enumerate(shards):
-        if not _has_group(answers[shard].pop(0), group):
+        if not _has_group(next(answers[shard]), group):
             return place
     return None
 

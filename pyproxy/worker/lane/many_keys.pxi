@@ -170,7 +170,7 @@ cdef class Wide:
         self._sent(place)
         for shard in range(self.shards):
             if frames[shard] is not None:
-                _send(<Backend>backends[shard], split, <bytes>frames[shard], 0, False)
+                _send(<Backend>backends[shard], split, <bytes>frames[shard], 0, False, -1)
         return 0
 
     cdef int _sent(self, Pending place) except -1:

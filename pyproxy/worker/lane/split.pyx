@@ -262,7 +262,7 @@ cdef bint _parts(Client client, Route route, const char *frame, bytes owners, Sh
         try:        # as in `_send`, and entered once
             while shard < shards:
                 if frames[shard] is not None:
-                    _send_part(<Backend>backends[shard], split, <bytes>frames[shard], 0, False)
+                    _send_part(<Backend>backends[shard], split, <bytes>frames[shard], 0, False, -1)
                 shard += 1
         except Exception:
             split.not_sent(<Backend>backends[shard])
@@ -327,19 +327,22 @@ cdef Split _split_at(Client client, Route route, bytes owners, int parts, Pendin
     return split
 
 
-cdef int _send(Backend backend, Split split, bytes frame, int queued, bint stays) except -1:
-    """One part out.  Its split has begun, so a part that cannot be put has failed, and the others go on."""
+cdef int _send(Backend backend, Split split, bytes frame, int queued, bint stays, int pace) except -1:
+    """One part out.  Its split has begun, so a part that cannot be put has failed, and the others go on.
+
+    `pace`: of its slowest command; -1: it is looked for.
+    """
     try:
-        _send_part(backend, split, frame, queued, stays)
+        _send_part(backend, split, frame, queued, stays, pace)
     except Exception:
         split.not_sent(backend)
     return 0
 
 
-cdef inline int _send_part(Backend backend, Split split, bytes frame, int queued, bint stays) except -1:
+cdef inline int _send_part(Backend backend, Split split, bytes frame, int queued, bint stays, int pace) except -1:
     cdef Pending part = split.part(backend.shard, PyBytes_GET_SIZE(frame))
     if queued or split.on_answered is not None:
-        part.pace = split.lane.pace_of(frame, queued)
+        part.pace = split.lane.pace_of(frame, queued) if pace < 0 else pace
     part.stays = stays
     if queued:
         part.queued = queued
@@ -374,7 +377,7 @@ def fan_out(Client client not None, Route route not None, asked not None):
         return client.lane.declined
     split = _split(client, route, b"", shards, PyBytes_GET_SIZE(frame))
     for shard in range(shards):
-        _send(<Backend>backends[shard], split, frame, queued, False)
+        _send(<Backend>backends[shard], split, frame, queued, False, -1)
     return PLACED
 
 
@@ -398,7 +401,7 @@ def execute(Client client not None, Route route not None, dict blocks not None, 
     split.write = write
     split.commands = commands
     for shard, frame, queued in parts:
-        _send(<Backend>backends[shard], split, <bytes>frame, queued, False)
+        _send(<Backend>backends[shard], split, <bytes>frame, queued, False, -1)
     return PLACED
 
 
@@ -421,7 +424,7 @@ def relay(Client client not None, Route route not None, int shard, asked not Non
     split.place.write = route.write
     split.place.shard = shard
     client.placed(split.place)
-    _send(backend, split, frame, queued, False)
+    _send(backend, split, frame, queued, False, -1)
     return PLACED
 
 
@@ -442,7 +445,7 @@ def ask(Client client not None, Route route not None, parts not None, bint write
     cdef Backend backend
     cdef list backends = list(client.pool)
     cdef Py_ssize_t size = 0
-    cdef list going = [(shard, <bytes?>each.frame, <int>each.queued) for shard, each in parts.items()]
+    cdef list going = [(shard, <bytes?>each.frame, <int>each.queued, <int>each.pace) for shard, each in parts.items()]
     for each in parts.values():
         size += each.size
     if primary and not write:
@@ -462,8 +465,8 @@ def ask(Client client not None, Route route not None, parts not None, bint write
             return lane.declined
     split = _asking(client, route, <int>len(parts), asked)
     split.write = write
-    for shard, frame, queued in going:
-        _send(<Backend>backends[shard], split, <bytes>frame, queued, primary)
+    for shard, frame, queued, pace in going:
+        _send(<Backend>backends[shard], split, <bytes>frame, queued, primary, pace)
     return None
 
 
@@ -473,7 +476,7 @@ def ask_on(Client client not None, Route route not None, Backend backend not Non
     cdef int queued = part.queued
     cdef Split split = _asking(client, route, 1, asked)
     split.write = write
-    _send(backend, split, frame, queued, False)
+    _send(backend, split, frame, queued, False, -1)
 
 
 cdef Split _asking(Client client, Route route, int parts, asked):

@@ -14,52 +14,78 @@ The block passes the gate of its shard as a write, also if the command only read
 from __future__ import annotations
 
 import secrets
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, count
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count, islice
 
 from protocol import errors, reply
 from protocol.reply import BadFrame, Error
-from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
+from protocol.request import Request
+from protocol.scan import ProtocolError
+from pyproxy.worker.commands.conversation import Argv, Conversation, Handler, Refusal
+from pyproxy.worker.commands.cross_shard.keys import shards_of_each, words_at
 
 COPY_MS = b"60000"
 """The expiry of a copy. It matters only on a server that refuses MULTI and so runs the block's commands singly."""
 
+KEY_BYTES = 400
+"""The memory for a key that is copied, beside its value: its names and theirs in the dictionaries."""
+
 OK = b"+OK\r\n"
+NIL = (b"$-1\r\n", b"_\r\n")  # of a key that does not exist, in RESP2 and RESP3
 
 
-async def fetch(
-    conversation: Conversation, keys: Mapping[int, Sequence[bytes]], *, primary: bool
-) -> dict[bytes, bytes]:
-    """The values of these keys as DUMP gives them, without keys that do not exist. `keys`: shard -> keys.
+async def fetch(conversation: Conversation, keys: Mapping[int, Sequence[int]], *, primary: bool) -> dict[bytes, bytes]:
+    """The values of these keys as DUMP gives them, without keys that do not exist. `keys`: shard -> places in argv.
 
     Raises Refusal also if together they are too large.
     """
-    await _measure(conversation, keys, primary)
+    existing = await _measure(conversation, keys, primary)
+    if not existing:
+        return {}
     found: dict[bytes, bytes] = {}
-    blocks = {shard: [[b"DUMP", key] for key in each] for shard, each in keys.items()}
+    blocks = {shard: ([b"DUMP", key] for key in each) for shard, each in existing.items()}
     frames = await conversation.ask_blocks(blocks, primary=primary)
-    for shard, each in keys.items():
-        async for some in conversation.in_turns(zip(each, frames.pop(shard), strict=True)):
-            for key, frame in some:
-                payload = value(conversation, shard, frame)
-                if payload is not None:
-                    if not isinstance(payload, bytes):
-                        raise BadFrame(f"expected a value of DUMP, got {frame[:64]!r}")
-                    found[key] = payload
-    check_size(conversation, sum(map(len, found.values())))
+    total = 0
+    with conversation.charged(sum(len(each.frame) for each in frames.values())):
+        for shard, each in existing.items():
+            async for some in conversation.in_turns(zip(each, frames.pop(shard), strict=True)):
+                for key, frame in some:
+                    payload = value(conversation, shard, frame)
+                    if payload is not None:
+                        if not isinstance(payload, bytes):
+                            raise BadFrame(f"expected a value of DUMP, got {frame[:64]!r}")
+                        found[key] = payload
+                        total += len(payload)
+    check_size(conversation, total)
     return found
 
 
-async def _measure(conversation: Conversation, keys: Mapping[int, Sequence[bytes]], primary: bool) -> None:
-    """Ask the servers for the sizes before anything is fetched. Raises Refusal if they are too large."""
-    blocks = {shard: [[b"MEMORY", b"USAGE", key] for key in each] for shard, each in keys.items()}
+async def _measure(
+    conversation: Conversation, keys: Mapping[int, Sequence[int]], primary: bool
+) -> dict[int, dict[bytes, None]]:
+    """Ask the servers for the sizes before anything is fetched -> shard -> its keys that exist, each once.
+
+    Raises Refusal if they are too large.
+    """
+    blocks = {
+        shard: ([b"MEMORY", b"USAGE", key] for key in words_at(conversation, each)) for shard, each in keys.items()
+    }
     frames = await conversation.ask_blocks(blocks, primary=primary)
+    existing: dict[int, dict[bytes, None]] = {}
     total = 0
-    for shard, each in frames.items():
-        async for some in conversation.in_turns(each):
-            total += sum(size for frame in some if isinstance(size := value(conversation, shard, frame), int))
+    for shard, each in keys.items():
+        async for some in conversation.in_turns(zip(words_at(conversation, each), frames.pop(shard), strict=True)):
+            for key, frame in some:
+                if frame in NIL:
+                    continue
+                size = value(conversation, shard, frame)
+                if key not in existing.setdefault(shard, {}):
+                    existing[shard][key] = None
+                    total += size if isinstance(size, int) else 0
     check_size(conversation, total)
+    return existing
 
 
 def check_size(conversation: Conversation, size: int) -> None:
@@ -81,69 +107,86 @@ async def _run(conversation: Conversation) -> bytes:
     command = conversation.command
     positions = command.keys(conversation.argv)
     _refuse_patterns(conversation.argv, positions, command.name)
-    shards: dict[bytes, int] = {}
-    keys: Counter[int] = Counter()
-    async for some in conversation.in_turns(positions):
-        for position in some:
-            key = conversation.argv[position]
-            shards[key] = shard = conversation.shard_of(key)
-            keys[shard] += 1
-    home = _home(conversation, keys)
-    foreign: dict[int, list[bytes]] = {}
-    async for found in conversation.in_turns(shards.items()):
-        for key, shard in found:
+    shards = await shards_of_each(conversation, positions)
+    counts: Counter[int] = Counter()
+    async for some in conversation.in_turns(shards):
+        counts.update(some)
+    home = _home(conversation, counts)
+    foreign: dict[int, array[int]] = {}
+    is_foreign = bytearray(len(conversation.argv))
+    async for found in conversation.in_turns(zip(positions, shards, strict=True)):
+        for position, shard in found:
             if shard != home:
-                foreign.setdefault(shard, []).append(key)
+                foreign.setdefault(shard, array("I")).append(position)
+                is_foreign[position] = True
     payloads = await fetch(conversation, foreign, primary=not command.is_read)
-    names = _names(conversation, home, chain.from_iterable(foreign.values()))
-    argv = list(conversation.argv)
-    async for some in conversation.in_turns(positions):
-        for position in some:
-            argv[position] = names.get(argv[position], argv[position])
-    restores = [[b"RESTORE", names[key], COPY_MS, payload] for key, payload in payloads.items()]
-    with conversation.charged(2 * sum(map(len, payloads.values()))):  # the values, and the request with them
-        if restores and not command.is_read and not _of_one_version(conversation, [home, *foreign]):
-            await _block(conversation, home, restores)
-        return await _block(conversation, home, restores, argv)
+    prefix = _of_shard(conversation, home, b"pyproxy:copy:{%b:%d}:")
+    cost = 2 * sum(map(len, payloads.values())) + KEY_BYTES * len(payloads)  # the values, and the request with them
+    with conversation.charged(cost):
+        names: dict[bytes, bytes] = {}
+        async for keys in conversation.in_turns(payloads):
+            for key in keys:
+                names[key] = b"%b%d" % (prefix, len(names))
+        missing = _of_shard(conversation, home, b"{pyproxy:%b%d}")  # nobody writes it
+        words = (
+            names.get(word, missing) if is_foreign[position] else word
+            for position, word in enumerate(conversation.argv)
+        )
+        request = await conversation.request(len(conversation.argv), words)
+        if not names:
+            return await conversation.ask_request(home, request, write=not command.is_read, primary=True)
+        if not command.is_read and not _of_one_version(conversation, [home, *foreign]):
+            await _block(conversation, home, payloads, names)
+        return await _block(conversation, home, payloads, names, request)
 
 
 def _home(conversation: Conversation, keys: Counter[int]) -> int:
     """The shard that runs the command: of its destination, or with most of its keys."""
     if not conversation.command.is_read:
-        written = [
-            position for position, flags in conversation.command.key_flags(conversation.argv) if "RO" not in flags
-        ]
-        return conversation.shard_of(conversation.argv[written[0]])
+        flags = conversation.command.key_flags(conversation.argv)
+        written = next(position for position, of_key in flags if "RO" not in of_key)
+        return conversation.shard_of(conversation.argv[written])
     return keys.most_common(1)[0][0]
 
 
 async def _block(
-    conversation: Conversation, home: int, restores: Sequence[Sequence[bytes]], argv: Sequence[bytes] = ()
+    conversation: Conversation,
+    home: int,
+    payloads: Mapping[bytes, bytes],
+    names: Mapping[bytes, bytes],
+    request: Request | None = None,
 ) -> bytes:
     """Restore the copies, run the command if there is one, delete the copies -> its reply. Raises Refusal."""
-    commands = [*restores, *([argv] if argv else [])]
-    if restores:
-        commands.append([b"DEL", *(words[1] for words in restores)])
-    harmless = not argv or conversation.command.is_read
-    frames = (await conversation.ask_blocks({home: commands}, write=True, leaves_nothing=harmless))[home]
-    problems = [frame for frame in frames[: len(restores)] if frame != OK]
-    if problems or (restores and frames[-1] != b":%d\r\n" % len(restores)):
+    harmless = request is None or conversation.command.is_read
+    restores: Iterator[Argv] = ([b"RESTORE", names[key], COPY_MS, payload] for key, payload in payloads.items())
+    delete = await conversation.request(1 + len(names), chain([b"DEL"], names.values()))
+    blocks = {home: chain(restores, [request] if request is not None else [], [delete])}
+    frames = (await conversation.ask_blocks(blocks, write=True, leaves_nothing=harmless))[home]
+    problem, answer, deleted = b"", b"", b""
+    try:
+        async for some in conversation.in_turns(islice(frames, len(names))):
+            problem = problem or next((frame for frame in some if frame != OK), b"")
+        answer = next(frames) if request is not None else b""
+        deleted = next(frames)
+        is_whole = next(frames, None) is None
+    except ProtocolError:
+        is_whole = False
+    if not is_whole or problem or deleted != b":%d\r\n" % len(names):
         if not harmless:
             raise Refusal(
                 errors.uncertain(conversation.name(home), conversation.lane.links[home].node, errors.INCOMPLETE)
             )
-        raise Refusal(errors.not_restored(conversation.name(home), problems[0] if problems else errors.COPIES_EXPIRED))
-    return frames[len(restores)] if argv else b""
+        if not is_whole:
+            raise Refusal(errors.unexpected_part(conversation.command.name))
+        raise Refusal(errors.not_restored(conversation.name(home), problem or errors.COPIES_EXPIRED))
+    return answer
 
 
-def _names(conversation: Conversation, home: int, keys: Iterable[bytes]) -> dict[bytes, bytes]:
-    """Key -> the name of its copy: unique, and in a slot of the shard."""
+def _of_shard(conversation: Conversation, home: int, pattern: bytes) -> bytes:
+    """A name that nobody can know before, in a slot of the shard. `pattern`: where a nonce and a number go."""
     nonce = secrets.token_hex(8).encode()
-    for number in count():
-        prefix = b"pyproxy:copy:{%b:%d}:" % (nonce, number)
-        if conversation.shard_of(prefix) == home:
-            break
-    return {key: b"%b%d" % (prefix, number) for number, key in enumerate(keys)}
+    names = (pattern % (nonce, number) for number in count())
+    return next(name for name in names if conversation.shard_of(name) == home)
 
 
 def _of_one_version(conversation: Conversation, shards: Iterable[int]) -> bool:

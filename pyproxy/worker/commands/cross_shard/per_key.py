@@ -8,13 +8,14 @@ Nothing is undone. If a shard fails, the others keep what they have set, and the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 from protocol import errors
 from protocol.keyspecs import number
 from protocol.reply import integer
 from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
+from pyproxy.worker.commands.cross_shard.keys import Groups, by_shard, words_at
 
 NONE, ONE = b":0\r\n", b":1\r\n"
 NIL = (b"*-1\r\n", b"_\r\n")  # of an array, in RESP2 and RESP3
@@ -24,39 +25,42 @@ NIL = (b"*-1\r\n", b"_\r\n")  # of an array, in RESP2 and RESP3
 
 
 async def _msetnx(conversation: Conversation) -> bytes:
-    pairs = conversation.argv[1:]
-    if len(pairs) % 2:
+    if not len(conversation.argv) % 2:
         return errors.wrong_arity(conversation.command.name)
-    parts = _by_shard(conversation, pairs)
-    return await _set(conversation, parts, {shard: [b"MSETNX", *part] for shard, part in parts.items()}, must=b"nx")
+    parts = await by_shard(conversation, range(1, len(conversation.argv), 2))
+    return await _set(conversation, parts, lambda count: [b"MSETNX"], [], must=b"nx")
 
 
 async def _msetex(conversation: Conversation) -> bytes:
     end = 2 + 2 * (number(conversation.argv[1]) or 0)
-    parts, options = _by_shard(conversation, conversation.argv[2:end]), conversation.argv[end:]
-    commands = {shard: [b"MSETEX", b"%d" % (len(part) // 2), *part, *options] for shard, part in parts.items()}
+    parts, options = await by_shard(conversation, range(2, end, 2)), conversation.argv[end:]
     conditions = [option.lower() for option in options if option.lower() in (b"nx", b"xx")]
     if len(set(conditions)) > 1:
         return errors.syntax_error()
-    return await _set(conversation, parts, commands, must=conditions[-1] if conditions else b"")
-
-
-def _by_shard(conversation: Conversation, pairs: Sequence[bytes]) -> dict[int, list[bytes]]:
-    parts: dict[int, list[bytes]] = {}
-    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-        parts.setdefault(conversation.shard_of(key), []).extend((key, value))
-    return parts
+    must = conditions[-1] if conditions else b""
+    return await _set(conversation, parts, lambda count: [b"MSETEX", b"%d" % count], options, must)
 
 
 async def _set(
-    conversation: Conversation, parts: dict[int, list[bytes]], commands: dict[int, list[bytes]], must: bytes
+    conversation: Conversation,
+    parts: Mapping[int, Sequence[int]],
+    head: Callable[[int], list[bytes]],
+    options: Sequence[bytes],
+    must: bytes,
 ) -> bytes:
-    """`must`: nx if no key may exist, xx if all must. The command of each shard checks it again for its keys."""
+    """Set the pairs at these positions. `head`: what comes before so many of them; `options`: what comes after them.
+
+    `must`: nx if no key may exist, xx if all must. The command of each shard checks it again for its keys.
+    """
     if must and not await _holds(conversation, parts, must):
         return NONE
     done: list[str] = []
-    for shard, argv in commands.items():
-        frame = await conversation.ask(shard, *argv, write=True)
+    for shard, positions in parts.items():
+        before = head(len(positions))
+        pairs = (conversation.argv[place] for key in positions for place in (key, key + 1))
+        count = len(before) + 2 * len(positions) + len(options)
+        request = await conversation.request(count, chain(before, pairs, options))
+        frame = await conversation.ask_request(shard, request, write=True)
         if frame == NONE and done:
             return errors.condition_lost(conversation.name(shard), done)
         if frame != ONE:
@@ -68,16 +72,20 @@ async def _set(
     return ONE
 
 
-async def _holds(conversation: Conversation, parts: dict[int, list[bytes]], must: bytes) -> bool:
+async def _holds(conversation: Conversation, parts: Mapping[int, Sequence[int]], must: bytes) -> bool:
     frames = await conversation.ask_each(
-        {shard: [b"EXISTS", *part[::2]] for shard, part in parts.items()}, primary=True
+        {
+            shard: await conversation.request(1 + len(positions), chain([b"EXISTS"], words_at(conversation, positions)))
+            for shard, positions in parts.items()
+        },
+        primary=True,
     )
     for shard, frame in frames.items():
         if frame.startswith(b"-"):
             raise Refusal(errors.part_failed(conversation.name(shard), frame))
-        if not 0 <= integer(frame) <= len(parts[shard]) // 2:
+        if not 0 <= integer(frame) <= len(parts[shard]):
             raise Refusal(errors.unexpected_part(conversation.command.name))
-        if frame != b":%d\r\n" % (len(parts[shard]) // 2 if must == b"xx" else 0):
+        if frame != b":%d\r\n" % (len(parts[shard]) if must == b"xx" else 0):
             return False
     return True
 
@@ -88,13 +96,13 @@ async def _holds(conversation: Conversation, parts: dict[int, list[bytes]], must
 async def _mpop(conversation: Conversation) -> bytes:
     positions = conversation.command.keys(conversation.argv)
     name, options = conversation.argv[0], conversation.argv[positions[-1] + 1 :]
-    keys = [conversation.argv[position] for position in positions]
     if not options:
         return errors.syntax_error()  # for the part of one shard a server would answer with its arity error
     frame = b""
-    for shard, run in groupby(keys, conversation.shard_of):
-        of_shard = list(run)
-        frame = await conversation.ask(shard, name, b"%d" % len(of_shard), *of_shard, *options, write=True)
+    for shard, group in await Groups.of(conversation, positions):
+        words = chain([name, b"%d" % len(group)], words_at(conversation, group), options)
+        request = await conversation.request(2 + len(group) + len(options), words)
+        frame = await conversation.ask_request(shard, request, write=True)
         if frame not in NIL:
             break
     return frame
