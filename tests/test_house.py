@@ -23,6 +23,11 @@ FORBIDDEN = {
     "pyproxy.worker": ("pyproxy.control", "pyproxy.cli", "pyproxy.demo", "pyproxy.fleet"),
     "pyproxy.control": ("pyproxy.worker", "pyproxy.cli", "pyproxy.demo", "pyproxy.fleet"),
 }
+# The rooms of each process. A room may import those before it. What stands beside the rooms, as main.py, imports all.
+LAYERS = {
+    "pyproxy.worker": ("lane", "shard", "pubsub", "commands"),
+    "pyproxy.control": ("health", "failover.promoters", "process", "http", "failover"),
+}
 # Above the shared words: they start the others, so they may import what they start.
 PROGRAMS = ("pyproxy.__main__", "pyproxy.cli", "pyproxy.demo")
 
@@ -145,6 +150,24 @@ def _forbidden_to(name: str) -> tuple[str, ...]:
     return () if name in PROGRAMS else ("pyproxy.worker", "pyproxy.control", *PROGRAMS)
 
 
+def against_layers(root: Path) -> list[str]:
+    """Imports of a room that comes later, as "importer -> imported"."""
+    return [
+        f"{name} -> {imported}"
+        for top, rooms in LAYERS.items()
+        for name, path in modules(root).items()
+        if within(name, top)
+        for imported in sorted(imports(path))
+        if within(imported, top) and imported != top and _layer(imported, top, rooms) > _layer(name, top, rooms)
+    ]
+
+
+def _layer(name: str, top: str, rooms: tuple[str, ...]) -> int:
+    """The position of the innermost room that a module is in; beyond the last one if it is in none."""
+    found = [room for room in rooms if within(name, f"{top}.{room}")]
+    return rooms.index(max(found, key=len)) if found else len(rooms)
+
+
 def cycle(root: Path) -> list[str]:
     """Modules that import each other in a circle; empty if there are none."""
     known = modules(root)
@@ -198,6 +221,19 @@ def test_there_is_a_house() -> None:
 
 def test_imports_point_one_way() -> None:
     assert wrong_ways(ROOT) == []
+
+
+def test_the_rooms_of_a_process_import_only_those_before_them() -> None:
+    assert against_layers(ROOT) == []
+
+
+def test_every_room_of_a_process_has_its_layer() -> None:
+    for top, rooms in LAYERS.items():
+        packages = {path.parent for name, path in modules(ROOT).items() if within(name, top)}
+        folder = ROOT / top.replace(".", "/")
+        assert {each.relative_to(folder).parts[0] for each in packages if each != folder} == {
+            room.split(".")[0] for room in rooms
+        }
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -258,6 +294,36 @@ def house(root: Path, files: dict[str, str]) -> Path:
 def test_an_import_the_wrong_way_is_found(tmp_path: Path, file: str, source: str, found: str) -> None:
     included = {"pyproxy/worker/b.pxi": "from pyproxy.control cimport watcher"}
     assert found in wrong_ways(house(tmp_path, {file: source} | included))
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "found"),
+    [
+        ("lane/a.pyx", "from pyproxy.worker.shard.gate cimport x", ["lane.a -> pyproxy.worker.shard.gate"]),
+        ("pubsub/a.py", "import pyproxy.worker.commands.b", ["pubsub.a -> pyproxy.worker.commands.b"]),
+        ("shard/a.py", "import pyproxy.worker.main", ["shard.a -> pyproxy.worker.main"]),
+        ("shard/a.py", "import pyproxy.worker.lane.lane", []),
+        ("commands/cross_shard/a.py", "import pyproxy.worker.commands.b", []),
+        ("main.py", "import pyproxy.worker.commands.b", []),
+    ],
+)
+def test_an_import_of_a_later_room_is_found(tmp_path: Path, file: str, source: str, found: list[str]) -> None:
+    root = house(tmp_path, {f"pyproxy/worker/{file}": source})
+    assert [each for each in against_layers(root) if each.endswith(source.split()[1])] == [
+        f"pyproxy.worker.{each}" for each in found
+    ]
+
+
+def test_the_promoters_come_before_the_processes_and_these_before_the_failover(tmp_path: Path) -> None:
+    files = {
+        "pyproxy/control/process/a.py": "import pyproxy.control.failover.promoters.none",
+        "pyproxy/control/process/b.py": "import pyproxy.control.failover.machine",
+        "pyproxy/control/failover/promoters/a.py": "import pyproxy.control.failover.machine",
+    }
+    assert sorted(each.split(" -> ")[0] for each in against_layers(house(tmp_path, files))) == [
+        "pyproxy.control.failover.promoters.a",
+        "pyproxy.control.process.b",
+    ]
 
 
 def test_a_circle_is_found(tmp_path: Path) -> None:
