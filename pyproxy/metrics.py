@@ -26,11 +26,11 @@ GAUGES = (
     "clients",
     "backend_connections",
     "inflight",
-    "held_bytes",
+    "buffered_bytes",  # of requests and answers
     "held_requests",  # writes that wait for a gate to open
     "subscribers",  # clients that are subscribed to anything
     "blocked_clients",  # in a command that waits for something that may never come
-    "borrowed_connections",  # of the backend's, those that one client each has alone, and idle ones of that kind
+    "borrowed_connections",  # of those of the backends, the leases, and idle ones
 )
 COUNTERS = (
     "accepted",

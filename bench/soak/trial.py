@@ -31,7 +31,7 @@ AFTER_S = 3.0  # what was read of a replica, or acknowledged by the old one, and
 PROMOTION: Table = {"promoter": "replicaof", "down_after_s": 1.5, "min_between_s": 3.0, "hold_again_s": 5.0}
 PLANNED = " was=handing-over "  # of a switch that loses nothing
 DATABASES = (0, 1)
-OWED = ("inflight", "held_bytes", "held_requests", "blocked_clients", "pubsub_clients")
+OWED = ("inflight", "buffered_bytes", "held_requests", "blocked_clients", "pubsub_clients")
 TOLD = (
     *OWED, "connected_clients", "borrowed_connections", "timeouts", "uncertain", "splits", "drained", "refused_held",
     "refused_at_once", "taken_back", "out_of_step", "shed", "dropped_client_gone",

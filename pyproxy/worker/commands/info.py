@@ -121,7 +121,7 @@ def _proxy(context: Context) -> Iterator[str]:
     yield f"topology_version:{context.topology.version}"
     yield f"health_age_seconds:{context.now() - context.health.at:.1f}" if context.health else "health_age_seconds:-1"
     yield f"proxy_backoff_seconds:{backoff_s(context.healths(), context.now())}"
-    for name in ("backend_connections", "inflight", "held_bytes", "shed", "timeouts", "uncertain", "splits"):
+    for name in ("backend_connections", "inflight", "buffered_bytes", "shed", "timeouts", "uncertain", "splits"):
         yield f"{name}:{page.total(name)}"
     yield f"protocol_errors:{page.total('protocol_errors')}"
     yield f"out_of_step:{page.total('out_of_step')}"

@@ -769,7 +769,7 @@ cdef class Lane:
         row[_BYTES_IN] = self.bytes_in
         row[_BYTES_OUT] = self.bytes_out
         row[_INFLIGHT] = self.inflight
-        row[_HELD] = self.buffered
+        row[_BUFFERED] = self.buffered
         row[_SHED] = self.shed_clients
         row[_TIMEOUTS] = self.timeouts
         row[_UNCERTAIN] = self.uncertain
@@ -790,7 +790,7 @@ cdef class Lane:
 
 cdef int _CLIENTS = INDEX["clients"], _BEAT = INDEX["beat_us"], _COMMANDS = INDEX["commands"]
 cdef int _ERRORS = INDEX["errors"], _BYTES_IN = INDEX["bytes_in"], _BYTES_OUT = INDEX["bytes_out"]
-cdef int _INFLIGHT = INDEX["inflight"], _HELD = INDEX["held_bytes"], _SHED = INDEX["shed"]
+cdef int _INFLIGHT = INDEX["inflight"], _BUFFERED = INDEX["buffered_bytes"], _SHED = INDEX["shed"]
 cdef int _TIMEOUTS = INDEX["timeouts"], _UNCERTAIN = INDEX["uncertain"]
 cdef int _PROTOCOL_ERRORS = INDEX["protocol_errors"], _SPLITS = INDEX["splits"], _OUT_OF_STEP = INDEX["out_of_step"]
 

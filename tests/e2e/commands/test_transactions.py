@@ -204,8 +204,8 @@ def test_a_client_that_leaves_inside_a_transaction_applies_nothing(conn: Connect
     with Connection(proxy.port) as leaving:
         leaving.send(["MULTI"], ["SET", keys.one(0), "x" * 100_000])
         assert leaving.reads(2) == [b"OK", b"QUEUED"]
-        wait_for_info(conn, "it to be counted", lambda info: int(info["held_bytes"]) > 100_000)
-    wait_for_info(conn, "nothing to be held", lambda info: info["held_bytes"] == "0")
+        wait_for_info(conn, "it to be counted", lambda info: int(info["buffered_bytes"]) > 100_000)
+    wait_for_info(conn, "nothing to be buffered", lambda info: info["buffered_bytes"] == "0")
     assert conn.ask("GET", keys.one(0)) is None
 
 
@@ -220,7 +220,7 @@ def test_a_transaction_without_end_costs_its_client_the_connection_when_memory_i
         with pytest.raises((AssertionError, OSError)):
             for _ in range(20):
                 hoarder.ask("SET", "{t}a", b"x" * 500_000)
-        wait_for_info(other, "nothing to be held", lambda info: info["held_bytes"] == "0")
+        wait_for_info(other, "nothing to be buffered", lambda info: info["buffered_bytes"] == "0")
         assert other.ask("GET", "{t}a") is None
 
 
@@ -718,5 +718,7 @@ def test_a_client_that_leaves_in_the_middle_of_very_many_answers_leaves_nothing(
                 leaves.send(("MULTI",), *[("SET", keys.one(number % 3), "v") for number in range(MANY)], ("EXEC",))
                 leaves.reads(MANY + 1)
                 leaves.reset()
-        wait_for_info(stays, "nothing to be left", lambda info: (info["inflight"], info["held_bytes"]) == ("0", "0"))
+        wait_for_info(
+            stays, "nothing to be left", lambda info: (info["inflight"], info["buffered_bytes"]) == ("0", "0")
+        )
         assert stays.ask("GET", keys.one(2)) == b"v"

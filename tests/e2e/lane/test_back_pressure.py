@@ -94,14 +94,14 @@ def test_clients_that_never_read_cost_at_most_the_budget_and_the_memory_comes_ba
         held = [0]
 
         def begins_nothing_more(info: dict[str, str]) -> bool:
-            before, held[0] = held[0], int(info["held_bytes"])
+            before, held[0] = held[0], int(info["buffered_bytes"])
             return info["inflight"] == "0" and held[0] == before > BUDGET // 4
 
         wait_for_info(reader, "no more to be begun", begins_nothing_more)
         assert held[0] <= BUDGET
         assert memory.added_at_most() < BUDGET + MARGIN
         assert reader.ask("GET", names[0]) == b"x" * MIB
-    wait_for_info(reader, "nothing to be held", lambda info: info["held_bytes"] == "0")
+    wait_for_info(reader, "nothing to be buffered", lambda info: info["buffered_bytes"] == "0")
     wait_until(
         "the memory to come back", lambda: memory.added() < MARGIN // 2, lambda: f"{memory.added() >> 20} MiB more"
     )
@@ -143,10 +143,10 @@ def test_what_waits_for_the_last_part_of_a_split_counts(fleet: Fleet, keys: Keys
                 assert looking.ask("SET", name, b"x" * MIB) == b"OK"
             hop.stall(Way.REPLIES)
             waiting.send(("MGET", names[0], names[2], names[1]))
-            wait_for_info(looking, "two parts to be held", lambda info: int(info["held_bytes"]) >= 2 * MIB)
+            wait_for_info(looking, "two parts to be buffered", lambda info: int(info["buffered_bytes"]) >= 2 * MIB)
             hop.heal()
             assert waiting.read() == [b"x" * MIB] * 3
-            wait_for_info(looking, "nothing to be held", lambda info: info["held_bytes"] == "0")
+            wait_for_info(looking, "nothing to be buffered", lambda info: info["buffered_bytes"] == "0")
 
 
 def test_a_client_that_only_sends_is_not_read_further(fleet: Fleet) -> None:
@@ -169,7 +169,7 @@ def send_only(proxy: Proxy, reader: Connection, memory: Memory) -> None:
                 sender.socket.sendall(block)
                 sent += 1
         assert sent < 100, "MB were taken"
-        assert int(proxy_info(reader)["held_bytes"]) < 8 * MIB
+        assert int(proxy_info(reader)["buffered_bytes"]) < 8 * MIB
         assert memory.added() < 32 * MIB
         assert reader.ask("PING") == b"PONG"
 
@@ -227,7 +227,7 @@ def test_what_was_handed_to_a_server_that_hangs_counts_in_the_budget(fleet: Flee
                 for each in senders:
                     each.send(("SET", key, b"x" * (MIB - 1000)))
                 told += [error(each.read()) for each in senders]
-                assert int(proxy_info(reader)["held_bytes"]) <= 64 * MIB
+                assert int(proxy_info(reader)["buffered_bytes"]) <= 64 * MIB
             assert memory.added_at_most() < 64 * MIB + MARGIN
             assert {line.split()[0] for line in told} == {"TRYAGAIN", "UNCERTAIN"}
             assert any("limits.memory_bytes" in line for line in told)
@@ -235,7 +235,7 @@ def test_what_was_handed_to_a_server_that_hangs_counts_in_the_budget(fleet: Flee
             assert proxy_info(reader)["shed"] == "0", "they are told rather than closed"
         finally:
             slow.resume()
-        wait_for_info(reader, "nothing to be held", lambda info: info["held_bytes"] == "0")
+        wait_for_info(reader, "nothing to be buffered", lambda info: info["buffered_bytes"] == "0")
         for each in senders:
             wait_until("it to be served", lambda: each.ask("SET", key, "v") == b"OK", lambda: "")  # noqa: B023
 

@@ -49,7 +49,7 @@ def stays(proxy: Proxy, hop: Hop, keys: Keys) -> Iterator[Connection]:
 
 
 def nothing_is_left(info: dict[str, str]) -> bool:
-    return (info["connected_clients"], info["inflight"], info["held_bytes"]) == ("1", "0", "0")
+    return (info["connected_clients"], info["inflight"], info["buffered_bytes"]) == ("1", "0", "0")
 
 
 def it_is_gone(info: dict[str, str]) -> bool:
@@ -111,7 +111,7 @@ def test_without_reading_replies_that_are_large(stays: Connection, proxy: Proxy,
     assert stays.ask("SET", key, b"x" * (8 << 20)) == b"OK"
     leaves = Connection(proxy.port, receive_buffer=4096)
     leaves.send(("GET", key), ("GET", key), ("GET", key))
-    wait_for_info(stays, "the replies to be held", lambda info: int(info["held_bytes"]) > 4 << 20)
+    wait_for_info(stays, "the replies to be buffered", lambda info: int(info["buffered_bytes"]) > 4 << 20)
     leaves.reset()
     wait_for_info(stays, "it to be gone", nothing_is_left)
 

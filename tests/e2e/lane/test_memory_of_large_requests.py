@@ -52,12 +52,12 @@ def test_a_command_that_waits_counts_until_it_is_over(proxy: Proxy, looking: Con
     with Connection(proxy.port) as waiting:
         waiting.socket.sendall(sent)
         wait_for_info(looking, "it to wait", lambda info: info["blocked_clients"] == "1" and info["inflight"] == "1")
-        assert int(proxy_info(looking)["held_bytes"]) >= len(sent) + PLACE * KEYS
+        assert int(proxy_info(looking)["buffered_bytes"]) >= len(sent) + PLACE * KEYS
         if not leaves:
             assert looking.ask("RPUSH", names[-1], "element") == 1
             assert waiting.read() == [names[-1], b"element"]
-            wait_for_info(looking, "nothing to be held", lambda info: info["held_bytes"] == "0")
-    wait_for_info(looking, "nothing to be held", lambda info: info["held_bytes"] == "0")
+            wait_for_info(looking, "nothing to be buffered", lambda info: info["buffered_bytes"] == "0")
+    wait_for_info(looking, "nothing to be buffered", lambda info: info["buffered_bytes"] == "0")
 
 
 def test_what_is_queued_counts_until_exec(proxy: Proxy, looking: Connection) -> None:
@@ -68,10 +68,10 @@ def test_what_is_queued_counts_until_exec(proxy: Proxy, looking: Connection) -> 
         wait_for_info(
             looking,
             "what is queued to be held",
-            lambda info: int(info["held_bytes"]) >= len(encode(words)) + PLACE * KEYS,
+            lambda info: int(info["buffered_bytes"]) >= len(encode(words)) + PLACE * KEYS,
         )
         assert asking.ask("EXEC") == [[None] * KEYS]
-        wait_for_info(looking, "nothing to be held", lambda info: info["held_bytes"] == "0")
+        wait_for_info(looking, "nothing to be buffered", lambda info: info["buffered_bytes"] == "0")
 
 
 def script(client: int, count: int) -> list[list[bytes]]:
@@ -111,7 +111,7 @@ def test_beyond_the_budget_clients_are_refused_or_closed_and_the_memory_stays_wi
     assert closed + refused > 0, said
     assert answered > 0, said
     assert closed + refused + answered == CLIENTS, said
-    wait_for_info(looking, "nothing to be held", lambda info: info["held_bytes"] == "0")
+    wait_for_info(looking, "nothing to be buffered", lambda info: info["buffered_bytes"] == "0")
     assert int(proxy_info(looking)["shed"]) - int(before["shed"]) == closed
     assert memory.added_at_most() < BUDGET + MARGIN
 

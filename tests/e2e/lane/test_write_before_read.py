@@ -85,7 +85,7 @@ def test_one_that_never_reads_is_closed_at_its_limit_with_a_word_in_the_log(flee
             writer.join()
         line = next(line for line in proxy.log.read_text().splitlines() if "+client-output-limit" in line)
         assert f"limit={4 * MIB}" in line
-        assert int(proxy_info(other)["held_bytes"]) < 8 * MIB
+        assert int(proxy_info(other)["buffered_bytes"]) < 8 * MIB
         assert other.ask("GET", "k") == b"x" * 1000
 
 
@@ -133,7 +133,9 @@ def test_all_that_was_sent_before_a_close_is_done(proxy: Proxy, conn: Connection
     """The answers meet a closed socket, and a reset comes back for the first of them."""
     send_and_close(proxy, *[("SET", f"key:{number}", number) for number in range(1000)])
     wait_until("all of it to be done", lambda: conn.ask("DBSIZE") == 1000, lambda: str(conn.ask("DBSIZE")), PATIENCE_S)
-    wait_for_info(conn, "nothing to be left of it", lambda info: (info["inflight"], info["held_bytes"]) == ("0", "0"))
+    wait_for_info(
+        conn, "nothing to be left of it", lambda info: (info["inflight"], info["buffered_bytes"]) == ("0", "0")
+    )
     wait_for_info(conn, "the client to be gone", lambda info: info["connected_clients"] == "1")
 
 

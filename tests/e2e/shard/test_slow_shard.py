@@ -78,7 +78,7 @@ def test_a_late_reply_does_not_replace_the_error_a_client_has_not_read_yet(
         assert error(unread.read()).startswith("UNCERTAIN ")
         assert unread.ask("GET", counter) == b"1"
     wait_for_info(
-        conn, "nothing to be counted as out", lambda info: (info["inflight"], info["held_bytes"]) == ("0", "0")
+        conn, "nothing to be counted as out", lambda info: (info["inflight"], info["buffered_bytes"]) == ("0", "0")
     )
     assert conn.ask("DEL", big) == 1
     assert conn.ask("DEL", counter) == 1
