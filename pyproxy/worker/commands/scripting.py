@@ -13,6 +13,7 @@ their errors. An error with a line break in it would be two replies, and the sec
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
@@ -27,23 +28,33 @@ from pyproxy.worker.shard.pool import Lease, LeaseKind
 RunOn = Callable[[Lease], Awaitable[bytes]]
 """Runs the call on a leased connection -> the reply."""
 
-HAS_IT, LACKS_IT = b"*1\r\n:1\r\n", b"*1\r\n:0\r\n"  # of SCRIPT EXISTS with one digest
+
+class Text(enum.Enum):
+    """Whether a server has the text of a script."""
+
+    PRESENT = enum.auto()
+    MISSING = enum.auto()
+    UNKNOWN = enum.auto()  # it did not answer, or something else
+
+
+_EXISTS = {b"*1\r\n:1\r\n": Text.PRESENT, b"*1\r\n:0\r\n": Text.MISSING}  # the reply to SCRIPT EXISTS of one digest
 NO_SCRIPT = b"-NOSCRIPT "
 
 
 async def _eval(conversation: Conversation) -> bytes:
     """EVAL and EVAL_RO. All workers get a text that the server has accepted."""
     digest = digest_of(conversation.argv[1])
-    taken: bool | None = False
+    accepted = False
 
     async def run_on(lease: Lease) -> bytes:
-        nonlocal taken
+        nonlocal accepted
         reply = await _run(conversation, lease)
-        taken = await _has_text(conversation, lease, reply, digest) or taken
+        found = await _find_text(conversation, lease, reply, digest)
+        accepted = accepted or found is Text.PRESENT
         return reply
 
     reply = await _on_its_shards(conversation, run_on)
-    if taken:
+    if accepted:
         await conversation.context.cache_script(conversation.argv[1])
     return reply
 
@@ -55,18 +66,15 @@ async def _evalsha(conversation: Conversation) -> bytes:
     async def run_on(lease: Lease) -> bytes:
         reply = await _run(conversation, lease)
         text = conversation.context.scripts.text(digest)
-        if (
-            await _has_text(conversation, lease, reply, digest) is not False
-            or text is None
-            or not reply.startswith(NO_SCRIPT)
-        ):
+        found = await _find_text(conversation, lease, reply, digest)
+        if found is not Text.MISSING or text is None or not reply.startswith(NO_SCRIPT):
             return reply
         lease.reusable = False
         loaded = await ask_server(conversation, lease, b"SCRIPT", b"LOAD", text)
         if loaded.startswith(b"-"):
             return reply
         reply = await _run(conversation, lease)
-        await _has_text(conversation, lease, reply, digest)
+        await _find_text(conversation, lease, reply, digest)
         return reply
 
     return await _on_its_shards(conversation, run_on)
@@ -140,21 +148,22 @@ async def _run(conversation: Conversation, lease: Lease) -> bytes:
     return await conversation.ask_on(lease, Request(conversation.argv), write=write, deadline_s=deadline_s)
 
 
-async def _has_text(conversation: Conversation, lease: Lease, reply: bytes, digest: bytes) -> bool | None:
-    """Whether the server has the text, after a call of it got `reply`; None if that cannot be found out.
+async def _find_text(conversation: Conversation, lease: Lease, reply: bytes, digest: bytes) -> Text:
+    """Whether the server has the text, after a call of it got `reply`.
 
     The server is asked only after an error. Its answer also shows that the call got exactly one reply, so that the
     connection may be used again: only with an error could a script make a second reply.
     """
     if not reply.startswith(b"-"):
         lease.reusable = True
-        return True
+        return Text.PRESENT
     try:
         answer = await ask_server(conversation, lease, b"SCRIPT", b"EXISTS", digest)
     except Refusal:
-        return None
-    lease.reusable = answer in (HAS_IT, LACKS_IT)
-    return answer == HAS_IT if lease.reusable else None
+        return Text.UNKNOWN
+    found = _EXISTS.get(answer, Text.UNKNOWN)
+    lease.reusable = found is not Text.UNKNOWN
+    return found
 
 
 HANDLERS: dict[bytes, Handler] = {
