@@ -48,6 +48,7 @@ def main(given: Sequence[str] | None = None) -> int:
     workers = len(os.sched_getaffinity(0))
     promotion: Table = {"promoter": "replicaof", "down_after_s": 2.0}
     with Fleet(SHARDS, 1) as fleet, Proxy(fleet, None, workers, cross_shard="emulate", promotion=promotion) as proxy:
+        time.sleep(SETTLED_S)  # all workers are there
         for load in loads:
             clients = [] if load == "idle" else [_waiting(proxy.port, load) for _ in range(options.clients)]
             used = _share(proxy.pid, options.seconds)

@@ -67,11 +67,12 @@ from pyproxy.worker.shard.gate import Gate as ShardGate
 from pyproxy.worker.shard.gate import HoldStats
 from pyproxy.worker.shard.link import Link
 from pyproxy.worker.shard.pool import LeasePool
-from pyproxy.worker.shard.router import ShardRouter, has_closed
+from pyproxy.worker.shard.router import ShardRouter, those_closed
 
 TICK_S = 0.02  # how exactly deadlines are kept
 REST_S = BEAT_S  # between two ticks at rest; each is a beat, and tells the lane that the worker has not slept
 FULL_TICK_S = 0.9  # between two full ticks at rest; the ticks between them are beats alone
+CHECKED_S = 0.1  # checks for waiting clients that take longer are out as any other request is
 HOLDING_S = 0.1  # between two reports to the parent of what is held
 AT_WORK_S = 0.3  # a request through all keys that takes longer is reported: the parent may think its server down
 SLOW_TICK_S = 1.0  # between two checks of unfinished requests, idle connections and the heap
@@ -91,6 +92,9 @@ class Worker:
         self._row = page.row(index)
         self._ended = asyncio.Event()
         self._woken = asyncio.Event()  # something has begun at rest, or the rest is over
+        self._rest: asyncio.TimerHandle | None = None  # the end of it
+        self._rest_until = 0.0
+        self._checking: asyncio.TimerHandle | None = None  # only checks for waiting clients are out; see _on_begun
         self._maybe_busy = True  # something has begun since `_has_work` was last called
         self._full_tick_at = 0.0  # when the next full tick is due
         self._slices = Slices()
@@ -204,7 +208,8 @@ class Worker:
             self._listener, self._lane, self._page, self._row, max_clients, self._spawn, self._hub.open
         )
         self._lane.on_slept = self._on_slept
-        self._lane.on_begun = self._wake
+        self._lane.on_begun = self._on_begun
+        self._context.on_checked = self._on_checked
         split.install(self._lane, self._slices)
         self._lane.set_table(table.TABLE)
         self._row[INDEX["started_us"]] = int(time.time() * 1e6)
@@ -341,9 +346,7 @@ class Worker:
             await self._until_tick(lane)
             now = time.monotonic()
             if not self._maybe_busy and now < self._full_tick_at:
-                lane.beat()
-                if self._hub is not None:
-                    self._hub.tick(now)
+                self._beat(lane, now)
                 continue
             self._maybe_busy, self._full_tick_at = True, now + FULL_TICK_S
             lane.tick()
@@ -369,25 +372,72 @@ class Worker:
     async def _until_tick(self, lane: Lane) -> None:
         """Wait for the next tick: TICK_S while the worker is busy, REST_S at rest. Brief work does not end a rest."""
         loop = asyncio.get_running_loop()
-        rest_until = loop.time() + REST_S
+        self._rest_until = loop.time() + REST_S
         is_busy = self._is_busy(lane)
         while True:
             if not is_busy:
                 self._woken.clear()
                 lane.at_rest = True
-                timer = loop.call_at(rest_until, self._woken.set)
+                self._rest = loop.call_at(self._rest_until, self._on_rested)
                 await self._woken.wait()
-                timer.cancel()
+                self._rest.cancel()
                 lane.at_rest = False
-                if loop.time() >= rest_until - TICK_S:
+                if loop.time() >= self._rest_until - TICK_S:
                     return
             await asyncio.sleep(TICK_S)
             is_busy = self._is_busy(lane)
             if is_busy:
                 return
 
+    def _beat(self, lane: Lane, now: float) -> None:
+        lane.beat()
+        if self._hub is not None:
+            self._hub.tick(now)
+
+    def _on_rested(self) -> None:
+        """The rest is over. Where it goes on after a beat, no task is woken for that."""
+        assert self._lane
+        now = time.monotonic()
+        if not self._maybe_busy and now < self._full_tick_at:
+            self._beat(self._lane, now)
+            if not self._is_busy(self._lane):
+                loop = asyncio.get_running_loop()
+                self._rest_until = loop.time() + REST_S
+                self._rest = loop.call_at(self._rest_until, self._on_rested)
+                return
+        self._woken.set()
+
+    def _on_begun(self) -> None:
+        """Something has begun, or may have, in a turn of the lane.
+
+        Where all that is out are checks for clients that wait (ready_keys.py), ten times a second, the rest goes on.
+        What may be out beside them is looked at when they are answered, or when they take long.
+        """
+        assert self._lane and self._context
+        checks = sum(each.in_flight for each in self._context.ready_keys.values())
+        if not checks or self._lane.owed != checks:
+            self._wake()
+            return
+        self._lane.at_rest = True
+        if self._checking is None:
+            self._checking = asyncio.get_running_loop().call_later(CHECKED_S, self._wake)
+
+    def _on_checked(self) -> None:
+        """No check for clients that wait is out any more."""
+        assert self._lane
+        if self._checking is not None:
+            self._end_checking()
+            if self._has_work(self._lane):
+                self._wake()
+
+    def _end_checking(self) -> None:
+        if self._checking is not None:
+            self._checking.cancel()
+            self._checking = None
+
     def _wake(self) -> None:
         """Something has begun, or may have."""
+        self._end_checking()
         self._maybe_busy, self._full_tick_at = True, 0.0
         self._woken.set()
 
@@ -445,9 +495,9 @@ class Worker:
     def _check_waiting_clients(self) -> None:
         """Notice waiting clients that have closed. The loop does not report that of a client that is not read."""
         assert self._context
-        for conversation in list(self._context.waiting):
-            if not conversation.stopped and has_closed(conversation.client):
-                conversation.half_closed()
+        waiting = {each.client: each for each in self._context.waiting if not each.stopped}
+        for closed in those_closed(waiting):
+            waiting[closed].half_closed()
 
     def _send_holding(self) -> None:
         assert self._channel

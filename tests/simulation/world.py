@@ -215,7 +215,7 @@ def history(setting: Setting, seed: int = 0) -> Iterator[World]:
             (time, "monotonic", loop.time),
             (main, "TICK_S", TICK_S),
             (main, "end", end),
-            (main, "has_closed", has_closed),
+            (main, "those_closed", lambda clients: [each for each in clients if has_closed(each)]),
             (router, "has_closed", has_closed),
             (heap, "trim", lambda used, peak: 0),
         ):

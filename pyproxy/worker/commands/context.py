@@ -105,6 +105,7 @@ class Context:
     settings: Settings = field(default_factory=lambda: Settings(0))
     waiting: set[Waits] = field(default_factory=set)  # conversations that block, or wait without a limit
     ready_keys: dict[int, Any] = field(default_factory=dict)  # by database: cross_shard/ready_keys.py
+    on_checked: Callable[[], None] = lambda: None  # called when none of their checks is in flight any more
     registry: Registry[Any] = field(default_factory=Registry)  # the subscriptions of all clients
     scripts: Scripts = field(init=False)
     keyless: Keyless = field(init=False)

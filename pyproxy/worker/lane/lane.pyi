@@ -36,6 +36,7 @@ class Lane:
     at_rest: bool
     on_begun: Callable[[], None]
     has_deadlines: bool
+    owed: int
     clients: set[Client]
     buffered: int
     inflight: int

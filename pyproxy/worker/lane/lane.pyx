@@ -735,6 +735,15 @@ cdef class Lane:
                     return True
         return False
 
+    @property
+    def owed(self):
+        """How many requests are out or wait to be sent on the connections that clients share, tombstones included."""
+        cdef Py_ssize_t owed = 0
+        for link in self.links + self.replica_links:
+            for backend in link.backends.values():
+                owed += (<Backend>backend).count - (<Backend>backend).canaries
+        return owed
+
     def check_unfinished(self, double limit_s):
         """Closes clients whose unfinished request is older than `limit_s`, and those that write and never read."""
         cdef Client client

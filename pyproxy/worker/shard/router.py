@@ -11,8 +11,8 @@ replicas are made when they are first needed.
 
 import select
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeVar
 
 from protocol import errors
 from pyproxy import messages
@@ -49,11 +49,21 @@ class HasSocket(Protocol):
     def fd(self) -> int: ...
 
 
+Socketed = TypeVar("Socketed", bound=HasSocket)
+
+
 def has_closed(client: HasSocket) -> bool:
     """Whether a client has closed at least its half. The loop does not report that of a client that is not read."""
+    return bool(those_closed([client]))
+
+
+def those_closed(clients: Iterable[Socketed]) -> list[Socketed]:
+    """Those of these clients that have."""
     poll = select.poll()
-    poll.register(client.fd, POLLRDHUP)
-    return bool(poll.poll(0))
+    by_fd = {client.fd: client for client in clients}
+    for fd in by_fd:
+        poll.register(fd, POLLRDHUP)
+    return [by_fd[fd] for fd, _ in poll.poll(0)]
 
 
 class ShardRouter:

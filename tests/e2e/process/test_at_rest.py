@@ -86,6 +86,21 @@ def test_what_begins_while_it_is_at_rest_has_its_deadline(fleet: Fleet) -> None:
             primary.resume()
 
 
+def test_a_check_for_a_client_that_waits_has_its_deadline_though_it_rests(fleet: Fleet) -> None:
+    """Ten such checks a second are not something that begins, as long as they are answered."""
+    timeouts = {"reply_s": 0.1, "silence_s": PATIENCE_S}
+    with BareWorker(fleet, cross_shard="emulate", timeouts=timeouts) as worker, Connection(worker.port) as conn:
+        keys, primary = Keys(worker), fleet.shards[0].primary
+        conn.send(("BLPOP", keys.one(1), keys.one(0), "0"))
+        wait_until("it to wait", lambda: worker.count("blocked_clients") == 1, worker.tail, PATIENCE_S)
+        wait_until("it to rest", lambda: len(beats(worker, 0.5)) <= 5, worker.tail, PATIENCE_S * 2)
+        primary.pause()
+        try:
+            assert error(conn.read()).split()[0] in ("TRYAGAIN", "UNCERTAIN")
+        finally:
+            primary.resume()
+
+
 def test_while_nobody_asks_a_server_says_little_to_the_parent(fleet: Fleet) -> None:
     """Less than half of what it would if it were asked for all of INFO at each look."""
     primary = fleet.shards[0].primary

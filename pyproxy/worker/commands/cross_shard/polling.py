@@ -50,8 +50,9 @@ async def poll(conversation: Conversation, block_timeout: BlockTimeout) -> bytes
             if left_s == 0.0:
                 return NIL[conversation.client.proto]
             if ready_keys is None:
-                ready_keys = conversation.context.ready_keys.setdefault(
-                    conversation.client.db, ReadyKeys(conversation.lane.loop)
+                context = conversation.context
+                ready_keys = context.ready_keys.setdefault(
+                    conversation.client.db, ReadyKeys(conversation.lane.loop, context.on_checked)
                 )
                 blocks.enter_context(ready_keys.watching_for(waiter))
             else:

@@ -72,10 +72,11 @@ class Waiter:
 
 
 class ReadyKeys:
-    """The waiting clients of one database."""
+    """The waiting clients of one database. `on_checked` is called when none of its checks is in flight any more."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_checked: Callable[[], None]) -> None:
         self._loop = loop
+        self._on_checked = on_checked
         self._by_shard: dict[int, ShardWaiters] = {}
         self._lines: dict[tuple[bytes, ...], dict[Waiter, None]] = {}  # in the order in which they came
         self._pause_s = FIRST_S
@@ -94,7 +95,7 @@ class ReadyKeys:
     @contextlib.contextmanager
     def _at_shards(self, waiter: Waiter) -> Iterator[None]:
         for shard in waiter.keys:
-            self._by_shard.setdefault(shard, ShardWaiters(shard, self.check_soon)).join(waiter)
+            self._by_shard.setdefault(shard, ShardWaiters(shard, self.check_soon, self._on_answered)).join(waiter)
         try:
             yield
         finally:
@@ -126,6 +127,15 @@ class ReadyKeys:
             self._by_shard[shard].changed(waiter)
         self.check_soon()
 
+    @property
+    def in_flight(self) -> int:
+        """How many checks have no answer yet."""
+        return sum(waiters.in_flight for waiters in self._by_shard.values())
+
+    def _on_answered(self) -> None:
+        if not self.in_flight:
+            self._on_checked()
+
     def check_soon(self) -> None:
         """Check in FIRST_S, as keys are changing."""
         if self._timer is None or self._pause_s > FIRST_S:
@@ -148,9 +158,10 @@ class ReadyKeys:
 class ShardWaiters:
     """The waiters for keys of one shard, in the order in which they came."""
 
-    def __init__(self, shard: int, on_woken: Callable[[], None]) -> None:
+    def __init__(self, shard: int, on_woken: Callable[[], None], on_answered: Callable[[], None]) -> None:
         self._shard = shard
         self._on_woken = on_woken
+        self._on_answered = on_answered
         self._waiters: dict[Waiter, None] = {}
         self._checks: list[tuple[Request, Callable[[bytes], None]]] = []  # and what takes the reply
         self._requester: Waiter | None = None  # the waiter whose connection the checks in flight use
@@ -159,6 +170,11 @@ class ShardWaiters:
     @property
     def is_empty(self) -> bool:
         return not self._waiters
+
+    @property
+    def in_flight(self) -> int:
+        """How many checks have no answer yet, of those whose answer is not lost."""
+        return self._left if self._requester is not None else 0
 
     def join(self, waiter: Waiter) -> None:
         self._waiters[waiter] = None
@@ -254,6 +270,7 @@ class ShardWaiters:
         self._left -= 1
         if not self._left:
             self._requester = None
+            self._on_answered()
 
     def _wake_all(self, called: Sequence[Waiter]) -> None:
         self._requester = None
