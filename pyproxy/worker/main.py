@@ -512,9 +512,9 @@ class Worker:
         patience_s = self._setup.config.timeouts.slow_reply_s
         found = {}
         for link in (link for router in self._routers for link in router.links):
-            since = link.slow_since
-            if since and now - since >= AT_WORK_S:
-                found[str(link.node)] = Work(link.name, since, since + patience_s)
+            sent = link.slow_sent(now - patience_s)
+            if sent and now - min(sent) >= AT_WORK_S:
+                found[str(link.node)] = Work(link.name, min(sent), max(sent) + patience_s)
         if found != self._at_work:
             self._at_work = found
             self._channel.send(AtWork(found))

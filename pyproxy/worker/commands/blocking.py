@@ -116,7 +116,7 @@ class _Attempt:
             await self._ask_connection_id()
             lease.unblock = self._start_unblocking
             with conversation.waiting(self._start_unblocking):
-                deadline_s = None if left_s is None else left_s + conversation.reply_s
+                deadline_s = None if left_s is None else left_s + conversation.deadline_s(request)
                 return await conversation.ask_on(lease, request, write=is_write, deadline_s=deadline_s)
         except Refusal as refusal:
             if lease.lost == MOVED and not is_write:

@@ -103,6 +103,7 @@ cdef enum:
     MOST_WORDS = 1024           # of a command that the proxy answers itself: it does so in one piece
     WORD_BYTES = 64             # what a word costs as a Python object, beside its bytes
     MANY_WORDS = 4096           # of a command that leaves the lane: more are looked through in slices first
+    SLOW_WORDS = 100000         # of a command that its server works on for long: at a million BLPOP takes 3 s
     TURN_COMMANDS = 1024        # one client's share of a loop turn
     TAKEN_COST = 4              # of it, for a command that leaves the lane: so much more work it is
     TURN_LINE = 16              # bytes of an inline command, likewise
@@ -484,7 +485,10 @@ cdef class Lane:
         return self.slow_reply_s if pace == SHARD_WIDE else self.slow_s if pace else self.reply_s
 
     cpdef int pace_of(self, bytes frame, int queued) except -1:
-        """Of the slowest command in a request; of a block of `queued` commands with its MULTI and EXEC."""
+        """Of the slowest command in a request; of a block of `queued` commands with its MULTI and EXEC.
+
+        One of very many words keeps its server busy as one through all keys does.
+        """
         cdef const char *ptr = PyBytes_AS_STRING(frame)
         cdef Py_ssize_t argc = 0, length = 0
         cdef int commands = queued + 2 if queued else 1, slowest = 0
@@ -494,6 +498,8 @@ cdef class Lane:
             route = self.route_at(ptr, length)
             if route is not None and route.pace > slowest:
                 slowest = route.pace
+            if argc > SLOW_WORDS:
+                slowest = SHARD_WIDE
             commands -= 1
             if not commands:
                 break       # nobody looks behind the name of the last one, and its words may be very many

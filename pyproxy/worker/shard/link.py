@@ -182,11 +182,13 @@ class Link:
             if backend.wire is not None:
                 backend.wire.drop(MOVED if self._switching else errors.LOST)
 
-    @property
-    def slow_since(self) -> float:
-        """When the oldest unanswered request through all keys was sent; 0.0: there is none."""
+    def slow_sent(self, after: float) -> list[float]:
+        """When requests that take long were sent that the server has not answered: of each connection the first one.
+
+        Without those that were sent before `after`: a BLPOP that waits is no work any more.
+        """
         backends = (*self.backends.values(), *(lease.backend for lease in self.leased))
-        return min((each.slow_since for each in backends if each.slow_since), default=0.0)
+        return [each.slow_since for each in backends if each.slow_since > after]
 
     @property
     def unanswered(self) -> int:

@@ -91,7 +91,7 @@ def test_a_check_for_a_client_that_waits_has_its_deadline_though_it_rests(fleet:
     timeouts = {"reply_s": 0.1, "silence_s": PATIENCE_S}
     with BareWorker(fleet, cross_shard="emulate", timeouts=timeouts) as worker, Connection(worker.port) as conn:
         keys, primary = Keys(worker), fleet.shards[0].primary
-        conn.send(("BLPOP", keys.one(1), keys.one(0), "0"))
+        conn.send(("BLPOP", keys.one(1, "list"), keys.one(0, "list"), "0"))
         wait_until("it to wait", lambda: worker.count("blocked_clients") == 1, worker.tail, PATIENCE_S)
         wait_until("it to rest", lambda: len(beats(worker, 0.5)) <= 5, worker.tail, PATIENCE_S * 2)
         primary.pause()

@@ -13,6 +13,8 @@ from tests.faults import Hop, Way
 
 DOWN_AFTER_S = 1.0
 BUSY = 0
+SLOW_WORDS = 100_000
+"""A command of more words is slow; see lane.pyx."""
 
 
 @pytest.fixture
@@ -64,6 +66,33 @@ def test_a_worker_says_what_its_server_is_at_work_on_and_when_that_is_over(fleet
         assert asked <= work.since == work.until - PATIENCE_S
         assert conn.read() == []
         worker.wait_for("its end to be told", lambda: worker.of(AtWork)[-1] == AtWork({}))
+
+
+@pytest.mark.parametrize("keys_of", [1_000, 150_000], ids=["of some keys", "of very many keys"])
+def test_a_command_of_very_many_words_is_work_and_one_of_few_is_none(fleet: Fleet, keys_of: int) -> None:
+    """A BLPOP keeps its server busy for 3 s at a million keys; and when it only waits, that is told for a while."""
+    slow_reply_s = 2.0
+    timeouts = {"slow_reply_s": slow_reply_s, "reply_s": 1.0}
+    with (
+        BareWorker(fleet, timeouts=timeouts) as worker,
+        Connection(worker.port) as waits,
+        Connection(worker.port) as asks,
+    ):
+        key = Keys(worker).one(BUSY)
+        assert waits.ask("DEL", key) in (0, 1)
+        began = time.monotonic()
+        waits.send(("BLPOP", *(f"{{{key}}}{number}" for number in range(keys_of)), 0))
+        wait_until("it to wait", lambda: worker.count("blocked_clients") == 1, worker.tail, PATIENCE_S)
+        if keys_of > SLOW_WORDS:
+            worker.wait_for("the work to be told", lambda: bool(worker.of(AtWork)))
+            (work,) = worker.of(AtWork)[0].nodes.values()
+            assert began <= work.since == work.until - slow_reply_s
+            worker.wait_for("its end to be told", lambda: worker.of(AtWork)[-1] == AtWork({}))
+        else:
+            asks.send(("KEYS", "*"))
+            assert asks.read() == []
+            wait_until("the time to pass", lambda: time.monotonic() > began + slow_reply_s, str, PATIENCE_S)
+            assert worker.of(AtWork) == []
 
 
 def test_what_waits_behind_the_work_of_another_worker_is_waited_for(fleet: Fleet) -> None:
