@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import chain
 
 from protocol import errors, scan
 from protocol.keyspecs import timeout_place
 from protocol.reply import BadFrame
 from pyproxy.worker.commands.block_timeout import BlockTimeout
 from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
+from pyproxy.worker.commands.cross_shard.keys import Groups
 from pyproxy.worker.commands.cross_shard.moves import HANDLERS as MOVES
 from pyproxy.worker.commands.cross_shard.ready_keys import NOTHING, Id, ReadyKeys, Waiter
 
@@ -30,7 +31,9 @@ NIL = {2: b"*-1\r\n", 3: b"_\r\n"}
 
 _ID = re.compile(rb"([0-9]{1,20})(?:-([0-9]{1,20}))?")
 
-Groups = Sequence[tuple[int, Sequence[int]]]
+KEY_BYTES = 512
+"""The memory for a key that is waited for: in the keys of the client, and in the checks of its shard."""
+
 Round = Callable[[Conversation, Sequence[bytes], Groups], Awaitable[bytes | None]]
 
 
@@ -38,12 +41,15 @@ async def poll(conversation: Conversation, block_timeout: BlockTimeout) -> bytes
     """The answer. The command is `block_timeout.argv`, in which `$` is replaced; the client's argv still has it."""
     argv, name = block_timeout.argv, conversation.command.name
     positions = conversation.command.keys(argv)
-    groups = list(_groups(conversation, positions))
+    groups = await Groups.of(conversation, positions)
     ask = POLLED[name]
-    waiter, ready_keys = _waiter(conversation, argv, positions), None
+    waiter, ready_keys = Waiter(conversation), None
     with contextlib.ExitStack() as blocks:
         blocks.enter_context(conversation.waiting(waiter.woken.set))
         while (reply := await ask(conversation, argv, groups)) is None:
+            if ready_keys is None:
+                blocks.enter_context(conversation.charged(KEY_BYTES * len(positions)))
+                await _fill(waiter, argv, positions)
             if conversation.stopped:
                 raise Refusal(errors.unblocked())
             left_s = block_timeout.left_s
@@ -64,20 +70,22 @@ async def poll(conversation: Conversation, block_timeout: BlockTimeout) -> bytes
         return reply
 
 
-def _waiter(conversation: Conversation, argv: Sequence[bytes], positions: Sequence[int]) -> Waiter:
-    name = conversation.command.name
-    keys = [argv[place] for place in positions[: 1 if name in MOVES_FROM else None]]
-    by_shard: dict[int, list[bytes]] = {}
-    for key in keys:
-        by_shard.setdefault(conversation.shard_of(key), []).append(key)
+async def _fill(waiter: Waiter, argv: Sequence[bytes], positions: Sequence[int]) -> None:
+    """Tell the waiter what it waits for."""
+    conversation, name = waiter.conversation, waiter.conversation.command.name
+    waited_for = positions[:1] if name in MOVES_FROM else positions
+    async for some in conversation.in_turns(waited_for):
+        for place in some:
+            waiter.keys.setdefault(conversation.shard_of(argv[place]), {})[argv[place]] = None
     if name == b"xreadgroup":
-        return Waiter(conversation, by_shard, line=_line(argv))
-    if name == b"xread":
-        after: dict[bytes, Id] = {}
-        for key, word in zip(keys, argv[positions[-1] + 1 :], strict=False):  # else the server refuses it
-            after[key] = min(_id(word), after.get(key, _id(word)))
-        return Waiter(conversation, by_shard, after=after)
-    return Waiter(conversation, by_shard, size=SIZES[name])
+        waiter.line = _line(argv)
+    elif name == b"xread":
+        places = zip(positions, range(positions[-1] + 1, len(argv)), strict=False)  # else the server refuses it
+        async for pairs in conversation.in_turns(places):
+            for key, word in ((argv[place], argv[of_id]) for place, of_id in pairs):
+                waiter.after[key] = min(_id(word), waiter.after.get(key, _id(word)))
+    else:
+        waiter.size = SIZES[name]
 
 
 def _line(argv: Sequence[bytes]) -> tuple[bytes, ...]:
@@ -98,14 +106,6 @@ def _id(word: bytes) -> Id:
     """As the server reads it. Of what is none, as `+` for the last entry, the first entry is news."""
     found = _ID.fullmatch(word)
     return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
-
-
-def _groups(conversation: Conversation, positions: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
-    """The keys in their order: neighbours on the same shard form one group."""
-    for shard, group in itertools.groupby(
-        positions, lambda position: conversation.shard_of(conversation.argv[position])
-    ):
-        yield shard, list(group)
 
 
 def _elements(frame: bytes) -> list[bytes]:
@@ -158,8 +158,9 @@ async def _pop(
     if not rest:
         return errors.syntax_error()  # BLMPOP's own error; its variant that does not block has another one
     for shard, positions in groups:
-        keys = [argv[position] for position in positions]
-        reply = await conversation.ask(shard, name, b"%d" % len(keys), *keys, *rest, write=True)
+        words = chain([name, b"%d" % len(positions)], (argv[position] for position in positions), rest)
+        request = await conversation.request(2 + len(positions) + len(rest), words)
+        reply = await conversation.ask_request(shard, request, write=True)
         if reply not in NOTHING:
             return errors.for_command(conversation.command.name, name, reply) if reply.startswith(b"-") else reply
     return None

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
 from protocol import scan
 from protocol.reply import BadFrame, decode, integer
 from protocol.request import Asked, Block, Request
+from pyproxy.slices import BATCH, batches
 from pyproxy.worker.commands.conversation import Conversation
 from pyproxy.worker.lane.split import ask
 
@@ -37,10 +38,19 @@ MOST_KEYS = 512
 
 MOST_BYTES = 1 << 16
 
+KEYS_OF_PART = 16
+"""So many keys are looked at in the time of a part, see slices.py."""
+
+CHECK_PARTS = 8
+"""To send a check takes the time of so many."""
+
 NOTHING = (b"*-1\r\n", b"$-1\r\n", b"_\r\n")
 """The replies of servers that have nothing: for arrays, for elements, in RESP3."""
 
 Part = TypeVar("Part")
+
+Check = tuple[Request, Callable[[bytes], None]]
+"""A request about keys, and what takes its reply."""
 
 
 Id = tuple[int, int]
@@ -48,25 +58,18 @@ Id = tuple[int, int]
 
 
 class Waiter:
-    """A conversation that waits. `keys`: by shard.
+    """A conversation that waits. What for does not change any more while it is watched.
 
-    `size`: the command that counts its elements (LLEN, ZCARD). `after`: of a reader of streams, the last id that it
-    knows of each. `line`: of a reader of a group, what is equal for those who ask the same.
+    `keys`: by shard. `size`: the command that counts its elements (LLEN, ZCARD). `after`: of a reader of streams, the
+    last id that it knows of each. `line`: of a reader of a group, what is equal for those who ask the same.
     """
 
-    def __init__(
-        self,
-        conversation: Conversation,
-        keys: Mapping[int, Sequence[bytes]],
-        size: bytes = b"",
-        after: Mapping[bytes, Id] | None = None,
-        line: tuple[bytes, ...] = (),
-    ) -> None:
+    def __init__(self, conversation: Conversation) -> None:
         self.conversation = conversation
-        self.keys = keys
-        self.size = size
-        self.after = after or {}
-        self.line = line
+        self.keys: dict[int, dict[bytes, None]] = {}
+        self.size = b""
+        self.after: dict[bytes, Id] = {}
+        self.line: tuple[bytes, ...] = ()
         self.woken = asyncio.Event()
         """Set when a key may be ready, or the wait is to end."""
 
@@ -163,8 +166,9 @@ class ShardWaiters:
         self._on_woken = on_woken
         self._on_answered = on_answered
         self._waiters: dict[Waiter, None] = {}
-        self._checks: list[tuple[Request, Callable[[bytes], None]]] = []  # and what takes the reply
+        self._checks: list[Check] = []
         self._requester: Waiter | None = None  # the waiter whose connection the checks in flight use
+        self._round: object = None  # of checks: the last one that was begun
         self._left = 0  # checks without an answer
 
     @property
@@ -178,18 +182,18 @@ class ShardWaiters:
 
     def join(self, waiter: Waiter) -> None:
         self._waiters[waiter] = None
-        self._checks.clear()
+        self._checks = []
 
     def leave(self, waiter: Waiter) -> None:
         del self._waiters[waiter]
-        self._checks.clear()
+        self._checks = []
         if self._requester is waiter:
             self._requester = None  # the answers to its checks are lost
 
     def changed(self, waiter: Waiter) -> None:
         """It is woken, or waits again: the streams of those who are woken are not asked for."""
         if waiter.after:
-            self._checks.clear()
+            self._checks = []
 
     def ask(self) -> None:
         """Check the keys, unless a check is in flight or all waiters are woken."""
@@ -199,23 +203,46 @@ class ShardWaiters:
         self._requester = next(idle, None)
         if self._requester is None:
             return
-        self._checks = self._checks or list(self._cut())
-        checks, self._left = list(self._checks), len(self._checks)
-        for request, on_frame in checks:
-            self._send(self._requester, request, on_frame)
+        self._round = object()
+        self._requester.conversation.lane.slices.run(self._ask_all(self._requester, self._round))
 
-    def _cut(self) -> Iterator[tuple[Request, Callable[[bytes], None]]]:
-        sizes = dict.fromkeys((each.size, key) for each in self._waiters if each.size for key in each.keys[self._shard])
-        for some in _chunks(sizes, lambda each: len(each[1])):
-            yield Request([b"EXISTS", *(key for _, key in some)]), partial(self._is_there, some)
+    def _ask_all(self, requester: Waiter, this_round: object) -> Iterator[int]:
+        """Send all checks in the name of this waiter, until it leaves; work for slices.py."""
+        known = checks = self._checks
+        if not checks:
+            checks = []
+            yield from self._cut(checks)
+            if self._checks is known:  # nobody has come, left or been woken meanwhile
+                self._checks = checks
+        if self._requester is requester and self._round is this_round:
+            self._left = len(checks)
+            if not checks:
+                self._requester = None
+        for request, on_frame in checks:
+            if self._requester is not requester or self._round is not this_round:
+                return
+            self._send(requester, request, on_frame)
+            yield CHECK_PARTS
+
+    def _cut(self, checks: list[Check]) -> Iterator[int]:
+        """Make the checks of all waiters that there are now; work for slices.py."""
+        sizes: dict[tuple[bytes, bytes], None] = {}
         after: dict[bytes, Id] = {}
-        for each in self._waiters:
-            if each.after and not each.woken.is_set():
-                for key in each.keys[self._shard]:
-                    after[key] = min(each.after[key], after.get(key, each.after[key]))
-        for keys in _chunks(after, len):
-            ids = [b"%d-%d" % after[key] for key in keys]
-            yield Request([b"XREAD", b"COUNT", b"1", b"STREAMS", *keys, *ids]), self._are_new
+        for waiter in list(self._waiters):
+            for keys in batches(waiter.keys[self._shard], BATCH * KEYS_OF_PART):
+                if waiter.size:
+                    sizes.update(dict.fromkeys((waiter.size, key) for key in keys))
+                elif waiter.after and not waiter.woken.is_set():
+                    for key in keys:
+                        after[key] = min(waiter.after[key], after.get(key, waiter.after[key]))
+                yield max(1, len(keys) // KEYS_OF_PART)
+        for some in _chunks(sizes, lambda each: len(each[1])):
+            checks.append((Request([b"EXISTS", *(key for _, key in some)]), partial(self._is_there, some)))
+            yield max(1, len(some) // KEYS_OF_PART)
+        for streams in _chunks(after, len):
+            ids = [b"%d-%d" % after[key] for key in streams]
+            checks.append((Request([b"XREAD", b"COUNT", b"1", b"STREAMS", *streams, *ids]), self._are_new))
+            yield max(1, len(streams) // KEYS_OF_PART)
 
     def _send(self, requester: Waiter | None, asked: Asked, on_frame: Callable[[bytes], None]) -> None:
         """Send a check for this waiter, unless it has left. If it cannot be sent, wake all waiters."""

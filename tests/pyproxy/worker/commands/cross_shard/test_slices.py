@@ -12,9 +12,11 @@ from protocol.request import Asked, Block
 from protocol.scan import argv as words_of
 from protocol.table import TABLE
 from pyproxy.worker.commands import conversation as conversations
+from pyproxy.worker.commands.block_timeout import BlockTimeout
 from pyproxy.worker.commands.context import Context
 from pyproxy.worker.commands.conversation import BATCH_PARTS, Conversation, Failed, Handler
 from pyproxy.worker.commands.cross_shard import operands, per_key
+from pyproxy.worker.commands.cross_shard.polling import poll
 from tests.pyproxy.worker.commands.stand_ins import worker
 from tests.pyproxy.worker.commands.test_conversation import StandInClient
 
@@ -99,15 +101,23 @@ ANSWERS = {
     b"PFCOUNT": b":0\r\n",
     b"LMPOP": b"*-1\r\n",
     b"ZMPOP": b"*-1\r\n",
+    b"BLPOP": b"*-1\r\n",
 }
 NAMES = [b"key:%d" % number for number in range(KEYS)]
 BY_SHARD = sorted(NAMES, key=owner)
+
+
+async def waits(conversation: Conversation) -> bytes:
+    return await poll(conversation, BlockTimeout(conversation.command.name, conversation.argv))
+
+
 COMMANDS: Mapping[str, tuple[Sequence[bytes], Mapping[bytes, Handler]]] = {
     "SUNION": ([b"SUNION", *NAMES], operands.HANDLERS),
     "SINTERSTORE": ([b"SINTERSTORE", b"to", *NAMES], operands.HANDLERS),
     "PFCOUNT": ([b"PFCOUNT", *NAMES], operands.HANDLERS),
     "MSETNX": ([b"MSETNX", *NAMES], per_key.HANDLERS),
     "LMPOP": ([b"LMPOP", b"%d" % KEYS, *BY_SHARD, b"LEFT"], per_key.HANDLERS),
+    "BLPOP": ([b"BLPOP", *BY_SHARD, b"0.001"], {b"blpop": waits}),
     "ZMPOP": ([b"ZMPOP", b"%d" % KEYS, *BY_SHARD, b"MIN"], per_key.HANDLERS),
 }
 
