@@ -82,10 +82,15 @@ def block(client: int, count: int) -> list[list[bytes]]:
     return [[b"MULTI"], [b"MGET", *spread(client, count)], [b"EXEC"]]
 
 
+def union(client: int, count: int) -> list[list[bytes]]:
+    return [[b"SUNION", *spread(client, count)]]
+
+
 Commands = Callable[[int, int], list[list[bytes]]]
-REQUESTS: dict[str, Commands] = {"EVAL": script, "MGET in a transaction": block}
+REQUESTS: dict[str, Commands] = {"EVAL": script, "MGET in a transaction": block, "SUNION over shards": union}
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("commands", REQUESTS.values(), ids=REQUESTS.keys())
 def test_beyond_the_budget_clients_are_refused_or_closed_and_the_memory_stays_within_it(
     fleet: Fleet, proxy: Proxy, looking: Connection, commands: Commands
