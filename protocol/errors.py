@@ -591,6 +591,9 @@ def condition_lost(shard: str, applied_by: Iterable[str]) -> bytes:
     )
 
 
-def unexpected_part(name: Words) -> bytes:
-    """The answers to the parts of a command cannot be merged."""
-    return _line("ERR the shards' answers to '", name, "' do not fit together")
+def unexpected_part(name: Words, write: bool = False) -> bytes:
+    """The answers to the parts of a command cannot be merged. What came of a write nobody knows."""
+    what = "the shards' answers to '", name, "' do not fit together"
+    if write:
+        return _line("UNCERTAIN ", *what, ", applied=unknown; read the keys before writing again")
+    return _line("ERR ", *what)

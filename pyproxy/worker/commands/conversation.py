@@ -107,7 +107,7 @@ class Conversation:
         except (Refusal, NoLease, BadKeys) as refusal:
             reply = self._with_what_is_done(refusal.line)
         except (BadFrame, ProtocolError):  # a server has sent an unexpected reply
-            reply = self._with_what_is_done(errors.unexpected_part(self.command.name))
+            reply = self._with_what_is_done(self.unexpected())
         except asyncio.CancelledError:
             if not self._end:
                 raise
@@ -268,7 +268,11 @@ class Conversation:
 
     def error_of(self, frame: bytes) -> bytes:
         """The error line for an unexpected frame: the frame itself if it is an error."""
-        return frame if frame.startswith(b"-") else errors.unexpected_part(self.command.name)
+        return frame if frame.startswith(b"-") else self.unexpected()
+
+    def unexpected(self) -> bytes:
+        """The error line where a server has answered what cannot be: what came of a write is unknown then."""
+        return errors.unexpected_part(self.command.name, not self.command.is_read)
 
     def shard_of(self, key: bytes) -> int:
         return self.lane.shard_of(key)
@@ -362,9 +366,9 @@ class Conversation:
         try:
             answers = {shard: Elements(frames[shard] or b"", True) for shard in parts}
         except ProtocolError:
-            raise Refusal(errors.unexpected_part(self.command.name)) from None
+            raise Refusal(errors.unexpected_part(self.command.name, write and not leaves_nothing)) from None
         if any(len(answers[shard]) != part.queued for shard, part in parts.items()):
-            raise Refusal(errors.unexpected_part(self.command.name))
+            raise Refusal(errors.unexpected_part(self.command.name, write and not leaves_nothing))
         return answers
 
     @contextlib.contextmanager

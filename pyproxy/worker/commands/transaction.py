@@ -155,7 +155,7 @@ class Transaction:
     def _answer_alone(self, client: Client) -> Outcome:
         """The answer to an EXEC without a block; NOT_NOW while it is not complete."""
         if self._assembly is None:
-            self._assembly = Assembly(client.lane, self.commands, [])
+            self._assembly = Assembly(client.lane, self.commands, [], False)
         if self._assembly.step():
             return self._assembly.reply
         client.later()
@@ -224,9 +224,9 @@ async def in_order(lane: Lane, transaction: Transaction, frames: list[bytes | No
     while not transaction.answer_own():  # noqa: ASYNC110 - it does the work itself
         await asyncio.sleep(0)
     try:
-        assembly = Assembly(lane, transaction.commands, frames)
+        assembly = Assembly(lane, transaction.commands, frames, transaction.write)
     except ValueError:  # a frame is no array
-        return errors.unexpected_part(b"exec")
+        return errors.unexpected_part(b"exec", transaction.write)
     while not assembly.step():  # noqa: ASYNC110
         await asyncio.sleep(0)
     return assembly.reply

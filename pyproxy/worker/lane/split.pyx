@@ -510,7 +510,7 @@ cdef bytes merged(Split split, Pending place, Py_ssize_t size):
         return _failure(split) if split.commands is None else errors.transaction_discarded(_failure(split))
     try:
         if split.commands is not None:
-            assembly = Assembly(split.lane, split.commands, split.frames)
+            assembly = Assembly(split.lane, split.commands, split.frames, split.write)
             if not assembly.step():
                 assembly.place = place
                 split.lane.loop.call_soon(assembly.go_on)
@@ -533,8 +533,15 @@ cdef bytes merged(Split split, Pending place, Py_ssize_t size):
                 raise ValueError
         return b"+OK\r\n"
     except ValueError:
-        split.lane.errors += 1
-        return errors.unexpected_part(split.route.name)
+        return _unexpected(split.lane, split.route.name, split.write)
+
+
+cdef bytes _unexpected(Lane lane, bytes name, bint write):
+    """The answers do not fit together."""
+    lane.errors += 1
+    if write:
+        lane.uncertain += 1
+    return errors.unexpected_part(name, write)
 
 
 cdef bytes _failure(Split split):
@@ -611,12 +618,14 @@ cdef class Assembly:
     cdef Py_ssize_t done            # of the commands
     cdef bytearray out
     cdef Pending place              # who is to get it; None: whoever calls `step`
+    cdef bint write
 
-    def __init__(self, Lane lane not None, list commands not None, list frames not None):
-        """`commands`: as for `execute`; `frames`: what the shards answered, by shard.  ValueError if that is no array."""
+    def __init__(self, Lane lane not None, list commands not None, list frames not None, bint write):
+        """`commands`, `write`: as for `execute`; `frames`: what the shards answered, by shard.  ValueError if that is no array."""
         cdef Py_ssize_t body = 0
         cdef int shard
         self.lane = lane
+        self.write = write
         self.commands = commands
         self.frames = frames
         self.offsets = <Py_ssize_t *>PyMem_RawCalloc(len(frames) + 1, sizeof(Py_ssize_t))
@@ -647,8 +656,7 @@ cdef class Assembly:
                     raise ValueError
             self.reply = bytes(self.out)
         except ValueError:
-            self.lane.errors += 1
-            self.reply = errors.unexpected_part(b"exec")
+            self.reply = _unexpected(self.lane, b"exec", self.write)
         return True
 
     def go_on(self):

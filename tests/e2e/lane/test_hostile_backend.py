@@ -12,7 +12,7 @@ import pytest
 
 from protocol.reply import Value, encode
 from pyproxy.fleet import Fleet, Proxy, wait_until
-from tests.e2e.rig import PATIENCE_S, Connection, Keys, behind, error, of_a_worker, packed, wait_for_line
+from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, behind, error, of_a_worker, packed, wait_for_line
 from tests.faults import End, Hop, Way
 
 FAULTY = 1
@@ -209,6 +209,34 @@ def test_a_part_that_does_not_fit_makes_the_whole_an_error(scene: Scene, command
     scene.hop.answer(packed(command)[4:], said)
     assert isinstance(scene.victim.ask(command, *arguments.get(command, (here, there))), hiredis.ReplyError)
     scene.others_are_well()
+
+
+IN_MULTI = ["MULTI", "MSET", "EXEC"]
+WRITES = {
+    "MSET, a number": (b"MSET", b":1\r\n", ["MSET"]),
+    "DEL, a bulk": (b"DEL", b"$1\r\n1\r\n", ["DEL"]),
+    "MSETNX, a bulk": (b"MSETNX", b"$1\r\n1\r\n", ["MSETNX"]),
+    "EXEC, too few": (b"EXEC", b"+OK\r\n+QUEUED\r\n*0\r\n", IN_MULTI),
+    "EXEC, too many": (b"EXEC", b"+OK\r\n+QUEUED\r\n*2\r\n+OK\r\n+OK\r\n", IN_MULTI),
+    "EXEC, an answer that does not fit": (b"EXEC", b"+OK\r\n+QUEUED\r\n*1\r\n:1\r\n", IN_MULTI),
+}
+
+
+@pytest.mark.parametrize(("asked", "said", "commands"), WRITES.values(), ids=WRITES.keys())
+def test_a_write_whose_parts_do_not_fit_is_uncertain(
+    fleet: Fleet, hop: Hop, asked: bytes, said: bytes, commands: list[str]
+) -> None:
+    with (
+        behind(fleet, {FAULTY: hop}, cross_shard="emulate", transactions="split", timeouts=PATIENT) as proxy,
+        Connection(proxy.port) as victim,
+    ):
+        here, there = Keys(proxy).one(0, "unsure"), Keys(proxy).one(FAULTY, "unsure")
+        arguments = dict.fromkeys(("MSET", "MSETNX"), (here, "v", there, "v")) | {"DEL": (here, there)}
+        wait_until("the shard to be served", lambda: isinstance(victim.ask("DEL", here, there), int), lambda: "")
+        hop.answer(asked, said)
+        reply = [victim.ask(name, *arguments.get(name, ())) for name in commands][-1]
+        hop.heal()
+    assert error(reply[0] if isinstance(reply, list) else reply).startswith("UNCERTAIN ")
 
 
 def test_an_error_of_one_part_names_its_shard_and_who_applied_theirs(scene: Scene) -> None:

@@ -148,7 +148,7 @@ def test_the_answers_to_very_many_commands_are_put_together_in_several_turns() -
             b"*%d\r\n" % count + b"".join(b":%d\r\n" % number for number in range(shard, 2 * count, 2))
             for shard in range(2)
         ]
-        assembly = Assembly(lane, [number % 2 for number in range(2 * count)], frames)
+        assembly = Assembly(lane, [number % 2 for number in range(2 * count)], frames, False)
         slices = 1
         while not assembly.step():
             slices += 1
@@ -170,6 +170,6 @@ def test_answers_that_are_more_or_fewer_than_the_commands_are_an_error(
 ) -> None:
     with worker(shards=2) as context:
         lane, _, _ = nobody(context)
-        assembly = Assembly(lane, commands, frames)
+        assembly = Assembly(lane, commands, frames, False)
         assert assembly.step()
         assert assembly.reply == errors.unexpected_part(b"exec")
