@@ -284,7 +284,7 @@ class ShardWaiters:
     def _are_new(self, frame: bytes) -> None:
         if frame not in NOTHING:
             try:
-                found = {decode(name) for name in _names(frame)}
+                found = _names(frame)
             except (BadFrame, scan.ProtocolError):
                 self._wake_all(list(self._waiters))
                 return
@@ -324,9 +324,23 @@ def _chunks(parts: Iterable[Part], size: Callable[[Part], int]) -> Iterator[list
         yield some
 
 
-def _names(frame: bytes) -> list[bytes]:
-    """Of the streams in a reply to XREAD, as they came: in elements of an array, or as keys of a map (RESP3)."""
+def _names(frame: bytes) -> set[bytes]:
+    """Of the streams in a reply to XREAD: in elements of an array, or as keys of a map (RESP3).
+
+    Raises BadFrame or ProtocolError for what is no such reply.
+    """
     head, _, body = frame.partition(b"\r\n")
-    if head.startswith(b"%"):
-        return scan.elements(b"*%d\r\n%b" % (2 * int(head[1:]), body), True)[::2]
-    return [scan.elements(stream)[0] for stream in scan.elements(frame)]
+    try:
+        if head.startswith(b"%"):
+            frames = scan.elements(b"*%d\r\n%b" % (2 * int(head[1:]), body), True)[::2]
+        else:
+            frames = [scan.elements(stream)[0] for stream in scan.elements(frame)]
+    except (IndexError, ValueError):
+        raise BadFrame(f"expected streams, got {frame[:64]!r}") from None
+    names = set()
+    for each in frames:
+        name = decode(each)
+        if not isinstance(name, bytes):
+            raise BadFrame(f"expected the name of a stream, got {each[:64]!r}")
+        names.add(name)
+    return names
