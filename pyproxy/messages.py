@@ -31,7 +31,7 @@ class Setup(msgspec.Struct, frozen=True, tag=True):
     parent_started: float  # wall clock, s
 
 
-class Gate(msgspec.Struct, frozen=True):
+class GateDirective(msgspec.Struct, frozen=True):
     """Whether the writes of a shard may pass, and where its reads may go. Times are CLOCK_MONOTONIC, s."""
 
     shard: str
@@ -51,7 +51,7 @@ class Topology(msgspec.Struct, frozen=True, tag=True):
     version: int
     shards: list[Shard]
     learned: list[Any]  # rows of protocol.table.learn()
-    gates: list[Gate] = []
+    gates: list[GateDirective] = []
 
 
 class FixedSetting(msgspec.Struct, frozen=True):

@@ -35,7 +35,7 @@ from pyproxy.messages import (
     Confirmed,
     Drain,
     FleetHealth,
-    Gate,
+    GateDirective,
     Held,
     Holding,
     Message,
@@ -63,8 +63,7 @@ from pyproxy.worker.lane.lane import Client, Lane, Route
 from pyproxy.worker.lane.outcome import Outcome
 from pyproxy.worker.pubsub.hub import Hub
 from pyproxy.worker.pubsub.registry import BATCH_NAMES
-from pyproxy.worker.shard.gate import Gate as ShardGate
-from pyproxy.worker.shard.gate import HoldStats
+from pyproxy.worker.shard.gate import Gate, HoldStats
 from pyproxy.worker.shard.link import Link
 from pyproxy.worker.shard.pool import LeasePool
 from pyproxy.worker.shard.router import ShardRouter, those_closed
@@ -257,18 +256,18 @@ class Worker:
     def _apply_shards(self, topology: Topology) -> None:
         """Have a router for each shard. The router of a shard whose slots have not changed stays."""
         assert self._lane and self._context
-        gates = topology.gates or [Gate(shard.name, 0) for shard in topology.shards]
+        directives = topology.gates or [GateDirective(shard.name, 0) for shard in topology.shards]
         before = zip(self._routers, self._context.topology.shards, strict=True)
         old = {shard.name: (router, shard) for router, shard in before}
         routers = []
-        for index, (shard, gate) in enumerate(zip(topology.shards, gates, strict=True)):
+        for index, (shard, directive) in enumerate(zip(topology.shards, directives, strict=True)):
             router, was = old.get(shard.name, (None, None))
             if router is None or was is None or router.link.index != index or was.slots != shard.slots:
-                router = self._new_router(index, shard, gate)
+                router = self._new_router(index, shard, directive)
             routers.append(router)
         gone, self._routers = [router for router in self._routers if router not in routers], routers
-        for router, shard, gate in zip(routers, topology.shards, gates, strict=True):
-            router.apply(gate, shard)
+        for router, shard, directive in zip(routers, topology.shards, directives, strict=True):
+            router.apply(directive, shard)
         if gone or self._lane.links != [router.link for router in routers]:
             owners = ShardMap(topology.version, tuple(topology.shards)).owners()
             self._lane.set_shards([router.link for router in routers], owners)
@@ -279,9 +278,9 @@ class Worker:
             if not router.link.backends:
                 router.link.connect(router.link.backend(2, 0))
         if self._hub is not None:
-            self._hub.apply_topology(topology.shards, gates)
+            self._hub.apply_topology(topology.shards, directives)
 
-    def _new_router(self, index: int, shard: Shard, gate: Gate) -> ShardRouter:
+    def _new_router(self, index: int, shard: Shard, directive: GateDirective) -> ShardRouter:
         assert self._lane and self._setup and self._access
         lane, config, access = self._lane, self._setup.config, self._access
 
@@ -291,10 +290,11 @@ class Worker:
                 asks_limits=config.promoter_of(shard) != "elasticache",
             )  # fmt: skip
 
-        rules: ShardGate[Client]
         promotion = msgspec.structs.replace(config.promotion, promoter=config.promoter_of(shard))
-        rules = ShardGate(shard.name, shard.primary, promotion, self._hold_stats, gate, bool(shard.replicas))
-        return ShardRouter(lane, link(shard.primary), rules, config, self._setup.index, link)
+        gate: Gate[Client] = Gate(
+            shard.name, shard.primary, promotion, self._hold_stats, directive, bool(shard.replicas)
+        )
+        return ShardRouter(lane, link(shard.primary), gate, config, self._setup.index, link)
 
     def _present_state(self) -> Applied:
         assert self._context and self._hub

@@ -22,7 +22,7 @@ from pyproxy.fleet import HOST, Fleet, Process, Proxy, Server, Table, Value, wai
 from pyproxy.messages import (
     Applied,
     FleetHealth,
-    Gate,
+    GateDirective,
     Held,
     Holding,
     Message,
@@ -56,7 +56,7 @@ class BareWorker(Process):
             msgspec.structs.replace(shard, primary=(primaries or {}).get(index, shard.primary))
             for index, shard in enumerate(self._config.shard_map().shards)
         ]
-        self.gates = [Gate(shard.name, 0) for shard in self.shards]
+        self.gates = [GateDirective(shard.name, 0) for shard in self.shards]
         self.version = 0
         self.said: list[Message] = []
         """All that the worker said."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from pyproxy.messages import Applied, Awake, Confirmed, FleetHealth, Gate, NodeHealth, ShardHealth, Topology
+from pyproxy.messages import Applied, Awake, Confirmed, FleetHealth, GateDirective, NodeHealth, ShardHealth, Topology
 from pyproxy.shard_map import Node, Shard
 from tests.simulation.loop import Loop
 from tests.simulation.oracle import Broken
@@ -40,7 +40,7 @@ class Parent:
         self.channel = channel
         self.shards = shards
         self.servers = servers
-        self.gates = [Gate(shard.name, 1) for shard in shards]
+        self.gates = [GateDirective(shard.name, 1) for shard in shards]
         self.handing_over: set[int] = set()
         self.reads_replicas = False
         self._version = 0

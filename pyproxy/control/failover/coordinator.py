@@ -58,7 +58,7 @@ from pyproxy.control.process.settings import SettingsReconciler
 from pyproxy.control.process.supervisor import Supervisor
 from pyproxy.deadline import within
 from pyproxy.events import emit
-from pyproxy.messages import Gate, NodeHealth, Settings, ShardHealth, Topology
+from pyproxy.messages import GateDirective, NodeHealth, Settings, ShardHealth, Topology
 from pyproxy.shard_map import Node, Shard
 
 TICK_S = 0.05
@@ -94,7 +94,7 @@ class ShardControl:
         self.announced = asyncio.Event()
         self.fallback: Node | None = None
         self.reconfiguring = False
-        self.published: tuple[Shard, Gate] | None = None  # to the workers
+        self.published: tuple[Shard, GateDirective] | None = None  # to the workers
         self.saved: Known | None = None
         self.asked: asyncio.Future[Answer] | None = None
 
@@ -111,13 +111,13 @@ class ShardControl:
         others = tuple(health for node, health in healths.items() if node not in (primary, candidate))
         return Case(self.shard.name, self.machine.epoch + 1, healths[primary], healths[candidate], others, named)
 
-    def gate(self, readers: Callable[[NodeHealth], bool], now: float) -> Gate:
+    def gate(self, readers: Callable[[NodeHealth], bool], now: float) -> GateDirective:
         """`readers`: whether a replica may serve reads while the primary is well."""
         machine = self.machine
         self.fallback = machine.fallback(self.fallback, now)
         closed_gate = machine.gate()
         healths = machine.nodes
-        gate = Gate(
+        gate = GateDirective(
             self.shard.name,
             self.epoch,
             usual_s=machine.usual_s,

@@ -17,7 +17,7 @@ A SUBSCRIBE goes through four works, each in slices. Its client is parked meanwh
     3. The client gets the confirmations, and then the buffered messages.
     4. The client is registered in its place. From now on messages go to the client.
 
-An UNSUBSCRIBE, or a RESET, first passes a fence: one round trip to the shards of its names. So messages arrive that
+An UNSUBSCRIBE, or a RESET, first syncs with the shards of its names, by one round trip to each. So messages arrive that
 were published before, which may be later than the answer to a PUBLISH on another connection.
 """
 
@@ -34,7 +34,7 @@ from protocol.commands import Command
 from pyproxy.access import Access
 from pyproxy.config import Config
 from pyproxy.events import Event, emit
-from pyproxy.messages import Gate
+from pyproxy.messages import GateDirective
 from pyproxy.shard_map import Shard
 from pyproxy.slices import BATCH, Slices, batches
 from pyproxy.worker.lane.lane import Client, Lane, Route
@@ -58,8 +58,8 @@ from pyproxy.worker.pubsub.upstream import LATE_S, Upstream
 from pyproxy.worker.pubsub.wanted import WantedName, WantedNames
 from pyproxy.worker.shard.link import Spawn
 
-FENCE_S = 0.2
-"""How long an UNSUBSCRIBE waits for its fences."""
+SYNC_S = 0.2
+"""How long an UNSUBSCRIBE waits for the shards of its names."""
 
 Work = Iterator[int]
 
@@ -113,10 +113,10 @@ class Hub:
             for upstream in self.interest.upstreams:
                 upstream.open()
 
-    def apply_topology(self, shards: Sequence[Shard], gates: Sequence[Gate]) -> None:
+    def apply_topology(self, shards: Sequence[Shard], directives: Sequence[GateDirective]) -> None:
         """Subscribe everything anew at a primary that is another, or in another epoch."""
         old = {upstream.shard: upstream for upstream in self.interest.upstreams}
-        epochs = {gate.shard: gate.epoch for gate in gates}
+        epochs = {directive.shard: directive.epoch for directive in directives}
         moved = [(each.name, each.slots) for each in shards] != [(each.name, each.slots) for each in self._shards]
         upstreams = [old.pop(each.name) if each.name in old else self._new_upstream(each) for each in shards]
         self.interest.upstreams = upstreams
@@ -163,8 +163,8 @@ class Hub:
         if self._skips_acks:
             self._confirm_up_to(self.registry.last_change)
         for unsubscribe in [each for each in self._unsubscribing if now >= each.deadline]:
-            for upstream in unsubscribe.fences:
-                upstream.on_fence_timeout()
+            for upstream in unsubscribe.syncing:
+                upstream.on_sync_timeout()
             self.finish_unsubscribe(unsubscribe)
 
     def on_acknowledged(self, number: int) -> None:
@@ -379,7 +379,7 @@ class Hub:
             client.reply_mode = REPLY_ON
         known = client.subscriber.names[kind] if client.subscriber is not None else {}
         sources = self.interest.sources(kind, names or known, known)
-        return self._after_fences(client, sources, self._end(client, kind, names), len(names or known))
+        return self._after_sync(client, sources, self._end(client, kind, names), len(names or known))
 
     def reset(self, client: Client, finish: Callable[[], bytes]) -> Outcome:
         """The RESET of a subscriber. `finish` does the rest of it, and makes its answer."""
@@ -390,7 +390,7 @@ class Hub:
         subscriber: Subscriber = client.subscriber
         by_kind = zip(ChannelKind, subscriber.names, strict=True)
         sources = [upstream for kind, names in by_kind for upstream in self.interest.sources(kind, names, names)]
-        return self._after_fences(client, sources, self._reset(client, subscriber, finish), sum(subscriber.counts))
+        return self._after_sync(client, sources, self._reset(client, subscriber, finish), sum(subscriber.counts))
 
     def _reset(self, client: Client, subscriber: Subscriber, finish: Callable[[], bytes]) -> Answering:
         yield from self._end_all(client, subscriber)
@@ -399,7 +399,7 @@ class Hub:
         self._end_if_empty(client, subscriber)
         return finish()
 
-    def _after_fences(self, client: Client, sources: Iterable[Upstream], work: Answering, parts: int) -> Outcome:
+    def _after_sync(self, client: Client, sources: Iterable[Upstream], work: Answering, parts: int) -> Outcome:
         """Run `work` once no messages are on their way from the sources. It is run at once if that is so and it is
         small.
 
@@ -409,27 +409,27 @@ class Hub:
         unsubscribe, now = PendingUnsubscribe(self, client, work), time.monotonic()
         subscriber: Subscriber | None = client.subscriber
         if subscriber is not None:
-            if subscriber.fenced_at != client.commands:  # it has sent another command since, perhaps a PUBLISH
-                subscriber.fenced.clear()
-            subscriber.fenced_at = client.commands + 1
+            if subscriber.synced_at != client.commands:  # it has sent another command since, perhaps a PUBLISH
+                subscriber.synced.clear()
+            subscriber.synced_at = client.commands + 1
             for upstream in set(sources):
-                if subscriber.fenced.get(upstream, 0.0) < client.last_active:
-                    subscriber.fenced[upstream] = now
-                    if upstream.fence(partial(self._on_fence_passed, unsubscribe, upstream)):
-                        unsubscribe.fences.add(upstream)
-        if not unsubscribe.fences and parts <= BATCH:
+                if subscriber.synced.get(upstream, 0.0) < client.last_active:
+                    subscriber.synced[upstream] = now
+                    if upstream.sync(partial(self._on_synced, unsubscribe, upstream)):
+                        unsubscribe.syncing.add(upstream)
+        if not unsubscribe.syncing and parts <= BATCH:
             answer: bytes = _run_at_once(work)
             return answer
         client.converse(unsubscribe)
-        unsubscribe.deadline = now + FENCE_S
+        unsubscribe.deadline = now + SYNC_S
         self._unsubscribing[unsubscribe] = None
-        if not unsubscribe.fences:
+        if not unsubscribe.syncing:
             self.finish_unsubscribe(unsubscribe)
         return PLACED
 
-    def _on_fence_passed(self, unsubscribe: PendingUnsubscribe, upstream: Upstream) -> None:
-        unsubscribe.fences.discard(upstream)
-        if not unsubscribe.fences:
+    def _on_synced(self, unsubscribe: PendingUnsubscribe, upstream: Upstream) -> None:
+        unsubscribe.syncing.discard(upstream)
+        if not unsubscribe.syncing:
             self.finish_unsubscribe(unsubscribe)
 
     def finish_unsubscribe(self, unsubscribe: PendingUnsubscribe) -> None:

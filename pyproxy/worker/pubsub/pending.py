@@ -77,12 +77,12 @@ class PendingSubscribe(PendingCommand):
 
 
 class PendingUnsubscribe(PendingCommand):
-    """An UNSUBSCRIBE or a RESET that waits for its fences. `work` carries it out."""
+    """An UNSUBSCRIBE or a RESET that syncs with the shards of its names. `work` carries it out."""
 
     def __init__(self, hub: Commands, client: Client, work: Answering) -> None:
         self.client = client
         self.work = work
-        self.fences: set[Upstream] = set()  # those that are not passed yet
+        self.syncing: set[Upstream] = set()  # the shards whose replies are still to come
         self.deadline = 0.0
         self._hub = hub
 

@@ -77,8 +77,8 @@ class Subscriber:
 
     on_left: Callable[[], None]
     names: tuple[dict[bytes, None], ...] = field(default_factory=lambda: ({}, {}, {}))
-    fenced: dict[object, float] = field(default_factory=dict)  # by shard: until when everything that it sent has come
-    fenced_at: int = 0  # how many commands the client has sent by then; after another one `fenced` does not hold
+    synced: dict[object, float] = field(default_factory=dict)  # by shard: until when everything that it sent has come
+    synced_at: int = 0  # how many commands the client has sent by then; after another one `synced` does not hold
     pending: Any = None  # its SUBSCRIBE that is not answered yet, see pending.py
 
     def count(self, kind: ChannelKind) -> int:

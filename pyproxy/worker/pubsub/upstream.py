@@ -51,7 +51,7 @@ there wait for it any longer."""
 MESSAGE_SILENCES = 10
 """How long one message may take, in multiples of `silence_s`."""
 
-OnPassed = Callable[[], None]
+OnSynced = Callable[[], None]
 
 PING = request.encode([b"PING"])
 
@@ -114,8 +114,8 @@ class Upstream:
         self._shared_progress, self._own_progress = self._progress = Progress(shared), Progress(self.own)
         self._waits_begun = 0
         self._unsubscribes: deque[bytes] = deque()  # to be sent
-        self._fences: list[OnPassed] = []  # wait for the next PING
-        self._expected: deque[object] = deque()  # for each reply: a WantedName, _UNSUBSCRIBE, or the fences of a PING
+        self._syncs: list[OnSynced] = []  # wait for the next PING
+        self._expected: deque[object] = deque()  # for each reply: a WantedName, _UNSUBSCRIBE, or the syncs of a PING
         self._scheduled = self._asking = False
         self._connection: Connection | None = None
         self._generation = 0  # grows with each `switch_to`: attempts of an earlier one are given up
@@ -191,16 +191,16 @@ class Upstream:
             self._unsubscribes.append(frame)
             self._schedule()
 
-    def fence(self, on_passed: OnPassed) -> bool:
-        """Call `on_passed` once all has come that the server has sent by now. False: there is nothing to wait for."""
+    def sync(self, on_synced: OnSynced) -> bool:
+        """Call `on_synced` once all has come that the server has sent by now. False: there is nothing to wait for."""
         if self._connection is None or self._slow or not self.is_available:
             return False
-        self._fences.append(on_passed)
+        self._syncs.append(on_synced)
         self._schedule()
         return True
 
-    def on_fence_timeout(self) -> None:
-        """A fence was not passed in time. There are no more fences until the server sends something."""
+    def on_sync_timeout(self) -> None:
+        """A sync took too long. There are no more of them until the server sends something."""
         self._slow = True
 
     def _progress_of(self, names: WantedNames) -> Progress:
@@ -232,7 +232,7 @@ class Upstream:
     @property
     def at_rest(self) -> bool:
         """Whether no reply is expected, and nobody waits for one."""
-        return not (self._expected or self._fences or any(each.waiters for each in self._progress))
+        return not (self._expected or self._syncs or any(each.waiters for each in self._progress))
 
     def tick(self, now: float) -> None:
         """Called every few milliseconds, or seldom at rest: ask whether the server is alive; end waits for it."""
@@ -299,9 +299,9 @@ class Upstream:
         """A work that sends all that is to be asked, as much at a time as the server reads."""
         connection = self._connection
         while connection is not None and connection is self._connection and not connection.congested:
-            if self._fences:  # one PING for all of them
-                self._expected.append(self._fences)
-                self._fences = []
+            if self._syncs:  # one PING for all of them
+                self._expected.append(self._syncs)
+                self._syncs = []
                 connection.write(PING)
                 yield 1
             elif self._unsubscribes:  # before more names, as one of those may have been wanted before
@@ -350,8 +350,8 @@ class Upstream:
         if type(expected) is WantedName:
             self._on_reply(expected, frame)
         elif type(expected) is list:
-            for on_passed in expected:
-                on_passed()
+            for on_synced in expected:
+                on_synced()
         return 0
 
     def _on_reply(self, name: WantedName, frame: Any) -> None:
@@ -419,9 +419,9 @@ class Upstream:
         Only then the new primary is asked. As a replica it has what is published at the old one, so that comes from it
         too.
         """
-        passed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self.fence(lambda: None if passed.done() else passed.set_result(None)):
-            ends: list[asyncio.Future[Any]] = [passed, connection.lost]
+        synced: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.sync(lambda: None if synced.done() else synced.set_result(None)):
+            ends: list[asyncio.Future[Any]] = [synced, connection.lost]
             with contextlib.suppress(TimeoutError):
                 async with within(DRAIN_S):
                     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -448,11 +448,11 @@ class Upstream:
         for progress in self._progress:
             progress.restart()
         self._unsubscribes.clear()
-        fences = [self._fences, *(expected for expected in self._expected if isinstance(expected, list))]
-        self._fences = []
+        syncs = [self._syncs, *(expected for expected in self._expected if isinstance(expected, list))]
+        self._syncs = []
         self._expected.clear()
-        for on_passed in [each for some in fences for each in some]:
-            on_passed()
+        for on_synced in [each for some in syncs for each in some]:
+            on_synced()
 
     def _log_loss(self, reason: str) -> None:
         """Once, until the connection is back. Without a reason it was closed here; without names nobody misses it."""

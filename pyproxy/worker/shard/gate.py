@@ -1,7 +1,7 @@
 """The gate of one shard: whether its writes may pass in this worker, and how long those that may not are held.
 
-Inputs are the parent's directive (`messages.Gate`), what this worker observes itself, and each write that meets a
-closed gate. Such a write passes, is held, or is refused with an error line.
+Inputs are the parent's directive (`messages.GateDirective`), what this worker observes itself, and each write that
+meets a closed gate. Such a write passes, is held, or is refused with an error line.
 
     closed because                  its writes are
     the parent says so              as its directive says: `hold`, `since` and `expected_at`
@@ -100,7 +100,7 @@ class Gate(Generic[Client]):
     node: Node
     promotion: Promotion
     stats: HoldStats
-    directive: messages.Gate
+    directive: messages.GateDirective
     replicated: bool
     observed: Observed = field(default_factory=Observed)
     held_clients: dict[Client, HeldClient] = field(default_factory=dict)
@@ -115,7 +115,7 @@ class Gate(Generic[Client]):
 
     # --- what is known ---
 
-    def apply(self, directive: messages.Gate, node: Node, replicated: bool, now: float) -> None:
+    def apply(self, directive: messages.GateDirective, node: Node, replicated: bool, now: float) -> None:
         """Follow the parent's directive. The parent knows of the refusals that were seen here before."""
         if node != self.node:
             self._promoted_at = now

@@ -91,7 +91,7 @@ class ShardRouter:
 
     # --- what is known ---
 
-    def apply(self, directive: messages.Gate, shard: Shard) -> None:
+    def apply(self, directive: messages.GateDirective, shard: Shard) -> None:
         """Follow the parent's directive. With another primary, or another epoch, all old connections are dropped."""
         known = self.gate.directive.epoch  # 0: no epoch was known yet, so the same server stays connected
         moved = shard.primary != self.link.node or (directive.epoch != known and known > 0)

@@ -7,11 +7,10 @@ import pytest
 from bench.bare_lane import BareLane
 from protocol.request import encode
 from pyproxy.config import Promotion
-from pyproxy.messages import Gate
+from pyproxy.messages import GateDirective
 from pyproxy.shard_map import Node
 from pyproxy.worker.lane.lane import Backend, Broken, Client
-from pyproxy.worker.shard.gate import Gate as ShardGate
-from pyproxy.worker.shard.gate import HoldStats
+from pyproxy.worker.shard.gate import Gate, HoldStats
 
 GET = encode([b"GET", b"k"])
 SET = encode([b"SET", b"k", b"v"])
@@ -26,19 +25,19 @@ def bare() -> BareLane:
 class ShardRouter:
     """All that is looked at of the front of a shard."""
 
-    def __init__(self, gate: ShardGate[Client]) -> None:
+    def __init__(self, gate: Gate[Client]) -> None:
         self.link = "s0"
         self.gate = gate
 
 
 @pytest.fixture
-def front(gate: ShardGate[Client]) -> ShardRouter:
+def front(gate: Gate[Client]) -> ShardRouter:
     return ShardRouter(gate)
 
 
 @pytest.fixture
-def gate() -> ShardGate[Client]:
-    return ShardGate("s0", Node("127.0.0.1", 7000), Promotion(), HoldStats(), Gate("s0", 0), True)
+def gate() -> Gate[Client]:
+    return Gate("s0", Node("127.0.0.1", 7000), Promotion(), HoldStats(), GateDirective("s0", 0), True)
 
 
 def test_it_holds_in_each_state_of_a_request(bare: BareLane) -> None:
@@ -87,7 +86,7 @@ def test_a_backend_that_was_forgotten_with_requests_out_is_found(bare: BareLane)
 
 
 def test_who_is_held_by_a_gate_that_does_not_know_of_it_is_found(
-    bare: BareLane, gate: ShardGate[Client], front: ShardRouter
+    bare: BareLane, gate: Gate[Client], front: ShardRouter
 ) -> None:
     client, _ = bare.client()
     gate.hold(client, 10, 0.0)
@@ -98,9 +97,7 @@ def test_who_is_held_by_a_gate_that_does_not_know_of_it_is_found(
         bare.lane.check()
 
 
-def test_a_gate_that_counts_what_is_not_kept_is_found(
-    bare: BareLane, gate: ShardGate[Client], front: ShardRouter
-) -> None:
+def test_a_gate_that_counts_what_is_not_kept_is_found(bare: BareLane, gate: Gate[Client], front: ShardRouter) -> None:
     bare.links[0].backends[2, 0].guard(front, False, True)
     bare.lane.check()
     gate.hold_replay(10)
@@ -109,7 +106,7 @@ def test_a_gate_that_counts_what_is_not_kept_is_found(
 
 
 def test_a_gate_that_holds_a_client_that_does_not_know_of_it_is_found(
-    bare: BareLane, gate: ShardGate[Client], front: ShardRouter
+    bare: BareLane, gate: Gate[Client], front: ShardRouter
 ) -> None:
     client, _ = bare.client()
     bare.links[0].backends[2, 0].guard(front, False, True)

@@ -15,7 +15,7 @@ import pytest
 from pyproxy.access import Access
 from pyproxy.config import Config, ShardTable, Timeouts
 from pyproxy.fleet import Fleet
-from pyproxy.messages import Gate
+from pyproxy.messages import GateDirective
 from pyproxy.shard_map import Node, Shard
 from pyproxy.slices import BATCH, PARTS, Slices
 from pyproxy.worker.lane.outcome import PLACED, Later
@@ -136,7 +136,7 @@ class World:
 
     def apply_topology(self, epoch: int) -> None:
         """All primaries are of this epoch."""
-        self.hub.apply_topology(self._shards, [Gate(shard.name, epoch) for shard in self._shards])
+        self.hub.apply_topology(self._shards, [GateDirective(shard.name, epoch) for shard in self._shards])
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         self.tasks.add(asyncio.get_running_loop().create_task(work, name=name))

@@ -22,13 +22,13 @@ class Waiting:
     id: int
 
 
-def gate(directive: messages.Gate | None = None, replicated: bool = True, **promotion: Any) -> Gate[Waiting]:
+def gate(directive: messages.GateDirective | None = None, replicated: bool = True, **promotion: Any) -> Gate[Waiting]:
     options = Promotion(**{"promoter": "replicaof", "on_promotion": "hold", **promotion})
-    return Gate("s1", PRIMARY, options, HoldStats(), directive or messages.Gate("s1", 0), replicated)
+    return Gate("s1", PRIMARY, options, HoldStats(), directive or messages.GateDirective("s1", 0), replicated)
 
 
-def closed(hold: bool = True, in_s: float = 0.5, since: float = NOW) -> messages.Gate:
-    return messages.Gate("s1", 0, "is being promoted", hold, since, NOW + in_s)
+def closed(hold: bool = True, in_s: float = 0.5, since: float = NOW) -> messages.GateDirective:
+    return messages.GateDirective("s1", 0, "is being promoted", hold, since, NOW + in_s)
 
 
 def holds(gate: Gate[Waiting], now: float = NOW, client: int = 1, size: int = 100, start: float | None = None) -> bool:
@@ -89,7 +89,7 @@ def test_while_the_server_does_not_answer_nothing_is_held_until_a_later_health_c
 
 
 def test_a_refusal_closes_it_for_as_long_as_a_promotion_takes_unless_the_parent_knows_better() -> None:
-    it = gate(messages.Gate("s1", 0, usual_s=2.0))
+    it = gate(messages.GateDirective("s1", 0, usual_s=2.0))
     it.on_refusal("READONLY", NOW)
     assert why(it, NOW + 1.9) == "answered -READONLY"
     assert why(it, NOW + 2.0) is None
@@ -99,7 +99,7 @@ def test_a_refusal_closes_it_for_as_long_as_a_promotion_takes_unless_the_parent_
     it.on_health(answered(NOW + 0.1))
     assert why(it) is None
     it.on_refusal("READONLY", NOW)
-    it.apply(messages.Gate("s1", 1), Node("127.0.0.1", 7002), True, NOW)
+    it.apply(messages.GateDirective("s1", 1), Node("127.0.0.1", 7002), True, NOW)
     assert why(it) is None
 
 
@@ -197,7 +197,7 @@ def test_who_has_waited_is_not_held_again_before_it_has_been_open() -> None:
     it.exhaust(1)
     assert not holds(it)
     assert holds(it, client=2)
-    it.apply(messages.Gate("s1", 0), PRIMARY, True, NOW)
+    it.apply(messages.GateDirective("s1", 0), PRIMARY, True, NOW)
     assert why(it) is None
     it.apply(closed(), PRIMARY, True, NOW)
     assert holds(it)
@@ -205,7 +205,7 @@ def test_who_has_waited_is_not_held_again_before_it_has_been_open() -> None:
 
 def test_after_a_promotion_a_gate_that_closes_by_itself_holds_nothing_for_a_while() -> None:
     it = gate(hold_again_s=60.0)
-    it.apply(messages.Gate("s1", 1), Node("127.0.0.1", 7002), True, NOW)
+    it.apply(messages.GateDirective("s1", 1), Node("127.0.0.1", 7002), True, NOW)
     it.observed.lost_at = NOW
     assert not holds(it, NOW + 59)
     it.observed.lost_at = 0.0
