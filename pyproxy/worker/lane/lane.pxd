@@ -7,21 +7,34 @@ from protocol.scan cimport Limits, ReplyScan, RequestScan
 
 cdef enum Door:
     IDLE = 0        # no connection yet: the first command asks the link for one
-    CONNECTING = 1       # being connected: commands wait, bounded by the connect deadline
+    CONNECTING = 1  # commands wait, bounded by the connect deadline
     OPEN = 2
     CONGESTED = 3   # the server reads too slowly: clients are parked before their next command to it
-    DOWN = 4        # down: answered at once with `refusal`
+    DOWN = 4        # commands are answered at once with `refusal`
 
 
+# Why nothing more of a client is begun.  A reason is set by whoever finds it, and the same table says who takes it away; a
+# client goes on, in a turn of its own, when the last reason is gone.  check.pxi holds that each has somebody to do so.
+#
+#   reason         parked by                                       unparked by
+#   WINDOW         Client._command, Client.conversed               _reconsider, as its answers are written
+#   SWITCH         Client.switch, .converse, .settled, .may_use;   _reconsider, when all that it asked is answered
+#                  replay.pxi for one whose request waits there
+#   TURN           Client._next_turn                               Lane.turn, by Client.go_on: the next one
+#   DOOR           Backend._park                                   Backend._unpark_waiting: the door opens or closes; _let_go_late
+#   DRAIN          Lane.drain, Client.connection_made              nobody: it is closed when it is idle
+#   HOLD           Client.hold, for gate.py                        Client.release, when the gate opens; Client.leave, refused
+#   CONVERSATION   Client.converse                                 Client.answer, Client.conversed
+#   WORDS          gather, in words.pxi                            Gathering, when it is done
 cdef enum Park:
-    WINDOW = 1      # too much of this client is out, or it does not read
-    SWITCH = 2      # changed protocol or database: waits until its earlier requests are answered
-    TURN = 4        # had its share of this loop turn
-    DOOR = 8        # a backend is congested
-    DRAIN = 16      # the worker is going: nothing new is begun
-    HOLD = 32       # a gate is closed; unlike for the others, reading goes on
-    CONVERSATION = 64       # a conversation is going on; see conversation.py
-    WORDS = 128     # the words of its next command are looked through; see words.pxi
+    WINDOW = 1          # too much of it is out, or it does not read
+    SWITCH = 2          # its earlier requests must be answered first: it changes its protocol, database, or server
+    TURN = 4            # it had its share of this turn of the loop
+    DOOR = 8            # a backend is congested
+    DRAIN = 16          # the worker is going
+    HOLD = 32           # a gate is closed; unlike for the others, reading goes on
+    CONVERSATION = 64   # a conversation is going on; see conversation.py
+    WORDS = 128         # the words of its next command are looked through
 
 
 # says in the log what nobody expected; the exception is the one being handled
