@@ -53,6 +53,8 @@ TESTED_ELSEWHERE = {
     "pyproxy/worker/commands/local_server.py": "tests/pyproxy/worker/commands/test_local.py",
     "pyproxy/worker/commands/placing.py": "tests/pyproxy/worker/lane/test_words.py",
     "pyproxy/worker/lane/lane.pyx": "tests/e2e/lane, and test_lost_connection, test_slow_shard in tests/e2e/shard",
+    "pyproxy/worker/lane/sending.pyx": "tests/pyproxy/worker/lane/test_split.py",
+    "pyproxy/worker/lane/share.pyx": "tests/pyproxy/worker/lane: test_split, test_many_keys",
     "pyproxy/worker/shard/router.py": "tests/e2e: test_hold, test_switch",
     "pyproxy/worker/pubsub/connection.py": "tests/e2e/pubsub: test_pubsub, test_hostile_pubsub",
     "pyproxy/worker/pubsub/delivery.py": "tests/pyproxy/worker/pubsub/test_hub.py",

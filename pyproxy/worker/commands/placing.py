@@ -1,4 +1,4 @@
-"""The shards of the keys of a request. For a large request the lane has found them already: see words.pxi."""
+"""The shards of the keys of a request. For a large request the lane has found them already: see words.pyx."""
 
 from collections.abc import Sequence
 

@@ -25,8 +25,9 @@ from protocol.scan import Words
 from pyproxy.worker.commands.keyless import MERGES, REFUSE, UNKNOWN, Keyless, merged
 from pyproxy.worker.commands.placing import shards_of
 from pyproxy.worker.lane.lane import Client, Lane, Route
+from pyproxy.worker.lane.merge import Assembly
 from pyproxy.worker.lane.outcome import NOT_NOW, Outcome
-from pyproxy.worker.lane.split import Assembly, cut, execute
+from pyproxy.worker.lane.split import cut, execute
 from pyproxy.worker.pubsub.registry import PUBLISH, ChannelKind
 
 QUEUED = b"+QUEUED\r\n"

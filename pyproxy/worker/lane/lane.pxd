@@ -1,9 +1,18 @@
-"""The compiled half of a worker: what split.pyx shares with lane.pyx."""
+"""The compiled half of a worker: what its modules share with lane.pyx."""
 
 cimport cython
 
 from protocol.scan cimport Limits, ReplyScan, RequestScan
 
+
+cdef enum:          # how long a server may take; see Command.slow and Command.shard_wide
+    SLOW = 1
+    SHARD_WIDE = 2
+
+cdef enum:
+    LARGE = 16384           # bytes; from here on they are passed on as they are, not joined
+    SURE_BYTES = 983040     # every server takes a request of so many, see server_limits.py; a larger read is not asked again
+    REPLAY_BYTES = 262144   # a larger write cannot be held or sent again once it was begun
 
 cdef enum Door:
     IDLE = 0        # no connection yet: the first command asks the link for one
@@ -13,8 +22,8 @@ cdef enum Door:
     DOWN = 4        # commands are answered at once with `refusal`
 
 
-# Why nothing more of a client is begun.  A reason is set by whoever finds it, and the same table says who takes it away; a
-# client goes on, in a turn of its own, when the last reason is gone.  check.pxi holds that each has somebody to do so.
+# Why nothing more of a client is begun.  A reason is set by whoever finds it, and the table says who takes it away; a
+# client goes on, in a turn of its own, when the last reason is gone.  check.pyx holds that each has somebody to do so.
 #
 #   reason         parked by                                       unparked by
 #   WINDOW         Client._command, Client.conversed               _reconsider, as its answers are written
@@ -25,7 +34,7 @@ cdef enum Door:
 #   DRAIN          Lane.drain, Client.connection_made              nobody: it is closed when it is idle
 #   HOLD           Client.hold, for gate.py                        Client.release, when the gate opens; Client.leave, refused
 #   CONVERSATION   Client.converse                                 Client.answer, Client.conversed
-#   WORDS          gather, in words.pxi                            Gathering, when it is done
+#   WORDS          gather, in words.pyx                            Gathering, when it is done
 cdef enum Park:
     WINDOW = 1          # too much of it is out, or it does not read
     SWITCH = 2          # its earlier requests must be answered first: it changes its protocol, database, or server
@@ -74,7 +83,7 @@ ctypedef unsigned char Flag     # 0 or 1; in a byte, as all of a Pending is clea
 
 # The life of a Pending.  +: set; -: None, 0 or False; .: either.  "place": it is in its client's order of replies.  "turn": it
 # is in a backend's queue, among the last `unsent` of it, or before these, where its bytes were given to a transport; or it is
-# in `replay_queue`, or in a Withheld.  check.pxi holds most of this against what there is.
+# in `replay_queue`, or in a Withheld.  check.pyx holds most of this against what there is.
 #
 #   state                    client whole  place turn       done reply request  besides
 #   begun                      +      -      -    -           -    -     .      nothing can be lost of it yet; size
@@ -167,6 +176,7 @@ cdef class Lane:
     cdef Splitter splitter
     cdef Splitter gatherer
     cdef Merger merger
+    cdef object checker             # see check.pyx
     cdef dict routes
     cdef CachedRoute route_cache[64]
     cdef dict pools

@@ -70,10 +70,6 @@ cdef extern from "<sys/socket.h>" nogil:
         MSG_DONTWAIT
         MSG_NOSIGNAL
 
-cdef enum:          # how long a server may take; see Command.slow and Command.shard_wide
-    SLOW = 1
-    SHARD_WIDE = 2
-
 cdef extern from *:
     """
     #if defined(PYPROXY_CHECKED)
@@ -119,7 +115,6 @@ cdef enum:
     LINE_ROOM = 65536           # what a server says in an error, beside a key and a name that the client sent
     COUNTED_BYTES = 65536       # of a reply that is not whole, counted in the memory budget; less costs no more to keep
     SETUP_BYTES = 131072        # of a reply before any request: none is as long
-    LARGE = 16384               # from here on bytes are passed on as they are, not joined
     LARGEST = 67108864          # a server's header is believed up to here; more is kept as it comes
     MOVING_BYTES = 1024         # of a reply that is not whole yet, within its deadline: then it is waited for
     BULK_BYTES = 1048576        # a request or reply of so much is kept from the connection that small ones share
@@ -127,8 +122,6 @@ cdef enum:
     PENDING_BYTES = 256         # what is known of a request, and its place in the order
     ELSEWHERE = 16              # reads that are out to a replica because its primary did not answer them in time
     CHEAP_REPLY = 65536         # answers that are smaller are no burden
-    SURE_BYTES = 983040         # every server takes a request of so many; see server_limits.py
-    REPLAY_BYTES = 262144       # a larger write cannot be held or sent again once it was begun
 
 cdef Py_ssize_t OUT_LIMIT = 8388608     # bytes waiting for one backend before it counts as congested
 cdef double TURN_S = 0.004     # and of its time, by what cannot be told before what it takes
@@ -610,16 +603,16 @@ cdef class Lane:
             self.wake()
         if self._is_over():
             self._shed()
-        if CHECKED_BUILD:
+        if CHECKED_BUILD and self.checker is not None:
             self._check_or_die()
 
     def check(self):
-        """Raises Broken where a queue or a count is not as it must be between two turns."""
-        check(self)
+        """Raises Broken where a queue or a count is not as it must be between two turns; see check.pyx."""
+        self.checker(self)
 
     def _check_or_die(self):
         try:
-            check(self)
+            self.check()
         except MemoryError:
             pass    # nobody can look now: a test has memory fail
         except Exception:
@@ -724,7 +717,7 @@ cdef class Lane:
                 if client.transport is None or has_lingered(client):
                     self.lingering.remove(client)
         self.publish()
-        if CHECKED_BUILD:
+        if CHECKED_BUILD and self.checker is not None:
             self._check_or_die()
 
     @property
@@ -820,4 +813,3 @@ include "client_output.pxi"
 include "backend.pxi"
 include "wire.pxi"
 include "replay.pxi"
-include "check.pxi"

@@ -9,7 +9,8 @@ from protocol.request import encode
 from pyproxy.config import Promotion
 from pyproxy.messages import GateDirective
 from pyproxy.shard_map import Node
-from pyproxy.worker.lane.lane import Backend, Broken, Client
+from pyproxy.worker.lane.check import Broken
+from pyproxy.worker.lane.lane import Backend, Client
 from pyproxy.worker.shard.gate import Gate, HoldStats
 
 GET = encode([b"GET", b"k"])

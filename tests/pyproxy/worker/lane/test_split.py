@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from protocol import errors
 from protocol.table import TABLE
 from pyproxy.fleet import Fleet, Proxy
 from pyproxy.metrics import INDEX
 from pyproxy.worker.commands.context import Context
 from pyproxy.worker.lane.lane import Backend, Client, Lane, Route
 from pyproxy.worker.lane.outcome import PLACED
-from pyproxy.worker.lane.split import Assembly, ask, ask_on, execute, fan_out, relay
+from pyproxy.worker.lane.split import ask, ask_on, execute, fan_out, relay
 from tests.e2e.rig import Connection, Keys, error
 from tests.pyproxy.worker.commands.stand_ins import worker
 
@@ -138,38 +137,3 @@ def test_who_asks_nobody_is_told_so_as_nobody_would_answer() -> None:
             ask(client, route, {}, False, False, print)
         with pytest.raises(ValueError, match="nobody would ever answer"):
             execute(client, route, {}, [], False)
-
-
-def test_the_answers_to_very_many_commands_are_put_together_in_several_turns() -> None:
-    with worker(shards=2) as context:
-        lane, _, _ = nobody(context)
-        count = 1_000_000  # no machine does that within one slice
-        frames: list[bytes | None] = [
-            b"*%d\r\n" % count + b"".join(b":%d\r\n" % number for number in range(shard, 2 * count, 2))
-            for shard in range(2)
-        ]
-        assembly = Assembly(lane, [number % 2 for number in range(2 * count)], frames, False)
-        slices = 1
-        while not assembly.step():
-            slices += 1
-        assert slices > 1
-        assert assembly.reply == b"*%d\r\n" % (2 * count) + b"".join(b":%d\r\n" % number for number in range(2 * count))
-
-
-@pytest.mark.parametrize(
-    ("commands", "frames"),
-    [
-        ([0, 0], [b"*1\r\n:1\r\n"]),
-        ([0], [b"*2\r\n:1\r\n:2\r\n"]),
-        ([1], [b"*1\r\n:1\r\n", None]),
-        ([0], [b"*1\r\n:1"]),
-    ],
-)
-def test_answers_that_are_more_or_fewer_than_the_commands_are_an_error(
-    commands: list[Any], frames: list[bytes | None]
-) -> None:
-    with worker(shards=2) as context:
-        lane, _, _ = nobody(context)
-        assembly = Assembly(lane, commands, frames, False)
-        assert assembly.step()
-        assert assembly.reply == errors.unexpected_part(b"exec")

@@ -12,7 +12,8 @@ from protocol.request import Request, encode
 from protocol.scan import Words, argv
 from pyproxy.slices import BATCH, PARTS
 from pyproxy.worker.commands.placing import shards_of
-from pyproxy.worker.lane.lane import Broken, Client, Route
+from pyproxy.worker.lane.check import Broken
+from pyproxy.worker.lane.lane import Client, Route
 from pyproxy.worker.lane.outcome import NOT_NOW, PLACED, Outcome
 from pyproxy.worker.lane.split import cut
 from tests.pyproxy.worker.lane.test_many_keys import PIECE, Steps

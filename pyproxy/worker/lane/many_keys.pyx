@@ -1,17 +1,25 @@
-# Commands of very many keys, or of very many bytes: cut and put together a slice at a time.  Included by split.pyx.
-#
-# A split command costs time for each of its keys, and for each byte that is copied.  Nobody else is served meanwhile, so
-# beyond a bound the work is done in slices (slices.py): the client is parked like one with a conversation until the
-# parts are sent, and from then on it is a split like any other; its answers, when all are here, become one in the
-# same way.
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Commands of very many keys, or of very many bytes: cut and sent a slice at a time.  Compiled.
 
-cdef enum:
-    WIDE_KEYS = 4096        # up to so many a command is begun at once, and its answer made at once
-    WIDE_BYTES = 1048576    # and up to so many bytes
-    STEP_PARTS = 50         # of a step, see slices.py: BATCH
-    SHARED_OF_PART = 16     # keys that are hashed in the time of a part
-    MOVED_OF_PART = 32      # keys, or elements of an answer, that are copied in it
-    BYTES_OF_PART = 4096    # bytes that are
+A split command costs time for each of its keys, and for each byte that is copied.  Nobody else is served meanwhile, so
+beyond a bound the work is done in slices (slices.py): the client is parked like one with a conversation until the
+parts are sent, and from then on it is a split like any other; its answers, when all are here, become one in the
+same way (merge.pyx).
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
+from libc.string cimport memcpy
+
+from pyproxy.worker.lane.lane cimport (
+    REPLAY_BYTES, SURE_BYTES, Backend, Client, Lane, Pending, Route, Split, bug, choose_backend)
+from pyproxy.worker.lane.sending cimport admit_all, new_split_at, put_uncopied, send_all
+from pyproxy.worker.lane.share cimport Share, begin_parts, first_key, past, share_out
+from pyproxy.worker.lane.steps cimport BYTES_OF_PART, MOVED_OF_PART, SHARED_OF_PART, STEP_PARTS
+
+from protocol import errors
+from pyproxy.worker.lane.outcome import NOT_NOW
 
 
 @cython.final
@@ -79,7 +87,7 @@ cdef class Wide:
             self.share_anew()       # the shards are others
         if self.frames is None and self.done < self.keys:
             until = min(self.keys, self.done + STEP_PARTS * SHARED_OF_PART)
-            self.involved += _share_out(self.client.lane, self.route, &self.next_key, self.owners, self.done, until, self.shares)
+            self.involved += share_out(self.client.lane, self.route, &self.next_key, self.owners, self.done, until, self.shares)
             until -= self.done
             self.done += until
             return max(1, until // SHARED_OF_PART)
@@ -87,7 +95,7 @@ cdef class Wide:
             if self.involved == 1 and self.is_alone_in_buffer:
                 self.frames = [self.whole if self.shares[shard].keys else None for shard in range(self.shards)]
             else:
-                self.frames = _headed(self.route, self.shares, self.shards)
+                self.frames = begin_parts(self.route, self.shares, self.shards)
                 self.next_key = self.first
                 self.done = 0
                 self._charge(self.size)
@@ -106,7 +114,7 @@ cdef class Wide:
         cdef Share *share
         while self.done < until and left > 0:
             share = &self.shares[order[self.done]]
-            end = _past(self.next_key, self.route.step)
+            end = past(self.next_key, self.route.step)
             n = end - self.next_key - self.copied
             if n > left:
                 n = left
@@ -135,7 +143,7 @@ cdef class Wide:
             backends[asked[0]] = backend
             admitted = backend is not None
         else:
-            admitted = _admitted(client, self.route.write, asked, self.size, backends)
+            admitted = admit_all(client, self.route.write, asked, self.size, backends)
         if not admitted and client.lane.declined is NOT_NOW:
             self.at_door = True
         elif not admitted:
@@ -156,7 +164,7 @@ cdef class Wide:
         if size <= REPLAY_BYTES if place.write else size <= SURE_BYTES:
             if not place.write or (backend.replays_writes and self.route.replayable):
                 place.request = bytes(frame)
-        _put(backend, place, frame, size)
+        put_uncopied(backend, place, frame, size)
         self._sent(place)
         return 0
 
@@ -164,13 +172,10 @@ cdef class Wide:
         cdef Client client = self.client
         cdef Pending place = client.head
         cdef list frames = self.frames
-        cdef Split split = _split_at(client, self.route, self.owners, self.involved, place)
-        cdef int shard
+        cdef Split split = new_split_at(client, self.route, self.owners, self.involved, place)
         place.shard = -1
         self._sent(place)
-        for shard in range(self.shards):
-            if frames[shard] is not None:
-                _send(<Backend>backends[shard], split, <bytes>frames[shard], 0, False, -1)
+        send_all(backends, split, frames)
         return 0
 
     cdef int _sent(self, Pending place) except -1:
@@ -260,114 +265,9 @@ cdef bint begin_wide(Client client, Route route, const char *frame, Py_ssize_t s
         wide.whole = PyBytes_FromStringAndSize(frame, size)
         wide.is_alone_in_buffer = True
         frame = PyBytes_AS_STRING(<bytes>wide.whole)
-    wide.first = _first_key(frame)
+    wide.first = first_key(frame)
     wide.share_anew()
     client.converse(wide)
     wide._charge(len(wide.whole) + keys * 2)
     lane.loop.call_soon(wide.start)
     return True
-
-
-@cython.final
-cdef class Merging:
-    """The answers of all shards, until they are one; work for slices.py."""
-
-    cdef Split split
-    cdef Pending place
-    cdef bytes out
-    cdef char *to
-    cdef const char *piece          # what is being copied, and how much of it is left
-    cdef Py_ssize_t left
-    cdef Py_ssize_t done            # elements, where each is looked for; else frames
-    cdef Py_ssize_t charged
-    cdef const char **cursors       # of the shards, see `_opened`; NULL: whole frames follow each other
-
-    def __dealloc__(self):
-        PyMem_RawFree(self.cursors)
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        """A step -> how many parts were done, as slices.py counts them."""
-        cdef Py_ssize_t parts = 0
-        cdef Client client = self.place.client
-        if client is None:      # it has gone, and took along what was counted
-            raise StopIteration
-        try:
-            parts = self._step()
-        except ValueError:
-            self.out = errors.unexpected_part(self.split.route.name)
-            client.lane.errors += 1
-        except Exception:
-            bug(self.split.route.name)
-            client.abandon()    # its answer is lost, and those behind it wait for that
-            raise StopIteration from None
-        if parts == 0:
-            client.charge(-self.charged)
-            client.lane.settle(self.place, self.out)
-            raise StopIteration
-        return parts
-
-    cdef Py_ssize_t _step(self) except -1:
-        """0: it is done."""
-        cdef Py_ssize_t elements = STEP_PARTS * MOVED_OF_PART, left = STEP_PARTS * BYTES_OF_PART, n
-        while elements and left:
-            if self.left == 0:
-                if not self._next_piece():
-                    break
-                elements -= 1
-            n = min(self.left, left)
-            memcpy(self.to, self.piece, n)
-            self.to += n
-            self.piece += n
-            self.left -= n
-            left -= n
-        elements = STEP_PARTS * MOVED_OF_PART - elements
-        left = STEP_PARTS * BYTES_OF_PART - left
-        return max(1, elements // MOVED_OF_PART, left // BYTES_OF_PART) if elements or left else 0
-
-    cdef bint _next_piece(self) except -1:
-        """Finds what is copied next -> whether there is anything."""
-        cdef Split split = self.split
-        cdef Py_ssize_t body = 0, shards = len(split.frames)
-        cdef int shard
-        cdef bytes frame
-        if self.cursors != NULL:
-            if self.done < PyBytes_GET_SIZE(split.order) // 2:
-                shard = (<const unsigned short *>PyBytes_AS_STRING(split.order))[self.done]
-                self.left = _element(self.cursors[shard], self.cursors[shards + shard])
-                self.piece = self.cursors[shard]
-                self.cursors[shard] += self.left
-                self.done += 1
-        else:
-            while self.left == 0 and self.done < shards:
-                frame = <bytes>split.frames[self.done]
-                _elements(frame, &body)
-                self.piece = PyBytes_AS_STRING(frame) + body
-                self.left = PyBytes_GET_SIZE(frame) - body
-                self.done += 1
-        return self.left > 0
-
-
-cdef int merge_wide(Split split, Pending place, Py_ssize_t size) except -1:
-    """The answer that is made of so many bytes is settled when it is whole.  ValueError as for `merged`."""
-    cdef Merging merging = Merging.__new__(Merging)
-    cdef Client client = place.client
-    cdef Py_ssize_t count = 0, total = 0, body = 0
-    merging.split = split
-    merging.place = place
-    if split.route.merged_by == "gather":
-        count = PyBytes_GET_SIZE(split.order) // 2
-        merging.cursors = _opened(split.frames, count, &total)
-    else:
-        for frame in split.frames:
-            count += _elements(<bytes?>frame, &body)
-            total += PyBytes_GET_SIZE(<bytes>frame) - body
-    merging.out = PyBytes_FromStringAndSize(NULL, _digits(count) + 3 + total)
-    merging.to = _number(PyBytes_AS_STRING(merging.out), c'*', count)
-    merging.charged = size + PyBytes_GET_SIZE(merging.out)
-    place.shard = -2        # no shard has anything of it any more
-    client.charge(merging.charged)
-    client.lane.slices.run(merging)
-    return 0

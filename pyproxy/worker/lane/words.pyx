@@ -1,13 +1,25 @@
-# Requests of very many words, or very large ones, that leave the lane: looked through a slice at a time before they are
-# taken.  Included by split.pyx.
-#
-# What costs something for each word, or for each byte, is done here, whatever the command: its bytes are taken over, its
-# words found, the shards of its keys, and inside of MULTI the parts of what is cut.  Meanwhile the client is parked before
-# it; then the command is offered again, with its `Words`.  All that is made of it counts as the client's until the command
-# has been taken, or the conversation that took it is over (`Client.command_bytes`).
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Requests of very many words, or very large ones, that leave the lane: looked through a slice at a time.  Compiled.
 
-cdef enum:
-    FOUND_OF_PART = 64          # words that are found in the time of a part
+What costs something for each word, or for each byte, is done here before the command is taken, whatever the command: its
+bytes are taken over, its words found, the shards of its keys, and inside of MULTI the parts of what is cut.  Meanwhile the
+client is parked before it; then the command is offered again, with its `Words`.  All that is made of it counts as the
+client's until the command has been taken, or the conversation that took it is over (`Client.command_bytes`).
+"""
+
+cimport cython
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
+from libc.string cimport memcpy
+
+from protocol.scan cimport Words
+from pyproxy.worker.lane.lane cimport Client, Lane, Park, Route, bug
+from pyproxy.worker.lane.share cimport Share, begin_parts, count_keys, first_key, past, share_out
+from pyproxy.worker.lane.steps cimport BYTES_OF_PART, FOUND_OF_PART, MOVED_OF_PART, SHARED_OF_PART, STEP_PARTS
+
+from protocol import errors, request
+from protocol.keyspecs import BadKeys, Places
 
 
 @cython.final
@@ -122,21 +134,20 @@ cdef class Gathering:
                 places = command.keys(self.words)
             except BadKeys:
                 pass    # who takes the command says so
-        self.is_cut = bool(self.route.merge) and len(places) > 0 and _keys(self.route, PyBytes_AS_STRING(self.frame)) > 0
+        self.is_cut = bool(self.route.merge) and len(places) > 0 and count_keys(self.route, PyBytes_AS_STRING(self.frame)) > 0
         self.keys = len(places)
         self.runs = list(places.runs) if isinstance(places, Places) else [places] if places else []
         self._begin_to_place()
         return 0
 
     cdef int _begin_to_place(self) except -1:
-        cdef object places
         self.links = self.client.lane.links
         self.done = 0
         self.seen = set()
         if self.is_cut:
-            self.keys = _keys(self.route, PyBytes_AS_STRING(self.frame))
+            self.keys = count_keys(self.route, PyBytes_AS_STRING(self.frame))
             self.owners = PyBytes_FromStringAndSize(NULL, self.keys * 2)
-            self.next_key = _first_key(PyBytes_AS_STRING(self.frame))
+            self.next_key = first_key(PyBytes_AS_STRING(self.frame))
             self.frames = None
             PyMem_RawFree(self.shares)
             self.shares = <Share *>PyMem_RawCalloc(len(self.links), sizeof(Share))
@@ -173,22 +184,22 @@ cdef class Gathering:
         cdef object of_frame = request.Request.of_accepted
         if self.frames is None and self.done < self.keys:
             until = min(self.keys, self.done + STEP_PARTS * SHARED_OF_PART)
-            _share_out(self.client.lane, self.route, &self.next_key, self.owners, self.done, until, self.shares)
+            share_out(self.client.lane, self.route, &self.next_key, self.owners, self.done, until, self.shares)
             self.done = until
             return STEP_PARTS
         if self.frames is None:
             self.seen = {shard for shard in range(shards) if self.shares[shard].keys}
             if len(self.seen) == 1:
                 return self._placed()
-            self.frames = _headed(self.route, self.shares, shards)
-            self.next_key = _first_key(PyBytes_AS_STRING(self.frame))
+            self.frames = begin_parts(self.route, self.shares, shards)
+            self.next_key = first_key(PyBytes_AS_STRING(self.frame))
             self.done = 0
             return 1
         if self.done < self.keys:
             until = min(self.keys, self.done + STEP_PARTS * MOVED_OF_PART)
             left = STEP_PARTS * BYTES_OF_PART
             while self.done < until and left > 0:
-                end = _past(self.next_key, self.route.step)
+                end = past(self.next_key, self.route.step)
                 memcpy(self.shares[order[self.done]].cursor, self.next_key, end - self.next_key)
                 self.shares[order[self.done]].cursor += end - self.next_key
                 left -= end - self.next_key
@@ -217,7 +228,7 @@ cdef class Gathering:
 
 
 cdef bint gather(Client client, Route route, const char *frame, Py_ssize_t size) except -1:
-    """Parks the client before this command, until its words are there.  False, as for `begin`."""
+    """Parks the client before this command, until its words are there.  False, see Splitter."""
     cdef Gathering gathering = Gathering.__new__(Gathering)
     gathering.client = client
     gathering.route = route

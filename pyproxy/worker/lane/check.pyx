@@ -1,14 +1,19 @@
-# What is true of all queues between two turns.  Included by lane.pyx.
-#
-# Nothing here is called in the build that serves; in a checked one (./run test --checked) it is after every turn.  It
-# walks all there is, and raises `Broken` with what is not as it must be.
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""What is true of all queues between two turns.  Compiled.
+
+Nothing here is called in the build that serves; in a checked one (./run test --checked) it is after every turn.  It
+walks all there is, and raises `Broken` with what is not as it must be.
+"""
+
+from pyproxy.worker.lane.lane cimport SHARD_WIDE, Backend, Client, Door, Lane, Park, Pending, Split, Wire, Withheld
 
 
 class Broken(AssertionError):
     """A queue or a count of the lane is not as it must be; the text says whose, and what was found."""
 
 
-cdef int check(Lane lane) except -1:
+def check(Lane lane not None):
+    """Raises Broken where a queue or a count is not as it must be."""
     cdef Client client
     cdef set answered = set()       # the places that somebody will answer
     cdef dict parts = {}            # client -> bytes of parts that wait for their siblings
@@ -44,7 +49,6 @@ cdef int check(Lane lane) except -1:
     _expect(lane, "requests in flight", lane.inflight, inflight)
     if (lane.dirty_clients or lane.dirty_backends or lane.backlog) and not lane.awake:
         raise Broken(f"{lane}: there is work, and no turn is asked for")
-    return 0
 
 
 cdef int _expect(object whose, str what, object is_, object expected) except -1:
