@@ -6,10 +6,10 @@ import math
 import re
 import time
 from collections.abc import Sequence
+from typing import overload
 
 from protocol import errors
 from protocol.keyspecs import number, timeout_place
-from protocol.request import Request
 
 HELD_S = 0.1
 """A command that is sent later than this after it came was held, so its timeout is shortened."""
@@ -34,8 +34,7 @@ class BlockTimeout:
     """
 
     def __init__(self, name: bytes, argv: Sequence[bytes]) -> None:
-        self._as_it_came = argv
-        self._argv: list[bytes] | None = None
+        self._argv = WithReplaced(argv)
         self._place = timeout_place(name, argv)
         self._in_ms = name in (b"xread", b"xreadgroup")
         read = _milliseconds if self._in_ms else _seconds
@@ -45,13 +44,11 @@ class BlockTimeout:
 
     @property
     def argv(self) -> Sequence[bytes]:
-        return self._as_it_came if self._argv is None else self._argv
+        return self._argv if self._argv.replaced else self._argv.words
 
     def replace_word(self, place: int, word: bytes) -> None:
         """Put another word at this position of `argv`."""
-        if self._argv is None:
-            self._argv = list(self._as_it_came)
-        self._argv[place] = word
+        self._argv.replaced[place] = word
 
     @property
     def left_s(self) -> float | None:
@@ -62,13 +59,34 @@ class BlockTimeout:
     def is_over(self) -> bool:
         return self.left_s == 0.0
 
-    def request(self) -> Request:
+    def to_send(self) -> Sequence[bytes]:
         """The command as it came. Later, or from the second call on, with what is left of its timeout, never 0."""
         late, self._as_it_came_until = time.monotonic() > self._as_it_came_until, 0.0
         if late and self.left_s is not None:
             left_ms = max(1, int(self.left_s * 1000))
             self.replace_word(self._place, b"%d" % left_ms if self._in_ms else b"%.3f" % (left_ms / 1000))
-        return Request(self.argv)
+        return self.argv
+
+
+class WithReplaced(Sequence[bytes]):
+    """Words of which some are replaced. There may be very many, so the others are not copied."""
+
+    def __init__(self, words: Sequence[bytes]) -> None:
+        self.words = words
+        self.replaced: dict[int, bytes] = {}
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = index if index >= 0 else index + len(self)
+        return self.replaced[place] if place in self.replaced else self.words[index]
+
+    def __len__(self) -> int:
+        return len(self.words)
 
 
 Read = tuple[float, bytes]

@@ -60,19 +60,20 @@ async def wait(conversation: Conversation) -> bytes:
 async def _resolve_last_ids(conversation: Conversation, block_timeout: BlockTimeout) -> None:
     """Replace `$` by the last id of the stream now, as the command may be sent a second time."""
     keys = conversation.command.keys(conversation.argv)
-    for key in keys:
-        place = key + len(keys)
-        if block_timeout.argv[place : place + 1] != [b"$"]:
-            continue
-        reply = decode(
-            await conversation.ask(
-                conversation.shard_of(conversation.argv[key]), b"XINFO", b"STREAM", conversation.argv[key], primary=True
-            )
-        )
-        if reply == Error(b"ERR no such key"):
-            block_timeout.replace_word(place, b"0-0")
-        elif not isinstance(reply, Error):
-            block_timeout.replace_word(place, text_of(fields(reply), b"last-generated-id"))
+    last = range(keys[-1] + 1, len(conversation.argv))
+    async for some in conversation.in_turns(zip(keys, last, strict=False)):  # else the server refuses it
+        for place, of_id in some:
+            if conversation.argv[of_id] == b"$":
+                await _resolve_last_id(conversation, block_timeout, conversation.argv[place], of_id)
+
+
+async def _resolve_last_id(conversation: Conversation, block_timeout: BlockTimeout, key: bytes, place: int) -> None:
+    """`place`: of the `$` of this stream."""
+    reply = decode(await conversation.ask(conversation.shard_of(key), b"XINFO", b"STREAM", key, primary=True))
+    if reply == Error(b"ERR no such key"):
+        block_timeout.replace_word(place, b"0-0")
+    elif not isinstance(reply, Error):
+        block_timeout.replace_word(place, text_of(fields(reply), b"last-generated-id"))
 
 
 async def _at_server(conversation: Conversation, shard: int, block_timeout: BlockTimeout) -> bytes:
@@ -83,7 +84,8 @@ async def _at_server(conversation: Conversation, shard: int, block_timeout: Bloc
         try:
             async with conversation.lease(shard, LeaseKind.LONG, size_of(conversation.argv)) as lease:
                 attempt = _Attempt(conversation, lease)
-                reply = await attempt.ask(block_timeout.request(), is_write, block_timeout.left_s)
+                request = await conversation.request_of(block_timeout.to_send())
+                reply = await attempt.ask(request, is_write, block_timeout.left_s)
                 lease.reusable = not attempt.unblock_requested and not reply.startswith(DEMOTED)
         except NotSent:
             continue

@@ -243,7 +243,8 @@ class Conversation:
         await self._turn()
         return Request.of_accepted(b"".join(encoded))
 
-    async def _request(self, argv: Argv) -> Request:
+    async def request_of(self, argv: Argv) -> Request:
+        """As `request`, of these words."""
         if isinstance(argv, Request):
             return argv
         if isinstance(argv, Words) or len(argv) <= BATCH_PARTS:
@@ -253,10 +254,10 @@ class Conversation:
     async def _block(self, commands: Iterable[Argv]) -> Block:
         """Raises ValueError for no commands."""
         left = iter(commands)
-        block = Block([await self._request(argv) for argv in itertools.islice(left, 1)])
+        block = Block([await self.request_of(argv) for argv in itertools.islice(left, 1)])
         async for some in self.in_turns(left):
             for argv in some:
-                block.add(await self._request(argv))
+                block.add(await self.request_of(argv))
         await self._turn()
         frame = block.frame
         await self._turn()
@@ -310,7 +311,7 @@ class Conversation:
 
         `primary`: a read that no replica may answer.
         """
-        return await self.ask_request(shard, await self._request(argv), write=write, primary=primary)
+        return await self.ask_request(shard, await self.request_of(argv), write=write, primary=primary)
 
     async def ask_request(self, shard: int, request: Request, *, write: bool = False, primary: bool = False) -> bytes:
         """As `ask`."""
@@ -327,7 +328,7 @@ class Conversation:
 
         Raises Refusal if a shard did not reply. For writes its line names the shards that may have applied their part.
         """
-        encoded = {shard: await self._request(argv) for shard, argv in parts.items()}
+        encoded = {shard: await self.request_of(argv) for shard, argv in parts.items()}
         frames, failed = await self._asked(encoded, write, primary)
         for shard, (line, _) in (failed or {}).items():
             if frames[shard] is None:

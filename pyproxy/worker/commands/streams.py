@@ -7,87 +7,72 @@ a lost reply.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 
 from protocol import errors
 from protocol.reply import RESP3, Error, decode, fields, listed, text_of
-from protocol.scan import ProtocolError, elements
+from protocol.request import Request
+from protocol.scan import Elements, ProtocolError
 from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
+from pyproxy.worker.commands.cross_shard.keys import grouped, shards_of_each, words_at
 
 NIL = (b"*-1\r\n", b"_\r\n")  # of an array, in RESP2 and RESP3
 
 
 async def _xread(conversation: Conversation) -> bytes:
     """The name and the entries of each stream that has new entries."""
-    positions = conversation.command.keys(conversation.argv)
-    head, count = conversation.argv[: positions[0]], len(positions)
-    if len(conversation.argv) != positions[-1] + 1 + count:
-        return await conversation.ask(
-            conversation.shard_of(conversation.argv[positions[0]]), *conversation.argv
+    argv, positions = conversation.argv, conversation.command.keys(conversation.argv)
+    head, count = argv[: positions[0]], len(positions)
+    if len(argv) != positions[-1] + 1 + count:
+        request = await conversation.request_of(argv)
+        return await conversation.ask_request(
+            conversation.shard_of(argv[positions[0]]), request
         )  # the server refuses it
-    keys: list[bytes] = []
-    ids: list[bytes] = []
-    shards: list[int] = []
-    async for some in conversation.in_turns(positions):
-        keys += [conversation.argv[position] for position in some]
-        ids += [conversation.argv[position + count] for position in some]
-        shards += [conversation.shard_of(key) for key in keys[len(shards) :]]
+    shards = await shards_of_each(conversation, positions)
+    parts = await grouped(conversation, positions, shards)
     if conversation.command.name == b"xread":
-        frames = await conversation.ask_each(await _of_shards(conversation, head, keys, ids, shards), primary=True)
-    elif (place := await _without_group(conversation, head, keys, shards)) is not None:
-        return await conversation.ask(
-            shards[place], *head, keys[place], ids[place], write=True
-        )  # the server refuses it
+        requests = {shard: await part(conversation, argv, head, each, count) for shard, each in parts.items()}
+        frames = await conversation.ask_each(requests, primary=True)
+    elif (place := await _without_group(conversation, head, parts, shards)) is not None:
+        key, last = argv[positions[place]], argv[positions[place] + count]
+        return await conversation.ask(shards[place], *head, key, last, write=True)  # the server refuses it
     else:
-        frames = await _one_by_one(conversation, await _of_shards(conversation, head, keys, ids, shards))
+        frames = await _one_by_one(conversation, head, parts, count)
     for frame in frames.values():
         if frame.startswith(b"-"):
             raise Refusal(frame)
     try:
-        answer = InOrder(frames, conversation.client.proto)
-        async for streams in conversation.in_turns(zip(keys, shards, strict=True)):
-            answer.take(streams)
-        return answer.frame
+        return await in_order(conversation, frames, zip(words_at(conversation, positions), shards, strict=True))
     except ProtocolError:
         raise Refusal(errors.unexpected_part(conversation.command.name)) from None
 
 
-async def _of_shards(
-    conversation: Conversation,
-    head: Sequence[bytes],
-    keys: Sequence[bytes],
-    ids: Sequence[bytes],
-    shards: Sequence[int],
-) -> dict[int, list[bytes]]:
-    """Shard -> its command, in the order of the first keys."""
-    commands: dict[int, list[bytes]] = {}
-    behind: dict[int, list[bytes]] = {}
-    async for some in conversation.in_turns(zip(shards, keys, ids, strict=True)):
-        for shard, key, last in some:
-            if shard not in commands:
-                commands[shard], behind[shard] = list(head), []
-            commands[shard].append(key)
-            behind[shard].append(last)
-    for shard, command in commands.items():
-        command += behind[shard]
-    return commands
+async def part(
+    conversation: Conversation, argv: Sequence[bytes], head: Sequence[bytes], positions: Sequence[int], count: int
+) -> Request:
+    """What one shard is asked for the streams at these positions. The id of each stands `count` words behind it."""
+    names = (argv[position] for position in positions)
+    ids = (argv[position + count] for position in positions)
+    return await conversation.request(len(head) + 2 * len(positions), chain(head, names, ids))
 
 
 async def _without_group(
-    conversation: Conversation, head: Sequence[bytes], keys: Sequence[bytes], shards: Sequence[int]
+    conversation: Conversation, head: Sequence[bytes], parts: Mapping[int, Sequence[int]], shards: Sequence[int]
 ) -> int | None:
     """The index of the first key that is no stream with the group; None if all are. XREADGROUP needs all of them."""
     options = [word.lower() for word in head]
     if b"group" not in options:
         return 0
     group = head[options.index(b"group") + 1]
-    blocks: dict[int, list[list[bytes]]] = {}
-    for key, shard in zip(keys, shards, strict=True):
-        blocks.setdefault(shard, []).append([b"XINFO", b"GROUPS", key])
+    blocks = {
+        shard: ([b"XINFO", b"GROUPS", key] for key in words_at(conversation, each)) for shard, each in parts.items()
+    }
     answers = await conversation.ask_blocks(blocks, primary=True)
-    for place, shard in enumerate(shards):
-        if not _has_group(next(answers[shard]), group):
-            return place
+    async for some in conversation.in_turns(enumerate(shards)):
+        for place, shard in some:
+            if not _has_group(next(answers[shard]), group):
+                return place
     return None
 
 
@@ -99,15 +84,31 @@ def _has_group(frame: bytes, group: bytes) -> bool:
     return group in [text_of(fields(each), b"name") for each in listed(reply)]
 
 
-async def _one_by_one(conversation: Conversation, commands: Mapping[int, Sequence[bytes]]) -> dict[int, bytes]:
+async def _one_by_one(
+    conversation: Conversation, head: Sequence[bytes], parts: Mapping[int, Sequence[int]], count: int
+) -> dict[int, bytes]:
     """Send a write to one shard after another, until one replies with an error."""
     frames: dict[int, bytes] = {}
-    for shard, argv in commands.items():
-        frames[shard] = await conversation.ask(shard, *argv, write=True)
+    for shard, positions in parts.items():
+        request = await part(conversation, conversation.argv, head, positions, count)
+        frames[shard] = await conversation.ask_request(shard, request, write=True)
         if frames[shard].startswith(b"-"):
             break
         conversation.applied(shard)
     return frames
+
+
+async def in_order(
+    conversation: Conversation, frames: Mapping[int, bytes], streams: Iterable[tuple[bytes, int]]
+) -> bytes:
+    """The answers of shards as one, in the order of the request. `streams`: (key, shard) of each.
+
+    Raises ProtocolError if one is malformed.
+    """
+    answer = InOrder(frames, conversation.client.proto)
+    async for some in conversation.in_turns(streams):
+        answer.take(some)
+    return answer.frame
 
 
 class InOrder:
@@ -116,36 +117,42 @@ class InOrder:
     def __init__(self, frames: Mapping[int, bytes], proto: int) -> None:
         self._proto = proto
         self._before = b"" if proto == RESP3 else b"*2\r\n"
-        self._left = {shard: _of_streams(frame, proto)[::-1] for shard, frame in frames.items()}
+        self._left = {shard: _of_streams(frame, proto) for shard, frame in frames.items()}
+        self._next = {shard: next(left, None) for shard, left in self._left.items()}
+        self._count = 0
         self._found: list[bytes] = []
 
     def take(self, streams: Iterable[tuple[bytes, int]]) -> None:
-        """Append the next streams of the request. `streams`: (key, shard) of each."""
+        """Append the next streams of the request. `streams`: (key, shard) of each, also where the shard has none."""
+        found: list[bytes] = []
         for key, shard in streams:
-            left = self._left[shard]
-            if left and left[-1].startswith(b"%b$%d\r\n%b\r\n" % (self._before, len(key), key)):
-                self._found.append(left.pop())
+            stream = self._next.get(shard)
+            if stream is not None and stream.startswith(b"%b$%d\r\n%b\r\n" % (self._before, len(key), key)):
+                found.append(stream)
+                self._next[shard] = next(self._left[shard], None)
+        self._count += len(found)
+        self._found.append(b"".join(found))
 
     @property
     def frame(self) -> bytes:
-        if any(self._left.values()):
+        if any(stream is not None for stream in self._next.values()):
             raise ProtocolError("a stream that was not asked for")
-        if not self._found:
+        if not self._count:
             return NIL[self._proto == RESP3]
-        return b"%b%d\r\n%b" % (b"%" if self._proto == RESP3 else b"*", len(self._found), b"".join(self._found))
+        return b"%b%d\r\n%b" % (b"%" if self._proto == RESP3 else b"*", self._count, b"".join(self._found))
 
 
-def _of_streams(frame: bytes, proto: int) -> list[bytes]:
+def _of_streams(frame: bytes, proto: int) -> Iterator[bytes]:
     """The frames of the streams in a reply, name and entries: an element of an array, or two of a map (RESP3)."""
     if frame in NIL:
-        return []
+        return iter(())
     if proto != RESP3:
-        return elements(frame)
+        return Elements(frame)
     header, _, rest = frame.partition(b"\r\n")
     if not header.startswith(b"%"):
         raise ProtocolError("expected a map")
-    words = elements(b"*%d\r\n%b" % (2 * int(header[1:]), rest), True)
-    return [name + entries for name, entries in zip(words[::2], words[1::2], strict=True)]
+    words = Elements(b"*%d\r\n%b" % (2 * int(header[1:]), rest), True)
+    return (name + entries for name, entries in zip(words, words, strict=True))
 
 
 ACROSS: dict[bytes, Handler] = {b"xread": _xread, b"xreadgroup": _xread}

@@ -19,8 +19,12 @@ async def shards_of_each(conversation: Conversation, positions: Sequence[int]) -
 
 async def by_shard(conversation: Conversation, positions: Sequence[int]) -> dict[int, array[int]]:
     """Shard -> the positions of its keys, in their order."""
+    return await grouped(conversation, positions, await shards_of_each(conversation, positions))
+
+
+async def grouped(conversation: Conversation, positions: Sequence[int], shards: Sequence[int]) -> dict[int, array[int]]:
+    """As `by_shard`. `shards`: of each position."""
     found: dict[int, array[int]] = {}
-    shards = await shards_of_each(conversation, positions)
     async for some in conversation.in_turns(zip(shards, positions, strict=True)):
         for shard, position in some:
             if shard not in found:
@@ -49,6 +53,10 @@ class Groups(Sequence[tuple[int, Sequence[int]]]):
                     last = shard
                 kept.append(position)
         return cls(kept, shards, starts)
+
+    async def by_shard(self, conversation: Conversation) -> dict[int, array[int]]:
+        """Shard -> the positions of its keys, in their order."""
+        return await grouped(conversation, self._positions, self._shards)
 
     def __len__(self) -> int:
         return len(self._starts)

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from hashlib import blake2b
 from itertools import chain
 
 from protocol import errors, scan
@@ -25,6 +26,7 @@ from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
 from pyproxy.worker.commands.cross_shard.keys import Groups
 from pyproxy.worker.commands.cross_shard.moves import HANDLERS as MOVES
 from pyproxy.worker.commands.cross_shard.ready_keys import NOTHING, Id, ReadyKeys, Waiter
+from pyproxy.worker.commands.streams import in_order, part
 
 NIL = {2: b"*-1\r\n", 3: b"_\r\n"}
 """The answer at the timeout, by protocol."""
@@ -78,7 +80,7 @@ async def _fill(waiter: Waiter, argv: Sequence[bytes], positions: Sequence[int])
         for place in some:
             waiter.keys.setdefault(conversation.shard_of(argv[place]), {})[argv[place]] = None
     if name == b"xreadgroup":
-        waiter.line = _line(argv)
+        waiter.line = await _line(conversation, argv)
     elif name == b"xread":
         places = zip(positions, range(positions[-1] + 1, len(argv)), strict=False)  # else the server refuses it
         async for pairs in conversation.in_turns(places):
@@ -88,15 +90,22 @@ async def _fill(waiter: Waiter, argv: Sequence[bytes], positions: Sequence[int])
         waiter.size = SIZES[name]
 
 
-def _line(argv: Sequence[bytes]) -> tuple[bytes, ...]:
-    """An XREADGROUP without its consumer and its timeout: whoever asks the same finds the same."""
-    words = _without_block(b"xreadgroup", argv)
-    place = [word.lower() for word in words].index(b"group") + 2 if b"group" in map(bytes.lower, words) else 0
-    return (*words[:place], *words[place + 1 :])
+async def _line(conversation: Conversation, argv: Sequence[bytes]) -> bytes:
+    """A digest of an XREADGROUP without its consumer and its timeout: whoever asks the same finds the same."""
+    first = conversation.command.keys(argv)[0]
+    head = _without_block(b"xreadgroup", argv[:first])
+    options = [word.lower() for word in head]
+    if b"group" in options:
+        del head[options.index(b"group") + 2]
+    digest = blake2b()
+    async for some in conversation.in_turns(chain(head, (argv[place] for place in range(first, len(argv))))):
+        digest.update(b"".join([b"%d:%b" % (len(word), word) for word in some]))
+    return digest.digest()
 
 
-def _without_block(name: bytes, argv: Sequence[bytes]) -> list[bytes]:
-    words = list(argv)
+def _without_block(name: bytes, head: Sequence[bytes]) -> list[bytes]:
+    """`head`: the words up to STREAMS."""
+    words = list(head)
     while place := timeout_place(name, words):
         del words[place - 1 : place + 1]
     return words
@@ -185,17 +194,19 @@ def _moving(move: Handler) -> Round:
 async def _read(conversation: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
     """The new entries of all streams. If a shard fails, entries that a group got on other shards are the answer."""
     is_write = "write" in conversation.command.flags
-    words = _without_block(conversation.command.name, argv)
-    first, count = groups[0][1][0], sum(len(positions) for _, positions in groups)
-    head = words[: first + len(words) - len(argv)]
+    positions = conversation.command.keys(argv)
+    first, count = positions[0], len(positions)
+    head = _without_block(conversation.command.name, argv[:first])
     if len(argv) != first + 2 * count:  # the server refuses it
-        return await conversation.ask(groups[0][0], *words, write=is_write)
-    found: list[bytes] = []
-    for shard, positions in groups:
-        keys = [argv[position] for position in positions]
-        ids = [argv[position + count] for position in positions]
+        request = await conversation.request(
+            len(head) + len(argv) - first, chain(head, (argv[place] for place in range(first, len(argv))))
+        )
+        return await conversation.ask_request(groups[0][0], request, write=is_write)
+    found: dict[int, bytes] = {}
+    for shard, of_shard in (await groups.by_shard(conversation)).items():
         try:
-            reply = await conversation.ask(shard, *head, *keys, *ids, write=is_write)
+            request = await part(conversation, argv, head, of_shard, count)
+            reply = await conversation.ask_request(shard, request, write=is_write)
         except Refusal:
             if is_write and found:
                 break
@@ -205,15 +216,12 @@ async def _read(conversation: Conversation, argv: Sequence[bytes], groups: Group
                 break
             return reply
         if reply not in NOTHING:
-            if not reply.startswith(b"%" if conversation.client.proto == 3 else b"*"):
-                raise BadFrame(
-                    f"expected streams, got {reply[:64]!r}"
-                )  # else the count in the header below would be wrong
-            found += _elements(reply)
+            found[shard] = reply
     if not found:
         return None
-    header = b"%%%d\r\n" % (len(found) // 2) if conversation.client.proto == 3 else b"*%d\r\n" % len(found)
-    return header + b"".join(found)
+    return await in_order(
+        conversation, found, ((argv[place], shard) for shard, of_group in groups for place in of_group)
+    )
 
 
 POLLED: Mapping[bytes, Round] = {

@@ -69,7 +69,7 @@ class Waiter:
         self.keys: dict[int, dict[bytes, None]] = {}
         self.size = b""
         self.after: dict[bytes, Id] = {}
-        self.line: tuple[bytes, ...] = ()
+        self.line = b""
         self.woken = asyncio.Event()
         """Set when a key may be ready, or the wait is to end."""
 
@@ -81,7 +81,7 @@ class ReadyKeys:
         self._loop = loop
         self._on_checked = on_checked
         self._by_shard: dict[int, ShardWaiters] = {}
-        self._lines: dict[tuple[bytes, ...], dict[Waiter, None]] = {}  # in the order in which they came
+        self._lines: dict[bytes, dict[Waiter, None]] = {}  # in the order in which they came
         self._pause_s = FIRST_S
         self._timer: asyncio.TimerHandle | None = None
 
@@ -289,7 +289,7 @@ class ShardWaiters:
                 self._wake_all(list(self._waiters))
                 return
             for waiter in self._waiters:
-                if waiter.after and not found.isdisjoint(waiter.keys[self._shard]):
+                if waiter.after and not waiter.keys[self._shard].keys().isdisjoint(found):
                     self._wake(waiter)
         self._answered()
 

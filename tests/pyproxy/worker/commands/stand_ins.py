@@ -69,13 +69,14 @@ def health(
 
 
 @contextmanager
-def worker(*healths: ShardHealth, shards: int = 3, workers: int = 2) -> Iterator[Context]:
-    """The first of some workers, whose parent has seen this much (nothing: it has not looked yet)."""
+def worker(*healths: ShardHealth, shards: int = 3, workers: int = 2, **options: Any) -> Iterator[Context]:
+    """The first of some workers, whose parent has seen this much (nothing: it has not looked yet). `options`: of its
+    configuration."""
     placed = tuple(
         ShardTable(name=f"s{index}", primary=Node("127.0.0.1", 7001 + index), slots=(slots,))
         for index, slots in enumerate(split_slots(shards))
     )
-    setup = Setup(0, workers, Config(shards=placed), "127.0.0.1:6380", "1.2.3", time.time() - 90000)
+    setup = Setup(0, workers, Config(shards=placed, **options), "127.0.0.1:6380", "1.2.3", time.time() - 90000)
     page = Page.create(workers)
     try:
         seen = FleetHealth(1, 105.0, list(healths)) if healths else None

@@ -5,7 +5,6 @@ import time
 import pytest
 
 from protocol import errors
-from protocol.request import encode
 from pyproxy.worker.commands.block_timeout import BlockTimeout
 
 
@@ -66,7 +65,7 @@ def test_what_is_next_to_nothing_is_over_at_once_and_not_for_ever(word: str) -> 
 
 
 def test_the_first_time_it_goes_as_it_came() -> None:
-    assert block_timeout("blpop k 1e1").request().frame == encode([b"blpop", b"k", b"1e1"])
+    assert list(block_timeout("blpop k 1e1").to_send()) == [b"blpop", b"k", b"1e1"]
 
 
 def test_where_it_was_held_it_goes_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +73,7 @@ def test_where_it_was_held_it_goes_with_what_is_left(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(time, "monotonic", lambda: now)
     held = block_timeout("blpop k 5")
     monkeypatch.setattr(time, "monotonic", lambda: now + 2)
-    assert held.request().frame == encode([b"blpop", b"k", b"3.000"])
+    assert list(held.to_send()) == [b"blpop", b"k", b"3.000"]
 
 
 def test_after_that_it_goes_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,19 +81,19 @@ def test_after_that_it_goes_with_what_is_left(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(time, "monotonic", lambda: now)
     seconds, millis, ever = map(block_timeout, ("blpop k 5", "xread BLOCK 5000 STREAMS k 0", "blpop k 0"))
     for each in (seconds, millis, ever):
-        each.request()
+        each.to_send()
     monkeypatch.setattr(time, "monotonic", lambda: now + 3.5)
-    assert seconds.request().frame == encode([b"blpop", b"k", b"1.500"])
-    assert millis.request().frame == encode([b"xread", b"BLOCK", b"1500", b"STREAMS", b"k", b"0"])
-    assert ever.request().frame == encode([b"blpop", b"k", b"0"])
+    assert list(seconds.to_send()) == [b"blpop", b"k", b"1.500"]
+    assert list(millis.to_send()) == [b"xread", b"BLOCK", b"1500", b"STREAMS", b"k", b"0"]
+    assert list(ever.to_send()) == [b"blpop", b"k", b"0"]
 
 
 def test_what_is_left_is_never_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     seconds, millis = block_timeout("blpop k 1"), block_timeout("xread BLOCK 1000 STREAMS k 0")
-    seconds.request(), millis.request()
+    seconds.to_send(), millis.to_send()
     monkeypatch.setattr(time, "monotonic", lambda: now + 7)
     assert seconds.is_over
-    assert seconds.request().frame == encode([b"blpop", b"k", b"0.001"])
-    assert millis.request().frame == encode([b"xread", b"BLOCK", b"1", b"STREAMS", b"k", b"0"])
+    assert list(seconds.to_send()) == [b"blpop", b"k", b"0.001"]
+    assert list(millis.to_send()) == [b"xread", b"BLOCK", b"1", b"STREAMS", b"k", b"0"]

@@ -47,3 +47,8 @@ def test_a_stream_that_nobody_asked_that_shard_for_is_no_answer(proto: int, repl
 def test_what_is_no_answer_to_xread_is_none() -> None:
     with pytest.raises(ProtocolError):
         in_order({0: b":1\r\n", 1: b"_\r\n"}, 3)
+
+
+@pytest.mark.parametrize("proto", [2, 3])
+def test_a_shard_without_an_answer_has_nothing(proto: int) -> None:
+    assert in_order({1: frame(proto, "b")}, proto) == frame(proto, "b")
