@@ -5,7 +5,7 @@
 Each shard of the fleet is a replication group `rg-<shard>` with cluster mode disabled and the members `rg-<shard>-001`,
 -002 ... It has AWS' states, and refuses what AWS refuses. Promotions are carried out by a thread of it, the control
 plane, which also brings a member that comes back as a master under the primary, and where automatic failover is
-enabled promotes the replica with the least lag when the primary is dead. `Faults` are what the API does wrong.
+enabled promotes the replica with the least lag when the primary is dead. A `Fault` is what the API does wrong.
 
 The servers refuse to the default user, as which the proxy connects, what AWS forbids (RestrictedCommands in the guide):
 start the fleet with `options()`. What the API answers has the shape of botocore's model of 2015-02-02; which code AWS

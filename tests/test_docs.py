@@ -1,11 +1,17 @@
 """The pages are what the tables and the tests say today, and lead nowhere that is not there."""
 
 import re
+import tomllib
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from protocol.commands import Kind
+from pyproxy.events import Event
+from tests.symbols import PACKAGES, Symbols, symbols_of
 from tools.make_docs import DOCS, PAGES, ROOT, kinds_explained
 
 WRITTEN = sorted(
@@ -85,11 +91,138 @@ def test_a_test_that_is_gone_is_found() -> None:
     ]
 
 
-def test_every_file_that_a_contributor_is_sent_to_is_there() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    named = re.findall(r"`((?:protocol|pyproxy|tests|docs|tools|examples)/[\w./]+)`", text)
-    assert len(named) > 20
-    assert [path for path in named if not (ROOT / path).exists()] == []
+# --- names of the code ------------------------------------------------------------------------------------------------
+
+HISTORY = ROOT / "CHANGELOG.md"
+NOW = [page for page in WRITTEN if page != HISTORY]
+"""The changelog may name what is gone."""
+
+INTERNALS = [ROOT / "CONTRIBUTING.md", *(DOCS / f"{name}.md" for name in ("architecture", "request-path"))]
+INTERNALS += [DOCS / "worker-internals.md", DOCS / "failover-internals.md"]
+
+ELSEWHERE = ("my.toml",)
+"""Files of a reader's own."""
+
+SOURCES = (".py", ".pyx", ".pxi", ".pxd", ".pyi")
+PATH = re.compile(r"(?:[\w.-]+/)*[\w.-]+\.(?:py|pyx|pxi|pxd|toml|md|json|svg|lock|js|lua|cfg|png)|(?:[\w.-]+/)+")
+EVENT = re.compile(r"[+-][a-z]+(?:-[a-z]+)*")
+CODE = re.compile(r"`([^`\n]+)`")
+
+
+@cache
+def tree() -> tuple[str, ...]:
+    """All files and folders of the sources, as paths from the root."""
+    tops = [ROOT / name for name in (*PACKAGES, "docs", "examples")]
+    below = [path for top in tops for path in (top, *top.rglob("*")) if "node_modules" not in path.parts]
+    return tuple(str(path.relative_to(ROOT)) for path in (*below, *ROOT.glob("*.*")))
+
+
+@cache
+def symbols() -> Symbols:
+    return symbols_of(ROOT)
+
+
+@cache
+def options() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "examples" / "pyproxy.toml").read_text())
+
+
+@cache
+def sources() -> str:
+    return "\n".join((ROOT / path).read_text() for path in tree() if path.endswith(SOURCES))
+
+
+def names_nothing(name: str) -> bool:
+    """Whether a text between backticks has the form of a path, of an event, or of `module.name` or `Class.name`, and
+    there is none."""
+    if PATH.fullmatch(name):
+        path = name.rstrip("/").removeprefix("./")
+        return path not in ELSEWHERE and not any(f"/{each}".endswith(f"/{path}") for each in tree())
+    if EVENT.fullmatch(name) and len(name) > 2:
+        return name not in {event.value[0] for event in Event}
+    first, *rest = name.removesuffix("()").split(".")
+    if not rest or not all(re.fullmatch(r"\w+", part) for part in (first, *rest)):
+        return False
+    if first in options():
+        return rest[0] not in options()[first] and not symbols().has(first, rest[0])
+    if first == "pyproxy":
+        return False  # a package, as in an import
+    owners = [first, *rest[:-1]]
+    return not all(symbols().has(owner, member) for owner, member in zip(owners, rest, strict=True))
+
+
+def stale(text: str) -> list[str]:
+    return [name for name in CODE.findall(re.sub(r"```.*?```", "", text, flags=re.DOTALL)) if names_nothing(name)]
+
+
+@pytest.mark.parametrize("page", NOW, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_names_of_the_code_is_there(page: Path) -> None:
+    assert stale(page.read_text()) == []
+
+
+@pytest.mark.parametrize("page", INTERNALS, ids=lambda page: page.name)
+def test_what_a_page_about_the_code_calls_by_name_is_in_the_code(page: Path) -> None:
+    names = {name for name in CODE.findall(page.read_text()) if re.fullmatch(r"_?[A-Za-z]\w*", name)}
+    assert len(names) > 3
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", sources())] == []
+
+
+def misplaced(text: str) -> list[str]:
+    """Of a table with the columns `file` and `function`: functions that are in none of the files of their row."""
+    found = []
+    for files, functions in re.findall(r"^\| \d+ \|.*\| ([^|]+) \| ([^|]+) \|$", text, re.MULTILINE):
+        paths = [path for name in CODE.findall(files) for path in tree() if f"/{path}".endswith(f"/{name}")]
+        code = "\n".join((ROOT / path).read_text() for path in paths)
+        for name in CODE.findall(functions):
+            if not re.search(rf"\bc?p?def [^=#\n]*\b{name.rpartition('.')[2]}\(", code):
+                found.append(f"{name}: not in {files}")
+    return found
+
+
+@pytest.mark.parametrize("name", ["request-path.md", "failover-internals.md"])
+def test_each_step_of_a_path_is_in_the_file_that_is_named(name: str) -> None:
+    assert misplaced((DOCS / name).read_text()) == []
+
+
+def commented() -> Iterator[tuple[str, str]]:
+    """The comments and docstrings of the sources."""
+    for path in tree():
+        if path.endswith(SOURCES):
+            for text in re.findall(r'(?:^| )#[^\n]*|"""(?:.|\n)*?"""', (ROOT / path).read_text(), re.MULTILINE):
+                yield path, text
+
+
+def test_what_a_comment_names_of_the_code_is_there() -> None:
+    found = []
+    for path, text in commented():
+        files = re.findall(r"(?<![\w/.-])[\w/]+\.(?:pyx|pxi|pxd|py|md|toml)\b", text)
+        members = re.findall(r"(?<![\w./-])([A-Z]\w+\.[a-z_]\w+)\b(?!\.)", text)
+        named = [name for name in members if symbols().knows(name.partition(".")[0]) and not PATH.fullmatch(name)]
+        found += [f"{path}: {name}" for name in (*files, *named) if names_nothing(name)]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("`tests/test_docs.py`, `docs/` and `Event`", []),
+        ("`tests/test_gone.py`, `gone/`", ["tests/test_gone.py", "gone/"]),
+        ("`Event.READY`, `events.emit`, `Client.data_received`, `limits.inflight`, `gate.Gate.hold`", []),
+        (
+            "`Event.GONE`, `events.gone`, `Client.gone`, `limits.gone`",
+            ["Event.GONE", "events.gone", "Client.gone", "limits.gone"],
+        ),
+        ("`+ready`, `-link-down`, `+gone`", ["+gone"]),
+    ],
+)
+def test_a_name_that_is_gone_is_found(text: str, names: list[str]) -> None:
+    assert stale(text) == names
+
+
+def test_a_step_in_another_file_is_found() -> None:
+    assert misplaced("| 1 | asks | `client.pxi` | `Client.placed`, `Backend.put` |") == [
+        "Backend.put: not in `client.pxi`"
+    ]
 
 
 def test_how_to_contribute_can_be_found_from_the_first_page_and_from_the_index() -> None:

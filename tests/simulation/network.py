@@ -1,6 +1,6 @@
 """Connections between the proxy and somebody: what a transport of uvloop does, and what the far end lets through.
 
-    protocol ──write──▶ Transport.buffer ──▶ End.inbox (bounded: its window) ──read──▶ client or server
+    protocol ──write──▶ Transport ──▶ End.inbox (bounded: its window) ──read──▶ client or server
              ◀─data_received── deliver(n) ◀── End.outbox ◀──write──
 
 Nothing moves towards the proxy by itself: `Transport.deliver` brings bytes, or the FIN or RST behind the last of them.

@@ -135,7 +135,7 @@ class ShardControl:
         )
 
     def __repr__(self) -> str:
-        return f"<Care {self.machine}>"
+        return f"<ShardControl {self.machine}>"
 
 
 class Coordinator:

@@ -1,7 +1,7 @@
 """One shard as this worker serves it: the gate for its writes, and the server for its reads.
 
-The lane asks the router only while a backend is guarded (`Backend.guarded`): the gate is closed, the link is in
-trouble, or reads may go to replicas. The router carries out what the gate decides: it holds and releases clients, has
+The lane asks the router only while a backend is guarded (`Backend.guard`): the gate is closed, the link is in trouble,
+or reads may go to replicas. The router carries out what the gate decides: it holds and releases clients, has
 requests that were begun replayed or refused, and has the replay queue sent when the gate opens.
 
 Reads go to the primary. While the primary cannot be used they go to the fallback, the one replica that the parent names

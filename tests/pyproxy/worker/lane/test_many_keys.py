@@ -18,7 +18,7 @@ PIECE = 262_144
 """Bytes that a loop reads at once."""
 
 KEYS_OF_PART = 32
-"""At most so many are looked at in the time of a part, see many_keys.pxi."""
+"""At most so many are looked at in the time of a part, see many_keys.pyx."""
 
 GET = encode([b"GET", b"bystander"])
 

@@ -20,7 +20,7 @@ from tests.pyproxy.worker.lane.test_many_keys import PIECE, Steps
 
 KEYS, MANY = 20_000, 200_000
 WORDS_OF_PART = 64
-"""At most so many are looked at in the time of a part, see words.pxi."""
+"""At most so many are looked at in the time of a part, see words.pyx."""
 
 
 class Talk:
