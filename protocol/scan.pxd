@@ -50,7 +50,7 @@ cdef class Words:
     cdef const char *word(self, Py_ssize_t index, Py_ssize_t *size)
 
 cdef inline Py_ssize_t short_bulk(const char *p, Py_ssize_t n) noexcept nogil:
-    """The length of the bulk string at p if all of it is here and it has less than a hundred bytes, as most have; else 0."""
+    """The length of the bulk string at p, if all of it is here and it has less than a hundred bytes; else 0."""
     cdef Py_ssize_t size
     cdef int head
     if n < 6 or p[0] != c'$' or p[1] < c'0' or p[1] > c'9':
@@ -78,8 +78,8 @@ cdef inline Py_ssize_t short_count(const char *p, Py_ssize_t n) noexcept nogil:
 cdef inline const char *header(const char *p, Py_ssize_t *number) noexcept nogil:
     """What `*3` or `$5` at p says -> the byte behind its CR LF.
 
-    Only of a request that scan_request has accepted, or that was encoded here: such a header is a few digits and CR LF, so
-    nothing is checked again.  What a server sent is read by `counted`.
+    Only of a request that scan_request has accepted, or that was encoded here: such a header is a few digits and CR LF,
+    so nothing is checked again.  What a server sent is read by `counted`.
     """
     cdef Py_ssize_t value = p[1] - c'0'
     p += 2

@@ -4,11 +4,12 @@
 Bytes come in any cut; out comes the length of the next whole frame, "more is needed", or Redis' own words for what is
 wrong.  Nothing is allocated or copied for that, so no header can make the proxy reserve memory on its word.
 
-Requests are accepted only in the one canonical form of RESP (lengths without signs or leading zeros, every line and every
-argument ended by CR LF).  So the bytes of an accepted frame are the very bytes that an encoder would write for the same
-arguments, and may be sent on as they are: no byte sequence is framed one way here and another way by a server.
+Requests are accepted only in the one canonical form of RESP (lengths without signs or leading zeros, every line and
+every argument ended by CR LF).  So the bytes of an accepted frame are the very bytes that an encoder would write for
+the same arguments, and may be sent on as they are: no byte sequence is framed one way here and another way by a server.
 
-A scan that runs out of bytes keeps its place in a small struct, so a frame that arrives in a million pieces is read once.
+A scan that runs out of bytes keeps its place in a small struct, so a frame that arrives in a million pieces is read
+once.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -75,7 +76,8 @@ cdef Py_ssize_t counted(const char *p, Py_ssize_t n, long long *value) noexcept 
 
     0: its CR LF is not here, or it says no number.
     """
-    cdef const char *cr = <const char *>memchr(p, c'\r', n if n < DIGITS_LIMIT + 2 else DIGITS_LIMIT + 2) if n > 0 else NULL
+    cdef Py_ssize_t near = n if n < DIGITS_LIMIT + 2 else DIGITS_LIMIT + 2
+    cdef const char *cr = <const char *>memchr(p, c'\r', near) if n > 0 else NULL
     if cr == NULL or cr + 1 >= p + n or cr[1] != c'\n' or not _integer(p + 1, cr - p - 1, value):
         return 0
     return cr + 2 - p
@@ -135,7 +137,7 @@ cdef Found scan_request(const char *p, Py_ssize_t n, RequestScan *s, const Limit
 
 cdef Found _argument(const char *line, Py_ssize_t room, const Limits *limits, Py_ssize_t *size,
                      Fault *fault) noexcept nogil:
-    """FRAME: the whole argument that begins at line is `size` bytes, header and end included.  NEED_MORE or BAD else."""
+    """FRAME: the whole argument that begins at line is `size` bytes, header and end included; or NEED_MORE, BAD."""
     cdef const char *end = line + room
     cdef const char *cr
     cdef long long value = 0
@@ -199,8 +201,8 @@ cdef list arguments(const char *frame):
 cdef class Words:
     """The arguments of one request where they stand: a sequence of bytes, each made when it is asked for.
 
-    For very many of them, or very large ones: nothing is done for each, nor is anything copied.  `frame`: the request, as it
-    was accepted.  Nothing is read before `find` has said that all are found.
+    For very many of them, or very large ones: nothing is done for each, nor is anything copied.  `frame`: the request,
+    as it was accepted.  Nothing is read before `find` has said that all are found.
     """
 
     def __cinit__(self, bytes frame not None):
@@ -261,8 +263,9 @@ cdef Found scan_reply(const char *p, Py_ssize_t n, ReplyScan *s, bint resp3, Py_
                       Py_ssize_t *length) noexcept nogil:
     """Looks for the end of the reply that begins at p.  FRAME, NEED_MORE or BAD.
 
-    A line of text may have `line_limit` bytes: servers put arguments into their errors, of whatever length.  Nested aggregates are one running count, so depth costs nothing.  The types of RESP3 are accepted only where `resp3`
-    says that the connection speaks it; pushes never are: a connection that gets one here has not asked for any.
+    A line of text may have `line_limit` bytes: servers put arguments into their errors, of whatever length.  Nested
+    aggregates are one running count, so depth costs nothing.  The types of RESP3 are accepted only where `resp3` says
+    that the connection speaks it; pushes never are: a connection that gets one here has not asked for any.
     """
     cdef Py_ssize_t size, count
     cdef long long owed
@@ -538,9 +541,10 @@ cdef class Replies:
 
 
 cdef class Elements:
-    """The frames of an array's elements, as `elements` gives them, each made when it comes to its turn; there may be very many.
+    """The frames of an array's elements, as `elements` gives them, each made in its turn, as there may be many.
 
-    Raises ProtocolError when `frame` is no array; and, in its place, where it is shorter or longer than its header says.
+    Raises ProtocolError when `frame` is no array; and, in its place, where it is shorter or longer than its header
+    says.
     """
 
     cdef readonly bytes frame
@@ -582,7 +586,7 @@ cdef class Elements:
 
 
 def elements(bytes frame not None, bint resp3=False):
-    """The frames of an array's elements, as they stand: b'*2\\r\\n:1\\r\\n$1\\r\\na\\r\\n' -> [b':1\\r\\n', b'$1\\r\\na\\r\\n'].
+    """The frames of an array's elements: b'*2\\r\\n:1\\r\\n$1\\r\\na\\r\\n' -> [b':1\\r\\n', b'$1\\r\\na\\r\\n'].
 
     Raises ProtocolError when `frame` is not exactly one whole array.
     """

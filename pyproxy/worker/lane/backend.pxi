@@ -75,7 +75,8 @@ cdef class Backend:
         PyMem_RawFree(self.outbuf)
 
     def __repr__(self):
-        return f"<Backend {self.link.name} resp{self.proto} db{self.db}{" bulk" if self.is_bulk else ""} door={self.door} out={self.count}>"
+        return (f"<Backend {self.link.name} resp{self.proto} db{self.db}{' bulk' if self.is_bulk else ''} "
+                f"door={self.door} out={self.count}>")
 
     # --- the door ---
 
@@ -149,7 +150,7 @@ cdef class Backend:
         return 0
 
     def down(self, bytes refusal not None):
-        """Down: whatever waits was not sent and is refused, unless it can wait on; whatever comes is refused at once."""
+        """Down: what waits was not sent and is refused, unless it can wait on; what comes is refused at once."""
         self._set_door(Door.DOWN)
         self.refusal = refusal
         requeue_unsent(self)
@@ -326,7 +327,7 @@ cdef class Backend:
             self._unpark_waiting()
 
     cdef int _give(self, Wire wire) except -1:
-        """If it fails half way nobody knows what has left: by then all of it counts as sent, and the connection ends."""
+        """If it fails half way nobody knows what has left: all of it counts as sent, and the connection ends."""
         cdef list chunks = None
         cdef Py_ssize_t size
         if self.chunks:
@@ -535,7 +536,8 @@ cdef class Backend:
         """The connection is gone: -> True where requests remain to be sent on a new one.
 
         Sent writes may have been applied.  Sent reads go out again once, unless the same client has a later write on
-        the connection: the read would see the future.  Requests that were never given to the connection stay in the queue.
+        the connection: the read would see the future.  Requests that were never given to the connection stay in the
+        queue.
         """
         cdef Pending item = self.head
         cdef Py_ssize_t sent = self.count - self.unsent, i
@@ -618,7 +620,7 @@ cdef class Backend:
         return 0
 
     cdef int _cut_off_owner(self, Pending item) except -1:
-        """By a fault of ours, whose exception is being handled, a request gets no answer: who waits for it is cut off."""
+        """By a fault of ours, whose exception is being handled, a request gets no answer: its client is cut off."""
         cdef object owner = self._owner(item)
         bug(self)
         if owner is not None:
@@ -673,7 +675,7 @@ cdef class Backend:
         return owes_write(self)
 
     def requeue_unsent(self):
-        """Nothing may be sent: unsent writes join the replay queue or are refused; unsent reads go to another server."""
+        """Nothing may be sent: unsent writes join the replay queue or are refused, unsent reads go elsewhere."""
         requeue_unsent(self)
 
     def replay(self):

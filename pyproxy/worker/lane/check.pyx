@@ -43,7 +43,8 @@ def check(Lane lane not None):
         _check_parked(client, client in backlog, client in waiting)
         _check_end(client, client in lingering)
         _check_command(client)
-        buffered += client.buffered_out + client.buffered_in + client.queued_bytes + client.subscribed_bytes + client.command_bytes
+        buffered += client.buffered_out + client.buffered_in + client.queued_bytes + client.subscribed_bytes
+        buffered += client.command_bytes
         inflight += client.inflight
     _expect(lane, "buffered bytes", lane.buffered, buffered)
     _expect(lane, "requests in flight", lane.inflight, inflight)
@@ -111,7 +112,8 @@ cdef int _check_backend(Lane lane, Backend backend, set answered, dict parts, di
                                                              or backend.wire.inbuf is not None
                                                              or backend.wire.overlong)):
         raise Broken(f"{backend}: a large reply comes on no connection")
-    plain = is_open and backend.door == Door.OPEN and not (backend._guarded or backend.in_transfer or backend.wire.choked)
+    plain = (is_open and backend.door == Door.OPEN
+             and not (backend._guarded or backend.in_transfer or backend.wire.choked))
     _expect(backend, "whether all is as usual", backend.plain, plain)
     for client in backend.uncertain_clients or ():
         _count_unresolved(unresolved, <Client>client, backend.shard)
@@ -223,14 +225,15 @@ cdef int _check_gates(Lane lane, list backends) except -1:
         _expect(router.link, "bytes of writes to replay", gate.replay_bytes, sizes.get(router, 0))
         _expect(router.link, "bytes held at its gate", gate.held.bytes, size + gate.replay_bytes)
         _, all_requests, all_bytes = holds.get(id(gate.stats), (None, 0, 0))
-        holds[id(gate.stats)] = gate.stats, all_requests + len(gate.held_clients) + writes, all_bytes + size + gate.replay_bytes
+        size += gate.replay_bytes
+        holds[id(gate.stats)] = gate.stats, all_requests + len(gate.held_clients) + writes, all_bytes + size
     for counted, all_requests, all_bytes in holds.values():
         _expect(lane, "what all gates hold", (counted.requests, counted.bytes), (all_requests, all_bytes))
     return 0
 
 
 cdef int _check_at(Client client, list backends) except -1:
-    """Its shards are those of the lane, and where it is in between is a connection to one of them, or forgotten by all."""
+    """Its shards are those of the lane; where it is in between is a connection to one of them, or forgotten by all."""
     cdef Backend backend
     if client.pool is not client.lane.pools.get((client.proto, client.db)):
         raise Broken(f"{client}: its shards are not those of its protocol and database")
@@ -242,14 +245,15 @@ cdef int _check_at(Client client, list backends) except -1:
             raise Broken(f"{client}: what it asks of shard {shard} goes to {backend}")
         if backend is client.pool[shard]:
             raise Broken(f"{client}: that it asks shard {shard} where all do is told apart")
-        # after a switch, or where that connection is given up, it is forgotten when the client asks next, and has nothing out
+        # after a switch, or where that connection is given up, it is forgotten when the client asks next, and has
+        # nothing out
         if backend not in backends and backend.head is not None:
             raise Broken(f"{client}: it uses {backend}, which was given up and has requests out")
     return 0
 
 
 cdef int _check_end(Client client, bint in_lingering) except -1:
-    """Whoever is to be closed will be: when what is out for it is answered, or when it has been closed for long enough."""
+    """Whoever is to be closed will be: when what is out for it is answered, or when it has had time enough to close."""
     cdef bint goes_on = client.dirty or client.choked or client.head is not None
     _expect(client, "to be cut off if it does not close", in_lingering, client.lingering)
     if client.lingering and not client.finishing:
@@ -272,7 +276,8 @@ cdef int _check_parked(Client client, bint in_backlog, bint at_a_door) except -1
         raise Broken(f"{client}: it is parked at a door, and at none it waits")
     if client.parked & Park.HOLD and (client.router is None or client not in client.router.gate.held_clients):
         raise Broken(f"{client}: it is held, and by no gate")
-    if client.parked & Park.CONVERSATION and (client.conversation is None or client.head is None or client.head.shard != -2):
+    if client.parked & Park.CONVERSATION and (
+            client.conversation is None or client.head is None or client.head.shard != -2):
         raise Broken(f"{client}: it is parked for a conversation that it does not have")
     if client.parked & Park.WORDS and client.gathering is None and not client.finishing:
         raise Broken(f"{client}: it is parked until its words are looked through, and nobody does that")

@@ -10,7 +10,8 @@ cdef inline bint _fills(Client client, long long out) noexcept:
 
 cdef inline bint _is_full(Client client) noexcept:
     """Whether it has so much out, or so many answers here, that nothing more of it is begun."""
-    return _fills(client, client.inflight) or client.buffered_out > REPLIES_BYTES or client.inflight_bytes > REQUESTS_BYTES
+    return (_fills(client, client.inflight) or client.buffered_out > REPLIES_BYTES
+            or client.inflight_bytes > REQUESTS_BYTES)
 
 
 cdef inline void _line_up(Client client, Pending item) noexcept:
@@ -118,7 +119,8 @@ cdef class Client:
         self.transport = None
         self.write = None
         self.finishing = True
-        for tell in (self._leave_gate, self._leave_replay, self._leave_conversation, self.end_watch, self._leave_channels):
+        for tell in (
+                self._leave_gate, self._leave_replay, self._leave_conversation, self.end_watch, self._leave_channels):
             try:
                 tell()
             except Exception:
@@ -241,7 +243,10 @@ cdef class Client:
         return self._command(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame), False)
 
     cdef int _command(self, const char *frame, Py_ssize_t size, bint is_framed) except -1:
-        """Begins one command, whose canonical bytes are at frame -> what it costs of the turn; 0: not now, the client was parked."""
+        """Begins one command, whose canonical bytes are at frame -> what it costs of the turn.
+
+        0: not now, the client was parked.
+        """
         cdef Lane lane = self.lane
         cdef Py_ssize_t argc = 0, length = 0
         cdef const char *ptr = header(header(frame, &argc), &length)
@@ -382,7 +387,9 @@ cdef class Client:
     def converse(self, conversation):
         """Takes a place for a conversation: nothing more of this client is begun until it is over.
 
-        `conversation` is told `go_on()` where it was asked to wait and may ask again, `half_closed()`, `left()`, and `drain()`.
+        `conversation` is told `go_on()` where it was asked to wait and may ask again, `half_closed()`, `left()`, and
+        `drain()`.
+
         -> PLACED; NOT_NOW while earlier requests are out: offer the command again.
         """
         cdef Pending item
@@ -430,7 +437,7 @@ cdef class Client:
         return self.head is None
 
     def push(self, bytes frame not None):
-        """Gives it what it did not ask for, ahead of the answers that are still to come -> bytes it has not accepted."""
+        """Gives it what it did not ask for, ahead of answers that are still to come -> bytes it has not accepted."""
         cdef Py_ssize_t size = PyBytes_GET_SIZE(frame)
         if self.finishing or self.transport is None:
             return 0
@@ -457,7 +464,7 @@ cdef class Client:
             self.lane.wake()
 
     def charge_command(self, Py_ssize_t size):
-        """The command that is looked through, or done by a conversation, costs so many bytes more, until `end_command`."""
+        """Its command that is looked through, or done by a conversation, costs so much more, until `end_command`."""
         if self.transport is None:
             return      # it has gone, and took along what was counted
         self.command_bytes += size
@@ -558,11 +565,11 @@ cdef class Client:
         return self.finishing
 
     def __repr__(self):
-        return (f"<Client {self.id} {self.addr} resp{self.proto} db{self.db} inflight={self.inflight} buffered={self.buffered} "
-                f"parked={self.parked}>")
+        return (f"<Client {self.id} {self.addr} resp{self.proto} db{self.db} inflight={self.inflight} "
+                f"buffered={self.buffered} parked={self.parked}>")
 
     def may_use(self, Backend backend not None):
-        """Whether it may use this backend now: only one of a shard at a time, or its commands could overtake each other."""
+        """Whether it may use this backend now: one of a shard at a time, or its commands could overtake each other."""
         cdef Backend primary = <Backend>self.pool[backend.shard]
         cdef object current = self.upstreams.get(backend.shard, primary) if self.upstreams is not None else primary
         if current is backend:
@@ -583,7 +590,7 @@ cdef class Client:
         return self.hold_from if self.hold_from and self.hold_command == self.commands else now
 
     def hold(self, router, double since):
-        """Wait, from before the command that is being offered, until `release`; `router` is told if the client leaves."""
+        """Wait, before the command that is being offered, until `release`; `router` is told if the client leaves."""
         self.router = router
         self.hold_from = since
         self.hold_command = self.commands

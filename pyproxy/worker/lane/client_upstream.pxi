@@ -25,8 +25,9 @@ cdef Backend choose_backend(Client client, Backend backend, bint write, Py_ssize
 
 
 cdef Backend choose_connection(Client client, Backend backend, Py_ssize_t size):
-    """Which of the two connections to a primary it goes on, where `backend` is the first of them; None: not now, as `declined` says.
+    """Which of the two connections to a primary it goes on, where `backend` is the first of them.
 
+    None: not now, and `lane.declined` says so.
     The second is for what would keep small requests waiting: large requests, and all of clients whose answers are
     large; and for small ones while a large reply comes on the first.  Whoever has anything out to the shard, or a
     write that may still be applied, stays on the connection that has it, or its commands could overtake each other.
@@ -41,7 +42,8 @@ cdef Backend choose_connection(Client client, Backend backend, Py_ssize_t size):
         if backend is not first:
             return backend
         current = first
-    large = (size >= BULK_BYTES or client.typical >= BULK_BYTES or (first.in_transfer and (bulk is None or not bulk.in_transfer)))
+    large = (size >= BULK_BYTES or client.typical >= BULK_BYTES
+             or (first.in_transfer and (bulk is None or not bulk.in_transfer)))
     if bulk is not None and bulk.door == Door.DOWN:
         large = False
     if large == (current is not first) or has_in_flight(client, backend.shard) or client.is_unresolved(backend.shard):

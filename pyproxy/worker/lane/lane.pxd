@@ -11,7 +11,8 @@ cdef enum:          # how long a server may take; see Command.slow and Command.s
 
 cdef enum:
     LARGE = 16384           # bytes; from here on they are passed on as they are, not joined
-    SURE_BYTES = 983040     # every server takes a request of so many, see server_limits.py; a larger read is not asked again
+    # Every server takes a request of so many, see server_limits.py; a larger read is not asked again.
+    SURE_BYTES = 983040
     REPLAY_BYTES = 262144   # a larger write cannot be held or sent again once it was begun
 
 cdef enum Door:
@@ -25,16 +26,18 @@ cdef enum Door:
 # Why nothing more of a client is begun.  A reason is set by whoever finds it, and the table says who takes it away; a
 # client goes on, in a turn of its own, when the last reason is gone.  check.pyx holds that each has somebody to do so.
 #
-#   reason         parked by                                       unparked by
-#   WINDOW         Client._command, Client.conversed               _reconsider, as its answers are written
-#   SWITCH         Client.switch, .converse, .settled, .may_use;   _reconsider, when all that it asked is answered
-#                  replay.pxi for one whose request waits there
-#   TURN           Client._next_turn                               Lane.turn, by Client.go_on: the next one
-#   DOOR           Backend._park                                   Backend._unpark_waiting: the door opens or closes; _let_go_late
-#   DRAIN          Lane.drain, Client.connection_made              nobody: it is closed when it is idle
-#   HOLD           Client.hold, for gate.py                        Client.release, when the gate opens; Client.leave, refused
-#   CONVERSATION   Client.converse                                 Client.answer, Client.conversed
-#   WORDS          gather, in words.pyx                            Gathering, when it is done
+#   reason        parked by                                  unparked by
+#   WINDOW        Client._command, .conversed                _reconsider, as its answers are written
+#   SWITCH        Client.switch, .converse, .settled,        _reconsider, when all that it asked is answered
+#                 .may_use; replay.pxi for one whose
+#                 request waits there
+#   TURN          Client._next_turn                          Lane.turn, the next one, by Client.go_on
+#   DOOR          Backend._park                              Backend._unpark_waiting, when the door opens or closes;
+#                                                            ._let_go_late
+#   DRAIN         Lane.drain, Client.connection_made         nobody: it is closed when it is idle
+#   HOLD          Client.hold, for gate.py                   Client.release, when the gate opens; .leave, refused
+#   CONVERSATION  Client.converse                            Client.answer, .conversed
+#   WORDS         gather, in words.pyx                       Gathering, when it is done
 cdef enum Park:
     WINDOW = 1          # too much of it is out, or it does not read
     SWITCH = 2          # its earlier requests must be answered first: it changes its protocol, database, or server
@@ -73,7 +76,8 @@ cdef class Route:
     cdef readonly str merged_by     # how the answers of several shards are, whoever asked them
     cdef readonly bint write
     cdef readonly int most          # words of a command that the proxy answers itself, in one piece; 0: as many as come
-    cdef readonly bint names_keys   # it may name very many keys, or what it is sent with may be large, and is no plain one
+    # It may name very many keys, or what it is sent with may be large, and is no plain one.
+    cdef readonly bint names_keys
     cdef readonly int pace          # 0, SLOW or SHARD_WIDE
     cdef readonly bint replayable   # what a server says that it refused was not done: it may be sent again
 
@@ -81,29 +85,33 @@ cdef class Route:
 ctypedef unsigned char Flag     # 0 or 1; in a byte, as all of a Pending is cleared for each request
 
 
-# The life of a Pending.  +: set; -: None, 0 or False; .: either.  "place": it is in its client's order of replies.  "turn": it
-# is in a backend's queue, among the last `unsent` of it, or before these, where its bytes were given to a transport; or it is
-# in `replay_queue`, or in a Withheld.  check.pyx holds most of this against what there is.
+# The life of a Pending.  +: set; -: None, 0 or False; .: either.  "place": it is in its client's order of replies.
+# "turn": it is in a backend's queue, among the last `unsent` of it, or before these, where its bytes were given to a
+# transport; or it is in `replay_queue`, or in a Withheld.  check.pyx holds most of this against what there is.
 #
-#   state                    client whole  place turn       done reply request  besides
-#   begun                      +      -      -    -           -    -     .      nothing can be lost of it yet; size
-#   queued                     +      -      +    unsent      -    -     .      sent_at; in inflight, as all that are not done
-#   sent                       +      -      +    given       -    -     .      ahead: counts down to its own answer
-#   answered                   +      -      +    -           +    +     -      until those before it are, and it is written
-#   answered by the proxy      +      -      +    -           +    +     -      never counted in inflight
-#   expired                    +      -      +    given       +    +     -      its reply is an error; of a write: unresolved_for
-#   tombstone                  -      -      -    any         .    .     .      its client left, or it expired and was written, or a
-#                                                                               part whose split has its error: swallows its reply
-#   tombstone of a read        -      -      -    given       -    -     -      in the turn of a read that another server was asked
-#   to be replayed             +      -      +    replay      -    -     +      replay_since; waits for the gate, or for a server
-#   withheld                   +      -      +    a Withheld  -    -     +      refused; or a read behind such a write (its frame
-#                                                                               beside it there), until it is decided
-#   place of a split           +      -      +    -           -    -     -      shard: -1, or the one it is relayed to; it is the
-#                                                                               Split's `place`, and never in a queue
-#   part of a split            -      +      -    any         -    -     .      as a request, in all of the above but for its place
-#   place of a conversation    +      -      +    -           -    -     -      shard: -2; `client.conversation` answers it
-#   canary                     -      -      -    any         -    -     +      expected; where it is not sent there will be
-#                                                                               another, as it is never replayed
+#   state                 client whole place turn     done reply request  besides
+#   begun                   +      -     -   -         -     -     .      nothing can be lost of it yet; size
+#   queued                  +      -     +   unsent    -     -     .      sent_at; in inflight, as all that are not done
+#   sent                    +      -     +   given     -     -     .      ahead: counts down to its own answer
+#   answered                +      -     +   -         +     +     -      until those before it are, and it is written
+#   answered by the proxy   +      -     +   -         +     +     -      never counted in inflight
+#   expired                 +      -     +   given     +     +     -      its reply is an error; of a write:
+#                                                                         unresolved_for
+#   tombstone               -      -     -   any       .     .     .      its client left, or it expired and that was
+#                                                                         written, or it is part of a split that has
+#                                                                         its error: it swallows its reply
+#   tombstone of a read     -      -     -   given     -     -     -      in the turn of a read that another server was
+#                                                                         asked
+#   to be replayed          +      -     +   replay    -     -     +      replay_since; waits for the gate, or a server
+#   withheld                +      -     +   Withheld  -     -     +      refused; or a read behind such a write (its
+#                                                                         frame beside it there), until it is decided
+#   place of a split        +      -     +   -         -     -     -      shard: -1, or the one it is relayed to; it is
+#                                                                         the Split's `place`, and never in a queue
+#   part of a split         -      +     -   any       -     -     .      as a request, in all of the above but for its
+#                                                                         place
+#   place of a conversation +      -     +   -         -     -     -      shard: -2; `client.conversation` answers it
+#   canary                  -      -     -   any       -     -     +      expected; where it is not sent there will be
+#                                                                         another, as it is never replayed
 #
 # A place is linked by next_placed, a turn by next_out; both are None outside.
 
@@ -182,7 +190,8 @@ cdef class Lane:
     cdef dict pools
     cdef readonly list links        # to the primaries
     cdef readonly list replica_links        # links to replicas of the shards
-    cdef object declined            # the Outcome of a request that may not be sent: NOT_NOW, or the line that refuses it
+    # The Outcome of a request that may not be sent: NOT_NOW, or the line that refuses it.
+    cdef object declined
     cdef double ticked
     cdef bint slept                 # since the last tick
     cdef bint is_late               # with this tick: what servers did meanwhile was not seen
@@ -191,7 +200,8 @@ cdef class Lane:
     cdef public object on_begun
     cdef unsigned short owner[16384]
     cdef public object slices       # for what takes long, see pyproxy/slices.py
-    cdef object donated             # bytes or a bytearray that are passed on uncopied where they are all of a large request
+    # Bytes or a bytearray that are passed on uncopied where they are all of a large request.
+    cdef object donated
     cdef list dirty_clients
     cdef list dirty_backends
     cdef double dirty_since
@@ -262,14 +272,16 @@ cdef class Client:
     cdef list ready
     cdef bytearray inbuf
     cdef RequestScan scan
-    cdef Py_ssize_t offered         # bytes of the request that was offered in vain, at the beginning of `inbuf`; 0: none
+    # Bytes of the request that was offered in vain, at the beginning of `inbuf`; 0: none.
+    cdef Py_ssize_t offered
     cdef int parked
     cdef bint dirty
     cdef bint choked
     cdef bint handed_over           # the transport may still have bytes of ours
     cdef bint deaf                  # it has closed its connection: nothing more can be said to it
     cdef bint eof
-    cdef Py_ssize_t untaken         # what the transport had for it at the last look, and since when that has not changed
+    # What the transport had for it at the last look, and since when that has not changed.
+    cdef Py_ssize_t untaken
     cdef double untaken_since
     cdef bint finishing
     cdef bint lingering
@@ -317,7 +329,8 @@ cdef class Client:
     cdef object _subscriber         # what it is subscribed to, see registry.py; None: to nothing
     cdef readonly bint limited      # subscribed, in RESP2: only few commands are taken
     cdef Py_ssize_t subscribed_bytes  # what its subscriptions cost
-    cdef readonly Py_ssize_t command_bytes  # what its next command costs while it is looked through, or is done by a conversation
+    # What its next command costs while it is looked through, or is done by a conversation.
+    cdef readonly Py_ssize_t command_bytes
     cdef int end_command(self) except -1
     cpdef touch(self)
     cpdef unpark(self, int reasons)

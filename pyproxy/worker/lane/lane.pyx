@@ -16,13 +16,13 @@ tombstone, which swallows exactly its reply.
 Commands that are not plain (one key at a fixed position) leave through one call, `dispatch`, into Python.
 
 *Parking.*  A client may have to wait: it has too much out, it changed its protocol or database, it had its share of the
-turn, a backend is congested, a gate is closed.  It is then parked *before* its next command: the bytes stay in its buffer (bounded: reading
-stops), and are looked at again when the reason is gone.  So whatever waits has not been sent, and a client that leaves
-takes it along.
+turn, a backend is congested, a gate is closed.  It is then parked *before* its next command: the bytes stay in its
+buffer (bounded: reading stops), and are looked at again when the reason is gone.  So whatever waits has not been sent,
+and a client that leaves takes it along.
 
-Per plain request: no await, task, future, log line or exception.  Everything that happens in one loop turn leaves in one
-write per socket, at the start of the next turn (`Lane.turn`).  A write costs more than all else that is done for a request,
-so those to the shards wait a little longer while more comes in; one that is alone does not wait.
+Per plain request: no await, task, future, log line or exception.  Everything that happens in one loop turn leaves in
+one write per socket, at the start of the next turn (`Lane.turn`).  A write costs more than all else that is done for a
+request, so those to the shards wait a little longer while more comes in; one that is alone does not wait.
 """
 
 import os
@@ -126,14 +126,16 @@ cdef enum:
 cdef Py_ssize_t OUT_LIMIT = 8388608     # bytes waiting for one backend before it counts as congested
 cdef double TURN_S = 0.004     # and of its time, by what cannot be told before what it takes
 cdef double GATHER_S = 0.0002   # while more comes in, requests wait so long at most for others to leave with them
-cdef double LATE_S = 0.1        # a tick that comes so much later than the one before has seen nothing of what servers did
+# A tick that comes so much later than the one before has seen nothing of what servers did.
+cdef double LATE_S = 0.1
 cdef double SLEPT_S = 1.0       # a worker that did not run for so long asks before it writes
 
 cdef double UNTAKEN_S = 3.0     # a client that is not read any further is closed if it takes nothing for so long
 cdef double LINGER_S = 2.0      # how long a closing client may send, or not read, before it is cut off
 cdef bytes CANARY = b"pyproxy-canary-"    # and 32 hexadecimal digits, which nobody can know before they are sent
 cdef bytes SONG = b"$%d\r\n%b" % (len(CANARY) + 32, CANARY)    # how its answer begins
-cdef frozenset NOT_NOW_ECHO = frozenset({b"LOADING", b"MASTERDOWN", b"BUSY"})    # what a server may say to all that it is asked
+# What a server may say to all that it is asked.
+cdef frozenset NOT_NOW_ECHO = frozenset({b"LOADING", b"MASTERDOWN", b"BUSY"})
 cdef bytes OK = b"+OK\r\n"        # most writes are answered with it: no copy of its own for each
 
 
@@ -149,7 +151,7 @@ cdef inline Py_ssize_t _send(int fd, const char *data, Py_ssize_t size) noexcept
 
 
 cdef inline Py_ssize_t _unacknowledged(int fd) noexcept nogil:
-    """Bytes that the kernel has and the other end has not acknowledged (tcp(7)): of a long request they leave slowly."""
+    """Bytes that the kernel has and the other end has not acknowledged (tcp(7)): a long request leaves slowly."""
     cdef int count = 0
     return count if ioctl(fd, SIOCOUTQ, &count) == 0 else 0
 
@@ -245,7 +247,8 @@ cdef class Pending:
 
 @cython.final
 cdef class Withheld:
-    """A write that the server refused, and the later answers of its client, until it is known whether the writes may be replayed."""
+    """A write that the server refused, and the later answers of its client, until it is known whether it may be
+    replayed."""
 
 
 @cython.final
@@ -398,7 +401,7 @@ cdef class Lane:
             (<Client>client).pool = self.pool((<Client>client).proto, (<Client>client).db)
 
     def review_limits(self):
-        """Takes what the servers take into use as a bound -> whether one argument may be smaller than it might be before.
+        """Takes what the servers take as a bound -> whether one argument may be smaller now than it might be before.
 
         A client that sends more is answered as by that server, before anything of it is sent.
         """
@@ -523,7 +526,8 @@ cdef class Lane:
         cdef Client client
         for each in self.clients:
             client = <Client>each
-            if client.upstreams is not None and shard in client.upstreams and (<Backend>client.upstreams[shard]).link is not self.links[shard]:
+            if (client.upstreams is not None and shard in client.upstreams
+                    and (<Backend>client.upstreams[shard]).link is not self.links[shard]):
                 use_upstream(client, <Backend>client.pool[shard])
 
     cdef bytes nonce(self):
@@ -620,7 +624,7 @@ cdef class Lane:
             os.abort()      # where it is seen at once: what follows from it would be hard to understand
 
     cdef bint _is_over(self):
-        """Whether the budget is not kept, and closing clients helps: what was handed on for a server stays where it is."""
+        """Whether the budget is not kept, and closing clients helps: what was handed on for a server stays there."""
         return self.buffered > self.memory_limit and self.buffered - self.handed_on > self.memory_limit // 4
 
     def _shed(self):
@@ -641,7 +645,7 @@ cdef class Lane:
         self.keep_budget()
 
     cdef int keep_budget(self) except -1:
-        """Above the budget of memory the largest reply that has not come to its end is thrown away, and so on, until it is
+        """Above the memory budget the largest reply that is not whole is thrown away, and the next, until the budget is
         kept or these are a quarter of it at most: more is for the clients to give, see `_shed`."""
         cdef Wire wire, largest
         while self.buffered > self.memory_limit and self.arriving > self.memory_limit >> 2:
@@ -748,7 +752,8 @@ cdef class Lane:
         cdef Client client
         for client in list(self.clients):
             if is_stuck(client):
-                emit(Event.CLIENT_OUTPUT, id=client.id, addr=client.addr, bytes=client.buffered, limit=self.output_limit)
+                emit(Event.CLIENT_OUTPUT,
+                     id=client.id, addr=client.addr, bytes=client.buffered, limit=self.output_limit)
                 client.abandon()
                 continue
             if client.unfinished_since and not client.parked and self.now - client.unfinished_since > limit_s:

@@ -87,7 +87,8 @@ cdef class Wide:
             self.share_anew()       # the shards are others
         if self.frames is None and self.done < self.keys:
             until = min(self.keys, self.done + STEP_PARTS * SHARED_OF_PART)
-            self.involved += share_out(self.client.lane, self.route, &self.next_key, self.owners, self.done, until, self.shares)
+            self.involved += share_out(
+                self.client.lane, self.route, &self.next_key, self.owners, self.done, until, self.shares)
             until -= self.done
             self.done += until
             return max(1, until // SHARED_OF_PART)
@@ -108,8 +109,8 @@ cdef class Wide:
     cdef Py_ssize_t _copy(self) except -1:
         """More of the keys, with their values, into the parts."""
         cdef const unsigned short *order = <const unsigned short *>PyBytes_AS_STRING(self.owners)
-        cdef Py_ssize_t left = STEP_PARTS * BYTES_OF_PART, until = min(self.keys, self.done + STEP_PARTS * MOVED_OF_PART), n
-        cdef Py_ssize_t begun = self.done
+        cdef Py_ssize_t left = STEP_PARTS * BYTES_OF_PART, begun = self.done, n
+        cdef Py_ssize_t until = min(self.keys, begun + STEP_PARTS * MOVED_OF_PART)
         cdef const char *end
         cdef Share *share
         while self.done < until and left > 0:
@@ -256,7 +257,8 @@ cdef bint begin_wide(Client client, Route route, const char *frame, Py_ssize_t s
     wide.size = size
     wide.keys = keys
     wide.owners = PyBytes_FromStringAndSize(NULL, keys * 2)
-    if type(lane.donated) is bytearray and len(<bytearray>lane.donated) <= 2 * size:    # what else is in it is copied by who reads on
+    # What else is in it is copied by who reads on.
+    if type(lane.donated) is bytearray and len(<bytearray>lane.donated) <= 2 * size:
         donated = <bytearray>lane.donated
         lane.donated = None
         wide.whole = donated

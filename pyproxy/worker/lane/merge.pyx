@@ -1,8 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """The one answer to a command that several shards were asked.  Hot path; compiled.
 
-The answer to MGET is put together by walking the keys in the order of the request and taking the next element of each one's
-shard.  The answers to a transaction, and any answer that is very large, are put together a slice at a time.
+The answer to MGET is put together by walking the keys in the order of the request and taking the next element of each
+one's shard.  The answers to a transaction, and any answer that is very large, are put together a slice at a time.
 """
 
 cimport cython
@@ -147,7 +147,7 @@ cdef bytes _gather(Split split):
 
 @cython.final
 cdef class Assembly:
-    """The answers to the commands of a transaction in their order, put together a slice at a time: there may be very many."""
+    """The answers to the commands of a transaction, in their order, put together a slice at a time."""
 
     cdef readonly bytes reply       # once `step` has said that it is done
     cdef Lane lane
@@ -160,7 +160,10 @@ cdef class Assembly:
     cdef bint write
 
     def __init__(self, Lane lane not None, list commands not None, list frames not None, bint write):
-        """`commands`, `write`: as for `execute`; `frames`: what the shards answered, by shard.  ValueError if that is no array."""
+        """`commands`, `write`: as for `execute`; `frames`: what the shards answered, by shard.
+
+        ValueError if one of these is no array.
+        """
         cdef Py_ssize_t body = 0
         cdef int shard
         self.lane = lane

@@ -1,9 +1,9 @@
 # What was begun and may not be sent, or was sent and refused.  Included by lane.pyx.
 #
 # The gate is closed, or no connection can be made: writes that are in the queue and were never given to a connection
-# leave it for `replay_queue`, and wait there for the gate, or for the end of their time.  A write that the server refused for a
-# reason of its own is withheld from its client, and joins them, if every later write of its client on this connection was
-# refused too; else all get the answers that came.
+# leave it for `replay_queue`, and wait there for the gate, or for the end of their time.  A write that the server
+# refused for a reason of its own is withheld from its client, and joins them, if every later write of its client on
+# this connection was refused too; else all get the answers that came.
 
 
 cdef bint owes_write(Backend backend) except -1:
@@ -61,7 +61,8 @@ cdef int send_elsewhere(Backend backend, list reads) except -1:
 
     They wait at the primary's backend: that of a replica is forgotten with its connection.
     """
-    cdef object found = backend.router.other_reader(backend) if backend.router is not None and backend.wire is None else None
+    cdef bint may_ask = backend.router is not None and backend.wire is None
+    cdef object found = backend.router.other_reader(backend) if may_ask else None
     cdef Backend other = found if found is not None else backend, target
     cdef Client owner
     cdef Pending item
@@ -71,7 +72,8 @@ cdef int send_elsewhere(Backend backend, list reads) except -1:
         target = backend if item.stays or owner.is_unresolved(backend.shard) else other
         if target.door == Door.DOWN:
             since = item.replay_since or item.sent_at
-            if item.request is not None and backend.router is not None and backend.router.admit_read_replay(owner, item.size, since):
+            if (item.request is not None and backend.router is not None
+                    and backend.router.admit_read_replay(owner, item.size, since)):
                 enqueue_replay(backend.router.primary_backend(backend), item, owner)
             else:
                 backend._refuse(item, target.refusal, True)
@@ -85,11 +87,11 @@ cdef int send_elsewhere(Backend backend, list reads) except -1:
 
 
 cdef bint read_elsewhere(Backend backend, Pending item) except -1:
-    """A read that the primary did not answer in time, nor anything since, is asked once of the fallback -> whether it is.
+    """Asks the fallback, once, for a read that the primary is too late with, if it says nothing at all -> whether it did.
 
-    Not where its client has a later write on this connection, or the read would see the future; nor where an earlier one
-    may still be applied, or it would see the past.  Nor where the primary may be busy rather than silent: what is asked
-    twice would occupy both, so only a few cheap reads are.
+    Not where its client has a later write on this connection, or the read would see the future; nor where an earlier
+    one may still be applied, or it would see the past.  Nor where the primary may be busy rather than silent: what is
+    asked twice would occupy both, so only a few cheap reads are.
     """
     cdef object owner = backend._owner(item)
     cdef Backend other
@@ -148,7 +150,7 @@ cdef bint is_cheap(Backend backend, Pending item) except -1:
 
 
 cdef int replay_reads(Backend backend) except -1:
-    """There is somebody to read from: the reads that wait for that, and for no write of their client, are sent there."""
+    """There is somebody to read from: reads that wait for that, and for no write of their client, are sent there."""
     cdef list queue = backend.replay_queue, reads = []
     cdef set writing = {backend._owner(<Pending>entry) for entry in queue if (<Pending>entry).write}
     backend.replay_queue = []

@@ -117,9 +117,11 @@ cdef int put_uncopied(Backend backend, Pending item, object frame, Py_ssize_t si
     """Bytes, or a bytearray that nobody changes any more: large ones are not copied."""
     cdef Lane lane = backend.lane
     cdef object donated = lane.donated
+    cdef const char *ptr
     lane.donated = frame
     try:
-        backend.put(item, PyBytes_AS_STRING(<bytes>frame) if type(frame) is bytes else PyByteArray_AS_STRING(frame), size)
+        ptr = PyBytes_AS_STRING(<bytes>frame) if type(frame) is bytes else PyByteArray_AS_STRING(frame)
+        backend.put(item, ptr, size)
     finally:
         lane.donated = donated
     return 0

@@ -12,7 +12,8 @@ cdef struct Share:      # of one shard, in one command
 
 cdef Py_ssize_t count_keys(Route route, const char *frame)
 cdef int share_out(
-    Lane lane, Route route, const char **first, bytes owners, Py_ssize_t begin, Py_ssize_t until, Share *shares) except -1
+    Lane lane, Route route, const char **first, bytes owners, Py_ssize_t begin, Py_ssize_t until, Share *shares
+) except -1
 cdef list cut_parts(Route route, const char *frame, bytes owners, Share *shares, int shards)
 cdef list begin_parts(Route route, Share *shares, int shards)
 

@@ -20,7 +20,8 @@ cdef Py_ssize_t count_keys(Route route, const char *frame):
 
 
 cdef int share_out(
-        Lane lane, Route route, const char **first, bytes owners, Py_ssize_t begin, Py_ssize_t until, Share *shares) except -1:
+        Lane lane, Route route, const char **first, bytes owners, Py_ssize_t begin, Py_ssize_t until, Share *shares
+) except -1:
     """Finds the shards of these keys, of which the first is at `first`; the next is there then -> how many are new."""
     cdef unsigned short *order = <unsigned short *>PyBytes_AS_STRING(owners)
     cdef Py_ssize_t i, n = 0

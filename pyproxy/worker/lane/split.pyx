@@ -83,7 +83,8 @@ cdef bint _send_whole(Client client, Route route, int shard, const char *frame, 
 
 
 cdef bint _send_parts(
-        Client client, Route route, const char *frame, bytes owners, Share *shares, int shards, int involved, Py_ssize_t size) except -1:
+        Client client, Route route, const char *frame, bytes owners, Share *shares, int shards, int involved,
+        Py_ssize_t size) except -1:
     cdef int shard
     cdef Split split
     cdef list asked, frames, backends = client.pool
@@ -109,8 +110,9 @@ cdef bint _all_plain(list pool, Share *shares, int shards):
 
 def cut(Lane lane not None, Route route not None, argv not None):
     """A command of a transaction -> the shard of each of its keys (as `Split.order`), and each shard's part of it."""
-    if type(argv) is Words and (<Words>argv).placed is not None and argv.placed.links is lane.links and argv.placed.parts:
-        return argv.placed.owners, argv.placed.parts
+    placed = (<Words>argv).placed if type(argv) is Words else None
+    if placed is not None and placed.links is lane.links and placed.parts:
+        return placed.owners, placed.parts
     return _cut_at_once(lane, route, request.Request(argv).frame)
 
 
@@ -154,9 +156,9 @@ def fan_out(Client client not None, Route route not None, asked not None):
 def execute(Client client not None, Route route not None, dict blocks not None, list commands not None, bint write):
     """Sends a transaction: shard index -> its Block.
 
-    `commands`: of each command the index of its shard, or, if it is cut, (its route, the shard of each key, its shards),
-    or, if the answer is made of the shard's, (its route, what makes it, its shard in a tuple), or, if by a way of its own
-    of several shards', (what makes it of the list of theirs, these shards), or its answer itself.
+    `commands`: of each command the index of its shard, or, if it is cut, (its route, the shard of each key, its
+    shards), or, if the answer is made of the shard's, (its route, what makes it, its shard in a tuple), or, if by a way
+    of its own of several shards', (what makes it of the list of theirs, these shards), or its answer itself.
     -> as `fan_out`.
     """
     cdef Split split
@@ -206,8 +208,10 @@ def ask(Client client not None, Route route not None, parts not None, bint write
 
     `primary`: a read that no replica may answer.
 
-    `asked(frames, failed)` is called when all have answered: by shard the frames that came, or None; and a dict by shard
-    of (error line, whether it surely was not applied), or None where there was no error, neither ours nor a server's.
+    `asked(frames, failed)` is called when all have answered: by shard the frames that came, or None; and a dict by
+    shard of (error line, whether it surely was not applied), or None where there was no error, neither ours nor a
+    server's.
+
     -> None; NOT_NOW where the client was parked, and its conversation will be told to go on; the refusal.
     """
     cdef Lane lane = client.lane

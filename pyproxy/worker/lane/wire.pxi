@@ -406,7 +406,8 @@ cdef class Wire:
         cdef str code = _refusal_code(p, n)
         if code is None:
             if n > 5 and p[1:5] == b"OOM ":
-                self.backend.link.on_refusal("OOM")    # the parent is to know; for the client it is an answer as any other
+                # The parent is to know; for the client it is an answer as any other.
+                self.backend.link.on_refusal("OOM")
             return False
         self.backend.link.on_refusal(code)
         return True
@@ -448,7 +449,8 @@ cdef class Wire:
 
     def connection_lost(self, exc):
         # of the set-up TLS knows more: a server that wants a certificate of ours says so after the handshake
-        self.drop(access.why(exc) if self.tls and self.on_setup is not None and isinstance(exc, OSError) else errors.LOST)
+        cdef bint in_handshake = self.tls and self.on_setup is not None and isinstance(exc, OSError)
+        self.drop(access.why(exc) if in_handshake else errors.LOST)
         self.transport = None
 
     def pause_writing(self):

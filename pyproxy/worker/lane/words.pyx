@@ -1,10 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 """Requests of very many words, or very large ones, that leave the lane: looked through a slice at a time.  Compiled.
 
-What costs something for each word, or for each byte, is done here before the command is taken, whatever the command: its
-bytes are taken over, its words found, the shards of its keys, and inside of MULTI the parts of what is cut.  Meanwhile the
-client is parked before it; then the command is offered again, with its `Words`.  All that is made of it counts as the
-client's until the command has been taken, or the conversation that took it is over (`Client.command_bytes`).
+What costs something for each word, or for each byte, is done here before the command is taken, whatever the command:
+its bytes are taken over, its words found, the shards of its keys, and inside of MULTI the parts of what is cut.
+Meanwhile the client is parked before it; then the command is offered again, with its `Words`.  All that is made of it
+counts as the client's until the command has been taken, or the conversation that took it is over
+(`Client.command_bytes`).
 """
 
 cimport cython
@@ -106,7 +107,8 @@ cdef class Gathering:
         cdef Py_ssize_t n
         if self.copied < self.size:
             n = min(self.size - self.copied, STEP_PARTS * BYTES_OF_PART)
-            memcpy(PyBytes_AS_STRING(self.frame) + self.copied, PyByteArray_AS_STRING(self.client.inbuf) + self.copied, n)
+            memcpy(
+                PyBytes_AS_STRING(self.frame) + self.copied, PyByteArray_AS_STRING(self.client.inbuf) + self.copied, n)
             self.copied += n
             return max(1, n // BYTES_OF_PART)
         if self.words is None:
@@ -134,7 +136,8 @@ cdef class Gathering:
                 places = command.keys(self.words)
             except BadKeys:
                 pass    # who takes the command says so
-        self.is_cut = bool(self.route.merge) and len(places) > 0 and count_keys(self.route, PyBytes_AS_STRING(self.frame)) > 0
+        self.is_cut = (bool(self.route.merge) and len(places) > 0
+                       and count_keys(self.route, PyBytes_AS_STRING(self.frame)) > 0)
         self.keys = len(places)
         self.runs = list(places.runs) if isinstance(places, Places) else [places] if places else []
         self._begin_to_place()
@@ -237,5 +240,6 @@ cdef bint gather(Client client, Route route, const char *frame, Py_ssize_t size)
     client.gathering = gathering
     client.parked |= Park.WORDS
     gathering.charge()
-    client.lane.loop.call_soon(gathering.start)     # in a turn of its own: then the bytes are at the beginning of `inbuf`
+    # In a turn of its own: then the bytes are at the beginning of `inbuf`.
+    client.lane.loop.call_soon(gathering.start)
     return False
