@@ -87,7 +87,7 @@ cdef int send_elsewhere(Backend backend, list reads) except -1:
 
 
 cdef bint read_elsewhere(Backend backend, Pending item) except -1:
-    """Asks the fallback, once, for a read that the primary is too late with, if it says nothing at all -> whether it did.
+    """Asks the fallback, once, for a read that the silent primary is too late with -> whether it did.
 
     Not where its client has a later write on this connection, or the read would see the future; nor where an earlier
     one may still be applied, or it would see the past.  Nor where the primary may be busy rather than silent: what is
