@@ -24,7 +24,7 @@ def failover(faults: Sequence[Fault], runs: Runs, failed: Mapping[str, Sequence[
     lines = ["# Faults, and what clients saw of them", ""]
     lines += ["Written by `./run faults`; how it is done and measured stands in [failover/](failover/README.md).", ""]
     lines += [f"- {fact}" for fact in facts]
-    lines += ["", "## The goals", "", *goals(known, runs), ""]
+    lines += ["", "## The goals", "", *goals(known, runs), "", GOALS_NOTE, ""]
     lines += ["## What was not as expected", "", *problems(faults, runs, failed), ""]
     lines += ["## kill -9 of a primary, side by side", "", *side_by_side(runs), "", "![An incident](failover.png)", ""]
     lines += ["## What became of the writes", "", *writes(known, runs), "", WRITES_NOTE, ""]
@@ -33,6 +33,14 @@ def failover(faults: Sequence[Fault], runs: Runs, failed: Mapping[str, Sequence[
     lines += ["## What was done", "", *(f"- **{each.name}**: {each.what}" for each in faults)]
     return "\n".join(lines).rstrip() + "\n"
 
+
+GOALS_NOTE = """\
+Some faults are not counted in a goal that no proxy could reach in them. The tables below have what they cost.
+
+- empty, in the four about unplanned faults: the replicas of a primary that comes back empty discard their copies before
+  anybody can act.
+- candidate, empty, all-die, in the one about reads: the replicas die, or copy another server.
+- parent-dies, in the two about other shards: the proxy itself is killed."""
 
 WRITES_NOTE = """All are sums over the runs. Lost: acknowledged, and not there in the end. Unconfirmed ones had not
 been seen on a replica by PUBLISH and WAIT; replication is asynchronous, so the death of a primary may cost them."""

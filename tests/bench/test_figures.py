@@ -1,5 +1,7 @@
 """What is counted of an incident, and what the page of faults may say of it."""
 
+import re
+
 import msgspec
 import pytest
 
@@ -117,6 +119,14 @@ def line_of(text: str, beginning: str) -> str:
 def test_a_goal_is_reached_or_missed(goal: str, well: Result, ill: Result) -> None:
     assert line_of(page(well), goal).endswith("| reached |")
     assert line_of(page(ill), goal).endswith("| **missed** |")
+
+
+def test_the_page_names_each_fault_that_is_left_out_of_a_goal() -> None:
+    note = page(result("kill")).partition("## The goals")[2].partition("\n## ")[0]
+    own = [fault for fault in ALL if fault.needs.peer == "pyproxy"]
+    left_out = [fault.name for fault in own if fault.expect.wiped or fault.expect.proxy_dies or not fault.expect.reads]
+    assert left_out
+    assert [name for name in left_out if not re.search(rf"^- .*\b{name}\b", note, re.MULTILINE)] == []
 
 
 def test_what_was_not_as_expected_is_said_and_so_is_a_run_that_ended_early() -> None:

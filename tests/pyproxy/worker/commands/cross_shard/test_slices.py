@@ -165,7 +165,7 @@ async def served(words: Looked, answers: Looked, handler: Handler, context: Cont
 @pytest.mark.parametrize("name", COMMANDS)
 def test_no_turn_looks_at_more_words_than_a_slice_has(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversations, "SLICE_S", 0.0)  # the smallest slices that there are
-    monkeypatch.setattr(blocking, "shards_of", lambda *_: set(range(SHARDS)))  # the lane has found them, see words.pxi
+    monkeypatch.setattr(blocking, "shards_of", lambda *_: set(range(SHARDS)))  # the lane has found them, see words.pyx
     sent, handlers = COMMANDS[name]
     words, answers = Looked(sent), Looked(())
 
