@@ -222,23 +222,24 @@ class Holding(msgspec.Struct, frozen=True, tag=True):
 
 
 class Work(msgspec.Struct, frozen=True):
-    """A server is at work on a command of a client's that goes through all its keys, or on several.
+    """A server is at work on a command of a client's that goes through all its keys, or has very many words.
 
     Times are CLOCK_MONOTONIC, s.
     """
 
     shard: str
-    since: float  # when the first of those that are not answered was sent
+    since: float  # when it was sent
     until: float  # when it is given up
+    taken_at: float = 0.0  # when the server's side had all of it; 0: it is on its way, or nobody knows
 
 
 class AtWork(msgspec.Struct, frozen=True, tag=True):
-    """Servers that have been at work on what was sent to them for a while: node -> Work. Sent when it changes.
+    """Servers that have been at work on what was sent to them for a while, by node. Sent when it changes.
 
-    From a worker: what it has sent. To a worker: what all others have.
+    From a worker: each command that it has sent. To a worker: what all others have, as one.
     """
 
-    nodes: dict[str, Work]
+    nodes: dict[str, list[Work]]
 
 
 class Configured(msgspec.Struct, frozen=True, tag=True):

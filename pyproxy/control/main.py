@@ -86,7 +86,7 @@ class Parent:
         self._http_listener = listener.bind(config.http.listen, "http.listen") if config.http.listen else None
         self._admin_listener = _bind_admin(config.http.admin) if config.http.admin else None
         access = Access(config.backend)
-        self._work = BusyServers()
+        self._work = BusyServers(lambda _shard: self._send_work())
         self._monitor = HealthMonitor(
             config.shard_map(),
             access,
@@ -197,6 +197,9 @@ class Parent:
             return
         for shard in self._work.update(index, message):
             self._monitor.complain(shard)  # what was silent answers now, or has no excuse any more
+        self._send_work()
+
+    def _send_work(self) -> None:
         if self._supervisor is not None:
             self._supervisor.send_each(self._work.others)
 

@@ -104,7 +104,7 @@ class Worker:
         self._hold_stats = HoldStats()
         self._applied = Applied(0)  # the last one that was sent
         self._holding: dict[str, Held] = {}
-        self._at_work: dict[str, Work] = {}
+        self._at_work: dict[str, list[Work]] = {}
         self._slept_at = 0.0  # of the Awake that is not confirmed yet; 0: there is none
         self._channel: Channel | None = None
         self._setup: Setup | None = None
@@ -163,8 +163,7 @@ class Worker:
                 self._apply_health(message)
             case AtWork(nodes=nodes):
                 for link in (link for router in self._routers for link in router.links):
-                    work = nodes.get(str(link.node))
-                    link.busy_until = work.until if work else 0.0
+                    link.busy_until = max((work.until for work in nodes.get(str(link.node), ())), default=0.0)
             case Subscribers():
                 self._updates.run(self._apply_update(message))
             case SubscribersKnown(number=number) if self._hub:
@@ -508,13 +507,12 @@ class Worker:
 
     def _send_work(self, now: float) -> None:
         """Report the servers that have been at work on a request for so long that the parent may think them silent."""
-        assert self._setup and self._channel
-        patience_s = self._setup.config.timeouts.slow_reply_s
+        assert self._channel
         found = {}
         for link in (link for router in self._routers for link in router.links):
-            sent = link.slow_sent(now - patience_s)
-            if sent and now - min(sent) >= AT_WORK_S:
-                found[str(link.node)] = Work(link.name, min(sent), max(sent) + patience_s)
+            work = link.slow_work(now)
+            if work and now - work[0].since >= AT_WORK_S:
+                found[str(link.node)] = work
         if found != self._at_work:
             self._at_work = found
             self._channel.send(AtWork(found))

@@ -97,8 +97,8 @@ class NodeMonitor:
 
     def _take(self, now: NodeHealth) -> None:
         """What came of a check."""
-        if now.reachable:
-            self._work.server_answered(str(self.node))
+        if not now.unanswered_since:  # an error is an answer too
+            self._work.server_answered(str(self.node), self._asked_at)
         before, self.health = self.health, now
         if before.at_work == now.at_work and detector.timeless(before) == detector.timeless(now):
             return

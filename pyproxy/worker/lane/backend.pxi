@@ -208,6 +208,11 @@ cdef class Backend:
         return 0.0
 
     @property
+    def is_taken(self):
+        """Whether the server's side has all that was sent, if only its kernel."""
+        return self.wire is not None and not self.wire.lost and not self._untaken(self.wire)
+
+    @property
     def waiting_requests(self):
         """How many requests are out or wait to be sent, tombstones included."""
         return self.count - self.canaries
@@ -430,6 +435,13 @@ cdef class Backend:
             self._set_door(self.door)
         return 0
 
+    cdef Py_ssize_t _untaken(self, Wire wire) except -1:
+        """Bytes of what was given to the connection that the server's side has not taken."""
+        cdef Py_ssize_t unsent = _unacknowledged(wire.fd)
+        if wire.handed_over or wire.tls:
+            unsent += wire.transport.get_write_buffer_size()
+        return unsent
+
     cdef bint _is_moving(self, double now) except -1:
         """Whether bytes of a reply that is not whole yet came lately, or some of the requests have left."""
         cdef Wire wire = self.wire
@@ -444,9 +456,7 @@ cdef class Backend:
         elif wire.bytes_in - wire.marked_bytes >= MOVING_BYTES:     # a byte now and then does not count
             wire.marked_bytes = wire.bytes_in
             wire.marked_at = now
-        unsent = _unacknowledged(wire.fd)
-        if wire.handed_over or wire.tls:
-            unsent += wire.transport.get_write_buffer_size()
+        unsent = self._untaken(wire)
         # what a server that stands still is sent its kernel takes too, but not for long if it is much
         left = wire.bytes_out - unsent
         if left - self.left >= MOVING_BYTES:

@@ -410,6 +410,7 @@ cdef class Backend:
     cpdef expire(self, double now, bint busy)
     cdef int transfers(self, bint begins) except -1
     cdef void _count_shard_wide(self, int change) noexcept
+    cdef Py_ssize_t _untaken(self, Wire wire) except -1
     cdef bint _is_moving(self, double now) except -1
     cdef int _expire_one(self, Pending item, double now) except -1
     cdef int _let_go_late(self, double now) except -1

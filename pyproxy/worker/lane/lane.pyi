@@ -141,6 +141,7 @@ class Backend:
     is_base: bool
     waiting_requests: int
     slow_since: float
+    is_taken: bool
     canary: bool
     is_bulk: bool
     def __init__(self, lane: Lane, link: Any, shard: int, proto: int, db: int, bulk: bool = False) -> None: ...

@@ -22,6 +22,7 @@ from pyproxy.access import Access, Refused, why
 from pyproxy.config import Timeouts
 from pyproxy.deadline import within
 from pyproxy.events import Event, emit
+from pyproxy.messages import Work
 from pyproxy.shard_map import Node
 from pyproxy.worker.lane.lane import Backend, Lane, Wire
 from pyproxy.worker.shard.handshake import Handshake
@@ -120,6 +121,7 @@ class Link:
         self.lease_waiters: dict[LeaseWaiter, None] = {}  # in the order in which they came
         self.busy_until = 0.0  # CLOCK_MONOTONIC; other workers have sent the server a request through all its keys
         self.lost_at = 0.0  # CLOCK_MONOTONIC; since when there has been no connection; 0: there is one
+        self._slow: dict[Backend, Work] = {}  # see slow_work
         self._complained_at: dict[str, float] = {}  # by code of a refusal, on the loop's clock
 
     @property
@@ -182,13 +184,20 @@ class Link:
             if backend.wire is not None:
                 backend.wire.drop(MOVED if self._switching else errors.LOST)
 
-    def slow_sent(self, after: float) -> list[float]:
-        """When requests that take long were sent that the server has not answered: of each connection the first one.
+    def slow_work(self, now: float) -> list[Work]:
+        """Requests that take long and that the server has not answered: of each connection the first one, oldest first.
 
-        Without those that were sent before `after`: a BLPOP that waits is no work any more.
+        Without those that nobody waits for any more as work: a BLPOP may wait for ever.
         """
-        backends = (*self.backends.values(), *(lease.backend for lease in self.leased))
-        return [each.slow_since for each in backends if each.slow_since > after]
+        patience_s, before, self._slow = self._timeouts.slow_reply_s, self._slow, {}
+        for backend in (*self.backends.values(), *(lease.backend for lease in self.leased)):
+            since = backend.slow_since
+            if since and now - since < patience_s:
+                known = before.get(backend)
+                if known is None or known.since != since or not known.taken_at:
+                    known = Work(self.name, since, since + patience_s, now if backend.is_taken else 0.0)
+                self._slow[backend] = known
+        return sorted(self._slow.values(), key=lambda work: work.since)
 
     @property
     def unanswered(self) -> int:

@@ -333,7 +333,7 @@ async def test_a_primary_that_stands_still_for_what_a_worker_has_sent_is_busy_an
     async with watching(shard_map(fleet), work=work) as seen:
         since = time.monotonic()
         server.pause()
-        work.update(0, AtWork({server.address: Work("s0", since, since + 600)}))
+        work.update(0, AtWork({server.address: [Work("s0", since, since + 600)]}))
         await until("the silence", lambda: not seen.told(0).reachable, lambda: seen)
         assert state(seen.told(0)) == "busy"
         server.resume()

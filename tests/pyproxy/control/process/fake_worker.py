@@ -75,7 +75,7 @@ class FakeWorker:
                     self._channel.send(Complaint("s0", "127.0.0.1:7000", "answered -READONLY"))
                     self._channel.send(Configured("notify-keyspace-events", "xE", 1))
                     self._channel.send(Script(0, b"return 1"))
-                    self._channel.send(AtWork({"127.0.0.1:7000": Work("s0", 1.0, 31.0)}))
+                    self._channel.send(AtWork({"127.0.0.1:7000": [Work("s0", 1.0, 31.0)]}))
                 if self._args.mode == "sleep":
                     self._channel.send(Awake(1.5))
             case Drain() if self._args.mode != "stubborn":

@@ -328,7 +328,7 @@ async def test_what_a_worker_complains_of_is_logged_and_handed_on(
 
 
 async def test_what_a_worker_has_servers_work_on_is_handed_on_and_so_is_its_end(tmp_path: Path) -> None:
-    applied = AtWork({"127.0.0.1:7000": Work("s0", 1.0, 31.0)})
+    applied = AtWork({"127.0.0.1:7000": [Work("s0", 1.0, 31.0)]})
     async with supervised("complain", tmp_path) as run:
         await until("the work", lambda: bool(run.work), lambda: run.supervisor)
         assert run.work == [(0, applied)]
