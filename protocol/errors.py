@@ -387,7 +387,7 @@ def gate_closed(shard: str, node: object, why: str, retry_after_ms: int) -> byte
 
 def no_lease(shard: str, node: object, limit: int) -> bytes:
     """A command needs a lease, and all connections that may be leased are."""
-    return not_applied(shard, node, f"has all {limit} connections lent to commands that wait (limits.borrowed)")
+    return not_applied(shard, node, f"has leased all {limit} connections to commands that wait (limits.long_leases)")
 
 
 def lease_timeout(shard: str, node: object, limit: int, wait_s: float) -> bytes:

@@ -1,7 +1,7 @@
 """How the proxy is let in by a server: the TLS of a connection, and the AUTH that is said first on it.
 
 The `[backend]` table of the configuration comes in; a TLS context and AUTH commands go out, or Refused with a reason
-that may be shown to anybody. Used by the workers and by the watcher, each of which reads the files itself: a password
+that may be shown to anybody. Used by the workers and by the parent, each of which reads the files itself: a password
 is never in the configuration, a message between processes, an error, a log line or a repr.
 
 The file of passwords is read again for each connection, so a rotation needs no restart.

@@ -47,7 +47,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scripts_bytes: Annotated[int, Meta(ge=64 * KIB, le=8 * MIB)] = 8 * MIB  # texts of scripts; per worker
     client_output_bytes: Annotated[int, Meta(ge=64 * KIB, le=1 << 40)] = 64 * MIB  # that it has not read
     pubsub_bytes: Annotated[int, Meta(ge=64 * KIB, le=1 << 40)] = 32 * MIB  # that a subscriber has not read
-    borrowed: Annotated[int, Meta(ge=1, le=100_000)] = 500  # connections per shard and worker that clients hold
+    long_leases: Annotated[int, Meta(ge=1, le=100_000)] = 500  # connections per shard and worker that clients hold
     cross_shard_bytes: Annotated[int, Meta(ge=1, le=1 << 40)] = 64 * MIB  # copied from shard to shard by one command
 
 

@@ -68,7 +68,7 @@ class Event(enum.Enum):
 
     TOPOLOGY = "+topology", logging.INFO  # a new version goes to the workers
     COMMAND_IGNORED = "+command-ignored", logging.WARNING  # a server says of a command what can be true of none
-    NODE_DOWN = "+sdown", logging.WARNING  # a server, primary or replica, does not answer the watcher as it should
+    NODE_DOWN = "+sdown", logging.WARNING  # a server, primary or replica, does not answer its health check as it should
     NODE_UP = "-sdown", logging.INFO
     BUSY = "+busy", logging.WARNING  # it is silent while it works on what a worker has sent: it does not count as down
     BUSY_END = "-busy", logging.INFO

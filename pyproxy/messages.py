@@ -95,10 +95,10 @@ class ScriptsFlushed(msgspec.Struct, frozen=True, tag=True):
 
 
 class NodeHealth(msgspec.Struct, frozen=True):
-    """What the watcher saw of one server, in the words of INFO; of the last look that was answered.
+    """What the health checks found of one server, in the words of INFO: of the last check that was answered.
 
-    `reachable`, `error`, `silent`, `at`, `unanswered_since`, `busy_until` and `loading` alone are of the last look,
-    whatever came of it. -1 stands for a number that nobody has said.
+    `reachable`, `error`, `silent`, `at`, `unanswered_since`, `busy_until` and `loading` alone are of the last
+    check, whatever came of it. -1 stands for a number that nobody has said.
     """
 
     node: str
@@ -145,7 +145,7 @@ class NodeHealth(msgspec.Struct, frozen=True):
 
 
 class ShardHealth(msgspec.Struct, frozen=True):
-    """What the watcher saw of one shard when it looked last; all but `nodes` is about its primary."""
+    """What the last health check found of one shard; all but `nodes` is about its primary."""
 
     name: str
     node: str

@@ -30,7 +30,7 @@ GAUGES = (
     "held_requests",  # writes that wait for a gate to open
     "subscribers",  # clients that are subscribed to anything
     "blocked_clients",  # in a command that waits for something that may never come
-    "borrowed_connections",  # of those of the backends, the leases, and idle ones
+    "leased_connections",  # of those of the backends, the leases, and idle ones
 )
 COUNTERS = (
     "accepted",

@@ -5,7 +5,7 @@
 
 Real sockets on both sides, so what is tested runs unchanged.  A hop starts as a plain wire; a fault holds for all
 affected connections, the present and the future ones, until `heal()`.  `affects` sees the first bytes of a connection
-and decides whether it is one of those; the others pass unharmed (a watcher's, say, beside a worker's).
+and decides whether it is one of those; the others pass unharmed (those of the health checks, say, beside a worker's).
 
 The hop lives in a thread with an event loop of its own: its methods may be called from any test, and return when the
 fault is in force.

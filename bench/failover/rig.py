@@ -71,7 +71,7 @@ class Needs:
     proxies: int = 1
     workers: int = 1
     hops: str = ""  # "primary" or "replicas": which nodes of the shard everybody reaches through one
-    cut: str = "all"  # "clients" (and watchers), "replicas": whom a cut in a hop concerns
+    cut: str = "all"  # "clients" (and health checks), "replicas": whom a cut in a hop concerns
     fenced: bool = True  # min-replicas-to-write, on every server
     peer: str = "pyproxy"  # or nutcracker
 

@@ -33,7 +33,7 @@ PLANNED = " was=handing-over "  # of a switch that loses nothing
 DATABASES = (0, 1)
 OWED = ("inflight", "buffered_bytes", "held_requests", "blocked_clients", "pubsub_clients")
 TOLD = (
-    *OWED, "connected_clients", "borrowed_connections", "timeouts", "uncertain", "splits", "drained", "refused_held",
+    *OWED, "connected_clients", "leased_connections", "timeouts", "uncertain", "splits", "drained", "refused_held",
     "refused_at_once", "taken_back", "out_of_step", "shed", "dropped_client_gone",
 )  # fmt: skip
 

@@ -188,7 +188,7 @@ class Worker:
         )
         # the session needs the lane, and the lane needs a function that dispatches to the session
         self._lane = Lane(loop, self._dispatch, self._row, setup.config, setup.index, setup.workers)
-        self._lease_pool = LeasePool(self._lane, setup.config.limits.borrowed, setup.config.timeouts.reply_s)
+        self._lease_pool = LeasePool(self._lane, setup.config.limits.long_leases, setup.config.timeouts.reply_s)
         registry = self._context.registry
         self._hub = Hub(
             self._lane,
@@ -463,7 +463,7 @@ class Worker:
         links: list[Link] = self._lane.links + self._lane.replica_links
         listening = self._hub.connections if self._hub is not None else 0
         self._row[INDEX["backend_connections"]] = sum(link.connections for link in links) + listening
-        self._row[INDEX["borrowed_connections"]] = sum(len(link.leased) for link in links)
+        self._row[INDEX["leased_connections"]] = sum(len(link.leased) for link in links)
         self._row[INDEX["blocked_clients"]] = len(self._context.waiting)
         self._row[INDEX["held_requests"]] = self._hold_stats.requests
         for name in ("held", "drained", "refused_held", "dropped_client_gone", "refused_at_once", "taken_back"):

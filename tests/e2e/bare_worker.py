@@ -132,7 +132,7 @@ class BareWorker(Process):
         self.tell()
 
     def health(self, index: int, *, reachable: bool = True, misplaced: str = "") -> None:
-        """Say what a watcher would have seen of a shard's primary now."""
+        """Say what a health check would have found of a shard's primary now."""
         shard, now = self.shards[index], time.monotonic()
         answered_at = now if reachable else 0.0
         seen = NodeHealth(str(shard.primary), reachable, "", at=now, answered_at=answered_at, role="master")

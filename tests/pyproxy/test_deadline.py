@@ -235,7 +235,7 @@ async def test_who_has_its_turn_in_a_late_turn_has_it() -> None:
     assert await waits is True
 
 
-async def test_a_server_is_well_for_a_watcher_that_is_late(late: Callable[..., Late]) -> None:
+async def test_a_server_is_well_for_a_health_check_that_is_late(late: Callable[..., Late]) -> None:
     there = late(answers=0)
     connection = await NodeConnection.open(there.node, Access(BackendAccess()), DEADLINE_S)
     for _ in range(2):

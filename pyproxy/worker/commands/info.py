@@ -125,7 +125,7 @@ def _proxy(context: Context) -> Iterator[str]:
         yield f"{name}:{page.total(name)}"
     yield f"protocol_errors:{page.total('protocol_errors')}"
     yield f"out_of_step:{page.total('out_of_step')}"
-    yield f"borrowed_connections:{page.total('borrowed_connections')}"
+    yield f"leased_connections:{page.total('leased_connections')}"
     yield f"held_requests:{page.total('held_requests')}"
     yield f"held_total:{page.total('held')}"
     for name in ("drained", "refused_held", "dropped_client_gone", "refused_at_once", "taken_back"):

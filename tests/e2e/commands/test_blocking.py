@@ -26,7 +26,7 @@ DATABASE = b"5"
 
 @pytest.fixture(scope="module")
 def proxy(fleet: Fleet) -> Iterator[Proxy]:
-    with Proxy(fleet, limits={"borrowed": BOUND}, timeouts=PATIENT) as proxy:
+    with Proxy(fleet, limits={"long_leases": BOUND}, timeouts=PATIENT) as proxy:
         yield proxy
 
 
@@ -209,7 +209,7 @@ def test_what_is_pipelined_behind_it_is_answered_after_it(
 def test_it_is_seen_in_client_list_and_in_info(conn: Connection, other: Connection, here: Server, key: str) -> None:
     conn.send(("BLPOP", key, 0))
     wait_for_info(other, "a blocked client", lambda info: info["blocked_clients"] == "1")
-    assert int(proxy_info(other)["borrowed_connections"]) >= 1
+    assert int(proxy_info(other)["leased_connections"]) >= 1
     listed = other.ask("CLIENT", "LIST")
     assert isinstance(listed, bytes)
     assert b" flags=b " in listed and b" cmd=blpop " in listed
@@ -218,7 +218,7 @@ def test_it_is_seen_in_client_list_and_in_info(conn: Connection, other: Connecti
     wait_for_info(other, "none", lambda info: info["blocked_clients"] == "0")
 
 
-def test_no_more_wait_at_a_shard_than_connections_may_be_lent(proxy: Proxy, here: Server, keys: Keys) -> None:
+def test_no_more_wait_at_a_shard_than_connections_may_be_leased(proxy: Proxy, here: Server, keys: Keys) -> None:
     key = keys.one(HERE)
     with ExitStack() as stack:
         waiters = [stack.enter_context(Connection(proxy.port)) for _ in range(BOUND)]
@@ -227,7 +227,7 @@ def test_no_more_wait_at_a_shard_than_connections_may_be_lent(proxy: Proxy, here
             waiter.send(("BLPOP", key, 0))
         wait_blocked(here, BOUND)
         reply = error(late.ask("BLPOP", key, 0))
-        assert reply.startswith(f"TRYAGAIN shard s{HERE} ") and f"all {BOUND} connections lent" in reply
+        assert reply.startswith(f"TRYAGAIN shard s{HERE} ") and f"leased all {BOUND} connections" in reply
         assert late.ask("BLPOP", keys.one(0), "0.01") is None, "on other shards clients may wait"
         waiters[0].close()
         wait_until("a place", lambda: late.ask("BLPOP", key, "0.01") is None, proxy.tail)

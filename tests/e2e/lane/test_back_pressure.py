@@ -208,7 +208,7 @@ def test_a_server_that_does_not_read_costs_bounded_memory(
 
 def test_what_was_handed_to_a_server_that_hangs_counts_in_the_budget(fleet: Fleet, keys: Keys) -> None:
     """Clients send it nearly a megabyte each, in both protocols and many databases, and again once answered."""
-    limits: Table = {"memory_bytes": 64 * MIB, "bulk_bytes": 16 * MIB, "borrowed": 10}
+    limits: Table = {"memory_bytes": 64 * MIB, "bulk_bytes": 16 * MIB, "long_leases": 10}
     timeouts: Table = {"reply_s": 0.3, "silence_s": PATIENCE_S, "connect_s": PATIENCE_S}
     slow, key, other = fleet.shards[1].primary, keys.one(1, "hangs"), keys.one(0, "other")
     with (

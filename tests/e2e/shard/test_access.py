@@ -123,7 +123,7 @@ def test_with_the_password_all_protocols_and_databases_are_served(fleet: Fleet, 
         assert conn.reads(4)[1:] == [b"OK", b"OK", b"five"]
 
 
-def test_a_user_of_an_acl_is_who_the_proxy_and_its_watcher_are(fleet: Fleet, file: Path) -> None:
+def test_workers_and_health_checks_connect_as_a_user_of_an_acl(fleet: Fleet, file: Path) -> None:
     add_user(fleet, SECRET)
     with serving(fleet, username=USER, password_file=str(file)) as proxy, Connection(proxy.port) as conn:
         for index, shard in enumerate(fleet.shards):
@@ -167,7 +167,7 @@ def test_a_wrong_password_is_a_shard_that_is_down_until_the_file_is_right(fleet:
 
 
 def test_a_wrong_password_is_tried_again_with_back_off(fleet: Fleet, file: Path) -> None:
-    """However many requests come: all that the server hears meanwhile is the watcher, once a second."""
+    """However many requests come: all that the server hears meanwhile is the health check, once a second."""
     add_user(fleet, SECOND)
     with (
         Hop(fleet.shards[0].primary.port) as hop,

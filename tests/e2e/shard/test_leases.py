@@ -26,7 +26,7 @@ COUNT = "return redis.call('incr', KEYS[1])"
 @pytest.fixture(scope="module")
 def proxy(fleet: Fleet) -> Iterator[Proxy]:
     across = {"transactions": "split", "cross_shard": "emulate"}
-    with Proxy(fleet, None, 1, limits={"borrowed": LONG_LIMIT}, timeouts=PATIENT, **across) as proxy:
+    with Proxy(fleet, None, 1, limits={"long_leases": LONG_LIMIT}, timeouts=PATIENT, **across) as proxy:
         yield proxy
 
 
@@ -86,7 +86,7 @@ def stand_still(
     """Clients that run a script there: those who got all connections for that, and so many more, who wait for one."""
     server.pause()
     first = clients.send(proxy.port, SHORT_LIMIT, ("EVAL", COUNT, 1, key))
-    wait_for_info(conn, "all to be leased", lambda info: info["borrowed_connections"] == str(SHORT_LIMIT))
+    wait_for_info(conn, "all to be leased", lambda info: info["leased_connections"] == str(SHORT_LIMIT))
     rest = clients.send(proxy.port, more, ("EVAL", COUNT, 1, key))
     wait_for_info(conn, "all to have begun", lambda info: info["inflight"] == str(SHORT_LIMIT + more))
     return first + rest
@@ -105,7 +105,7 @@ def test_of_many_who_run_scripts_at_the_same_moment_all_are_answered(
     assert sorted(said) == sorted([str(each + 1) for each in range(3 * MANY // 2)] * 2)
     assert connections_made(here) - made < MANY, "they use the same ones, in turn"
     with Connection(proxy.port) as conn:
-        assert int(proxy_info(conn)["borrowed_connections"]) <= LONG_LIMIT + 2 * SHORT_LIMIT
+        assert int(proxy_info(conn)["leased_connections"]) <= LONG_LIMIT + 2 * SHORT_LIMIT
 
 
 def connections_made(server: Server) -> int:
@@ -184,11 +184,11 @@ def test_who_holds_connections_for_long_does_not_hinder_those_who_need_one_brief
 
 
 def test_scripts_that_come_at_once_do_not_hinder_those_who_wait(fleet: Fleet, still: Server, clients: Clients) -> None:
-    with Proxy(fleet, limits={"borrowed": LONG_LIMIT}, timeouts=PATIENT) as proxy, Connection(proxy.port) as conn:
+    with Proxy(fleet, limits={"long_leases": LONG_LIMIT}, timeouts=PATIENT) as proxy, Connection(proxy.port) as conn:
         key = Keys(proxy).one(HERE)
         scripts = stand_still(still, proxy, key, clients, conn, 1)
         waiters = clients.send(proxy.port, LONG_LIMIT, ("BLPOP", f"{{{key}}}list", 0))
-        wait_for_info(conn, "theirs, too", lambda info: info["borrowed_connections"] == str(SHORT_LIMIT + LONG_LIMIT))
+        wait_for_info(conn, "theirs, too", lambda info: info["leased_connections"] == str(SHORT_LIMIT + LONG_LIMIT))
         still.resume()
         wait_blocked(still, LONG_LIMIT)
         assert {type(each.read()) for each in scripts} == {int}
@@ -208,7 +208,7 @@ def test_a_shard_that_stands_still_does_not_hinder_scripts_of_others(
         still.pause()
         renaming = clients.send(proxy.port, SHORT_LIMIT + 1, ("RENAME", source, destination))
         wait_for_info(conn, "all to have begun", lambda info: info["inflight"] == str(SHORT_LIMIT + 1))
-        wait_for_info(conn, "all to be leased", lambda info: info["borrowed_connections"] == str(SHORT_LIMIT))
+        wait_for_info(conn, "all to be leased", lambda info: info["leased_connections"] == str(SHORT_LIMIT))
         assert conn.ask("EVAL", COUNT, 1, keys.one(0, "n")) == 1
         assert not any(readable_within(each.socket, 0.0) for each in renaming), "none of them was answered before"
 
