@@ -67,7 +67,7 @@ class Event(enum.Enum):
     WORKER_ORPHAN = "+worker-orphan", logging.WARNING  # its parent is gone
 
     TOPOLOGY = "+topology", logging.INFO  # a new version goes to the workers
-    COMMAND_IGNORED = "+command-ignored", logging.WARNING  # a server says of a command what can be true of none
+    COMMAND_IGNORED = "+command-ignored", logging.WARNING  # a server's description of a command cannot be true
     NODE_DOWN = "+sdown", logging.WARNING  # a server, primary or replica, does not answer its health check as it should
     NODE_UP = "-sdown", logging.INFO
     BUSY = "+busy", logging.WARNING  # it is silent while it works on what a worker has sent: it does not count as down

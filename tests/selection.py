@@ -12,7 +12,7 @@ from pyproxy.fleet import Fleet, Proxy, Server, find_backend
 
 E2E = Path(__file__).parent / "e2e"
 STARTERS = (Fleet, Proxy, Server, find_backend)
-ROOMS = ("tests", "bench")
+PACKAGES = ("tests", "bench")
 """Where a name is followed to what it stands for. The proxy itself starts no server."""
 
 NO_SERVER = "no-server-for-a-test-that-is-not-marked-servers"
@@ -27,7 +27,7 @@ def starts_servers(item: pytest.Function) -> bool:
 
 @cache
 def reaches_a_server(function: Callable[..., object]) -> bool:
-    """Whether a function names what starts servers, or names a function or class of these rooms that does."""
+    """Whether a function names what starts servers, or names a function or class of these packages that does."""
     seen: set[object] = set()
     ahead: list[object] = [function]
     while ahead:
@@ -41,7 +41,7 @@ def reaches_a_server(function: Callable[..., object]) -> bool:
 
 
 def _functions(of: object) -> Iterator[FunctionType]:
-    """The function itself, or those of a class with its bases; none of what belongs to another room."""
+    """The function itself, or those of a class with its bases; none of what belongs to another package."""
     if inspect.isclass(of):
         members = [member for base in of.__mro__ for member in vars(base).values()]
         for member in members:
@@ -50,7 +50,7 @@ def _functions(of: object) -> Iterator[FunctionType]:
                 yield from _functions(plain)
         return
     plain = inspect.unwrap(of) if callable(of) else of
-    if isinstance(plain, FunctionType) and plain.__module__.partition(".")[0] in ROOMS:
+    if isinstance(plain, FunctionType) and plain.__module__.partition(".")[0] in PACKAGES:
         yield plain
 
 

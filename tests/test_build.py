@@ -19,8 +19,8 @@ pytestmark = pytest.mark.skipif(BUILD != "", reason="of the repository, not of a
 def copied(tmp_path: Path) -> Path:
     """What of a copy decides how the modules are compiled."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for room in ("protocol", "pyproxy"):
-        shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns(*make_build.MADE))
+    for package in ("protocol", "pyproxy"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns(*make_build.MADE))
     return tmp_path
 
 

@@ -1,4 +1,4 @@
-"""The rules of the house: which way imports point, what the pure part may know, how long a file may be.
+"""The rules of the project: which way imports point, what the pure part may know, how long a file may be.
 
 They hold for the sources as they stand, read but not run, the compiled ones included.
 """
@@ -16,14 +16,14 @@ ROOT = Path(__file__).parents[1]
 SOURCES = ("protocol", "pyproxy")
 TOO_LONG = 1000  # lines
 
-# What a room may not import. The rest of the direction "protocol <- shared words <- worker | control <- cli" follows.
+# What a package may not import. The rest of "protocol <- what is shared <- worker | control <- cli" follows.
 IO_AND_CLOCKS = ("asyncio", "uvloop", "socket", "select", "selectors", "ssl", "threading", "subprocess", "signal", "os")
 FORBIDDEN = {
     "protocol": ("pyproxy", *IO_AND_CLOCKS, "time", "datetime", "random", "secrets", "logging"),
     "pyproxy.worker": ("pyproxy.control", "pyproxy.cli", "pyproxy.demo", "pyproxy.fleet"),
     "pyproxy.control": ("pyproxy.worker", "pyproxy.cli", "pyproxy.demo", "pyproxy.fleet"),
 }
-# The rooms of each process. A room may import those before it. What stands beside the rooms, as main.py, imports all.
+# The packages of each process. A package may import those before it. What is beside them, as main.py, imports all.
 LAYERS = {
     "pyproxy.worker": ("lane", "shard", "pubsub", "commands"),
     "pyproxy.control": ("health", "failover.promoters", "process", "http", "failover"),
@@ -131,12 +131,12 @@ def _cython_imports(source: str) -> Iterator[str]:
         yield from (name.split()[0] for name in found[1].split(",") if name.strip())
 
 
-def within(name: str, room: str) -> bool:
-    return name == room or name.startswith(f"{room}.")
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
 
 
 def wrong_ways(root: Path) -> list[str]:
-    """Imports that a room may not have, as "importer -> imported"."""
+    """Imports that a package may not have, as "importer -> imported"."""
     return [
         f"{name} -> {imported}"
         for name, path in modules(root).items()
@@ -146,28 +146,28 @@ def wrong_ways(root: Path) -> list[str]:
 
 
 def _forbidden_to(name: str) -> tuple[str, ...]:
-    for room, forbidden in FORBIDDEN.items():
-        if within(name, room):
+    for package, forbidden in FORBIDDEN.items():
+        if within(name, package):
             return forbidden
     return () if name in PROGRAMS else ("pyproxy.worker", "pyproxy.control", *PROGRAMS)
 
 
 def against_layers(root: Path) -> list[str]:
-    """Imports of a room that comes later, as "importer -> imported"."""
+    """Imports of a package that comes later, as "importer -> imported"."""
     return [
         f"{name} -> {imported}"
-        for top, rooms in LAYERS.items()
+        for top, packages in LAYERS.items()
         for name, path in modules(root).items()
         if within(name, top)
         for imported in sorted(imports(path))
-        if within(imported, top) and imported != top and _layer(imported, top, rooms) > _layer(name, top, rooms)
+        if within(imported, top) and imported != top and _layer(imported, top, packages) > _layer(name, top, packages)
     ]
 
 
-def _layer(name: str, top: str, rooms: tuple[str, ...]) -> int:
-    """The position of the innermost room that a module is in; beyond the last one if it is in none."""
-    found = [room for room in rooms if within(name, f"{top}.{room}")]
-    return rooms.index(max(found, key=len)) if found else len(rooms)
+def _layer(name: str, top: str, packages: tuple[str, ...]) -> int:
+    """The position of the innermost package that a module is in; beyond the last one if it is in none."""
+    found = [package for package in packages if within(name, f"{top}.{package}")]
+    return packages.index(max(found, key=len)) if found else len(packages)
 
 
 def cycle(root: Path) -> list[str]:
@@ -214,7 +214,7 @@ def untested(root: Path) -> list[str]:
     return found
 
 
-# --- the house --------------------------------------------------------------------------------------------------------
+# --- the project ------------------------------------------------------------------------------------------------------
 
 
 def test_there_is_a_house() -> None:
@@ -225,16 +225,16 @@ def test_imports_point_one_way() -> None:
     assert wrong_ways(ROOT) == []
 
 
-def test_the_rooms_of_a_process_import_only_those_before_them() -> None:
+def test_the_packages_of_a_process_import_only_those_before_them() -> None:
     assert against_layers(ROOT) == []
 
 
-def test_every_room_of_a_process_has_its_layer() -> None:
-    for top, rooms in LAYERS.items():
-        packages = {path.parent for name, path in modules(ROOT).items() if within(name, top)}
+def test_every_package_of_a_process_has_its_layer() -> None:
+    for top, packages in LAYERS.items():
+        folders = {path.parent for name, path in modules(ROOT).items() if within(name, top)}
         folder = ROOT / top.replace(".", "/")
-        assert {each.relative_to(folder).parts[0] for each in packages if each != folder} == {
-            room.split(".")[0] for room in rooms
+        assert {each.relative_to(folder).parts[0] for each in folders if each != folder} == {
+            package.split(".")[0] for package in packages
         }
 
 
@@ -309,7 +309,7 @@ def test_an_import_the_wrong_way_is_found(tmp_path: Path, file: str, source: str
         ("main.py", "import pyproxy.worker.commands.b", []),
     ],
 )
-def test_an_import_of_a_later_room_is_found(tmp_path: Path, file: str, source: str, found: list[str]) -> None:
+def test_an_import_of_a_later_package_is_found(tmp_path: Path, file: str, source: str, found: list[str]) -> None:
     root = house(tmp_path, {f"pyproxy/worker/{file}": source})
     assert [each for each in against_layers(root) if each.endswith(source.split()[1])] == [
         f"pyproxy.worker.{each}" for each in found

@@ -18,8 +18,8 @@ def checkout(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "run", tmp_path)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     shutil.copy(ROOT / "requirements.lock", tmp_path)
-    for room in ("protocol", "pyproxy"):
-        (tmp_path / room).mkdir()
+    for package in ("protocol", "pyproxy"):
+        (tmp_path / package).mkdir()
     return tmp_path
 
 

@@ -104,8 +104,8 @@ def compile_in(directory: Path) -> None:
 
 
 def sources(directory: Path, suffixes: tuple[str, ...] = COMPILED) -> Iterator[Path]:
-    for room in ("protocol", "pyproxy"):
-        yield from sorted(path for path in (directory / room).rglob("*") if path.suffix in suffixes)
+    for package in ("protocol", "pyproxy"):
+        yield from sorted(path for path in (directory / package).rglob("*") if path.suffix in suffixes)
 
 
 def stamp(kind: str) -> str:

@@ -1,26 +1,27 @@
 """The parent process. It owns the listening socket, keeps the workers alive, checks the servers, and replaces a primary
 that fails. It is never in the path of a request.
 
-    main.py       puts the rooms together; signals; the start and the end
+    main.py       puts the packages together; signals; the start and the end
     health/       checks every server once a second: what is seen
     failover/     what becomes of a shard: decides (machine.py, pure), and carries it out (coordinator.py, promoters/)
     process/      the listening socket, the workers, and what all of them must know
     http/         what is said of all this over HTTP; the socket through which operators give commands
 
-What stands on what:
+Who imports whom:
 
     main ──▶ failover/coordinator ──▶ process/, http/admin ──▶ failover/promoters ──▶ health/
          ──▶ http/status, http/server
 
-health/ knows none of the other rooms. In each room the decisions are pure: time and observations come in, events and
-effects go out. Only the coordinator makes a Topology, so there is one place where the version grows, and one barrier
-that takes the workers past a change.
+health/ imports none of the other packages. In each package the decisions are pure: time and observations come in,
+events and effects go out. Only the coordinator makes a Topology, so there is one place where the version grows, and one
+barrier that takes the workers past a change.
 
 Where new work belongs:
 
-- Moving slots: a room `resharding/`. A pure machine of one move, like failover/machine.py; a mover that copies keys on
-  connections of health/node_connection.py, as health/misplaced_keys.py does. A slot changes its owner through the
+- Moving slots: a package `resharding/`. A pure machine of one move, like failover/machine.py; a mover that copies keys
+  on connections of health/node_connection.py, as health/misplaced_keys.py does. A slot changes its owner through the
   coordinator's Topology and its barrier. What outlives a restart is in failover/state_file.py.
-- Reloading the configuration: a room `reload/`. It compares two configurations (pure), refuses what cannot change while
-  the proxy runs, and hands each room its part. main.py turns SIGHUP and the operator's command (http/admin.py) into it.
+- Reloading the configuration: a package `reload/`. It compares two configurations (pure), refuses what cannot change
+  while the proxy runs, and hands each package its part. main.py turns SIGHUP and the operator's command (http/admin.py)
+  into it.
 """

@@ -1,8 +1,8 @@
 """Real servers on free ports: primaries with their replicas, their Sentinels, and the proxy in front of them.
 
 How many shards and how many replicas each has come in. Running processes go out, with a port, a pid and a log file, and
-the configuration that tells a proxy about them. The demo, the tests and the benchmarks all use this room. So there is
-one way to start a server, and one way to be sure that none is left behind.
+the configuration that tells a proxy about them. The demo, the tests and the benchmarks all use this package. So
+there is one way to start a server, and one way to be sure that none is left behind.
 
     process.py      a child process, its port, its log, its end
     interrupts.py   signals that end the program which starts all this
