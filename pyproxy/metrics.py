@@ -50,7 +50,7 @@ COUNTERS = (
     "refused_held",
     "dropped_client_gone",
     "refused_at_once",  # at a closed gate
-    "taken_back",  # refused by the server, and held or refused by the gate instead
+    "withheld_writes",  # refused by the server, and held or refused by the gate instead
 )
 FIELDS = GAUGES + COUNTERS
 INDEX = {name: position for position, name in enumerate(FIELDS)}

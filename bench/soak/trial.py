@@ -34,7 +34,7 @@ DATABASES = (0, 1)
 OWED = ("inflight", "buffered_bytes", "held_requests", "blocked_clients", "pubsub_clients")
 TOLD = (
     *OWED, "connected_clients", "leased_connections", "timeouts", "uncertain", "splits", "drained", "refused_held",
-    "refused_at_once", "taken_back", "out_of_step", "shed", "dropped_client_gone",
+    "refused_at_once", "withheld_writes", "out_of_step", "shed", "dropped_client_gone",
 )  # fmt: skip
 
 

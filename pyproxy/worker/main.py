@@ -466,7 +466,7 @@ class Worker:
         self._row[INDEX["leased_connections"]] = sum(len(link.leased) for link in links)
         self._row[INDEX["blocked_clients"]] = len(self._context.waiting)
         self._row[INDEX["held_requests"]] = self._hold_stats.requests
-        for name in ("held", "drained", "refused_held", "dropped_client_gone", "refused_at_once", "taken_back"):
+        for name in ("held", "drained", "refused_held", "dropped_client_gone", "refused_at_once", "withheld_writes"):
             self._row[INDEX[name]] = getattr(self._hold_stats, name)
         if (self._applied.busy or self._applied.unconfirmed) and (state := self._present_state()) != self._applied:
             self._applied = state

@@ -128,7 +128,7 @@ def _proxy(context: Context) -> Iterator[str]:
     yield f"leased_connections:{page.total('leased_connections')}"
     yield f"held_requests:{page.total('held_requests')}"
     yield f"held_total:{page.total('held')}"
-    for name in ("drained", "refused_held", "dropped_client_gone", "refused_at_once", "taken_back"):
+    for name in ("drained", "refused_held", "dropped_client_gone", "refused_at_once", "withheld_writes"):
         yield f"{name}:{page.total(name)}"
     for shard in context.topology.shards:
         health = healths.get(shard.name)

@@ -404,7 +404,7 @@ cdef int decide_withheld(Backend backend, Client owner) except -1:
                 size += item.size
                 since = since or item.replay_since or item.sent_at
         line = backend.router.admit_replay(backend, owner, size, since, writes)
-        backend.router.gate.stats.taken_back += writes
+        backend.router.gate.stats.withheld_writes += writes
     before = len(backend.replay_queue)
     for entry, frame in withheld.items:
         item = <Pending>entry

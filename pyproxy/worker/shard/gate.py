@@ -58,7 +58,7 @@ class HoldStats:
     refused_held: int = 0
     dropped_client_gone: int = 0
     refused_at_once: int = 0
-    taken_back: int = 0
+    withheld_writes: int = 0
 
     def count(self, outcome: str) -> None:
         setattr(self, outcome, getattr(self, outcome) + 1)

@@ -631,7 +631,7 @@ def test_where_nothing_may_wait_a_transaction_is_refused_whole(
         assert conn.ask("GET", keys.one(0, "counter")) is None
 
 
-def test_a_transaction_that_the_server_refuses_is_not_taken_back(
+def test_a_transaction_that_the_server_refuses_is_not_replayed(
     worker: BareWorker, replicated: Fleet, keys: Keys
 ) -> None:
     """A write alone would be held, and sent again."""

@@ -1,4 +1,4 @@
-"""A shard gets another primary: what was sent gets its verdict, what was refused is taken back, reads go on."""
+"""A shard gets another primary: what was refused is withheld and replayed, reads go on."""
 
 import contextlib
 import re
@@ -414,7 +414,7 @@ def test_a_probe_that_is_answered_opens_a_gate_that_stood_still(fleet: Fleet, ol
             wait_until("it to be tried", lambda: "UNCERTAIN" in str(conn.ask("SET", key, "x")), lambda: "")
 
 
-# --- taken back -------------------------------------------------------------------------------------------------------
+# --- withheld, and replayed -------------------------------------------------------------------------------------------
 
 
 def test_what_a_demoted_primary_refuses_is_applied_once_by_the_new_one(
@@ -428,7 +428,7 @@ def test_what_a_demoted_primary_refuses_is_applied_once_by_the_new_one(
     for number, conn in enumerate(talks):
         for step in range(20):
             conn.send(("INCR", counter), ("RPUSH", listed, f"{number}:{step}"), ("GET", counter))
-    worker.wait_for("all to be taken back", lambda: worker.count("taken_back") >= 200)
+    worker.wait_for("all to be withheld", lambda: worker.count("withheld_writes") >= 200)
     worker.close(LOST)
     worker.switch_to(LOST, new)
     worker.open(LOST)
@@ -449,20 +449,20 @@ def test_what_a_demoted_primary_refuses_is_applied_once_by_the_new_one(
         ]
 
 
-def test_a_part_of_a_split_write_is_taken_back_too(
+def test_a_part_of_a_split_write_is_withheld_too(
     worker: BareWorker, fleet: Fleet, keys: Keys, conn: Connection, old: Server, new: Server
 ) -> None:
     split = [keys.one(0), keys.one(LOST)]
     promote(old, new)
     conn.send(("MSET", split[0], 1, split[1], 2), ("MGET", *split))
     wait_applied(fleet.shards[0].primary, split[0], b"1")
-    worker.wait_count("taken_back", 1)
+    worker.wait_count("withheld_writes", 1)
     worker.close(LOST)
     worker.switch_to(LOST, new, open_gate=True)
     assert conn.reads(2) == [b"OK", [b"1", b"2"]]
 
 
-def test_a_refused_write_is_not_taken_back_past_a_later_one_that_was_applied(hopped: tuple[BareWorker, Hop]) -> None:
+def test_a_refused_write_is_not_replayed_past_a_later_one_that_was_applied(hopped: tuple[BareWorker, Hop]) -> None:
     worker, hop = hopped
     with Connection(worker.port) as conn:
         key = Keys(worker).one(LOST)
@@ -484,7 +484,7 @@ def test_the_answer_is_decided_byte_by_byte_as_well(hopped: tuple[BareWorker, Ho
         worker.wait_for("all to have reached the hop", lambda: packed("SET", key, "second") in hop.requests)
         for byte in b"-READONLY no.\r\n-LOADING Redis is loading\r\n":
             hop.inject(bytes([byte]))
-        worker.wait_count("taken_back", 2)
+        worker.wait_count("withheld_writes", 2)
         assert worker.count("held_requests") in (0, 2)
 
 
@@ -526,7 +526,7 @@ def test_without_a_promoter_the_servers_refusal_is_the_clients(fleet: Fleet, old
         assert error(conn.ask("SET", Keys(worker).one(LOST), "v")).startswith("READONLY ")
 
 
-def test_what_was_taken_back_of_a_client_that_left_is_never_sent(
+def test_what_was_withheld_of_a_client_that_left_is_never_sent(
     worker: BareWorker, keys: Keys, conn: Connection, old: Server, new: Server
 ) -> None:
     names = keys.on(LOST, 3, "gone")
@@ -539,7 +539,7 @@ def test_what_was_taken_back_of_a_client_that_left_is_never_sent(
     for name, how in zip(names, leave, strict=True):
         going = Connection(worker.port)
         going.send(("SET", name, "v"))
-        worker.wait_for("it to be taken back", lambda name=name: worker.count("taken_back") > names.index(name))  # type: ignore[misc]
+        worker.wait_for("it to be withheld", lambda name=name: worker.count("withheld_writes") > names.index(name))  # type: ignore[misc]
         how(going)
     worker.close(LOST)
     worker.wait_for("all to be dropped", lambda: worker.count("held_requests") == 0)
@@ -554,7 +554,7 @@ def test_a_client_that_left_while_it_was_not_read_is_found_out_when_the_gate_ope
     promote(old, new)
     with Connection(worker.port) as going:
         going.send(("SET", key, "v"))
-        worker.wait_for("it to be taken back", lambda: worker.count("taken_back") > 0)
+        worker.wait_for("it to be withheld", lambda: worker.count("withheld_writes") > 0)
         # more than is read of a client that waits, and no more than the kernel takes: the end must arrive
         going.send(*[("SET", key, "x" * 1000)] * 80)
     worker.close(LOST)
