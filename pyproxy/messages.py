@@ -173,7 +173,7 @@ class FleetHealth(msgspec.Struct, frozen=True, tag=True):
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True):
-    """Accept nobody any more, finish what is out, close, exit; what is left after `deadline_s` is closed too."""
+    """Accept nobody any more, finish what is in flight, close, exit; what is left after `deadline_s` is closed too."""
 
     deadline_s: float
 

@@ -31,7 +31,7 @@ class Expect:
     planned: bool = False  # no error, no lost write, no connection lost
     loses: bool = False  # acknowledged writes must be lost, or the checker is blind
     reads: bool = True  # more than 99 % of them are served
-    silent: bool = False  # a server falls silent: the reads that are out at first are noticed at their deadline
+    silent: bool = False  # a server falls silent: the reads in flight at first are noticed at their deadline
     wiped: bool = False  # the servers may have thrown everything away, whatever the proxy does
     proxy_dies: bool = False  # then clients of all shards notice
     gap_s: float | None = None  # at full length, without writes: a goal of the report, as a time is no promise

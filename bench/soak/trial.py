@@ -102,7 +102,7 @@ def _soak(fleet: Fleet, proxy: Proxy, reads: str, seconds: float, count: int, se
 
 
 def _rest(proxy: Proxy, problems: list[str]) -> dict[str, str]:
-    """Once nothing is out or held; INFO as it is then."""
+    """Once nothing is in flight or held; INFO as it is then."""
     said: dict[str, str] = {}
 
     def at_rest() -> bool:
@@ -115,7 +115,7 @@ def _rest(proxy: Proxy, problems: list[str]) -> dict[str, str]:
         return all(said[name] == "0" for name in OWED) and said["connected_clients"] == "1"
 
     try:
-        wait_until("nothing to be out", at_rest, lambda: str({name: said.get(name) for name in TOLD}), REST_S)
+        wait_until("nothing to be in flight", at_rest, lambda: str({name: said.get(name) for name in TOLD}), REST_S)
     except FleetError as error:
         problems.append(str(error))
     return {name: said.get(name, "?") for name in TOLD}

@@ -118,7 +118,7 @@ class Wire(asyncio.Protocol):
             self._transport.write(data[begin:end])
 
     async def answered(self, patience_s: float) -> bool:
-        """Whether all that is out is answered within that, or the connection lost."""
+        """Whether all that is in flight is answered within that, or the connection lost."""
         try:
             async with asyncio.timeout(patience_s):
                 await self._idle.wait()

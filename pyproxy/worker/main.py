@@ -71,7 +71,7 @@ from pyproxy.worker.shard.router import ShardRouter, those_closed
 TICK_S = 0.02  # how exactly deadlines are kept
 REST_S = BEAT_S  # between two ticks at rest; each is a beat, and tells the lane that the worker has not slept
 FULL_TICK_S = 0.9  # between two full ticks at rest; the ticks between them are beats alone
-CHECKED_S = 0.1  # checks for waiting clients that take longer are out as any other request is
+CHECKED_S = 0.1  # a check for waiting clients that takes longer counts as any other request in flight
 HOLDING_S = 0.1  # between two reports to the parent of what is held
 AT_WORK_S = 0.3  # a request through all keys that takes longer is reported: the parent may think its server down
 SLOW_TICK_S = 1.0  # between two checks of unfinished requests, idle connections and the heap
@@ -93,7 +93,7 @@ class Worker:
         self._woken = asyncio.Event()  # something has begun at rest, or the rest is over
         self._rest: asyncio.TimerHandle | None = None  # the end of it
         self._rest_until = 0.0
-        self._checking: asyncio.TimerHandle | None = None  # only checks for waiting clients are out; see _on_begun
+        self._checking: asyncio.TimerHandle | None = None  # while only checks for waiting clients are in flight
         self._maybe_busy = True  # something has begun since `_has_work` was last called
         self._full_tick_at = 0.0  # when the next full tick is due
         self._slices = Slices()
@@ -409,8 +409,8 @@ class Worker:
     def _on_begun(self) -> None:
         """Something has begun, or may have, in a turn of the lane.
 
-        Where all that is out are checks for clients that wait (ready_keys.py), ten times a second, the rest goes on.
-        What may be out beside them is looked at when they are answered, or when they take long.
+        While nothing is in flight but checks for clients that wait (ready_keys.py), ten times a second, the worker is
+        at rest. Whether anything else is, it finds when the checks are answered, or when they take long.
         """
         assert self._lane and self._context
         checks = sum(each.in_flight for each in self._context.ready_keys.values())
@@ -422,7 +422,7 @@ class Worker:
             self._checking = asyncio.get_running_loop().call_later(CHECKED_S, self._wake)
 
     def _on_checked(self) -> None:
-        """No check for clients that wait is out any more."""
+        """No check for clients that wait is in flight any more."""
         assert self._lane
         if self._checking is not None:
             self._end_checking()

@@ -145,7 +145,7 @@ class Parent:
         self.gates[index] = msgspec.structs.replace(self.gates[index], epoch=self.gates[index].epoch + 1)
 
     def hand_over(self, index: int) -> None:
-        """Planned: once nothing is out and the replica has everything; else it is given up."""
+        """Planned: once nothing is in flight and the replica has everything; else it is given up."""
         if index not in self.handing_over:
             if self.replicas(index) and not self.gates[index].closed:
                 self.close(index, hold=True)

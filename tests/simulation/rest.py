@@ -36,7 +36,7 @@ def rest(world: World) -> None:
     for client in world.clients:
         world.leave(client, "fin")
     _until(world, "all clients are gone", lambda: not world.lane.clients)
-    _until(world, "nothing is out", lambda: not _left_over(world))
+    _until(world, "nothing is in flight", lambda: not _left_over(world))
 
 
 def _until(world: World, what: str, done: Callable[[], bool]) -> None:

@@ -135,7 +135,7 @@ def test_a_client_that_waits_for_too_long_is_seen(monkeypatch: pytest.MonkeyPatc
 def test_what_is_left_over_is_seen() -> None:
     with history(Setting()) as world:
         world.worker._routers[0].gate.hold_replay(10)
-        with pytest.raises(Broken, match=r"nothing is out.*hold requests: 1, hold bytes: 10, s0 replays: 1"):
+        with pytest.raises(Broken, match=r"nothing is in flight.*hold requests: 1, hold bytes: 10, s0 replays: 1"):
             rest(world)
 
 

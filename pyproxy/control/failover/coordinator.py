@@ -359,7 +359,7 @@ class Coordinator:
     async def _await_quiet(self, shard: str) -> None:
         supervisor = self._supervisor()
         late = await supervisor.all_applied(self.topology.version, QUIET_S, shard) if supervisor else []
-        why = f"worker {', '.join(map(str, late))} did not hold, or had writes out, after {QUIET_S:g} s"
+        why = f"worker {', '.join(map(str, late))} did not hold, or had writes in flight, after {QUIET_S:g} s"
         self._step(shard, NotQuiet(why) if late else Quiet())
 
     async def _switch(self, control: ShardControl) -> None:

@@ -106,23 +106,23 @@ class Machine(UnplannedFailover):
         self._since = self._decided = now
         self._planned = True
         self._named = event.to is not None
-        self._target, self._out = candidate, False
+        self._target, self._hand_over_sent = candidate, False
         effects = self._enter(Phase.HANDING_OVER, now, "an operator asked", Event.HAND_OVER, candidate=candidate)
         return [*effects, AwaitQuiet()]
 
     def _on_quiet(self, _event: FailoverEvent, now: float) -> list[Effect]:
         assert self._target is not None
-        if self._out:
+        if self._hand_over_sent:
             return []
-        self._out = True
+        self._hand_over_sent = True
         return [HandOver(self._target, self._named)]
 
     def _on_not_quiet(self, event: FailoverEvent, now: float) -> list[Effect]:
         assert isinstance(event, NotQuiet)
-        return [] if self._out else self._call_off(event.why, now)
+        return [] if self._hand_over_sent else self._call_off(event.why, now)
 
     def _on_handed_over(self, _event: FailoverEvent, now: float) -> list[Effect]:
-        if not self._out:
+        if not self._hand_over_sent:
             return []
         announcement = self._overruled()
         if announcement is not None and announcement.epoch:
@@ -131,7 +131,7 @@ class Machine(UnplannedFailover):
 
     def _on_hand_over_refused(self, event: FailoverEvent, now: float) -> list[Effect]:
         assert isinstance(event, PromotionRefused)
-        return self._call_off(event.why, now) if self._out else []
+        return self._call_off(event.why, now) if self._hand_over_sent else []
 
     def _call_off(self, why: str, now: float) -> list[Effect]:
         self._planned = False

@@ -64,7 +64,7 @@ class ShardState:
         self._asked = False  # an operator waits for an answer
         self._planned = False
         self._named = False
-        self._out = False  # handing over: the promoter was asked, and has not answered
+        self._hand_over_sent = False  # in phase handing-over: the promoter was asked, and has not answered
         self._reconfigured_at = 0.0
         self._waits = True
 

@@ -68,7 +68,7 @@ class Switched:
 
 @dataclass(frozen=True, slots=True)
 class Quiet:
-    """Every worker holds, and no write of the shard is out."""
+    """Every worker holds, and no write of the shard is in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class NotQuiet:
 
 @dataclass(frozen=True, slots=True)
 class PromoteAsked:
-    """By an operator, who may say which server it shall be."""
+    """An operator asks for a promotion, and may name the server."""
 
     to: Node | None
 
@@ -111,7 +111,7 @@ class Promote:
 
 @dataclass(frozen=True, slots=True)
 class AwaitQuiet:
-    """See that all workers hold and have nothing out; answered by Quiet or NotQuiet."""
+    """See that all workers hold and have nothing in flight; answered by Quiet or NotQuiet."""
 
 
 @dataclass(frozen=True, slots=True)

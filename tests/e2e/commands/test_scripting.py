@@ -335,7 +335,7 @@ def test_a_promotion_goes_unnoticed(server: Server) -> None:
             wait_until("its library", lambda: replica.ask("FUNCTION", "LIST") != [], lambda: str(replica))  # noqa: B023
             assert replica.ask("SCRIPT", "EXISTS", sha(COUNT)) == [0]
         primary.kill()
-        wait_for_line(proxy, r"\+link-lost ")  # one that is out when it dies is -UNCERTAIN
+        wait_for_line(proxy, r"\+link-lost ")  # one that is in flight when it dies is -UNCERTAIN
         assert [conn.ask("EVALSHA", sha(COUNT), 1, key) for _ in range(3)] == [2, 3, 4]
         assert [conn.ask("EVAL", COUNT, 1, key), conn.ask("FCALL", "f", 1, key)] == [5, 6]
         promoted = next(each for each in fleet.shards[0].replicas if each.says_master())

@@ -157,7 +157,7 @@ def test_a_promoted_primary_has_it_and_publishes(fleet: Fleet) -> None:
         for replica in live.replicas:
             replica.ask("CONFIG", "SET", NAME, "")
         live.primary.kill()
-        wait_for_line(proxy, r"\+link-lost ")  # one that is out when it dies is -UNCERTAIN
+        wait_for_line(proxy, r"\+link-lost ")  # one that is in flight when it dies is -UNCERTAIN
         assert conn.ask("SET", key, "after") == b"OK"
         promoted = next(each for each in live.replicas if each.says_master())
         wait_set([promoted], b"$E", proxy)

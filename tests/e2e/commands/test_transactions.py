@@ -369,7 +369,7 @@ def test_a_server_killed_with_a_transaction_out_is_one_uncertain(
     spread.send(*transaction, ["ECHO", "behind"])
     assert spread.reads(4) == [b"OK", *[b"QUEUED"] * 3]
     with Connection(split.port) as other:
-        wait_for_info(other, "it to be out", lambda info: info["inflight"] == "1")
+        wait_for_info(other, "it to be in flight", lambda info: info["inflight"] == "1")
         wait_until_answered(other, keys, transaction)
     server.kill()
     executed, behind_it = spread.reads(2)
@@ -448,7 +448,7 @@ def test_a_client_that_leaves_with_a_transaction_out_takes_no_answer_of_others_a
         with Connection(hasty.port) as leaving:
             leaving.send(*transaction)
             assert leaving.reads(4) == [b"OK", *[b"QUEUED"] * 3]
-            wait_for_info(other, "it to be out", lambda info: info["inflight"] == "1")
+            wait_for_info(other, "it to be in flight", lambda info: info["inflight"] == "1")
         wait_for_info(other, "it to be gone", lambda info: (info["inflight"], info["connected_clients"]) == ("0", "1"))
         hop.heal()
         other.send(["GET", key], ["STRLEN", key])

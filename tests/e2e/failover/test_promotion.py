@@ -42,7 +42,7 @@ def test_a_write_to_a_shard_whose_primary_was_killed_is_held_and_then_done(fleet
         assert conn.ask("INCR", key) == 1
         wait_until("the replicas", lambda: in_step(fleet, key), lambda: str(fleet.shards[0].replicas))
         fleet.shards[0].primary.kill()
-        wait_for_line(proxy, r"\+link-lost ")  # one that is out when it dies is -UNCERTAIN
+        wait_for_line(proxy, r"\+link-lost ")  # one that is in flight when it dies is -UNCERTAIN
         assert [conn.ask("INCR", key) for _ in range(3)] == [2, 3, 4]
         wait_for_info(conn, "the epoch", lambda info: int(info["held_requests"]) == 0)
 
@@ -62,7 +62,7 @@ def test_meanwhile_reads_of_it_are_answered_and_the_other_shards_know_nothing_of
         assert conn.ask("MSET", here, "a", there, "b") == b"OK"
         wait_until("the replicas", lambda: in_step(fleet, here), lambda: str(fleet.shards[0].replicas))
         fleet.shards[0].primary.kill()
-        wait_for_line(proxy, r"\+link-lost ")  # one that is out when it dies is -UNCERTAIN
+        wait_for_line(proxy, r"\+link-lost ")  # one that is in flight when it dies is -UNCERTAIN
         held.send(("SET", here, "c"))
         wait_for_info(conn, "the write to be held", lambda info: int(info["held_requests"]) == 1)
         for _ in range(100):
@@ -138,7 +138,7 @@ def test_a_worker_that_stands_still_is_ended_before_anybody_writes_to_the_new_pr
         stopped = next(pid for pid in workers if int(_argument(pid, "--index")) != mine)
         os.kill(stopped, signal.SIGSTOP)
         fleet.shards[0].primary.kill()
-        wait_for_line(proxy, r"\+link-lost ")  # one that is out when it dies is -UNCERTAIN
+        wait_for_line(proxy, r"\+link-lost ")  # one that is in flight when it dies is -UNCERTAIN
         assert conn.ask("SET", key, "v") == b"OK"
         assert not os.path.exists(f"/proc/{stopped}")
         assert "not at the new primary of s0" in proxy.log.read_text()

@@ -79,7 +79,7 @@ def test_small_requests_do_not_wait_while_a_large_request_leaves(fleet: Fleet) -
         large, small = Keys(worker).on(SHARD, 2, "sent")
         hop.let(SIZE // 2, Way.REQUESTS)
         asking.send(("SET", large, b"x" * 3 * SIZE))
-        wait_until("it to be out", lambda: worker.count("inflight") == 1, lambda: "", PATIENCE_S)
+        wait_until("it to be in flight", lambda: worker.count("inflight") == 1, lambda: "", PATIENCE_S)
         assert is_served(worker.port, small)
         hop.heal()
         assert asking.read() == b"OK"

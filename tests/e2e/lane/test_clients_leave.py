@@ -66,7 +66,7 @@ def test_by_rst_in_the_middle_of_a_fan_out(stays: Connection, proxy: Proxy, hop:
     hop.stall(Way.REPLIES)
     leaves = Connection(proxy.port)
     leaves.send(("MGET", *names), ("DEL", *names), ("DBSIZE",))
-    wait_for_info(stays, "three to be out", out(3))
+    wait_for_info(stays, "three to be in flight", out(3))
     leaves.reset()
     wait_for_info(stays, "it to be gone", it_is_gone)
 
@@ -77,7 +77,7 @@ def test_by_rst_in_mid_pipeline(stays: Connection, proxy: Proxy, hop: Hop, keys:
     hop.stall(Way.REPLIES)
     leaves = Connection(proxy.port)
     leaves.send(*[("INCR", key)] * 10)
-    wait_for_info(stays, "ten to be out", out(10))
+    wait_for_info(stays, "ten to be in flight", out(10))
     leaves.reset()
     wait_for_info(stays, "it to be gone", it_is_gone)
     hop.heal()
@@ -90,7 +90,7 @@ def test_by_fin_without_waiting_for_replies(stays: Connection, proxy: Proxy, hop
     hop.stall(Way.REPLIES)
     leaves = Connection(proxy.port)
     leaves.send(*[("INCR", key), ("MGET", key, keys.one(0)), ("DBSIZE",)] * 3)
-    wait_for_info(stays, "nine to be out", out(9))
+    wait_for_info(stays, "nine to be in flight", out(9))
     leaves.close()
     hop.heal()
     wait_for_info(stays, "it to be gone", it_is_gone)
@@ -124,7 +124,7 @@ def test_half_a_close_is_finished_and_answered(proxy: Proxy, hop: Hop, keys: Key
     with Connection(proxy.port) as half, Connection(proxy.port) as looking:
         half.send(("SET", key, "v"), *[("GET", key)] * 200, ("MGET", key, keys.one(0, "nothing")), ("ECHO", "last"))
         half.socket.shutdown(socket.SHUT_WR)
-        wait_for_info(looking, "requests to be out", lambda info: int(info["inflight"]) > 0)
+        wait_for_info(looking, "requests to be in flight", lambda info: int(info["inflight"]) > 0)
         hop.heal()
         assert half.reads(203) == [b"OK", *[b"v"] * 200, [b"v", None], b"last"]
         assert half.until_end() == b""
@@ -171,7 +171,7 @@ def test_a_server_and_a_client_that_go_together(proxy: Proxy, hop: Hop, keys: Ke
             leaves = Connection(proxy.port)
             hop.stall(Way.REPLIES)
             leaves.send(("GET", key), ("INCR", key), ("MGET", key, keys.one(0)), ("DEL", key, keys.one(2)))
-            wait_for_info(looking, "four to be out", out(4))
+            wait_for_info(looking, "four to be in flight", out(4))
             hop.cut(reset=leave is Connection.reset)
             leave(leaves)
             hop.heal()

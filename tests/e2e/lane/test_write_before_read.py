@@ -166,7 +166,7 @@ def test_after_a_reset_nothing_more_is_begun(fleet: Fleet, proxy: Proxy, conn: C
     try:
         with Connection(proxy.port) as leaver:
             leaver.send(("GET", key), ("SELECT", 1), ("SET", other, "v"))
-            wait_for_info(conn, "it to be out", lambda info: info["inflight"] == "1")
+            wait_for_info(conn, "it to be in flight", lambda info: info["inflight"] == "1")
             leaver.reset()
         wait_for_info(conn, "it to be gone", lambda info: info["connected_clients"] == "1")
     finally:

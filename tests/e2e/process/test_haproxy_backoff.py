@@ -159,7 +159,7 @@ def test_where_writes_are_held_a_primary_that_is_killed_costs_no_http_client_an_
     with running(replicas=1, **{**profile, **hold}) as site:
         site.http.wait_for("GET", "/", 200)
         site.fleet.shards[0].primary.kill()
-        wait_for_line(site.proxy, r"\+link-lost ")  # one that is out when it dies is -UNCERTAIN
+        wait_for_line(site.proxy, r"\+link-lost ")  # one that is in flight when it dies is -UNCERTAIN
         assert site.http.ask("GET", "/").status == 200
         assert site.fleet.shards[0].replicas[0].ask("GET", "/") == b"now"
 

@@ -142,7 +142,7 @@ def test_when_the_parent_is_killed_the_workers_end_in_order(fleet: Fleet, hop: H
 
 
 def test_sigterm_drains(fleet: Fleet, hop: Hop) -> None:
-    """Idle clients are closed, what is out is answered, nobody is let in, and the exit status is 0."""
+    """Idle clients are closed, what is in flight is answered, nobody is let in, and the exit status is 0."""
     with own(fleet, hop, drain_s=PATIENCE_S) as proxy, Connection(proxy.port) as idle, Connection(proxy.port) as busy:
         key = Keys(proxy).one(STALLED)
         assert (idle.ask("PING"), busy.ask("SET", key, "v")) == (b"PONG", b"OK")
@@ -150,7 +150,7 @@ def test_sigterm_drains(fleet: Fleet, hop: Hop) -> None:
         hop.stall(Way.REPLIES)
         busy.send(("GET", key), ("ECHO", "behind it"))
         with Connection(proxy.port) as looking:
-            wait_for_info(looking, "a request to be out", lambda info: info["inflight"] == "1")
+            wait_for_info(looking, "a request to be in flight", lambda info: info["inflight"] == "1")
         proxy.terminate()
         assert idle.until_end() == b"", "closed by FIN"
         idle.close()

@@ -33,7 +33,7 @@ def conn(proxy: Proxy, keys: Keys) -> Iterator[Connection]:
     with Connection(proxy.port) as conn:
         serve_again(conn, keys)
         assert conn.ask("FLUSHALL") == b"OK"
-        # how many requests of a client may be out grows with what is known of the size of its answers
+        # how many requests of a client may be in flight grows with what is known of the size of its answers
         conn.send(*[("EXISTS", keys.one(LOST))] * 100)
         conn.reads(100)
         yield conn
@@ -65,7 +65,7 @@ def steady(conn: Connection, fleet: Fleet) -> None:
 
 def wait_until_out(proxy: Proxy, count: int) -> None:
     with Connection(proxy.port) as looking:
-        wait_for_info(looking, f"{count} requests to be out", lambda info: info["inflight"] == str(count))
+        wait_for_info(looking, f"{count} requests to be in flight", lambda info: info["inflight"] == str(count))
 
 
 def wait_until_applied(fleet: Fleet, key: str, value: int) -> None:

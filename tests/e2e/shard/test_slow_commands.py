@@ -149,7 +149,7 @@ def test_a_long_reply_is_waited_for_while_it_comes_and_those_behind_it_too(over_
         assert asking.ask("SET", key, b"x" * SIZE) == b"OK"
         hop.drip(GAP_S, Way.REPLIES, piece=SIZE // PIECES)
         asking.send(("GET", key))
-        wait_until("it to be out", lambda: over_the_wire.count("inflight") == 1, lambda: "", PATIENCE_S)
+        wait_until("it to be in flight", lambda: over_the_wire.count("inflight") == 1, lambda: "", PATIENCE_S)
         behind.send(("SET", other, "v"), ("GET", other))
         assert asking.read() == b"x" * SIZE
         assert behind.reads(2) == [b"OK", b"v"]
@@ -166,7 +166,7 @@ def test_a_long_request_is_waited_for_while_it_leaves_and_those_behind_it_too(fl
             assert behind.ask("DEL", other) in (0, 1)
             hop.drip(GAP_S / 2, Way.REQUESTS, piece=65536)
             asking.send(("SET", key, b"x" * size))
-            wait_until("it to be out", lambda: worker.count("inflight") == 1, lambda: "", PATIENCE_S)
+            wait_until("it to be in flight", lambda: worker.count("inflight") == 1, lambda: "", PATIENCE_S)
             behind.send(("SET", other, "v"), ("GET", other))
             assert asking.read() == b"OK"
             assert behind.reads(2) == [b"OK", b"v"]

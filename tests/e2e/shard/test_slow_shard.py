@@ -91,7 +91,7 @@ def test_replies_of_other_shards_do_not_wait_for_it(fleet: Fleet, keys: Keys, sl
         assert waiting.ask("SET", keys.one(SLOW), "v") == b"OK"
         slow.pause()
         waiting.send(("GET", keys.one(SLOW)))
-        wait_for_info(other, "one request to be out", lambda info: info["inflight"] == "1")
+        wait_for_info(other, "one request to be in flight", lambda info: info["inflight"] == "1")
         assert other.ask("SET", keys.one(0), "v") == b"OK"
         assert other.ask("MGET", keys.one(0), keys.one(2)) == [b"v", None]
         assert proxy_info(other)["timeouts"] == "0"

@@ -117,7 +117,7 @@ def test_a_write_that_was_sent_is_uncertain_and_never_sent_to_the_new_primary(
     old.pause()
     conn.send(("INCR", key), ("INCR", key))
     with Connection(worker.port) as other:
-        wait_for_info(other, "both to be out", lambda info: info["inflight"] == "2")
+        wait_for_info(other, "both to be in flight", lambda info: info["inflight"] == "2")
     promote(None, new)
     worker.switch_to(LOST, new)
     assert [error(reply).split()[0] for reply in conn.reads(2)] == ["UNCERTAIN", "UNCERTAIN"]
@@ -207,7 +207,7 @@ def test_reads_wait_while_there_is_nobody_to_read_from(
         assert second.ask("GET", key) == b"v"
         old.pause()
         second.send(("GET", key))  # out when it is lost
-        worker.wait_for("it to be out", lambda: worker.count("commands") >= 3)
+        worker.wait_for("it to be in flight", lambda: worker.count("commands") >= 3)
         worker.close(LOST)
         old.kill()
         down = "closed the connection"
@@ -255,7 +255,7 @@ def test_reads_that_are_out_to_a_replica_when_that_dies_too_are_answered(
         begun = worker.count("commands")
         one.send(("GET", key), ("MGET", keys.one(0), key))
         two.send(("MULTI",), ("GET", key), ("EXEC",), ("GET", key))
-        worker.wait_for("them to be out", lambda: worker.count("commands") >= begun + 5)
+        worker.wait_for("them to be in flight", lambda: worker.count("commands") >= begun + 5)
         new.kill()
         if in_time:
             promote(None, other)
@@ -360,7 +360,7 @@ def test_of_the_reads_that_a_silent_primary_does_not_answer_few_are_asked_of_the
         begun = worker.count("commands")
         for each in talks:
             each.send(("GET", key))
-        worker.wait_for("all to be out", lambda: worker.count("commands") >= begun + 60)
+        worker.wait_for("all to be in flight", lambda: worker.count("commands") >= begun + 60)
         worker.wait_for("all deadlines to have passed", lambda: worker.count("timeouts") >= 60)
         new.resume()
         for each in talks:

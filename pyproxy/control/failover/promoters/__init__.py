@@ -6,7 +6,7 @@ machine.py. Nothing here is ever in the path of a request.
 
     run          whoever decides ──▶ announce(Announcement): "this node is the primary, by this epoch"
     promote      the primary is lost: make the candidate the primary, as well as that can be done without it
-    hand_over    all are well, and no write is out: the candidate takes over with everything
+    hand_over    all are well, and no write is in flight: the candidate takes over with everything
     reconfigure  some servers are not replicas of the primary: make them so; the one that was lost may have come back
 """
 
@@ -75,7 +75,7 @@ class Promoter:
         raise PromotionFailed("nobody promotes here", again=False)
 
     async def hand_over(self, case: Case) -> None:
-        """The same with both alive and no write out: nothing may be lost. Undone if it fails: PromotionFailed."""
+        """The same with both alive and no write in flight: nothing may be lost. Undone if it fails: PromotionFailed."""
         raise PromotionFailed("nobody promotes here", again=False)
 
     async def setting(self, name: str) -> str | None:

@@ -35,7 +35,7 @@ NODE_S = 1.0  # for a server to connect, and to answer
 CHECK_S = 0.25  # between two checks of a candidate, of which MASTERS in a row must say role:master
 MASTERS = 2
 QUIET_S = 30.0  # after AWS was asked, until it is believed that it never will
-IN_STEP_S = 1.0  # for a replica to have all that its primary has, when no write is out
+IN_STEP_S = 1.0  # for a replica to have all that its primary has, when no write is in flight
 
 # Codes of refusals that another attempt, or another candidate, meets again.
 FOR_GOOD = ("AccessDenied", "AccessDeniedException", "InvalidParameterCombination", "InvalidParameterValue")
@@ -102,7 +102,7 @@ def _named(name: str, groups: dict[str, Group]) -> Group:
 
 
 @dataclass(slots=True)
-class Wish:
+class RequestedPromotion:
     """What AWS was asked for, by us or by somebody else, until it is so or surely will not be."""
 
     node: Node
@@ -132,11 +132,11 @@ class ElastiCachePromoter(Promoter):
         self._group: Group | None = None  # as it was described last, when AWS was asked
         self._group_at = 0.0  # at this time
         self._error = ""  # of the last description, as it was logged
-        self._wish: Wish | None = None
-        self._put_off = ""  # CacheClusterId of one that is to be promoted, but not now: in the maintenance window
+        self._requested: RequestedPromotion | None = None
+        self._deferred = ""  # CacheClusterId of one that is to be promoted, but not now: in the maintenance window
         self._troubled = False  # the primary is not one
-        self._woken = asyncio.Event()  # the loop that asks AWS
-        self._hurried = asyncio.Event()  # the loop that asks the servers
+        self._describe_now = asyncio.Event()  # the loop that asks AWS
+        self._check_now = asyncio.Event()  # the loop that asks the servers
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -164,25 +164,25 @@ class ElastiCachePromoter(Promoter):
             except ApiError as exc:
                 self._on_api_error(str(exc))
             in_peace_s = self._options.poll_s * random.uniform(0.8, 1.2)  # not all proxies at once
-            await _pause(self._woken, self._options.trouble_poll_s if self._in_trouble else in_peace_s)
+            await _pause(self._describe_now, self._options.trouble_poll_s if self._in_trouble else in_peace_s)
 
     async def _follow_servers(self) -> None:
         while True:
-            wish = self._wish
-            node = wish.node if wish else self._believed
+            requested = self._requested
+            node = requested.node if requested else self._believed
             role = await self._role(node) if node else ""
-            if wish is not None and wish is self._wish:
-                self._judge(wish, role)
-            elif wish is None and node is not None and node == self._believed:
+            if requested is not None and requested is self._requested:
+                self._judge(requested, role)
+            elif requested is None and node is not None and node == self._believed:
                 if not self._in_trouble and role != "master":
-                    self._woken.set()
+                    self._describe_now.set()
                 self._troubled = role != "master"
-            await _pause(self._hurried, CHECK_S if self._wish else self._options.trouble_poll_s)
+            await _pause(self._check_now, CHECK_S if self._requested else self._options.trouble_poll_s)
 
     @property
     def _in_trouble(self) -> bool:
         """A change is near, or under way: AWS is asked more often."""
-        return self._wish is not None or self._troubled or (self._group is not None and not self._group.idle)
+        return self._requested is not None or self._troubled or (self._group is not None and not self._group.idle)
 
     async def _on_described(self, group: Group, at: float) -> None:
         """AWS described the group when it was asked at this time: believe its primary, unless that is old news."""
@@ -197,11 +197,13 @@ class ElastiCachePromoter(Promoter):
             return
         if named != self._late:
             self._late = None
-        wished = self._wish is not None and named == self._wish.node  # then the loop that asks the servers will tell
-        if self._believed is None or (named != self._believed and not wished and await self._outdone_by(named)):
+        requested = (
+            self._requested is not None and named == self._requested.node
+        )  # the loop that asks the servers tells
+        if self._believed is None or (named != self._believed and not requested and await self._is_replaced_by(named)):
             self._believe(named)
 
-    async def _outdone_by(self, named: Node) -> bool:
+    async def _is_replaced_by(self, named: Node) -> bool:
         """Whether this one is the primary, and not the one that is believed to be."""
         if await self._role(named) != "master":
             return False  # not yet, or not any more
@@ -212,31 +214,31 @@ class ElastiCachePromoter(Promoter):
             emit(Event.ELASTICACHE_LOST, group=self._name, error=error)
             self._error = error
 
-    def _judge(self, wish: Wish, role: str) -> None:
-        """What became of a wish, now that its candidate was checked."""
-        wish.masters = wish.masters + 1 if role == "master" else 0
+    def _judge(self, requested: RequestedPromotion, role: str) -> None:
+        """What became of a requested promotion, now that its candidate was checked."""
+        requested.masters = requested.masters + 1 if role == "master" else 0
         group = self._group
-        if group is None or self._group_at < wish.at:
+        if group is None or self._group_at < requested.at:
             return
-        if wish.masters >= MASTERS and (group.primary == wish.node or group.status == "available"):
-            self._late = group.primary if group.primary != wish.node else None
-            self._believe(wish.node)
-        elif not wish.masters and group.status == "available" and self._group_at > wish.at + QUIET_S:
-            self._put_off = group.pending
-            self._end(f"{wish.node} is no primary {QUIET_S:g} s after aws was asked")
+        if requested.masters >= MASTERS and (group.primary == requested.node or group.status == "available"):
+            self._late = group.primary if group.primary != requested.node else None
+            self._believe(requested.node)
+        elif not requested.masters and group.status == "available" and self._group_at > requested.at + QUIET_S:
+            self._deferred = group.pending
+            self._end(f"{requested.node} is no primary {QUIET_S:g} s after aws was asked")
 
     def _believe(self, node: Node) -> None:
-        if self._wish is not None:
-            self._end("" if node == self._wish.node else f"aws says that {node} is the primary")
+        if self._requested is not None:
+            self._end("" if node == self._requested.node else f"aws says that {node} is the primary")
         if node != self._believed:
             self._believed = node
             self._troubled = False
             self._announce(Announcement(node, 0, "elasticache"))
 
     def _end(self, why: str = "") -> None:
-        if self._wish is not None:
-            self._wish.end(why)
-            self._wish = None
+        if self._requested is not None:
+            self._requested.end(why)
+            self._requested = None
 
     async def _role(self, node: Node) -> str:
         """master, slave; empty: it does not answer."""
@@ -256,7 +258,7 @@ class ElastiCachePromoter(Promoter):
 
     async def promote(self, case: Case) -> None:
         """Returns when AWS has done it, which may be long: cancelled, it is followed to the end all the same."""
-        self._woken.set()
+        self._describe_now.set()
         await asyncio.sleep(random.uniform(0.0, self._options.delay_s))  # another proxy may be faster
         await self._obtain(case)
 
@@ -274,49 +276,49 @@ class ElastiCachePromoter(Promoter):
         await self._on_described(group, at)
         if group.refusal:
             raise PromotionFailed(group.refusal, again=False)
-        wish = self._wish or self._begun(group, case) or await self._ask(group, case)
-        self._hurried.set()
-        self._woken.set()
-        why = await asyncio.shield(wish.over)
+        requested = self._requested or self._begun(group, case) or await self._ask(group, case)
+        self._check_now.set()
+        self._describe_now.set()
+        why = await asyncio.shield(requested.over)
         if why:
             raise PromotionFailed(why)
-        if str(wish.node) != case.candidate.node:
-            raise PromotionFailed(f"aws promoted {wish.node}, as somebody else asked for")
+        if str(requested.node) != case.candidate.node:
+            raise PromotionFailed(f"aws promoted {requested.node}, as somebody else asked for")
 
-    def _begun(self, group: Group, case: Case) -> Wish | None:
+    def _begun(self, group: Group, case: Case) -> RequestedPromotion | None:
         """What AWS does already; None if it may be asked. Raises PromotionFailed."""
-        wished = group.node_of(group.pending) if group.pending != self._put_off else None
-        if wished is None and group.primary is not None and str(group.primary) != case.primary.node:
+        node = group.node_of(group.pending) if group.pending != self._deferred else None
+        if node is None and group.primary is not None and str(group.primary) != case.primary.node:
             if str(group.primary) != case.candidate.node:
                 raise PromotionFailed(f"aws says that {group.primary} is the primary")
-            wished = group.primary
-        if wished is None and group.status != "available":
+            node = group.primary
+        if node is None and group.status != "available":
             raise PromotionFailed(f"the replication group is {group.status}")
-        if wished is None and group.automatic_failover != "disabled":
+        if node is None and group.automatic_failover != "disabled":
             raise PromotionFailed(f"automatic failover is {group.automatic_failover}")
-        if wished is None:
+        if node is None:
             return None
-        self._wish = Wish(wished, time.monotonic())
-        return self._wish
+        self._requested = RequestedPromotion(node, time.monotonic())
+        return self._requested
 
-    async def _ask(self, group: Group, case: Case) -> Wish:
+    async def _ask(self, group: Group, case: Case) -> RequestedPromotion:
         """Ask AWS, once."""
         cluster = group.cluster_of(case.candidate.node)
         if not cluster:
             raise PromotionFailed(f"aws knows no {case.candidate.node} in the replication group")
-        wish = self._wish = Wish(Node.parse(case.candidate.node))
-        what = {"shard": case.shard, "epoch": case.epoch, "node": wish.node}
+        requested = self._requested = RequestedPromotion(Node.parse(case.candidate.node))
+        what = {"shard": case.shard, "epoch": case.epoch, "node": requested.node}
         emit(Event.ELASTICACHE_ASKED, **what, group=self._name, cluster=cluster)
         try:
             await self._groups.promote(self._name, cluster)
         except ApiError as exc:
             if not exc.unknown:
-                self._wish = None
+                self._requested = None
                 raise PromotionFailed(str(exc), again=exc.code not in FOR_GOOD) from None
             self._on_api_error(str(exc))
         finally:
-            wish.at = time.monotonic()
-        return wish
+            requested.at = time.monotonic()
+        return requested
 
     async def _wait_in_step(self, case: Case) -> None:
         primary = await self._replication(case.primary.node)

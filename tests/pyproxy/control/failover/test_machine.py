@@ -123,7 +123,7 @@ def test_an_outcome_of_before_is_not_that_of_a_planned_promotion() -> None:
 def test_a_planned_promotion_that_does_not_get_quiet_is_given_up() -> None:
     shard = SimulatedShard()
     shard.step(PromoteAsked(P2))
-    shard.step(NotQuiet("worker 1 had writes out"))
+    shard.step(NotQuiet("worker 1 had writes in flight"))
     assert (shard.phase, shard.is_closed, shard.answers) == (Phase.HEALTHY, False, [False])
     assert shard.of(HandOver) == []
     assert shard.logged == ["+hand-over", "-hand-over"]

@@ -1,4 +1,4 @@
-"""What is true of all queues between two turns: it is so while requests are out, and what breaks it is named."""
+"""What is true of all queues between two turns: it is so while requests are in flight, and what breaks it is named."""
 
 import time
 
