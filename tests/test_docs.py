@@ -100,6 +100,8 @@ NOW = [page for page in WRITTEN if page != HISTORY]
 INTERNALS = [ROOT / "CONTRIBUTING.md", *(DOCS / f"{name}.md" for name in ("architecture", "request-path"))]
 INTERNALS += [DOCS / "worker-internals.md", DOCS / "failover-internals.md"]
 
+OPERATORS = [DOCS / f"{name}.md" for name in ("monitoring", "operations", "promotion", "limits", "blocking", "errors")]
+
 ELSEWHERE = ("my.toml",)
 """Files of a reader's own."""
 
@@ -164,6 +166,13 @@ def test_what_a_page_names_of_the_code_is_there(page: Path) -> None:
 def test_what_a_page_about_the_code_calls_by_name_is_in_the_code(page: Path) -> None:
     names = {name for name in CODE.findall(page.read_text()) if re.fullmatch(r"_?[A-Za-z]\w*", name)}
     assert len(names) > 3
+    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", sources())] == []
+
+
+@pytest.mark.parametrize("page", OPERATORS, ids=lambda page: page.name)
+def test_a_field_or_option_that_operators_are_told_of_is_in_the_code(page: Path) -> None:
+    names = {name for name in CODE.findall(page.read_text()) if re.fullmatch(r"[a-z]+(_[a-z]+)+", name)}
+    assert names
     assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", sources())] == []
 
 

@@ -11,8 +11,8 @@ from random import Random
 
 import uvloop
 
-from bench.soak.deeds import CHANNELS, SCRIPT, SHA, Deeds, exactly
 from bench.soak.ledger import Ledger
+from bench.soak.operations import CHANNELS, SCRIPT, SHA, Operations, exactly
 from bench.soak.wire import Request, Tally, Wire
 from pyproxy.fleet import HOST
 
@@ -59,23 +59,23 @@ class Clients:
     async def _live(self, number: int, random: Random) -> None:
         """Connection after connection."""
         generation = 0
-        former: Deeds | None = None
+        former: Operations | None = None
         while not self._ending.is_set():
             generation += 1
             wire = await self._connect(f"c{number}.{generation}")
             if wire is None:
                 return
-            deeds = Deeds(wire.name.encode(), self._ledger, random)
+            operations = Operations(wire.name.encode(), self._ledger, random)
             first = [Request((b"SCRIPT", b"LOAD", SCRIPT), exactly(SHA))]
             if number % 2:
                 first.insert(0, Request((b"HELLO", b"3"), _is_hello))
             if former:
                 first += former.looks_back()
             wire.send(first)
-            await self._through(wire, deeds, random)
-            former = deeds
+            await self._through(wire, operations, random)
+            former = operations
 
-    async def _through(self, wire: Wire, deeds: Deeds, random: Random) -> None:
+    async def _through(self, wire: Wire, operations: Operations, random: Random) -> None:
         """The life of a connection."""
         while await self._is_answered(wire):
             if self._ending.is_set():
@@ -83,7 +83,7 @@ class Clients:
                 await wire.closed
                 return
             await asyncio.sleep(random.random() * PAUSE_S)
-            requests = deeds.some()
+            requests = operations.some()
             size = sum(len(word) for request in requests for word in request.argv)
             cuts = sorted(random.randrange(1, size) for _ in range(random.choice((0, 0, 0, 1, 3))))
             wire.send(requests, cuts)

@@ -5,8 +5,8 @@ from random import Random
 
 import pytest
 
-from bench.soak.deeds import Deeds
 from bench.soak.ledger import Ledger, State, Switch, Verdict, Write
+from bench.soak.operations import Operations
 from bench.soak.trial import run
 from bench.soak.wire import Request, Tally, Wire
 
@@ -234,8 +234,8 @@ def test_a_write_of_a_transaction_has_the_fate_that_its_answer_says(error: bytes
 
 @pytest.mark.parametrize(("watched", "misrouted"), [(True, 0), (False, 1)])
 def test_nil_is_an_answer_to_a_transaction_that_watches_alone(watched: bool, misrouted: int, ledger: Ledger) -> None:
-    deeds = Deeds(b"c", ledger, Random(1))
-    block = (deeds.watched() if watched else deeds.transaction())[-1]
+    operations = Operations(b"c", ledger, Random(1))
+    block = (operations.watched() if watched else operations.transaction())[-1]
     assert len(told(b"*-1\r\n", block).misrouted) == misrouted
     fate = State.REFUSED if watched else State.UNKNOWN
     assert {write.state for part in block.parts for write in part.writes} == {fate}

@@ -29,7 +29,7 @@ def number(low: int, high: int) -> Judge:
     return judge
 
 
-class Deeds:
+class Operations:
     """Of one connection. `prefix` begins all its keys."""
 
     def __init__(self, prefix: bytes, ledger: Ledger, random: Random) -> None:
@@ -40,9 +40,9 @@ class Deeds:
         self._last = b"0"  # id in the stream
 
     def some(self) -> list[Request]:
-        """A few deeds, one behind the other."""
+        """A few operations, one behind the other."""
         chosen = self._random.choices(ALL, WEIGHTS, k=self._random.choice((1, 1, 2, 4, 8)))
-        return [request for deed in chosen for request in deed(self)]
+        return [request for operation in chosen for request in operation(self)]
 
     def looks_back(self) -> list[Request]:
         """What the next connection of the client reads of this one; its writes of unknown fate may still be applied."""
@@ -230,24 +230,24 @@ def _an_id(reply: object, _: float) -> str | None:
     return None if fits else f"expected an id, got {str(reply)[:80]}"
 
 
-CHANCES: dict[Callable[[Deeds], list[Request]], int] = {
-    Deeds.set_and_get: 20,
-    Deeds.of_many: 6,
-    Deeds.delete: 3,
-    Deeds.other_database: 2,
-    Deeds.count: 8,
-    Deeds.append: 6,
-    Deeds.push: 10,
-    Deeds.queue: 4,
-    Deeds.script: 5,
-    Deeds.stream: 5,
-    Deeds.union: 2,
-    Deeds.transaction: 5,
-    Deeds.watched: 3,
-    Deeds.wait: 4,
-    Deeds.scan: 1,
-    Deeds.publish: 5,
-    Deeds.echo: 6,
-    Deeds.nothing: 2,
+CHANCES: dict[Callable[[Operations], list[Request]], int] = {
+    Operations.set_and_get: 20,
+    Operations.of_many: 6,
+    Operations.delete: 3,
+    Operations.other_database: 2,
+    Operations.count: 8,
+    Operations.append: 6,
+    Operations.push: 10,
+    Operations.queue: 4,
+    Operations.script: 5,
+    Operations.stream: 5,
+    Operations.union: 2,
+    Operations.transaction: 5,
+    Operations.watched: 3,
+    Operations.wait: 4,
+    Operations.scan: 1,
+    Operations.publish: 5,
+    Operations.echo: 6,
+    Operations.nothing: 2,
 }
 ALL, WEIGHTS = tuple(CHANCES), tuple(CHANCES.values())
