@@ -3,7 +3,7 @@
 A `Row` is the plain data of a command, as `rows.py` holds it and as processes send it to each other. table.py makes a
 `Command` of it. A `Command` finds the keys in an argv, or raises `BadKeys` with the error line for the client.
 
-Which commands there are, table.py decides. To which shard a key belongs, shard_map.py decides.
+table.py decides which commands there are, and shard_map.py to which shard a key belongs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The request side in plain Python: inline commands to argv, argv to the canonical request.
 
 What is sent to a server is a `Request` or a `Block`. Both know how many replies they get: a connection with a wrong
-count would give replies to the wrong clients. Where an inline line or a framed request *ends*, `scan` decides. Nothing
+count would give replies to the wrong clients. `scan` decides where an inline line or a framed request *ends*. Nothing
 here waits for more bytes, checks a limit or makes an error line.
 """
 

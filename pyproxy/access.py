@@ -1,4 +1,4 @@
-"""How the proxy is let in by a server: the TLS of a connection, and the AUTH that is said first on it.
+"""How the proxy gets access to a server: the TLS of a connection, and the AUTH that is sent first on it.
 
 The `[backend]` table of the configuration comes in; a TLS context and AUTH commands go out, or Refused with a reason
 that may be shown to anybody. Used by the workers and by the parent, each of which reads the files itself: a password

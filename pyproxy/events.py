@@ -1,11 +1,12 @@
 """What is worth a line in the log.
 
-The list of events is closed, and a line is the event, then `key=value` fields, then the time; through stdlib
-logging to stderr:
+The list of events is closed. A line is the event, then `key=value` fields, then the time. It goes through the standard
+library's logging to stderr:
 
     +worker-death index=1 pid=4711 status="signal 9" restart_in_s=0.1 at=2026-11-22T10:00:00.123Z
 
-Of one event about one subject (a shard, a server, a worker ...) LINES are said in WINDOW_S, and more are only counted:
+At most LINES lines of one event about one subject (a shard, a server, a worker ...) are logged in WINDOW_S. Further
+ones are only counted:
 
     +link-lost shard=s0 node=127.0.0.1:7001 suppressed=4711 at=2026-11-22T10:00:10.456Z
 

@@ -1,8 +1,8 @@
 """Work with many parts, a slice in each turn of the event loop, so that whoever asks for little never waits for it.
 
-Work is an iterator: each step does a few parts and yields how many. All that is done in one turn of the loop, whoever
-began it, is PARTS parts; what is left goes on in the next turn, after the sockets were looked at. They take turns, so a
-small one is done soon however large the others are. What must be done in order goes through a `Line`.
+Work is an iterator: each step does a few parts and yields how many. In one turn of the loop PARTS parts are done, of
+all works together. The rest goes on in the next turn, after the sockets were looked at. Works take turns, so a small
+one is done soon however large the others are. What must be done in order goes through a `Line`.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """What outlives a restart of the proxy: who is primary of each shard, by which epoch, of which history; and settings.
 
-A file that the parent alone writes, whole and in one step; one that cannot be read, or is no such file, is said in the
-log and counts as none, as the servers themselves tell nearly all of it.
+The parent alone writes this file, whole and in one step. A file that cannot be read or parsed is reported in the log
+and counts as missing, as the servers themselves tell nearly all of what is in it.
 """
 
 import contextlib

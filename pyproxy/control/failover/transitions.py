@@ -1,5 +1,4 @@
-"""What may happen to a shard, and what is to be done then: the words between machine.py and the
-coordinator.
+"""What may happen to a shard, and what is to be done then: what machine.py and the coordinator tell each other.
 
 Values only. Events go into a Machine, effects come out; `Known`, `Powers` and `ClosedGate` are what it begins with and
 shows.

@@ -1,12 +1,13 @@
 """Commands of operators over a unix socket: promote, pause, resume.
 
-A line of JSON comes in for each command; what its handler says to it goes out as a line, whether done or refused:
+A line of JSON comes in for each command; what its handler answers goes out as a line, whether done or refused:
 
     {"command":"promote","shard":"s3","to":"127.0.0.1:7103"}
     {"done":true,"line":"..."}
 
-Nothing is known here of shards: whether a command may be done, and when it is, the handlers know. The file belongs to
-the user who serves and has mode 0600, and that is the only lock on it. `ask` is the other end, for the command line.
+This module knows nothing of shards: the handlers know whether a command may be done, and when it is done. The file
+belongs to the user who serves and has mode 0600, and that is the only lock on it. `ask` is the other end, for the
+command line.
 """
 
 import asyncio

@@ -3,10 +3,10 @@
     worker ── Configured ──▶ SettingsReconciler ──▶ Settings ──▶ all workers (and the state file)
            ◀── Settled ────         └──▶ CONFIG SET ──▶ every server; replicas too, as one may be primary one day
 
-A client is answered whatever the servers do; it only waits a moment for the primaries that are up. So a server that
-does not do it can only be an alarm. The setting is set again when the server was away, is another process or has
-another role, and while that fails. Where servers refuse CONFIG (ElastiCache), they are left alone, and what they are
-set to is all that a client may set.
+A client is answered whatever the servers do; it only waits a moment for the primaries that are up. So if a server does
+not take the setting, that can only be an alarm. The setting is set again when the server was away, is another process
+or has another role, and while that fails. Where servers refuse CONFIG (ElastiCache), they are left alone, and what they
+are set to is all that a client may set.
 
 Which settings, and what values, is not decided here, and nothing is ever read from a server.
 """

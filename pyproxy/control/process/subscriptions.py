@@ -1,9 +1,8 @@
 """How many clients of which worker are subscribed to what: each worker reports its own, and is sent those of others.
 
-Numbers come in as a worker reports them (`update`), and the beginning and end of workers; out goes, for each worker,
-what it does not know yet, in messages that are not too large, and for each up to where all others know its report. A
-number that changes twice before it is sent is sent once. What takes long is a work for `slices.Slices`. Pure: nothing
-is sent.
+The numbers that a worker reports come in (`update`), and the start and end of workers. For each worker two things go
+out: what it does not know yet, in messages of bounded size, and up to which of its reports all others know. A number
+that changes twice before it is sent is sent once. What takes long is work for `slices.Slices`. Pure: nothing is sent.
 """
 
 from collections import OrderedDict, deque

@@ -8,7 +8,7 @@ A PUBLISH goes to the home of its channel: the shard that the channel belongs to
 shard where it runs, and every server publishes keyspace events by itself. So channels and patterns are subscribed at
 all shards. A message is published on one of them, and so arrives once.
 
-A SUBSCRIBE goes through four works, each in slices. Its client is parked meanwhile, as in a conversation.
+A SUBSCRIBE goes through four steps, each in slices. Its client is parked meanwhile, as in a conversation.
 
     1. Its names are wanted. From now on messages of them are buffered for it.
        It waits until the shards have confirmed the names, for a moment at most if one is silent.

@@ -1,6 +1,7 @@
 """The connections of one worker to one server.
 
-    IDLE ──first command──▶ QUEUE ──set up──▶ OPEN ──lost──▶ QUEUE ──failed──▶ SHUT ──back-off, set up──▶ OPEN or IDLE
+    IDLE ──first command──▶ CONNECTING ──handshake done──▶ OPEN ──lost──▶ CONNECTING ──failed──▶ DOWN
+    DOWN ──back-off, handshake done──▶ OPEN; other backends of the link: IDLE
 
 A backend (one protocol and one database) is connected when it is first needed. A lost connection is replaced at once.
 If that fails the server is down for this worker: every request is refused at once, and one attempt to connect is made

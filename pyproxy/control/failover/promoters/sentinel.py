@@ -1,7 +1,7 @@
-"""Sentinels decide. Their primary is followed, and a planned hand-over is asked of them.
+"""Sentinels decide. The proxy follows the primary that they name, and asks them for a planned hand-over.
 
-The Sentinels of `[sentinel]` come in; announcements go out, of the server that they name and its config-epoch. Nobody
-is promoted here, nor made a replica of any but whom they announced: they would undo it.
+The Sentinels of `[sentinel]` come in; announcements go out, of the server that they name and its config-epoch. This
+module promotes nobody, and makes no server a replica of another one than they announced: they would undo it.
 
 All Sentinels are asked once a second, and at once when one of them publishes +switch-master: the one that carries a
 failover out says so a second later than the others. The highest config-epoch wins, whoever says it. At first a
