@@ -152,6 +152,7 @@ cdef class Split:
     cdef Pending place
     cdef Route route
     cdef bint write
+    cdef bint given_up              # its answer is beyond the memory budget: nothing is kept of it
     cdef int left
     cdef bytes order                # shard index of each key, as native uint16
     cdef list commands              # of a transaction: the shard index of each, or its Spread; else None
@@ -164,8 +165,10 @@ cdef class Split:
     cdef int answered(self, Pending part, bytes frame) except -1
     cdef int fail(self, Pending part, bytes line, bint unsent) except -1
     cdef int not_sent(self, Backend backend) except -1
+    cdef int give_up(self) except -1
     cdef int _count_buffered(self, Py_ssize_t size) except -1
     cdef int _merge(self) except -1
+    cdef bytes _not_kept(self, int shard)
     cdef int _failed(self, int shard, bytes line, bint unsent) except -1
 
 
@@ -230,6 +233,7 @@ cdef class Lane:
     cdef readonly long long listened  # and messages that are not whole, on other connections
     cdef list arrivals              # the wires on which they come
     cdef int keep_budget(self) except -1
+    cdef list _gathered(self)
     cdef bint _is_over(self)
     cdef readonly long long commands
     cdef readonly long long errors

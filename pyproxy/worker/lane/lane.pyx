@@ -269,8 +269,10 @@ cdef class Split:
 
     cdef int answered(self, Pending part, bytes frame) except -1:
         if PyBytes_AS_STRING(frame)[0] == c'-':
-            # an error reply of a command that touches data means that the server did not do it
-            self._failed(part.shard, frame, True)
+            # an error reply of a command that touches data means that the server did not do it; unless it is ours
+            self._failed(part.shard, frame, not self.write or frame != errors.reply_too_large(self.lane.memory_limit))
+        elif self.given_up:
+            frame = self._not_kept(part.shard)
         part.whole = None
         self.left -= 1
         self.frames[part.shard] = frame
@@ -286,6 +288,28 @@ cdef class Split:
         if self.left == 0:
             self._merge()
         return 0
+
+    cdef int give_up(self) except -1:
+        """What has come is thrown away, and so will be what comes: who asked is told so, by the error of a reply that is
+        beyond the memory budget."""
+        cdef int shard
+        cdef object frame
+        self.given_up = True
+        for shard, frame in enumerate(self.frames):
+            if frame is not None and (self.failed is None or shard not in self.failed):
+                link = self.lane.links[shard]
+                emit(Event.REPLY_DISCARDED, shard=link.name, node=link.node, bytes=len(<bytes>frame),
+                     limit=self.lane.memory_limit)
+                self.frames[shard] = self._not_kept(shard)
+        if self.buffered:
+            self._count_buffered(-self.buffered)
+        return 0
+
+    cdef bytes _not_kept(self, int shard):
+        """What stands for the reply of this shard, which has done its part."""
+        cdef bytes line = errors.reply_too_large(self.lane.memory_limit)
+        self._failed(shard, line, False)
+        return line
 
     cdef int not_sent(self, Backend backend) except -1:
         """By a fault of ours, whose exception is being handled, a part was not put: the others may be on their way."""
@@ -628,14 +652,36 @@ cdef class Lane:
         return self.buffered > self.memory_limit and self.buffered - self.handed_on > self.memory_limit // 4
 
     def _shed(self):
-        """Closes the clients that cost most memory until the budget is kept, with a tenth to spare."""
+        """Closes the clients that cost most memory until the budget is kept, with a tenth to spare. Before that, the largest
+        answers of several shards are given up of which something has come."""
         cdef Client client
+        for _, _, split in sorted(self._gathered(), reverse=True):
+            if not self._is_over():
+                return
+            (<Split>split).give_up()
+        if not self._is_over():
+            return
         for client in sorted(self.clients, key=lambda c: -c.buffered):
             if self.buffered <= self.memory_limit * 9 // 10 or self.buffered - self.handed_on <= self.memory_limit // 4:
                 break
             self.shed_clients += 1
             emit(Event.SHED, id=client.id, addr=client.addr, bytes=client.buffered, limit=self.memory_limit)
             client.abandon()
+
+    cdef list _gathered(self):
+        """The answers of several shards of which something has come, and not all: (bytes, a number of its own, Split)."""
+        cdef Backend backend
+        cdef Pending item
+        cdef dict found = {}
+        for link in self.links + self.replica_links:
+            for each in link.backends.values():
+                backend = <Backend>each
+                item = backend.head
+                while item is not None:
+                    if item.whole is not None and item.whole.buffered:
+                        found[id(item.whole)] = item.whole
+                    item = item.next_out
+        return [((<Split>split).buffered, number, split) for number, split in found.items()]
 
     def listens(self, Py_ssize_t change):
         """So many bytes more, or less, have come of messages that are not whole."""

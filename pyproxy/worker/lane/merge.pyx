@@ -34,6 +34,8 @@ cdef bytes merged(Split split, Pending place, Py_ssize_t size):
         return _answered(split)
     if split.failed:
         return _failure(split) if split.commands is None else errors.transaction_discarded(_failure(split))
+    if size > WIDE_BYTES and split.lane.buffered + 2 * size > split.lane.memory_limit:
+        return _beyond_budget(split)    # what came, and what is made of it, are there at the same time
     try:
         if split.commands is not None:
             assembly = Assembly(split.lane, split.commands, split.frames, split.write)
@@ -62,6 +64,12 @@ cdef bytes merged(Split split, Pending place, Py_ssize_t size):
         return _unexpected(split.lane, split.route.name, split.write)
 
 
+cdef bytes _beyond_budget(Split split):
+    split.give_up()
+    split.lane.errors += 1
+    return errors.reply_too_large(split.lane.memory_limit)
+
+
 cdef bytes _unexpected(Lane lane, bytes name, bint write):
     """The answers do not fit together."""
     lane.errors += 1
@@ -74,8 +82,8 @@ cdef bytes _failure(Split split):
     """One part failed: never a value; for a write, which shards may have applied theirs."""
     lines = {line for line, _ in split.failed.values()}
     asked = [shard for shard, frame in enumerate(split.frames) if frame is not None or shard in split.failed]
-    if len(lines) == 1 and len(asked) == len(split.failed) > 1:
-        return lines.pop()      # all said the same, so nobody did anything: it is about the command, not a shard
+    if len(lines) == 1 and (len(asked) == len(split.failed) > 1 or errors.reply_too_large(split.lane.memory_limit) in lines):
+        return lines.pop()      # all said the same: nobody did anything, or all did; it is about the command, not a shard
     names = [link.name for link in split.lane.links]
     shard = min(split.failed)
     applied = []

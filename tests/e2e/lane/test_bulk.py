@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from pyproxy.fleet import HOST, Fleet, Proxy, wait_until
 from pyproxy.shard_map import Node
 from tests.e2e.bare_worker import BareWorker
-from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, error, of_a_worker, proxy_info
+from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, Keys, error, of_a_worker, proxy_info, wait_for_info
 from tests.faults import Hop, Way
 
 SHARD = 1
@@ -160,3 +161,51 @@ def test_an_answer_beyond_the_memory_budget_is_an_error_that_says_so(fleet: Flee
             assert other.reads(2) == [b"OK", b"v"]
         assert proxy_info(other)["shed"] == "0"
         assert other.ask("DEL", large, small) == 2
+
+
+VALUE = b"x" * 1_000_000
+SEVERAL: dict[str, list[list[str]]] = {
+    "MGET": [["MGET"]],
+    "MGET in a transaction": [["MULTI"], ["MGET"], ["EXEC"]],
+    "a transaction that writes": [["MULTI"], ["GETSET"], ["EXEC"]],
+}
+
+
+@pytest.mark.parametrize("commands", SEVERAL.values(), ids=SEVERAL.keys())
+@pytest.mark.parametrize("budget", [4 << 20, 12 << 20, 18 << 20], ids=["part by part", "with all parts", "as one"])
+def test_an_answer_of_several_shards_beyond_the_memory_budget_is_an_error_and_nobody_is_closed(
+    fleet10: Fleet, budget: int, commands: list[list[str]]
+) -> None:
+    """Ten shards say a megabyte each. What they said, and what is made of it, are there at the same time."""
+    limits = {"memory_bytes": budget, "bulk_bytes": 1 << 20}
+    with (
+        Proxy(fleet10, timeouts=PATIENT, limits=limits, transactions="split") as proxy,
+        Connection(proxy.port) as asking,
+        Connection(proxy.port) as other,
+    ):
+        keys = Keys(proxy)
+        names = [keys.one(shard, "several") for shard in range(10)]
+        for _ in range(5):
+            for name in names:
+                assert other.ask("SET", name, VALUE) == b"OK"
+            for command in commands:
+                match command:
+                    case ["MGET"]:
+                        asking.send(["MGET", *names])
+                    case ["GETSET"]:
+                        asking.send(*(["GETSET", name, "v"] for name in names))
+                    case _:
+                        asking.send(command)
+            asking.send(["ECHO", "after"])
+            replies = []
+            while (reply := asking.read()) != b"after":
+                replies.append(reply)
+            assert re.fullmatch(
+                r"ERR (shard s\d: )?the answer is beyond the memory budget of the proxy \(limits.memory_bytes, "
+                rf"{budget}\), alone or with others that came at the same time; it was done all the same",
+                error(replies[-1]),
+            )
+            assert other.ask("GET", names[0]) == (b"v" if ["GETSET"] in commands else VALUE)
+            assert proxy_info(other)["shed"] == "0"
+        assert other.ask("DEL", *names) == 10
+        wait_for_info(other, "nothing to be buffered", lambda info: info["buffered_bytes"] == "0")
