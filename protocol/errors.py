@@ -436,6 +436,11 @@ def reply_too_large(limit: int) -> bytes:
     )
 
 
+def needs_too_much(name: Words, limit: int) -> bytes:
+    """What the proxy would keep for a command over shards is larger than what is left of its memory budget."""
+    return _line("ERR '", _raw(name), f"' needs more memory than the proxy has left (limits.memory_bytes, {limit})")
+
+
 OVER_MEMORY = "sends an answer that is beyond the memory budget of the proxy (limits.memory_bytes)"
 
 

@@ -38,6 +38,8 @@ BATCH_PARTS = 500  # parts between two checks of the clock
 
 MOMENT_S = 0.1  # in this time a command that does not wait is answered
 
+LARGE_BYTES = 1 << 16  # less is kept however much of the memory budget is left
+
 RETRY_S = 0.02  # before another attempt to get a lease for a write
 
 Handler = Callable[["Conversation"], Awaitable[bytes]]
@@ -374,8 +376,10 @@ class Conversation:
 
     @contextlib.contextmanager
     def charged(self, size: int) -> Iterator[None]:
-        """Within the block the client is charged so many bytes."""
+        """Within the block the client is charged so many bytes. Raises Refusal if they are many and are not left."""
         self._check_not_over()
+        if size >= LARGE_BYTES and not self.lane.has_room(size):
+            raise Refusal(errors.needs_too_much(self.command.name, self.lane.memory_limit))
         self.client.charge_command(size)
         try:
             yield

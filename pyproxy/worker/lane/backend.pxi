@@ -111,8 +111,7 @@ cdef class Backend:
         if self.door == Door.DOWN:
             self.lane.declined = self.refusal
             return False
-        # what another server does not bring to its end is no reason: it is given up where the budget needs that
-        if self.lane.buffered - self.lane.arriving + size > self.lane.memory_limit // 4 * 3:
+        if not self.lane.has_room(size):
             self.lane.declined = errors.not_applied(self.link.name, self.link.node, errors.OVER_BUDGET)
             return False
         if self.door == Door.OPEN and self.unsent_bytes <= OUT_LIMIT:

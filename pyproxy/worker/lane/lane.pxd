@@ -232,6 +232,7 @@ cdef class Lane:
     cdef readonly long long arriving  # of that, replies that are not whole yet, if they are large
     cdef readonly long long listened  # and messages that are not whole, on other connections
     cdef list arrivals              # the wires on which they come
+    cpdef bint has_room(self, Py_ssize_t size) except -1
     cdef int keep_budget(self) except -1
     cdef list _gathered(self)
     cdef bint _is_over(self)

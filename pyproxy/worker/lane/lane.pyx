@@ -290,8 +290,8 @@ cdef class Split:
         return 0
 
     cdef int give_up(self) except -1:
-        """What has come is thrown away, and so will be what comes: who asked is told so, by the error of a reply that is
-        beyond the memory budget."""
+        """What has come is thrown away, and so will be what comes: who asked is told so, by the error of a reply that
+        is beyond the memory budget."""
         cdef int shard
         cdef object frame
         self.given_up = True
@@ -652,8 +652,8 @@ cdef class Lane:
         return self.buffered > self.memory_limit and self.buffered - self.handed_on > self.memory_limit // 4
 
     def _shed(self):
-        """Closes the clients that cost most memory until the budget is kept, with a tenth to spare. Before that, the largest
-        answers of several shards are given up of which something has come."""
+        """Closes the clients that cost most memory until the budget is kept, with a tenth to spare. Before that, the
+        largest answers of several shards are given up of which something has come."""
         cdef Client client
         for _, _, split in sorted(self._gathered(), reverse=True):
             if not self._is_over():
@@ -669,7 +669,7 @@ cdef class Lane:
             client.abandon()
 
     cdef list _gathered(self):
-        """The answers of several shards of which something has come, and not all: (bytes, a number of its own, Split)."""
+        """The answers of several shards of which something has come, and not all: (bytes, its id, Split)."""
         cdef Backend backend
         cdef Pending item
         cdef dict found = {}
@@ -689,6 +689,12 @@ cdef class Lane:
         self.handed_on += change
         self.listened += change
         self.keep_budget()
+
+    cpdef bint has_room(self, Py_ssize_t size) except -1:
+        """Whether so many bytes more may be kept of what clients ask for: a quarter of the budget is for answers.
+
+        What a server does not bring to its end is no reason against it: it is given up where the budget needs that."""
+        return self.buffered - self.arriving + size <= self.memory_limit // 4 * 3
 
     cdef int keep_budget(self) except -1:
         """Above the memory budget the largest reply that is not whole is thrown away, and the next, until the budget is

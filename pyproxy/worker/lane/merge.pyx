@@ -82,8 +82,9 @@ cdef bytes _failure(Split split):
     """One part failed: never a value; for a write, which shards may have applied theirs."""
     lines = {line for line, _ in split.failed.values()}
     asked = [shard for shard, frame in enumerate(split.frames) if frame is not None or shard in split.failed]
-    if len(lines) == 1 and (len(asked) == len(split.failed) > 1 or errors.reply_too_large(split.lane.memory_limit) in lines):
-        return lines.pop()      # all said the same: nobody did anything, or all did; it is about the command, not a shard
+    is_of_all = len(asked) == len(split.failed) > 1     # nobody did anything: it is about the command, not a shard
+    if len(lines) == 1 and (is_of_all or errors.reply_too_large(split.lane.memory_limit) in lines):
+        return lines.pop()
     names = [link.name for link in split.lane.links]
     shard = min(split.failed)
     applied = []

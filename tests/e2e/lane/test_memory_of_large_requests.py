@@ -10,7 +10,7 @@ import pytest
 from protocol.request import encode
 from pyproxy.fleet import HOST, Fleet, Proxy, Table
 from tests.e2e.lane.test_back_pressure import Memory
-from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, proxy_info, wait_for_info
+from tests.e2e.rig import PATIENCE_S, PATIENT, Connection, error, proxy_info, wait_for_info
 
 MIB = 1 << 20
 BUDGET, MARGIN = 128 * MIB, 48 * MIB
@@ -88,6 +88,24 @@ def union(client: int, count: int) -> list[list[bytes]]:
 
 Commands = Callable[[int, int], list[list[bytes]]]
 REQUESTS: dict[str, Commands] = {"EVAL": script, "MGET in a transaction": block, "SUNION over shards": union}
+
+
+def test_a_command_over_shards_that_does_not_fit_into_the_budget_is_refused_and_nobody_is_closed(
+    proxy: Proxy, looking: Connection
+) -> None:
+    """What is kept of a key that is waited for is half a kilobyte."""
+    names = [name for client in range(6) for name in tagged(client, KEYS)]
+    with Connection(proxy.port) as asking:
+        for _ in range(2):
+            assert error(asking.ask("BLPOP", *names, "0")) == (
+                f"ERR 'blpop' needs more memory than the proxy has left (limits.memory_bytes, {BUDGET})"
+            )
+        asking.send(["BLPOP", *names[: 2 * KEYS], "0"])
+        wait_for_info(looking, "it to wait", lambda info: info["blocked_clients"] == "1")
+        assert looking.ask("RPUSH", names[KEYS], "element") == 1
+        assert asking.read() == [names[KEYS], b"element"]
+    assert proxy_info(looking)["shed"] == "0"
+    wait_for_info(looking, "nothing to be buffered", lambda info: info["buffered_bytes"] == "0")
 
 
 @pytest.mark.timeout(180)

@@ -76,6 +76,9 @@ class Shards:
     def fits(self, asked: Asked) -> bool:
         return True
 
+    def has_room(self, size: int) -> bool:
+        return True
+
     def pace_of(self, frame: bytes, queued: int) -> int:
         return 0
 
