@@ -34,8 +34,14 @@ from pyproxy.fleet import (
     reserve_port,
 )
 
-HOT_PATH = ("protocol.scan", "pyproxy.worker.lane.lane", "pyproxy.worker.lane.split")
-LEFT_OUT = "TLS for clients: not built yet, and refused"
+HOT_PATH = (
+    "protocol.scan",
+    *(
+        f"pyproxy.worker.lane.{each}"
+        for each in ("lane", "split", "share", "sending", "merge", "many_keys", "words", "check")
+    ),
+)
+LEFT_OUT = "TLS for clients, which is not built yet: a client that speaks TLS is refused"
 DRAIN_S = 1.0  # after Ctrl-C; the servers end as well, so there is little to wait for
 DOWN_AFTER_S = 2.0  # of silence, until a primary is replaced; Sentinels, which ping once a second, need up to one more
 BUSY_SOON = ("--lua-time-limit", "500")  # so that a long script says -BUSY before its silence costs a promotion
@@ -124,7 +130,7 @@ def describe(fleet: Fleet, sentinels: Sentinels | None, proxy: Proxy, workers: i
     servers = f"{len(fleet.shards)} primaries, {len(fleet.servers) - len(fleet.shards)} replicas"
     servers += f", {len(sentinels.all)} sentinels" if sentinels else ""
     return [
-        f"pyproxy {pyproxy.__version__}, compiled: {', '.join(HOT_PATH)}",
+        f"pyproxy {pyproxy.__version__}, compiled: protocol.scan, pyproxy.worker.lane",
         f"  backends   {servers}",
         f"  binary     {backend.version} from {backend.source}, {backend.path.removeprefix(here)}",
         f"  listening  {HOST}:{proxy.port}, {spread}; status: http://{http}/shards",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pyproxy.demo import HOT_PATH
 from pyproxy.worker.lane.lane import BUILD
 from tools import make_build
 
@@ -28,6 +29,15 @@ def modules(directory: Path) -> list[dict[str, list[str]]]:
     text = (directory / "pyproject.toml").read_text()
     found: list[dict[str, list[str]]] = tomllib.loads(text)["tool"]["setuptools"]["ext-modules"]
     return found
+
+
+def test_the_demo_asks_for_each_module_that_is_compiled() -> None:
+    assert set(HOT_PATH) == {str(each["name"]) for each in modules(ROOT)}
+
+
+def test_each_compiled_source_is_a_module_of_the_project() -> None:
+    sources = {str(path.relative_to(ROOT)) for top in ("protocol", "pyproxy") for path in (ROOT / top).rglob("*.pyx")}
+    assert sources == {source for each in modules(ROOT) for source in each["sources"]}
 
 
 @pytest.mark.parametrize("kind", make_build.BUILDS)
