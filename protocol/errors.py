@@ -602,3 +602,8 @@ def unexpected_part(name: Words, write: bool = False) -> bytes:
     if write:
         return _line("UNCERTAIN ", *what, ", applied=unknown; read the keys before writing again")
     return _line("ERR ", *what)
+
+
+def unexpected_before_write(name: Words) -> bytes:
+    """As `unexpected_part`, for a command that writes, before it has sent a write to any shard."""
+    return _line("ERR the shards' answers to '", name, "' do not fit together, applied=no")

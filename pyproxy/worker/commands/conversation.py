@@ -90,6 +90,7 @@ class Conversation:
         self._waits = False
         self._silent = False  # no answer if the wait is ended: the client has closed its half
         self._applied: list[int] = []  # shards that have applied a part of it
+        self._wrote = False  # a write was sent that does not undo itself
         self._unblock: Callable[[], None] | None = None
         self._turn_began = 0.0  # when others had their turn last
         self._end = b""  # the error line if it is ended from outside
@@ -275,6 +276,8 @@ class Conversation:
 
     def unexpected(self) -> bytes:
         """The error line where a server has answered what cannot be: what came of a write is unknown then."""
+        if "write" in self.command.flags and not self._wrote:
+            return errors.unexpected_before_write(self.command.name)
         return errors.unexpected_part(self.command.name, not self.command.is_read)
 
     def shard_of(self, key: bytes) -> int:
@@ -361,7 +364,7 @@ class Conversation:
         `leaves_nothing`: its writes undo themselves, so it need not be known whether it was applied.
         """
         parts = {shard: await self._block(each) for shard, each in blocks.items()}
-        frames, failed = await self._asked(parts, write, primary)
+        frames, failed = await self._asked(parts, write, primary, leaves_nothing)
         for shard, (line, _) in (failed or {}).items():
             if leaves_nothing:
                 raise Refusal(errors.part_failed(self.name(shard), errors.leaves_nothing(line)))
@@ -369,9 +372,9 @@ class Conversation:
         try:
             answers = {shard: Elements(frames[shard] or b"", True) for shard in parts}
         except ProtocolError:
-            raise Refusal(errors.unexpected_part(self.command.name, write and not leaves_nothing)) from None
+            raise Refusal(self.unexpected()) from None
         if any(len(answers[shard]) != part.queued for shard, part in parts.items()):
-            raise Refusal(errors.unexpected_part(self.command.name, write and not leaves_nothing))
+            raise Refusal(self.unexpected())
         return answers
 
     @contextlib.contextmanager
@@ -388,7 +391,7 @@ class Conversation:
                 self.client.charge_command(-size)
 
     async def _asked(
-        self, parts: Mapping[int, Asked], write: bool, primary: bool
+        self, parts: Mapping[int, Asked], write: bool, primary: bool, leaves_nothing: bool = False
     ) -> tuple[list[bytes | None], Failed | None]:
         answered: asyncio.Future[tuple[list[bytes | None], Failed | None]] = self.lane.loop.create_future()
 
@@ -408,7 +411,9 @@ class Conversation:
             # a server may have said meanwhile that it takes less
             if self._bounds() != looked_for and not all(map(self.lane.fits, parts.values())):
                 return errors.too_large(min(self._bounds()))
-            return ask(self.client, self.route, parts, write, primary, on_answer)
+            refused = ask(self.client, self.route, parts, write, primary, on_answer)
+            self._wrote |= refused is None and write and not leaves_nothing
+            return refused
 
         with self.charged(sum(part.size for part in parts.values())):
             await self._until_now(begin)
@@ -493,6 +498,7 @@ class Conversation:
             if not answered.done():
                 lease.drop(errors.no_reply(deadline_s or 0.0))
 
+        self._wrote |= write
         ask_on(self.client, self.route, lease.backend, asked, write, on_answer)
         deadline = None if deadline_s is None else Deadline(deadline_s, passed)
         try:

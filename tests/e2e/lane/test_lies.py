@@ -228,17 +228,28 @@ def test_a_lie_is_an_answer_or_an_error_and_no_surprise(scene: Scene, case: Case
 
 
 UNFIT = "do not fit together"
+UNWRITTEN = "-ERR the shards' answers to '%s' do not fit together, applied=no"
 
 DIRECTED = {
-    "RENAME, whose DUMP is a number": (case("RENAME a0 b9", "SET a0 1"), "DUMP", b":1\r\n", UNFIT),
-    "RENAME, whose PTTL is a text": (case("RENAME a0 b9", "SET a0 1"), "PTTL", b"+x\r\n", UNFIT),
+    "RENAME, whose DUMP is a number": (case("RENAME a0 b9", "SET a0 1"), "DUMP", b":1\r\n", UNWRITTEN % "rename"),
+    "RENAME, whose PTTL is a text": (case("RENAME a0 b9", "SET a0 1"), "PTTL", b"+x\r\n", UNWRITTEN % "rename"),
     "RENAME, whose WATCH is not taken": (case("RENAME a0 b9", "SET a0 1"), "WATCH", b":0\r\n", UNFIT),
     "RENAME, whose DEL is not counted": (case("RENAME a0 b9", "SET a0 1"), "EXEC", b"*1\r\n+x\r\n", "UNCERTAIN"),
-    "COPY, whose RESTORE is a number": (case("COPY a0 b9 REPLACE", "SET a0 1"), "RESTORE", b":1\r\n", UNFIT),
+    "COPY, whose RESTORE is a number": (case("COPY a0 b9 REPLACE", "SET a0 1"), "RESTORE", b":1\r\n", "-UNCERTAIN "),
     "SUNION, whose DUMP is a number": (case("SUNION a2 b2", "SADD a2 x", "SADD b2 y"), "EXEC", b"*1\r\n:1\r\n", UNFIT),
-    "MSETNX, whose EXISTS is a text": (case("MSETNX a9 1 b9 2", "DEL a9 b9"), "EXISTS", b"+x\r\n", UNFIT),
-    "SMOVE, whose SADD is a text": (case("SMOVE a2 b2 x", "SADD a2 x"), "SADD", b"+x\r\n", UNFIT),
-    "LMOVE, whose element is a number": (case("LMOVE a1 b1 LEFT LEFT", "RPUSH a1 x"), "LINDEX", b":1\r\n", UNFIT),
+    "MSETNX, whose EXISTS is a text": (
+        case("MSETNX a9 1 b9 2", "DEL a9 b9"),
+        "EXISTS",
+        b"+x\r\n",
+        UNWRITTEN % "msetnx",
+    ),
+    "SMOVE, whose SADD is a text": (case("SMOVE a2 b2 x", "SADD a2 x"), "SADD", b"+x\r\n", "-UNCERTAIN "),
+    "LMOVE, whose element is a number": (
+        case("LMOVE a1 b1 LEFT LEFT", "RPUSH a1 x"),
+        "LINDEX",
+        b":1\r\n",
+        UNWRITTEN % "lmove",
+    ),
     "RANDOMKEY, whose DBSIZE is a text": (case("RANDOMKEY"), "DBSIZE", b"+x\r\n", UNFIT),
     "SCAN, whose cursor is negative": (case("SCAN 0"), "SCAN", b"*2\r\n$2\r\n-1\r\n*0\r\n", UNFIT),
     "FCALL, of whose function nothing is said": (FCALL, "FUNCTION", b"+OK\r\n", UNFIT),

@@ -84,7 +84,7 @@ async def _holds(conversation: Conversation, parts: Mapping[int, Sequence[int]],
         if frame.startswith(b"-"):
             raise Refusal(errors.part_failed(conversation.name(shard), frame))
         if not 0 <= integer(frame) <= len(parts[shard]):
-            raise Refusal(errors.unexpected_part(conversation.command.name))
+            raise Refusal(conversation.unexpected())
         if frame != b":%d\r\n" % (len(parts[shard]) if must == b"xx" else 0):
             return False
     return True

@@ -87,7 +87,7 @@ class Asking(Conversation):
     """Its shards are asked nothing: they have no key, and what is written is applied."""
 
     async def _asked(
-        self, parts: Mapping[int, Asked], write: bool, primary: bool
+        self, parts: Mapping[int, Asked], write: bool, primary: bool, leaves_nothing: bool = False
     ) -> tuple[list[bytes | None], Failed | None]:
         await asyncio.sleep(0)
         answers: list[bytes | None] = [None] * SHARDS
