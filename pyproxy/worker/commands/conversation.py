@@ -92,6 +92,7 @@ class Conversation:
         self._applied: list[int] = []  # shards that have applied a part of it
         self._wrote = False  # a write was sent that does not undo itself
         self._unblock: Callable[[], None] | None = None
+        self._begun_at = 0.0  # on the loop's clock
         self._turn_began = 0.0  # when others had their turn last
         self._end = b""  # the error line if it is ended from outside
         self._ended = False  # it was ended from outside
@@ -99,6 +100,7 @@ class Conversation:
 
     def begin(self, handler: Handler) -> Later:
         """Begin, unless earlier requests of the client are not answered yet (NOT_NOW)."""
+        self._begun_at = self.lane.loop.time()
         outcome = self.client.converse(self)
         if outcome is not NOT_NOW:
             self._task = self.lane.loop.create_task(self._run(handler))
@@ -162,10 +164,14 @@ class Conversation:
     def half_closed(self) -> None:
         """The client has closed its half. A wait is ended without an answer, and no later request begins.
 
-        Its server gets a moment to answer first, as a command that need not wait is to be carried out.
+        From the beginning its server has a moment to answer, as a command that need not wait is to be carried out.
         """
         self._silent = True
-        Deadline(MOMENT_S, self.drain)
+        left_s = MOMENT_S - (self.lane.loop.time() - self._begun_at)
+        if left_s > 0:
+            Deadline(left_s, self.drain)
+        else:
+            self.drain()
 
     def drain(self) -> None:
         """The worker drains: end the wait."""
@@ -190,8 +196,7 @@ class Conversation:
         Raises Refusal if the wait must not begin any more.
         """
         self._check_not_over()
-        if self.stopped:
-            raise Refusal(errors.unblocked())
+        self.check_not_stopped()
         self._waits, self._unblock = True, unblock
         self.context.waiting.add(self)
         try:
@@ -268,6 +273,11 @@ class Conversation:
         await self._turn()
         return block
 
+    def check_not_stopped(self) -> None:
+        """Raises Refusal if the wait has ended: nothing more may be taken from a shard."""
+        if self.stopped:
+            raise Refusal(errors.unblocked())
+
     # --- requests to the shards ---
 
     def error_of(self, frame: bytes) -> bytes:
@@ -278,7 +288,8 @@ class Conversation:
         """The error line where a server has answered what cannot be: what came of a write is unknown then."""
         if "write" in self.command.flags and not self._wrote:
             return errors.unexpected_before_write(self.command.name)
-        return errors.unexpected_part(self.command.name, not self.command.is_read)
+        reads_only = self.command.is_read or "readonly" in self.command.flags  # XREAD that waits is not is_read
+        return errors.unexpected_part(self.command.name, not reads_only)
 
     def shard_of(self, key: bytes) -> int:
         return self.lane.shard_of(key)

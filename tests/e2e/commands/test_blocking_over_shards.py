@@ -2,11 +2,13 @@
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from pyproxy.fleet import Fleet, Proxy, Server
+from pyproxy.fleet import Fleet, Proxy, Server, wait_until
+from pyproxy.worker.commands.conversation import MOMENT_S
 from tests.e2e.rig import PATIENT, Connection, Keys, error, killed, packed, wait_for_info
 from tests.e2e.twin.connection import Connection as Frames
 from tests.e2e.waiters import MOVERS, WAITERS, Waiter, asked, blocked, empty, wait_blocked
@@ -231,6 +233,32 @@ def test_for_a_client_that_left_nothing_is_taken(
     leaves.reset() if way == "reset" else leaves.close()
     wait_for_info(conn, "nobody to wait", lambda info: info["blocked_clients"] == "0")
     conn.ask("RPUSH", names[1], "x")
+    assert conn.ask("LLEN", names[1]) == 1
+
+
+@pytest.mark.parametrize("way", ["close", "half"])
+def test_for_a_client_that_left_nothing_is_taken_though_a_shard_stands_still(
+    fleet: Fleet, proxy: Proxy, conn: Connection, names: tuple[str, str], way: str
+) -> None:
+    still, other = fleet.shards[2].primary, fleet.shards[0].primary
+    leaves = Connection(proxy.port)
+    leaves.send(("BLPOP", *names, 0))
+    begun = time.monotonic()
+    wait_for_info(conn, "it to wait", lambda info: info["blocked_clients"] == "1")
+    wait_until(
+        "the moment of a command that need not wait to pass", lambda: time.monotonic() > begun + 2 * MOMENT_S, str
+    )
+    still.pause()
+    try:
+        leaves.socket.shutdown(1) if way == "half" else leaves.close()
+        other.ask("RPUSH", names[1], "x")
+    finally:
+        still.resume()
+    wait_for_info(conn, "nobody to wait", lambda info: info["blocked_clients"] == "0")
+    if way == "half":
+        assert leaves.until_end() == b""
+        leaves.close()
+    wait_for_info(conn, "it to be gone", lambda info: info["connected_clients"] == "1")
     assert conn.ask("LLEN", names[1]) == 1
 
 

@@ -52,8 +52,7 @@ async def poll(conversation: Conversation, block_timeout: BlockTimeout) -> bytes
             if ready_keys is None:
                 blocks.enter_context(conversation.charged(KEY_BYTES * len(positions)))
                 await _fill(waiter, argv, positions)
-            if conversation.stopped:
-                raise Refusal(errors.unblocked())
+            conversation.check_not_stopped()
             left_s = block_timeout.left_s
             if left_s == 0.0:
                 return NIL[conversation.client.proto]
@@ -69,6 +68,7 @@ async def poll(conversation: Conversation, block_timeout: BlockTimeout) -> bytes
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
                     await waiter.woken.wait()
+            conversation.check_not_stopped()
         return reply
 
 
@@ -166,7 +166,9 @@ async def _pop(
     """The reply of the first shard that has an element, or that returns an error."""
     if not rest:
         return errors.syntax_error()  # BLMPOP's own error; its variant that does not block has another one
-    for shard, positions in groups:
+    for number, (shard, positions) in enumerate(groups):
+        if number:  # the shards before may have taken long
+            conversation.check_not_stopped()
         words = chain([name, b"%d" % len(positions)], (argv[position] for position in positions), rest)
         request = await conversation.request(2 + len(positions) + len(rest), words)
         reply = await conversation.ask_request(shard, request, write=True)
@@ -203,8 +205,10 @@ async def _read(conversation: Conversation, argv: Sequence[bytes], groups: Group
         )
         return await conversation.ask_request(groups[0][0], request, write=is_write)
     found: dict[int, bytes] = {}
-    for shard, of_shard in (await groups.by_shard(conversation)).items():
+    for number, (shard, of_shard) in enumerate((await groups.by_shard(conversation)).items()):
         try:
+            if number and is_write:  # the shards before may have taken long
+                conversation.check_not_stopped()
             request = await part(conversation, argv, head, of_shard, count)
             reply = await conversation.ask_request(shard, request, write=is_write)
         except Refusal:

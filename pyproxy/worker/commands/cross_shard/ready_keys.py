@@ -248,6 +248,9 @@ class ShardWaiters:
         """Send a check for this waiter, unless it has left. If it cannot be sent, wake all waiters."""
         if requester is None or requester is not self._requester:
             return
+        if requester.conversation.is_over:
+            self._requester = None  # it will leave
+            return
 
         def on_answer(frames: list[bytes | None], _failed: object) -> None:
             if self._requester is requester:

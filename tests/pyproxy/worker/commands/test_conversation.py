@@ -11,7 +11,7 @@ from protocol import errors
 from protocol.request import Request
 from protocol.table import TABLE
 from pyproxy.worker.commands.context import Context
-from pyproxy.worker.commands.conversation import BATCH_PARTS, SLICE_S, Conversation, Refusal
+from pyproxy.worker.commands.conversation import BATCH_PARTS, MOMENT_S, SLICE_S, Conversation, Refusal
 from pyproxy.worker.lane.outcome import PLACED, Later
 from pyproxy.worker.shard.pool import LeaseKind
 from tests.pyproxy.worker.commands.stand_ins import worker
@@ -178,3 +178,45 @@ async def test_what_is_done_for_very_many_parts_is_done_between_the_turns_of_oth
     assert client.reply == [b"+OK\r\n"]
     assert [part for _, some in done for part in some] == list(range(20 * BATCH_PARTS))
     assert len({at for at, _ in done}) == 20, "others had a turn after each"
+
+
+# --- the client has closed its half -----------------------------------------------------------------------------------
+
+
+async def test_a_client_that_has_waited_for_long_is_given_up_as_soon_as_it_closes_its_half() -> None:
+    """Or an element that comes in the moment after would be popped for nobody."""
+    with worker() as context:
+        _, conversation, _ = await begun(context, lives_on)
+        conversation._begun_at -= MOMENT_S
+        conversation.half_closed()
+        assert conversation.stopped
+        conversation.left()
+
+
+async def test_a_client_that_closes_its_half_at_once_is_given_a_moment() -> None:
+    with worker() as context:
+        _, conversation, _ = await begun(context, lives_on)
+        conversation.half_closed()
+        assert not conversation.stopped
+        conversation.left()
+
+
+# --- nonsense ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ([b"XREAD", b"BLOCK", b"0", b"STREAMS", b"k", b"0"], b"-ERR "),
+        ([b"BLPOP", b"k", b"0"], b"-UNCERTAIN "),
+        ([b"EVAL", b"return 1", b"0"], b"-UNCERTAIN "),
+    ],
+    ids=["XREAD", "BLPOP", "EVAL"],
+)
+async def test_nonsense_makes_uncertain_what_may_have_written(argv: list[bytes], line: bytes) -> None:
+    client: Any = StandInClient()
+    nothing: Any = None
+    with worker() as context:
+        conversation = Conversation(client, nothing, TABLE[argv[0].lower()], argv, context, nothing)
+        conversation._wrote = True
+        assert conversation.unexpected().startswith(line)
