@@ -20,6 +20,7 @@ class Loop:
 
     def __init__(self, congested_at: int) -> None:
         self.now = START
+        self._sleeps: list[tuple[float, float]] = []  # when, and for how long
         self.failures: list[str] = []
         self.tasks: set[asyncio.Task[Any]] = set()
         self.connects: Any = None
@@ -54,8 +55,13 @@ class Loop:
 
     def sleep(self, seconds: float) -> None:
         """The process stands still: time passes, and nothing runs."""
+        self._sleeps.append((self.now, seconds))
         self.now += seconds
         self._tell_lane()
+
+    def slept_since(self, begin: float) -> float:
+        """How long the process has stood still since then, s."""
+        return sum(seconds for at, seconds in self._sleeps if at + seconds > begin)
 
     # --- callbacks ---
 

@@ -27,8 +27,8 @@ TICK_S = 0.05
 """Of the worker: how exactly deadlines are kept here."""
 
 LONGEST_S = 8.0
-"""Longer no client that reads waits for its next answer, whatever the servers do: a hold, or the silence of a server,
-then a new connection, and the deadline of a reply."""
+"""While the worker runs, no client that reads waits longer for its next answer, whatever the servers do: a hold, or the
+silence of a server, then a new connection, and the deadline of a reply."""
 
 
 class Bugs(logging.Handler):
@@ -101,8 +101,9 @@ class World:
         for client in self.clients:
             if client.is_reading and client.is_open and client.waiting:
                 first = client.waiting[0]
-                waited = self.loop.now - max(first.came_at, client.since)
-                if waited > LONGEST_S:
+                since = max(first.came_at, client.since)
+                waited = self.loop.now - since
+                if waited - self.loop.slept_since(since) > LONGEST_S:
                     what = f"{first.name} {first.index} since {waited:.1f} s"
                     raise Broken(f"{client} waits for {what}: {client.protocol!r}")
 
