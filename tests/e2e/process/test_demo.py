@@ -249,6 +249,7 @@ WHILE_IT_IMPORTS = """if True:
         def find_spec(self, name, path=None, target=None):
             if name == "pyproxy.config":
                 signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may be started without
     sys.meta_path.insert(0, Interrupts())
     runpy.run_module("pyproxy", run_name="__main__", alter_sys=True)
 """
