@@ -286,18 +286,21 @@ async def test_a_subscription_is_not_lost_by_a_late_turn(server: Server) -> None
     upstream.close()
 
 
-async def test_a_client_that_has_closed_its_half_is_answered_by_a_worker_that_is_late() -> None:
+@pytest.mark.parametrize("began_s_ago", [0.0, 60.0])
+async def test_a_client_that_has_closed_its_half_is_answered_by_a_worker_that_is_late(began_s_ago: float) -> None:
     """Whether its command has to wait is known when the server has had a moment."""
     given_up: list[str] = []
 
     class Connection(Conversation):
         def __init__(self) -> None:
             self.lane = type("Lane", (), {"loop": asyncio.get_running_loop()})()
+            self._begun_at = begun_at
 
         def drain(self) -> None:
             given_up.append("drained")
 
     answered: list[bool] = []
+    begun_at = asyncio.get_running_loop().time() - began_s_ago
     conn = Connection()
     ours, theirs = socket.socketpair()
     with ours, theirs:

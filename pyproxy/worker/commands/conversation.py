@@ -167,11 +167,7 @@ class Conversation:
         From the beginning its server has a moment to answer, as a command that need not wait is to be carried out.
         """
         self._silent = True
-        left_s = MOMENT_S - (self.lane.loop.time() - self._begun_at)
-        if left_s > 0:
-            Deadline(left_s, self.drain)
-        else:
-            self.drain()
+        Deadline(MOMENT_S - (self.lane.loop.time() - self._begun_at), self.drain)
 
     def drain(self) -> None:
         """The worker drains: end the wait."""

@@ -11,10 +11,11 @@ from protocol import errors
 from protocol.request import Request
 from protocol.table import TABLE
 from pyproxy.worker.commands.context import Context
-from pyproxy.worker.commands.conversation import BATCH_PARTS, MOMENT_S, SLICE_S, Conversation, Refusal
+from pyproxy.worker.commands.conversation import BATCH_PARTS, SLICE_S, Conversation, Refusal
 from pyproxy.worker.lane.outcome import PLACED, Later
 from pyproxy.worker.shard.pool import LeaseKind
 from tests.pyproxy.worker.commands.stand_ins import worker
+from tests.waiting import until
 
 
 class Lane:
@@ -183,13 +184,16 @@ async def test_what_is_done_for_very_many_parts_is_done_between_the_turns_of_oth
 # --- the client has closed its half -----------------------------------------------------------------------------------
 
 
-async def test_a_client_that_has_waited_for_long_is_given_up_as_soon_as_it_closes_its_half() -> None:
+async def test_a_client_that_has_waited_for_long_is_given_up_as_soon_as_it_closes_its_half(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Or an element that comes in the moment after would be popped for nobody."""
+    monkeypatch.setattr("pyproxy.worker.commands.conversation.MOMENT_S", 3600.0)
     with worker() as context:
         _, conversation, _ = await begun(context, lives_on)
-        conversation._begun_at -= MOMENT_S
+        conversation._begun_at -= 3600.0
         conversation.half_closed()
-        assert conversation.stopped
+        await until("it to be given up", lambda: conversation.stopped, lambda: conversation)
         conversation.left()
 
 
