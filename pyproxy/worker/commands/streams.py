@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
-from protocol import errors
 from protocol.reply import RESP3, Error, decode, fields, listed, text_of
 from protocol.request import Request
 from protocol.scan import Elements, ProtocolError
@@ -42,10 +41,7 @@ async def _xread(conversation: Conversation) -> bytes:
     for frame in frames.values():
         if frame.startswith(b"-"):
             raise Refusal(frame)
-    try:
-        return await in_order(conversation, frames, zip(words_at(conversation, positions), shards, strict=True))
-    except ProtocolError:
-        raise Refusal(errors.unexpected_part(conversation.command.name)) from None
+    return await in_order(conversation, frames, zip(words_at(conversation, positions), shards, strict=True))
 
 
 async def part(

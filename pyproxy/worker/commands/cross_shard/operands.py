@@ -177,7 +177,7 @@ async def _block(
                 errors.uncertain(conversation.name(home), conversation.lane.links[home].node, errors.INCOMPLETE)
             )
         if not is_whole:
-            raise Refusal(errors.unexpected_part(conversation.command.name))
+            raise Refusal(conversation.unexpected())
         raise Refusal(errors.not_restored(conversation.name(home), problem or errors.COPIES_EXPIRED))
     return answer
 
