@@ -1,8 +1,8 @@
 """Clients that wait for keys of several shards (`cross_shard = "emulate"`) are asked for together."""
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -58,24 +58,35 @@ def calls(server: Server, name: str) -> int:
     return int(reply.partition(b"cmdstat_%b:calls=" % name.encode())[2].split(b",")[0] or 0)
 
 
+@contextmanager
+def many_waiting(proxy: Proxy, line: Callable[[int], tuple[str | int, ...]]) -> Iterator[None]:
+    """Within the block so many clients wait. `line`: what each of them asks, by its number."""
+    with ExitStack() as opened:
+        for number in range(MANY):
+            conn = opened.enter_context(Connection(proxy.port))
+            conn.send(line(number))
+        wait_for_waiting(conn, MANY)
+        yield
+
+
+def asked(server: Server, name: str) -> float:
+    """How often beyond one time in each interval, while COUNTED_S passed."""
+    began, before = time.monotonic(), calls(server, name)
+    wait_until("time to pass", lambda: time.monotonic() - began > COUNTED_S, str, PATIENCE_S)
+    return calls(server, name) - before - (time.monotonic() - began) / LONGEST_S - 1
+
+
 def test_while_nothing_comes_many_who_wait_cost_a_shard_one_question_each_time(
     proxy: Proxy, fleet: Fleet, names: tuple[str, str]
 ) -> None:
     server = fleet.shards[0].primary
-    with ExitStack() as opened:
-        for number in range(MANY):
-            conn = opened.enter_context(Connection(proxy.port))
-            conn.send(("BLPOP", *(f"{name}{{{name}}}{number}" for name in names), 0))
-        wait_for_waiting(conn, MANY)
 
-        def asked() -> tuple[float, int]:
-            """Questions beyond one each time, and rounds, while that much time passed."""
-            began, questions, rounds = time.monotonic(), calls(server, "exists"), calls(server, "lmpop")
-            wait_until("time to pass", lambda: time.monotonic() - began > COUNTED_S, str, PATIENCE_S)
-            most = (time.monotonic() - began) / LONGEST_S + 1
-            return calls(server, "exists") - questions - most, calls(server, "lmpop") - rounds
+    def is_asked_once_each_time() -> bool:
+        rounds = calls(server, "lmpop")
+        return asked(server, "exists") <= 0 and calls(server, "lmpop") == rounds
 
-        wait_until("the questions to be few", lambda: asked() <= (0, 0), lambda: str(asked()), PATIENCE_S * 2)
+    with many_waiting(proxy, lambda number: ("BLPOP", *(f"{name}{{{name}}}{number}" for name in names), 0)):
+        wait_until("the questions to be few", is_asked_once_each_time, str, PATIENCE_S * 2)
 
 
 def test_those_who_wait_at_one_worker_for_one_key_are_served_in_the_order_in_which_they_came(
@@ -175,32 +186,21 @@ def test_while_nothing_comes_many_who_read_streams_cost_a_shard_one_question_eac
 ) -> None:
     """Each of streams of its own."""
     server = fleet.shards[0].primary
-    with ExitStack() as opened:
-        for number in range(MANY):
-            conn = opened.enter_context(Connection(proxy.port))
-            conn.send(("XREAD", "BLOCK", 0, "STREAMS", *(f"{name}{{{name}}}{number}" for name in names), "$", "$"))
-        wait_for_waiting(conn, MANY)
+
+    def line(number: int) -> tuple[str | int, ...]:
+        return ("XREAD", "BLOCK", 0, "STREAMS", *(f"{name}{{{name}}}{number}" for name in names), "$", "$")
+
+    with many_waiting(proxy, line):
         wait_until("the questions to be few", lambda: asked(server, "xread") <= 0, str, PATIENCE_S * 2)
 
 
 def test_while_nothing_comes_many_who_read_as_one_group_cost_a_shard_one_question_each_time(
-    proxy: Proxy, fleet: Fleet, names: tuple[str, str]
+    proxy: Proxy, fleet: Fleet, waiting: list[Connection], names: tuple[str, str]
 ) -> None:
     server = fleet.shards[0].primary
-    with ExitStack() as opened:
-        for number in range(MANY):
-            conn = opened.enter_context(Connection(proxy.port))
-            grouped(conn, names)
-            conn.send(group_read(names, f"c{number}"))
-        wait_for_waiting(conn, MANY)
+    grouped(waiting[0], names)
+    with many_waiting(proxy, lambda number: group_read(names, f"c{number}")):
         wait_until("the questions to be few", lambda: asked(server, "xreadgroup") <= 0, str, PATIENCE_S * 2)
-
-
-def asked(server: Server, name: str) -> float:
-    """How often beyond one time in each interval, while COUNTED_S passed."""
-    began, before = time.monotonic(), calls(server, name)
-    wait_until("time to pass", lambda: time.monotonic() - began > COUNTED_S, str, PATIENCE_S)
-    return calls(server, name) - before - (time.monotonic() - began) / LONGEST_S - 1
 
 
 def grouped(conn: Connection, names: tuple[str, str], group: str = "g") -> None:
