@@ -140,10 +140,8 @@ class Worker:
 
     def _on_message(self, message: Message) -> None:
         if isinstance(message, FleetHealth):
-            self._maybe_busy, self._full_tick_at = (
-                True,
-                0.0,
-            )  # nothing that follows is urgent: it has time until the next tick
+            # nothing that follows is urgent: it has time until the next tick
+            self._maybe_busy, self._full_tick_at = True, 0.0
         else:
             self._wake()
         match message:

@@ -265,6 +265,7 @@ class Link:
         emit(Event.LINK_DOWN, shard=self.name, node=self.node, why=reason)
         self._complain(self.name, str(self.node), reason)
         self._refuse_all(reason)
+        self._retry_now.clear()
         self._spawn(self._reconnect_loop(), f"recover {self.name}")
 
     def _refuse_all(self, reason: str) -> None:
@@ -292,9 +293,9 @@ class Link:
     async def _reconnect_loop(self) -> None:
         generation = self._generation
         while not self._closed and generation == self._generation:
-            self._retry_now.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._retry_now.wait(), self._pause_s * random.uniform(0.5, 1.0))
+            self._retry_now.clear()  # not before the wait: it may have been set during the last attempt
             self._pause_s = min(self._pause_s * 2, self._timeouts.reconnect_max_s)
             if self._misplaced or generation != self._generation:
                 continue

@@ -212,6 +212,14 @@ def group_read(names: tuple[str, str], consumer: str, *options: str | int, group
     return ("XREADGROUP", "GROUP", group, consumer, *options, "BLOCK", 0, "STREAMS", *names, ">", ">")
 
 
+def wait_as_group(talks: list[Connection], names: tuple[str, str], *options: str | int) -> None:
+    """They wait in this order, each as a consumer of its own of one group."""
+    grouped(talks[0], names)
+    for number, conn in enumerate(talks, 1):
+        conn.send(group_read(names, f"c{number}", *options))
+        wait_for_waiting(conn, number)
+
+
 def entry(name: str, number: int) -> list[object]:
     """What a reader of a stream is answered that has this one new entry."""
     return [[name.encode(), [[f"{number}-1".encode(), [b"f", b"v"]]]]]
@@ -286,10 +294,7 @@ def test_a_stream_that_becomes_another_kind_of_key_is_an_error_for_those_who_rea
 def test_those_who_read_as_one_group_are_served_in_the_order_in_which_they_came(
     fleet: Fleet, waiting: list[Connection], names: tuple[str, str]
 ) -> None:
-    grouped(waiting[0], names)
-    for number, conn in enumerate(waiting, 1):
-        conn.send(group_read(names, f"c{number}"))
-        wait_for_waiting(conn, number)
+    wait_as_group(waiting, names)
     for number, conn in enumerate(waiting, 1):
         add(fleet, names[1], number)
         assert conn.read() == entry(names[1], number)
@@ -298,10 +303,7 @@ def test_those_who_read_as_one_group_are_served_in_the_order_in_which_they_came(
 def test_entries_that_come_at_once_are_handed_out_one_to_each_who_asks_for_one(
     fleet: Fleet, waiting: list[Connection], names: tuple[str, str]
 ) -> None:
-    grouped(waiting[0], names)
-    for number, conn in enumerate(waiting, 1):
-        conn.send(group_read(names, f"c{number}", "COUNT", 1))
-        wait_for_waiting(conn, number)
+    wait_as_group(waiting, names, "COUNT", 1)
     fleet.shards[0].primary.ask(
         "EVAL", "for i = 1, 3 do redis.call('XADD', KEYS[1], i .. '-1', 'f', 'v') end", 1, names[1]
     )
@@ -311,10 +313,7 @@ def test_entries_that_come_at_once_are_handed_out_one_to_each_who_asks_for_one(
 def test_when_the_first_who_reads_as_a_group_has_left_the_others_are_served(
     fleet: Fleet, waiting: list[Connection], names: tuple[str, str]
 ) -> None:
-    grouped(waiting[0], names)
-    for number, conn in enumerate(waiting, 1):
-        conn.send(group_read(names, f"c{number}"))
-        wait_for_waiting(conn, number)
+    wait_as_group(waiting, names)
     waiting[0].reset()
     wait_for_waiting(waiting[1], 2)
     add(fleet, names[1], 1)
@@ -333,9 +332,6 @@ def test_two_groups_wait_each_for_itself(fleet: Fleet, waiting: list[Connection]
 def test_a_group_that_is_destroyed_is_an_error_for_all_who_read_as_it(
     fleet: Fleet, waiting: list[Connection], names: tuple[str, str]
 ) -> None:
-    grouped(waiting[0], names)
-    for number, conn in enumerate(waiting, 1):
-        conn.send(group_read(names, f"c{number}"))
-        wait_for_waiting(conn, number)
+    wait_as_group(waiting, names)
     fleet.shards[0].primary.ask("XGROUP", "DESTROY", names[1], "g")
     assert [error(conn.read()).split()[0] for conn in waiting] == ["NOGROUP"] * 3

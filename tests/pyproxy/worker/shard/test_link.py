@@ -126,3 +126,22 @@ def without_collector(work: Coroutine[Any, Any, None]) -> None:
 def heavy() -> Counter[str]:
     """Objects that are there, by their types."""
     return Counter(name for name in (type(each).__name__ for each in gc.get_objects()) if name in HEAVY)
+
+
+def test_a_server_that_is_seen_again_before_the_pause_begins_is_connected_to_at_once(fleet: Fleet) -> None:
+    pause: Table = {"reconnect_min_s": 600.0, "reconnect_max_s": 600.0}
+    config = Config.parse(fleet.config("127.0.0.1:0", 1, timeouts=pause).encode())
+
+    async def lose(hop: Hop) -> None:
+        lost = Lost(config, hop.port)
+        await lost.connected()
+        wire = lost.backend.wire
+        assert wire is not None
+        lost.link._mark_down("a test says so")
+        wire.drop("lost")
+        lost.link.reconnect_now()
+        await lost.connected()
+        lost.link.close()
+
+    with Hop(fleet.shards[0].primary.port) as hop:
+        asyncio.run(lose(hop))
