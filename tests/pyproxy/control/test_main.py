@@ -242,7 +242,8 @@ def draining(fleet: Fleet, tmp_path: Path) -> Iterator[tuple[Serving, set[Identi
         os.kill(stopped, signal.SIGSTOP)  # so that it cannot drain
         run.process.send_signal(signal.SIGTERM)
         run.wait_for(r"\+drain signal=SIGTERM ")
-        wait_until("the other worker to end", lambda: drained not in run.workers(), run.said)
+        # what ends has no arguments any more a moment before it is dead: asked for by its number, not by its arguments
+        wait_until("the other worker to end", lambda: drained not in dict(family(run.process.pid)), run.said)
         yield run, family(run.process.pid)
 
 
