@@ -35,7 +35,7 @@ VALUE_LIMIT = 4000
 WINDOW_S = 10.0
 """So many lines of one event about one subject in so many seconds."""
 
-SUBJECT = ("index", "shard", "node", "where", "task", "step")
+SUBJECT = ("index", "shard", "node", "where", "task", "step", "move")
 """The fields that say what it is about."""
 
 _log = logging.getLogger("pyproxy")
@@ -107,6 +107,20 @@ class Event(enum.Enum):
     CONFIG_SET_FAILED = "+config-set-failed", logging.ERROR  # a server does not have it
     CONFIG_SET_DONE = "-config-set-failed", logging.INFO
     COMPLAINT = "+complaint", logging.WARNING  # a worker has trouble with a node
+
+    MOVE = "+move", logging.INFO  # of slots, to another shard: it begins, or goes on after a restart
+    MOVE_REFUSED = "-move", logging.WARNING  # it must not begin
+    MOVE_COPY = "+move-copy", logging.INFO  # the keys are copied, from the first one on
+    MOVE_COPIED = "-move-copy", logging.INFO  # each has been copied once: the changes are followed
+    MOVE_HAND_OVER = "+move-hand-over", logging.WARNING  # the writes of the source are held
+    MOVE_HAND_OVER_FAILED = "-move-hand-over", logging.WARNING  # they go on where they were; it is tried again
+    MOVE_SWITCH = "+move-switch", logging.WARNING  # the map says that the destination owns the slots
+    MOVE_SWITCHED = "-move-switch", logging.WARNING  # all workers know it, and the writes go on
+    MOVE_CLEAR = "+move-clear", logging.INFO  # the keys are deleted at the source
+    MOVE_END = "+move-end", logging.INFO  # and are gone there
+    MOVE_STRAY = "+move-stray", logging.ERROR  # somebody has written to them at the source since, past the proxy
+    MOVE_ABORT = "+move-abort", logging.WARNING  # what was copied is deleted at the destination
+    MOVE_ABORTED = "-move-abort", logging.WARNING  # all is as it was before the move
 
     PROMOTED = "+promoted-slave", logging.WARNING  # a replica was made primary, by REPLICAOF NO ONE
     RECONF_SENT = "+slave-reconf-sent", logging.INFO  # another replica was told to follow it

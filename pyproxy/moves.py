@@ -42,7 +42,9 @@ class Order(msgspec.Struct, frozen=True):
     source_epoch: int
     destination: Node
     destination_epoch: int
-    sync: int = 0  # COPY: not 0: answer with the same `synced` when all that changed before this came is copied
+    # COPY: not 0: when all that changed before this came is copied, and the destination has answered it all, nothing
+    # more is sent to it; then answer with the same `synced`. With sync = 0 it is followed again.
+    sync: int = 0
     replace: bool = False  # CHECK: the destination may have keys in these slots
     accept_eviction: bool = False  # CHECK: the destination may have another policy than noeviction
 
