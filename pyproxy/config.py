@@ -234,7 +234,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return self._table(shard).replication_group
 
     def _table(self, shard: Shard) -> ShardTable:
-        return next(table for table in self.shards if table.name == shard.name)
+        """That of a shard that was added while the proxy runs has no options of its own."""
+        added = ShardTable(name=shard.name, slots=shard.slots)
+        return next((table for table in self.shards if table.name == shard.name), added)
 
 
 class ConfigErrors(Exception):

@@ -43,6 +43,7 @@ class GateDirective(msgspec.Struct, frozen=True):
     usual_s: float = 1.0  # what a promotion of this shard takes, from the decision to the end of it
     fallback: Node | None = None  # the replica that all workers read from while the primary cannot be used
     readers: tuple[Node, ...] = ()  # replicas that may be read from in peace; empty unless `reads` says so
+    moving: bool = False  # closed: some of its slots get another owner; what was begun goes on to the same server
 
 
 class Topology(msgspec.Struct, frozen=True, tag=True):
@@ -188,13 +189,15 @@ class Applied(msgspec.Struct, frozen=True, tag=True):
     """The topology of this version is in use, none before it is, and no connection to a primary of an older epoch is.
 
     `busy` names the shards whose gate is closed and which still owe this worker the answer to a write. `unconfirmed`
-    names those where subscriptions of its clients are still to be confirmed. Sent once at once, and again, with the
-    same version, when there are fewer.
+    names those where subscriptions of its clients are still to be confirmed, and `outdated` those where a request is in
+    flight that was sent before they lost slots. Sent once at once, and again, with the same version, when there are
+    fewer.
     """
 
     version: int
     busy: list[str] = []
     unconfirmed: list[str] = []
+    outdated: list[str] = []
 
 
 class Awake(msgspec.Struct, frozen=True, tag=True):

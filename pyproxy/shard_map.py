@@ -7,7 +7,7 @@ checks that every slot has exactly one owner (config.py does, before a map is ma
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Self
 
 import msgspec
@@ -93,6 +93,12 @@ def split_slots(shards: int) -> list[SlotRange]:
     size, longer = divmod(SLOTS, shards)
     starts = [index * size + min(index, longer) for index in range(shards + 1)]
     return [(start, end - 1) for start, end in itertools.pairwise(starts)]
+
+
+def expanded(ranges: Iterable[SlotRange]) -> Iterator[int]:
+    """The single slots of these ranges."""
+    for first, last in ranges:
+        yield from range(first, last + 1)
 
 
 def join_slots(slots: Iterable[int]) -> list[SlotRange]:

@@ -251,23 +251,27 @@ class Worker:
             emit(Event.BUG, where="commands that were learned", trace=traceback.format_exc())
 
     def _apply_shards(self, topology: Topology) -> None:
-        """Have a router for each shard. The router of a shard whose slots have not changed stays."""
+        """Have a router for each shard. One that is known by its name and place stays, whatever slots it has."""
         assert self._lane and self._context
         directives = topology.gates or [GateDirective(shard.name, 0) for shard in topology.shards]
-        before = zip(self._routers, self._context.topology.shards, strict=True)
-        old = {shard.name: (router, shard) for router, shard in before}
+        old = {router.link.name: router for router in self._routers}
         routers = []
         for index, (shard, directive) in enumerate(zip(topology.shards, directives, strict=True)):
-            router, was = old.get(shard.name, (None, None))
-            if router is None or was is None or router.link.index != index or was.slots != shard.slots:
+            router = old.get(shard.name)
+            if router is None or router.link.index != index:
                 router = self._new_router(index, shard, directive)
             routers.append(router)
         gone, self._routers = [router for router in self._routers if router not in routers], routers
-        for router, shard, directive in zip(routers, topology.shards, directives, strict=True):
-            router.apply(directive, shard)
-        if gone or self._lane.links != [router.link for router in routers]:
+        self._context.moving = {index for index, each in enumerate(directives) if each.closed and each.moving}
+        owned = [shard.slots for shard in self._context.topology.shards]
+        if self._lane.links != [router.link for router in routers] or owned != [each.slots for each in topology.shards]:
             owners = ShardMap(topology.version, tuple(topology.shards)).owners()
             self._lane.set_shards([router.link for router in routers], owners)
+            for waiting in self._context.ready_keys.values():
+                waiting.wake_all()  # what they wait for may be elsewhere by now
+        # after the owners, as a gate that opens has its clients offer their commands again
+        for router, shard, directive in zip(routers, topology.shards, directives, strict=True):
+            router.apply(directive, shard)
         for router in gone:
             router.close()
             router.link.close()
@@ -295,9 +299,12 @@ class Worker:
 
     def _present_state(self) -> Applied:
         assert self._context and self._hub
-        busy, unconfirmed = [router.link.name for router in self._routers if router.busy], self._hub.unconfirmed
+        writing = {self._routers[index].link.name for index in self._context.moving} if self._context.writing else set()
+        busy = [router.link.name for router in self._routers if router.busy or router.link.name in writing]
         closed = [router.link.name for router in self._routers if router.gate.directive.closed]
-        return Applied(self._context.topology.version, busy, [name for name in closed if name in unconfirmed])
+        unconfirmed = [name for name in closed if name in self._hub.unconfirmed]
+        outdated = [router.link.name for router in self._routers if router.is_outdated]
+        return Applied(self._context.topology.version, busy, unconfirmed, outdated)
 
     def _apply_health(self, health: FleetHealth) -> None:
         assert self._context
@@ -449,12 +456,14 @@ class Worker:
         assert self._context
         return (
             lane.has_deadlines
-            or bool(
-                self._applied.busy or self._applied.unconfirmed or self._at_work or self._context.registry.has_changes
-            )
+            or bool(self._has_more_to_apply or self._at_work or self._context.registry.has_changes)
             or any(not router.at_rest for router in self._routers)
             or (self._hub is not None and not self._hub.at_rest)
         )
+
+    @property
+    def _has_more_to_apply(self) -> bool:
+        return bool(self._applied.busy or self._applied.unconfirmed or self._applied.outdated)
 
     def _publish_counts(self) -> None:
         assert self._lane and self._context and self._channel
@@ -466,7 +475,7 @@ class Worker:
         self._row[INDEX["held_requests"]] = self._hold_stats.requests
         for name in ("held", "drained", "refused_held", "dropped_client_gone", "refused_at_once", "withheld_writes"):
             self._row[INDEX[name]] = getattr(self._hold_stats, name)
-        if (self._applied.busy or self._applied.unconfirmed) and (state := self._present_state()) != self._applied:
+        if self._has_more_to_apply and (state := self._present_state()) != self._applied:
             self._applied = state
             self._channel.send(state)
 

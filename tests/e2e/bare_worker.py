@@ -32,7 +32,7 @@ from pyproxy.messages import (
     Topology,
 )
 from pyproxy.metrics import Page
-from pyproxy.shard_map import Node, Shard
+from pyproxy.shard_map import Node, Shard, expanded, join_slots
 
 Said = TypeVar("Said")
 
@@ -105,16 +105,35 @@ class BareWorker(Process):
         self.send(Topology(version, list(self.shards), [], list(self.gates)))
         self.wait_for(f"topology {version} to be applied", lambda: self.applied(version) is not None)
 
-    def close(self, index: int, *, hold: bool = True, why: str = "is being promoted", in_s: float = 0.5) -> None:
-        """Close the gate of a shard."""
+    def close(
+        self, *indexes: int, hold: bool = True, why: str = "is being promoted", in_s: float = 0.5, moving: bool = False
+    ) -> None:
+        """Close the gates of these shards."""
         now = time.monotonic()
-        self.gates[index] = msgspec.structs.replace(
-            self.gates[index], closed=why, hold=hold, since=now, expected_at=now + in_s
-        )
+        for index in indexes:
+            self.gates[index] = msgspec.structs.replace(
+                self.gates[index], closed=why, hold=hold, since=now, expected_at=now + in_s, moving=moving
+            )
         self.tell()
 
-    def open(self, index: int) -> None:
-        self.gates[index] = msgspec.structs.replace(self.gates[index], closed="")
+    def add_shard(self, shard: Shard) -> None:
+        self.shards.append(shard)
+        self.gates.append(GateDirective(shard.name, 0))
+        self.tell()
+
+    def move_slots(self, source: int, destination: int, *slots: int) -> None:
+        """Give these slots to another shard; both gates are closed, and stay so."""
+        own = {index: set(expanded(self.shards[index].slots)) for index in (source, destination)}
+        own[source] -= set(slots)
+        own[destination] |= set(slots)
+        for index, numbers in own.items():
+            ranges = tuple(join_slots(sorted(numbers)))
+            self.shards[index] = msgspec.structs.replace(self.shards[index], slots=ranges)
+        self.close(source, destination, why="is handing over slots", moving=True)
+
+    def open(self, *indexes: int) -> None:
+        for index in indexes:
+            self.gates[index] = msgspec.structs.replace(self.gates[index], closed="", moving=False)
         self.tell()
 
     def fallback(self, index: int, server: Server) -> None:

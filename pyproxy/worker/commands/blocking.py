@@ -44,9 +44,12 @@ UNBLOCK_AGAIN_S = 0.01
 
 async def wait(conversation: Conversation) -> bytes:
     shards = shards_of(conversation.lane, conversation.argv, conversation.command.keys(conversation.argv))
-    block_timeout = BlockTimeout(conversation.command.name, conversation.argv)
-    if conversation.command.name == b"xread":
-        await _resolve_last_ids(conversation, block_timeout)
+    block_timeout: BlockTimeout | None = conversation.kept
+    if block_timeout is None:
+        block_timeout = BlockTimeout(conversation.command.name, conversation.argv)
+        if conversation.command.name == b"xread":
+            await _resolve_last_ids(conversation, block_timeout)
+        conversation.kept = block_timeout
     if len(shards) == 1:
         (shard,) = shards
         return await _at_server(conversation, shard, block_timeout)
@@ -94,6 +97,7 @@ async def _at_server(conversation: Conversation, shard: int, block_timeout: Bloc
                 raise Refusal(errors.unblocked())
             if block_timeout.is_over:
                 return NIL[conversation.client.proto]
+            conversation.has_written_nothing()
         elif not router.withholds(reply):
             return reply
 

@@ -104,6 +104,8 @@ class Context:
     now: Callable[[], float] = time.monotonic
     settings: Settings = field(default_factory=lambda: Settings(0))
     waiting: set[Waits] = field(default_factory=set)  # conversations that block, or wait without a limit
+    writing: set[Waits] = field(default_factory=set)  # conversations that have begun to write, and go on
+    moving: set[int] = field(default_factory=set)  # shards whose gate is closed as slots move
     ready_keys: dict[int, Any] = field(default_factory=dict)  # by database: cross_shard/ready_keys.py
     on_checked: Callable[[], None] = lambda: None  # called when none of their checks is in flight any more
     registry: Registry[Any] = field(default_factory=Registry)  # the subscriptions of all clients

@@ -16,10 +16,11 @@ import itertools
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from protocol import errors
-from protocol.commands import BadKeys, Command
+from protocol.commands import BadKeys, Command, Kind
 from protocol.reply import BadFrame
 from protocol.request import Asked, Block, Request
 from protocol.scan import Elements, ProtocolError, Words
@@ -42,6 +43,8 @@ LARGE_BYTES = 1 << 16  # less is kept however much of the memory budget is left
 
 RETRY_S = 0.02  # before another attempt to get a lease for a write
 
+MOVING_BYTES = 64  # what a conversation counts for that waits at a gate only because slots move
+
 Handler = Callable[["Conversation"], Awaitable[bytes]]
 Failed = dict[int, tuple[bytes, bool]]
 Argv = Sequence[bytes] | Request
@@ -58,6 +61,10 @@ class Refusal(Exception):
 
 class NotSent(Refusal):
     """The connection was lost before anything was sent on it."""
+
+
+class SlotsMoved(Exception):
+    """Slots have another owner than when the conversation was begun. It has not written, and is begun anew."""
 
 
 class Conversation:
@@ -90,7 +97,9 @@ class Conversation:
         self._waits = False
         self._silent = False  # no answer if the wait is ended: the client has closed its half
         self._applied: list[int] = []  # shards that have applied a part of it
-        self._wrote = False  # a write was sent that does not undo itself
+        self.wrote = False  # a write was sent that does not undo itself
+        self.kept: Any = None  # of the handler, for when it is begun anew: what counts from the first time
+        self._links = client.lane.links  # the map of slots when it was begun: another list after each change
         self._unblock: Callable[[], None] | None = None
         self._begun_at = 0.0  # on the loop's clock
         self._turn_began = 0.0  # when others had their turn last
@@ -108,7 +117,7 @@ class Conversation:
 
     async def _run(self, handler: Handler) -> None:
         try:
-            reply = await handler(self)
+            reply = await self._handled(handler)
         except (Refusal, NoLease, BadKeys) as refusal:
             reply = self._with_what_is_done(refusal.line)
         except (BadFrame, ProtocolError):  # a server has sent an unexpected reply
@@ -122,11 +131,42 @@ class Conversation:
             self.client.answer(self._with_what_is_done(errors.internal_error()))
             self.client.finish()
             return
+        finally:
+            self.context.writing.discard(self)
         if self._silent and reply == errors.unblocked():
             self.client.answer(b"")
             self.client.finish()
             return
         self.client.answer(reply)
+
+    async def _handled(self, handler: Handler) -> bytes:
+        while True:
+            self._links = self.lane.links
+            try:
+                return await handler(self)
+            except SlotsMoved:
+                self._check_not_over()
+                shards = self._involved()
+                if self.command.kind is Kind.KEYED and len(shards) == 1 and not self.command.waits(self.argv):
+                    handler = Conversation._as_it_is  # all of its keys have come together
+
+    async def _as_it_is(self) -> bytes:
+        shard = self.shard_of_keys()
+        return await self.ask_request(shard, await self.request_of(self.argv), write=not self.command.is_read)
+
+    def _check_slots(self) -> None:
+        """Raises SlotsMoved. Not once it has written: then none of its slots move before it is over."""
+        if self.lane.links is not self._links and not self.wrote:
+            raise SlotsMoved
+
+    def begins_to_write(self) -> None:
+        self.wrote = True
+        self.context.writing.add(self)
+
+    def has_written_nothing(self) -> None:
+        """The servers had nothing to do for the writes that were sent."""
+        self.wrote = False
+        self.context.writing.discard(self)
 
     @property
     def is_over(self) -> bool:
@@ -282,7 +322,7 @@ class Conversation:
 
     def unexpected(self) -> bytes:
         """The error line where a server has answered what cannot be: what came of a write is unknown then."""
-        if "write" in self.command.flags and not self._wrote:
+        if "write" in self.command.flags and not self.wrote:
             return errors.unexpected_before_write(self.command.name)
         reads_only = self.command.is_read or "readonly" in self.command.flags  # XREAD that waits is not is_read
         return errors.unexpected_part(self.command.name, not reads_only)
@@ -413,13 +453,17 @@ class Conversation:
             if not self.lane.fits(part):
                 raise Refusal(errors.too_large(min(self._bounds())))
         await self._turn()
+        if write:
+            await self.pass_moving_gates()
 
         def begin() -> Refused:
+            self._check_slots()
             # a server may have said meanwhile that it takes less
             if self._bounds() != looked_for and not all(map(self.lane.fits, parts.values())):
                 return errors.too_large(min(self._bounds()))
             refused = ask(self.client, self.route, parts, write, primary, on_answer)
-            self._wrote |= refused is None and write and not leaves_nothing
+            if refused is None and write and not leaves_nothing:
+                self.begins_to_write()
             return refused
 
         with self.charged(sum(part.size for part in parts.values())):
@@ -448,7 +492,32 @@ class Conversation:
 
     async def pass_gate(self, shard: int, size: int) -> None:
         """Wait at the gate of this shard with a write of so many bytes. Raises Refusal if the gate refuses it."""
-        await self._until_now(lambda: self.client.may_write(shard, size))
+        await self.pass_moving_gates()
+
+        def begin() -> Refused:
+            self._check_slots()
+            return self.client.may_write(shard, size)
+
+        await self._until_now(begin)
+
+    async def pass_moving_gates(self) -> None:
+        """Before the first write: wait at the gates of those of its shards whose slots are being moved.
+
+        Once it has written, it passes them, and the move waits for its end: what a conversation does to several shards
+        is done by one map of slots.
+        """
+        while not self.wrote and (closed := self.context.moving & self._involved()):
+            await self._until_now(partial(self.client.may_write, min(closed), MOVING_BYTES))
+            self._check_slots()
+
+    def _involved(self) -> set[int] | frozenset[int]:
+        """The shards of its keys; of EXEC, of its blocks."""
+        if self.client.transaction is not None:
+            return set(self.client.transaction.blocks)
+        try:
+            return shards_of(self.lane, self.argv, self.command.keys(self.argv))
+        except BadKeys:
+            return set()
 
     @contextlib.asynccontextmanager
     async def lease(
@@ -489,6 +558,7 @@ class Conversation:
         if write:
             await self.pass_gate(shard, asked.size)
         self._check_not_over()
+        self._check_slots()
         if lease.lost:
             raise NotSent(errors.not_applied(lease.link.name, lease.link.node, lease.lost))
         answered: asyncio.Future[bytes] = self.lane.loop.create_future()
@@ -505,7 +575,8 @@ class Conversation:
             if not answered.done():
                 lease.drop(errors.no_reply(deadline_s or 0.0))
 
-        self._wrote |= write
+        if write:
+            self.begins_to_write()
         ask_on(self.client, self.route, lease.backend, asked, write, on_answer)
         deadline = None if deadline_s is None else Deadline(deadline_s, passed)
         try:

@@ -15,23 +15,34 @@ from contextlib import AsyncExitStack
 from protocol import errors
 from protocol.request import Block
 from pyproxy.worker.commands import watch
-from pyproxy.worker.commands.conversation import Conversation, NotSent, Refusal
+from pyproxy.worker.commands.conversation import Conversation, NotSent, Refusal, SlotsMoved
 from pyproxy.worker.commands.script_texts import cache_texts, load_missing
 from pyproxy.worker.commands.transaction import in_order
 from pyproxy.worker.commands.watch import Watched
+from pyproxy.worker.lane.lane import Client
 from pyproxy.worker.shard.pool import Lease, LeaseKind, NoLease
 
 
 async def execute(conversation: Conversation) -> bytes:
     """EXEC. It ends the transaction and the watch, whatever the answer is."""
     client = conversation.client
+    client.transaction.follow_moves(client)
     try:
-        return await _execute(conversation, client.watched)
+        reply = await _execute(conversation, client.watched)
+    except SlotsMoved:
+        raise  # it is begun anew, with its transaction and its watch
     except (Refusal, NoLease) as refusal:
-        return errors.transaction_discarded(refusal.line)
-    finally:
-        client.end_transaction()
-        client.end_watch()
+        reply = errors.transaction_discarded(refusal.line)
+    except BaseException:
+        _end(client)
+        raise
+    _end(client)
+    return reply
+
+
+def _end(client: Client) -> None:
+    client.end_transaction()
+    client.end_watch()
 
 
 async def _execute(conversation: Conversation, watched: Watched | None) -> bytes:
@@ -45,7 +56,7 @@ async def _execute(conversation: Conversation, watched: Watched | None) -> bytes
     try:
         return await _run_blocks(conversation, watched, blocks)
     except NotSent:
-        if watched is None or not watched.lease.lost:
+        if watched is None or not watched.is_lost:
             raise
         return await watch.answer_lost(conversation, watched)
 
@@ -81,7 +92,7 @@ async def _lease(
     When it returns, all gates have let the blocks pass, and all servers have the texts of the scripts.
     """
     transaction = conversation.client.transaction
-    if watched is not None and watched.lease.lost:
+    if watched is not None and watched.is_lost:
         raise NotSent(errors.not_applied(watched.lease.link.name, watched.lease.link.node, watched.lease.lost))
     kind = LeaseKind.SHORT if watched is None and len(blocks) == 1 else LeaseKind.CROSS_SHARD
     leases: dict[int, Lease] = {}

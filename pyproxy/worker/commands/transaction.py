@@ -68,13 +68,34 @@ class Transaction:
         self.refused = False  # a command was refused, so EXEC runs none
         self.write = False
         self.scripts: list[Sequence[bytes]] = []  # calls of scripts and functions
+        self._queued: list[tuple[Route, Command, Sequence[bytes]]] = []  # all of it, as it came
+        self._links: list[Any] | None = None  # the map of slots by which it is placed: another list after each change
 
     def take(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> bytes:
         """Queue a command -> +QUEUED, or the error line."""
+        self.follow_moves(client)
+        self._links = client.lane.links
         line = self._queue(client, route, command, argv)
         if line:
             self.refused = True
-        return line or QUEUED
+            return line
+        self._queued.append((route, command, argv))
+        client.queued(_cost(argv))
+        return QUEUED
+
+    def follow_moves(self, client: Client) -> None:
+        """Place all commands anew if slots have moved since they were queued.
+
+        It is refused if the keys of one of them are on several shards by now, and it cannot be split.
+        """
+        if self._links is None or self._links is client.lane.links:
+            return
+        self._links = client.lane.links
+        self.blocks, self.commands, self.scripts = {}, [], []
+        self._own.clear()
+        self.is_assembled, self._assembly, self.write = False, None, False
+        for each in self._queued:
+            self.refused |= bool(self._queue(client, *each))
 
     def _queue(self, client: Client, route: Route, command: Command, argv: Sequence[bytes]) -> bytes:
         convert, own_answer, way = None, None, ""
@@ -117,11 +138,11 @@ class Transaction:
                 return errors.not_in_transaction(command.name)
         self._place(client.lane, route, argv, keys, convert, own_answer, way)
         self.write = self.write or (own_answer is None and not command.is_read)
-        client.queued(_cost(argv, command))
         return b""
 
     def execute(self, client: Client, route: Route, over_shards: bool) -> Outcome:
         """EXEC. `route`: that of EXEC. `over_shards`: several shards may each get a block of it."""
+        self.follow_moves(client)
         if self.refused:
             return errors.exec_aborted()
         if not self.commands:
@@ -210,14 +231,10 @@ class Transaction:
             block.add(request)
 
 
-def _cost(argv: Sequence[bytes], command: Command) -> int:
+def _cost(argv: Sequence[bytes]) -> int:
     """About how many bytes it costs to keep a command until EXEC."""
-    size = size_of(argv)
-    if not isinstance(argv, Words):
-        return size + OVERHEAD * (len(argv) + 1)
-    return (
-        size * (2 if runs_code(command) else 1) + PLACE * len(argv) + OVERHEAD
-    )  # a call of a script is kept as it came
+    size = 2 * size_of(argv)  # as it came, and as it is sent
+    return size + (PLACE * len(argv) + OVERHEAD if isinstance(argv, Words) else OVERHEAD * (len(argv) + 1))
 
 
 async def in_order(lane: Lane, transaction: Transaction, frames: list[bytes | None]) -> bytes:
@@ -236,7 +253,8 @@ async def in_order(lane: Lane, transaction: Transaction, frames: list[bytes | No
 def _merged(lane: Lane, route: Route, way: str, frames: Sequence[bytes]) -> bytes:
     """The merged answer of all shards to a script."""
     names = [link.name for link in lane.links]
-    return merged(route.name, way, dict(zip(names, frames, strict=True)), route.write)
+    # shards that were added meanwhile were not asked
+    return merged(route.name, way, dict(zip(names, frames, strict=False)), route.write)
 
 
 def runs_code(command: Command) -> bool:

@@ -26,6 +26,12 @@ class Watched:
         self.keys = 0
         self.proto, self.db = lease.proto, lease.db  # of the connection, now
         self._lease_pool = lease_pool
+        self._links = lease.backend.lane.links  # the map of slots; another list after each change
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its connection is lost, or slots have moved: somebody else may be told of what changes now."""
+        return bool(self.lease.lost) or self.lease.backend.lane.links is not self._links
 
     @property
     def shard(self) -> int:
@@ -47,7 +53,7 @@ async def _watch(conversation: Conversation) -> bytes:
         )
     elif watched.shard != shard:
         raise Refusal(errors.watch_over_shards([watched.lease.link.name, conversation.name(shard)]))
-    elif watched.lease.lost:
+    elif watched.is_lost:
         return b"+OK\r\n"  # the watch stays lost until EXEC
     client.watched = watched
     reply = await _ask_on_watched(conversation, watched, Request(conversation.argv))

@@ -683,6 +683,23 @@ cdef class Backend:
         """Whether a write was given to a connection and is not answered, whoever waits for it or has gone."""
         return owes_write(self)
 
+    @property
+    def has_writes(self):
+        """Whether any write waits here, be it sent, unsent, withheld, or in the replay queue."""
+        cdef Pending item = self.head
+        if self.withheld is not None or self.replay_queue:
+            return True
+        while item is not None:
+            if item.write:
+                return True
+            item = item.next_out
+        return False
+
+    @property
+    def oldest_sent_at(self):
+        """When the oldest request that waits for its reply was put (CLOCK_MONOTONIC, s); 0.0: none waits."""
+        return self.head.sent_at if self.head is not None else 0.0
+
     def requeue_unsent(self):
         """Nothing may be sent: unsent writes join the replay queue or are refused, unsent reads go elsewhere."""
         requeue_unsent(self)

@@ -128,6 +128,7 @@ class Client(Protocol):
     def abandon(self) -> None: ...
 
 class Backend:
+    lane: Lane
     link: Any
     shard: int
     proto: int
@@ -137,6 +138,8 @@ class Backend:
     unanswered: int
     idle_s: float
     owes_write: bool
+    has_writes: bool
+    oldest_sent_at: float
     is_open: bool
     is_down: bool
     is_base: bool

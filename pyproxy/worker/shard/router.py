@@ -18,7 +18,7 @@ from protocol import errors
 from pyproxy import messages
 from pyproxy.config import Config
 from pyproxy.messages import ShardHealth
-from pyproxy.shard_map import Node, Shard
+from pyproxy.shard_map import Node, Shard, SlotRange
 from pyproxy.worker.lane.lane import Backend, Client, Lane, refusal_code
 from pyproxy.worker.lane.outcome import NOT_NOW, NotNow, Refused
 from pyproxy.worker.shard.gate import Closure, Gate
@@ -86,6 +86,8 @@ class ShardRouter:
         self._draining_links: list[Link] = []
         self._last_write_at: dict[int, float] = {}  # by client, here
         self._forget_at = 0.0
+        self._slots: tuple[SlotRange, ...] | None = None  # None: not known yet
+        self._moved_at = 0.0  # when it lost slots; 0: nothing from before that is in flight
         link.router = self
         self.refresh()
 
@@ -98,6 +100,9 @@ class ShardRouter:
         for node in self._replica_links.keys() - {directive.fallback, *directive.readers}:
             self._draining_links.append(self._replica_links.pop(node))
         self.gate.apply(directive, shard.primary, bool(shard.replicas), time.monotonic())
+        if self._slots is not None and self._slots != shard.slots:
+            self._moved_at = time.monotonic()
+        self._slots = shard.slots
         if moved:
             self._reachable = True
             self.gate.observed.lost_at = 0.0
@@ -152,9 +157,23 @@ class ShardRouter:
     @property
     def busy(self) -> bool:
         """Whether the gate is closed, and a write that was sent is not answered yet."""
+        if not self.gate.directive.closed:
+            return False
         leased = (lease.backend for lease in self.link.leased)
-        shared = self.link.backends.values()
-        return bool(self.gate.directive.closed) and any(backend.owes_write for backend in (*shared, *leased))
+        backends = (*self.link.backends.values(), *leased)
+        if self.gate.directive.moving:  # what was begun may not be sent to another server, as after a promotion
+            return any(backend.has_writes for backend in backends)
+        return any(backend.owes_write for backend in backends)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether a request is in flight that was sent before the shard lost slots, to any of its servers."""
+        if self._moved_at:
+            shared = [backend for link in self.links for backend in link.backends.values()]
+            leased = [lease.backend for link in self.links for lease in link.leased]
+            if not any(0 < backend.oldest_sent_at <= self._moved_at for backend in (*shared, *leased)):
+                self._moved_at = 0.0
+        return bool(self._moved_at)
 
     def withholds(self, reply: bytes) -> bool:
         """Whether this reply to a write is a refusal after which the write may be sent again. It closes the gate."""
@@ -184,7 +203,8 @@ class ShardRouter:
             for backend in list(self.link.backends.values()):
                 if closure.hold and self.gate.directive.closed and self._reachable:
                     backend.flush()  # a planned promotion: what was begun is sent, if the server reads
-                backend.requeue_unsent()
+                if not self.gate.directive.moving:
+                    backend.requeue_unsent()
             for waiter in list(self.link.lease_waiters):
                 if waiter.past_gate:  # it waits at the gate instead
                     waiter.refuse(self.gate.refusal(closure, time.monotonic()))
@@ -297,7 +317,7 @@ class ShardRouter:
         """The error line of a write that would be refused; None: it may pass or be held. Nothing is changed."""
         now = time.monotonic()
         closure = self.gate.closure(now)
-        if closure is None:
+        if closure is None or self._goes_on(client):
             return None
         start = client.held_since(now)
         if self.gate.may_hold(closure, client.id, size, start, now, again=start != now):
@@ -308,7 +328,7 @@ class ShardRouter:
         """Pass, hold or refuse a write that has not begun."""
         now = time.monotonic()
         closure = self.gate.closure(now)
-        if closure is None:
+        if closure is None or self._goes_on(client):
             if self._config.reads != "primary":
                 self._last_write_at[client.id] = now
             return None
@@ -322,6 +342,13 @@ class ShardRouter:
         self.gate.hold(client, size, start)
         client.hold(self, start)
         return NOT_NOW
+
+    def _goes_on(self, client: Client) -> bool:
+        """Whether slots are moving, and a conversation has begun to write that is waited for: it must come to its end.
+
+        See `Conversation.pass_moving_gates`.
+        """
+        return self.gate.directive.moving and client.conversation is not None and client.conversation.wrote
 
     @property
     def is_closed(self) -> bool:

@@ -49,6 +49,7 @@ async def poll(conversation: Conversation, block_timeout: BlockTimeout) -> bytes
     with contextlib.ExitStack() as blocks:
         blocks.enter_context(conversation.waiting(waiter.woken.set))
         while (reply := await ask(conversation, argv, groups)) is None:
+            conversation.has_written_nothing()
             if ready_keys is None:
                 blocks.enter_context(conversation.charged(KEY_BYTES * len(positions)))
                 await _fill(waiter, argv, positions)

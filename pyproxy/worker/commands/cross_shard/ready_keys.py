@@ -130,6 +130,14 @@ class ReadyKeys:
             self._by_shard[shard].changed(waiter)
         self.check_soon()
 
+    def wake_all(self) -> None:
+        """Have all waiters look for themselves."""
+        for waiters in list(self._by_shard.values()):
+            waiters.wake_all()
+        for line in self._lines.values():
+            for waiter in line:
+                waiter.woken.set()
+
     @property
     def in_flight(self) -> int:
         """How many checks have no answer yet."""
@@ -258,7 +266,7 @@ class ShardWaiters:
 
         conversation = requester.conversation
         if ask(conversation.client, conversation.route, {self._shard: asked}, False, True, on_answer) is not None:
-            self._wake_all(list(self._waiters))
+            self.wake_all()
 
     def _is_there(self, keys: Sequence[tuple[bytes, bytes]], frame: bytes) -> None:
         if frame == b":0\r\n":
@@ -267,7 +275,7 @@ class ShardWaiters:
             block = Block(Request(each) for each in keys)
             self._send(self._requester, block, partial(self._counted, keys))
         else:
-            self._wake_all(list(self._waiters))
+            self.wake_all()
 
     def _counted(self, keys: Sequence[tuple[bytes, bytes]], frame: bytes) -> None:
         sizes = scan.elements(frame, True) if frame.startswith(b"*%d\r\n" % len(keys)) else [b"-"] * len(keys)
@@ -289,7 +297,7 @@ class ShardWaiters:
             try:
                 found = _names(frame)
             except (BadFrame, scan.ProtocolError):
-                self._wake_all(list(self._waiters))
+                self.wake_all()
                 return
             for waiter in self._waiters:
                 if waiter.after and not waiter.keys[self._shard].keys().isdisjoint(found):
@@ -302,9 +310,9 @@ class ShardWaiters:
             self._requester = None
             self._on_answered()
 
-    def _wake_all(self, called: Sequence[Waiter]) -> None:
+    def wake_all(self) -> None:
         self._requester = None
-        for waiter in called:
+        for waiter in list(self._waiters):
             self._wake(waiter)
 
     def _wake(self, waiter: Waiter) -> None:

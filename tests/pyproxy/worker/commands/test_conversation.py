@@ -222,5 +222,5 @@ async def test_nonsense_makes_uncertain_what_may_have_written(argv: list[bytes],
     nothing: Any = None
     with worker() as context:
         conversation = Conversation(client, nothing, TABLE[argv[0].lower()], argv, context, nothing)
-        conversation._wrote = True
+        conversation.wrote = True
         assert conversation.unexpected().startswith(line)

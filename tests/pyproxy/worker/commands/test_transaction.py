@@ -1,6 +1,7 @@
 """What a transaction does itself at EXEC: a slice of it in each turn."""
 
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from pyproxy.worker.lane.lane import Route
 class StandInClient:
     """Stands in for the compiled client."""
 
-    lane: Any = None
+    lane: Any = SimpleNamespace(links=[])
     queued_bytes = 0
 
     def queued(self, size: int) -> None:
