@@ -30,6 +30,8 @@ from typing import Any
 from pyproxy import __version__, demo
 from pyproxy.access import Access, why
 from pyproxy.config import UNDISCOVERED, Config, ConfigErrors
+from pyproxy.control.growth.opening import looked_at
+from pyproxy.control.growth.store import Document, differences, effective
 from pyproxy.control.health.misplaced_keys import CannotVerify, MisplacedKeys
 from pyproxy.control.http.admin import Command, Pause, Promote, Resume, ask
 from pyproxy.control.http.status import table
@@ -132,6 +134,12 @@ def _load(path: Path) -> Config:
     return config
 
 
+def _with_store(config: Config) -> tuple[Config, Document | None]:
+    """With the slots that its store says, if it has one, and what else that says. Raises ConfigErrors."""
+    document = asyncio.run(looked_at(config))
+    return (effective(config, document) if document is not None else config), document
+
+
 def serve(args: argparse.Namespace) -> int:
     config = _load(args.config)
     # Here, and not above: the other commands work at once, and where nothing is compiled.
@@ -151,12 +159,21 @@ def check(args: argparse.Namespace) -> int:
     promoter = f"promoter{'s' if len(promoters) > 1 else ''} {' and '.join(promoters)}"
     workers = f"{config.workers} workers" if config.workers else "a worker per core"
     counts = f"{len(config.shards)} shards, {replicas} replicas"
+    _, document = _with_store(config)
     print(f"{args.config}: ok: {counts}, {promoter}, {workers}, listens on {config.listen}")
+    if document is not None:
+        differs = differences(config, document)
+        says = f"generation {document.generation}, moves under way: {len(document.under_way)}"
+        head = f"store {config.store}: ok: {says}" + (", and differs from the configuration:" if differs else "")
+        print(head, *differs, sep="\n  ")
+    elif config.store:
+        print(f"store {config.store}: ok: nothing yet; the first start writes the slots of the configuration into it")
     return 0
 
 
 def where(args: argparse.Namespace) -> int:
-    shard_map = ShardMap(1, Config.load(args.config).shards)
+    config, _ = _with_store(Config.load(args.config))
+    shard_map = ShardMap(1, config.shards)
     for text in args.keys:
         key = os.fsencode(text)
         shard = shard_map.shard_of(key)
@@ -191,7 +208,11 @@ def status(args: argparse.Namespace) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
-    config = _load(args.config)
+    config, document = _with_store(_load(args.config))
+    if args.move and document is not None and (moves := document.under_way):
+        ids = ", ".join(entry.move.id for entry in moves)
+        print(f"pyproxy: --move: expected no moves of slots under way, got {ids}", file=sys.stderr)
+        return EX_UNAVAILABLE
     try:
         return asyncio.run(_verify(MisplacedKeys(config.shard_map(), Access(config.backend), args.rate), args.move))
     except CannotVerify as exc:

@@ -156,6 +156,7 @@ class ShardTable(Shard, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     listen: Node = Node("127.0.0.1", 6380)
     workers: Annotated[int, Meta(ge=0, le=256)] = 0  # 0: one per core
+    store: str = ""  # file:/path; who owns which slots, once they were moved; empty: as written here
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     reads: Literal["primary", "prefer-replica", "replica"] = "primary"
@@ -225,6 +226,13 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         )
         return msgspec.structs.replace(self, shards=tables)
 
+    def with_shards(self, tables: Iterable[ShardTable]) -> Self:
+        """The same with these shards. Raises ConfigErrors, as `parse` does."""
+        changed = msgspec.structs.replace(self, shards=tuple(tables))
+        if problems := list(_cross_checks(_tree(changed))):
+            raise ConfigErrors(problems)
+        return changed
+
     def promoter_of(self, shard: Shard) -> PromoterName:
         """Who promotes in this shard."""
         return self._table(shard).promoter or self.promotion.promoter
@@ -259,6 +267,7 @@ def _cross_checks(tree: Any) -> Iterator[str]:
     ours = {path: node for path, node in (("listen", tree.get("listen")), ("http.listen", _http_listen(tree))) if node}
     if len(ours) > 1 and len(set(ours.values())) == 1 and ours["listen"].port:
         yield f'http.listen: expected an address of its own, got "{ours["listen"]}" of listen'
+    yield from _check_store(tree.get("store", ""))
     yield from _check_scripts(tree.get("scripts", {}))
     yield from _check_admin(tree.get("http", {}))
     yield from _check_login("backend", tree.get("backend", {}))
@@ -292,6 +301,20 @@ def _check_order(tree: Tree, smaller: str, larger: str) -> Iterator[str]:
     least, most = (tree.get(table, {}).get(option) for table, option in (smaller.split("."), larger.split(".")))
     if least is not None and most is not None and most < least:
         yield f"{larger}: expected at least {smaller} ({least}), got {most}"
+
+
+def _tree(value: Any) -> Any:
+    """A configuration as it is read: tables of tables."""
+    if isinstance(value, msgspec.Struct) and not isinstance(value, Node):
+        return {name: _tree(getattr(value, name)) for name in value.__struct_fields__}
+    return tuple(map(_tree, value)) if isinstance(value, tuple) else value
+
+
+def _check_store(store: str) -> Iterator[str]:
+    if store.startswith("etcd://"):
+        yield f"store: expected file:/absolute/path, as etcd is not supported yet, got {shown(store)}"
+    elif store and not re.fullmatch("file:/.*[^/]", store):
+        yield f'store: expected file:/absolute/path, or "", got {shown(store)}'
 
 
 def _check_scripts(scripts: Tree) -> Iterator[str]:

@@ -108,6 +108,8 @@ class Event(enum.Enum):
     CONFIG_SET_DONE = "-config-set-failed", logging.INFO
     COMPLAINT = "+complaint", logging.WARNING  # a worker has trouble with a node
 
+    STORE = "+store", logging.INFO  # the slots are those that it says
+    STORE_DIFFERS = "+store-differs", logging.WARNING  # from the configuration, which is as it was before moves
     MOVE = "+move", logging.INFO  # of slots, to another shard: it begins, or goes on after a restart
     MOVE_REFUSED = "-move", logging.WARNING  # it must not begin
     MOVE_COPY = "+move-copy", logging.INFO  # the keys are copied, from the first one on

@@ -22,6 +22,8 @@ from pyproxy import __version__, events, scripts
 from pyproxy.access import Access
 from pyproxy.config import Config
 from pyproxy.control.failover.coordinator import Coordinator
+from pyproxy.control.growth.opening import opened, store_of
+from pyproxy.control.growth.store import StoreError
 from pyproxy.control.health.busy import BusyServers
 from pyproxy.control.health.monitor import HealthMonitor
 from pyproxy.control.http import admin
@@ -57,7 +59,7 @@ class StartError(Exception):
 def serve(config: Config) -> int:
     """Serve until a signal says otherwise: 0 if drained, 130 after a second SIGINT.
 
-    Raises StartError, and ConfigErrors where AWS knows better than the configuration.
+    Raises StartError, and ConfigErrors where AWS or the store knows better than the configuration.
     """
     events.configure()
     if config.undiscovered():
@@ -65,6 +67,11 @@ def serve(config: Config) -> int:
         from pyproxy.control.failover.promoters.replication_groups import discover
 
         config = config.with_nodes(discover(config))
+    if (store := store_of(config)) is not None:
+        try:
+            config = asyncio.run(opened(store, config)).config
+        except StoreError as exc:
+            raise StartError(str(exc), EX_CONFIG) from None
     raise_file_limit(config)
     try:
         parent = Parent(config)

@@ -1,3 +1,4 @@
+import asyncio
 import os
 import subprocess
 import sys
@@ -8,6 +9,10 @@ import pytest
 import pyproxy
 from pyproxy.cli import main
 from pyproxy.config import Config
+from pyproxy.control.growth.file_store import FileStore
+from pyproxy.control.growth.store import seeded
+from pyproxy.control.growth.transitions import Entry, Phase
+from pyproxy.moves import Move
 from pyproxy.worker.lane.lane import BUILD
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pyproxy.toml"
@@ -21,6 +26,18 @@ replys = 1
 name = "s0"
 primary = "redis"
 slots = ["0-16384"]
+"""
+
+TWO_SHARDS = """
+store = "file:{store}"
+[[shards]]
+name = "s0"
+primary = "127.0.0.1:7000"
+slots = ["0-8191"]
+[[shards]]
+name = "s1"
+primary = "127.0.0.1:7001"
+slots = ["8192-16383"]
 """
 
 Output = pytest.CaptureFixture[str]
@@ -159,6 +176,69 @@ def test_where_takes_keys_of_any_bytes_and_keeps_each_on_its_line(capsys: Output
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("\\xff\\n: slot ")
     assert second.startswith("ü: slot ")
+
+
+@pytest.fixture
+def with_store(tmp_path: Path) -> Path:
+    """A configuration with a store, in which nothing is yet."""
+    path = tmp_path / "store.toml"
+    path.write_text(TWO_SHARDS.format(store=tmp_path / "map.json"))
+    return path
+
+
+def hand_over(path: Path, phase: Phase) -> None:
+    """The store of this configuration, after a move of the slots 0 to 1999 from s0 to s1."""
+    config = Config.load(path)
+    store = FileStore(config.store.removeprefix("file:"))
+    move = Move("m1", "s0", "s1", ((0, 1999),))
+    document = seeded(config).with_moves([Entry(move=move)], 1.0).handed_over(Entry(move=move, phase=phase), 2.0)
+    asyncio.run(store.save(document, 0))
+
+
+def test_check_says_that_a_store_is_empty_yet(with_store: Path, capsys: Output) -> None:
+    assert main(["check", str(with_store)]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"store file:{with_store.parent}/map.json: ok: nothing yet; the first start writes the slots of the "
+        "configuration into it"
+    ]
+
+
+def test_check_says_where_configuration_and_store_differ(with_store: Path, capsys: Output) -> None:
+    hand_over(with_store, Phase.CLEARING)
+    assert main(["check", str(with_store)]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        f"store file:{with_store.parent}/map.json: ok: generation 3, moves under way: 1, and differs from the "
+        "configuration:",
+        "  shard s0: the store says slots 2000-8191; the configuration says slots 0-8191",
+        "  shard s1: the store says slots 0-1999, 8192-16383; the configuration says slots 8192-16383",
+    ]
+
+
+@pytest.mark.parametrize(
+    "command", [["check"], ["serve"], ["where", "k", "--config"], ["verify", "--misplaced", "--config"]]
+)
+def test_a_store_that_is_gone_is_said_and_the_configuration_does_not_stand_in_for_it(
+    command: list[str], with_store: Path, capsys: Output
+) -> None:
+    hand_over(with_store, Phase.DONE)
+    (with_store.parent / "map.json").unlink()
+    assert main([*command, str(with_store)]) == 78
+    assert "expected generation 3 or a later one, as it was seen, got no store" in capsys.readouterr().err
+
+
+def test_where_says_the_shard_that_the_store_says(with_store: Path, capsys: Output) -> None:
+    main(["where", "foo", "--config", str(with_store)])
+    hand_over(with_store, Phase.DONE)
+    main(["where", "foo", "--config", str(with_store)])
+    assert capsys.readouterr().out.splitlines() == [
+        "foo: slot 1056, shard s0, primary 127.0.0.1:7000", "foo: slot 1056, shard s1, primary 127.0.0.1:7001"
+    ]  # fmt: skip
+
+
+def test_keys_are_not_moved_to_their_owners_while_slots_are_on_the_move(with_store: Path, capsys: Output) -> None:
+    hand_over(with_store, Phase.CLEARING)
+    assert main(["verify", "--misplaced", "--move", "--config", str(with_store)]) == 69
+    assert capsys.readouterr().err == "pyproxy: --move: expected no moves of slots under way, got m1\n"
 
 
 @pytest.mark.parametrize("shards", [1, 3, 10, 1000])

@@ -159,6 +159,28 @@ def test_what_was_found_takes_the_place_of_what_was_not_written(two_groups: Conf
     assert discovered.replication_group_of(first) == "loop-0"
 
 
+def test_other_shards_are_checked_as_those_of_a_file_are() -> None:
+    config = Config.load(EXAMPLE)
+    first, *others = config.shards
+    assert config.with_shards(config.shards) == config
+    with pytest.raises(ConfigErrors) as caught:
+        config.with_shards([msgspec.structs.replace(first, slots=((0, 9),)), *others])
+    assert caught.value.problems == ["shards: expected an owner for every slot from 0 to 16383, got none for 10-1638"]
+
+
+@pytest.mark.parametrize(
+    ("store", "problem"),
+    [
+        ("map.json", 'store: expected file:/absolute/path, or "", got "map.json"'),
+        ("file:map.json", 'store: expected file:/absolute/path, or "", got "file:map.json"'),
+        ("file:/var/lib/", 'store: expected file:/absolute/path, or "", got "file:/var/lib/"'),
+        ("etcd://a:1/x", 'store: expected file:/absolute/path, as etcd is not supported yet, got "etcd://a:1/x"'),
+    ],
+)
+def test_a_store_that_cannot_be_is_refused(store: str, problem: str) -> None:
+    assert problems(f'store = "{store}"\n{SHARD}') == [problem]
+
+
 # --- what is wrong ----------------------------------------------------------------------------------------------------
 
 
