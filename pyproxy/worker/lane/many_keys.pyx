@@ -13,7 +13,7 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from libc.string cimport memcpy
 
 from pyproxy.worker.lane.lane cimport (
-    REPLAY_BYTES, SURE_BYTES, Backend, Client, Lane, Pending, Route, Split, bug, choose_backend)
+    REPLAY_BYTES, SAFE_REQUEST_BYTES, Backend, Client, Lane, Pending, Route, Split, bug, choose_backend)
 from pyproxy.worker.lane.sending cimport admit_all, new_split_at, put_uncopied, send_all
 from pyproxy.worker.lane.share cimport Share, begin_parts, first_key, past, share_out
 from pyproxy.worker.lane.steps cimport BYTES_OF_PART, MOVED_OF_PART, SHARED_OF_PART, STEP_PARTS
@@ -160,9 +160,9 @@ cdef class Wide:
         cdef Pending place = client.head
         cdef Py_ssize_t size = len(frame)
         place.write = self.route.write
-        place.pace = self.route.pace
+        place.timeout_class = self.route.timeout_class
         place.shard = backend.shard
-        if size <= REPLAY_BYTES if place.write else size <= SURE_BYTES:
+        if size <= REPLAY_BYTES if place.write else size <= SAFE_REQUEST_BYTES:
             if not place.write or (backend.replays_writes and self.route.replayable):
                 place.request = bytes(frame)
         put_uncopied(backend, place, frame, size)
@@ -184,17 +184,17 @@ cdef class Wide:
         cdef Client client = self.client
         place.size = self.size
         client.inflight_bytes += self.size
-        self._let_go()
-        client.conversed()
+        self._release()
+        client.conversation_sent()
         return 0
 
     cdef int _end(self, bytes line) except -1:
         cdef Client client = self.client
-        self._let_go()
+        self._release()
         client.answer(line)
         return 0
 
-    cdef int _let_go(self) except -1:
+    cdef int _release(self) except -1:
         self._charge(-self.charged)
         self.client = None
         self.whole = None
@@ -230,7 +230,7 @@ cdef class Wide:
             self.client.lane.loop.call_soon(self.start)     # who says so is in the middle of something
 
     def left(self):
-        self._let_go()
+        self._release()
 
     def half_closed(self):
         """What it sent before is done and answered."""

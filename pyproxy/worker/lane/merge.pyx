@@ -226,7 +226,7 @@ cdef class Assembly:
 
     cdef int _one(self, command) except -1:
         """The answer to one command."""
-        cdef Split whole
+        cdef Split split
         cdef Py_ssize_t length
         cdef int shard
         cdef bytes frame
@@ -243,21 +243,21 @@ cdef class Assembly:
             frame = make([self._next_answer(shard) for shard in shards])
         else:
             route, owners, shards = command
-            whole = Split.__new__(Split)
-            whole.lane = self.lane
-            whole.route = route
-            whole.write = whole.route.write
+            split = Split.__new__(Split)
+            split.lane = self.lane
+            split.route = route
+            split.write = split.route.write
             if type(owners) is bytes:
-                whole.order = owners
+                split.order = owners
             else:
-                whole.make_answer = owners
-            whole.frames = [None] * len(self.frames)
+                split.make_answer = owners
+            split.frames = [None] * len(self.frames)
             for shard in shards:
                 frame = self._next_answer(shard)
-                whole.frames[shard] = frame
+                split.frames[shard] = frame
                 if frame.startswith(b"-"):
-                    whole._failed(shard, frame, True)
-            frame = merged(whole, None, 0)
+                    split._failed(shard, frame, True)
+            frame = merged(split, None, 0)
         self._append(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
         return 0
 

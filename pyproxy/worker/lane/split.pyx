@@ -72,13 +72,13 @@ cdef bint _send_whole(Client client, Route route, int shard, const char *frame, 
     cdef Pending place
     if backend is None:
         return decline(client)
-    place = client.begun(size)
+    place = client.new_pending(size)
     place.write = route.write
     place.shard = shard
     if not route.write or (backend.replays_writes and route.replayable and size <= REPLAY_BYTES):
         place.request = PyBytes_FromStringAndSize(frame, size)
     backend.put(place, frame, size)
-    client.placed(place)
+    client.enqueue(place)
     return True
 
 
@@ -192,10 +192,10 @@ def relay(Client client not None, Route route not None, int shard, asked not Non
     split.left = 1
     split.frames = [None] * len(client.pool)
     split.make_answer = answer
-    split.place = client.begun(len(frame))
+    split.place = client.new_pending(len(frame))
     split.place.write = route.write
     split.place.shard = shard
-    client.placed(split.place)
+    client.enqueue(split.place)
     send(backend, split, frame, queued, False, -1)
     return PLACED
 
@@ -219,7 +219,8 @@ def ask(Client client not None, Route route not None, parts not None, bint write
     cdef Backend backend
     cdef list backends = list(client.pool)
     cdef Py_ssize_t size = 0
-    cdef list going = [(shard, <bytes?>each.frame, <int>each.queued, <int>each.pace) for shard, each in parts.items()]
+    cdef list going = [
+        (shard, <bytes?>each.frame, <int>each.queued, <int>each.timeout_class) for shard, each in parts.items()]
     for each in parts.values():
         size += each.size
     if primary and not write:
@@ -239,8 +240,8 @@ def ask(Client client not None, Route route not None, parts not None, bint write
             return lane.declined
     split = _asking(client, route, <int>len(parts), asked)
     split.write = write
-    for shard, frame, queued, pace in going:
-        send(<Backend>backends[shard], split, <bytes>frame, queued, primary, pace)
+    for shard, frame, queued, timeout_class in going:
+        send(<Backend>backends[shard], split, <bytes>frame, queued, primary, timeout_class)
     return None
 
 
