@@ -229,7 +229,7 @@ def test_a_name_that_is_gone_is_found(text: str, names: list[str]) -> None:
 
 
 def test_a_step_in_another_file_is_found() -> None:
-    assert misplaced("| 1 | asks | `client.pxi` | `Client.placed`, `Backend.put` |") == [
+    assert misplaced("| 1 | asks | `client.pxi` | `Client.enqueue`, `Backend.put` |") == [
         "Backend.put: not in `client.pxi`"
     ]
 
