@@ -102,7 +102,7 @@ class Connection:
 
     def with_canaries(self, data: bytes) -> bytes:
         """Said in the place of the server, which would answer the canary in front of each request."""
-        said = b""
+        said = bytearray()
         for line in re.finditer(rb"[^\n]*\n|[^\n]+", data):  # no answer ends elsewhere
             if not self._begun and self.canaries:
                 said += self.canaries[0]
@@ -110,9 +110,9 @@ class Connection:
             try:
                 self._begun = not self._spoken.feed(line[0])
             except ProtocolError:
-                return said + data[line.start() :]
+                return bytes(said + data[line.start() :])
             said += line[0]
-        return said
+        return bytes(said)
 
     def close(self, reset: bool) -> None:
         for writer in (self.client, self.server):
