@@ -91,7 +91,8 @@ class StalledServer:
 @pytest.mark.parametrize("kind", ["shared", "leased"])
 def test_what_was_said_to_be_uncertain_does_not_arrive_later(fleet: Fleet, kind: str, end: str) -> None:
     word = b"SET" if kind == "shared" else b"MULTI"
-    timeouts = {"connect_s": PATIENCE_S, "reply_s": 0.5, "silence_s": 0.8}
+    # longer than the server may take until it stalls, as it is a thread of the test's
+    timeouts = {"connect_s": PATIENCE_S, "reply_s": 0.5, "silence_s": 3.0 if end == "silence" else PATIENCE_S}
     with (
         StalledServer(word, end) as stalled,
         BareWorker(fleet, {0: Node(HOST, stalled.port)}, "", timeouts=timeouts) as worker,

@@ -163,7 +163,9 @@ def test_a_long_request_is_waited_for_while_it_leaves_and_those_behind_it_too(fl
     timeouts = {"reply_s": reply_s, "silence_s": reply_s, "connect_s": PATIENCE_S}
     with BareWorker(fleet, {SLOW: Node(HOST, hop.port)}, timeouts=timeouts) as worker:
         key, other = Keys(worker).on(SLOW, 2)
-        with Connection(worker.port) as asking, Connection(worker.port) as behind:
+        # the hop alone takes ten seconds for it, and more where it is not given its time
+        long_s = 6 * PATIENCE_S
+        with Connection(worker.port, patience_s=long_s) as asking, Connection(worker.port, patience_s=long_s) as behind:
             assert behind.ask("DEL", other) in (0, 1)
             hop.drip(GAP_S / 2, Way.REQUESTS, piece=65536)
             asking.send(("SET", key, b"x" * size))
