@@ -1,7 +1,7 @@
 """What a fault is made to: a fleet of real servers, proxies in front of it, clients, and hops between them.
 
 A scenario says which of these it needs (`Needs`), and gets a `Rig` with all of it running and all clients connected.
-The rig knows which shard is the one that suffers (`shard`), makes times shorter by `scale`, notes when the trouble
+The rig knows which shard is the one that suffers (`shard`), makes times shorter by `scale`, notes when the fault
 began and ended, and reads in the end what every server holds.
 """
 
@@ -174,11 +174,11 @@ class Rig:
         """So long, at full length."""
         time.sleep(seconds * self.scale)
 
-    def trouble(self) -> None:
+    def fault_begins(self) -> None:
         """It begins now."""
         self.since = time.monotonic()
 
-    def over(self) -> None:
+    def fault_ends(self) -> None:
         """It ended by now."""
         self.until = time.monotonic()
 
