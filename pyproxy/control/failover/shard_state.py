@@ -11,7 +11,7 @@ from pyproxy.config import Promotion
 from pyproxy.control.failover import lineage
 from pyproxy.control.failover.candidates import ranked, readable
 from pyproxy.control.failover.promoters import Announcement
-from pyproxy.control.failover.transitions import Answer, Effect, Known, Log, Phase, Powers
+from pyproxy.control.failover.transitions import Answer, Effect, Log, PersistentState, Phase, Powers
 from pyproxy.events import Event
 from pyproxy.messages import NodeHealth
 from pyproxy.shard_map import Node
@@ -24,12 +24,18 @@ class ShardState:
     """
 
     def __init__(
-        self, shard: str, options: Promotion, known: Known, now: float, powers: Powers, promoted_at: float | None = None
+        self,
+        shard: str,
+        options: Promotion,
+        persistent: PersistentState,
+        now: float,
+        powers: Powers,
+        promoted_at: float | None = None,
     ) -> None:
         self.shard = shard
-        self.epoch = known.epoch
-        self.primary = known.primary
-        self.lineage = known.lineage
+        self.epoch = persistent.epoch
+        self.primary = persistent.primary
+        self.lineage = persistent.lineage
         self.phase = Phase.HEALTHY
         self.alarms: dict[str, str] = {}  # what an operator must know of: name -> text
         self.nodes: Mapping[Node, NodeHealth] = {}
@@ -41,19 +47,19 @@ class ShardState:
         self._entered = now  # the phase
         self._since = now  # the incident began
         self._decided = now  # the primary was judged down
-        self._troubled_at = now  # when this kind of trouble began
+        self._failing_since = now  # when this kind of trouble began
         self._answers = False  # the kind: it does answer
         self._hard = False  # suspect: writes cannot succeed
         self._why = ""
-        self._well_at = 0.0  # a first look found the primary well again
+        self._recovered_at = 0.0  # a first check found that the primary had recovered
         self._target: Node | None = None  # promoting, verifying, switching, handing over: who is to be primary
         self._target_epoch = 0
-        self._seen_at = 0.0  # verifying: the first look that found it primary
+        self._seen_at = 0.0  # verifying: the first check that found it primary
         self._announcement: Announcement | None = None  # the newest word of whoever decides
         self._announced_at = 0.0
         self._last_announced: Node | None = None  # newest or not
         self._progress = lineage.ReplicationProgress()
-        self._anew = 0.0  # nothing is promoted on looks older than this
+        self._fresh_after = 0.0  # nothing is promoted on health checks older than this
         self._other_masters: set[Node] = set()  # were masters while the primary was well
         self._tried: list[Node] = []  # in this round
         self._rounds = 0  # in which all candidates refused, in this incident
@@ -80,12 +86,12 @@ class ShardState:
 
     @property
     def waits(self) -> bool:
-        """Whether a look with nothing new in it may have something done, as the time passes."""
+        """Whether a health check with nothing new in it may have something done, as the time passes."""
         return self.phase is not Phase.HEALTHY or self._waits
 
     @property
-    def known(self) -> Known:
-        return Known(self.epoch, self.primary, self.lineage)
+    def persistent_state(self) -> PersistentState:
+        return PersistentState(self.epoch, self.primary, self.lineage)
 
     @property
     def why(self) -> str:
@@ -140,7 +146,7 @@ class ShardState:
         is_replica = health.reachable and health.role == "slave" and health.answered_at > self._announced_at
         return None if is_replica else announcement
 
-    def _trouble(self) -> tuple[str, bool]:
+    def _primary_failure(self) -> tuple[str, bool]:
         """What is wrong with the primary, and whether writes to it cannot succeed; ("", False): nothing."""
         health = self.nodes[self.primary]
         if overruled := self._overruled():
@@ -172,7 +178,7 @@ class ShardState:
     def _counted_from(self) -> float:
         """Since when that has been so: a primary that answered, if with an error, has been silent only since then."""
         health = self.nodes.get(self.primary)
-        return max(self._troubled_at, health.unanswered_since if health is not None else 0.0)
+        return max(self._failing_since, health.unanswered_since if health is not None else 0.0)
 
     def _began_at(self, now: float) -> float:
         """When a primary that does not answer was asked first; now, for any other trouble."""
@@ -199,7 +205,7 @@ class ShardState:
             if node in self._other_masters:  # it was put aside in peace, not promoted in need
                 is_needed = is_down and not self._candidates(now)
             else:
-                is_needed = is_down or self._trouble()[1]
+                is_needed = is_down or self._primary_failure()[1]
             if is_heir and is_needed:
                 return node
         return None
@@ -232,7 +238,7 @@ class ShardState:
     def _enter(self, phase: Phase, now: float, cause: str, event: Event, **fields: object) -> list[Effect]:
         """The one place where a phase begins: said once, with its cause, the epoch and the ages."""
         was, lasted = self.phase, now - self._entered
-        self.phase, self._entered, self._why, self._well_at = phase, now, cause, 0.0
+        self.phase, self._entered, self._why, self._recovered_at = phase, now, cause, 0.0
         announcement = {
             "shard": self.shard, "phase": phase.value, "was": was.value, "epoch": self.epoch, "cause": cause,
             "was_for_s": f"{lasted:.1f}", "incident_s": f"{now - self._since:.1f}", **fields,

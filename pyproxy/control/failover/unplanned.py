@@ -55,22 +55,22 @@ class UnplannedFailover(ShardState):
             or now - health.at > STALE_S
             or any(each.at <= self._switched_at for each in self.nodes.values())
         ):
-            return []  # not looked at yet, or this proxy has slept: what was seen before is not what is
+            return []  # not checked yet, or this proxy has slept: what was seen before may not be so any more
         self.lineage = self.lineage or lineage.guessed(self.nodes)
         successor = self._successor(now)
         if successor is not None:
             return self._verify(successor, now, f"{successor} is primary by now")
-        why, hard = self._trouble()
+        why, hard = self._primary_failure()
         if not why:
             return self._well(now)
-        self._well_at = 0.0
+        self._recovered_at = 0.0
         if self.phase is Phase.HEALTHY:
             self._since = self._began_at(now)
             self._tried, self._rounds = [], 0
             self._target = None
             self._progress.begin(now + STEADY_S)  # what was on its way to them has arrived by then
         if self.phase is Phase.HEALTHY or health.reachable != self._answers:
-            self._troubled_at, self._answers = self._began_at(now), health.reachable
+            self._failing_since, self._answers = self._began_at(now), health.reachable
         self._progress.note(self.nodes, self.primary)
         if self.phase in (Phase.HEALTHY, Phase.SUSPECT):
             effects = self._doubt(why, hard, now)
@@ -90,9 +90,9 @@ class UnplannedFailover(ShardState):
             self._waits = bool(effects or self.alarms or is_contradicted or may_go)
             return effects
         health = self.nodes[self.primary]
-        if not self._well_at:
-            self._well_at = health.at
-        if health.at - self._well_at < STEADY_S and self._hard:
+        if not self._recovered_at:
+            self._recovered_at = health.at
+        if health.at - self._recovered_at < STEADY_S and self._hard:
             return []
         self._hard = False
         self._target = None
@@ -107,7 +107,7 @@ class UnplannedFailover(ShardState):
 
     def _judged_down(self, why: str, now: float) -> list[Effect]:
         self._hard = True
-        self._decided = self._anew = now
+        self._decided = self._fresh_after = now
         self._retry_at = now
         effects = self._enter(Phase.WAITING, now, why, Event.ODOWN)
         return effects + self._act(why, now)
@@ -131,7 +131,7 @@ class UnplannedFailover(ShardState):
             self._progress.begin(now)
             self._retry_at = now + self._options.down_after_s  # no sign of life for so long, as at first
             return self._settle(Phase.READONLY, alive, now)
-        if not self._progress.are_complete(self.nodes, self.primary, self._anew):
+        if not self._progress.are_complete(self.nodes, self.primary, self._fresh_after):
             return []
         self.alarms.pop("asymmetric", None)
         if reason := self._guard(now):
@@ -188,10 +188,10 @@ class UnplannedFailover(ShardState):
         return self._verify(self._target, now, f"{self._target} was promoted")
 
     def _on_refused(self, event: FailoverEvent, now: float) -> list[Effect]:
-        """The next candidate, or all of them once more after a pause; but first a look: it may have been done."""
+        """The next candidate, or all once more after a pause; but first a health check: it may have been done."""
         assert isinstance(event, PromotionRefused)
         self._target = None
-        self._anew = self._retry_at = now
+        self._fresh_after = self._retry_at = now
         answer = self._answer(False, event.why)
         attempt = len(self._tried)
         if event.again and attempt < len(RETRY_S) and any(n not in self._tried for n in self._candidates(now)):
@@ -228,7 +228,7 @@ class UnplannedFailover(ShardState):
             self._seen_at = 0.0
         if now - self._entered > self._options.verify_s:
             self._target = None
-            self._decided = self._anew = now
+            self._decided = self._fresh_after = now
             self._progress.begin(now)
             why = f"{health.node if health else 'it'} was not seen to be primary in time"
             return self._enter(Phase.WAITING, now, why, Event.TRY_FAILED) + self._answer(False, why)

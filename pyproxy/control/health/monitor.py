@@ -46,7 +46,7 @@ class Watch:
         self.due = asyncio.Event()  # the task is to check it
         self.began = -math.inf  # its last check
         self.is_checked = False  # and it has not ended
-        self._next = False  # the task is to check it when the quiet check that goes on has ended
+        self._next = False  # the task is to check it when the light check that goes on has ended
 
     def ask(self) -> None:
         """Have the task check it."""
@@ -68,7 +68,7 @@ class Watch:
 
 
 class Round:
-    """The quiet checks of one tick, which have one deadline."""
+    """The light checks of one tick, which have one deadline."""
 
     def __init__(self) -> None:
         self._open: dict[Watch, tuple[Callable[[], None], Callable[[], None]]] = {}
@@ -173,7 +173,7 @@ class ShardMonitor:
     def state(self) -> object:
         """Equal while nothing but the time is new. Who acknowledges each second has a lag of 0 or 1."""
         lags = [0 if health.lag_s == 1 else health.lag_s for health in self.node_healths[1:]]
-        return self._since, [(monitor.node, monitor.wholes, monitor.changes) for monitor in self.nodes], lags
+        return self._since, [(monitor.node, monitor.full_checks, monitor.changes) for monitor in self.nodes], lags
 
     async def check(self, monitor: NodeMonitor) -> bool:
         """Check one of its servers -> whether anything but the time is new."""
@@ -181,14 +181,17 @@ class ShardMonitor:
         await monitor.check_once([each.health for each in self.replicas] if monitor is self.primary else ())
         return is_news()
 
-    def begin_quiet(self, monitor: NodeMonitor, on_checked: Callable[[bool | None], None]) -> Callable[[], None] | None:
+    def begin_light_check(
+        self, monitor: NodeMonitor, on_checked: Callable[[bool | None], None]
+    ) -> Callable[[], None] | None:
         """As NodeMonitor's; `on_checked` is told whether anything but the time is new, or None: to be checked."""
         is_news = self._compare(monitor)
-        return monitor.begin_quiet(lambda is_checked: on_checked(is_news() if is_checked else None))
+        return monitor.begin_light_check(lambda is_checked: on_checked(is_news() if is_checked else None))
 
     def _compare(self, monitor: NodeMonitor) -> Callable[[], bool]:
         """To be called after a check of this server: whether anything but the time is new since now."""
-        wholes, changes, lag_s, lags = monitor.wholes, monitor.changes, monitor.health.lag_s, self.primary.lags
+        full_checks, changes = monitor.full_checks, monitor.changes
+        lag_s, lags = monitor.health.lag_s, self.primary.lags
 
         def is_news() -> bool:
             if self._by_node[monitor.node] is not monitor:
@@ -196,7 +199,7 @@ class ShardMonitor:
             if monitor.changes != changes:
                 self._review(self.primary.health.at)
             lags_more = self.primary.lags != lags or (monitor.health.lag_s != lag_s and monitor.health.node not in lags)
-            return lags_more or (monitor.wholes, monitor.changes) != (wholes, changes)
+            return lags_more or (monitor.full_checks, monitor.changes) != (full_checks, changes)
 
         return is_news
 
@@ -204,14 +207,14 @@ class ShardMonitor:
         """Have its servers checked at once. `node` has refused something with `code`, if with any."""
         if code and node == str(self.primary.node):
             self.primary.refused(code)
-        self.goes_on()
+        self.require_full_check()
         for watch in self.watches:
             watch.ask()
 
-    def goes_on(self) -> None:
+    def require_full_check(self) -> None:
         """Something happens: the next checks ask for all of INFO."""
         for monitor in self.nodes:
-            monitor.goes_on()
+            monitor.require_full_check()
 
     def __repr__(self) -> str:
         return f"<ShardMonitor {self.name} {self.nodes}>"
@@ -314,7 +317,7 @@ class HealthMonitor:
         if commands != self._commands_before:
             self._commands_before = commands
             for monitor in self._monitors.values():
-                monitor.goes_on()
+                monitor.require_full_check()
 
     def _send(self) -> None:
         """Send what was seen, unless nothing but the time is new."""
@@ -325,25 +328,25 @@ class HealthMonitor:
             self._on_health(self.fleet_health)
 
     def complain(self, shard: str, node: str = "", code: str = "") -> None:
-        """A worker has trouble with this shard: check its servers now, or as soon as CHECK_GAP_S has passed.
+        """A worker complains of this shard: check its servers now, or as soon as CHECK_GAP_S has passed.
 
-        `node` and `code`: which server has refused something, and with which code, if that is the trouble.
+        `node` and `code`: which server has refused something, and with which code, if that is the reason.
         """
         if shard in self._monitors:
             self._monitors[shard].complain(node, code)
 
     async def _keep_ticking(self) -> None:
-        """Check all servers in each tick. For those that are well and quiet no task is woken."""
+        """Check all servers in each tick. A light check wakes no task."""
         while True:
             await asyncio.sleep(self._until_tick())
             checks = Round()
             for shard in self._monitors.values():
                 for watch in shard.watches:
-                    if not (watch.is_checked or watch.due.is_set() or self._begin_quiet(shard, watch, checks)):
+                    if not (watch.is_checked or watch.due.is_set() or self._begin_light_check(shard, watch, checks)):
                         watch.ask()
             checks.end_if_over()
 
-    def _begin_quiet(self, shard: ShardMonitor, watch: Watch, checks: Round) -> bool:
+    def _begin_light_check(self, shard: ShardMonitor, watch: Watch, checks: Round) -> bool:
         def on_checked(is_news: bool | None) -> None:
             checks.remove(watch)
             watch.ends()
@@ -353,7 +356,7 @@ class HealthMonitor:
             else:
                 self._on_seen(shard.name, is_news)
 
-        give_up = shard.begin_quiet(shard.monitor(watch.node), on_checked)
+        give_up = shard.begin_light_check(shard.monitor(watch.node), on_checked)
         if give_up is None:
             return False
         watch.begins()

@@ -287,7 +287,7 @@ def test_a_worker_that_does_not_drain_is_killed_and_that_is_an_orderly_end(fleet
         assert "+worker-kill index=0 " in run.said()
 
 
-def test_a_signal_during_the_first_look_ends_it(tmp_path: Path) -> None:
+def test_a_signal_during_the_first_check_ends_it(tmp_path: Path) -> None:
     with Fleet(shards=1, replicas=0) as hanging:
         hanging.shards[0].primary.pause()
         with serving(hanging.config(), tmp_path) as run:

@@ -18,8 +18,8 @@ from pyproxy.control.failover.transitions import (
     Effect,
     FailoverEvent,
     HealthChecked,
-    Known,
     Log,
+    PersistentState,
     Phase,
     Powers,
     Promote,
@@ -50,7 +50,7 @@ class SimulatedShard:
         powers: Powers = PROMOTES,
         *,
         nodes: Iterable[Node] = (P1, P2, P3),
-        known: Known | None = None,
+        persistent: PersistentState | None = None,
         seasoned: bool = True,
         **options: Any,
     ) -> None:
@@ -63,7 +63,7 @@ class SimulatedShard:
             self.change(node, offset=500, role="slave", master=str(P1), link="up", lag_s=0)
         self.change(P1, role="master", master="", link="", lag_s=-1)
         self.options = Promotion(promoter="replicaof", **options)
-        self.machine = Machine("s1", self.options, known or Known(4, P1, "a"), self.now, powers)
+        self.machine = Machine("s1", self.options, persistent or PersistentState(4, P1, "a"), self.now, powers)
         if seasoned:
             self.check()
             self.now += 1000.0

@@ -13,13 +13,11 @@ from pyproxy.control.failover.promoters import Announcement
 from pyproxy.control.failover.transitions import (
     Announced,
     Answer,
-    AwaitQuiet,
     Effect,
     FailoverEvent,
     HandOver,
     HealthChecked,
     Log,
-    NotQuiet,
     PauseAsked,
     Phase,
     Powers,
@@ -27,7 +25,9 @@ from pyproxy.control.failover.transitions import (
     PromoteAsked,
     Promoted,
     PromotionRefused,
-    Quiet,
+    Quiesce,
+    Quiesced,
+    QuiesceFailed,
     ResumeAsked,
     Switch,
     Switched,
@@ -99,7 +99,7 @@ class Watched(SimulatedShard):
 
     def _state(self) -> object:
         machine = self.machine
-        return machine.known, machine.gate(), dict(machine.alarms)
+        return machine.persistent_state, machine.gate(), dict(machine.alarms)
 
     def _note(self, event: HealthChecked) -> None:
         for node, health in event.nodes.items():
@@ -111,7 +111,7 @@ class Watched(SimulatedShard):
 
     def _check_effects(self, event: FailoverEvent, effects: list[Effect]) -> None:
         for effect in effects:
-            if isinstance(effect, Promote | HandOver | AwaitQuiet | Switch):
+            if isinstance(effect, Promote | HandOver | Quiesce | Switch):
                 assert self.out is None, f"{effect} while {self.out} is out"
                 self.out = effect
             if isinstance(effect, Promote):
@@ -184,8 +184,8 @@ class Watched(SimulatedShard):
     def outcome(self, is_done: bool, is_known: bool = True) -> None:
         """What was asked is answered. It may have been done although nobody knows."""
         out, self.out = self.out, None
-        if isinstance(out, AwaitQuiet):
-            self.step(Quiet() if is_done else NotQuiet("busy"))
+        if isinstance(out, Quiesce):
+            self.step(Quiesced() if is_done else QuiesceFailed("busy"))
         elif isinstance(out, Switch):
             self.step(Switched())
         elif isinstance(out, Promote | HandOver):
@@ -254,8 +254,8 @@ EVENTS: dict[type, FailoverEvent] = {
     Promoted: Promoted(),
     PromotionRefused: PromotionRefused("no", True),
     Switched: Switched(),
-    Quiet: Quiet(),
-    NotQuiet: NotQuiet("busy"),
+    Quiesced: Quiesced(),
+    QuiesceFailed: QuiesceFailed("busy"),
     PromoteAsked: PromoteAsked(P3),
     PauseAsked: PauseAsked(),
     ResumeAsked: ResumeAsked(),
@@ -271,7 +271,7 @@ LEADS_TO = {
     (Phase.PROMOTING, Promoted): Phase.VERIFYING,
     (Phase.PROMOTING, PromotionRefused): Phase.WAITING,
     (Phase.SWITCHING, Switched): Phase.HEALTHY,
-    (Phase.HANDING_OVER, NotQuiet): Phase.HEALTHY,
+    (Phase.HANDING_OVER, QuiesceFailed): Phase.HEALTHY,
     (Phase.PAUSED, ResumeAsked): Phase.HEALTHY,
 }
 """By one event alone, with nothing new seen; by all others a phase stays."""
@@ -299,11 +299,11 @@ def test_every_phase_meets_every_event(phase: Phase, event: FailoverEvent) -> No
 
 # --- histories drawn at random ----------------------------------------------------------------------------------------
 
-LATE = (Promoted(), PromotionRefused("late", True), Quiet(), NotQuiet("late"))
+LATE = (Promoted(), PromotionRefused("late", True), Quiesced(), QuiesceFailed("late"))
 ANSWERS: dict[type, tuple[type, ...]] = {
     Promote: (Promoted, PromotionRefused),
     HandOver: (Promoted, PromotionRefused),
-    AwaitQuiet: (Quiet, NotQuiet),
+    Quiesce: (Quiesced, QuiesceFailed),
 }
 NODES = st.sampled_from([P1, P2, P3])
 ACTIONS: list[st.SearchStrategy[tuple[Any, ...]]] = [
