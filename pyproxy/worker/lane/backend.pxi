@@ -248,7 +248,7 @@ cdef class Backend:
             if item.split is not None and item.split.place is not None:
                 client = item.split.place.client
             if client is not None:
-                client.wrote |= self.bit
+                client.written_shards |= self.bit
         _queue(self, item)
         return 0
 
@@ -400,7 +400,7 @@ cdef class Backend:
             return
         begun = max(self.last_frame, self.head.sent_at)     # of what the server is at
         busy = busy and now - begun < lane.slow_reply_s - lane.reply_s
-        if busy or lane.is_late or self._is_moving(now):
+        if busy or lane.is_late or self._makes_progress(now):
             self.free_at = now
         item = self.aging
         if (((item is not None and max(item.sent_at, self.free_at) < oldest) or now - begun > lane.silence_s)
@@ -441,7 +441,7 @@ cdef class Backend:
             unsent += wire.transport.get_write_buffer_size()
         return unsent
 
-    cdef bint _is_moving(self, double now) except -1:
+    cdef bint _makes_progress(self, double now) except -1:
         """Whether bytes of a reply that is not whole yet came lately, or some of the requests have left."""
         cdef Wire wire = self.wire
         cdef Py_ssize_t unsent
@@ -452,13 +452,13 @@ cdef class Backend:
         if wire.large is None and wire.inbuf is None and not wire.skipping:
             wire.progress_bytes = wire.bytes_in
             wire.progress_at = 0
-        elif wire.bytes_in - wire.progress_bytes >= MOVING_BYTES:     # a byte now and then does not count
+        elif wire.bytes_in - wire.progress_bytes >= PROGRESS_BYTES:     # a byte now and then does not count
             wire.progress_bytes = wire.bytes_in
             wire.progress_at = now
         unsent = self._unacknowledged_bytes(wire)
         # what a server that stands still is sent its kernel takes too, but not for long if it is much
         left = wire.bytes_out - unsent
-        if left - self.acknowledged >= MOVING_BYTES:
+        if left - self.acknowledged >= PROGRESS_BYTES:
             self.acknowledged = left
             self.acknowledged_at = now
         leaves = unsent >= LARGE and now - self.acknowledged_at < self.lane.reply_s
@@ -536,9 +536,9 @@ cdef class Backend:
         client = item.client
         if client is None:
             return 0
-        typical = client.typical        # of the size of a server's answers our own words say nothing
+        typical = client.typical_reply        # of the size of a server's answers our own words say nothing
         self.lane.settle(item, line)
-        client.typical = typical
+        client.typical_reply = typical
         return 0
 
     def lost(self, str why):
@@ -564,7 +564,7 @@ cdef class Backend:
                     last_write[owner] = i
             item = item.next_queued
         for owner in uncertain_clients:
-            home.mark_uncertain(owner)   # before what it owed here is forgiven
+            home.mark_uncertain(owner)   # before what it unanswered_requests here is forgiven
         uncertain_clients = []
         # nothing has changed until here
         self.wire = None
@@ -575,7 +575,7 @@ cdef class Backend:
             if item.expected is not None:
                 self.canaries -= 1
         if self.router is not None and self.link is self.lane.links[self.shard]:     # not a leased one, nor a replica's
-            self.lane.mark_unsure(self.shard)
+            self.lane.mark_connection_lost(self.shard)
         # items still out get their verdict; those to be tried again are collected in their order
         retries = []
         for i, entry in enumerate(items):
@@ -680,9 +680,9 @@ cdef class Backend:
     # --- what may not be sent now; see replay.pxi ---
 
     @property
-    def owes_write(self):
+    def has_unanswered_write(self):
         """Whether a write was given to a connection and is not answered, whoever waits for it or has gone."""
-        return owes_write(self)
+        return has_unanswered_write(self)
 
     def requeue_unsent(self):
         """Nothing may be sent: unsent writes join the replay queue or are refused, unsent reads go elsewhere."""

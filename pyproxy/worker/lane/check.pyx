@@ -190,8 +190,8 @@ cdef int _check_client(Client client, set answered, Py_ssize_t in_parts, bint di
 
 cdef int _check_command(Client client) except -1:
     """What it is charged for a command is what there is of it, while somebody is at that."""
-    if client.gathering is not None:
-        _expect(client, "bytes of the command that is looked through", client.command_bytes, client.gathering.costs())
+    if client.preparation is not None:
+        _expect(client, "bytes of the command that is looked through", client.command_bytes, client.preparation.costs())
     elif client.command_bytes and client.words is None and client.conversation is None:
         raise Broken(f"{client}: it is charged for a command that nobody is at")
     if client.words is not None and client.command_bytes <= 0:
@@ -280,7 +280,7 @@ cdef int _check_parked(Client client, bint in_backlog, bint at_a_door) except -1
     if client.parked & Park.CONVERSATION and (
             client.conversation is None or client.head is None or client.head.shard != -2):
         raise Broken(f"{client}: it is parked for a conversation that it does not have")
-    if client.parked & Park.WORDS and client.gathering is None and not client.finishing:
+    if client.parked & Park.WORDS and client.preparation is None and not client.finishing:
         raise Broken(f"{client}: it is parked until its words are looked through, and nobody does that")
     if client.parked & (Park.SWITCH | Park.WINDOW) and not goes_on:
         raise Broken(f"{client}: it waits for earlier requests, and has none")

@@ -5,7 +5,7 @@ cdef inline bint _fills(Client client, long long out) noexcept:
     """Whether so many requests are as many as may be out: one, or as many as will not bring more than REPLIES_BYTES of
     answers, or, where half of the memory is used, a small part of that."""
     cdef Py_ssize_t most = REPLIES_BYTES if client.lane.buffered <= client.lane.memory_limit >> 1 else LARGE
-    return out > 0 and (out >= client.lane.window_limit or (out + 1) * (client.typical + 1) > most)
+    return out > 0 and (out >= client.lane.window_limit or (out + 1) * (client.typical_reply + 1) > most)
 
 
 cdef inline bint _is_full(Client client) noexcept:
@@ -35,7 +35,7 @@ cdef class Client:
         self.proto = 2
         self.db = 0
         self.ready = []
-        self.typical = lane.first_typical
+        self.typical_reply = lane.first_typical_reply
         self.name = self.lib_name = self.lib_ver = b""
 
     # --- the transport's calls ---
@@ -263,7 +263,8 @@ cdef class Client:
             for i in range(route.plain_key):
                 ptr = header(ptr + length + 2, &length)
             backend = <Backend>self.pool[lane.owner[lane.slot(ptr, length)]]
-            if not backend.plain or self.upstreams is not None or size >= BULK_BYTES or self.typical >= BULK_BYTES:
+            if (not backend.plain or self.upstreams is not None
+                    or size >= BULK_BYTES or self.typical_reply >= BULK_BYTES):
                 backend = choose_backend(self, backend, route.write, size)
                 if backend is None:
                     if lane.declined is NOT_NOW:
@@ -290,7 +291,7 @@ cdef class Client:
             self.put_answer(errors.too_many_arguments(route.name, route.max_args))
         elif (is_framed and self.words is None and route is not None and route.names_keys
                 and (argc > MANY_WORDS or size >= BULK_BYTES)):
-            return lane.gatherer(self, route, frame, size)
+            return lane.preparer(self, route, frame, size)
         else:
             began = _clock()
             reply = lane.dispatch(self, route, self.words if self.words is not None else arguments(frame))
@@ -477,7 +478,7 @@ cdef class Client:
         """It has been taken, or is dropped: nothing is kept of it any more."""
         self.lane.buffered -= self.command_bytes
         self.command_bytes = 0
-        self.gathering = self.words = None
+        self.preparation = self.words = None
         return 0
 
     def may_write(self, int shard, Py_ssize_t size):

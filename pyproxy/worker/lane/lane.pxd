@@ -37,7 +37,7 @@ cdef enum Door:
 #   DRAIN         Lane.drain, Client.connection_made         nobody: it is closed when it is idle
 #   HOLD          Client.hold, for gate.py                   Client.release, when the gate opens; .leave, refused
 #   CONVERSATION  Client.converse                            Client.answer, .conversation_sent
-#   WORDS         gather, in words.pyx                       Gathering, when it is done
+#   WORDS         prepare, in words.pyx                      Preparation, when it is done
 cdef enum Park:
     WINDOW = 1          # too much of it is out, or it does not read
     SWITCH = 2          # its earlier requests must be answered first: it changes its protocol, database, or server
@@ -186,7 +186,7 @@ cdef class Lane:
     cdef object hash32
     cdef Key key
     cdef Splitter splitter
-    cdef Splitter gatherer
+    cdef Splitter preparer
     cdef Merger merger
     cdef object checker             # see check.pyx
     cdef dict routes
@@ -223,7 +223,7 @@ cdef class Lane:
     cdef readonly long long memory_limit
     cdef readonly long long window_limit
     cdef readonly long long output_limit
-    cdef Py_ssize_t first_typical   # size that the answers of a new client are taken to have
+    cdef Py_ssize_t first_typical_reply   # size that the answers of a new client are taken to have
     cdef readonly double reply_s
     cdef readonly double slow_reply_s  # for what goes through all keys
     cdef readonly double slow_s     # for other slow requests
@@ -235,7 +235,7 @@ cdef class Lane:
     cdef list partial_replies       # the wires on which they come
     cpdef bint has_room(self, Py_ssize_t size) except -1
     cdef int keep_budget(self) except -1
-    cdef list _gathered(self)
+    cdef list _partial_splits(self)
     cdef bint _is_over(self)
     cdef readonly long long commands
     cdef readonly long long errors
@@ -263,7 +263,7 @@ cdef class Lane:
     cdef void wake(self) noexcept
     cdef int wake_up(self) except -1
     cpdef count_accepted(self, int change)
-    cdef int mark_unsure(self, int shard) except -1
+    cdef int mark_connection_lost(self, int shard) except -1
     cdef int settle(self, Pending item, bytes frame) except -1
 
 
@@ -300,13 +300,13 @@ cdef class Client:
     cdef readonly Py_ssize_t buffered_in  # bytes of its requests that were not begun
     cdef Py_ssize_t inflight_bytes
     cdef int inflight
-    cdef Py_ssize_t typical         # size of its answers lately; decides how many may be out
+    cdef Py_ssize_t typical_reply   # size of its answers lately; decides how many may be out
     cdef bytes last_name
     cdef dict upstreams             # shard -> the backend of a replica that it reads from; None: of none
     cdef dict unresolved            # shard -> how many of its writes may still be applied there; None: none may
     cdef double door_from           # since when the command of this number has waited at a congested door
     cdef long long door_command
-    cdef object gathering           # what looks through the words of the command that is offered; None: nothing does
+    cdef object preparation           # what looks through the words of the command that is offered; None: nothing does
     cdef object words               # those words, once that is done; None: they have not been looked through
     cdef object router              # where it is held
     cdef double hold_from
@@ -328,8 +328,9 @@ cdef class Client:
     cdef public object transaction  # begun by MULTI; None: in none
     cdef public object conversation  # the conversation that is going on; None: none
     cdef public object watched      # the keys of a WATCH, and the connection that watches them; None: none
-    cdef public unsigned long long wrote  # the shards it has written to since WAIT last forgot them; bit shard % 64
-    cdef public unsigned long long unsure  # those of them whose connection was lost since
+    # Bit shard % 64: the shards it has written to since WAIT last forgot them; those whose connection was lost since.
+    cdef public unsigned long long written_shards
+    cdef public unsigned long long lost_shards
     cdef public object waited       # by WAIT: shard -> how many replicas had all of its writes; None: it never waited
     cdef readonly Py_ssize_t queued_bytes  # of it
     cdef object _subscriber         # what it is subscribed to, see registry.py; None: to nothing
@@ -361,7 +362,7 @@ cdef class Backend:
     cdef readonly Lane lane
     cdef readonly object link
     cdef readonly int shard
-    cdef unsigned long long bit     # of the shard, in `Client.wrote`
+    cdef unsigned long long bit     # of the shard, in `Client.written_shards`
     cdef readonly int proto
     cdef readonly int db
     cdef readonly Wire wire
@@ -417,7 +418,7 @@ cdef class Backend:
     cdef int set_in_transfer(self, bint begins) except -1
     cdef void _count_shard_wide(self, int change) noexcept
     cdef Py_ssize_t _unacknowledged_bytes(self, Wire wire) except -1
-    cdef bint _is_moving(self, double now) except -1
+    cdef bint _makes_progress(self, double now) except -1
     cdef int _expire_one(self, Pending item, double now) except -1
     cdef int _expire_waiting(self, double now) except -1
     cdef int mark_uncertain(self, object owner) except -1
@@ -466,7 +467,7 @@ cdef class Wire:
     cdef bint _report_refusal(self, const char *p, Py_ssize_t n) except -1
     cdef int put(self, const char *data, Py_ssize_t size, object whole) except -1
     cdef int _garbled(self, str what) except -2
-    cdef bint _owes(self) except -1
+    cdef bint _expects_reply(self) except -1
     cdef bint _check_canary(self, Pending item, const char *p, Py_ssize_t n) except -1
     cdef int _out_of_step(self, str what) except -1
     cdef int _deliver(self, Pending item, const char *p, Py_ssize_t n, bytes frame) except -1

@@ -34,7 +34,7 @@ class Lane:
     at_rest: bool
     on_begun: Callable[[], None]
     has_deadlines: bool
-    owed: int
+    unanswered_requests: int
     clients: set[Client]
     buffered: int
     inflight: int
@@ -66,7 +66,7 @@ class Lane:
     def fits(self, asked: Asked) -> bool: ...
     def has_room(self, size: int) -> bool: ...
     def turn(self) -> None: ...
-    def beat(self) -> None: ...
+    def heartbeat(self) -> None: ...
     def tick(self) -> None: ...
     def check(self) -> None: ...
     def count_partial_message(self, change: int) -> None: ...
@@ -94,8 +94,8 @@ class Client(Protocol):
     transaction: Any
     conversation: Any
     watched: Any
-    wrote: int
-    unsure: int
+    written_shards: int
+    lost_shards: int
     waited: dict[int, int] | None
     queued_bytes: int
     command_bytes: int
@@ -136,7 +136,7 @@ class Backend:
     refusal: bytes
     unanswered: int
     idle_s: float
-    owes_write: bool
+    has_unanswered_write: bool
     is_open: bool
     is_down: bool
     is_base: bool

@@ -116,7 +116,7 @@ cdef enum:
     COUNTED_BYTES = 65536       # of a reply that is not whole, counted in the memory budget; less costs no more to keep
     SETUP_BYTES = 131072        # of a reply before any request: none is as long
     LARGEST = 67108864          # a server's header is believed up to here; more is kept as it comes
-    MOVING_BYTES = 1024         # of a reply that is not whole yet, within its deadline: then it is waited for
+    PROGRESS_BYTES = 1024         # of a reply that is not whole yet, within its deadline: then it is waited for
     BULK_BYTES = 1048576        # a request or reply of so much is kept from the connection that small ones share
     OUT_ROOM = 16384
     PENDING_BYTES = 256         # what is known of a request, and its place in the order
@@ -125,7 +125,7 @@ cdef enum:
 
 cdef Py_ssize_t OUT_LIMIT = 8388608     # bytes waiting for one backend before it counts as congested
 cdef double TURN_S = 0.004     # and of its time, by what cannot be told before what it takes
-cdef double GATHER_S = 0.0002   # while more comes in, requests wait so long at most for others to leave with them
+cdef double COALESCE_S = 0.0002   # while more comes in, requests wait so long at most for others to leave with them
 # A tick that comes so much later than the one before has seen nothing of what servers did.
 cdef double LATE_S = 0.1
 cdef double SLEPT_S = 1.0       # a worker that did not run for so long asks before it writes
@@ -386,7 +386,7 @@ cdef class Lane:
         self.reply_line = 2 * config.limits.bulk_bytes + LINE_ROOM
         self.memory_limit = config.limits.memory_bytes
         self.window_limit = config.limits.inflight
-        self.first_typical = REPLIES_BYTES // max(1, min(FIRST_WINDOW, self.memory_limit // WINDOW_MEMORY)) - 1
+        self.first_typical_reply = REPLIES_BYTES // max(1, min(FIRST_WINDOW, self.memory_limit // WINDOW_MEMORY)) - 1
         self.output_limit = min(config.limits.client_output_bytes, config.limits.memory_bytes)
         self.reply_s = config.timeouts.reply_s
         self.slow_reply_s = config.timeouts.slow_reply_s
@@ -603,7 +603,7 @@ cdef class Lane:
                     bug(client)
                     cut_off(client)
         # whatever fails in here must not keep the others from being written
-        if self.dirty_backends and self.received and self.inflight > 1 and self.now - self.dirty_since < GATHER_S:
+        if self.dirty_backends and self.received and self.inflight > 1 and self.now - self.dirty_since < COALESCE_S:
             self.wake()
         elif self.dirty_backends:
             work = self.dirty_backends
@@ -655,7 +655,7 @@ cdef class Lane:
         """Closes the clients that cost most memory until the budget is kept, with a tenth to spare. Before that, the
         largest answers of several shards are given up of which something has come."""
         cdef Client client
-        for _, _, split in sorted(self._gathered(), reverse=True):
+        for _, _, split in sorted(self._partial_splits(), reverse=True):
             if not self._is_over():
                 return
             (<Split>split).give_up()
@@ -669,7 +669,7 @@ cdef class Lane:
             emit(Event.SHED, id=client.id, addr=client.addr, bytes=client.buffered, limit=self.memory_limit)
             client.abandon()
 
-    cdef list _gathered(self):
+    cdef list _partial_splits(self):
         """The answers of several shards of which something has come, and not all: (bytes, its id, Split)."""
         cdef Backend backend
         cdef Pending item
@@ -733,15 +733,15 @@ cdef class Lane:
         client.inflight -= 1
         client.inflight_bytes -= item.size
         self.inflight -= 1
-        if size > client.typical:
-            client.typical = size
+        if size > client.typical_reply:
+            client.typical_reply = size
         else:
-            client.typical -= (client.typical - size) >> 3
+            client.typical_reply -= (client.typical_reply - size) >> 3
         if self.buffered > self.memory_limit:
             self.wake()
         return 0
 
-    def beat(self):
+    def heartbeat(self):
         """It runs, and has not slept: so much of a tick as is due while nothing has begun."""
         self.now = _clock()
         self.wake_up()
@@ -792,13 +792,13 @@ cdef class Lane:
         return False
 
     @property
-    def owed(self):
+    def unanswered_requests(self):
         """How many requests are out or wait to be sent on the connections that clients share, tombstones included."""
-        cdef Py_ssize_t owed = 0
+        cdef Py_ssize_t unanswered_requests = 0
         for link in self.links + self.replica_links:
             for backend in link.backends.values():
-                owed += (<Backend>backend).count - (<Backend>backend).canaries
-        return owed
+                unanswered_requests += (<Backend>backend).count - (<Backend>backend).canaries
+        return unanswered_requests
 
     def check_unfinished(self, double limit_s):
         """Closes clients whose unfinished request is older than `limit_s`, and those that write and never read."""
@@ -814,11 +814,11 @@ cdef class Lane:
                 client.finish()
                 write_answers(client)
 
-    cdef int mark_unsure(self, int shard) except -1:
+    cdef int mark_connection_lost(self, int shard) except -1:
         """Its primary's connection is gone: whether the replicas have what was written on it cannot be found out."""
         cdef unsigned long long bit = <unsigned long long>1 << (shard & 63)
         for client in self.clients:
-            (<Client>client).unsure |= (<Client>client).wrote & bit
+            (<Client>client).lost_shards |= (<Client>client).written_shards & bit
         return 0
 
     cpdef count_accepted(self, int change):
@@ -829,7 +829,7 @@ cdef class Lane:
     def publish(self):
         row = self.row
         self.count_accepted(0)
-        row[_BEAT] = <long long>(self.now * 1e6)
+        row[_HEARTBEAT] = <long long>(self.now * 1e6)
         row[_COMMANDS] = self.commands
         row[_ERRORS] = self.errors
         row[_BYTES_IN] = self.bytes_in
@@ -854,7 +854,7 @@ cdef class Lane:
                 client.conversation.drain()
 
 
-cdef int _CLIENTS = INDEX["clients"], _BEAT = INDEX["beat_us"], _COMMANDS = INDEX["commands"]
+cdef int _CLIENTS = INDEX["clients"], _HEARTBEAT = INDEX["heartbeat_us"], _COMMANDS = INDEX["commands"]
 cdef int _ERRORS = INDEX["errors"], _BYTES_IN = INDEX["bytes_in"], _BYTES_OUT = INDEX["bytes_out"]
 cdef int _INFLIGHT = INDEX["inflight"], _BUFFERED = INDEX["buffered_bytes"], _SHED = INDEX["shed"]
 cdef int _TIMEOUTS = INDEX["timeouts"], _UNCERTAIN = INDEX["uncertain"]

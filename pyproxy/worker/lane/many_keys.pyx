@@ -23,7 +23,7 @@ from pyproxy.worker.lane.outcome import NOT_NOW
 
 
 @cython.final
-cdef class Wide:
+cdef class SlicedSplit:
     """A command of very many keys until its parts are sent: what its client is at, and the work that is done for it.
 
     For the client it is what a conversation is, see `Client.converse`.
@@ -242,34 +242,34 @@ cdef class Wide:
         self._end(line)
 
     def __repr__(self):
-        return f"<Wide {self.route.name.decode()} of {self.keys} keys of {self.client!r}>"
+        return f"<SlicedSplit {self.route.name.decode()} of {self.keys} keys of {self.client!r}>"
 
 
-cdef bint begin_wide(Client client, Route route, const char *frame, Py_ssize_t size, Py_ssize_t keys) except -1:
+cdef bint begin_sliced(Client client, Route route, const char *frame, Py_ssize_t size, Py_ssize_t keys) except -1:
     """As `begin`, for one of very many keys or bytes."""
-    cdef Wide wide = Wide.__new__(Wide)
+    cdef SlicedSplit sliced = SlicedSplit.__new__(SlicedSplit)
     cdef Lane lane = client.lane
     cdef bytearray donated
     if not client.settled():
         return False
-    wide.client = client
-    wide.route = route
-    wide.size = size
-    wide.keys = keys
-    wide.owners = PyBytes_FromStringAndSize(NULL, keys * 2)
+    sliced.client = client
+    sliced.route = route
+    sliced.size = size
+    sliced.keys = keys
+    sliced.owners = PyBytes_FromStringAndSize(NULL, keys * 2)
     # What else is in it is copied by who reads on.
     if type(lane.donated) is bytearray and len(<bytearray>lane.donated) <= 2 * size:
         donated = <bytearray>lane.donated
         lane.donated = None
-        wide.whole = donated
-        wide.is_alone_in_buffer = len(donated) == size
+        sliced.whole = donated
+        sliced.is_alone_in_buffer = len(donated) == size
     else:
-        wide.whole = PyBytes_FromStringAndSize(frame, size)
-        wide.is_alone_in_buffer = True
-        frame = PyBytes_AS_STRING(<bytes>wide.whole)
-    wide.first = first_key(frame)
-    wide.share_anew()
-    client.converse(wide)
-    wide._charge(len(wide.whole) + keys * 2)
-    lane.loop.call_soon(wide.start)
+        sliced.whole = PyBytes_FromStringAndSize(frame, size)
+        sliced.is_alone_in_buffer = True
+        frame = PyBytes_AS_STRING(<bytes>sliced.whole)
+    sliced.first = first_key(frame)
+    sliced.share_anew()
+    client.converse(sliced)
+    sliced._charge(len(sliced.whole) + keys * 2)
+    lane.loop.call_soon(sliced.start)
     return True

@@ -6,7 +6,7 @@
 # this connection was refused too; else all get the answers that came.
 
 
-cdef bint owes_write(Backend backend) except -1:
+cdef bint has_unanswered_write(Backend backend) except -1:
     """Whether a write was given to a connection and is not answered, whoever waits for it or has gone."""
     cdef Pending item = backend.head
     cdef Py_ssize_t i
@@ -141,7 +141,7 @@ cdef bint is_cheap(Backend backend, Pending item) except -1:
     cdef Py_ssize_t n = 0
     cdef const char *ptr
     cdef Route route
-    if (item.queued or owner.typical >= CHEAP_REPLY or PyBytes_GET_SIZE(item.request) > LARGE
+    if (item.queued or owner.typical_reply >= CHEAP_REPLY or PyBytes_GET_SIZE(item.request) > LARGE
             or (split is not None and (split.on_answered is not None or not split.order))):
         return False
     ptr = header(header(PyBytes_AS_STRING(item.request), &n), &n)

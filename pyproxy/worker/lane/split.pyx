@@ -16,12 +16,12 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 
 from protocol.scan cimport Words
 from pyproxy.worker.lane.lane cimport REPLAY_BYTES, Backend, Client, Lane, Pending, Route, Split, choose_backend
-from pyproxy.worker.lane.many_keys cimport begin_wide
+from pyproxy.worker.lane.many_keys cimport begin_sliced
 from pyproxy.worker.lane.merge cimport merged
 from pyproxy.worker.lane.sending cimport admit_all, decline, new_split, send, send_all
 from pyproxy.worker.lane.share cimport Share, count_keys, cut_parts, first_key, share_out
-from pyproxy.worker.lane.steps cimport WIDE_BYTES, WIDE_KEYS
-from pyproxy.worker.lane.words cimport gather
+from pyproxy.worker.lane.steps cimport SLICE_ABOVE_BYTES, SLICE_ABOVE_KEYS
+from pyproxy.worker.lane.words cimport prepare
 
 from protocol import errors, request
 from pyproxy.worker.lane.check import check
@@ -36,7 +36,7 @@ def install(Lane lane not None, slices not None):
     lane.slices = slices
     lane.splitter = begin
     lane.merger = merged
-    lane.gatherer = gather
+    lane.preparer = prepare
     lane.checker = check
 
 
@@ -51,8 +51,8 @@ cdef bint begin(Client client, Route route, const char *frame, Py_ssize_t size) 
     if keys < 0:
         client.put_answer(errors.wrong_arity(route.name))
         return True
-    if keys > WIDE_KEYS or size > WIDE_BYTES:
-        return begin_wide(client, route, frame, size, keys)
+    if keys > SLICE_ABOVE_KEYS or size > SLICE_ABOVE_BYTES:
+        return begin_sliced(client, route, frame, size, keys)
     owners = PyBytes_FromStringAndSize(NULL, keys * 2)
     shares = <Share *>PyMem_RawCalloc(shards, sizeof(Share))
     if shares == NULL:

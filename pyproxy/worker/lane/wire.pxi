@@ -192,7 +192,7 @@ cdef class Wire:
             while pos < n:
                 found = scan_reply(p + pos, n - pos, &self.scan, resp3, backend.lane.reply_line, &length)
                 if found == NEED_MORE:
-                    if self.on_setup is None and not self._owes():
+                    if self.on_setup is None and not self._expects_reply():
                         return -1
                     item = None
                     return n if self.on_setup is None and self._begin_large(p + pos, n - pos) else pos
@@ -204,7 +204,7 @@ cdef class Wire:
                         return -1
                     resp3 = backend.proto == 3 or self.on_setup is not None
                 else:
-                    if not self._owes():
+                    if not self._expects_reply():
                         return -1
                     item = backend.head
                     if self.overlong:
@@ -232,7 +232,7 @@ cdef class Wire:
         self.drop(why)
         return -1
 
-    cdef bint _owes(self) except -1:
+    cdef bint _expects_reply(self) except -1:
         """Only what was given to this connection can have an answer on it; one that sends more is dropped."""
         if self.backend.count - self.backend.unsent > 0:
             return True
@@ -366,7 +366,7 @@ cdef class Wire:
         self.backend.set_in_transfer(False)
         if p[size - 2] != c'\r' or p[size - 1] != c'\n':
             self._garbled("sent bytes that are not a reply")
-        elif self._owes():
+        elif self._expects_reply():
             item = self.backend.head
             try:
                 self._deliver(item, p, size, frame)
@@ -383,7 +383,7 @@ cdef class Wire:
             self.last = p[used - 1]
         elif (p[used - 2] if used > 1 else self.last) != c'\r' or p[used - 1] != c'\n':
             self._garbled("sent bytes that are not a reply")
-        elif self.scan.left == 0 and self._owes():
+        elif self.scan.left == 0 and self._expects_reply():
             self._deliver_overlong()
         return used
 

@@ -154,7 +154,7 @@ class ShardRouter:
         """Whether the gate is closed, and a write that was sent is not answered yet."""
         leased = (lease.backend for lease in self.link.leased)
         shared = self.link.backends.values()
-        return bool(self.gate.directive.closed) and any(backend.owes_write for backend in (*shared, *leased))
+        return bool(self.gate.directive.closed) and any(backend.has_unanswered_write for backend in (*shared, *leased))
 
     def withholds(self, reply: bytes) -> bool:
         """Whether this reply to a write is a refusal after which the write may be sent again. It closes the gate."""

@@ -270,10 +270,10 @@ def test_what_a_worker_is_late_by_is_not_taken_off_the_time_of_a_server(fleet: F
         asked = hop.requests.count(b"INCR") + 1
         conn.send(("INCR", key))
         wait_until("it to be sent", lambda: hop.requests.count(b"INCR") == asked, lambda: "")
-        beats = worker.count("beat_us")
+        heartbeats = worker.count("heartbeat_us")
         with paused(worker, 2.2):
             pass
-        wait_until("the worker to go on", lambda: worker.count("beat_us") > beats + 2_000_000, lambda: "")
+        wait_until("the worker to go on", lambda: worker.count("heartbeat_us") > heartbeats + 2_000_000, lambda: "")
         hop.heal()
         assert conn.read() == 1
         assert worker.count("timeouts") == 0
