@@ -38,10 +38,10 @@ from pyproxy.control.failover.transitions import (
     PauseAsked,
     PersistentState,
     Phase,
-    Powers,
     Promote,
     PromoteAsked,
     Promoted,
+    PromoterCapabilities,
     PromotionRefused,
     Quiesce,
     Quiesced,
@@ -177,11 +177,14 @@ class Coordinator:
             shard, self._config, access, lambda announcement: self._announced(shard.name, announcement)
         )
         watches_only = self._config.promoter_of(shard) == "none"
-        powers = Powers(promoter.acts, promoter.hands_over, promoter.is_authority, promoter.usual_s, watches_only)
+        capabilities = PromoterCapabilities(
+            promoter.acts, promoter.hands_over, promoter.is_authority, promoter.usual_s, watches_only
+        )
         if persistent is None or persistent.primary not in (shard.primary, *shard.replicas):
             persistent = PersistentState(0, shard.primary)
         promoted_at = now - (time.time() - persistent.promoted_at) if persistent.promoted_at else None
-        control = ShardControl(shard, Machine(shard.name, options, persistent, now, powers, promoted_at), promoter)
+        machine = Machine(shard.name, options, persistent, now, capabilities, promoted_at)
+        control = ShardControl(shard, machine, promoter)
         if persistent.primary != shard.primary:
             control.switch(persistent.primary, persistent.epoch)
             self._monitor.promoted(control.shard)

@@ -63,7 +63,7 @@ class Machine(UnplannedFailover):
         if self.phase in (Phase.VERIFYING, Phase.SWITCHING):
             expected_at = max(self._decided + self.usual_s, self._entered + 2 * STEADY_S)
             return ClosedGate(f"is being promoted: {self._why}", hold, since, expected_at)
-        if self.phase is Phase.HEALTHY or self._powers.watches_only:
+        if self.phase is Phase.HEALTHY or self._capabilities.watches_only:
             return None
         if self.phase is Phase.SUSPECT:
             if not self._hard:
@@ -91,7 +91,7 @@ class Machine(UnplannedFailover):
             return self._answer(True, f"{self.shard}: {self.primary} is taken as it is") + self._review(event, now)
         if event.to == self.primary:
             return self._answer(False, f"{self.primary} is the primary of {self.shard}")
-        may = self._powers.hands_over if self.phase is Phase.HEALTHY else self._powers.acts
+        may = self._capabilities.hands_over if self.phase is Phase.HEALTHY else self._capabilities.acts
         if not may:
             return self._answer(False, f"nobody promotes {self.shard} from here")
         candidates = self._candidates(now)

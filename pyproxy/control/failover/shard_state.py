@@ -11,7 +11,7 @@ from pyproxy.config import Promotion
 from pyproxy.control.failover import lineage
 from pyproxy.control.failover.candidates import ranked, readable
 from pyproxy.control.failover.promoters import Announcement
-from pyproxy.control.failover.transitions import Answer, Effect, Log, PersistentState, Phase, Powers
+from pyproxy.control.failover.transitions import Answer, Effect, Log, PersistentState, Phase, PromoterCapabilities
 from pyproxy.events import Event
 from pyproxy.messages import NodeHealth
 from pyproxy.shard_map import Node
@@ -29,7 +29,7 @@ class ShardState:
         options: Promotion,
         persistent: PersistentState,
         now: float,
-        powers: Powers,
+        capabilities: PromoterCapabilities,
         promoted_at: float | None = None,
     ) -> None:
         self.shard = shard
@@ -42,7 +42,7 @@ class ShardState:
         self._switched_at = 0.0  # what was seen before says nothing of the roles of now
         self.promoted_at = promoted_at
         self._options = options
-        self._powers = powers
+        self._capabilities = capabilities
         self._started = now
         self._entered = now  # the phase
         self._since = now  # the incident began
@@ -77,12 +77,12 @@ class ShardState:
     @property
     def usual_s(self) -> float:
         """What a promotion takes from the decision on: the median of the last ones."""
-        return statistics.median(self._durations) if self._durations else self._powers.usual_s
+        return statistics.median(self._durations) if self._durations else self._capabilities.usual_s
 
     @property
     def watches_only(self) -> bool:
         """Whether nobody is expected to promote."""
-        return self._powers.watches_only
+        return self._capabilities.watches_only
 
     @property
     def waits(self) -> bool:
@@ -138,7 +138,7 @@ class ShardState:
     def _overruled(self) -> Announcement | None:
         """What whoever decides says, if it is not what we believe, and nothing that was seen since is against it."""
         announcement = self._announcement
-        if not self._powers.is_authority or announcement is None or announcement.node == self.primary:
+        if not self._capabilities.is_authority or announcement is None or announcement.node == self.primary:
             return None
         health = self.nodes.get(announcement.node)
         if health is None or (announcement.epoch and announcement.epoch <= self.epoch):
@@ -157,9 +157,9 @@ class ShardState:
             return health.error, not health.silent
         if health.role == "slave":
             return f"its role is slave (of {health.master})", True
-        if health.lost_keys and health.run_id != self._accepted and not self._powers.watches_only:
+        if health.lost_keys and health.run_id != self._accepted and not self._capabilities.watches_only:
             return f"it restarted without its {health.lost_keys:,} keys", True
-        if health.misconf and self._options.misconf_after_s and not self._powers.watches_only:
+        if health.misconf and self._options.misconf_after_s and not self._capabilities.watches_only:
             return "it answers -MISCONF", True
         return "", False
 
@@ -186,7 +186,7 @@ class ShardState:
 
     def _successor(self, now: float) -> Node | None:
         """Who is the primary by now, if it is another one than we believe and there is reason to believe it."""
-        if self._powers.is_authority:
+        if self._capabilities.is_authority:
             announcement = self._overruled()
             return announcement.node if announcement and self._could_be(announcement.node) else None
         masters = [node for node in self.nodes if node != self.primary and self._could_be(node)]
@@ -229,7 +229,7 @@ class ShardState:
                 f"{', '.join(other_masters)} says that it is a master too; nothing is sent there"
             )
         newest = self._announcement
-        if self._powers.is_authority and newest and newest.node not in self.nodes:
+        if self._capabilities.is_authority and newest and newest.node not in self.nodes:
             text = f"{newest.by} says that {newest.node} is primary, which is no server of {self.shard}"
             self.alarms["unknown-primary"] = text
 

@@ -1,7 +1,7 @@
 """What may happen to a shard, and what is to be done then: what machine.py and the coordinator tell each other.
 
-Values only. Events go into a Machine, effects come out; `PersistentState`, `Powers` and `ClosedGate` are what it begins
-with and shows.
+Values only. Events go into a Machine, effects come out; `PersistentState`, `PromoterCapabilities` and `ClosedGate` are
+what it begins with and shows.
 """
 
 import enum
@@ -173,7 +173,7 @@ class ClosedGate:
 
 
 @dataclass(frozen=True, slots=True)
-class Powers:
+class PromoterCapabilities:
     """What the promoter of the shard can do; its attributes of the same names."""
 
     acts: bool = False

@@ -62,7 +62,7 @@ class UnplannedFailover(ShardState):
             return self._verify(successor, now, f"{successor} is primary by now")
         why, hard = self._primary_failure()
         if not why:
-            return self._well(now)
+            return self._primary_is_well(now)
         self._recovered_at = 0.0
         if self.phase is Phase.HEALTHY:
             self._since = self._began_at(now)
@@ -73,13 +73,13 @@ class UnplannedFailover(ShardState):
             self._failing_since, self._answers = self._began_at(now), health.reachable
         self._progress.note(self.nodes, self.primary)
         if self.phase in (Phase.HEALTHY, Phase.SUSPECT):
-            effects = self._doubt(why, hard, now)
+            effects = self._suspect(why, hard, now)
             if now - self._counted_from() < self._patience_s():
                 return effects
-            return effects + self._judged_down(why, now)
+            return effects + self._mark_down(why, now)
         return self._act(why, now)
 
-    def _well(self, now: float) -> list[Effect]:
+    def _primary_is_well(self, now: float) -> list[Effect]:
         if self.phase is Phase.HEALTHY:
             self._learn(now)
             effects = self._reconfigure(now)
@@ -98,14 +98,14 @@ class UnplannedFailover(ShardState):
         self._target = None
         return self._enter(Phase.HEALTHY, now, "it is well again", Event.SUSPECT_END)
 
-    def _doubt(self, why: str, hard: bool, now: float) -> list[Effect]:
+    def _suspect(self, why: str, hard: bool, now: float) -> list[Effect]:
         self._why = why
         if self.phase is Phase.SUSPECT and self._hard >= hard:
             return []
         self._hard = hard
         return self._enter(Phase.SUSPECT, now, why, Event.SUSPECT, hard=hard)
 
-    def _judged_down(self, why: str, now: float) -> list[Effect]:
+    def _mark_down(self, why: str, now: float) -> list[Effect]:
         self._hard = True
         self._decided = self._fresh_after = now
         self._retry_at = now
@@ -118,8 +118,8 @@ class UnplannedFailover(ShardState):
             return self._settle(Phase.DOWN, "no server of it answers", now)
         if self.phase is Phase.DOWN:
             self._progress.begin(now)
-            return self._judged_down(why, now)
-        if not self._powers.acts or self._overruled():
+            return self._mark_down(why, now)
+        if not self._capabilities.acts or self._overruled():
             waited = now - self._decided
             return self._settle(Phase.READONLY, why, now) if waited > self._options.deadline_s else []
         # One that has just started may be the one that sees least.
@@ -213,7 +213,7 @@ class UnplannedFailover(ShardState):
 
     def _confirm(self, _event: FailoverEvent, now: float) -> list[Effect]:
         """Whether the target is seen to be the primary, twice."""
-        if self._powers.is_authority:
+        if self._capabilities.is_authority:
             successor = self._successor(now)
             if successor is not None and successor != self._target:
                 return self._verify(successor, now, f"{successor} is primary by now")
@@ -269,7 +269,11 @@ class UnplannedFailover(ShardState):
 
     def _reconfigure(self, now: float) -> list[Effect]:
         """Those that do not follow the primary, once it is well; the promoter makes them."""
-        if not self._powers.acts or self._powers.is_authority or now - self._reconfigured_at < RECONFIGURE_S:
+        if (
+            not self._capabilities.acts
+            or self._capabilities.is_authority
+            or now - self._reconfigured_at < RECONFIGURE_S
+        ):
             return []
         not_following = lineage.not_following(self.nodes, self.primary)
         # One that was never primary here and was put aside by an operator is not ours to take back.

@@ -38,7 +38,7 @@ Learn = Callable[[list[Any]], list[Any]]
 """protocol.table.learn: the COMMAND replies of the primaries -> the rows of the commands that all of them know."""
 
 
-class Watch:
+class CheckSchedule:
     """When one server is checked: with all others in each tick, and by a task of its own where that does not do."""
 
     def __init__(self, node: Node) -> None:
@@ -67,20 +67,20 @@ class Watch:
             self.due.set()
 
 
-class Round:
+class LightChecks:
     """The light checks of one tick, which have one deadline."""
 
     def __init__(self) -> None:
-        self._open: dict[Watch, tuple[Callable[[], None], Callable[[], None]]] = {}
+        self._open: dict[CheckSchedule, tuple[Callable[[], None], Callable[[], None]]] = {}
         self._deadline = Deadline(DEADLINE_S, self._give_up)
 
-    def add(self, watch: Watch, give_up: Callable[[], None], failed: Callable[[], None]) -> None:
+    def add(self, schedule: CheckSchedule, give_up: Callable[[], None], failed: Callable[[], None]) -> None:
         """This check has begun. `give_up` ends it as one without an answer; `failed` is called where it does not."""
-        self._open[watch] = give_up, failed
+        self._open[schedule] = give_up, failed
 
-    def remove(self, watch: Watch) -> None:
+    def remove(self, schedule: CheckSchedule) -> None:
         """It has ended."""
-        self._open.pop(watch, None)
+        self._open.pop(schedule, None)
         self.end_if_over()
 
     def end_if_over(self) -> None:
@@ -89,9 +89,9 @@ class Round:
             self._deadline.cancel()
 
     def _give_up(self) -> None:
-        for watch, (give_up, failed) in list(self._open.items()):
+        for schedule, (give_up, failed) in list(self._open.items()):
             give_up()
-            if watch in self._open:  # what it was answered could not be taken
+            if schedule in self._open:  # what it was answered could not be taken
                 failed()
 
 
@@ -108,7 +108,7 @@ class ShardMonitor:
         self._make_primary = primary
         self._make_replica = replica
         self._assign_roles(shard)
-        self.watches = [Watch(node) for node in self._by_node]
+        self.schedules = [CheckSchedule(node) for node in self._by_node]
         self._since = self._began = time.monotonic()
         self._is_writable = False
 
@@ -208,8 +208,8 @@ class ShardMonitor:
         if code and node == str(self.primary.node):
             self.primary.refused(code)
         self.require_full_check()
-        for watch in self.watches:
-            watch.ask()
+        for schedule in self.schedules:
+            schedule.ask()
 
     def require_full_check(self) -> None:
         """Something happens: the next checks ask for all of INFO."""
@@ -301,8 +301,8 @@ class HealthMonitor:
         try:
             async with asyncio.TaskGroup() as group:
                 for shard in self._monitors.values():
-                    for watch in shard.watches:
-                        group.create_task(self._keep_checking(shard, watch), name=f"monitor {watch.node}")
+                    for schedule in shard.schedules:
+                        group.create_task(self._keep_checking(shard, schedule), name=f"monitor {schedule.node}")
                 group.create_task(self._keep_ticking(), name="ticks")
                 while True:
                     await asyncio.sleep(self._until_tick(SEND_AFTER_S))
@@ -339,39 +339,41 @@ class HealthMonitor:
         """Check all servers in each tick. A light check wakes no task."""
         while True:
             await asyncio.sleep(self._until_tick())
-            checks = Round()
+            checks = LightChecks()
             for shard in self._monitors.values():
-                for watch in shard.watches:
-                    if not (watch.is_checked or watch.due.is_set() or self._begin_light_check(shard, watch, checks)):
-                        watch.ask()
+                for schedule in shard.schedules:
+                    if not (
+                        schedule.is_checked or schedule.due.is_set() or self._begin_light_check(shard, schedule, checks)
+                    ):
+                        schedule.ask()
             checks.end_if_over()
 
-    def _begin_light_check(self, shard: ShardMonitor, watch: Watch, checks: Round) -> bool:
+    def _begin_light_check(self, shard: ShardMonitor, schedule: CheckSchedule, checks: LightChecks) -> bool:
         def on_checked(is_news: bool | None) -> None:
-            checks.remove(watch)
-            watch.ends()
+            checks.remove(schedule)
+            schedule.ends()
             if is_news is None:
-                watch.began = -math.inf  # the task goes on with the same check
-                watch.ask()
+                schedule.began = -math.inf  # the task goes on with the same check
+                schedule.ask()
             else:
                 self._on_seen(shard.name, is_news)
 
-        give_up = shard.begin_light_check(shard.monitor(watch.node), on_checked)
+        give_up = shard.begin_light_check(shard.monitor(schedule.node), on_checked)
         if give_up is None:
             return False
-        watch.begins()
-        checks.add(watch, give_up, lambda: on_checked(None))
+        schedule.begins()
+        checks.add(schedule, give_up, lambda: on_checked(None))
         return True
 
-    async def _keep_checking(self, shard: ShardMonitor, watch: Watch) -> None:
+    async def _keep_checking(self, shard: ShardMonitor, schedule: CheckSchedule) -> None:
         while True:
-            await watch.due.wait()
-            if (gap_s := watch.began + CHECK_GAP_S - asyncio.get_running_loop().time()) > 0:
+            await schedule.due.wait()
+            if (gap_s := schedule.began + CHECK_GAP_S - asyncio.get_running_loop().time()) > 0:
                 await asyncio.sleep(gap_s)
-            watch.due.clear()
-            watch.begins()
-            await self._check(shard, watch.node)
-            watch.ends()
+            schedule.due.clear()
+            schedule.begins()
+            await self._check(shard, schedule.node)
+            schedule.ends()
 
     async def _check(self, shard: ShardMonitor, node: Node) -> None:
         monitor = shard.monitor(node)

@@ -323,7 +323,7 @@ class PrimaryMonitor(NodeMonitor):
                 emit(Event.COMMAND_IGNORED, shard=self._shard, node=self.node, command="*", why=why)
             elif isinstance(commands, list) and commands != self.commands:
                 self.commands = commands
-                for name, what in itertools.islice(table.nonsense(commands).items(), MOST_LINES):
+                for name, what in itertools.islice(table.malformed(commands).items(), MOST_LINES):
                     emit(Event.COMMAND_IGNORED, shard=self._shard, node=self.node, command=name, why=what)
                 self._on_commands()
         self._judge_keys()

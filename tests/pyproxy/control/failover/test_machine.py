@@ -11,10 +11,10 @@ from pyproxy.control.failover.transitions import (
     PauseAsked,
     PersistentState,
     Phase,
-    Powers,
     Promote,
     PromoteAsked,
     Promoted,
+    PromoterCapabilities,
     PromotionRefused,
     Quiesce,
     Quiesced,
@@ -570,7 +570,7 @@ def test_what_happened_during_a_pause_is_seen_at_its_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("powers", "to", "why"),
+    ("capabilities", "to", "why"),
     [
         (PROMOTES, ELSEWHERE, "no server of s1"),
         (PROMOTES, P1, "is the primary"),
@@ -578,8 +578,10 @@ def test_what_happened_during_a_pause_is_seen_at_its_end() -> None:
         (NONE, None, "nobody promotes s1 from here"),
     ],
 )
-def test_what_cannot_be_promoted_is_refused_with_the_reason(powers: Powers, to: Node | None, why: str) -> None:
-    shard = SimulatedShard(powers)
+def test_what_cannot_be_promoted_is_refused_with_the_reason(
+    capabilities: PromoterCapabilities, to: Node | None, why: str
+) -> None:
+    shard = SimulatedShard(capabilities)
     (answer,) = shard.step(PromoteAsked(to))
     assert isinstance(answer, Answer) and not answer.done and why in answer.text
 

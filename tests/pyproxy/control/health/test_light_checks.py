@@ -14,7 +14,7 @@ from pyproxy.access import Access
 from pyproxy.config import BackendAccess
 from pyproxy.control.health import detector, monitor, node_monitor
 from pyproxy.control.health.busy import BusyServers
-from pyproxy.control.health.monitor import HealthMonitor, Round, Watch
+from pyproxy.control.health.monitor import CheckSchedule, HealthMonitor, LightChecks
 from pyproxy.control.health.node_monitor import DEADLINE_S, PING_BYTES, NodeMonitor
 from pyproxy.fleet import HOST, Fleet
 from pyproxy.hashing import SLOTS
@@ -318,10 +318,10 @@ async def test_those_that_go_on_at_the_deadline_are_given_up_and_those_that_have
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(monitor, "DEADLINE_S", 0.01)
-    checks, said = Round(), []
-    watches = [Watch(Node(HOST, port)) for port in (1, 2, 3)]
+    checks, said = LightChecks(), []
+    schedules = [CheckSchedule(Node(HOST, port)) for port in (1, 2, 3)]
 
-    def give_up(name: str, *, ends: Watch | None) -> Callable[[], None]:
+    def give_up(name: str, *, ends: CheckSchedule | None) -> Callable[[], None]:
         def call() -> None:
             said.append(f"{name} given up")
             if ends is not None:
@@ -329,7 +329,7 @@ async def test_those_that_go_on_at_the_deadline_are_given_up_and_those_that_have
 
         return call
 
-    ended, silent, stuck = watches
+    ended, silent, stuck = schedules
     checks.add(ended, give_up("ended", ends=ended), lambda: said.append("ended failed"))
     checks.add(silent, give_up("silent", ends=silent), lambda: said.append("silent failed"))
     checks.add(stuck, give_up("stuck", ends=None), lambda: said.append("stuck failed"))
@@ -340,18 +340,18 @@ async def test_those_that_go_on_at_the_deadline_are_given_up_and_those_that_have
 
 @pytest.mark.parametrize("is_checked", [False, True], ids=["between two checks", "during one"])
 async def test_a_server_that_is_asked_for_is_due_when_no_check_of_it_goes_on(is_checked: bool) -> None:
-    watch = Watch(Node(HOST, 1))
+    schedule = CheckSchedule(Node(HOST, 1))
     if is_checked:
-        watch.begins()
-    watch.ask()
-    watch.ask()
-    assert watch.due.is_set() is not is_checked
-    watch.ends()
-    assert watch.due.is_set()
-    watch.due.clear()
-    watch.begins()
-    watch.ends()
-    assert not watch.due.is_set()  # it was asked for once
+        schedule.begins()
+    schedule.ask()
+    schedule.ask()
+    assert schedule.due.is_set() is not is_checked
+    schedule.ends()
+    assert schedule.due.is_set()
+    schedule.due.clear()
+    schedule.begins()
+    schedule.ends()
+    assert not schedule.due.is_set()  # it was asked for once
 
 
 # --- all servers ------------------------------------------------------------------------------------------------------
