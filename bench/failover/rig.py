@@ -110,6 +110,7 @@ class Rig:
             self.decider.start(self._stack, self.fleet, self.hops, self.scale)
             for number in range(self.needs.proxies):
                 self._start_proxy(number)
+            self._wait_for_replicas()  # only now, as the proxies start meanwhile
             self._start_load()
         except BaseException:
             self._stack.close()
@@ -259,6 +260,10 @@ class Rig:
                 port = hop_of_primary.port if hop_of_primary else self.shard.primary.port
                 self.decider.command(replica, "REPLICAOF", "NO", "ONE")
                 self.decider.command(replica, "REPLICAOF", HOST, str(port))
+        if self.hops:
+            self._wait_for_replicas()  # before Sentinels see them by their names of before
+
+    def _wait_for_replicas(self) -> None:
         for shard in self.fleet.shards:
             self.wait_for_replicas(shard.primary, 2)
 
