@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asyncio import AbstractEventLoop, BaseTransport
 from collections.abc import Callable
+from functools import cache
 from typing import Any, cast
 
 from protocol import table
@@ -102,16 +103,20 @@ def never_dispatched(client: object, route: object, argv: object) -> Outcome:
     raise AssertionError("only commands that stay in the lane are known here")
 
 
+@cache
+def _config(shards: int) -> Config:
+    ranges = [format_slots(slots) for slots in split_slots(shards)]
+    text = "".join(
+        f'[[shards]]\nname = "s{i}"\nprimary = "127.0.0.1:{7000 + i}"\nslots = ["{ranges[i]}"]\n' for i in range(shards)
+    )
+    return Config.parse(text.encode())
+
+
 class BareLane:
     """Its clients come by `client`; its shards are `links`, in equal parts of the slots."""
 
     def __init__(self, shards: int, dispatch: Callable[[Any, Any, Any], Outcome] = never_dispatched) -> None:
-        ranges = [format_slots(slots) for slots in split_slots(shards)]
-        text = "".join(
-            f'[[shards]]\nname = "s{i}"\nprimary = "127.0.0.1:{7000 + i}"\nslots = ["{ranges[i]}"]\n'
-            for i in range(shards)
-        )
-        config = Config.parse(text.encode())
+        config = _config(shards)
         self.turns = Turns()
         self.lane = Lane(cast(AbstractEventLoop, self.turns), dispatch, Page.create(1).row(0), config, 0, 1)
         split.install(self.lane, Slices(cast(AbstractEventLoop, self.turns)))

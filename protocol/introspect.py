@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cache, lru_cache
-from importlib.resources import files
 from typing import Any
 
 from protocol import errors, glob
@@ -198,6 +197,8 @@ def _doc_value(key: str, value: object) -> Value:
 @cache
 def _read_docs() -> dict[str, Any]:
     """docs.json, read at first use: {"help": lines of COMMAND HELP, "docs": command -> its COMMAND DOCS}."""
+    from importlib.resources import files  # here, and not above: a worker starts without it
+
     docs: dict[str, Any] = json.loads(files("protocol").joinpath("docs.json").read_text())
     return docs
 

@@ -15,6 +15,10 @@ RESP3 = 3
 
 OK = b"+OK\r\n"
 
+NIL_BULK = {2: b"$-1\r\n", 3: b"_\r\n"}  # by the protocol
+NIL_ARRAY = {2: b"*-1\r\n", 3: b"_\r\n"}
+NILS = frozenset({*NIL_BULK.values(), *NIL_ARRAY.values()})
+
 
 class Status(bytes):
     """A simple string (``+OK``): no CR or LF in it."""
@@ -69,7 +73,7 @@ def encode(value: Value, proto: int) -> bytes:
 def _write(value: Value, proto: int, out: list[bytes]) -> None:
     match value:
         case None:
-            out.append(b"_\r\n" if proto == RESP3 else b"$-1\r\n")
+            out.append(NIL_BULK[proto])
         case bool():
             out.append((b"#t\r\n" if value else b"#f\r\n") if proto == RESP3 else b":%d\r\n" % value)
         case int():

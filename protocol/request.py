@@ -70,7 +70,7 @@ class Request:
     __slots__ = ("frame",)
 
     queued: ClassVar[int] = 0
-    pace: ClassVar[int] = -1
+    timeout_class: ClassVar[int] = -1
 
     def __init__(self, argv: Sequence[bytes]) -> None:
         self.frame: Final = argv.frame if isinstance(argv, Words) else encode(argv)
@@ -103,15 +103,15 @@ class Block:
     `queued`: how many requests they are, at least one. A block gets `queued` + 2 replies; the last is that to EXEC.
     """
 
-    __slots__ = ("_bytes", "_frame", "pace", "queued")
+    __slots__ = ("_bytes", "_frame", "queued", "timeout_class")
 
     def __init__(self, requests: Iterable[Request]) -> None:
         """Raises ValueError if there is no request: an empty block is a mistake of the caller."""
         self._bytes = bytearray(_MULTI)
         self._frame: bytes | None = None
         self.queued = 0
-        self.pace = -1
-        """That of its slowest request, see Lane.pace_of; -1: nobody has looked for it."""
+        self.timeout_class = -1
+        """That of its slowest request, see Lane.timeout_class_of; -1: nobody has looked for it."""
         for each in requests:
             self.add(each)
         if not self.queued:
@@ -123,7 +123,7 @@ class Block:
             self._bytes, self._frame = bytearray(self._frame[: -len(_EXEC)]), None
         self._bytes += request.frame
         self.queued += 1
-        self.pace = -1
+        self.timeout_class = -1
 
     @property
     def frame(self) -> bytes:

@@ -254,7 +254,7 @@ def _rows_by_name(reply: object) -> dict[str, Row]:
         try:
             rows.update((row.name, row) for row in rows_of(entry))
         except (ValueError, RecursionError):
-            continue  # `nonsense` reports it
+            continue  # `malformed` reports it
     return rows
 
 
@@ -273,13 +273,13 @@ def _learnable(row: Row) -> bool:
         specs = [KeySpec.parse(texts) for texts in row.key_specs]
     except (ValueError, TypeError):
         return False
-    if _nonsense(row, specs):
+    if _malformed(row, specs):
         return False
     complete = all(spec.complete and spec.names_keys for spec in specs)
     return complete and _kind_by_rule(row, specs) is not Kind.REFUSED
 
 
-def nonsense(reply: object) -> dict[str, str]:
+def malformed(reply: object) -> dict[str, str]:
     """Impossible descriptions of commands that are not built in, in a COMMAND reply: name -> what is impossible."""
     found = {}
     for entry in reply if isinstance(reply, list | tuple) else ():
@@ -290,7 +290,7 @@ def nonsense(reply: object) -> dict[str, str]:
             continue
         for row in rows:
             try:
-                what = _nonsense(row, [KeySpec.parse(texts) for texts in row.key_specs])
+                what = _malformed(row, [KeySpec.parse(texts) for texts in row.key_specs])
             except (ValueError, TypeError) as exc:
                 what = str(exc)[:200]
             if what:
@@ -298,7 +298,7 @@ def nonsense(reply: object) -> dict[str, str]:
     return found
 
 
-def _nonsense(row: Row, specs: Sequence[KeySpec]) -> str:
+def _malformed(row: Row, specs: Sequence[KeySpec]) -> str:
     """What is impossible in the description of a command; empty: nothing. Its numbers are used to find keys."""
     if not re.fullmatch(_NAME, row.name):
         return f"expected a name of at most 100 letters, digits and _ . : | -, got {row.name!r:.120}"

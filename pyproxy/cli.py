@@ -13,6 +13,8 @@
 
 What was asked for goes to stdout, what is wrong to stderr: 78 for a configuration, 69 for an address that cannot be
 had or does not answer. `status` exits with 1 where it shows an alarm, and the commands where the proxy refuses.
+
+What only one command needs and takes a while to import is imported when that command runs: the others start at once.
 """
 
 import argparse
@@ -20,14 +22,12 @@ import asyncio
 import json
 import os
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pyproxy import __version__, demo
+from pyproxy import __version__
 from pyproxy.access import Access, why
 from pyproxy.config import UNDISCOVERED, Config, ConfigErrors
 from pyproxy.control.growth.opening import looked_at
@@ -118,9 +118,29 @@ def _parser() -> argparse.ArgumentParser:
     verifying.set_defaults(run=verify)
 
     showing = commands.add_parser("demo", help="start servers and the proxy in front of them; Ctrl-C ends all")
-    demo.add_arguments(showing)
-    showing.set_defaults(run=demo.run)
+    _demo_options(showing)
+    showing.set_defaults(run=demo)
     return parser
+
+
+def _demo_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--port", type=_number(0, 65535), default=6380, help="of the proxy; 0: a free one (6380)")
+    parser.add_argument("--shards", type=_number(1, 1024), default=10, help="primaries (10)")
+    parser.add_argument("--replicas", type=_number(0, 16), default=1, help="replicas of each primary (1)")
+    parser.add_argument("--workers", type=_number(0, 256), default=0, help="workers; 0: one per core (0)")
+    parser.add_argument(
+        "--transactions",
+        choices=("shard", "split"),
+        default="shard",
+        help="whose keys are on several shards: refused, or a block to each (shard)",
+    )
+    parser.add_argument(
+        "--cross-shard",
+        choices=("refuse", "emulate"),
+        default="refuse",
+        help="commands whose keys are on several shards: refused, or done in steps (refuse)",
+    )
+    parser.add_argument("--sentinel", action="store_true", help="three Sentinels promote, instead of the proxy")
 
 
 def _load(path: Path) -> Config:
@@ -142,7 +162,7 @@ def _with_store(config: Config) -> tuple[Config, Document | None]:
 
 def serve(args: argparse.Namespace) -> int:
     config = _load(args.config)
-    # Here, and not above: the other commands work at once, and where nothing is compiled.
+    # Here, and not above: the other commands also work where nothing is compiled.
     from pyproxy.control import main as parent
 
     try:
@@ -266,6 +286,12 @@ def _ask_proxy(config: Config, command: Command, timeout_s: float) -> int:
     return 0 if answer.done else 1
 
 
+def demo(args: argparse.Namespace) -> int:
+    from pyproxy.demo import run
+
+    return run(args)
+
+
 def _status_url(config: Config) -> str:
     if config.http.listen is None:
         raise ConfigErrors(['http.listen: expected the address of the status, got ""'])
@@ -273,6 +299,9 @@ def _status_url(config: Config) -> str:
 
 
 def _fetch(url: str) -> Any:
+    import urllib.error
+    import urllib.request
+
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is near, whatever http_proxy says
     try:
         with opener.open(url, timeout=ANSWER_S) as answer:
@@ -294,6 +323,17 @@ def _rate(text: str) -> int:
     if text.isdecimal() and 1 <= int(text) <= 10_000_000:
         return int(text)
     raise argparse.ArgumentTypeError(f"expected 1 to 10000000 keys a second, got {text}")
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from `least` to `most`."""
+
+    def number(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"expected a number from {least} to {most}, got {text!r}")
+        return int(text)
+
+    return number
 
 
 def _node(text: str) -> str:

@@ -380,19 +380,18 @@ def _check_nodes(shards: tuple[Any, ...], sentinel: Tree, ours: set[Node]) -> It
 
 def _check_slots(shards: tuple[Any, ...]) -> Iterator[str]:
     """Each slot has one owner. Nothing is said of gaps while some slots could not be read: they may be there."""
-    owners: list[list[int]] = [[] for _ in range(SLOTS)]
+    owners: list[tuple[int, ...]] = [()] * SLOTS
     all_read = True
     for index, shard in enumerate(shards):
         ranges = shard.get("slots", BAD) if shard is not BAD else BAD
         if ranges is BAD or BAD in ranges:
             all_read = False
         for first, last in (each for each in (() if ranges is BAD else ranges) if each is not BAD):
-            for number in range(first, last + 1):
-                owners[number].append(index)
+            owners[first : last + 1] = [(*claims, index) for claims in owners[first : last + 1]]
     shared: dict[tuple[int, ...], list[int]] = {}
     for number, claims in enumerate(owners):
         if len(claims) > 1:
-            shared.setdefault(tuple(claims), []).append(number)
+            shared.setdefault(claims, []).append(number)
     for claims_of, slots in shared.items():
         times = Counter(claims_of).items()
         who = " and ".join(f"shards[{index}]" + (f" ({count} times)" if count > 1 else "") for index, count in times)

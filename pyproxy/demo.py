@@ -12,7 +12,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,27 +47,6 @@ BUSY_SOON = ("--lua-time-limit", "500")  # so that a long script says -BUSY befo
 MIN_BETWEEN_S = 10.0  # between two promotions of a shard, for those who kill the new primary as well
 BACK_AFTER_S = 5.0  # from the end of a server to its return
 CHECK_S = 0.2  # between two checks of who has ended, and at most from a signal to the end
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of `pyproxy demo`."""
-    parser.add_argument("--port", type=_number(0, 65535), default=6380, help="of the proxy; 0: a free one (6380)")
-    parser.add_argument("--shards", type=_number(1, 1024), default=10, help="primaries (10)")
-    parser.add_argument("--replicas", type=_number(0, 16), default=1, help="replicas of each primary (1)")
-    parser.add_argument("--workers", type=_number(0, 256), default=0, help="workers; 0: one per core (0)")
-    parser.add_argument(
-        "--transactions",
-        choices=("shard", "split"),
-        default="shard",
-        help="whose keys are on several shards: refused, or a block to each (shard)",
-    )
-    parser.add_argument(
-        "--cross-shard",
-        choices=("refuse", "emulate"),
-        default="refuse",
-        help="commands whose keys are on several shards: refused, or done in steps (refuse)",
-    )
-    parser.add_argument("--sentinel", action="store_true", help="three Sentinels promote, instead of the proxy")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -197,14 +175,3 @@ def _need_hot_path() -> None:
         spec = find_spec(name)
         if spec is None or spec.origin is None or not spec.origin.endswith(tuple(EXTENSION_SUFFIXES)):
             raise FleetError(f"the compiled module {name} is not built: `pip install -e .` builds it, as ./run does")
-
-
-def _number(least: int, most: int) -> Callable[[str], int]:
-    """An argparse type: a whole number from `least` to `most`."""
-
-    def number(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"expected a number from {least} to {most}, got {text!r}")
-        return int(text)
-
-    return number

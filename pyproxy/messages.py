@@ -104,9 +104,9 @@ class NodeHealth(msgspec.Struct, frozen=True):
 
     node: str
     reachable: bool = False  # it answered PING with PONG (or -MISCONF), and INFO
-    error: str = "not looked at yet"  # why it is not reachable; else empty
+    error: str = "not checked yet"  # why it is not reachable; else empty
     silent: bool = False  # the error is that nothing came in time: it may be slow, or stand still
-    at: float = 0.0  # of this look, CLOCK_MONOTONIC, s; 0: there was none
+    at: float = 0.0  # of this check, CLOCK_MONOTONIC, s; 0: there was none
     answered_at: float = 0.0  # of the last one that found it reachable
     unanswered_since: float = 0.0  # when it was asked first what it has not answered; 0: it answered, if with an error
     busy_until: float = 0.0  # so long its silence is put down to a slow command that a worker has sent it; 0: it is not
@@ -152,7 +152,7 @@ class ShardHealth(msgspec.Struct, frozen=True):
     node: str
     reachable: bool
     error: str  # why it is not reachable; else empty
-    info: dict[str, str]  # INFO, flat, as the primary said it; of the last look that succeeded
+    info: dict[str, str]  # INFO, flat, as the primary said it; of the last check that succeeded
     keyspace: dict[int, dict[str, int]]  # database -> keys, expires, avg_ttl
     misplaced: str  # not empty: it holds mostly keys of other shards (which, and whose), and must not be used
     at: float = 0.0  # when the answer was there, or known not to come: CLOCK_MONOTONIC, s

@@ -22,7 +22,7 @@ from typing import Self
 GAUGES = (
     "pid",  # 0: this worker is not running
     "started_us",  # wall clock
-    "beat_us",  # CLOCK_MONOTONIC, written at least every BEAT_S: a worker that hangs is seen by its age
+    "heartbeat_us",  # CLOCK_MONOTONIC, written at least every HEARTBEAT_S: a worker that hangs is seen by its age
     "clients",
     "backend_connections",
     "inflight",
@@ -55,11 +55,11 @@ COUNTERS = (
 FIELDS = GAUGES + COUNTERS
 INDEX = {name: position for position, name in enumerate(FIELDS)}
 
-BEAT_S = 0.5
-"""A worker beats at least so often, even one of which nobody wants anything."""
+HEARTBEAT_S = 0.5
+"""A worker writes its heartbeat at least so often, even one of which nobody wants anything."""
 
 HUNG_S = 0.75
-"""A worker whose last beat is older than this takes no part in who accepts next."""
+"""A worker whose last heartbeat is older than this takes no part in who accepts next."""
 
 # A row fills whole cache lines (8 words of 64 bits), or two workers would fight for the line they share.
 STRIDE = (len(FIELDS) + 7) // 8 * 8
@@ -110,8 +110,8 @@ class Page:
     def fewest_clients(self, now_us: int) -> int:
         """Clients of the least loaded worker that runs and does not hang; 0 if none does. `now_us`: CLOCK_MONOTONIC."""
         oldest = now_us - int(HUNG_S * 1e6)
-        pids, beats, clients = (self._words[INDEX[name] :: STRIDE] for name in ("pid", "beat_us", "clients"))
-        return min((c for p, b, c in zip(pids, beats, clients, strict=True) if p and b >= oldest), default=0)
+        pids, heartbeats, clients = (self._words[INDEX[name] :: STRIDE] for name in ("pid", "heartbeat_us", "clients"))
+        return min((c for p, b, c in zip(pids, heartbeats, clients, strict=True) if p and b >= oldest), default=0)
 
     def retire(self, index: int) -> None:
         """Clear the row of a dead worker, and keep its counters in the retired row. Only the parent does this."""

@@ -28,8 +28,8 @@ from pyproxy.fleet import HOST
 
 Result = TypeVar("Result")
 
-SONG = re.compile(rb"\$47\r\npyproxy-canary-\w{32}\r\n")
-CANARY = re.compile(rb"ECHO\r\n(%b)" % SONG.pattern)
+CANARY_REPLY = re.compile(rb"\$47\r\npyproxy-canary-\w{32}\r\n")
+CANARY = re.compile(rb"ECHO\r\n(%b)" % CANARY_REPLY.pattern)
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s; close() then sends RST
 
@@ -80,7 +80,7 @@ class Connection:
     silent: bool = False
     requests: bytearray = field(default_factory=bytearray)  # all that the client sent
     canaries: list[bytes] = field(default_factory=list)  # the answers to those that are not answered yet
-    sung: set[bytes] = field(default_factory=set)  # those that the hop gave in the place of the server
+    canaries_answered: set[bytes] = field(default_factory=set)  # those that the hop gave in the place of the server
     _searched: int = 0
     _spoken: Replies = field(default_factory=Replies)
     _begun: bool = False  # an answer of the hop's own
@@ -93,26 +93,26 @@ class Connection:
 
     def answers(self, data: bytes) -> bytes:
         """What the server said, without what the hop has said already."""
-        for song in SONG.findall(data):
-            if song in self.canaries:
-                self.canaries.remove(song)
-            if song in self.sung:
-                data = data.replace(song, b"")
+        for reply in CANARY_REPLY.findall(data):
+            if reply in self.canaries:
+                self.canaries.remove(reply)
+            if reply in self.canaries_answered:
+                data = data.replace(reply, b"")
         return data
 
     def with_canaries(self, data: bytes) -> bytes:
         """Said in the place of the server, which would answer the canary in front of each request."""
-        said = b""
+        said = bytearray()
         for line in re.finditer(rb"[^\n]*\n|[^\n]+", data):  # no answer ends elsewhere
             if not self._begun and self.canaries:
                 said += self.canaries[0]
-                self.sung.add(self.canaries.pop(0))
+                self.canaries_answered.add(self.canaries.pop(0))
             try:
                 self._begun = not self._spoken.feed(line[0])
             except ProtocolError:
-                return said + data[line.start() :]
+                return bytes(said + data[line.start() :])
             said += line[0]
-        return said
+        return bytes(said)
 
     def close(self, reset: bool) -> None:
         for writer in (self.client, self.server):

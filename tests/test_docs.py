@@ -130,8 +130,9 @@ def options() -> dict[str, Any]:
 
 
 @cache
-def sources() -> str:
-    return "\n".join((ROOT / path).read_text() for path in tree() if path.endswith(SOURCES))
+def words() -> set[str]:
+    """All of the sources."""
+    return {word for path in tree() if path.endswith(SOURCES) for word in re.findall(r"\w+", (ROOT / path).read_text())}
 
 
 def names_nothing(name: str) -> bool:
@@ -166,14 +167,14 @@ def test_what_a_page_names_of_the_code_is_there(page: Path) -> None:
 def test_what_a_page_about_the_code_calls_by_name_is_in_the_code(page: Path) -> None:
     names = {name for name in CODE.findall(page.read_text()) if re.fullmatch(r"_?[A-Za-z]\w*", name)}
     assert len(names) > 3
-    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", sources())] == []
+    assert sorted(names - words()) == []
 
 
 @pytest.mark.parametrize("page", OPERATORS, ids=lambda page: page.name)
 def test_a_field_or_option_that_operators_are_told_of_is_in_the_code(page: Path) -> None:
     names = {name for name in CODE.findall(page.read_text()) if re.fullmatch(r"[a-z]+(_[a-z]+)+", name)}
     assert names
-    assert [name for name in sorted(names) if not re.search(rf"\b{name}\b", sources())] == []
+    assert sorted(names - words()) == []
 
 
 def misplaced(text: str) -> list[str]:
@@ -229,7 +230,7 @@ def test_a_name_that_is_gone_is_found(text: str, names: list[str]) -> None:
 
 
 def test_a_step_in_another_file_is_found() -> None:
-    assert misplaced("| 1 | asks | `client.pxi` | `Client.placed`, `Backend.put` |") == [
+    assert misplaced("| 1 | asks | `client.pxi` | `Client.enqueue`, `Backend.put` |") == [
         "Backend.put: not in `client.pxi`"
     ]
 

@@ -64,6 +64,14 @@ def test_without_a_new_python_it_says_which_it_needs(checkout: Path, python: str
     assert run(checkout, "demo", PYTHON=python) == (1, problem)
 
 
+def test_what_it_starts_keeps_bytecode_where_the_environment_says_otherwise(checkout: Path) -> None:
+    python, said = checkout / "python", checkout / "said"
+    python.write_text(f"#!/bin/sh\necho ${{PYTHONDONTWRITEBYTECODE-kept}} >{said}\nexit 1\n")
+    python.chmod(0o755)
+    run(checkout, "demo", PYTHON=str(python), PYTHONDONTWRITEBYTECODE="1")
+    assert said.read_text() == "kept\n"
+
+
 @pytest.mark.slow
 def test_when_pip_fails_its_words_are_shown(checkout: Path) -> None:
     (checkout / "requirements.lock").write_text("this is no requirement\n")

@@ -13,7 +13,7 @@ MODIFY = "ModifyReplicationGroup"
 
 def kill(rig: Rig, calls: int = 1) -> None:
     """`calls`: how often AWS must have been asked for a promotion."""
-    rig.trouble()
+    rig.fault_begins()
     rig.shard.primary.kill()
     _recovers(rig, calls)
 
@@ -25,7 +25,7 @@ def answer_lost(rig: Rig) -> None:
 
 def throttled(rig: Rig) -> None:
     refusal = Refusal("Throttling", "Rate exceeded")
-    rig.trouble()
+    rig.fault_begins()
     rig.shard.primary.kill()
     _aws(rig).api.fail("DescribeReplicationGroups", Failure(refusal=refusal), times=5)
     _recovers(rig, 1)
@@ -34,7 +34,7 @@ def throttled(rig: Rig) -> None:
 def modifying(rig: Rig) -> None:
     group = _aws(rig).group(rig.shard)
     group.status = "modifying"
-    rig.trouble()
+    rig.fault_begins()
     rig.shard.primary.kill()
     rig.wait("writes to be refused", lambda: rig.try_write() == "TRYAGAIN")
     rig.sleep(40)
@@ -52,7 +52,7 @@ def automatic(rig: Rig) -> None:
 
 def other_asks(rig: Rig) -> None:
     aws = _aws(rig)
-    rig.trouble()
+    rig.fault_begins()
     rig.shard.primary.kill()
     group = aws.group(rig.shard)
     aws.api.promote(group, f"{group.id}-003")
@@ -67,7 +67,7 @@ def closes(rig: Rig) -> None:
     (hop,) = rig.hops.values()
     for command in (b"RPUSH", b"INCR", b"SET"):
         hop.answer(command, b"", End.FIN, times=1000)
-    rig.trouble()
+    rig.fault_begins()
     aws.api.promote(aws.group(rig.shard), f"rg-{rig.shard.name}-002")
     _recovers(rig, 0)
 
@@ -93,7 +93,7 @@ def _recovers(rig: Rig, calls: int) -> None:
     counted = _aws(rig).api.counted(MODIFY)
     if calls >= 0 and counted != calls:
         rig.problems.append(f"expected {calls} calls of {MODIFY}, got {counted}")
-    rig.over()
+    rig.fault_ends()
 
 
 def _aws(rig: Rig) -> Aws:

@@ -108,7 +108,7 @@ class Verdict:
     lost_window_s: float = 0.0  # between the first acknowledgement that was lost and the last
 
     @property
-    def faults(self) -> list[str]:
+    def violations(self) -> list[str]:
         """What no fault of servers or networks excuses."""
         named = {
             "lost, though confirmed or for no reason": self.lost_for_no_reason,

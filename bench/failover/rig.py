@@ -1,7 +1,7 @@
 """What a fault is made to: a fleet of real servers, proxies in front of it, clients, and hops between them.
 
 A scenario says which of these it needs (`Needs`), and gets a `Rig` with all of it running and all clients connected.
-The rig knows which shard is the one that suffers (`shard`), makes times shorter by `scale`, notes when the trouble
+The rig knows which shard is the one that suffers (`shard`), makes times shorter by `scale`, notes when the fault
 began and ended, and reads in the end what every server holds.
 """
 
@@ -110,6 +110,7 @@ class Rig:
             self.decider.start(self._stack, self.fleet, self.hops, self.scale)
             for number in range(self.needs.proxies):
                 self._start_proxy(number)
+            self._wait_for_replicas()  # only now, as the proxies start meanwhile
             self._start_load()
         except BaseException:
             self._stack.close()
@@ -174,11 +175,11 @@ class Rig:
         """So long, at full length."""
         time.sleep(seconds * self.scale)
 
-    def trouble(self) -> None:
+    def fault_begins(self) -> None:
         """It begins now."""
         self.since = time.monotonic()
 
-    def over(self) -> None:
+    def fault_ends(self) -> None:
         """It ended by now."""
         self.until = time.monotonic()
 
@@ -259,6 +260,10 @@ class Rig:
                 port = hop_of_primary.port if hop_of_primary else self.shard.primary.port
                 self.decider.command(replica, "REPLICAOF", "NO", "ONE")
                 self.decider.command(replica, "REPLICAOF", HOST, str(port))
+        if self.hops:
+            self._wait_for_replicas()  # before Sentinels see them by their names of before
+
+    def _wait_for_replicas(self) -> None:
         for shard in self.fleet.shards:
             self.wait_for_replicas(shard.primary, 2)
 

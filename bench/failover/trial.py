@@ -99,7 +99,7 @@ def run(fault: Fault, scale: float = 1.0, seed: int = 1, shards: int = 10, rate:
 def _problems(expect: Expect, rig: Rig, verdict: Verdict, seen: Figures, promoted: bool) -> Iterator[str]:
     yield from rig.problems
     if not expect.wiped:
-        yield from verdict.faults
+        yield from verdict.violations
     held = {value for state in rig.states for keys in state.keys.values() if isinstance(keys, list) for value in keys}
     yield from (f"{op} was never to be sent" for op in rig.never if op.value in held)
     if not verdict.confirmed:
@@ -147,5 +147,5 @@ def _behind_an_unresolved_write(ops: Sequence[Op], shard: str) -> list[Op]:
 
 
 def _told(ops: Sequence[Op], since: float) -> str:
-    """The first of them, and when, since the trouble began."""
+    """The first of them, and when, since the fault began."""
     return "; ".join(f"{op} at {op.sent_at - since:.3f} s: {op.error}" for op in ops[:3])

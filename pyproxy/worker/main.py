@@ -51,7 +51,7 @@ from pyproxy.messages import (
     Topology,
     Work,
 )
-from pyproxy.metrics import BEAT_S, INDEX, Page
+from pyproxy.metrics import HEARTBEAT_S, INDEX, Page
 from pyproxy.shard_map import Node, Shard, ShardMap
 from pyproxy.slices import Line, Slices
 from pyproxy.worker import heap
@@ -69,7 +69,7 @@ from pyproxy.worker.shard.pool import LeasePool
 from pyproxy.worker.shard.router import ShardRouter, those_closed
 
 TICK_S = 0.02  # how exactly deadlines are kept
-REST_S = BEAT_S  # between two ticks at rest; each is a beat, and tells the lane that the worker has not slept
+REST_S = HEARTBEAT_S  # between two ticks at rest; each is a heartbeat, and tells the lane that the worker has not slept
 FULL_TICK_S = 0.9  # between two full ticks at rest; the ticks between them are beats alone
 CHECKED_S = 0.1  # a check for waiting clients that takes longer counts as any other request in flight
 HOLDING_S = 0.1  # between two reports to the parent of what is held
@@ -209,7 +209,7 @@ class Worker:
         split.install(self._lane, self._slices)
         self._lane.set_table(table.TABLE)
         self._row[INDEX["started_us"]] = int(time.time() * 1e6)
-        self._lane.publish()  # a beat, or the other workers would think that this one hangs
+        self._lane.publish()  # a heartbeat, or the other workers would think that this one hangs
         self._row[INDEX["pid"]] = os.getpid()
         self._spawn(self._tick(self._lane), "tick")
 
@@ -350,7 +350,7 @@ class Worker:
             await self._until_tick(lane)
             now = time.monotonic()
             if not self._maybe_busy and now < self._full_tick_at:
-                self._beat(lane, now)
+                self._heartbeat(lane, now)
                 continue
             self._maybe_busy, self._full_tick_at = True, now + FULL_TICK_S
             lane.tick()
@@ -393,17 +393,17 @@ class Worker:
             if is_busy:
                 return
 
-    def _beat(self, lane: Lane, now: float) -> None:
-        lane.beat()
+    def _heartbeat(self, lane: Lane, now: float) -> None:
+        lane.heartbeat()
         if self._hub is not None:
             self._hub.tick(now)
 
     def _on_rested(self) -> None:
-        """The rest is over. Where it goes on after a beat, no task is woken for that."""
+        """The rest is over. Where it goes on after a heartbeat, no task is woken for that."""
         assert self._lane
         now = time.monotonic()
         if not self._maybe_busy and now < self._full_tick_at:
-            self._beat(self._lane, now)
+            self._heartbeat(self._lane, now)
             if not self._is_busy(self._lane):
                 loop = asyncio.get_running_loop()
                 self._rest_until = loop.time() + REST_S
@@ -419,7 +419,7 @@ class Worker:
         """
         assert self._lane and self._context
         checks = sum(each.in_flight for each in self._context.ready_keys.values())
-        if not checks or self._lane.owed != checks:
+        if not checks or self._lane.unanswered_requests != checks:
             self._wake()
             return
         self._lane.at_rest = True

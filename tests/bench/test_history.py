@@ -188,7 +188,7 @@ def test_an_old_read_in_an_incident_is_counted_not_held_against_anybody(story: S
     one, two = story.set(), story.set()
     story.op("GET", "k", one.value)
     seen = story.after({"k": two.value}, Incident(SHARD, 2.9, 3.6))
-    assert (seen.stale, seen.faults) == (1, [])
+    assert (seen.stale, seen.violations) == (1, [])
 
 
 def test_a_read_of_a_refused_write_is_found(story: Story) -> None:
@@ -248,7 +248,7 @@ INCIDENT = Incident(SHARD, 2.0, 5.0)
 def test_in_an_incident_an_unconfirmed_write_may_be_lost(story: Story) -> None:
     story.push()
     seen = story.after({}, INCIDENT)
-    assert (len(seen.lost), seen.confirmed, seen.faults) == (1, 0, [])
+    assert (len(seen.lost), seen.confirmed, seen.violations) == (1, 0, [])
 
 
 def test_a_confirmed_one_may_not(story: Story) -> None:
@@ -355,4 +355,4 @@ async def test_one_write_sent_twice_is_found(fleet: Fleet, proxy: Proxy, command
 @pytest.mark.parametrize("kind", [b"$", b":"], ids=["values", "numbers"])
 async def test_two_swapped_replies_are_found(fleet: Fleet, proxy: Proxy, kind: bytes) -> None:
     seen = await history(fleet, proxy, SwapsReplies(proxy.port, kind))
-    assert seen.misrouted if kind == b"$" else seen.faults
+    assert seen.misrouted if kind == b"$" else seen.violations

@@ -27,7 +27,7 @@ def written(ledger: Ledger, kind: str, state: State = State.ACKED, key: bytes = 
 
 
 def wrong(ledger: Ledger, *switches: Switch) -> list[str]:
-    return ledger.judge(switches, []).faults()
+    return ledger.judge(switches, []).violations()
 
 
 def verdict(ledger: Ledger, held: dict[bytes, object], *switches: Switch) -> Verdict:
@@ -60,11 +60,11 @@ def test_a_read_of_the_past_is_stale(ledger: Ledger) -> None:
     assert len(ledger.judge([], []).stale) == 1
 
 
-def test_a_read_of_the_past_in_a_trouble_of_the_shard_is_only_counted(ledger: Ledger) -> None:
+def test_a_read_of_the_past_during_a_fault_of_the_shard_is_only_counted(ledger: Ledger) -> None:
     first, _ = written(ledger, "registers"), written(ledger, "registers")
     ledger.read(b"k", first.value, 9.0, 2)
     told = ledger.judge([], [(SHARD, 8.0, 10.0)])
-    assert (told.stale, told.stale_by_trouble) == ([], 1)
+    assert (told.stale, told.stale_by_fault) == ([], 1)
 
 
 def test_nil_after_a_write_is_stale_and_after_a_deletion_right(ledger: Ledger) -> None:
@@ -105,7 +105,7 @@ def test_what_all_have_acknowledged_and_hold_is_right(ledger: Ledger) -> None:
     text = [written(ledger, "piles", key=b"t").value + b";" for _ in range(2)]
     written(ledger, "counts", key=b"n")
     held: dict[bytes, object] = {b"k": register.value, b"p": [pile.value], b"t": b"".join(text), b"n": b"1"}
-    assert verdict(ledger, held).faults() == []
+    assert verdict(ledger, held).violations() == []
 
 
 def test_an_acknowledged_write_that_is_gone_is_lost_unless_its_primary_was_replaced(ledger: Ledger) -> None:
@@ -163,7 +163,7 @@ def test_an_element_that_is_popped_twice_or_is_still_there_is_named(ledger: Ledg
 def test_an_element_that_an_unanswered_pop_may_have_taken_is_not_missed(ledger: Ledger) -> None:
     written(ledger, "piles")
     ledger.unknown_pops[b"k"] += 1
-    assert verdict(ledger, {}).faults() == []
+    assert verdict(ledger, {}).violations() == []
 
 
 def test_a_list_that_is_empty_after_a_push_is_stale(ledger: Ledger) -> None:
@@ -270,10 +270,10 @@ def test_an_error_that_no_fault_explains_is_unexpected() -> None:
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("reads", ["primary", "prefer-replica"])
-def test_through_twenty_seconds_of_troubles_each_answer_belongs_to_its_request_and_each_write_is_applied_once_at_most(
+def test_through_twenty_seconds_of_faults_each_answer_belongs_to_its_request_and_each_write_is_applied_once_at_most(
     reads: str,
 ) -> None:
     result = run(reads, 10.0, clients=16, seed=7)
-    assert result.faults == []
-    assert result.made.total() > 0
+    assert result.violations == []
+    assert result.injected.total() > 0
     assert result.tally.replies.total() > 0

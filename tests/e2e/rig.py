@@ -31,9 +31,9 @@ _NOTHING = object()
 class Connection:
     """One client connection, in blocking calls. Error replies are returned, as hiredis.ReplyError."""
 
-    def __init__(self, port: int, *, receive_buffer: int = 0) -> None:
+    def __init__(self, port: int, *, receive_buffer: int = 0, patience_s: float = PATIENCE_S) -> None:
         self.socket = socket.socket()
-        self.socket.settimeout(PATIENCE_S)
+        self.socket.settimeout(patience_s)
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.connect((HOST, port))
@@ -49,7 +49,7 @@ class Connection:
             try:
                 received = self.socket.recv(1 << 20)
             except TimeoutError:
-                raise AssertionError(f"waited {PATIENCE_S:g} s for a reply in vain") from None
+                raise AssertionError(f"waited {self.socket.gettimeout():g} s for a reply in vain") from None
             assert received, "the connection was closed where a reply was expected"
             self._reader.feed(received)
         return reply

@@ -25,7 +25,7 @@ from protocol.table import (
     extend,
     learn,
     lookup,
-    nonsense,
+    malformed,
     unknown,
 )
 from pyproxy.fleet import Server
@@ -441,13 +441,13 @@ NONSENSE: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("reply", NONSENSE.values(), ids=NONSENSE.keys())
 def test_what_can_be_true_of_no_command_is_not_learned_and_is_said(reply: list[Any]) -> None:
-    (told,) = nonsense([reply, entry("json.set")]).items()
+    (told,) = malformed([reply, entry("json.set")]).items()
     assert told[0] != "json.set" and "expected" in told[1]
     assert set(learned(reply, entry("json.set"))) - set(TABLE) == {b"json.set"}
 
 
 def test_what_a_server_says_of_a_command_that_is_built_in_is_nothing_to_it() -> None:
-    assert nonsense([[b"get", 1 << 40, *entry()[2:]]]) == {}
+    assert malformed([[b"get", 1 << 40, *entry()[2:]]]) == {}
     assert learned([b"get", 1 << 40, *entry()[2:]])[b"get"] is TABLE[b"get"]
 
 

@@ -4,16 +4,16 @@ import sys
 
 import pytest
 
-from pyproxy.metrics import BEAT_S, COUNTERS, FIELDS, GAUGES, HUNG_S, INDEX, STRIDE, Page
+from pyproxy.metrics import COUNTERS, FIELDS, GAUGES, HEARTBEAT_S, HUNG_S, INDEX, STRIDE, Page
 
 NOW_US = 10_000_000
 
 
-def running(page: Page, index: int, clients: int, beat_us: int = NOW_US) -> None:
+def running(page: Page, index: int, clients: int, heartbeat_us: int = NOW_US) -> None:
     row = page.row(index)
     row[INDEX["pid"]] = 100 + index
     row[INDEX["clients"]] = clients
-    row[INDEX["beat_us"]] = beat_us
+    row[INDEX["heartbeat_us"]] = heartbeat_us
 
 
 def test_what_a_worker_writes_into_its_row_another_process_reads() -> None:
@@ -101,14 +101,14 @@ def test_a_worker_that_died_does_not_keep_the_others_from_accepting() -> None:
 def test_a_worker_that_hangs_does_not_keep_the_others_from_accepting() -> None:
     page = Page.create(2)
     running(page, 0, clients=5)
-    running(page, 1, clients=0, beat_us=NOW_US - int(HUNG_S * 1e6) - 1)
+    running(page, 1, clients=0, heartbeat_us=NOW_US - int(HUNG_S * 1e6) - 1)
     assert page.fewest_clients(NOW_US) == 5
 
 
 def test_a_worker_at_rest_has_its_turn_to_accept() -> None:
     page = Page.create(2)
     running(page, 0, clients=5)
-    running(page, 1, clients=0, beat_us=NOW_US - int(BEAT_S * 1e6))
+    running(page, 1, clients=0, heartbeat_us=NOW_US - int(HEARTBEAT_S * 1e6))
     assert page.fewest_clients(NOW_US) == 0
 
 

@@ -25,27 +25,27 @@ from pyproxy.access import Access
 from pyproxy.config import Config
 from pyproxy.control.failover import promoters
 from pyproxy.control.failover.machine import Machine
-from pyproxy.control.failover.promoters import Announcement, Case, PromotionFailed
+from pyproxy.control.failover.promoters import Announcement, PromotionFailed, PromotionPlan
 from pyproxy.control.failover.state_file import SavedState, StateFile
 from pyproxy.control.failover.transitions import (
     Announced,
     Answer,
-    AwaitQuiet,
     Effect,
     FailoverEvent,
     HandOver,
     HealthChecked,
-    Known,
     Log,
-    NotQuiet,
     PauseAsked,
+    PersistentState,
     Phase,
-    Powers,
     Promote,
     PromoteAsked,
     Promoted,
+    PromoterCapabilities,
     PromotionRefused,
-    Quiet,
+    Quiesce,
+    Quiesced,
+    QuiesceFailed,
     Reconfigure,
     ResumeAsked,
     Switch,
@@ -64,7 +64,7 @@ from pyproxy.shard_map import Node, Shard
 TICK_S = 0.05
 """How exactly the machines' timers are kept while anything is wrong."""
 
-QUIET_S = 1.0
+QUIESCE_S = 1.0
 """For all workers to hold their writes and to have none in flight, before a planned hand-over; else it is given up."""
 
 BARRIER_S = 2.0
@@ -95,7 +95,7 @@ class ShardControl:
         self.fallback: Node | None = None
         self.reconfiguring = False
         self.published: tuple[Shard, GateDirective] | None = None  # to the workers
-        self.saved: Known | None = None
+        self.saved: PersistentState | None = None
         self.asked: asyncio.Future[Answer] | None = None
 
     def switch(self, node: Node, epoch: int) -> None:
@@ -105,11 +105,13 @@ class ShardControl:
         self.shard = msgspec.structs.replace(self.shard, primary=node, replicas=others)
         self.epoch = epoch
 
-    def case(self, candidate: Node, named: bool = False) -> Case:
+    def plan(self, candidate: Node, named: bool = False) -> PromotionPlan:
         healths = self.machine.nodes
         primary = self.machine.primary
         others = tuple(health for node, health in healths.items() if node not in (primary, candidate))
-        return Case(self.shard.name, self.machine.epoch + 1, healths[primary], healths[candidate], others, named)
+        return PromotionPlan(
+            self.shard.name, self.machine.epoch + 1, healths[primary], healths[candidate], others, named
+        )
 
     def gate(self, readers: Callable[[NodeHealth], bool], now: float) -> GateDirective:
         """`readers`: whether a replica may serve reads while the primary is well."""
@@ -169,19 +171,22 @@ class Coordinator:
         )
         self.topology = Topology(0, [], [])
 
-    def _shard_control(self, shard: Shard, access: Access, known: Known | None) -> ShardControl:
+    def _shard_control(self, shard: Shard, access: Access, persistent: PersistentState | None) -> ShardControl:
         options, now = self._config.promotion, time.monotonic()
         promoter = promoters.make(
             shard, self._config, access, lambda announcement: self._announced(shard.name, announcement)
         )
         watches_only = self._config.promoter_of(shard) == "none"
-        powers = Powers(promoter.acts, promoter.hands_over, promoter.is_authority, promoter.usual_s, watches_only)
-        if known is None or known.primary not in (shard.primary, *shard.replicas):
-            known = Known(0, shard.primary)
-        promoted_at = now - (time.time() - known.promoted_at) if known.promoted_at else None
-        control = ShardControl(shard, Machine(shard.name, options, known, now, powers, promoted_at), promoter)
-        if known.primary != shard.primary:
-            control.switch(known.primary, known.epoch)
+        capabilities = PromoterCapabilities(
+            promoter.acts, promoter.hands_over, promoter.is_authority, promoter.usual_s, watches_only
+        )
+        if persistent is None or persistent.primary not in (shard.primary, *shard.replicas):
+            persistent = PersistentState(0, shard.primary)
+        promoted_at = now - (time.time() - persistent.promoted_at) if persistent.promoted_at else None
+        machine = Machine(shard.name, options, persistent, now, capabilities, promoted_at)
+        control = ShardControl(shard, machine, promoter)
+        if persistent.primary != shard.primary:
+            control.switch(persistent.primary, persistent.epoch)
             self._monitor.promoted(control.shard)
         return control
 
@@ -317,7 +322,7 @@ class Coordinator:
             self._unwell.set()
         if self._begun:
             self._publish(control)
-            if self._known(control) != control.saved:
+            if self._persistent_state(control) != control.saved:
                 self._save()
 
     def _carry_out(self, control: ShardControl, effect: Effect) -> None:
@@ -327,13 +332,13 @@ class Coordinator:
                 emit(event, **fields)
             case Promote(candidate):
                 self._start(
-                    self._promote(control, control.promoter.promote(control.case(candidate))), f"promote {name}"
+                    self._promote(control, control.promoter.promote(control.plan(candidate))), f"promote {name}"
                 )
             case HandOver(candidate, named):
-                attempt = control.promoter.hand_over(control.case(candidate, named))
+                attempt = control.promoter.hand_over(control.plan(candidate, named))
                 self._start(self._promote(control, attempt), f"hand over {name}")
-            case AwaitQuiet():
-                self._start(self._await_quiet(name), f"quiet {name}")
+            case Quiesce():
+                self._start(self._quiesce(name), f"quiesce {name}")
             case Switch(node, epoch):
                 control.switch(node, epoch)
                 self._start(self._switch(control), f"switch {name}")
@@ -356,11 +361,11 @@ class Coordinator:
             outcome = PromotionRefused(f"no outcome within {deadline_s:g} s", True)
         self._step(control.shard.name, outcome)
 
-    async def _await_quiet(self, shard: str) -> None:
+    async def _quiesce(self, shard: str) -> None:
         supervisor = self._supervisor()
-        late = await supervisor.all_applied(self.topology.version, QUIET_S, shard) if supervisor else []
-        why = f"worker {', '.join(map(str, late))} did not hold, or had writes in flight, after {QUIET_S:g} s"
-        self._step(shard, NotQuiet(why) if late else Quiet())
+        late = await supervisor.all_applied(self.topology.version, QUIESCE_S, shard) if supervisor else []
+        why = f"worker {', '.join(map(str, late))} did not hold, or had writes in flight, after {QUIESCE_S:g} s"
+        self._step(shard, QuiesceFailed(why) if late else Quiesced())
 
     async def _switch(self, control: ShardControl) -> None:
         """The barrier. A worker that does not pass it in time is killed."""
@@ -410,18 +415,18 @@ class Coordinator:
         in_step = health.link == "up" and not health.syncing and not health.loading
         return in_step and 0 <= health.lag_s <= self._config.reads_max_lag_s
 
-    def _known(self, control: ShardControl) -> Known:
+    def _persistent_state(self, control: ShardControl) -> PersistentState:
         """As it is kept over a restart."""
         at = control.machine.promoted_at
         # whole seconds, or the clocks' drift would be a change
         promoted_at = float(round(time.time() - time.monotonic() + at)) if at else 0.0
-        return msgspec.structs.replace(control.machine.known, promoted_at=promoted_at)
+        return msgspec.structs.replace(control.machine.persistent_state, promoted_at=promoted_at)
 
     def _save(self) -> None:
         for control in self._shards.values():
-            control.saved = self._known(control)
-        known = {name: control.saved for name, control in self._shards.items() if control.saved}
-        self._file.save(SavedState(known, dict(self.settings.state.told)))
+            control.saved = self._persistent_state(control)
+        persistent = {name: control.saved for name, control in self._shards.items() if control.saved}
+        self._file.save(SavedState(persistent, dict(self.settings.state.told)))
 
     def _settings_changed(self) -> None:
         self._broadcast(self.settings.state)

@@ -17,19 +17,19 @@ from pyproxy.control.failover.lineage import STEADY_S
 from pyproxy.control.failover.transitions import (
     Announced,
     Answer,
-    AwaitQuiet,
     ClosedGate,
     Effect,
     FailoverEvent,
     HandOver,
     HealthChecked,
-    NotQuiet,
     PauseAsked,
     Phase,
     PromoteAsked,
     Promoted,
     PromotionRefused,
-    Quiet,
+    Quiesce,
+    Quiesced,
+    QuiesceFailed,
     ResumeAsked,
     Switched,
     Ticked,
@@ -63,7 +63,7 @@ class Machine(UnplannedFailover):
         if self.phase in (Phase.VERIFYING, Phase.SWITCHING):
             expected_at = max(self._decided + self.usual_s, self._entered + 2 * STEADY_S)
             return ClosedGate(f"is being promoted: {self._why}", hold, since, expected_at)
-        if self.phase is Phase.HEALTHY or self._powers.watches_only:
+        if self.phase is Phase.HEALTHY or self._capabilities.watches_only:
             return None
         if self.phase is Phase.SUSPECT:
             if not self._hard:
@@ -91,7 +91,7 @@ class Machine(UnplannedFailover):
             return self._answer(True, f"{self.shard}: {self.primary} is taken as it is") + self._review(event, now)
         if event.to == self.primary:
             return self._answer(False, f"{self.primary} is the primary of {self.shard}")
-        may = self._powers.hands_over if self.phase is Phase.HEALTHY else self._powers.acts
+        may = self._capabilities.hands_over if self.phase is Phase.HEALTHY else self._capabilities.acts
         if not may:
             return self._answer(False, f"nobody promotes {self.shard} from here")
         candidates = self._candidates(now)
@@ -108,17 +108,17 @@ class Machine(UnplannedFailover):
         self._named = event.to is not None
         self._target, self._hand_over_sent = candidate, False
         effects = self._enter(Phase.HANDING_OVER, now, "an operator asked", Event.HAND_OVER, candidate=candidate)
-        return [*effects, AwaitQuiet()]
+        return [*effects, Quiesce()]
 
-    def _on_quiet(self, _event: FailoverEvent, now: float) -> list[Effect]:
+    def _on_quiesced(self, _event: FailoverEvent, now: float) -> list[Effect]:
         assert self._target is not None
         if self._hand_over_sent:
             return []
         self._hand_over_sent = True
         return [HandOver(self._target, self._named)]
 
-    def _on_not_quiet(self, event: FailoverEvent, now: float) -> list[Effect]:
-        assert isinstance(event, NotQuiet)
+    def _on_quiesce_failed(self, event: FailoverEvent, now: float) -> list[Effect]:
+        assert isinstance(event, QuiesceFailed)
         return [] if self._hand_over_sent else self._call_off(event.why, now)
 
     def _on_handed_over(self, _event: FailoverEvent, now: float) -> list[Effect]:
@@ -163,7 +163,9 @@ Handler = Callable[[Machine, FailoverEvent, float], list[Effect]]
 
 _REVIEW: dict[type, Handler] = {HealthChecked: Machine._review, Ticked: Machine._review, Announced: Machine._review}
 _IDLE: dict[type, Handler] = {HealthChecked: Machine._ignore, Ticked: Machine._ignore, Announced: Machine._ignore}
-_LATE: dict[type, Handler] = dict.fromkeys((Promoted, PromotionRefused, Switched, Quiet, NotQuiet), Machine._ignore)
+_LATE: dict[type, Handler] = dict.fromkeys(
+    (Promoted, PromotionRefused, Switched, Quiesced, QuiesceFailed), Machine._ignore
+)
 """Outcomes that nobody waits for any more."""
 _BUSY: dict[type, Handler] = dict.fromkeys((PromoteAsked, PauseAsked, ResumeAsked), Machine._not_now)
 _MAY_PROMOTE: dict[type, Handler] = {**_BUSY, PromoteAsked: Machine._on_promote_asked}
@@ -184,7 +186,7 @@ TABLE: dict[Phase, dict[type, Handler]] = {
     Phase.SWITCHING: {**_IDLE, **_LATE, **_BUSY, Switched: Machine._on_switched},
     Phase.HANDING_OVER: {
         **_IDLE, **_LATE, **_BUSY,
-        Quiet: Machine._on_quiet, NotQuiet: Machine._on_not_quiet,
+        Quiesced: Machine._on_quiesced, QuiesceFailed: Machine._on_quiesce_failed,
         Promoted: Machine._on_handed_over, PromotionRefused: Machine._on_hand_over_refused,
     },
     Phase.PAUSED: {**_IDLE, **_LATE, **_BUSY, ResumeAsked: Machine._on_resume_asked},

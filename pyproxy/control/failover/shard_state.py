@@ -11,7 +11,7 @@ from pyproxy.config import Promotion
 from pyproxy.control.failover import lineage
 from pyproxy.control.failover.candidates import ranked, readable
 from pyproxy.control.failover.promoters import Announcement
-from pyproxy.control.failover.transitions import Answer, Effect, Known, Log, Phase, Powers
+from pyproxy.control.failover.transitions import Answer, Effect, Log, PersistentState, Phase, PromoterCapabilities
 from pyproxy.events import Event
 from pyproxy.messages import NodeHealth
 from pyproxy.shard_map import Node
@@ -24,36 +24,42 @@ class ShardState:
     """
 
     def __init__(
-        self, shard: str, options: Promotion, known: Known, now: float, powers: Powers, promoted_at: float | None = None
+        self,
+        shard: str,
+        options: Promotion,
+        persistent: PersistentState,
+        now: float,
+        capabilities: PromoterCapabilities,
+        promoted_at: float | None = None,
     ) -> None:
         self.shard = shard
-        self.epoch = known.epoch
-        self.primary = known.primary
-        self.lineage = known.lineage
+        self.epoch = persistent.epoch
+        self.primary = persistent.primary
+        self.lineage = persistent.lineage
         self.phase = Phase.HEALTHY
         self.alarms: dict[str, str] = {}  # what an operator must know of: name -> text
         self.nodes: Mapping[Node, NodeHealth] = {}
         self._switched_at = 0.0  # what was seen before says nothing of the roles of now
         self.promoted_at = promoted_at
         self._options = options
-        self._powers = powers
+        self._capabilities = capabilities
         self._started = now
         self._entered = now  # the phase
         self._since = now  # the incident began
         self._decided = now  # the primary was judged down
-        self._troubled_at = now  # when this kind of trouble began
+        self._failing_since = now  # when this kind of trouble began
         self._answers = False  # the kind: it does answer
         self._hard = False  # suspect: writes cannot succeed
         self._why = ""
-        self._well_at = 0.0  # a first look found the primary well again
+        self._recovered_at = 0.0  # a first check found that the primary had recovered
         self._target: Node | None = None  # promoting, verifying, switching, handing over: who is to be primary
         self._target_epoch = 0
-        self._seen_at = 0.0  # verifying: the first look that found it primary
+        self._seen_at = 0.0  # verifying: the first check that found it primary
         self._announcement: Announcement | None = None  # the newest word of whoever decides
         self._announced_at = 0.0
         self._last_announced: Node | None = None  # newest or not
         self._progress = lineage.ReplicationProgress()
-        self._anew = 0.0  # nothing is promoted on looks older than this
+        self._fresh_after = 0.0  # nothing is promoted on health checks older than this
         self._other_masters: set[Node] = set()  # were masters while the primary was well
         self._tried: list[Node] = []  # in this round
         self._rounds = 0  # in which all candidates refused, in this incident
@@ -71,21 +77,21 @@ class ShardState:
     @property
     def usual_s(self) -> float:
         """What a promotion takes from the decision on: the median of the last ones."""
-        return statistics.median(self._durations) if self._durations else self._powers.usual_s
+        return statistics.median(self._durations) if self._durations else self._capabilities.usual_s
 
     @property
     def watches_only(self) -> bool:
         """Whether nobody is expected to promote."""
-        return self._powers.watches_only
+        return self._capabilities.watches_only
 
     @property
     def waits(self) -> bool:
-        """Whether a look with nothing new in it may have something done, as the time passes."""
+        """Whether a health check with nothing new in it may have something done, as the time passes."""
         return self.phase is not Phase.HEALTHY or self._waits
 
     @property
-    def known(self) -> Known:
-        return Known(self.epoch, self.primary, self.lineage)
+    def persistent_state(self) -> PersistentState:
+        return PersistentState(self.epoch, self.primary, self.lineage)
 
     @property
     def why(self) -> str:
@@ -132,7 +138,7 @@ class ShardState:
     def _overruled(self) -> Announcement | None:
         """What whoever decides says, if it is not what we believe, and nothing that was seen since is against it."""
         announcement = self._announcement
-        if not self._powers.is_authority or announcement is None or announcement.node == self.primary:
+        if not self._capabilities.is_authority or announcement is None or announcement.node == self.primary:
             return None
         health = self.nodes.get(announcement.node)
         if health is None or (announcement.epoch and announcement.epoch <= self.epoch):
@@ -140,7 +146,7 @@ class ShardState:
         is_replica = health.reachable and health.role == "slave" and health.answered_at > self._announced_at
         return None if is_replica else announcement
 
-    def _trouble(self) -> tuple[str, bool]:
+    def _primary_failure(self) -> tuple[str, bool]:
         """What is wrong with the primary, and whether writes to it cannot succeed; ("", False): nothing."""
         health = self.nodes[self.primary]
         if overruled := self._overruled():
@@ -151,9 +157,9 @@ class ShardState:
             return health.error, not health.silent
         if health.role == "slave":
             return f"its role is slave (of {health.master})", True
-        if health.lost_keys and health.run_id != self._accepted and not self._powers.watches_only:
+        if health.lost_keys and health.run_id != self._accepted and not self._capabilities.watches_only:
             return f"it restarted without its {health.lost_keys:,} keys", True
-        if health.misconf and self._options.misconf_after_s and not self._powers.watches_only:
+        if health.misconf and self._options.misconf_after_s and not self._capabilities.watches_only:
             return "it answers -MISCONF", True
         return "", False
 
@@ -172,7 +178,7 @@ class ShardState:
     def _counted_from(self) -> float:
         """Since when that has been so: a primary that answered, if with an error, has been silent only since then."""
         health = self.nodes.get(self.primary)
-        return max(self._troubled_at, health.unanswered_since if health is not None else 0.0)
+        return max(self._failing_since, health.unanswered_since if health is not None else 0.0)
 
     def _began_at(self, now: float) -> float:
         """When a primary that does not answer was asked first; now, for any other trouble."""
@@ -180,7 +186,7 @@ class ShardState:
 
     def _successor(self, now: float) -> Node | None:
         """Who is the primary by now, if it is another one than we believe and there is reason to believe it."""
-        if self._powers.is_authority:
+        if self._capabilities.is_authority:
             announcement = self._overruled()
             return announcement.node if announcement and self._could_be(announcement.node) else None
         masters = [node for node in self.nodes if node != self.primary and self._could_be(node)]
@@ -199,7 +205,7 @@ class ShardState:
             if node in self._other_masters:  # it was put aside in peace, not promoted in need
                 is_needed = is_down and not self._candidates(now)
             else:
-                is_needed = is_down or self._trouble()[1]
+                is_needed = is_down or self._primary_failure()[1]
             if is_heir and is_needed:
                 return node
         return None
@@ -223,7 +229,7 @@ class ShardState:
                 f"{', '.join(other_masters)} says that it is a master too; nothing is sent there"
             )
         newest = self._announcement
-        if self._powers.is_authority and newest and newest.node not in self.nodes:
+        if self._capabilities.is_authority and newest and newest.node not in self.nodes:
             text = f"{newest.by} says that {newest.node} is primary, which is no server of {self.shard}"
             self.alarms["unknown-primary"] = text
 
@@ -232,7 +238,7 @@ class ShardState:
     def _enter(self, phase: Phase, now: float, cause: str, event: Event, **fields: object) -> list[Effect]:
         """The one place where a phase begins: said once, with its cause, the epoch and the ages."""
         was, lasted = self.phase, now - self._entered
-        self.phase, self._entered, self._why, self._well_at = phase, now, cause, 0.0
+        self.phase, self._entered, self._why, self._recovered_at = phase, now, cause, 0.0
         announcement = {
             "shard": self.shard, "phase": phase.value, "was": was.value, "epoch": self.epoch, "cause": cause,
             "was_for_s": f"{lasted:.1f}", "incident_s": f"{now - self._since:.1f}", **fields,

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import msgspec
 
-from pyproxy.control.failover.transitions import Known
+from pyproxy.control.failover.transitions import PersistentState
 from pyproxy.events import Event, emit
 
 
 class SavedState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole of it."""
 
-    shards: dict[str, Known] = {}  # by name
+    shards: dict[str, PersistentState] = {}  # by name
     settings: dict[str, str] = {}  # that clients have set on all servers
 
 

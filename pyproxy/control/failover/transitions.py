@@ -1,7 +1,7 @@
 """What may happen to a shard, and what is to be done then: what machine.py and the coordinator tell each other.
 
-Values only. Events go into a Machine, effects come out; `Known`, `Powers` and `ClosedGate` are what it begins with and
-shows.
+Values only. Events go into a Machine, effects come out; `PersistentState`, `PromoterCapabilities` and `ClosedGate` are
+what it begins with and shows.
 """
 
 import enum
@@ -66,12 +66,12 @@ class Switched:
 
 
 @dataclass(frozen=True, slots=True)
-class Quiet:
-    """Every worker holds, and no write of the shard is in flight."""
+class Quiesced:
+    """Every worker holds the writes of the shard, and none is in flight."""
 
 
 @dataclass(frozen=True, slots=True)
-class NotQuiet:
+class QuiesceFailed:
     why: str
 
 
@@ -93,7 +93,7 @@ class ResumeAsked:
 
 
 FailoverEvent = (
-    HealthChecked | Ticked | Announced | Promoted | PromotionRefused | Switched | Quiet | NotQuiet
+    HealthChecked | Ticked | Announced | Promoted | PromotionRefused | Switched | Quiesced | QuiesceFailed
     | PromoteAsked | PauseAsked | ResumeAsked
 )  # fmt: skip
 
@@ -109,8 +109,8 @@ class Promote:
 
 
 @dataclass(frozen=True, slots=True)
-class AwaitQuiet:
-    """See that all workers hold and have nothing in flight; answered by Quiet or NotQuiet."""
+class Quiesce:
+    """See that all workers hold and have nothing in flight; answered by Quiesced or QuiesceFailed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +150,10 @@ class Answer:
     text: str
 
 
-Effect = Promote | AwaitQuiet | HandOver | Switch | Reconfigure | Log | Answer
+Effect = Promote | Quiesce | HandOver | Switch | Reconfigure | Log | Answer
 
 
-class Known(msgspec.Struct, frozen=True):
+class PersistentState(msgspec.Struct, frozen=True):
     """What outlives a restart of the proxy: who is primary, by which epoch, of which history."""
 
     epoch: int
@@ -173,7 +173,7 @@ class ClosedGate:
 
 
 @dataclass(frozen=True, slots=True)
-class Powers:
+class PromoterCapabilities:
     """What the promoter of the shard can do; its attributes of the same names."""
 
     acts: bool = False

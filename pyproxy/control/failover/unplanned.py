@@ -55,31 +55,31 @@ class UnplannedFailover(ShardState):
             or now - health.at > STALE_S
             or any(each.at <= self._switched_at for each in self.nodes.values())
         ):
-            return []  # not looked at yet, or this proxy has slept: what was seen before is not what is
+            return []  # not checked yet, or this proxy has slept: what was seen before may not be so any more
         self.lineage = self.lineage or lineage.guessed(self.nodes)
         successor = self._successor(now)
         if successor is not None:
             return self._verify(successor, now, f"{successor} is primary by now")
-        why, hard = self._trouble()
+        why, hard = self._primary_failure()
         if not why:
-            return self._well(now)
-        self._well_at = 0.0
+            return self._primary_is_well(now)
+        self._recovered_at = 0.0
         if self.phase is Phase.HEALTHY:
             self._since = self._began_at(now)
             self._tried, self._rounds = [], 0
             self._target = None
             self._progress.begin(now + STEADY_S)  # what was on its way to them has arrived by then
         if self.phase is Phase.HEALTHY or health.reachable != self._answers:
-            self._troubled_at, self._answers = self._began_at(now), health.reachable
+            self._failing_since, self._answers = self._began_at(now), health.reachable
         self._progress.note(self.nodes, self.primary)
         if self.phase in (Phase.HEALTHY, Phase.SUSPECT):
-            effects = self._doubt(why, hard, now)
+            effects = self._suspect(why, hard, now)
             if now - self._counted_from() < self._patience_s():
                 return effects
-            return effects + self._judged_down(why, now)
+            return effects + self._mark_down(why, now)
         return self._act(why, now)
 
-    def _well(self, now: float) -> list[Effect]:
+    def _primary_is_well(self, now: float) -> list[Effect]:
         if self.phase is Phase.HEALTHY:
             self._learn(now)
             effects = self._reconfigure(now)
@@ -90,24 +90,24 @@ class UnplannedFailover(ShardState):
             self._waits = bool(effects or self.alarms or is_contradicted or may_go)
             return effects
         health = self.nodes[self.primary]
-        if not self._well_at:
-            self._well_at = health.at
-        if health.at - self._well_at < STEADY_S and self._hard:
+        if not self._recovered_at:
+            self._recovered_at = health.at
+        if health.at - self._recovered_at < STEADY_S and self._hard:
             return []
         self._hard = False
         self._target = None
         return self._enter(Phase.HEALTHY, now, "it is well again", Event.SUSPECT_END)
 
-    def _doubt(self, why: str, hard: bool, now: float) -> list[Effect]:
+    def _suspect(self, why: str, hard: bool, now: float) -> list[Effect]:
         self._why = why
         if self.phase is Phase.SUSPECT and self._hard >= hard:
             return []
         self._hard = hard
         return self._enter(Phase.SUSPECT, now, why, Event.SUSPECT, hard=hard)
 
-    def _judged_down(self, why: str, now: float) -> list[Effect]:
+    def _mark_down(self, why: str, now: float) -> list[Effect]:
         self._hard = True
-        self._decided = self._anew = now
+        self._decided = self._fresh_after = now
         self._retry_at = now
         effects = self._enter(Phase.WAITING, now, why, Event.ODOWN)
         return effects + self._act(why, now)
@@ -118,8 +118,8 @@ class UnplannedFailover(ShardState):
             return self._settle(Phase.DOWN, "no server of it answers", now)
         if self.phase is Phase.DOWN:
             self._progress.begin(now)
-            return self._judged_down(why, now)
-        if not self._powers.acts or self._overruled():
+            return self._mark_down(why, now)
+        if not self._capabilities.acts or self._overruled():
             waited = now - self._decided
             return self._settle(Phase.READONLY, why, now) if waited > self._options.deadline_s else []
         # One that has just started may be the one that sees least.
@@ -131,7 +131,7 @@ class UnplannedFailover(ShardState):
             self._progress.begin(now)
             self._retry_at = now + self._options.down_after_s  # no sign of life for so long, as at first
             return self._settle(Phase.READONLY, alive, now)
-        if not self._progress.are_complete(self.nodes, self.primary, self._anew):
+        if not self._progress.are_complete(self.nodes, self.primary, self._fresh_after):
             return []
         self.alarms.pop("asymmetric", None)
         if reason := self._guard(now):
@@ -188,10 +188,10 @@ class UnplannedFailover(ShardState):
         return self._verify(self._target, now, f"{self._target} was promoted")
 
     def _on_refused(self, event: FailoverEvent, now: float) -> list[Effect]:
-        """The next candidate, or all of them once more after a pause; but first a look: it may have been done."""
+        """The next candidate, or all once more after a pause; but first a health check: it may have been done."""
         assert isinstance(event, PromotionRefused)
         self._target = None
-        self._anew = self._retry_at = now
+        self._fresh_after = self._retry_at = now
         answer = self._answer(False, event.why)
         attempt = len(self._tried)
         if event.again and attempt < len(RETRY_S) and any(n not in self._tried for n in self._candidates(now)):
@@ -213,7 +213,7 @@ class UnplannedFailover(ShardState):
 
     def _confirm(self, _event: FailoverEvent, now: float) -> list[Effect]:
         """Whether the target is seen to be the primary, twice."""
-        if self._powers.is_authority:
+        if self._capabilities.is_authority:
             successor = self._successor(now)
             if successor is not None and successor != self._target:
                 return self._verify(successor, now, f"{successor} is primary by now")
@@ -228,7 +228,7 @@ class UnplannedFailover(ShardState):
             self._seen_at = 0.0
         if now - self._entered > self._options.verify_s:
             self._target = None
-            self._decided = self._anew = now
+            self._decided = self._fresh_after = now
             self._progress.begin(now)
             why = f"{health.node if health else 'it'} was not seen to be primary in time"
             return self._enter(Phase.WAITING, now, why, Event.TRY_FAILED) + self._answer(False, why)
@@ -269,7 +269,11 @@ class UnplannedFailover(ShardState):
 
     def _reconfigure(self, now: float) -> list[Effect]:
         """Those that do not follow the primary, once it is well; the promoter makes them."""
-        if not self._powers.acts or self._powers.is_authority or now - self._reconfigured_at < RECONFIGURE_S:
+        if (
+            not self._capabilities.acts
+            or self._capabilities.is_authority
+            or now - self._reconfigured_at < RECONFIGURE_S
+        ):
             return []
         not_following = lineage.not_following(self.nodes, self.primary)
         # One that was never primary here and was put aside by an operator is not ours to take back.

@@ -89,10 +89,10 @@ def timeless(health: NodeHealth) -> NodeHealth:
     return msgspec.structs.replace(health, at=0.0, answered_at=0.0, offset=0, lag_s=0)
 
 
-def goes_on(before: NodeHealth, now: NodeHealth, quiet: int) -> bool:
+def has_activity(before: NodeHealth, now: NodeHealth, idle_bytes: int) -> bool:
     """Whether anything happened between two checks: it is another server, or has written more than so many bytes."""
     moved = now.offset - before.offset
-    return not 0 <= moved <= quiet or _standing(before) != _standing(now)
+    return not 0 <= moved <= idle_bytes or _standing(before) != _standing(now)
 
 
 def _standing(health: NodeHealth) -> tuple[object, ...]:
@@ -121,8 +121,8 @@ def failed(
     in which it was at `work`. That is an excuse where it began before the silence did, and one without an answer has
     no second: else clients that go on asking a server that is gone for its KEYS would keep it in its place.
     """
-    goes_on = before.unanswered_since and not before.at_work and asked_at - before.at <= UNWATCHED_S
-    since = before.unanswered_since if goes_on else asked_at
+    is_same_silence = before.unanswered_since and not before.at_work and asked_at - before.at <= UNWATCHED_S
+    since = before.unanswered_since if is_same_silence else asked_at
     busy_until = 0.0
     if work is not None and before.unanswered_since and before.busy_until:
         busy_until = before.busy_until

@@ -38,7 +38,7 @@ Learn = Callable[[list[Any]], list[Any]]
 """protocol.table.learn: the COMMAND replies of the primaries -> the rows of the commands that all of them know."""
 
 
-class Watch:
+class CheckSchedule:
     """When one server is checked: with all others in each tick, and by a task of its own where that does not do."""
 
     def __init__(self, node: Node) -> None:
@@ -46,7 +46,7 @@ class Watch:
         self.due = asyncio.Event()  # the task is to check it
         self.began = -math.inf  # its last check
         self.is_checked = False  # and it has not ended
-        self._next = False  # the task is to check it when the quiet check that goes on has ended
+        self._next = False  # the task is to check it when the light check that goes on has ended
 
     def ask(self) -> None:
         """Have the task check it."""
@@ -67,20 +67,20 @@ class Watch:
             self.due.set()
 
 
-class Round:
-    """The quiet checks of one tick, which have one deadline."""
+class LightChecks:
+    """The light checks of one tick, which have one deadline."""
 
     def __init__(self) -> None:
-        self._open: dict[Watch, tuple[Callable[[], None], Callable[[], None]]] = {}
+        self._open: dict[CheckSchedule, tuple[Callable[[], None], Callable[[], None]]] = {}
         self._deadline = Deadline(DEADLINE_S, self._give_up)
 
-    def add(self, watch: Watch, give_up: Callable[[], None], failed: Callable[[], None]) -> None:
+    def add(self, schedule: CheckSchedule, give_up: Callable[[], None], failed: Callable[[], None]) -> None:
         """This check has begun. `give_up` ends it as one without an answer; `failed` is called where it does not."""
-        self._open[watch] = give_up, failed
+        self._open[schedule] = give_up, failed
 
-    def remove(self, watch: Watch) -> None:
+    def remove(self, schedule: CheckSchedule) -> None:
         """It has ended."""
-        self._open.pop(watch, None)
+        self._open.pop(schedule, None)
         self.end_if_over()
 
     def end_if_over(self) -> None:
@@ -89,9 +89,9 @@ class Round:
             self._deadline.cancel()
 
     def _give_up(self) -> None:
-        for watch, (give_up, failed) in list(self._open.items()):
+        for schedule, (give_up, failed) in list(self._open.items()):
             give_up()
-            if watch in self._open:  # what it was answered could not be taken
+            if schedule in self._open:  # what it was answered could not be taken
                 failed()
 
 
@@ -108,7 +108,7 @@ class ShardMonitor:
         self._make_primary = primary
         self._make_replica = replica
         self._assign_roles(shard)
-        self.watches = [Watch(node) for node in self._by_node]
+        self.schedules = [CheckSchedule(node) for node in self._by_node]
         self._since = self._began = time.monotonic()
         self._is_writable = False
 
@@ -173,7 +173,7 @@ class ShardMonitor:
     def state(self) -> object:
         """Equal while nothing but the time is new. Who acknowledges each second has a lag of 0 or 1."""
         lags = [0 if health.lag_s == 1 else health.lag_s for health in self.node_healths[1:]]
-        return self._since, [(monitor.node, monitor.wholes, monitor.changes) for monitor in self.nodes], lags
+        return self._since, [(monitor.node, monitor.full_checks, monitor.changes) for monitor in self.nodes], lags
 
     async def check(self, monitor: NodeMonitor) -> bool:
         """Check one of its servers -> whether anything but the time is new."""
@@ -181,14 +181,17 @@ class ShardMonitor:
         await monitor.check_once([each.health for each in self.replicas] if monitor is self.primary else ())
         return is_news()
 
-    def begin_quiet(self, monitor: NodeMonitor, on_checked: Callable[[bool | None], None]) -> Callable[[], None] | None:
+    def begin_light_check(
+        self, monitor: NodeMonitor, on_checked: Callable[[bool | None], None]
+    ) -> Callable[[], None] | None:
         """As NodeMonitor's; `on_checked` is told whether anything but the time is new, or None: to be checked."""
         is_news = self._compare(monitor)
-        return monitor.begin_quiet(lambda is_checked: on_checked(is_news() if is_checked else None))
+        return monitor.begin_light_check(lambda is_checked: on_checked(is_news() if is_checked else None))
 
     def _compare(self, monitor: NodeMonitor) -> Callable[[], bool]:
         """To be called after a check of this server: whether anything but the time is new since now."""
-        wholes, changes, lag_s, lags = monitor.wholes, monitor.changes, monitor.health.lag_s, self.primary.lags
+        full_checks, changes = monitor.full_checks, monitor.changes
+        lag_s, lags = monitor.health.lag_s, self.primary.lags
 
         def is_news() -> bool:
             if self._by_node[monitor.node] is not monitor:
@@ -196,7 +199,7 @@ class ShardMonitor:
             if monitor.changes != changes:
                 self._review(self.primary.health.at)
             lags_more = self.primary.lags != lags or (monitor.health.lag_s != lag_s and monitor.health.node not in lags)
-            return lags_more or (monitor.wholes, monitor.changes) != (wholes, changes)
+            return lags_more or (monitor.full_checks, monitor.changes) != (full_checks, changes)
 
         return is_news
 
@@ -204,14 +207,14 @@ class ShardMonitor:
         """Have its servers checked at once. `node` has refused something with `code`, if with any."""
         if code and node == str(self.primary.node):
             self.primary.refused(code)
-        self.goes_on()
-        for watch in self.watches:
-            watch.ask()
+        self.require_full_check()
+        for schedule in self.schedules:
+            schedule.ask()
 
-    def goes_on(self) -> None:
+    def require_full_check(self) -> None:
         """Something happens: the next checks ask for all of INFO."""
         for monitor in self.nodes:
-            monitor.goes_on()
+            monitor.require_full_check()
 
     def __repr__(self) -> str:
         return f"<ShardMonitor {self.name} {self.nodes}>"
@@ -298,8 +301,8 @@ class HealthMonitor:
         try:
             async with asyncio.TaskGroup() as group:
                 for shard in self._monitors.values():
-                    for watch in shard.watches:
-                        group.create_task(self._keep_checking(shard, watch), name=f"monitor {watch.node}")
+                    for schedule in shard.schedules:
+                        group.create_task(self._keep_checking(shard, schedule), name=f"monitor {schedule.node}")
                 group.create_task(self._keep_ticking(), name="ticks")
                 while True:
                     await asyncio.sleep(self._until_tick(SEND_AFTER_S))
@@ -314,7 +317,7 @@ class HealthMonitor:
         if commands != self._commands_before:
             self._commands_before = commands
             for monitor in self._monitors.values():
-                monitor.goes_on()
+                monitor.require_full_check()
 
     def _send(self) -> None:
         """Send what was seen, unless nothing but the time is new."""
@@ -325,50 +328,52 @@ class HealthMonitor:
             self._on_health(self.fleet_health)
 
     def complain(self, shard: str, node: str = "", code: str = "") -> None:
-        """A worker has trouble with this shard: check its servers now, or as soon as CHECK_GAP_S has passed.
+        """A worker complains of this shard: check its servers now, or as soon as CHECK_GAP_S has passed.
 
-        `node` and `code`: which server has refused something, and with which code, if that is the trouble.
+        `node` and `code`: which server has refused something, and with which code, if that is the reason.
         """
         if shard in self._monitors:
             self._monitors[shard].complain(node, code)
 
     async def _keep_ticking(self) -> None:
-        """Check all servers in each tick. For those that are well and quiet no task is woken."""
+        """Check all servers in each tick. A light check wakes no task."""
         while True:
             await asyncio.sleep(self._until_tick())
-            checks = Round()
+            checks = LightChecks()
             for shard in self._monitors.values():
-                for watch in shard.watches:
-                    if not (watch.is_checked or watch.due.is_set() or self._begin_quiet(shard, watch, checks)):
-                        watch.ask()
+                for schedule in shard.schedules:
+                    if not (
+                        schedule.is_checked or schedule.due.is_set() or self._begin_light_check(shard, schedule, checks)
+                    ):
+                        schedule.ask()
             checks.end_if_over()
 
-    def _begin_quiet(self, shard: ShardMonitor, watch: Watch, checks: Round) -> bool:
+    def _begin_light_check(self, shard: ShardMonitor, schedule: CheckSchedule, checks: LightChecks) -> bool:
         def on_checked(is_news: bool | None) -> None:
-            checks.remove(watch)
-            watch.ends()
+            checks.remove(schedule)
+            schedule.ends()
             if is_news is None:
-                watch.began = -math.inf  # the task goes on with the same check
-                watch.ask()
+                schedule.began = -math.inf  # the task goes on with the same check
+                schedule.ask()
             else:
                 self._on_seen(shard.name, is_news)
 
-        give_up = shard.begin_quiet(shard.monitor(watch.node), on_checked)
+        give_up = shard.begin_light_check(shard.monitor(schedule.node), on_checked)
         if give_up is None:
             return False
-        watch.begins()
-        checks.add(watch, give_up, lambda: on_checked(None))
+        schedule.begins()
+        checks.add(schedule, give_up, lambda: on_checked(None))
         return True
 
-    async def _keep_checking(self, shard: ShardMonitor, watch: Watch) -> None:
+    async def _keep_checking(self, shard: ShardMonitor, schedule: CheckSchedule) -> None:
         while True:
-            await watch.due.wait()
-            if (gap_s := watch.began + CHECK_GAP_S - asyncio.get_running_loop().time()) > 0:
+            await schedule.due.wait()
+            if (gap_s := schedule.began + CHECK_GAP_S - asyncio.get_running_loop().time()) > 0:
                 await asyncio.sleep(gap_s)
-            watch.due.clear()
-            watch.begins()
-            await self._check(shard, watch.node)
-            watch.ends()
+            schedule.due.clear()
+            schedule.begins()
+            await self._check(shard, schedule.node)
+            schedule.ends()
 
     async def _check(self, shard: ShardMonitor, node: Node) -> None:
         monitor = shard.monitor(node)

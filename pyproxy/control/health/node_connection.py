@@ -183,7 +183,7 @@ class NodeConnection(asyncio.Protocol):
         question.on_outcome(outcome)
 
     @property
-    def is_quiet(self) -> bool:
+    def is_idle(self) -> bool:
         """It is open, and says nothing that it was not asked."""
         return self._transport is not None and not (self._ended or self._received or self._question)
 

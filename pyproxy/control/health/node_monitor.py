@@ -1,7 +1,8 @@
 """One server, seen through one connection.
 
 A check is PING and INFO within a deadline; what it saw is a NodeHealth (detector.py says what an answer means), and
-what changed is logged. While nothing goes on, INFO is asked for the replication alone, and for the rest seldom.
+what changed is logged. A full check asks for all of INFO; while nothing happens, light checks ask for its replication
+section alone.
 
 A primary is also asked, on each connect, for its COMMAND table and for a sample of its keys, most of which must belong
 to its shard, or two endpoints were swapped (key_sample.py).
@@ -31,9 +32,9 @@ from pyproxy.shard_map import Node, Shard, ShardMap
 DEADLINE_S = 1.0  # of a connect, and of the replies to one question
 SAMPLE_S = 5.0  # of all samples of a primary
 SAMPLES = 20  # per database
-WHOLE_EVERY_S = 10.0  # at most between two checks with all of INFO
-LITTLE = Request((b"PING",)).frame + Request((b"INFO", b"replication")).frame
-QUIET_BYTES = 14  # of PING, which a primary sends its replicas now and then; the shortest write is longer
+FULL_CHECK_EVERY_S = 10.0  # at most between two checks with all of INFO
+LIGHT_CHECK = Request((b"PING",)).frame + Request((b"INFO", b"replication")).frame
+PING_BYTES = 14  # of PING, which a primary sends its replicas now and then; the shortest write is longer
 MOST_LINES = 10  # about the commands of one server
 COMMANDS_LIMIT = 2 << 20  # bytes of a reply to COMMAND; Valkey 9's is 250 KB
 MOST_COMMANDS = 10_000
@@ -55,19 +56,19 @@ class NodeMonitor:
         self.keyspace: dict[int, dict[str, int]] = {}
         self._shard = shard
         self._configured = configured
-        self.wholes = 0  # checks with all of INFO
+        self.full_checks = 0  # checks with all of INFO
         self.changes = 0  # of what was seen, beside numbers that change by themselves
-        self._whole = (b"INFO", info) if info else (b"INFO",)
-        self._whole_at = 0.0
-        self._goes_on = True  # something: all is asked for next
+        self._full_info = (b"INFO", info) if info else (b"INFO",)
+        self._full_check_at = 0.0
+        self._full_check_due = True  # the next check asks for all of INFO
         self._replication: frozenset[str] = frozenset()  # the fields of this section
         self._lines: list[bytes] = []  # and what it said last by itself, since all was asked for
         self._connection: NodeConnection | None = None
         self._asked_at = 0.0  # the last question, if only whether it lets us in
 
-    def goes_on(self) -> None:
-        """Something happens at this server, or somebody has trouble with it: the next check asks for all of INFO."""
-        self._goes_on = True
+    def require_full_check(self) -> None:
+        """Something happens at this server, or somebody complains of it: the next check asks for all of INFO."""
+        self._full_check_due = True
 
     async def check_once(self, replicas: Iterable[NodeHealth] = ()) -> None:
         """Ask the server, within deadlines, connecting first where needed; `health` is then what came of it.
@@ -106,8 +107,8 @@ class NodeMonitor:
         for event, fields in detector.changes(before, now, self._configured):
             emit(event, shard=self._shard, node=self.node, **fields)
 
-    def begin_quiet(self, on_checked: Callable[[bool], None]) -> Callable[[], None] | None:
-        """Check a server that was well and of which nothing is new, without a task that waits for the answer.
+    def begin_light_check(self, on_checked: Callable[[bool], None]) -> Callable[[], None] | None:
+        """Check a server that was healthy and of which nothing is new, without a task that waits for the answer.
 
         `on_checked` is called once: `health` is then what came of it; or False, and `check_once` is to be called, as it
         says something else or has ended the connection. None: only `check_once` can check it now. Else to be called
@@ -116,10 +117,10 @@ class NodeMonitor:
         connection = self._connection
         if (
             connection is None
-            or not connection.is_quiet
+            or not connection.is_idle
             or not self.health.reachable
             or self._is_unsettled
-            or self._asks_whole
+            or self._needs_full_check
         ):
             return None
 
@@ -127,33 +128,33 @@ class NodeMonitor:
             if isinstance(outcome, NodeError):
                 self.close()
                 now = self._failed(outcome) if outcome.silent else None
-            elif (now := self._little(*outcome)) is None:
-                self._goes_on = True
+            elif (now := self._light_health(*outcome)) is None:
+                self._full_check_due = True
             if now is not None:
                 self._take(now)
             on_checked(now is not None)
 
         self._asked_at = time.monotonic()
-        question = connection.begin(LITTLE, 2, on_outcome, INFO_LIMIT)
+        question = connection.begin(LIGHT_CHECK, 2, on_outcome, INFO_LIMIT)
         return lambda: connection.give_up(question, DEADLINE_S)
 
     @property
-    def _asks_whole(self) -> bool:
-        return self._goes_on or time.monotonic() - self._whole_at >= WHOLE_EVERY_S
+    def _needs_full_check(self) -> bool:
+        return self._full_check_due or time.monotonic() - self._full_check_at >= FULL_CHECK_EVERY_S
 
     async def _try(self, replicas: Iterable[NodeHealth]) -> NodeHealth:
         if self._connection is None:
             self._asked_at = time.monotonic()
             self._connection = await NodeConnection.open(self.node, self._access, DEADLINE_S)
-            self._goes_on = True
+            self._full_check_due = True
             self._connected()
         return await self._ask(self._connection, list(replicas))
 
     async def _ask(self, connection: NodeConnection, replicas: list[NodeHealth]) -> NodeHealth:
-        is_whole, self._goes_on = self._asks_whole, False  # what begins from now on is for the next check
-        if not is_whole and (quiet := await self._ask_little(connection)):
-            return quiet
-        pong, info = await self._put(connection, (b"PING",), self._whole)
+        is_full, self._full_check_due = self._needs_full_check, False  # what begins from now on is for the next check
+        if not is_full and (health := await self._check_lightly(connection)):
+            return health
+        pong, info = await self._put(connection, (b"PING",), self._full_info)
         at = time.monotonic()
         # With MISCONF a server refuses writes, and PING so that it is noticed (server.c, processCommand), but no reads.
         misconf = _text(pong.line) if isinstance(pong, Error) and pong.code == b"MISCONF" else ""
@@ -162,25 +163,25 @@ class NodeMonitor:
             return detector.refused(self.health, at, _text(refusal.line))
         if not isinstance(info, bytes):
             raise NodeError("not a redis server: its INFO is no text")
-        self._take_whole(_text(info), at)
+        self._take_full_info(_text(info), at)
         await self._settle(connection)
         now = detector.answered(self.health, at, self.info, self.keyspace, misconf)
-        self._goes_on = self._goes_on or detector.goes_on(self.health, now, QUIET_BYTES)
+        self._full_check_due = self._full_check_due or detector.has_activity(self.health, now, PING_BYTES)
         return msgspec.structs.replace(
             now, lost_keys=detector.lost_keys(self.health, now, replicas), **self._refusing(at)
         )
 
-    async def _ask_little(self, connection: NodeConnection) -> NodeHealth | None:
+    async def _check_lightly(self, connection: NodeConnection) -> NodeHealth | None:
         """The health, where the replication is as it was: then so is the rest, for a while. Else None."""
         self._asked_at = time.monotonic()
-        now = self._little(*await connection.frames(LITTLE, 2, deadline_s=DEADLINE_S, most=INFO_LIMIT))
+        now = self._light_health(*await connection.frames(LIGHT_CHECK, 2, deadline_s=DEADLINE_S, most=INFO_LIMIT))
         if now is not None and self._is_unsettled:
             await self._settle(connection)
             now = msgspec.structs.replace(now, **self._refusing(now.at))
         return now
 
-    def _little(self, pong: bytes, info: bytes) -> NodeHealth | None:
-        """The health after these answers to LITTLE; None: the rest may have changed."""
+    def _light_health(self, pong: bytes, info: bytes) -> NodeHealth | None:
+        """The health after these answers to LIGHT_CHECK; None: the rest may have changed."""
         at, before = time.monotonic(), self.health
         if not before.reachable or pong != (b"-%b\r\n" % before.misconf.encode() if before.misconf else b"+PONG\r\n"):
             return None
@@ -191,7 +192,7 @@ class NodeMonitor:
         if fields:
             merged = {**self.info, **fields}
             now = detector.answered(before, at, merged, self.keyspace, before.misconf)
-            if detector.goes_on(before, now, QUIET_BYTES):
+            if detector.has_activity(before, now, PING_BYTES):
                 return None
             self.info = merged
             now = msgspec.structs.replace(now, lost_keys=before.lost_keys, noreplicas=before.noreplicas, oom=before.oom)
@@ -210,12 +211,12 @@ class NodeMonitor:
         fields = detector.parse_info(_text(b"\r\n".join(lines)))[0]
         return fields if fields.keys() == self._replication else None
 
-    def _take_whole(self, text: str, at: float) -> None:
+    def _take_full_info(self, text: str, at: float) -> None:
         self.info, self.keyspace = detector.parse_info(text)
         section = text.partition("# Replication\r\n")[2].partition("\r\n#")[0]
         self._replication = frozenset(detector.parse_info(section)[0])
         self._lines = []
-        self.wholes, self._whole_at = self.wholes + 1, at
+        self.full_checks, self._full_check_at = self.full_checks + 1, at
 
     async def _put(self, connection: NodeConnection, *questions: tuple[bytes, ...]) -> list[Value]:
         """The answers. Raises NodeError."""
@@ -284,7 +285,7 @@ class PrimaryMonitor(NodeMonitor):
     def refused(self, code: str) -> None:
         """A worker was refused a write by it, with this code."""
         self._refused[code] = detector.Refused(time.monotonic())
-        self.goes_on()
+        self.require_full_check()
 
     def _refusing(self, at: float) -> dict[str, str]:
         return {
@@ -322,7 +323,7 @@ class PrimaryMonitor(NodeMonitor):
                 emit(Event.COMMAND_IGNORED, shard=self._shard, node=self.node, command="*", why=why)
             elif isinstance(commands, list) and commands != self.commands:
                 self.commands = commands
-                for name, what in itertools.islice(table.nonsense(commands).items(), MOST_LINES):
+                for name, what in itertools.islice(table.malformed(commands).items(), MOST_LINES):
                     emit(Event.COMMAND_IGNORED, shard=self._shard, node=self.node, command=name, why=what)
                 self._on_commands()
         self._judge_keys()

@@ -22,13 +22,12 @@ import asyncio
 import contextlib
 
 from protocol import errors
-from protocol.reply import Error, decode, fields, text_of
+from protocol.reply import NIL_ARRAY, NILS, Error, decode, fields, text_of
 from protocol.request import Request, size_of
 from pyproxy.deadline import within
 from pyproxy.worker.commands.block_timeout import BlockTimeout
 from pyproxy.worker.commands.conversation import Conversation, Handler, NotSent, Refusal
-from pyproxy.worker.commands.cross_shard.polling import NIL, POLLED, poll
-from pyproxy.worker.commands.cross_shard.ready_keys import NOTHING
+from pyproxy.worker.commands.cross_shard.polling import POLLED, poll
 from pyproxy.worker.commands.placing import shards_of
 from pyproxy.worker.shard.link import MOVED
 from pyproxy.worker.shard.pool import Lease, LeaseKind, NoLease
@@ -92,11 +91,11 @@ async def _at_server(conversation: Conversation, shard: int, block_timeout: Bloc
                 lease.reusable = not attempt.unblock_requested and not reply.startswith(DEMOTED)
         except NotSent:
             continue
-        if reply.startswith(DEMOTED) or (attempt.unblock_requested and reply in NOTHING):
+        if reply.startswith(DEMOTED) or (attempt.unblock_requested and reply in NILS):
             if conversation.stopped:
                 raise Refusal(errors.unblocked())
             if block_timeout.is_over:
-                return NIL[conversation.client.proto]
+                return NIL_ARRAY[conversation.client.proto]
             conversation.has_written_nothing()
         elif not router.withholds(reply):
             return reply

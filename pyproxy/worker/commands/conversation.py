@@ -305,7 +305,7 @@ class Conversation:
         await self._turn()
         frame = block.frame
         await self._turn()
-        block.pace = self.lane.pace_of(frame, block.queued)
+        block.timeout_class = self.lane.timeout_class_of(frame, block.queued)
         await self._turn()
         return block
 
@@ -344,7 +344,7 @@ class Conversation:
 
     def deadline_s(self, asked: Asked) -> float:
         """How long a server may take for this request. Slow commands have a longer deadline."""
-        return self.lane.deadline_s(self.lane.pace_of(asked.frame, asked.queued))
+        return self.lane.deadline_s(self.lane.timeout_class_of(asked.frame, asked.queued))
 
     def shard_of_keys(self, several: Callable[[Sequence[str]], bytes] | None = None) -> int:
         """The one shard of all keys of the command. Raises BadKeys, or Refusal if the keys are on several shards.

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 from protocol import errors
+from protocol.reply import NIL_ARRAY
 from protocol.request import Block
 from pyproxy.worker.commands import watch
 from pyproxy.worker.commands.conversation import Conversation, NotSent, Refusal, SlotsMoved
@@ -71,7 +72,7 @@ async def _run_blocks(conversation: Conversation, watched: Watched | None, block
         if watched is not None:
             answer = await watch.run_watched(conversation, watched, blocks.get(watched.shard))
             alone = not leases and not transaction.is_assembled
-            if alone or not answer.startswith(b"*") or answer == watch.NIL[2]:
+            if alone or not answer.startswith(b"*") or answer == NIL_ARRAY[2]:
                 return answer
             if watched.shard in blocks:
                 frames[watched.shard] = answer

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from protocol import errors
 from protocol.lua import may_use_keys
-from protocol.reply import integer
+from protocol.reply import NILS, integer
 from protocol.scan import ProtocolError, elements
 from pyproxy.config import ScriptRule, ScriptRules
 from pyproxy.scripts import Scripts, digest_of
@@ -29,7 +29,6 @@ LONGEST = 64 * 1024
 KEPT = 4096
 """The most texts whose way is cached."""
 
-NIL = (b"*-1\r\n", b"$-1\r\n", b"_\r\n")
 
 Frames = Mapping[str, bytes]
 """The reply frames of all shards, by the names of these."""
@@ -143,12 +142,12 @@ def _sum(frames: Sequence[bytes]) -> bytes:
 
 def _concat(frames: Sequence[bytes]) -> bytes:
     """The elements of all arrays. A nil has none."""
-    found = [each for frame in frames if frame not in NIL for each in elements(frame, True)]
+    found = [each for frame in frames if frame not in NILS for each in elements(frame, True)]
     return b"*%d\r\n%b" % (len(found), b"".join(found))
 
 
 def _first(frames: Sequence[bytes]) -> bytes:
-    return next((frame for frame in frames if frame not in NIL), frames[0])
+    return next((frame for frame in frames if frame not in NILS), frames[0])
 
 
 def _equal(frames: Sequence[bytes]) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from protocol import errors
 from protocol.keyspecs import number
-from protocol.reply import BadFrame, decode, integer
+from protocol.reply import NIL_BULK, BadFrame, decode, integer
 from protocol.scan import elements
 from pyproxy.worker.commands import cursor
 from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
@@ -32,7 +32,7 @@ async def _randomkey(conversation: Conversation) -> bytes:
         if frame.startswith(b"-"):
             raise Refusal(errors.part_failed(conversation.name(shard), frame))
         counts[shard] = max(integer(frame), 0)
-    nil = b"_\r\n" if conversation.client.proto == 3 else b"$-1\r\n"
+    nil = NIL_BULK[conversation.client.proto]
     while any(counts.values()):
         (shard,) = random.choices(list(counts), list(counts.values()))
         key = await conversation.ask(shard, b"RANDOMKEY")

@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
-from protocol.reply import RESP3, Error, decode, fields, listed, text_of
+from protocol.reply import NIL_ARRAY, RESP3, Error, decode, fields, listed, text_of
 from protocol.request import Request
 from protocol.scan import Elements, ProtocolError
 from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
 from pyproxy.worker.commands.cross_shard.keys import grouped, shards_of_each, words_at
-
-NIL = (b"*-1\r\n", b"_\r\n")  # of an array, in RESP2 and RESP3
 
 
 async def _xread(conversation: Conversation) -> bytes:
@@ -134,13 +132,13 @@ class InOrder:
         if any(stream is not None for stream in self._next.values()):
             raise ProtocolError("a stream that was not asked for")
         if not self._count:
-            return NIL[self._proto == RESP3]
+            return NIL_ARRAY[self._proto]
         return b"%b%d\r\n%b" % (b"%" if self._proto == RESP3 else b"*", self._count, b"".join(self._found))
 
 
 def _of_streams(frame: bytes, proto: int) -> Iterator[bytes]:
     """The frames of the streams in a reply, name and entries: an element of an array, or two of a map (RESP3)."""
-    if frame in NIL:
+    if frame in NIL_ARRAY.values():
         return iter(())
     if proto != RESP3:
         return Elements(frame)

@@ -39,7 +39,7 @@ async def _wait(conversation: Conversation) -> bytes:
     asked = [shard for shard in conversation.shards if shard in wrote or waited.get(shard, wanted) < wanted]
     for shard, (count,) in (await _ask(conversation, asked, timeout_ms)).items():
         waited[shard] = count
-        client.wrote &= ~_bit(shard)
+        client.written_shards &= ~_bit(shard)
     return b":%d\r\n" % min(waited.values())
 
 
@@ -77,10 +77,10 @@ async def _ask(
 def _demoted(conversation: Conversation, shard: int) -> bytes:
     """The error line for a primary that became a replica. It may have dropped writes of this client: one error, too."""
     client, name, node = conversation.client, conversation.name(shard), conversation.lane.links[shard].node
-    if not client.wrote & _bit(shard):
+    if not client.written_shards & _bit(shard):
         return errors.not_applied(name, node, "is a replica by now")
-    client.unsure &= ~_bit(shard)
-    client.wrote &= ~_bit(shard)
+    client.lost_shards &= ~_bit(shard)
+    client.written_shards &= ~_bit(shard)
     return errors.uncertain(name, node, errors.OUT_OF_SIGHT)
 
 
@@ -108,13 +108,13 @@ def _wrote(conversation: Conversation) -> set[int]:
     """The shards with writes of the client after its last WAIT. Raises Refusal once for each lost connection."""
     client = conversation.client
     for shard in conversation.shards:
-        if client.unsure & _bit(shard):
-            client.unsure &= ~_bit(shard)
-            client.wrote &= ~_bit(shard)
+        if client.lost_shards & _bit(shard):
+            client.lost_shards &= ~_bit(shard)
+            client.written_shards &= ~_bit(shard)
             raise Refusal(
                 errors.uncertain(conversation.name(shard), conversation.lane.links[shard].node, errors.OUT_OF_SIGHT)
             )
-    return {shard for shard in conversation.shards if client.wrote & _bit(shard)}
+    return {shard for shard in conversation.shards if client.written_shards & _bit(shard)}
 
 
 def _bit(shard: int) -> int:

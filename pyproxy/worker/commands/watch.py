@@ -10,11 +10,11 @@ The client may use another database or protocol after WATCH. The leased connecti
 from __future__ import annotations
 
 from protocol import errors
+from protocol.reply import NIL_ARRAY
 from protocol.request import Asked, Block, Request
 from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
 from pyproxy.worker.shard.pool import Lease, LeaseKind, LeasePool
 
-NIL = {2: b"*-1\r\n", 3: b"_\r\n"}
 MULTI, EXEC = Request([b"MULTI"]), Request([b"EXEC"])
 
 
@@ -74,7 +74,7 @@ async def answer_lost(conversation: Conversation, watched: Watched) -> bytes:
             lease, Request([b"EXISTS", b""]), write=False, deadline_s=conversation.reply_s
         )
         lease.reusable = True
-    return errors.exec_rejected(reply) if reply.startswith(b"-") else NIL[conversation.client.proto]
+    return errors.exec_rejected(reply) if reply.startswith(b"-") else NIL_ARRAY[conversation.client.proto]
 
 
 async def run_watched(conversation: Conversation, watched: Watched, block: Block | None) -> bytes:

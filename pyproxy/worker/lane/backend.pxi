@@ -29,26 +29,26 @@ cdef inline void _queue(Backend backend, Pending item) noexcept:
     if backend.tail is None:
         backend.head = item
     else:
-        backend.tail.next_out = item
+        backend.tail.next_queued = item
     backend.tail = item
     if backend.aging is None:
         backend.aging = item
     backend.count += 1
     backend.unsent += 1
-    if item.pace == SHARD_WIDE:
+    if item.timeout_class == SHARD_WIDE:
         backend._count_shard_wide(1)
 
 
 cdef inline void _pop(Backend backend, Pending item) noexcept:
-    """The head has had its turn."""
-    backend.head = item.next_out
+    """Takes the head out of the request queue."""
+    backend.head = item.next_queued
     if backend.head is None:
         backend.tail = None
     if backend.aging is item:
         backend.aging = backend.head
-    item.next_out = None
+    item.next_queued = None
     backend.count -= 1
-    if item.pace == SHARD_WIDE:
+    if item.timeout_class == SHARD_WIDE:
         backend._count_shard_wide(-1)
 
 
@@ -89,7 +89,7 @@ cdef class Backend:
 
     cdef void _review(self) noexcept:
         self.plain = (self.door == Door.OPEN and not self._guarded and not self.in_transfer
-                      and (self.wire is None or not self.wire.choked))
+                      and (self.wire is None or not self.wire.writing_paused))
 
     def guard(self, router, bint guarded, bint replays_writes):
         """Whether the router of the shard must be asked before anything is begun here; whether writes may be
@@ -104,7 +104,7 @@ cdef class Backend:
 
         A large one waits at the door until there is a connection: how much the server takes is not known before.
         """
-        if self.door == Door.OPEN and (self.wire is None or not self.wire.choked):
+        if self.door == Door.OPEN and (self.wire is None or not self.wire.writing_paused):
             return True
         if self.door == Door.IDLE:
             self.link.connect(self)
@@ -116,7 +116,7 @@ cdef class Backend:
             return False
         if self.door == Door.OPEN and self.unsent_bytes <= OUT_LIMIT:
             return True
-        if self.door == Door.CONGESTED or self.unsent_bytes > OUT_LIMIT or size > SURE_BYTES:
+        if self.door == Door.CONGESTED or self.unsent_bytes > OUT_LIMIT or size > SAFE_REQUEST_BYTES:
             return self._park(client)
         client.door_from = 0
         return True
@@ -135,7 +135,7 @@ cdef class Backend:
         self.lane.declined = NOT_NOW
         return False
 
-    cdef int _let_go_late(self, double now) except -1:
+    cdef int _expire_waiting(self, double now) except -1:
         """Whoever has waited at the door for as long as a reply may take offers its command again, and is refused."""
         cdef Client client
         cdef list waiting = self.waiting
@@ -177,7 +177,7 @@ cdef class Backend:
         self._set_door(Door.OPEN)
         self.unanswered = 0
         self.last_frame = self.free_at = self.lane.now
-        self.left = 0
+        self.acknowledged = 0
         self._resolve_uncertain()
         self._mark()
 
@@ -201,15 +201,15 @@ cdef class Backend:
         cdef Py_ssize_t i
         if self.shard_wide and self.wire is not None:
             for i in range(self.count - self.unsent):
-                if item.pace == SHARD_WIDE:
+                if item.timeout_class == SHARD_WIDE:
                     return item.sent_at
-                item = item.next_out
+                item = item.next_queued
         return 0.0
 
     @property
-    def is_taken(self):
+    def is_acknowledged(self):
         """Whether the server's side has all that was sent, if only its kernel."""
-        return self.wire is not None and not self.wire.lost and not self._untaken(self.wire)
+        return self.wire is not None and not self.wire.lost and not self._unacknowledged_bytes(self.wire)
 
     @property
     def waiting_requests(self):
@@ -245,16 +245,16 @@ cdef class Backend:
         # nothing from here on can fail: the bytes and the counts change together
         if item.write:
             client = item.client
-            if item.whole is not None and item.whole.place is not None:
-                client = item.whole.place.client
+            if item.split is not None and item.split.place is not None:
+                client = item.split.place.client
             if client is not None:
-                client.wrote |= self.bit
+                client.written_shards |= self.bit
         _queue(self, item)
         return 0
 
     cdef void _count_shard_wide(self, int change) noexcept:
         self.shard_wide += change
-        self.free_at = self.lane.now    # what is behind it has its turn
+        self.free_at = self.lane.now    # what is behind it is next
 
     cdef Pending _new_canary(self):
         """A tombstone that knows what it swallows.  Its request ends in the very bytes of its answer."""
@@ -312,25 +312,25 @@ cdef class Backend:
         """Gives what was put to the connection, if it is up and the server reads."""
         cdef Wire wire = self.wire
         self.dirty = False
-        if self.wire is None or self.wire.choked or self.wire.lost:
+        if self.wire is None or self.wire.writing_paused or self.wire.lost:
             if self.door == Door.OPEN and self.unsent_bytes > OUT_LIMIT:
                 self._set_door(Door.CONGESTED)
             self.charge()
             return
         try:
-            self._give(wire)
+            self._write_to(wire)
         except Exception:
             bug(self)
             wire.drop(errors.LOST)
             return
-        if wire.choked or self.charged:
+        if wire.writing_paused or self.charged:
             self.charge()
         if self.door == Door.CONGESTED:
             self._set_door(Door.OPEN)
         elif self.waiting:
             self._unpark_waiting()
 
-    cdef int _give(self, Wire wire) except -1:
+    cdef int _write_to(self, Wire wire) except -1:
         """If it fails half way nobody knows what has left: all of it counts as sent, and the connection ends."""
         cdef list chunks = None
         cdef Py_ssize_t size
@@ -352,12 +352,12 @@ cdef class Backend:
         """What waits for the server counts in the worker's budget of memory."""
         cdef Wire wire = self.wire
         cdef Py_ssize_t size = self.unsent_bytes
-        if wire is not None and wire.choked:
+        if wire is not None and wire.writing_paused:
             size += wire.transport.get_write_buffer_size()
-        if size and (wire is None or wire.choked):
+        if size and (wire is None or wire.writing_paused):
             size += self.copies
         self.lane.buffered += size - self.charged
-        self.lane.handed_on += size - self.charged
+        self.lane.upstream_buffered += size - self.charged
         self.charged = size
         if self.lane.buffered > self.lane.memory_limit:
             self.lane.wake()
@@ -371,7 +371,7 @@ cdef class Backend:
             size += PENDING_BYTES
             if item.request is not None:
                 size += PyBytes_GET_SIZE(item.request)
-            item = item.next_out
+            item = item.next_queued
         return size
 
     # --- what goes wrong ---
@@ -388,9 +388,9 @@ cdef class Backend:
         cdef Wire wire = self.wire
         cdef double oldest = now - lane.reply_s, begun
         if self.waiting:
-            self._let_go_late(now)
+            self._expire_waiting(now)
         if self.charged or self.unsent_bytes:
-            self.copies = self._copied() if wire is None or wire.choked else 0
+            self.copies = self._copied() if wire is None or wire.writing_paused else 0
             self.charge()
         if self.unanswered and self.last_frame > self.unanswered_at:
             self.unanswered = 0
@@ -400,19 +400,19 @@ cdef class Backend:
             return
         begun = max(self.last_frame, self.head.sent_at)     # of what the server is at
         busy = busy and now - begun < lane.slow_reply_s - lane.reply_s
-        if busy or lane.is_late or self._is_moving(now):
+        if busy or lane.is_late or self._makes_progress(now):
             self.free_at = now
         item = self.aging
         if (((item is not None and max(item.sent_at, self.free_at) < oldest) or now - begun > lane.silence_s)
                 and wire is not None and not wire.lost and _readable(wire.fd)):
             return      # this process is late, not the server
         while item is not None and max(item.sent_at, self.free_at) < oldest:
-            if item.pace == SLOW and max(item.sent_at, self.free_at) >= now - lane.slow_s:
-                item = item.next_out    # looked at again, those behind it are not waited for
+            if item.timeout_class == SLOW and max(item.sent_at, self.free_at) >= now - lane.slow_s:
+                item = item.next_queued    # looked at again, those behind it are not waited for
                 continue
             if self.aging is item:
-                self.aging = item.next_out
-            following = item.next_out
+                self.aging = item.next_queued
+            following = item.next_queued
             try:
                 self._expire_one(item, now)
             except Exception:
@@ -427,21 +427,21 @@ cdef class Backend:
                     and not (self.shard_wide and now - begun < lane.slow_reply_s)):
                 wire.drop(errors.no_reply(now - begun))
 
-    cdef int transfers(self, bint begins) except -1:
+    cdef int set_in_transfer(self, bint begins) except -1:
         """A large reply begins to come, or is whole, or will not come."""
         if self.in_transfer != begins:
             self.in_transfer = begins
             self._set_door(self.door)
         return 0
 
-    cdef Py_ssize_t _untaken(self, Wire wire) except -1:
+    cdef Py_ssize_t _unacknowledged_bytes(self, Wire wire) except -1:
         """Bytes of what was given to the connection that the server's side has not taken."""
         cdef Py_ssize_t unsent = _unacknowledged(wire.fd)
-        if wire.handed_over or wire.tls:
+        if wire.write_buffered or wire.tls:
             unsent += wire.transport.get_write_buffer_size()
         return unsent
 
-    cdef bint _is_moving(self, double now) except -1:
+    cdef bint _makes_progress(self, double now) except -1:
         """Whether bytes of a reply that is not whole yet came lately, or some of the requests have left."""
         cdef Wire wire = self.wire
         cdef Py_ssize_t unsent
@@ -450,24 +450,24 @@ cdef class Backend:
         if wire is None or wire.lost or wire.on_setup is not None:
             return False
         if wire.large is None and wire.inbuf is None and not wire.skipping:
-            wire.marked_bytes = wire.bytes_in
-            wire.marked_at = 0
-        elif wire.bytes_in - wire.marked_bytes >= MOVING_BYTES:     # a byte now and then does not count
-            wire.marked_bytes = wire.bytes_in
-            wire.marked_at = now
-        unsent = self._untaken(wire)
+            wire.progress_bytes = wire.bytes_in
+            wire.progress_at = 0
+        elif wire.bytes_in - wire.progress_bytes >= PROGRESS_BYTES:     # a byte now and then does not count
+            wire.progress_bytes = wire.bytes_in
+            wire.progress_at = now
+        unsent = self._unacknowledged_bytes(wire)
         # what a server that stands still is sent its kernel takes too, but not for long if it is much
         left = wire.bytes_out - unsent
-        if left - self.left >= MOVING_BYTES:
-            self.left = left
-            self.left_at = now
-        leaves = unsent >= LARGE and now - self.left_at < self.lane.reply_s
-        return leaves or now - wire.marked_at < self.lane.reply_s
+        if left - self.acknowledged >= PROGRESS_BYTES:
+            self.acknowledged = left
+            self.acknowledged_at = now
+        leaves = unsent >= LARGE and now - self.acknowledged_at < self.lane.reply_s
+        return leaves or now - wire.progress_at < self.lane.reply_s
 
     cdef int _expire_one(self, Pending item, double now) except -1:
-        """Answers it with an error, or has another server asked; what is left in its turn swallows the reply."""
+        """Answers it with an error, or has another server asked; what is left in the queue swallows the reply."""
         cdef object owner
-        if item.done or (item.client is None and item.whole is None):
+        if item.done or (item.client is None and item.split is None):
             return 0
         self.lane.timeouts += 1
         self.unanswered += 1
@@ -476,12 +476,12 @@ cdef class Backend:
             stop_withholding(self, self._owner(item))
         if item.write:
             owner = self._owner(item)
-            self._fail(item, errors.no_reply(self.lane.deadline_s(item.pace)), False)
+            self._fail(item, errors.no_reply(self.lane.deadline_s(item.timeout_class)), False)
             if owner is not None:
                 item.unresolved_for = <Client>owner
                 count_unresolved(item.unresolved_for, self.shard, 1)
         elif not read_elsewhere(self, item):
-            self._fail(item, errors.no_reply(self.lane.deadline_s(item.pace)), False)
+            self._fail(item, errors.no_reply(self.lane.deadline_s(item.timeout_class)), False)
         return 0
 
     cdef int mark_uncertain(self, object owner) except -1:
@@ -524,21 +524,21 @@ cdef class Backend:
         return self._refuse(item, line, unsent)
 
     cdef int _refuse(self, Pending item, bytes line, bint unsent) except -1:
-        cdef Split whole = item.whole
+        cdef Split split = item.split
         cdef Client client
         cdef Py_ssize_t typical
         item.request = None
         self.lane.errors += 1
-        if whole is not None:
-            return whole.fail(item, line, unsent)
+        if split is not None:
+            return split.fail(item, line, unsent)
         if item.queued:
             line = errors.transaction_discarded(line)
         client = item.client
         if client is None:
             return 0
-        typical = client.typical        # of the size of a server's answers our own words say nothing
+        typical = client.typical_reply        # of the size of a server's answers our own words say nothing
         self.lane.settle(item, line)
-        client.typical = typical
+        client.typical_reply = typical
         return 0
 
     def lost(self, str why):
@@ -562,9 +562,9 @@ cdef class Backend:
                 owner = self._owner(item)
                 if owner is not None:
                     last_write[owner] = i
-            item = item.next_out
+            item = item.next_queued
         for owner in uncertain_clients:
-            home.mark_uncertain(owner)   # before what it owed here is forgiven
+            home.mark_uncertain(owner)   # before what it unanswered_requests here is forgiven
         uncertain_clients = []
         # nothing has changed until here
         self.wire = None
@@ -575,13 +575,13 @@ cdef class Backend:
             if item.expected is not None:
                 self.canaries -= 1
         if self.router is not None and self.link is self.lane.links[self.shard]:     # not a leased one, nor a replica's
-            self.lane.mark_unsure(self.shard)
+            self.lane.mark_connection_lost(self.shard)
         # items still out get their verdict; those to be tried again are collected in their order
         retries = []
         for i, entry in enumerate(items):
             item = <Pending>entry
             self._resolve(item)
-            if (item.client is None or item.done) and item.whole is None:
+            if (item.client is None or item.done) and item.split is None:
                 continue
             try:
                 withheld = self.withheld.get(self._owner(item)) if self.withheld is not None else None
@@ -592,7 +592,8 @@ cdef class Backend:
                     self._fail(item, why, False)
                 elif withheld is not None:
                     (<Withheld>withheld).items.append((item, None))
-                elif (item.retried or item.stays or item.request is None or PyBytes_GET_SIZE(item.request) > SURE_BYTES
+                elif (item.retried or item.primary_only or item.request is None
+                        or PyBytes_GET_SIZE(item.request) > SAFE_REQUEST_BYTES
                         or last_write.get(self._owner(item), -1) > i):
                     self._fail(item, why, True)
                 else:
@@ -639,8 +640,8 @@ cdef class Backend:
     cdef object _owner(self, Pending item):
         if item.client is not None:
             return item.client
-        if item.whole is not None and item.whole.place is not None:
-            return item.whole.place.client
+        if item.split is not None and item.split.place is not None:
+            return item.split.place.client
         return None
 
     cdef int _put_first(self, list retries) except -1:
@@ -661,14 +662,14 @@ cdef class Backend:
             item.retried = True
             item.ahead = item.queued + 1 if item.queued else 0
             self.unsent_bytes += PyBytes_GET_SIZE(item.request)
-            if item.pace == SHARD_WIDE:
+            if item.timeout_class == SHARD_WIDE:
                 self._count_shard_wide(1)
             if self.tail is None:
                 self.head = item
             else:
-                self.tail.next_out = item
+                self.tail.next_queued = item
             self.tail = item
-        self.tail.next_out = rest
+        self.tail.next_queued = rest
         if rest is not None:
             self.tail = rest_tail
         self.canaries += canaries
@@ -679,9 +680,9 @@ cdef class Backend:
     # --- what may not be sent now; see replay.pxi ---
 
     @property
-    def owes_write(self):
+    def has_unanswered_write(self):
         """Whether a write was given to a connection and is not answered, whoever waits for it or has gone."""
-        return owes_write(self)
+        return has_unanswered_write(self)
 
     @property
     def has_writes(self):
@@ -692,7 +693,7 @@ cdef class Backend:
         while item is not None:
             if item.write:
                 return True
-            item = item.next_out
+            item = item.next_queued
         return False
 
     @property

@@ -19,17 +19,17 @@ def check(Lane lane not None):
     cdef dict parts = {}            # client -> bytes of parts that wait for their siblings
     cdef dict unresolved = {}             # client -> shard -> how many of its writes may still be applied
     cdef list backends = _all_backends(lane)
-    cdef long long buffered = lane.handed_on, handed_on = 0, arriving = 0, inflight = 0
+    cdef long long buffered = lane.upstream_buffered, upstream_buffered = 0, arriving = 0, inflight = 0
     for backend in backends:
         _check_backend(lane, <Backend>backend, answered, parts, unresolved)
-        handed_on += (<Backend>backend).charged
-    for wire in lane.arrivals:
+        upstream_buffered += (<Backend>backend).charged
+    for wire in lane.partial_replies:
         arriving += (<Wire>wire).charged
         if (<Wire>wire).lost or not (<Wire>wire).charged:
             raise Broken(f"{lane}: nothing arrives on a connection that is listed for it")
-    _expect(lane, "bytes of replies that are not whole", lane.arriving, arriving)
-    handed_on += arriving + lane.listened
-    _expect(lane, "bytes that wait for servers", lane.handed_on, handed_on)
+    _expect(lane, "bytes of replies that are not whole", lane.partial_reply_bytes, arriving)
+    upstream_buffered += arriving + lane.partial_message_bytes
+    _expect(lane, "bytes that wait for servers", lane.upstream_buffered, upstream_buffered)
     _check_gates(lane, backends)
     dirty = set(lane.dirty_clients)
     backlog = set(lane.backlog)
@@ -82,13 +82,13 @@ cdef int _check_backend(Lane lane, Backend backend, set answered, dict parts, di
         if count > backend.count:
             raise Broken(f"{backend}: more is in the queue than the {backend.count} that are counted")
         canaries += item.expected is not None
-        shard_wide += item.pace == SHARD_WIDE
+        shard_wide += item.timeout_class == SHARD_WIDE
         ages = ages or item is backend.aging
         if item.unresolved_for is not None:
             _count_unresolved(unresolved, item.unresolved_for, backend.shard)
         _check_item(backend, item, answered, parts)
         last = item
-        item = item.next_out
+        item = item.next_queued
     _expect(backend, "requests in the queue", count, backend.count)
     _expect(backend, "canaries in the queue", canaries, backend.canaries)
     _expect(backend, "requests through all keys", shard_wide, backend.shard_wide)
@@ -106,19 +106,20 @@ cdef int _check_backend(Lane lane, Backend backend, set answered, dict parts, di
     _expect(backend, "to have a connection", backend.wire is not None, is_open)
     if backend.wire is None and count > backend.unsent:
         raise Broken(f"{backend}: {count - backend.unsent} requests are out, and there is no connection")
-    if backend.wire is not None and backend.unsent and not (backend.dirty or backend.wire.choked or backend.wire.lost):
+    if (backend.wire is not None and backend.unsent
+            and not (backend.dirty or backend.wire.writing_paused or backend.wire.lost)):
         raise Broken(f"{backend}: {backend.unsent} requests wait for a turn that nobody asks for")
     if backend.in_transfer and (backend.wire is None or not (backend.wire.large is not None or backend.wire.skipping
                                                              or backend.wire.inbuf is not None
                                                              or backend.wire.overlong)):
         raise Broken(f"{backend}: a large reply comes on no connection")
     plain = (is_open and backend.door == Door.OPEN
-             and not (backend._guarded or backend.in_transfer or backend.wire.choked))
+             and not (backend._guarded or backend.in_transfer or backend.wire.writing_paused))
     _expect(backend, "whether all is as usual", backend.plain, plain)
     for client in backend.uncertain_clients or ():
         _count_unresolved(unresolved, <Client>client, backend.shard)
     for entry in backend.replay_queue:
-        if (<Pending>entry).next_out is not None:
+        if (<Pending>entry).next_queued is not None:
             raise Broken(f"{backend}: a request to replay is in the request queue as well")
         if (<Pending>entry).unresolved_for is not None:
             raise Broken(f"{backend}: a request to replay was never sent, and counts as unresolved")
@@ -136,23 +137,23 @@ cdef int _check_backend(Lane lane, Backend backend, set answered, dict parts, di
 
 
 cdef int _check_item(Backend backend, Pending item, set answered, dict parts) except -1:
-    cdef Split whole = item.whole
+    cdef Split split = item.split
     cdef Client client
-    if whole is None:
+    if split is None:
         if item.client is not None:
             answered.add(id(item))
         return 0
     if item.expected is not None or item.client is not None:
         raise Broken(f"{backend}: a part of a split is something else as well")
-    if whole.left <= 0:
+    if split.left <= 0:
         raise Broken(f"{backend}: a part is out of a split that waits for none")
-    if whole.place is None:
+    if split.place is None:
         raise Broken(f"{backend}: a part is out of a split that has no place")
-    if id(whole.place) not in answered:     # so each split is counted once
-        answered.add(id(whole.place))
-        client = whole.place.client
+    if id(split.place) not in answered:     # so each split is counted once
+        answered.add(id(split.place))
+        client = split.place.client
         if client is not None:
-            parts[client] = parts.get(client, 0) + whole.buffered
+            parts[client] = parts.get(client, 0) + split.buffered
     return 0
 
 
@@ -182,15 +183,15 @@ cdef int _check_client(Client client, set answered, Py_ssize_t in_parts, bint di
     _expect(client, "buffered bytes of answers", client.buffered_out, buffered)
     if last is not client.tail:
         raise Broken(f"{client}: its tail is not the last of its places")
-    if (client.ready or (client.head is not None and client.head.done)) and not (client.dirty or client.choked):
+    if (client.ready or (client.head is not None and client.head.done)) and not (client.dirty or client.writing_paused):
         raise Broken(f"{client}: it has answers that nobody will write")
     return 0
 
 
 cdef int _check_command(Client client) except -1:
     """What it is charged for a command is what there is of it, while somebody is at that."""
-    if client.gathering is not None:
-        _expect(client, "bytes of the command that is looked through", client.command_bytes, client.gathering.costs())
+    if client.preparation is not None:
+        _expect(client, "bytes of the command that is looked through", client.command_bytes, client.preparation.costs())
     elif client.command_bytes and client.words is None and client.conversation is None:
         raise Broken(f"{client}: it is charged for a command that nobody is at")
     if client.words is not None and client.command_bytes <= 0:
@@ -254,7 +255,7 @@ cdef int _check_at(Client client, list backends) except -1:
 
 cdef int _check_end(Client client, bint in_lingering) except -1:
     """Whoever is to be closed will be: when what is out for it is answered, or when it has had time enough to close."""
-    cdef bint goes_on = client.dirty or client.choked or client.head is not None
+    cdef bint goes_on = client.dirty or client.writing_paused or client.head is not None
     _expect(client, "to be cut off if it does not close", in_lingering, client.lingering)
     if client.lingering and not client.finishing:
         raise Broken(f"{client}: it is closed, and would begin more")
@@ -270,7 +271,7 @@ cdef int _check_end(Client client, bint in_lingering) except -1:
 cdef int _check_parked(Client client, bint in_backlog, bint at_a_door) except -1:
     """Whoever waits is waited for by something that wakes it."""
     # one that is closed begins nothing more, whatever it waited for; _check_end holds that it comes to that
-    cdef bint goes_on = client.dirty or client.choked or client.head is not None or client.lingering
+    cdef bint goes_on = client.dirty or client.writing_paused or client.head is not None or client.lingering
     _expect(client, "to have a turn to come", bool(client.parked & Park.TURN), in_backlog)
     if client.parked & Park.DOOR and not at_a_door:
         raise Broken(f"{client}: it is parked at a door, and at none it waits")
@@ -279,7 +280,7 @@ cdef int _check_parked(Client client, bint in_backlog, bint at_a_door) except -1
     if client.parked & Park.CONVERSATION and (
             client.conversation is None or client.head is None or client.head.shard != -2):
         raise Broken(f"{client}: it is parked for a conversation that it does not have")
-    if client.parked & Park.WORDS and client.gathering is None and not client.finishing:
+    if client.parked & Park.WORDS and client.preparation is None and not client.finishing:
         raise Broken(f"{client}: it is parked until its words are looked through, and nobody does that")
     if client.parked & (Park.SWITCH | Park.WINDOW) and not goes_on:
         raise Broken(f"{client}: it waits for earlier requests, and has none")

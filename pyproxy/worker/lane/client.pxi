@@ -5,7 +5,7 @@ cdef inline bint _fills(Client client, long long out) noexcept:
     """Whether so many requests are as many as may be out: one, or as many as will not bring more than REPLIES_BYTES of
     answers, or, where half of the memory is used, a small part of that."""
     cdef Py_ssize_t most = REPLIES_BYTES if client.lane.buffered <= client.lane.memory_limit >> 1 else LARGE
-    return out > 0 and (out >= client.lane.window_limit or (out + 1) * (client.typical + 1) > most)
+    return out > 0 and (out >= client.lane.window_limit or (out + 1) * (client.typical_reply + 1) > most)
 
 
 cdef inline bint _is_full(Client client) noexcept:
@@ -14,7 +14,7 @@ cdef inline bint _is_full(Client client) noexcept:
             or client.inflight_bytes > REQUESTS_BYTES)
 
 
-cdef inline void _line_up(Client client, Pending item) noexcept:
+cdef inline void _append_place(Client client, Pending item) noexcept:
     if client.reply_mode:
         item.mute = True
         if client.reply_mode == 2:
@@ -35,7 +35,7 @@ cdef class Client:
         self.proto = 2
         self.db = 0
         self.ready = []
-        self.typical = lane.first_typical
+        self.typical_reply = lane.first_typical_reply
         self.name = self.lib_name = self.lib_ver = b""
 
     # --- the transport's calls ---
@@ -54,7 +54,7 @@ cdef class Client:
         self.lane.next_client_id += self.lane.id_step
         self.pool = self.lane.pool(2, 0)
         self.lane.clients.add(self)
-        self.lane.count_coming(-1)
+        self.lane.count_accepted(-1)
         if self.lane.draining:
             self.parked |= Park.DRAIN
             self.touch()
@@ -98,15 +98,15 @@ cdef class Client:
         return True
 
     def pause_writing(self):
-        self.choked = True
+        self.writing_paused = True
         self.in_transport = self.transport.get_write_buffer_size()
         self.buffered_out += self.in_transport
         self.lane.buffered += self.in_transport
-        self.untaken_since = 0
+        self.unwritten_since = 0
         self._count_input()     # it may be blocked in writing: then it reads only once it has written
 
     def resume_writing(self):
-        self.choked = False
+        self.writing_paused = False
         self.buffered_out -= self.in_transport
         self.lane.buffered -= self.in_transport
         self.in_transport = 0
@@ -141,7 +141,7 @@ cdef class Client:
         self.inbuf = None
         self.ready = []
         lane.clients.discard(self)
-        lane.count_coming(0)
+        lane.count_accepted(0)
 
     def _leave_gate(self):
         if self.parked & Park.HOLD:
@@ -263,7 +263,8 @@ cdef class Client:
             for i in range(route.plain_key):
                 ptr = header(ptr + length + 2, &length)
             backend = <Backend>self.pool[lane.owner[lane.slot(ptr, length)]]
-            if not backend.plain or self.upstreams is not None or size >= BULK_BYTES or self.typical >= BULK_BYTES:
+            if (not backend.plain or self.upstreams is not None
+                    or size >= BULK_BYTES or self.typical_reply >= BULK_BYTES):
                 backend = choose_backend(self, backend, route.write, size)
                 if backend is None:
                     if lane.declined is NOT_NOW:
@@ -271,26 +272,26 @@ cdef class Client:
                     self._counted()
                     self.put_answer(<bytes?>lane.declined)
                     return True
-            item = self.begun(size)
+            item = self.new_pending(size)
             item.write = route.write
-            item.pace = route.pace
+            item.timeout_class = route.timeout_class
             item.shard = backend.shard
             if not route.write or (backend.replays_writes and route.replayable and size <= REPLAY_BYTES):
                 item.request = PyBytes_FromStringAndSize(frame, size)
             backend.put(item, frame, size)
-            self.placed(item)
+            self.enqueue(item)
         elif (route is not None and route.merge and self.transaction is None and not self.limited
                 and argc >= -route.arity):
             if not lane.splitter(self, route, frame, size):
                 return False
             cost += <int>argc // TURN_KEYS
-        elif route is not None and 0 < route.most < argc:
+        elif route is not None and 0 < route.max_args < argc:
             if self.transaction is not None:
                 self.transaction.refused = True
-            self.put_answer(errors.too_many_arguments(route.name, route.most))
+            self.put_answer(errors.too_many_arguments(route.name, route.max_args))
         elif (is_framed and self.words is None and route is not None and route.names_keys
                 and (argc > MANY_WORDS or size >= BULK_BYTES)):
-            return lane.gatherer(self, route, frame, size)
+            return lane.preparer(self, route, frame, size)
         else:
             began = _clock()
             reply = lane.dispatch(self, route, self.words if self.words is not None else arguments(frame))
@@ -303,7 +304,7 @@ cdef class Client:
                 self.charge_command(size + argc * WORD_BYTES)
             if reply is not PLACED:
                 self.put_answer(<bytes?>reply)
-            cost = TAKEN_COST + <int>((_clock() - began) * TURN_COMMANDS / TURN_S)
+            cost = DISPATCH_COST + <int>((_clock() - began) * TURN_COMMANDS / TURN_S)
         self._counted()
         if _is_full(self):
             self.parked |= Park.WINDOW
@@ -314,16 +315,16 @@ cdef class Client:
         self.lane.commands += 1
         self.commands += 1
 
-    cdef Pending begun(self, Py_ssize_t size):
-        """For a request of so many bytes; it has no place until all is done that can fail (`placed`)."""
+    cdef Pending new_pending(self, Py_ssize_t size):
+        """For a request of so many bytes; it has no place until all is done that can fail (`enqueue`)."""
         cdef Pending item = Pending.__new__(Pending)
         item.client = self
         item.size = size
         return item
 
-    cdef void placed(self, Pending item) noexcept:
+    cdef void enqueue(self, Pending item) noexcept:
         """A request that is out takes the next place in the order of replies."""
-        _line_up(self, item)
+        _append_place(self, item)
         self.inflight += 1
         self.inflight_bytes += item.size
         self.lane.inflight += 1
@@ -344,10 +345,10 @@ cdef class Client:
             self.touch()
             self.ready.append(reply)
         else:
-            item = self.begun(0)
+            item = self.new_pending(0)
             item.reply = reply
             item.done = True
-            _line_up(self, item)
+            _append_place(self, item)
         self.buffered_out += size
         self.lane.buffered += size
         return 0
@@ -367,12 +368,13 @@ cdef class Client:
         cdef Pending item
         if backend is None:
             return self.lane.declined
-        item = self.begun(PyBytes_GET_SIZE(frame))
+        item = self.new_pending(PyBytes_GET_SIZE(frame))
         item.write = write
         item.shard = shard
-        if item.size <= SURE_BYTES if not write else backend.replays_writes and again and item.size <= REPLAY_BYTES:
+        if item.size <= SAFE_REQUEST_BYTES if not write else (
+                backend.replays_writes and again and item.size <= REPLAY_BYTES):
             item.request = frame
-        item.pace = self.lane.pace_of(frame, queued)
+        item.timeout_class = self.lane.timeout_class_of(frame, queued)
         if queued:
             item.queued = queued
             item.ahead = queued + 1
@@ -381,7 +383,7 @@ cdef class Client:
             backend.put(item, PyBytes_AS_STRING(frame), item.size)
         finally:
             self.lane.donated = donated
-        self.placed(item)
+        self.enqueue(item)
         return PLACED
 
     def converse(self, conversation):
@@ -397,9 +399,9 @@ cdef class Client:
             self.parked |= Park.SWITCH
             self.touch()
             return NOT_NOW
-        item = self.begun(0)
+        item = self.new_pending(0)
         item.shard = -2
-        self.placed(item)
+        self.enqueue(item)
         self.conversation = conversation
         self.parked |= Park.CONVERSATION
         return PLACED
@@ -419,7 +421,7 @@ cdef class Client:
         """Others have their turn first; then the command that is being offered is offered again."""
         self._next_turn()
 
-    cdef int conversed(self) except -1:
+    cdef int conversation_sent(self) except -1:
         """What took a conversation to begin is out by now, in the place that it has, and is answered as any request."""
         self.conversation = None
         self.end_command()
@@ -476,7 +478,7 @@ cdef class Client:
         """It has been taken, or is dropped: nothing is kept of it any more."""
         self.lane.buffered -= self.command_bytes
         self.command_bytes = 0
-        self.gathering = self.words = None
+        self.preparation = self.words = None
         return 0
 
     def may_write(self, int shard, Py_ssize_t size):
@@ -655,7 +657,7 @@ cdef class Client:
             return 0
         if self.parked & Park.HOLD:
             self.router.on_client_grew(self, size)
-        if self.choked:
+        if self.writing_paused:
             most = max(most, self.lane.output_limit - self.buffered_out)
         if not self.reading_paused and self.parked & ~Park.HOLD and size > most:
             self.reading_paused = True

@@ -3,15 +3,15 @@
 
 cdef bint is_stuck(Client client) except -1:
     """Whether it is not read any further, as it has all that it may have, and takes nothing either."""
-    cdef Py_ssize_t untaken
-    if not (client.choked and (client.reading_paused or client.eof)) or client.transport is None:
-        client.untaken_since = 0
+    cdef Py_ssize_t unwritten
+    if not (client.writing_paused and (client.reading_paused or client.eof)) or client.transport is None:
+        client.unwritten_since = 0
         return False
-    untaken = client.transport.get_write_buffer_size()
-    if not client.untaken_since or untaken != client.untaken:
-        client.untaken = untaken
-        client.untaken_since = client.lane.now
-    return client.lane.now - client.untaken_since >= UNTAKEN_S
+    unwritten = client.transport.get_write_buffer_size()
+    if not client.unwritten_since or unwritten != client.unwritten:
+        client.unwritten = unwritten
+        client.unwritten_since = client.lane.now
+    return client.lane.now - client.unwritten_since >= WRITE_STALL_S
 
 
 cdef int write_answers(Client client) except -1:
@@ -25,9 +25,9 @@ cdef int write_answers(Client client) except -1:
         return 0
     item = client.head
     if (item is not None and item.done and item.next_placed is None and not item.mute and not client.ready
-            and not client.handed_over):
+            and not client.write_buffered):
         _write_only(client, item)      # without a pipeline there is nothing to gather
-    elif not client.choked:
+    elif not client.writing_paused:
         chunks = client.ready
         client.ready = []
         for reply in chunks:
@@ -44,21 +44,21 @@ cdef int write_answers(Client client) except -1:
                 lane.buffered -= one
             elif one >= LARGE:
                 if chunks:
-                    _hand_over(client, chunks, size)
+                    _write_chunks(client, chunks, size)
                     total += size
                     size = 0
                     chunks = []
-                _hand_over(client, [item.reply], one)
+                _write_chunks(client, [item.reply], one)
                 total += one
             else:
                 chunks.append(item.reply)
                 size += one
             item = client.head
-            if client.choked:
+            if client.writing_paused:
                 break
         if chunks:
-            _hand_over(client, chunks, size)
-        if item is not None and item.done and not client.choked:
+            _write_chunks(client, chunks, size)
+        if item is not None and item.done and not client.writing_paused:
             client.touch()
     if client.parked or client.eof or client.finishing:
         _reconsider(client)
@@ -71,7 +71,7 @@ cdef int _write_only(Client client, Pending item) except -1:
     return _write(client, item.reply, PyBytes_GET_SIZE(item.reply))
 
 
-cdef int _hand_over(Client client, list chunks, Py_ssize_t size) except -1:
+cdef int _write_chunks(Client client, list chunks, Py_ssize_t size) except -1:
     return _write(client, <bytes>chunks[0] if len(chunks) == 1 else b"".join(chunks), size)
 
 
@@ -79,22 +79,22 @@ cdef int _write(Client client, bytes data, Py_ssize_t size) except -1:
     cdef Py_ssize_t written = 0
     client.buffered_out -= size
     client.lane.buffered -= size
-    if client.deaf:
+    if client.peer_closed:
         return 0
     client.lane.bytes_out += size
-    if client.handed_over and not client.transport.get_write_buffer_size():
-        client.handed_over = False
-    if not client.handed_over:
+    if client.write_buffered and not client.transport.get_write_buffer_size():
+        client.write_buffered = False
+    if not client.write_buffered:
         written = _send(client.fd, PyBytes_AS_STRING(data), size)
         if written == size:
             return 0
         if written < 0:
             # It has closed, and what it sent before that may still be in the socket: to write on would have the
             # transport give up, and nothing more would be read.  Reading ends it: by FIN, or by the reset it was.
-            client.deaf = True
+            client.peer_closed = True
             return 0
     # from here on the transport has bytes: nothing may overtake them
-    client.handed_over = True
+    client.write_buffered = True
     client.write(memoryview(data)[written:] if size - written >= LARGE else data[written:])
     return 0
 
@@ -106,7 +106,7 @@ cdef int _reconsider(Client client) except -1:
         return 0
     if client.parked & Park.SWITCH and client.head is None:
         client.unpark(Park.SWITCH)
-    if (client.parked & Park.WINDOW and not _fills(client, 2 * client.inflight - 1) and not client.choked
+    if (client.parked & Park.WINDOW and not _fills(client, 2 * client.inflight - 1) and not client.writing_paused
             and client.buffered_out <= REPLIES_BYTES >> 1 and client.inflight_bytes <= REQUESTS_BYTES >> 1):
         client.unpark(Park.WINDOW)
     return 0

@@ -42,7 +42,7 @@ cdef Backend choose_connection(Client client, Backend backend, Py_ssize_t size):
         if backend is not first:
             return backend
         current = first
-    large = (size >= BULK_BYTES or client.typical >= BULK_BYTES
+    large = (size >= BULK_BYTES or client.typical_reply >= BULK_BYTES
              or (first.in_transfer and (bulk is None or not bulk.in_transfer)))
     if bulk is not None and bulk.door == Door.DOWN:
         large = False

@@ -12,7 +12,7 @@ cdef enum:          # how long a server may take; see Command.slow and Command.s
 cdef enum:
     LARGE = 16384           # bytes; from here on they are passed on as they are, not joined
     # Every server takes a request of so many, see server_limits.py; a larger read is not asked again.
-    SURE_BYTES = 983040
+    SAFE_REQUEST_BYTES = 983040
     REPLAY_BYTES = 262144   # a larger write cannot be held or sent again once it was begun
 
 cdef enum Door:
@@ -27,17 +27,17 @@ cdef enum Door:
 # client goes on, in a turn of its own, when the last reason is gone.  check.pyx holds that each has somebody to do so.
 #
 #   reason        parked by                                  unparked by
-#   WINDOW        Client._command, .conversed                _reconsider, as its answers are written
+#   WINDOW        Client._command, .conversation_sent        _reconsider, as its answers are written
 #   SWITCH        Client.switch, .converse, .settled,        _reconsider, when all that it asked is answered
 #                 .may_use; replay.pxi for one whose
 #                 request waits there
 #   TURN          Client._next_turn                          Lane.turn, the next one, by Client.go_on
 #   DOOR          Backend._park                              Backend._unpark_waiting, when the door opens or closes;
-#                                                            ._let_go_late
+#                                                            ._expire_waiting
 #   DRAIN         Lane.drain, Client.connection_made         nobody: it is closed when it is idle
 #   HOLD          Client.hold, for gate.py                   Client.release, when the gate opens; .leave, refused
-#   CONVERSATION  Client.converse                            Client.answer, .conversed
-#   WORDS         gather, in words.pyx                       Gathering, when it is done
+#   CONVERSATION  Client.converse                            Client.answer, .conversation_sent
+#   WORDS         prepare, in words.pyx                      Preparation, when it is done
 cdef enum Park:
     WINDOW = 1          # too much of it is out, or it does not read
     SWITCH = 2          # its earlier requests must be answered first: it changes its protocol, database, or server
@@ -75,10 +75,10 @@ cdef class Route:
     cdef readonly str merge         # how the parts of a split are merged; "" if it is not split
     cdef readonly str merged_by     # how the answers of several shards are, whoever asked them
     cdef readonly bint write
-    cdef readonly int most          # words of a command that the proxy answers itself, in one piece; 0: as many as come
+    cdef readonly int max_args      # words of a command that the proxy answers itself, in one piece; 0: as many as come
     # It may name very many keys, or what it is sent with may be large, and is no plain one.
     cdef readonly bint names_keys
-    cdef readonly int pace          # 0, SLOW or SHARD_WIDE
+    cdef readonly int timeout_class  # 0, SLOW or SHARD_WIDE
     cdef readonly bint replayable   # what a server says that it refused was not done: it may be sent again
 
 
@@ -86,22 +86,23 @@ ctypedef unsigned char Flag     # 0 or 1; in a byte, as all of a Pending is clea
 
 
 # The life of a Pending.  +: set; -: None, 0 or False; .: either.  "place": it is in its client's order of replies.
-# "turn": it is in a backend's queue, among the last `unsent` of it, or before these, where its bytes were given to a
-# transport; or it is in `replay_queue`, or in a Withheld.  check.pyx holds most of this against what there is.
+# "queue": it is in a backend's request queue, among the last `unsent` of it, or before these ("sent"), where its bytes
+# were written to a transport; or it is in `replay_queue`, or in a Withheld.  check.pyx holds most of this against what
+# there is.
 #
-#   state                 client whole place turn     done reply request  besides
+#   state                 client split place queue    done reply request  besides
 #   begun                   +      -     -   -         -     -     .      nothing can be lost of it yet; size
 #   queued                  +      -     +   unsent    -     -     .      sent_at; in inflight, as all that are not done
-#   sent                    +      -     +   given     -     -     .      ahead: counts down to its own answer
+#   sent                    +      -     +   sent      -     -     .      ahead: counts down to its own answer
 #   answered                +      -     +   -         +     +     -      until those before it are, and it is written
 #   answered by the proxy   +      -     +   -         +     +     -      never counted in inflight
-#   expired                 +      -     +   given     +     +     -      its reply is an error; of a write:
+#   expired                 +      -     +   sent      +     +     -      its reply is an error; of a write:
 #                                                                         unresolved_for
 #   tombstone               -      -     -   any       .     .     .      its client left, or it expired and that was
 #                                                                         written, or it is part of a split that has
 #                                                                         its error: it swallows its reply
-#   tombstone of a read     -      -     -   given     -     -     -      in the turn of a read that another server was
-#                                                                         asked
+#   tombstone of a read     -      -     -   sent      -     -     -      at the position of a read that another server
+#                                                                         was asked
 #   to be replayed          +      -     +   replay    -     -     +      replay_since; waits for the gate, or a server
 #   withheld                +      -     +   Withheld  -     -     +      refused; or a read behind such a write (its
 #                                                                         frame beside it there), until it is decided
@@ -113,23 +114,23 @@ ctypedef unsigned char Flag     # 0 or 1; in a byte, as all of a Pending is clea
 #   canary                  -      -     -   any       -     -     +      expected; where it is not sent there will be
 #                                                                         another, as it is never replayed
 #
-# A place is linked by next_placed, a turn by next_out; both are None outside.
+# A place is linked by next_placed, a position in a queue by next_queued; both are None outside.
 
 @cython.final
 cdef class Pending:
     cdef Client client
     cdef Pending next_placed
-    cdef Pending next_out
+    cdef Pending next_queued
     cdef bytes reply
     cdef bytes request              # the whole frame, where it may have to be sent again; else None
-    cdef Split whole
+    cdef Split split
     cdef short shard                # -1: several; -2: a conversation, which asks shards in its own time
     cdef Flag write
     cdef Flag done
     cdef Flag mute
     cdef Flag retried
-    cdef Flag stays                 # a read that only the primary may answer
-    cdef unsigned char pace         # of the slowest of its commands
+    cdef Flag primary_only          # a read that only the primary may answer
+    cdef unsigned char timeout_class  # of the slowest of its commands
     cdef Client unresolved_for      # whose write it is that was said to be uncertain while its reply may still come
     cdef bytes expected             # of a canary: the one answer that is in step; None: it is none
     cdef int queued                 # commands of its transaction; 0: it is none
@@ -185,7 +186,7 @@ cdef class Lane:
     cdef object hash32
     cdef Key key
     cdef Splitter splitter
-    cdef Splitter gatherer
+    cdef Splitter preparer
     cdef Merger merger
     cdef object checker             # see check.pyx
     cdef dict routes
@@ -212,7 +213,7 @@ cdef class Lane:
     cdef list backlog
     cdef bint awake
     cdef readonly set clients
-    cdef int coming
+    cdef int accepted
     cdef list lingering
     cdef double now
     cdef Limits limits
@@ -222,19 +223,19 @@ cdef class Lane:
     cdef readonly long long memory_limit
     cdef readonly long long window_limit
     cdef readonly long long output_limit
-    cdef Py_ssize_t first_typical   # size that the answers of a new client are taken to have
+    cdef Py_ssize_t first_typical_reply   # size that the answers of a new client are taken to have
     cdef readonly double reply_s
     cdef readonly double slow_reply_s  # for what goes through all keys
     cdef readonly double slow_s     # for other slow requests
     cdef readonly double silence_s
     cdef readonly long long buffered
-    cdef readonly long long handed_on  # of it, what waits for a server, or comes from one: it is no client's
-    cdef readonly long long arriving  # of that, replies that are not whole yet, if they are large
-    cdef readonly long long listened  # and messages that are not whole, on other connections
-    cdef list arrivals              # the wires on which they come
+    cdef readonly long long upstream_buffered  # of it, what waits for a server, or comes from one: it is no client's
+    cdef readonly long long partial_reply_bytes  # of that, replies that are not whole yet, if they are large
+    cdef readonly long long partial_message_bytes  # and messages that are not whole, on other connections
+    cdef list partial_replies       # the wires on which they come
     cpdef bint has_room(self, Py_ssize_t size) except -1
     cdef int keep_budget(self) except -1
-    cdef list _gathered(self)
+    cdef list _partial_splits(self)
     cdef bint _is_over(self)
     cdef readonly long long commands
     cdef readonly long long errors
@@ -246,7 +247,7 @@ cdef class Lane:
     cdef readonly long long uncertain
     cdef readonly long long protocol_errors
     cdef readonly long long splits
-    cdef readonly long long out_of_step  # connections that were ended as a canary was not answered in its turn
+    cdef readonly long long out_of_step  # connections that were closed as the reply to a canary was out of order
     cdef readonly bint canary       # connections that clients share are watched by canaries
     cdef bytes _random              # of which nonces are made, and how much of it is used
     cdef Py_ssize_t _random_used
@@ -256,13 +257,13 @@ cdef class Lane:
     cdef readonly bint draining
     cdef Route route(self, bytes name)
     cdef Route route_at(self, const char *name, Py_ssize_t size)
-    cpdef double deadline_s(self, int pace)
-    cpdef int pace_of(self, bytes frame, int queued) except -1
+    cpdef double deadline_s(self, int timeout_class)
+    cpdef int timeout_class_of(self, bytes frame, int queued) except -1
     cdef int slot(self, const char *key, Py_ssize_t size) except -1
     cdef void wake(self) noexcept
     cdef int wake_up(self) except -1
-    cpdef count_coming(self, int change)
-    cdef int mark_unsure(self, int shard) except -1
+    cpdef count_accepted(self, int change)
+    cdef int mark_connection_lost(self, int shard) except -1
     cdef int settle(self, Pending item, bytes frame) except -1
 
 
@@ -281,13 +282,13 @@ cdef class Client:
     cdef Py_ssize_t offered
     cdef int parked
     cdef bint dirty
-    cdef bint choked
-    cdef bint handed_over           # the transport may still have bytes of ours
-    cdef bint deaf                  # it has closed its connection: nothing more can be said to it
+    cdef bint writing_paused
+    cdef bint write_buffered        # the transport may still have bytes of ours
+    cdef bint peer_closed           # it has closed its connection: nothing more can be written to it
     cdef bint eof
-    # What the transport had for it at the last look, and since when that has not changed.
-    cdef Py_ssize_t untaken
-    cdef double untaken_since
+    # Bytes in the transport's write buffer at the last check, and since when that has not changed.
+    cdef Py_ssize_t unwritten
+    cdef double unwritten_since
     cdef bint finishing
     cdef bint lingering
     cdef bint reading_paused
@@ -299,13 +300,13 @@ cdef class Client:
     cdef readonly Py_ssize_t buffered_in  # bytes of its requests that were not begun
     cdef Py_ssize_t inflight_bytes
     cdef int inflight
-    cdef Py_ssize_t typical         # size of its answers lately; decides how many may be out
+    cdef Py_ssize_t typical_reply   # size of its answers lately; decides how many may be out
     cdef bytes last_name
     cdef dict upstreams             # shard -> the backend of a replica that it reads from; None: of none
     cdef dict unresolved            # shard -> how many of its writes may still be applied there; None: none may
     cdef double door_from           # since when the command of this number has waited at a congested door
     cdef long long door_command
-    cdef object gathering           # what looks through the words of the command that is offered; None: nothing does
+    cdef object preparation           # what looks through the words of the command that is offered; None: nothing does
     cdef object words               # those words, once that is done; None: they have not been looked through
     cdef object router              # where it is held
     cdef double hold_from
@@ -327,8 +328,9 @@ cdef class Client:
     cdef public object transaction  # begun by MULTI; None: in none
     cdef public object conversation  # the conversation that is going on; None: none
     cdef public object watched      # the keys of a WATCH, and the connection that watches them; None: none
-    cdef public unsigned long long wrote  # the shards it has written to since WAIT last forgot them; bit shard % 64
-    cdef public unsigned long long unsure  # those of them whose connection was lost since
+    # Bit shard % 64: the shards it has written to since WAIT last forgot them; those whose connection was lost since.
+    cdef public unsigned long long written_shards
+    cdef public unsigned long long lost_shards
     cdef public object waited       # by WAIT: shard -> how many replicas had all of its writes; None: it never waited
     cdef readonly Py_ssize_t queued_bytes  # of it
     cdef object _subscriber         # what it is subscribed to, see registry.py; None: to nothing
@@ -341,10 +343,10 @@ cdef class Client:
     cpdef unpark(self, int reasons)
     cpdef go_on(self)
     cpdef finish(self)
-    cdef Pending begun(self, Py_ssize_t size)
-    cdef void placed(self, Pending item) noexcept
+    cdef Pending new_pending(self, Py_ssize_t size)
+    cdef void enqueue(self, Pending item) noexcept
     cdef int put_answer(self, bytes reply) except -1
-    cdef int conversed(self) except -1
+    cdef int conversation_sent(self) except -1
     cdef int _from_buffer(self) except -1
     cdef Py_ssize_t _consume(self, const char *p, Py_ssize_t n) except -1
     cdef int _inline(self, bytes line) except -1
@@ -360,7 +362,7 @@ cdef class Backend:
     cdef readonly Lane lane
     cdef readonly object link
     cdef readonly int shard
-    cdef unsigned long long bit     # of the shard, in `Client.wrote`
+    cdef unsigned long long bit     # of the shard, in `Client.written_shards`
     cdef readonly int proto
     cdef readonly int db
     cdef readonly Wire wire
@@ -373,7 +375,7 @@ cdef class Backend:
     cdef Pending head
     cdef Pending tail
     cdef Pending aging              # the oldest request whose deadline has not passed
-    cdef public bint canary         # an ECHO goes before each request, and its answer must come in its turn
+    cdef public bint canary         # an ECHO goes before each request, and its reply must come in order
     cdef Py_ssize_t count
     cdef bytes last_canary          # the answer of the last one
     cdef Py_ssize_t canaries        # how many of those that are counted are canaries
@@ -388,8 +390,8 @@ cdef class Backend:
     cdef bint in_transfer           # a large reply is coming, and nothing else can meanwhile
     cdef int shard_wide             # requests through all keys that are out or wait to be sent
     cdef double free_at             # until when it is known to have been busy with what was asked before
-    cdef long long left             # bytes that had reached the other end when enough had last, and when that was
-    cdef double left_at
+    cdef long long acknowledged     # bytes that had reached the other end when enough had last, and when that was
+    cdef double acknowledged_at
     cdef set uncertain_clients      # clients whose write was uncertain when the connection was lost; None: none
     cdef bint dirty
     cdef double last_frame
@@ -400,7 +402,7 @@ cdef class Backend:
     cdef list waiting
     cdef int _set_door(self, int door) except -1
     cdef int put(self, Pending item, const char *frame, Py_ssize_t size) except -1
-    cdef int _give(self, Wire wire) except -1
+    cdef int _write_to(self, Wire wire) except -1
     cdef int _lost_by_fault(self, Wire wire, str why) except -1
     cdef int _cut_off_owner(self, Pending item) except -1
     cdef Py_ssize_t charged         # what of the lane's `buffered` is for this one
@@ -413,12 +415,12 @@ cdef class Backend:
     cdef bint _park(self, Client client) except -1
     cpdef flush(self)
     cpdef expire(self, double now, bint busy)
-    cdef int transfers(self, bint begins) except -1
+    cdef int set_in_transfer(self, bint begins) except -1
     cdef void _count_shard_wide(self, int change) noexcept
-    cdef Py_ssize_t _untaken(self, Wire wire) except -1
-    cdef bint _is_moving(self, double now) except -1
+    cdef Py_ssize_t _unacknowledged_bytes(self, Wire wire) except -1
+    cdef bint _makes_progress(self, double now) except -1
     cdef int _expire_one(self, Pending item, double now) except -1
-    cdef int _let_go_late(self, double now) except -1
+    cdef int _expire_waiting(self, double now) except -1
     cdef int mark_uncertain(self, object owner) except -1
     cdef int _resolve(self, Pending item) except -1
     cdef int _resolve_uncertain(self) except -1
@@ -449,23 +451,23 @@ cdef class Wire:
     cdef ReplyScan scan
     cdef int fd
     cdef bint tls                   # the socket belongs to the transport alone
-    cdef bint handed_over
-    cdef bint choked
+    cdef bint write_buffered
+    cdef bint writing_paused
     cdef bint lost
     cdef readonly double last_bytes
     cdef long long bytes_in
     cdef long long bytes_out
-    cdef long long marked_bytes     # of a reply that comes: how many there were when enough had come last, and when
-    cdef double marked_at
+    cdef long long progress_bytes   # of a reply that comes: how many there were when enough had come last, and when
+    cdef double progress_at
     cdef public object run_id       # of the server, once somebody has asked it; None: not known
     cdef Py_ssize_t _cut(self, const char *p, Py_ssize_t n) except -2
     cdef int _receive(self, bytes data) except -1
     cdef int _on_fault(self, Pending item) except -1
-    cdef bint _distrusted(self, const char *p, Py_ssize_t n)
-    cdef bint _tell_of(self, const char *p, Py_ssize_t n) except -1
+    cdef bint _is_redirection(self, const char *p, Py_ssize_t n)
+    cdef bint _report_refusal(self, const char *p, Py_ssize_t n) except -1
     cdef int put(self, const char *data, Py_ssize_t size, object whole) except -1
     cdef int _garbled(self, str what) except -2
-    cdef bint _owes(self) except -1
+    cdef bint _expects_reply(self) except -1
     cdef bint _check_canary(self, Pending item, const char *p, Py_ssize_t n) except -1
     cdef int _out_of_step(self, str what) except -1
     cdef int _deliver(self, Pending item, const char *p, Py_ssize_t n, bytes frame) except -1

@@ -9,9 +9,9 @@
                        ▲                                │
     client bytes ◀── flush: answered ones at the head ◀── settle ◀── Wire ── cut frames ◀── server bytes
 
-A Pending stands in two lists at once: its place in the client's order, and its turn on the connection.  A client that
-leaves, or a deadline that passes, takes the Pending out of the first list only: what is left in the second is a
-tombstone, which swallows exactly its reply.
+A Pending stands in two lists at once: it has a place in the client's order, and a position in the request queue of the
+connection.  A client that leaves, or a deadline that passes, takes the Pending out of the first list only: what is left
+in the second is a tombstone, which swallows exactly its reply.
 
 Commands that are not plain (one key at a fixed position) leave through one call, `dispatch`, into Python.
 
@@ -101,7 +101,7 @@ cdef enum:
     MANY_WORDS = 4096           # of a command that leaves the lane: more are looked through in slices first
     SLOW_WORDS = 100000         # of a command that its server works on for long: at a million BLPOP takes 3 s
     TURN_COMMANDS = 1024        # one client's share of a loop turn
-    TAKEN_COST = 4              # of it, for a command that leaves the lane: so much more work it is
+    DISPATCH_COST = 4           # of it, for a command that leaves the lane: so much more work it is
     TURN_LINE = 16              # bytes of an inline command, likewise
     TURN_KEYS = 8               # of a command of many, as much as a command of one
     TURN_BYTES = 2097152        # given to the connections in one turn; a connection's share is not cut
@@ -116,7 +116,7 @@ cdef enum:
     COUNTED_BYTES = 65536       # of a reply that is not whole, counted in the memory budget; less costs no more to keep
     SETUP_BYTES = 131072        # of a reply before any request: none is as long
     LARGEST = 67108864          # a server's header is believed up to here; more is kept as it comes
-    MOVING_BYTES = 1024         # of a reply that is not whole yet, within its deadline: then it is waited for
+    PROGRESS_BYTES = 1024         # of a reply that is not whole yet, within its deadline: then it is waited for
     BULK_BYTES = 1048576        # a request or reply of so much is kept from the connection that small ones share
     OUT_ROOM = 16384
     PENDING_BYTES = 256         # what is known of a request, and its place in the order
@@ -125,15 +125,15 @@ cdef enum:
 
 cdef Py_ssize_t OUT_LIMIT = 8388608     # bytes waiting for one backend before it counts as congested
 cdef double TURN_S = 0.004     # and of its time, by what cannot be told before what it takes
-cdef double GATHER_S = 0.0002   # while more comes in, requests wait so long at most for others to leave with them
+cdef double COALESCE_S = 0.0002   # while more comes in, requests wait so long at most for others to leave with them
 # A tick that comes so much later than the one before has seen nothing of what servers did.
 cdef double LATE_S = 0.1
 cdef double SLEPT_S = 1.0       # a worker that did not run for so long asks before it writes
 
-cdef double UNTAKEN_S = 3.0     # a client that is not read any further is closed if it takes nothing for so long
+cdef double WRITE_STALL_S = 3.0     # a client that is not read any further is closed if it takes nothing for so long
 cdef double LINGER_S = 2.0      # how long a closing client may send, or not read, before it is cut off
 cdef bytes CANARY = b"pyproxy-canary-"    # and 32 hexadecimal digits, which nobody can know before they are sent
-cdef bytes SONG = b"$%d\r\n%b" % (len(CANARY) + 32, CANARY)    # how its answer begins
+cdef bytes CANARY_REPLY = b"$%d\r\n%b" % (len(CANARY) + 32, CANARY)    # how its answer begins
 # What a server may say to all that it is asked.
 cdef frozenset NOT_NOW_ECHO = frozenset({b"LOADING", b"MASTERDOWN", b"BUSY"})
 cdef bytes OK = b"+OK\r\n"        # most writes are answered with it: no copy of its own for each
@@ -231,9 +231,9 @@ cdef class Route:
         self.merge = command.merge if command.kind == 3 else ""
         self.merged_by = command.merge
         self.write = not command.is_read
-        self.most = MOST_WORDS if command.kind == 5 else 0
+        self.max_args = MOST_WORDS if command.kind == 5 else 0
         self.names_keys = command.kind in (1, 2, 3, 8)      # plain ones are looked through inside of MULTI
-        self.pace = SHARD_WIDE if command.shard_wide else SLOW if command.slow else 0
+        self.timeout_class = SHARD_WIDE if command.shard_wide else SLOW if command.slow else 0
         # a script can write, and then return what looks like a refusal
         self.replayable = "@scripting" not in command.row.categories.split()
 
@@ -242,7 +242,7 @@ cdef class Route:
 @cython.no_gc
 @cython.freelist(4096)
 cdef class Pending:
-    """A request that waits for its reply: a client's place, a backend's turn, or (part of a split) only the latter."""
+    """A request that waits for its reply: it has a client's place, unless it is a part, and a position in a queue."""
 
 
 @cython.final
@@ -260,11 +260,11 @@ cdef class Split:
     cdef Pending part(self, int shard, Py_ssize_t size):
         """For a part of so many bytes."""
         cdef Pending part = Pending.__new__(Pending)
-        part.whole = self
+        part.split = self
         part.shard = shard
         part.size = size
         part.write = self.write
-        part.pace = self.route.pace
+        part.timeout_class = self.route.timeout_class
         return part
 
     cdef int answered(self, Pending part, bytes frame) except -1:
@@ -273,7 +273,7 @@ cdef class Split:
             self._failed(part.shard, frame, not self.write or frame != errors.reply_too_large(self.lane.memory_limit))
         elif self.given_up:
             frame = self._not_kept(part.shard)
-        part.whole = None
+        part.split = None
         self.left -= 1
         self.frames[part.shard] = frame
         self._count_buffered(PyBytes_GET_SIZE(frame))
@@ -283,7 +283,7 @@ cdef class Split:
 
     cdef int fail(self, Pending part, bytes line, bint unsent) except -1:
         self._failed(part.shard, line, unsent)
-        part.whole = None
+        part.split = None
         self.left -= 1
         if self.left == 0:
             self._merge()
@@ -378,7 +378,7 @@ cdef class Lane:
         self.backlog = []
         self.clients = set()
         self.lingering = []
-        self.arrivals = []
+        self.partial_replies = []
         self.limits.args = config.limits.args
         self.limits.bulk = self.bulk_limit = config.limits.bulk_bytes
         self.block_bytes = 1 << 62
@@ -386,7 +386,7 @@ cdef class Lane:
         self.reply_line = 2 * config.limits.bulk_bytes + LINE_ROOM
         self.memory_limit = config.limits.memory_bytes
         self.window_limit = config.limits.inflight
-        self.first_typical = REPLIES_BYTES // max(1, min(FIRST_WINDOW, self.memory_limit // WINDOW_MEMORY)) - 1
+        self.first_typical_reply = REPLIES_BYTES // max(1, min(FIRST_WINDOW, self.memory_limit // WINDOW_MEMORY)) - 1
         self.output_limit = min(config.limits.client_output_bytes, config.limits.memory_bytes)
         self.reply_s = config.timeouts.reply_s
         self.slow_reply_s = config.timeouts.slow_reply_s
@@ -449,7 +449,7 @@ cdef class Lane:
         cdef const char *ptr
         cdef const char *end
         cdef Py_ssize_t argc = 0, size = 0, _
-        if asked.size <= SURE_BYTES:
+        if asked.size <= SAFE_REQUEST_BYTES:
             return True
         if asked.queued and asked.size > self.block_bytes:
             return False
@@ -500,11 +500,11 @@ cdef class Lane:
             cached.route = <void *>route
         return route
 
-    cpdef double deadline_s(self, int pace):
-        """How long a server may take to answer a request of this pace."""
-        return self.slow_reply_s if pace == SHARD_WIDE else self.slow_s if pace else self.reply_s
+    cpdef double deadline_s(self, int timeout_class):
+        """How long a server may take to answer a request of this timeout class."""
+        return self.slow_reply_s if timeout_class == SHARD_WIDE else self.slow_s if timeout_class else self.reply_s
 
-    cpdef int pace_of(self, bytes frame, int queued) except -1:
+    cpdef int timeout_class_of(self, bytes frame, int queued) except -1:
         """Of the slowest command in a request; of a block of `queued` commands with its MULTI and EXEC.
 
         One of very many words keeps its server busy as one through all keys does.
@@ -516,8 +516,8 @@ cdef class Lane:
         while commands:
             ptr = header(header(ptr, &argc), &length)
             route = self.route_at(ptr, length)
-            if route is not None and route.pace > slowest:
-                slowest = route.pace
+            if route is not None and route.timeout_class > slowest:
+                slowest = route.timeout_class
             if argc > SLOW_WORDS:
                 slowest = SHARD_WIDE
             commands -= 1
@@ -603,7 +603,7 @@ cdef class Lane:
                     bug(client)
                     cut_off(client)
         # whatever fails in here must not keep the others from being written
-        if self.dirty_backends and self.received and self.inflight > 1 and self.now - self.dirty_since < GATHER_S:
+        if self.dirty_backends and self.received and self.inflight > 1 and self.now - self.dirty_since < COALESCE_S:
             self.wake()
         elif self.dirty_backends:
             work = self.dirty_backends
@@ -648,27 +648,28 @@ cdef class Lane:
             os.abort()      # where it is seen at once: what follows from it would be hard to understand
 
     cdef bint _is_over(self):
-        """Whether the budget is not kept, and closing clients helps: what was handed on for a server stays there."""
-        return self.buffered > self.memory_limit and self.buffered - self.handed_on > self.memory_limit // 4
+        """Whether the budget is not kept, and closing clients helps: what waits for a server stays there."""
+        return self.buffered > self.memory_limit and self.buffered - self.upstream_buffered > self.memory_limit // 4
 
     def _shed(self):
         """Closes the clients that cost most memory until the budget is kept, with a tenth to spare. Before that, the
         largest answers of several shards are given up of which something has come."""
         cdef Client client
-        for _, _, split in sorted(self._gathered(), reverse=True):
+        for _, _, split in sorted(self._partial_splits(), reverse=True):
             if not self._is_over():
                 return
             (<Split>split).give_up()
         if not self._is_over():
             return
         for client in sorted(self.clients, key=lambda c: -c.buffered):
-            if self.buffered <= self.memory_limit * 9 // 10 or self.buffered - self.handed_on <= self.memory_limit // 4:
+            if (self.buffered <= self.memory_limit * 9 // 10
+                    or self.buffered - self.upstream_buffered <= self.memory_limit // 4):
                 break
             self.shed_clients += 1
             emit(Event.SHED, id=client.id, addr=client.addr, bytes=client.buffered, limit=self.memory_limit)
             client.abandon()
 
-    cdef list _gathered(self):
+    cdef list _partial_splits(self):
         """The answers of several shards of which something has come, and not all: (bytes, its id, Split)."""
         cdef Backend backend
         cdef Pending item
@@ -678,31 +679,31 @@ cdef class Lane:
                 backend = <Backend>each
                 item = backend.head
                 while item is not None:
-                    if item.whole is not None and item.whole.buffered:
-                        found[id(item.whole)] = item.whole
-                    item = item.next_out
+                    if item.split is not None and item.split.buffered:
+                        found[id(item.split)] = item.split
+                    item = item.next_queued
         return [((<Split>split).buffered, number, split) for number, split in found.items()]
 
-    def listens(self, Py_ssize_t change):
+    def count_partial_message(self, Py_ssize_t change):
         """So many bytes more, or less, have come of messages that are not whole."""
         self.buffered += change
-        self.handed_on += change
-        self.listened += change
+        self.upstream_buffered += change
+        self.partial_message_bytes += change
         self.keep_budget()
 
     cpdef bint has_room(self, Py_ssize_t size) except -1:
         """Whether so many bytes more may be kept of what clients ask for: a quarter of the budget is for answers.
 
         What a server does not bring to its end is no reason against it: it is given up where the budget needs that."""
-        return self.buffered - self.arriving + size <= self.memory_limit // 4 * 3
+        return self.buffered - self.partial_reply_bytes + size <= self.memory_limit // 4 * 3
 
     cdef int keep_budget(self) except -1:
         """Above the memory budget the largest reply that is not whole is thrown away, and the next, until the budget is
         kept or these are a quarter of it at most: more is for the clients to give, see `_shed`."""
         cdef Wire wire, largest
-        while self.buffered > self.memory_limit and self.arriving > self.memory_limit >> 2:
+        while self.buffered > self.memory_limit and self.partial_reply_bytes > self.memory_limit >> 2:
             largest = None
-            for each in self.arrivals:
+            for each in self.partial_replies:
                 wire = <Wire>each
                 if largest is None or wire.charged > largest.charged:
                     largest = wire
@@ -714,10 +715,10 @@ cdef class Lane:
     cdef int settle(self, Pending item, bytes frame) except -1:
         """Gives a request its reply, whoever waits for it; a tombstone swallows it."""
         cdef Client client
-        cdef Split whole = item.whole    # a reference: its last part lets go of it
+        cdef Split split = item.split    # a reference: its last part lets go of it
         cdef Py_ssize_t size
-        if whole is not None:
-            return whole.answered(item, frame)
+        if split is not None:
+            return split.answered(item, frame)
         client = item.client
         if client is None or item.done:     # a tombstone, or a place that got its error at the deadline
             return 0
@@ -732,15 +733,15 @@ cdef class Lane:
         client.inflight -= 1
         client.inflight_bytes -= item.size
         self.inflight -= 1
-        if size > client.typical:
-            client.typical = size
+        if size > client.typical_reply:
+            client.typical_reply = size
         else:
-            client.typical -= (client.typical - size) >> 3
+            client.typical_reply -= (client.typical_reply - size) >> 3
         if self.buffered > self.memory_limit:
             self.wake()
         return 0
 
-    def beat(self):
+    def heartbeat(self):
         """It runs, and has not slept: so much of a tick as is due while nothing has begun."""
         self.now = _clock()
         self.wake_up()
@@ -791,13 +792,13 @@ cdef class Lane:
         return False
 
     @property
-    def owed(self):
+    def unanswered_requests(self):
         """How many requests are out or wait to be sent on the connections that clients share, tombstones included."""
-        cdef Py_ssize_t owed = 0
+        cdef Py_ssize_t unanswered_requests = 0
         for link in self.links + self.replica_links:
             for backend in link.backends.values():
-                owed += (<Backend>backend).count - (<Backend>backend).canaries
-        return owed
+                unanswered_requests += (<Backend>backend).count - (<Backend>backend).canaries
+        return unanswered_requests
 
     def check_unfinished(self, double limit_s):
         """Closes clients whose unfinished request is older than `limit_s`, and those that write and never read."""
@@ -813,22 +814,22 @@ cdef class Lane:
                 client.finish()
                 write_answers(client)
 
-    cdef int mark_unsure(self, int shard) except -1:
+    cdef int mark_connection_lost(self, int shard) except -1:
         """Its primary's connection is gone: whether the replicas have what was written on it cannot be found out."""
         cdef unsigned long long bit = <unsigned long long>1 << (shard & 63)
         for client in self.clients:
-            (<Client>client).unsure |= (<Client>client).wrote & bit
+            (<Client>client).lost_shards |= (<Client>client).written_shards & bit
         return 0
 
-    cpdef count_coming(self, int change):
+    cpdef count_accepted(self, int change):
         """Clients that were accepted and are not among the clients yet count like those that are."""
-        self.coming += change
-        self.row[_CLIENTS] = len(self.clients) + self.coming
+        self.accepted += change
+        self.row[_CLIENTS] = len(self.clients) + self.accepted
 
     def publish(self):
         row = self.row
-        self.count_coming(0)
-        row[_BEAT] = <long long>(self.now * 1e6)
+        self.count_accepted(0)
+        row[_HEARTBEAT] = <long long>(self.now * 1e6)
         row[_COMMANDS] = self.commands
         row[_ERRORS] = self.errors
         row[_BYTES_IN] = self.bytes_in
@@ -853,7 +854,7 @@ cdef class Lane:
                 client.conversation.drain()
 
 
-cdef int _CLIENTS = INDEX["clients"], _BEAT = INDEX["beat_us"], _COMMANDS = INDEX["commands"]
+cdef int _CLIENTS = INDEX["clients"], _HEARTBEAT = INDEX["heartbeat_us"], _COMMANDS = INDEX["commands"]
 cdef int _ERRORS = INDEX["errors"], _BYTES_IN = INDEX["bytes_in"], _BYTES_OUT = INDEX["bytes_out"]
 cdef int _INFLIGHT = INDEX["inflight"], _BUFFERED = INDEX["buffered_bytes"], _SHED = INDEX["shed"]
 cdef int _TIMEOUTS = INDEX["timeouts"], _UNCERTAIN = INDEX["uncertain"]

@@ -3,4 +3,4 @@
 from pyproxy.worker.lane.lane cimport Client, Route
 
 
-cdef bint begin_wide(Client client, Route route, const char *frame, Py_ssize_t size, Py_ssize_t keys) except -1
+cdef bint begin_sliced(Client client, Route route, const char *frame, Py_ssize_t size, Py_ssize_t keys) except -1

@@ -13,7 +13,7 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from libc.string cimport memcpy
 
 from pyproxy.worker.lane.lane cimport (
-    REPLAY_BYTES, SURE_BYTES, Backend, Client, Lane, Pending, Route, Split, bug, choose_backend)
+    REPLAY_BYTES, SAFE_REQUEST_BYTES, Backend, Client, Lane, Pending, Route, Split, bug, choose_backend)
 from pyproxy.worker.lane.sending cimport admit_all, new_split_at, put_uncopied, send_all
 from pyproxy.worker.lane.share cimport Share, begin_parts, first_key, past, share_out
 from pyproxy.worker.lane.steps cimport BYTES_OF_PART, MOVED_OF_PART, SHARED_OF_PART, STEP_PARTS
@@ -23,7 +23,7 @@ from pyproxy.worker.lane.outcome import NOT_NOW
 
 
 @cython.final
-cdef class Wide:
+cdef class SlicedSplit:
     """A command of very many keys until its parts are sent: what its client is at, and the work that is done for it.
 
     For the client it is what a conversation is, see `Client.converse`.
@@ -160,9 +160,9 @@ cdef class Wide:
         cdef Pending place = client.head
         cdef Py_ssize_t size = len(frame)
         place.write = self.route.write
-        place.pace = self.route.pace
+        place.timeout_class = self.route.timeout_class
         place.shard = backend.shard
-        if size <= REPLAY_BYTES if place.write else size <= SURE_BYTES:
+        if size <= REPLAY_BYTES if place.write else size <= SAFE_REQUEST_BYTES:
             if not place.write or (backend.replays_writes and self.route.replayable):
                 place.request = bytes(frame)
         put_uncopied(backend, place, frame, size)
@@ -184,17 +184,17 @@ cdef class Wide:
         cdef Client client = self.client
         place.size = self.size
         client.inflight_bytes += self.size
-        self._let_go()
-        client.conversed()
+        self._release()
+        client.conversation_sent()
         return 0
 
     cdef int _end(self, bytes line) except -1:
         cdef Client client = self.client
-        self._let_go()
+        self._release()
         client.answer(line)
         return 0
 
-    cdef int _let_go(self) except -1:
+    cdef int _release(self) except -1:
         self._charge(-self.charged)
         self.client = None
         self.whole = None
@@ -230,7 +230,7 @@ cdef class Wide:
             self.client.lane.loop.call_soon(self.start)     # who says so is in the middle of something
 
     def left(self):
-        self._let_go()
+        self._release()
 
     def half_closed(self):
         """What it sent before is done and answered."""
@@ -242,34 +242,34 @@ cdef class Wide:
         self._end(line)
 
     def __repr__(self):
-        return f"<Wide {self.route.name.decode()} of {self.keys} keys of {self.client!r}>"
+        return f"<SlicedSplit {self.route.name.decode()} of {self.keys} keys of {self.client!r}>"
 
 
-cdef bint begin_wide(Client client, Route route, const char *frame, Py_ssize_t size, Py_ssize_t keys) except -1:
+cdef bint begin_sliced(Client client, Route route, const char *frame, Py_ssize_t size, Py_ssize_t keys) except -1:
     """As `begin`, for one of very many keys or bytes."""
-    cdef Wide wide = Wide.__new__(Wide)
+    cdef SlicedSplit sliced = SlicedSplit.__new__(SlicedSplit)
     cdef Lane lane = client.lane
     cdef bytearray donated
     if not client.settled():
         return False
-    wide.client = client
-    wide.route = route
-    wide.size = size
-    wide.keys = keys
-    wide.owners = PyBytes_FromStringAndSize(NULL, keys * 2)
+    sliced.client = client
+    sliced.route = route
+    sliced.size = size
+    sliced.keys = keys
+    sliced.owners = PyBytes_FromStringAndSize(NULL, keys * 2)
     # What else is in it is copied by who reads on.
     if type(lane.donated) is bytearray and len(<bytearray>lane.donated) <= 2 * size:
         donated = <bytearray>lane.donated
         lane.donated = None
-        wide.whole = donated
-        wide.is_alone_in_buffer = len(donated) == size
+        sliced.whole = donated
+        sliced.is_alone_in_buffer = len(donated) == size
     else:
-        wide.whole = PyBytes_FromStringAndSize(frame, size)
-        wide.is_alone_in_buffer = True
-        frame = PyBytes_AS_STRING(<bytes>wide.whole)
-    wide.first = first_key(frame)
-    wide.share_anew()
-    client.converse(wide)
-    wide._charge(len(wide.whole) + keys * 2)
-    lane.loop.call_soon(wide.start)
+        sliced.whole = PyBytes_FromStringAndSize(frame, size)
+        sliced.is_alone_in_buffer = True
+        frame = PyBytes_AS_STRING(<bytes>sliced.whole)
+    sliced.first = first_key(frame)
+    sliced.share_anew()
+    client.converse(sliced)
+    sliced._charge(len(sliced.whole) + keys * 2)
+    lane.loop.call_soon(sliced.start)
     return True

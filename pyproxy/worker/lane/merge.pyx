@@ -14,7 +14,7 @@ from libc.string cimport memcpy
 from protocol.scan cimport FRAME, ReplyScan, counted, scan_reply, short_bulk, short_count
 from pyproxy.worker.lane.encode cimport digits, put_header
 from pyproxy.worker.lane.lane cimport Client, Lane, Pending, Split, bug, cut_off
-from pyproxy.worker.lane.steps cimport BYTES_OF_PART, MOVED_OF_PART, STEP_PARTS, WIDE_BYTES, WIDE_KEYS
+from pyproxy.worker.lane.steps cimport BYTES_OF_PART, MOVED_OF_PART, STEP_PARTS, SLICE_ABOVE_BYTES, SLICE_ABOVE_KEYS
 
 from time import monotonic
 
@@ -34,7 +34,7 @@ cdef bytes merged(Split split, Pending place, Py_ssize_t size):
         return _answered(split)
     if split.failed:
         return _failure(split) if split.commands is None else errors.transaction_discarded(_failure(split))
-    if size > WIDE_BYTES and split.lane.buffered + 2 * size > split.lane.memory_limit:
+    if size > SLICE_ABOVE_BYTES and split.lane.buffered + 2 * size > split.lane.memory_limit:
         return _beyond_budget(split)    # what came, and what is made of it, are there at the same time
     try:
         if split.commands is not None:
@@ -44,16 +44,16 @@ cdef bytes merged(Split split, Pending place, Py_ssize_t size):
                 split.lane.loop.call_soon(assembly.go_on)
             return assembly.reply
         if how == "gather":
-            if size > WIDE_BYTES or PyBytes_GET_SIZE(split.order) > 2 * WIDE_KEYS:
+            if size > SLICE_ABOVE_BYTES or PyBytes_GET_SIZE(split.order) > 2 * SLICE_ABOVE_KEYS:
                 if place is not None:
-                    merge_wide(split, place, size)
+                    merge_sliced(split, place, size)
                     return None
             return _gather(split)
         if how == "sum":
             return _sum(split)
         if how == "concat":
-            if size > WIDE_BYTES and place is not None:
-                merge_wide(split, place, size)
+            if size > SLICE_ABOVE_BYTES and place is not None:
+                merge_sliced(split, place, size)
                 return None
             return _concat(split)
         for frame in split.frames:
@@ -226,7 +226,7 @@ cdef class Assembly:
 
     cdef int _one(self, command) except -1:
         """The answer to one command."""
-        cdef Split whole
+        cdef Split split
         cdef Py_ssize_t length
         cdef int shard
         cdef bytes frame
@@ -243,21 +243,21 @@ cdef class Assembly:
             frame = make([self._next_answer(shard) for shard in shards])
         else:
             route, owners, shards = command
-            whole = Split.__new__(Split)
-            whole.lane = self.lane
-            whole.route = route
-            whole.write = whole.route.write
+            split = Split.__new__(Split)
+            split.lane = self.lane
+            split.route = route
+            split.write = split.route.write
             if type(owners) is bytes:
-                whole.order = owners
+                split.order = owners
             else:
-                whole.make_answer = owners
-            whole.frames = [None] * len(self.frames)
+                split.make_answer = owners
+            split.frames = [None] * len(self.frames)
             for shard in shards:
                 frame = self._next_answer(shard)
-                whole.frames[shard] = frame
+                split.frames[shard] = frame
                 if frame.startswith(b"-"):
-                    whole._failed(shard, frame, True)
-            frame = merged(whole, None, 0)
+                    split._failed(shard, frame, True)
+            frame = merged(split, None, 0)
         self._append(PyBytes_AS_STRING(frame), PyBytes_GET_SIZE(frame))
         return 0
 
@@ -371,7 +371,7 @@ cdef class Merging:
         return self.left > 0
 
 
-cdef int merge_wide(Split split, Pending place, Py_ssize_t size) except -1:
+cdef int merge_sliced(Split split, Pending place, Py_ssize_t size) except -1:
     """The answer that is made of so many bytes is settled when it is whole.  ValueError as for `merged`."""
     cdef Merging merging = Merging.__new__(Merging)
     cdef Client client = place.client

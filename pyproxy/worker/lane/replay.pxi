@@ -6,14 +6,14 @@
 # this connection was refused too; else all get the answers that came.
 
 
-cdef bint owes_write(Backend backend) except -1:
+cdef bint has_unanswered_write(Backend backend) except -1:
     """Whether a write was given to a connection and is not answered, whoever waits for it or has gone."""
     cdef Pending item = backend.head
     cdef Py_ssize_t i
     for i in range(backend.count - backend.unsent):
         if item.write:
             return True
-        item = item.next_out
+        item = item.next_queued
     return False
 
 
@@ -69,7 +69,7 @@ cdef int send_elsewhere(Backend backend, list reads) except -1:
     for entry in reads:
         item = <Pending>entry
         owner = <Client>backend._owner(item)
-        target = backend if item.stays or owner.is_unresolved(backend.shard) else other
+        target = backend if item.primary_only or owner.is_unresolved(backend.shard) else other
         if target.door == Door.DOWN:
             since = item.replay_since or item.sent_at
             if (item.request is not None and backend.router is not None
@@ -95,37 +95,37 @@ cdef bint read_elsewhere(Backend backend, Pending item) except -1:
     """
     cdef object owner = backend._owner(item)
     cdef Backend other
-    cdef Pending tombstone, before = None, each = item.next_out
-    if (owner is None or item.done or item.retried or item.stays or item.request is None or backend.router is None
-            or backend.router.link is not backend.link or backend.last_frame >= item.sent_at
+    cdef Pending tombstone, before = None, each = item.next_queued
+    if (owner is None or item.done or item.retried or item.primary_only or item.request is None
+            or backend.router is None or backend.router.link is not backend.link or backend.last_frame >= item.sent_at
             or (backend.wire is not None and backend.wire.last_bytes >= item.sent_at) or not is_cheap(backend, item)
             or (<Client>owner).is_unresolved(backend.shard)):
         return False
     while each is not None:
         if each.write and backend._owner(each) is owner:
             return False
-        each = each.next_out
+        each = each.next_queued
     found = backend.router.fallback(backend)
     if found is None:
         return False
     other = found
     if other.count >= ELSEWHERE or other.unanswered:
         return False
-    tombstone = Pending.__new__(Pending)    # in its turn, for the reply that may still come
+    tombstone = Pending.__new__(Pending)    # at its position, for the reply that may still come
     tombstone.sent_at = item.sent_at
     tombstone.queued = item.queued
     tombstone.ahead = item.ahead
-    tombstone.next_out = item.next_out
+    tombstone.next_queued = item.next_queued
     if backend.head is item:
         backend.head = tombstone
     else:
         before = backend.head
-        while before.next_out is not item:
-            before = before.next_out
-        before.next_out = tombstone
+        while before.next_queued is not item:
+            before = before.next_queued
+        before.next_queued = tombstone
     if backend.tail is item:
         backend.tail = tombstone
-    item.next_out = None
+    item.next_queued = None
     item.retried = True
     item.sent_at = backend.lane.now
     resend(other, item)
@@ -137,16 +137,16 @@ cdef bint read_elsewhere(Backend backend, Pending item) except -1:
 cdef bint is_cheap(Backend backend, Pending item) except -1:
     """Whether a read names keys, has a small answer as far as is known, and costs its server little."""
     cdef Client owner = backend._owner(item)
-    cdef Split whole = item.whole
+    cdef Split split = item.split
     cdef Py_ssize_t n = 0
     cdef const char *ptr
     cdef Route route
-    if (item.queued or owner.typical >= CHEAP_REPLY or PyBytes_GET_SIZE(item.request) > LARGE
-            or (whole is not None and (whole.on_answered is not None or not whole.order))):
+    if (item.queued or owner.typical_reply >= CHEAP_REPLY or PyBytes_GET_SIZE(item.request) > LARGE
+            or (split is not None and (split.on_answered is not None or not split.order))):
         return False
     ptr = header(header(PyBytes_AS_STRING(item.request), &n), &n)
     route = backend.lane.route_at(ptr, n)
-    return route is not None and not item.pace and (route.plain_key > 0 or route.merge != "")
+    return route is not None and not item.timeout_class and (route.plain_key > 0 or route.merge != "")
 
 
 cdef int replay_reads(Backend backend) except -1:
@@ -173,23 +173,23 @@ cdef list dequeue_unsent(Backend backend):
         if item is backend.aging:
             aging_stays = True
         last = item
-        item = item.next_out
+        item = item.next_queued
     while item is not None:
         if item.expected is None:
             unsent.append(item)
         else:
             canaries += 1       # there will be another
-        item = item.next_out
+        item = item.next_queued
     # nothing from here on can fail
     if last is None:
         backend.head = None
     else:
-        last.next_out = None
+        last.next_queued = None
     backend.tail = last
     for entry in unsent:
         item = <Pending>entry
-        item.next_out = None
-        if item.pace == SHARD_WIDE:
+        item.next_queued = None
+        if item.timeout_class == SHARD_WIDE:
             backend._count_shard_wide(-1)
     if not aging_stays:
         backend.aging = None
@@ -206,7 +206,7 @@ cdef list dequeue_unsent(Backend backend):
 cdef int resend(Backend backend, Pending item) except -1:
     """At the end of the queue, from the copy of the request; its deadline is as it was."""
     cdef double sent_at = item.sent_at
-    if item.request is None or PyBytes_GET_SIZE(item.request) > SURE_BYTES:     # another server may not take so much
+    if item.request is None or PyBytes_GET_SIZE(item.request) > SAFE_REQUEST_BYTES:   # another server may take less
         backend._fail(item, errors.LOST, True)
         return 0
     item.ahead = item.queued + 1 if item.queued else 0
@@ -347,7 +347,7 @@ cdef bint withhold(Backend backend, Pending item, const char *p, Py_ssize_t n) e
     for i in range(backend.count - backend.unsent):
         if not later.done and backend._owner(later) is owner:
             withheld.left += 1
-        later = later.next_out
+        later = later.next_queued
     if backend.withheld is None:
         backend.withheld = {}
     backend.withheld[owner] = withheld

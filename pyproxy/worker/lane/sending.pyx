@@ -8,7 +8,8 @@ from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 
 from pyproxy.worker.lane.lane cimport (
-    LARGE, REPLAY_BYTES, SURE_BYTES, Backend, Client, Lane, Pending, Route, Split, choose_backend, refusal_at_gate)
+    LARGE, REPLAY_BYTES, SAFE_REQUEST_BYTES, Backend, Client, Lane, Pending, Route, Split, choose_backend,
+    refusal_at_gate)
 
 from protocol import errors
 from pyproxy.worker.lane.outcome import NOT_NOW
@@ -48,9 +49,9 @@ cdef bint decline(Client client) except -1:
 
 
 cdef Split new_split(Client client, Route route, bytes owners, int parts, Py_ssize_t size):
-    cdef Split split = new_split_at(client, route, owners, parts, client.begun(size))
+    cdef Split split = new_split_at(client, route, owners, parts, client.new_pending(size))
     split.place.shard = -1
-    client.placed(split.place)
+    client.enqueue(split.place)
     return split
 
 
@@ -85,27 +86,28 @@ cdef int send_all(list backends, Split split, list frames) except -1:
     return 0
 
 
-cdef int send(Backend backend, Split split, bytes frame, int queued, bint stays, int pace) except -1:
+cdef int send(Backend backend, Split split, bytes frame, int queued, bint primary_only, int timeout_class) except -1:
     """One part out.  Its split has begun, so a part that cannot be put has failed, and the others go on.
 
-    `pace`: of its slowest command; -1: it is looked for.
+    `timeout_class`: of its slowest command; -1: it is looked for.
     """
     try:
-        _send_part(backend, split, frame, queued, stays, pace)
+        _send_part(backend, split, frame, queued, primary_only, timeout_class)
     except Exception:
         split.not_sent(backend)
     return 0
 
 
-cdef inline int _send_part(Backend backend, Split split, bytes frame, int queued, bint stays, int pace) except -1:
+cdef inline int _send_part(
+        Backend backend, Split split, bytes frame, int queued, bint primary_only, int timeout_class) except -1:
     cdef Pending part = split.part(backend.shard, PyBytes_GET_SIZE(frame))
     if queued or split.on_answered is not None:
-        part.pace = split.lane.pace_of(frame, queued) if pace < 0 else pace
-    part.stays = stays
+        part.timeout_class = split.lane.timeout_class_of(frame, queued) if timeout_class < 0 else timeout_class
+    part.primary_only = primary_only
     if queued:
         part.queued = queued
         part.ahead = queued + 1
-    if part.size <= SURE_BYTES if not part.write else (
+    if part.size <= SAFE_REQUEST_BYTES if not part.write else (
             backend.replays_writes and split.route.replayable and part.size <= REPLAY_BYTES):
         part.request = frame
     if part.size < LARGE:

@@ -16,12 +16,12 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 
 from protocol.scan cimport Words
 from pyproxy.worker.lane.lane cimport REPLAY_BYTES, Backend, Client, Lane, Pending, Route, Split, choose_backend
-from pyproxy.worker.lane.many_keys cimport begin_wide
+from pyproxy.worker.lane.many_keys cimport begin_sliced
 from pyproxy.worker.lane.merge cimport merged
 from pyproxy.worker.lane.sending cimport admit_all, decline, new_split, send, send_all
 from pyproxy.worker.lane.share cimport Share, count_keys, cut_parts, first_key, share_out
-from pyproxy.worker.lane.steps cimport WIDE_BYTES, WIDE_KEYS
-from pyproxy.worker.lane.words cimport gather
+from pyproxy.worker.lane.steps cimport SLICE_ABOVE_BYTES, SLICE_ABOVE_KEYS
+from pyproxy.worker.lane.words cimport prepare
 
 from protocol import errors, request
 from pyproxy.worker.lane.check import check
@@ -36,7 +36,7 @@ def install(Lane lane not None, slices not None):
     lane.slices = slices
     lane.splitter = begin
     lane.merger = merged
-    lane.gatherer = gather
+    lane.preparer = prepare
     lane.checker = check
 
 
@@ -51,8 +51,8 @@ cdef bint begin(Client client, Route route, const char *frame, Py_ssize_t size) 
     if keys < 0:
         client.put_answer(errors.wrong_arity(route.name))
         return True
-    if keys > WIDE_KEYS or size > WIDE_BYTES:
-        return begin_wide(client, route, frame, size, keys)
+    if keys > SLICE_ABOVE_KEYS or size > SLICE_ABOVE_BYTES:
+        return begin_sliced(client, route, frame, size, keys)
     owners = PyBytes_FromStringAndSize(NULL, keys * 2)
     shares = <Share *>PyMem_RawCalloc(shards, sizeof(Share))
     if shares == NULL:
@@ -72,13 +72,13 @@ cdef bint _send_whole(Client client, Route route, int shard, const char *frame, 
     cdef Pending place
     if backend is None:
         return decline(client)
-    place = client.begun(size)
+    place = client.new_pending(size)
     place.write = route.write
     place.shard = shard
     if not route.write or (backend.replays_writes and route.replayable and size <= REPLAY_BYTES):
         place.request = PyBytes_FromStringAndSize(frame, size)
     backend.put(place, frame, size)
-    client.placed(place)
+    client.enqueue(place)
     return True
 
 
@@ -192,10 +192,10 @@ def relay(Client client not None, Route route not None, int shard, asked not Non
     split.left = 1
     split.frames = [None] * len(client.pool)
     split.make_answer = answer
-    split.place = client.begun(len(frame))
+    split.place = client.new_pending(len(frame))
     split.place.write = route.write
     split.place.shard = shard
-    client.placed(split.place)
+    client.enqueue(split.place)
     send(backend, split, frame, queued, False, -1)
     return PLACED
 
@@ -219,7 +219,8 @@ def ask(Client client not None, Route route not None, parts not None, bint write
     cdef Backend backend
     cdef list backends = list(client.pool)
     cdef Py_ssize_t size = 0
-    cdef list going = [(shard, <bytes?>each.frame, <int>each.queued, <int>each.pace) for shard, each in parts.items()]
+    cdef list going = [
+        (shard, <bytes?>each.frame, <int>each.queued, <int>each.timeout_class) for shard, each in parts.items()]
     for each in parts.values():
         size += each.size
     if primary and not write:
@@ -239,8 +240,8 @@ def ask(Client client not None, Route route not None, parts not None, bint write
             return lane.declined
     split = _asking(client, route, <int>len(parts), asked)
     split.write = write
-    for shard, frame, queued, pace in going:
-        send(<Backend>backends[shard], split, <bytes>frame, queued, primary, pace)
+    for shard, frame, queued, timeout_class in going:
+        send(<Backend>backends[shard], split, <bytes>frame, queued, primary, timeout_class)
     return None
 
 

@@ -28,13 +28,13 @@ cdef class Wire:
         if self.tls:
             self.transport.write(PyBytes_FromStringAndSize(data, size))
             return 0
-        if self.handed_over and not self.transport.get_write_buffer_size():
-            self.handed_over = False
-        if not self.handed_over:
+        if self.write_buffered and not self.transport.get_write_buffer_size():
+            self.write_buffered = False
+        if not self.write_buffered:
             written = max(_send(self.fd, data, size), 0)      # that it is closed the transport will say
             if written == size:
                 return 0
-        self.handed_over = True
+        self.write_buffered = True
         if whole is not None:
             self.transport.write(memoryview(whole)[written:])
         else:
@@ -84,7 +84,7 @@ cdef class Wire:
         elif used:
             del inbuf[:used]
         if self.on_setup is None and self.large is None and not self.skipping and not self.lost:
-            self.backend.transfers(self.inbuf is not None and len(inbuf) >= BULK_BYTES)     # of an array, say
+            self.backend.set_in_transfer(self.inbuf is not None and len(inbuf) >= BULK_BYTES)     # of an array, say
         if self.inbuf is not None and (self.overlong or self.charged or len(inbuf) >= COUNTED_BYTES):
             self._unfinished()
         elif self.charged and self.inbuf is None and self.large is None:
@@ -112,12 +112,12 @@ cdef class Wire:
         if size < COUNTED_BYTES:
             size = 0
         if size and not self.charged:
-            lane.arrivals.append(self)
+            lane.partial_replies.append(self)
         elif self.charged and not size:
-            lane.arrivals.remove(self)
+            lane.partial_replies.remove(self)
         lane.buffered += size - self.charged
-        lane.handed_on += size - self.charged
-        lane.arriving += size - self.charged
+        lane.upstream_buffered += size - self.charged
+        lane.partial_reply_bytes += size - self.charged
         self.charged = size
         return 0
 
@@ -174,7 +174,7 @@ cdef class Wire:
         bug(self)
         if item is not None and item is not backend.head:
             try:
-                if item.whole is not None or (item.client is not None and not item.done):
+                if item.split is not None or (item.client is not None and not item.done):
                     backend._fail(item, errors.FAULT, False)
             except Exception:
                 backend._cut_off_owner(item)
@@ -192,7 +192,7 @@ cdef class Wire:
             while pos < n:
                 found = scan_reply(p + pos, n - pos, &self.scan, resp3, backend.lane.reply_line, &length)
                 if found == NEED_MORE:
-                    if self.on_setup is None and not self._owes():
+                    if self.on_setup is None and not self._expects_reply():
                         return -1
                     item = None
                     return n if self.on_setup is None and self._begin_large(p + pos, n - pos) else pos
@@ -204,7 +204,7 @@ cdef class Wire:
                         return -1
                     resp3 = backend.proto == 3 or self.on_setup is not None
                 else:
-                    if not self._owes():
+                    if not self._expects_reply():
                         return -1
                     item = backend.head
                     if self.overlong:
@@ -232,7 +232,7 @@ cdef class Wire:
         self.drop(why)
         return -1
 
-    cdef bint _owes(self) except -1:
+    cdef bint _expects_reply(self) except -1:
         """Only what was given to this connection can have an answer on it; one that sends more is dropped."""
         if self.backend.count - self.backend.unsent > 0:
             return True
@@ -240,7 +240,7 @@ cdef class Wire:
         return False
 
     cdef int _deliver(self, Pending item, const char *p, Py_ssize_t n, bytes frame) except -1:
-        """Gives a reply to the request whose turn it is; `frame` if there are bytes of it already."""
+        """Gives a reply to the request at the head of the queue; `frame` if there are bytes of it already."""
         cdef Backend backend = self.backend
         cdef Lane lane = backend.lane
         if backend.canary and self._check_canary(item, p, n):
@@ -253,18 +253,18 @@ cdef class Wire:
             backend._resolve(item)
         if backend.withheld is not None and withhold_later(backend, item, p, n):
             return 0
-        if item.client is None and item.whole is None:
+        if item.client is None and item.split is None:
             return 0
         if p[0] == c'-':
             lane.errors += 1
-            if self._distrusted(p, n):
+            if self._is_redirection(p, n):
                 return backend._fail(item, errors.garbled("answered with a redirection"), True)
             if n > 8 and p[1:8] == b"NOAUTH ":
                 # ours to say, not the client's to hear; the next connection says it
                 backend._fail(item, errors.UNAUTHENTICATED, True)
                 self.drop(errors.UNAUTHENTICATED)
                 return 0
-            if (self._tell_of(p, n) and item.write and not item.done and not item.queued
+            if (self._report_refusal(p, n) and item.write and not item.done and not item.queued
                     and withhold(backend, item, p, n)):
                 return 0
         if frame is None:
@@ -276,13 +276,14 @@ cdef class Wire:
         cdef Pending other
         cdef bytes code, frame
         if item.expected is None:
-            if n < PyBytes_GET_SIZE(SONG) or memcmp(p, PyBytes_AS_STRING(SONG), PyBytes_GET_SIZE(SONG)) != 0:
+            if (n < PyBytes_GET_SIZE(CANARY_REPLY)
+                    or memcmp(p, PyBytes_AS_STRING(CANARY_REPLY), PyBytes_GET_SIZE(CANARY_REPLY)) != 0):
                 return False
             # a client may have such a value, but not that of one which went out just before its request or later
             frame = p[:n]
-            other = item.next_out
+            other = item.next_queued
             while other is not None and frame != other.expected:
-                other = other.next_out
+                other = other.next_queued
             if other is not None or frame == self.backend.last_canary:
                 return self._out_of_step("answered a canary where a request was due")
             return False
@@ -311,10 +312,10 @@ cdef class Wire:
         item.ahead -= 1
         if p[0] != c'-':
             return 0
-        self._tell_of(p, n)
+        self._report_refusal(p, n)
         # MULTI itself: the server runs what is behind it one by one, unless it will say NOAUTH to all of it
         if (item.ahead == item.queued and not (n > 8 and p[1:8] == b"NOAUTH ")
-                and (item.client is not None or item.whole is not None)):
+                and (item.client is not None or item.split is not None)):
             self.backend._fail(item, errors.NO_TRANSACTION, False)
         return 0
 
@@ -334,13 +335,13 @@ cdef class Wire:
             self.skipping = size - n
             self.last = p[n - 1]
             self.overlong = True
-            self.backend.transfers(True)
+            self.backend.set_in_transfer(True)
             self.scan.left = 0
             self.scan.pos = 0
             return True
         self.large = PyBytes_FromStringAndSize(NULL, size)
         if size - n >= BULK_BYTES:
-            self.backend.transfers(True)
+            self.backend.set_in_transfer(True)
         memcpy(PyBytes_AS_STRING(self.large), p, n)
         self.large_filled = n
         self.scan.left = 0
@@ -362,10 +363,10 @@ cdef class Wire:
             return used
         self.large = None
         self._charge(0)
-        self.backend.transfers(False)
+        self.backend.set_in_transfer(False)
         if p[size - 2] != c'\r' or p[size - 1] != c'\n':
             self._garbled("sent bytes that are not a reply")
-        elif self._owes():
+        elif self._expects_reply():
             item = self.backend.head
             try:
                 self._deliver(item, p, size, frame)
@@ -382,7 +383,7 @@ cdef class Wire:
             self.last = p[used - 1]
         elif (p[used - 2] if used > 1 else self.last) != c'\r' or p[used - 1] != c'\n':
             self._garbled("sent bytes that are not a reply")
-        elif self.scan.left == 0 and self._owes():
+        elif self.scan.left == 0 and self._expects_reply():
             self._deliver_overlong()
         return used
 
@@ -392,16 +393,16 @@ cdef class Wire:
         cdef bytes line = errors.reply_too_large(self.backend.lane.memory_limit)
         self.overlong = False
         try:
-            self.backend.transfers(False)
+            self.backend.set_in_transfer(False)
             return self._deliver(item, PyBytes_AS_STRING(line), PyBytes_GET_SIZE(line), line)
         except Exception:
             return self._on_fault(item)
 
-    cdef bint _distrusted(self, const char *p, Py_ssize_t n):
+    cdef bint _is_redirection(self, const char *p, Py_ssize_t n):
         """-MOVED and -ASK would send clients past the proxy."""
         return n > 7 and (p[1:7] == b"MOVED " or p[1:5] == b"ASK ")
 
-    cdef bint _tell_of(self, const char *p, Py_ssize_t n) except -1:
+    cdef bint _report_refusal(self, const char *p, Py_ssize_t n) except -1:
         """A refusal that says more of the server than of the request is told to the link."""
         cdef str code = _refusal_code(p, n)
         if code is None:
@@ -454,10 +455,10 @@ cdef class Wire:
         self.transport = None
 
     def pause_writing(self):
-        self.choked = True
+        self.writing_paused = True
         self.backend._review()
 
     def resume_writing(self):
-        self.choked = False
+        self.writing_paused = False
         self.backend._review()
         self.backend._mark()

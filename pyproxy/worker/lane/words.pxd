@@ -3,4 +3,4 @@
 from pyproxy.worker.lane.lane cimport Client, Route
 
 
-cdef bint gather(Client client, Route route, const char *frame, Py_ssize_t size) except -1
+cdef bint prepare(Client client, Route route, const char *frame, Py_ssize_t size) except -1

@@ -35,7 +35,7 @@ cdef class Placed:
 
 
 @cython.final
-cdef class Gathering:
+cdef class Preparation:
     """One such request until all of that is done; work for slices.py."""
 
     cdef Client client
@@ -67,7 +67,7 @@ cdef class Gathering:
         """A step -> how many parts were done, as slices.py counts them."""
         cdef Client client = self.client
         cdef Py_ssize_t parts
-        if client.gathering is not self:
+        if client.preparation is not self:
             raise StopIteration     # it has gone, or begins nothing more
         try:
             parts = self._step()
@@ -78,7 +78,7 @@ cdef class Gathering:
             client.finish()
             raise StopIteration from None
         if parts == 0:
-            client.gathering = None
+            client.preparation = None
             client.words = self.words
             client.unpark(Park.WORDS)
             raise StopIteration
@@ -227,19 +227,19 @@ cdef class Gathering:
         self.client.lane.slices.run(self)
 
     def __repr__(self):
-        return f"<Gathering {self.route.name.decode()} of {self.size} bytes of {self.client!r}>"
+        return f"<Preparation {self.route.name.decode()} of {self.size} bytes of {self.client!r}>"
 
 
-cdef bint gather(Client client, Route route, const char *frame, Py_ssize_t size) except -1:
+cdef bint prepare(Client client, Route route, const char *frame, Py_ssize_t size) except -1:
     """Parks the client before this command, until its words are there.  False, see Splitter."""
-    cdef Gathering gathering = Gathering.__new__(Gathering)
-    gathering.client = client
-    gathering.route = route
-    gathering.size = size
-    gathering.frame = PyBytes_FromStringAndSize(NULL, size)
-    client.gathering = gathering
+    cdef Preparation preparation = Preparation.__new__(Preparation)
+    preparation.client = client
+    preparation.route = route
+    preparation.size = size
+    preparation.frame = PyBytes_FromStringAndSize(NULL, size)
+    client.preparation = preparation
     client.parked |= Park.WORDS
-    gathering.charge()
+    preparation.charge()
     # In a turn of its own: then the bytes are at the beginning of `inbuf`.
-    client.lane.loop.call_soon(gathering.start)
+    client.lane.loop.call_soon(preparation.start)
     return False

@@ -89,7 +89,7 @@ class Hub:
         self._lane = lane
         self.deliver = Deliverer(registry, self.interest, config.limits.pubsub_bytes).deliver  # see upstream.Listener
         limit = max(config.limits.memory_bytes // 4, config.limits.bulk_bytes + MESSAGE_OVERHEAD)
-        self._partial_messages = PartialMessages(limit, lane.listens)
+        self._partial_messages = PartialMessages(limit, lane.count_partial_message)
         self._timeouts = config.timeouts
         self._access = access
         self._spawn = spawn

@@ -196,7 +196,7 @@ class Link:
             if since and now - since < patience_s:
                 known = before.get(backend)
                 if known is None or known.since != since or not known.taken_at:
-                    known = Work(self.name, since, since + patience_s, now if backend.is_taken else 0.0)
+                    known = Work(self.name, since, since + patience_s, now if backend.is_acknowledged else 0.0)
                 self._slow[backend] = known
         return sorted(self._slow.values(), key=lambda work: work.since)
 

@@ -163,7 +163,7 @@ class ShardRouter:
         backends = (*self.link.backends.values(), *leased)
         if self.gate.directive.moving:  # what was begun may not be sent to another server, as after a promotion
             return any(backend.has_writes for backend in backends)
-        return any(backend.owes_write for backend in backends)
+        return any(backend.has_unanswered_write for backend in backends)
 
     @property
     def is_outdated(self) -> bool:

@@ -183,6 +183,8 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def scene(fleet: Fleet) -> Iterator[Scene]:
+    for shard in fleet.shards:
+        shard.primary.ask("CONFIG", "SET", "hz", "100")  # so that what blocks ends at its time, and not 0.1 s later
     stage = Stage()
     with ExitStack() as open_:
         relays = [open_.enter_context(HostileRelay(shard.primary.port, stage)) for shard in fleet.shards]

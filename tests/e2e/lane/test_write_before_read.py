@@ -69,13 +69,13 @@ def test_so_it_is_where_a_command_waits_for_all_before_it(
 def test_one_that_never_reads_is_closed_at_its_limit_with_a_word_in_the_log(fleet: Fleet) -> None:
     with Proxy(fleet, limits={"client_output_bytes": 4 * MIB}) as proxy, Connection(proxy.port) as other:
         assert other.ask("SET", "k", b"x" * 1000) == b"OK"
-        with Connection(proxy.port, receive_buffer=4096) as deaf:
+        with Connection(proxy.port, receive_buffer=4096) as stalled:
             closed: list[Exception] = []
 
             def write() -> None:
                 try:
                     while True:
-                        deaf.socket.sendall(packed("GET", "k") * 10_000)
+                        stalled.socket.sendall(packed("GET", "k") * 10_000)
                 except OSError as error:
                     closed.append(error)
 
@@ -194,8 +194,8 @@ def test_what_stands_behind_a_command_that_could_wait_and_need_not_is_done(
 
 def test_one_that_closed_its_half_and_never_reads_is_closed(proxy: Proxy, conn: Connection) -> None:
     assert conn.ask("SET", "large", b"x" * 900_000) == b"OK"
-    with Connection(proxy.port, receive_buffer=4096) as deaf:
-        deaf.send(*[("GET", "large")] * 30)
-        deaf.socket.shutdown(socket.SHUT_WR)
+    with Connection(proxy.port, receive_buffer=4096) as stalled:
+        stalled.send(*[("GET", "large")] * 30)
+        stalled.socket.shutdown(socket.SHUT_WR)
         wait_for_info(conn, "it to be closed", lambda info: info["connected_clients"] == "1")
         assert "+client-output-limit" in proxy.log.read_text()

@@ -21,11 +21,11 @@ def fleet() -> Iterator[Fleet]:
         yield fleet
 
 
-def beats(worker: BareWorker, for_s: float) -> set[int]:
+def heartbeats(worker: BareWorker, for_s: float) -> set[int]:
     """When it looked, in so many seconds."""
     seen, until = set(), time.monotonic() + for_s
     while time.monotonic() < until:
-        seen.add(worker.count("beat_us"))
+        seen.add(worker.count("heartbeat_us"))
         time.sleep(TICK_S / 4)
     return seen
 
@@ -36,7 +36,7 @@ def test_at_rest_it_looks_seldom_and_still_often_enough_to_be_seen_alive(fleet: 
     with BareWorker(fleet) as worker, Connection(worker.port) as conn:
         assert conn.ask("PING") == b"PONG"
         most = COUNTED_S / REST_S * 2
-        wait_until("it to rest", lambda: len(beats(worker, COUNTED_S)) <= most, worker.tail, PATIENCE_S * 2)
+        wait_until("it to rest", lambda: len(heartbeats(worker, COUNTED_S)) <= most, worker.tail, PATIENCE_S * 2)
 
 
 def wakes(worker: BareWorker, for_s: float) -> int:
@@ -68,7 +68,7 @@ def test_a_client_that_waits_for_what_may_never_come_lets_it_rest(fleet: Fleet, 
         waiting = "subscribers" if asks[0] == "SUBSCRIBE" else "blocked_clients"
         wait_until("it to wait", lambda: worker.count(waiting) == 1, worker.tail, PATIENCE_S)
         most = COUNTED_S / REST_S * 2
-        wait_until("it to rest", lambda: len(beats(worker, COUNTED_S)) <= most, worker.tail, PATIENCE_S * 2)
+        wait_until("it to rest", lambda: len(heartbeats(worker, COUNTED_S)) <= most, worker.tail, PATIENCE_S * 2)
 
 
 def test_what_begins_while_it_is_at_rest_has_its_deadline(fleet: Fleet) -> None:
@@ -78,7 +78,7 @@ def test_what_begins_while_it_is_at_rest_has_its_deadline(fleet: Fleet) -> None:
     ):
         key, primary = Keys(worker).one(0), fleet.shards[0].primary
         assert conn.ask("SET", key, "v") == b"OK"
-        wait_until("it to rest", lambda: len(beats(worker, 0.5)) <= 5, worker.tail, PATIENCE_S * 2)
+        wait_until("it to rest", lambda: len(heartbeats(worker, 0.5)) <= 5, worker.tail, PATIENCE_S * 2)
         primary.pause()
         try:
             assert error(conn.ask("GET", key)).startswith("TRYAGAIN ")
@@ -93,7 +93,7 @@ def test_a_check_for_a_client_that_waits_has_its_deadline_though_it_rests(fleet:
         keys, primary = Keys(worker), fleet.shards[0].primary
         conn.send(("BLPOP", keys.one(1, "list"), keys.one(0, "list"), "0"))
         wait_until("it to wait", lambda: worker.count("blocked_clients") == 1, worker.tail, PATIENCE_S)
-        wait_until("it to rest", lambda: len(beats(worker, 0.5)) <= 5, worker.tail, PATIENCE_S * 2)
+        wait_until("it to rest", lambda: len(heartbeats(worker, 0.5)) <= 5, worker.tail, PATIENCE_S * 2)
         primary.pause()
         try:
             assert error(conn.read()).split()[0] in ("TRYAGAIN", "UNCERTAIN")

@@ -126,12 +126,12 @@ def test_a_write_that_was_lost_with_its_connection_counts_until_there_is_a_prima
 
 def test_what_a_connection_still_had_to_send_is_forgotten_when_it_is_given_up(fleet: Fleet) -> None:
     """Its socket is reset, or the kernel would go on sending what clients were told is uncertain."""
-    with socket.create_server((HOST, 0)) as deaf:
-        port: int = deaf.getsockname()[1]
+    with socket.create_server((HOST, 0)) as stalled:
+        port: int = stalled.getsockname()[1]
         timeouts = {"connect_s": 0.3, "reply_s": 0.3}
         with BareWorker(fleet, {SLOW: Node(HOST, port)}, timeouts=timeouts):
-            deaf.settimeout(PATIENCE_S)
-            connection, _ = deaf.accept()
+            stalled.settimeout(PATIENCE_S)
+            connection, _ = stalled.accept()
             connection.settimeout(PATIENCE_S)
             assert connection.recv(65536)
             with pytest.raises(ConnectionResetError):

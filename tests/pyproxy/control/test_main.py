@@ -130,17 +130,17 @@ def test_swapped_endpoints_are_refused_with_shard_node_and_owner(fleet: Fleet, t
 def test_a_key_that_a_script_did_not_declare_keeps_no_shard_from_being_served(fleet: Fleet, tmp_path: Path) -> None:
     """Neither now nor after a restart."""
     script = "for i=1,40 do redis.call('set', 'job:'..i, 1) end"
-    for shard in fleet.shards:
+    tags = {shard: _tag(fleet, shard.name) for shard in fleet.shards}
+    for shard, tag in tags.items():
         for number in range(100):
-            shard.primary.ask("SET", f"{{{_tag(fleet, shard.name)}}}{number}", "x")
+            shard.primary.ask("SET", f"{{{tag}}}{number}", "x")
     fleet.shards[0].primary.ask("EVAL", script, 0)
     try:
         for _ in range(2):
             with serving(fleet.config(), tmp_path) as run:
                 port = int(run.wait_for(r"listening on 127\.0\.0\.1:([0-9]+)")[1])
                 run.wait_for(r"\+ready ")
-                for shard in fleet.shards:
-                    assert ask(port, "SET", f"{{{_tag(fleet, shard.name)}}}", "y") == b"OK"
+                assert [ask(port, "SET", f"{{{tag}}}", "y") for tag in tags.values()] == [b"OK"] * len(tags)
     finally:
         for shard in fleet.shards:
             shard.primary.ask("FLUSHALL")
@@ -287,7 +287,7 @@ def test_a_worker_that_does_not_drain_is_killed_and_that_is_an_orderly_end(fleet
         assert "+worker-kill index=0 " in run.said()
 
 
-def test_a_signal_during_the_first_look_ends_it(tmp_path: Path) -> None:
+def test_a_signal_during_the_first_check_ends_it(tmp_path: Path) -> None:
     with Fleet(shards=1, replicas=0) as hanging:
         hanging.shards[0].primary.pause()
         with serving(hanging.config(), tmp_path) as run:

@@ -41,7 +41,7 @@ class Announcement:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class PromotionPlan:
     """A shard whose primary is to be replaced."""
 
     shard: str
@@ -70,11 +70,11 @@ class Promoter:
     async def run(self) -> None:
         """Follow whoever decides and announce what they say, until cancelled. Their failures end nothing."""
 
-    async def promote(self, case: Case) -> None:
+    async def promote(self, plan: PromotionPlan) -> None:
         """Have the candidate made primary: one attempt, until it is, or soon will be. Raises PromotionFailed."""
         raise PromotionFailed("nobody promotes here", again=False)
 
-    async def hand_over(self, case: Case) -> None:
+    async def hand_over(self, plan: PromotionPlan) -> None:
         """The same with both alive and no write in flight: nothing may be lost. Undone if it fails: PromotionFailed."""
         raise PromotionFailed("nobody promotes here", again=False)
 

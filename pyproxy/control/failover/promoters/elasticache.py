@@ -6,8 +6,8 @@ A node is announced when AWS names it and it says role:master itself; the candid
 has finished, whatever AWS still says of the primary. No server is ever told anything: all of it is AWS' doing.
 
 Asking is ModifyReplicationGroup with PrimaryClusterId, once for each promotion. Where nobody knows whether AWS was
-reached (no answer, 5xx) what follows is awaited, and nothing is asked again for QUIET_S. Where automatic failover is on
-AWS promotes by itself, and is never asked. How long AWS takes is not published; `usual_s` is a guess.
+reached (no answer, 5xx) what follows is awaited, and nothing is asked again for REQUEST_TIMEOUT_S. Where automatic
+failover is on AWS promotes by itself, and is never asked. How long AWS takes is not published; `usual_s` is a guess.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 
 from pyproxy.access import Access
 from pyproxy.config import Config, ElastiCache
-from pyproxy.control.failover.promoters import Announce, Announcement, Case, Promoter, PromotionFailed
+from pyproxy.control.failover.promoters import Announce, Announcement, Promoter, PromotionFailed, PromotionPlan
 from pyproxy.control.failover.promoters.replication_groups import Api, ApiError, Group
 from pyproxy.control.health import detector
 from pyproxy.control.health.node_connection import NodeConnection, NodeError
@@ -34,7 +34,7 @@ THREADS = 4
 NODE_S = 1.0  # for a server to connect, and to answer
 CHECK_S = 0.25  # between two checks of a candidate, of which MASTERS in a row must say role:master
 MASTERS = 2
-QUIET_S = 30.0  # after AWS was asked, until it is believed that it never will
+REQUEST_TIMEOUT_S = 30.0  # after AWS was asked, until it is believed that it never will
 IN_STEP_S = 1.0  # for a replica to have all that its primary has, when no write is in flight
 
 # Codes of refusals that another attempt, or another candidate, meets again.
@@ -223,9 +223,11 @@ class ElastiCachePromoter(Promoter):
         if requested.masters >= MASTERS and (group.primary == requested.node or group.status == "available"):
             self._late = group.primary if group.primary != requested.node else None
             self._believe(requested.node)
-        elif not requested.masters and group.status == "available" and self._group_at > requested.at + QUIET_S:
+        elif (
+            not requested.masters and group.status == "available" and self._group_at > requested.at + REQUEST_TIMEOUT_S
+        ):
             self._deferred = group.pending
-            self._end(f"{requested.node} is no primary {QUIET_S:g} s after aws was asked")
+            self._end(f"{requested.node} is no primary {REQUEST_TIMEOUT_S:g} s after aws was asked")
 
     def _believe(self, node: Node) -> None:
         if self._requested is not None:
@@ -256,18 +258,18 @@ class ElastiCachePromoter(Promoter):
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
-    async def promote(self, case: Case) -> None:
+    async def promote(self, plan: PromotionPlan) -> None:
         """Returns when AWS has done it, which may be long: cancelled, it is followed to the end all the same."""
         self._describe_now.set()
         await asyncio.sleep(random.uniform(0.0, self._options.delay_s))  # another proxy may be faster
-        await self._obtain(case)
+        await self._obtain(plan)
 
-    async def hand_over(self, case: Case) -> None:
+    async def hand_over(self, plan: PromotionPlan) -> None:
         """The same, once the candidate has all that the primary has. Takes as long as AWS takes."""
-        await self._wait_in_step(case)
-        await self._obtain(case)
+        await self._wait_in_step(plan)
+        await self._obtain(plan)
 
-    async def _obtain(self, case: Case) -> None:
+    async def _obtain(self, plan: PromotionPlan) -> None:
         at = time.monotonic()
         try:
             group = await self._groups.described(self._name)
@@ -276,20 +278,20 @@ class ElastiCachePromoter(Promoter):
         await self._on_described(group, at)
         if group.refusal:
             raise PromotionFailed(group.refusal, again=False)
-        requested = self._requested or self._begun(group, case) or await self._ask(group, case)
+        requested = self._requested or self._begun(group, plan) or await self._ask(group, plan)
         self._check_now.set()
         self._describe_now.set()
         why = await asyncio.shield(requested.over)
         if why:
             raise PromotionFailed(why)
-        if str(requested.node) != case.candidate.node:
+        if str(requested.node) != plan.candidate.node:
             raise PromotionFailed(f"aws promoted {requested.node}, as somebody else asked for")
 
-    def _begun(self, group: Group, case: Case) -> RequestedPromotion | None:
+    def _begun(self, group: Group, plan: PromotionPlan) -> RequestedPromotion | None:
         """What AWS does already; None if it may be asked. Raises PromotionFailed."""
         node = group.node_of(group.pending) if group.pending != self._deferred else None
-        if node is None and group.primary is not None and str(group.primary) != case.primary.node:
-            if str(group.primary) != case.candidate.node:
+        if node is None and group.primary is not None and str(group.primary) != plan.primary.node:
+            if str(group.primary) != plan.candidate.node:
                 raise PromotionFailed(f"aws says that {group.primary} is the primary")
             node = group.primary
         if node is None and group.status != "available":
@@ -301,13 +303,13 @@ class ElastiCachePromoter(Promoter):
         self._requested = RequestedPromotion(node, time.monotonic())
         return self._requested
 
-    async def _ask(self, group: Group, case: Case) -> RequestedPromotion:
+    async def _ask(self, group: Group, plan: PromotionPlan) -> RequestedPromotion:
         """Ask AWS, once."""
-        cluster = group.cluster_of(case.candidate.node)
+        cluster = group.cluster_of(plan.candidate.node)
         if not cluster:
-            raise PromotionFailed(f"aws knows no {case.candidate.node} in the replication group")
-        requested = self._requested = RequestedPromotion(Node.parse(case.candidate.node))
-        what = {"shard": case.shard, "epoch": case.epoch, "node": requested.node}
+            raise PromotionFailed(f"aws knows no {plan.candidate.node} in the replication group")
+        requested = self._requested = RequestedPromotion(Node.parse(plan.candidate.node))
+        what = {"shard": plan.shard, "epoch": plan.epoch, "node": requested.node}
         emit(Event.ELASTICACHE_ASKED, **what, group=self._name, cluster=cluster)
         try:
             await self._groups.promote(self._name, cluster)
@@ -320,18 +322,18 @@ class ElastiCachePromoter(Promoter):
             requested.at = time.monotonic()
         return requested
 
-    async def _wait_in_step(self, case: Case) -> None:
-        primary = await self._replication(case.primary.node)
+    async def _wait_in_step(self, plan: PromotionPlan) -> None:
+        primary = await self._replication(plan.primary.node)
         wanted = integer(primary.get("master_repl_offset"))
         deadline = time.monotonic() + IN_STEP_S
         while True:
-            candidate = await self._replication(case.candidate.node)
+            candidate = await self._replication(plan.candidate.node)
             offset, link = integer(candidate.get("slave_repl_offset")), candidate.get("master_link_status", "none")
             if primary.get("role") == "master" and offset >= wanted and link == "up":
                 return
             if time.monotonic() > deadline:
                 state = f"is at {offset} with link {link}, its primary at {wanted}"
-                raise PromotionFailed(f"{case.candidate.node} {state}")
+                raise PromotionFailed(f"{plan.candidate.node} {state}")
             await asyncio.sleep(CHECK_S / 10)
 
     def __repr__(self) -> str:

@@ -1,8 +1,8 @@
 """The parent itself promotes, by REPLICAOF: it asks nobody, so there must be one such promoter (docs/promotion.md).
 
-A Case comes in, with the candidate already chosen; commands to its servers go out, each on a connection made for it and
-within a deadline. A server is told of another by the host and port that the configuration gives: the servers must reach
-each other by those.
+A PromotionPlan comes in, with the candidate already chosen; commands to its servers go out, each on a connection made
+for it and within a deadline. A server is told of another by the host and port that the configuration gives: the servers
+must reach each other by those.
 
 REPLICAOF NO ONE is sent once and never again: where no reply comes, the candidate is checked, and its role is the
 outcome. Once it is a primary, that is success: whatever else fails is logged, and left to `reconfigure`. A server is
@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from protocol.reply import Error, Value
 from pyproxy.access import Access
 from pyproxy.config import Config
-from pyproxy.control.failover.promoters import Announce, Case, Promoter, PromotionFailed
+from pyproxy.control.failover.promoters import Announce, Promoter, PromotionFailed, PromotionPlan
 from pyproxy.control.health import detector
 from pyproxy.control.health.node_connection import NodeConnection, NodeError
 from pyproxy.deadline import within
@@ -130,26 +130,26 @@ class ReplicaOf(Promoter):
 
     # --- the primary is lost ------------------------------------------------------------------------------------------
 
-    async def promote(self, case: Case) -> None:
+    async def promote(self, plan: PromotionPlan) -> None:
         clock = _Clock(self._deadline_s)
         async with self._pausing:
             self._paused = ""
-            fenced = await self._fence(case.primary.node)
+            fenced = await self._fence(plan.primary.node)
         try:
-            async with self._connected(case.candidate.node, clock) as candidate:
+            async with self._connected(plan.candidate.node, clock) as candidate:
                 now = await candidate.check_health()
-                _check_lost(now, case)
+                _check_lost(now, plan)
                 if now.role != "master":
                     clock.check()
                     await self._promote_once(candidate, clock)
-                    emit(Event.PROMOTED, shard=self._shard, node=candidate.node, epoch=case.epoch, fenced=fenced)
+                    emit(Event.PROMOTED, shard=self._shard, node=candidate.node, epoch=plan.epoch, fenced=fenced)
         except _Unclear:
             raise
         except (PromotionFailed, NodeError) as exc:
             # Whatever is wrong with the primary, it is still the only one.
-            await self._unpause(case.primary.node, clock, FENCE_S)
+            await self._unpause(plan.primary.node, clock, FENCE_S)
             raise exc if isinstance(exc, PromotionFailed) else PromotionFailed(str(exc)) from None
-        await self._gather_replicas(case, clock)
+        await self._gather_replicas(plan, clock)
 
     async def _fence(self, primary: str) -> str:
         """Whether the old primary said that it takes no write for a while, for the log.
@@ -165,20 +165,20 @@ class ReplicaOf(Promoter):
 
     # --- all are well -------------------------------------------------------------------------------------------------
 
-    async def hand_over(self, case: Case) -> None:
+    async def hand_over(self, plan: PromotionPlan) -> None:
         clock = _Clock(min(self._deadline_s, HAND_OVER_S))
         try:
             async with (
-                self._connected(case.primary.node, clock) as primary,
-                self._connected(case.candidate.node, clock) as candidate,
+                self._connected(plan.primary.node, clock) as primary,
+                self._connected(plan.candidate.node, clock) as candidate,
             ):
                 _check_pair(await primary.check_health(), await candidate.check_health())
-                await self._swap(case, primary, candidate, clock)
-                await asyncio.gather(self._give_way(primary, candidate.node), self._gather_replicas(case, clock))
+                await self._swap(plan, primary, candidate, clock)
+                await asyncio.gather(self._give_way(primary, candidate.node), self._gather_replicas(plan, clock))
         except NodeError as exc:
             raise PromotionFailed(str(exc)) from None
 
-    async def _swap(self, case: Case, primary: _Server, candidate: _Server, clock: _Clock) -> None:
+    async def _swap(self, plan: PromotionPlan, primary: _Server, candidate: _Server, clock: _Clock) -> None:
         """The candidate has everything, and is the primary; else the old one takes writes again, and it is an error."""
         swapped = False
         try:
@@ -191,8 +191,8 @@ class ReplicaOf(Promoter):
             swapped = True
         finally:
             if not swapped:
-                await self._unpause(case.primary.node, clock, STEP_S)
-        emit(Event.PROMOTED, shard=self._shard, node=candidate.node, epoch=case.epoch)
+                await self._unpause(plan.primary.node, clock, STEP_S)
+        emit(Event.PROMOTED, shard=self._shard, node=candidate.node, epoch=plan.epoch)
 
     async def _give_way(self, old: _Server, new: Node) -> None:
         """The old primary follows the new one, and only then goes on: writes that wait are answered -READONLY.
@@ -294,10 +294,10 @@ class ReplicaOf(Promoter):
         if role != "master":
             raise _Unclear(f"REPLICAOF NO ONE was sent, and {candidate} is still a {role}: {lost}")
 
-    async def _gather_replicas(self, case: Case, clock: _Clock) -> None:
+    async def _gather_replicas(self, plan: PromotionPlan, clock: _Clock) -> None:
         """The others follow the new primary: without them an old one with min-replicas-to-write takes no write."""
-        primary = Node.parse(case.candidate.node)
-        others = [each.node for each in case.others if each.reachable]
+        primary = Node.parse(plan.candidate.node)
+        others = [each.node for each in plan.others if each.reachable]
         await asyncio.gather(self._keep_role(primary, clock), *(self._repoint(each, primary, clock) for each in others))
 
     async def _repoint(self, other: str, primary: Node, clock: _Clock) -> None:
@@ -346,16 +346,16 @@ def make(shard: Shard, config: Config, access: Access, announce: Announce) -> Pr
     return ReplicaOf(shard.name, config.promotion.deadline_s, access)
 
 
-def _check_lost(now: NodeHealth, case: Case) -> None:
+def _check_lost(now: NodeHealth, plan: PromotionPlan) -> None:
     """Whether the candidate is what it was when it was chosen, or a primary since. Raises PromotionFailed."""
-    if case.candidate.replid not in (now.replid, now.replid2):
+    if plan.candidate.replid not in (now.replid, now.replid2):
         raise PromotionFailed(f"{now.node} has another history than when it was chosen")
     if now.role == "master":
         return  # somebody did it, or we did before we were restarted
     _check_data(now)
     # A primary may be known to its replicas by another address than to us, so it is only asked whether that changed.
-    others = [each.node for each in case.others if each.reachable]
-    if now.master in others or now.master not in (case.candidate.master, case.primary.node):
+    others = [each.node for each in plan.others if each.reachable]
+    if now.master in others or now.master not in (plan.candidate.master, plan.primary.node):
         raise PromotionFailed(f"{now.node} follows {now.master}")
 
 

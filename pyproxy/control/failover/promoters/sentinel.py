@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from protocol.reply import Error, Value
 from pyproxy.access import Access
 from pyproxy.config import BackendAccess, Config
-from pyproxy.control.failover.promoters import Announce, Announcement, Case, Promoter, PromotionFailed
+from pyproxy.control.failover.promoters import Announce, Announcement, Promoter, PromotionFailed, PromotionPlan
 from pyproxy.control.health.detector import parse_info
 from pyproxy.control.health.node_connection import NodeConnection, NodeError
 from pyproxy.deadline import within
@@ -116,7 +116,7 @@ class SentinelPromoter(Promoter):
 
     # --- planned ------------------------------------------------------------------------------------------------------
 
-    async def hand_over(self, case: Case) -> None:
+    async def hand_over(self, plan: PromotionPlan) -> None:
         """A coordinated failover: the primary itself waits until its successor has everything.
 
         Which replica that is, is the Sentinels' choice. They tell about 1.1 s after they were asked.
@@ -128,30 +128,30 @@ class SentinelPromoter(Promoter):
         try:
             async with within(deadline_s):
                 try:
-                    await self._order(case, b"COORDINATED")
+                    await self._order(plan, b"COORDINATED")
                     await self._announced.wait()
                 except _NotCoordinatedError:
-                    await self._hand_over_paused(case)
+                    await self._hand_over_paused(plan)
         except TimeoutError:
             raise PromotionFailed(f"no +switch-master within {deadline_s:g} s; it may come yet") from None
         except NodeError as exc:
             raise PromotionFailed(str(exc)) from None
-        if case.named and str(self._primary) != case.candidate.node:
+        if plan.named and str(self._primary) != plan.candidate.node:
             raise PromotionFailed(f"the sentinels chose {self._primary}", again=False)
 
-    async def _hand_over_paused(self, case: Case) -> None:
+    async def _hand_over_paused(self, plan: PromotionPlan) -> None:
         """By Sentinels that do not ask the primary: its writes wait, and in the end it answers them with -READONLY.
 
         It is not left to the Sentinels to make it a replica: their connection to it waits as well, for a PUBLISH. Where
         a failover was begun and nothing is announced, the pause is left to its end, as there may be another primary.
         """
-        async with _connected(Node.parse(case.primary.node), self._servers) as primary:
+        async with _connected(Node.parse(plan.primary.node), self._servers) as primary:
             pause_ms = round(self._config.promotion.deadline_s * 1000)
             end: list[tuple[bytes, ...]] = [(b"CLIENT", b"UNPAUSE")]
             try:
                 await _obeys(primary, (b"CLIENT", b"PAUSE", b"%d" % pause_ms, b"WRITE"))
-                await self._catch_up(primary, case)
-                await self._order(case)
+                await self._catch_up(primary, plan)
+                await self._order(plan)
                 end.clear()
                 await self._announced.wait()
                 assert self._claim is not None
@@ -162,10 +162,10 @@ class SentinelPromoter(Promoter):
                     with contextlib.suppress(NodeError):  # the pause ends by itself, and Sentinels do the rest
                         await primary.ask(*end, deadline_s=DEADLINE_S)
 
-    async def _catch_up(self, primary: NodeConnection, case: Case) -> None:
+    async def _catch_up(self, primary: NodeConnection, plan: PromotionPlan) -> None:
         """Return when each replica, as any may be chosen, has what the primary has. Raises NodeError."""
         wanted = await _offset(primary, "master_repl_offset")
-        for each in (case.candidate, *case.others):
+        for each in (plan.candidate, *plan.others):
             if each.reachable and each.role == "slave":
                 async with _connected(Node.parse(each.node), self._servers) as replica:
                     while True:
@@ -173,14 +173,14 @@ class SentinelPromoter(Promoter):
                             break
                         await asyncio.sleep(CATCH_UP_POLL_S)
 
-    async def _order(self, case: Case, *how: bytes) -> None:
+    async def _order(self, plan: PromotionPlan, *how: bytes) -> None:
         """Have one Sentinel begin a failover. Once one may have, no other is asked. Raises PromotionFailed."""
         failures = []
         for sentinel in self._config.sentinel.nodes:
             try:
                 async with _connected(sentinel, self._access) as connection:
-                    if case.named:
-                        await self._check_choice(sentinel, connection, case.candidate.node)
+                    if plan.named:
+                        await self._check_choice(sentinel, connection, plan.candidate.node)
                     answer = await self._fail_over(connection, how)
             except NodeError as exc:
                 failures.append(f"sentinel {sentinel}: {exc}")

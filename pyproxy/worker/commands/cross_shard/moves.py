@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from protocol import errors
 from protocol.keyspecs import number
-from protocol.reply import BadFrame
+from protocol.reply import NIL_BULK, BadFrame
 from protocol.request import Block, Request
 from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
 from pyproxy.worker.commands.cross_shard.operands import OK, check_size, value
@@ -27,7 +27,6 @@ TRIES = 20
 """How often RENAME tries again after another client has changed the source."""
 
 NONE, ONE = b":0\r\n", b":1\r\n"
-NIL = (b"$-1\r\n", b"_\r\n")  # of an element, in RESP2 and RESP3
 TAKEN = b"-BUSYKEY "  # RESTORE: the key exists and may not be replaced
 
 
@@ -225,7 +224,7 @@ async def _moved(conversation: Conversation, from_side: bytes, to_side: bytes) -
     until = conversation.lane.loop.time() + conversation.reply_s
     while True:
         frame = await conversation.ask(source_shard, b"LINDEX", source, place, primary=True)
-        if frame in NIL:
+        if frame in NIL_BULK.values():
             return frame
         element = _element(frame)
         if element is None:

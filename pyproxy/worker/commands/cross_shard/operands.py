@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, count, islice
 
 from protocol import errors, reply
-from protocol.reply import BadFrame, Error
+from protocol.reply import NIL_BULK, BadFrame, Error
 from protocol.request import Request
 from protocol.scan import ProtocolError
 from pyproxy.worker.commands.conversation import Argv, Conversation, Handler, Refusal
@@ -33,7 +33,6 @@ KEY_BYTES = 400
 """The memory for a key that is copied, beside its value: its names and theirs in the dictionaries."""
 
 OK = b"+OK\r\n"
-NIL = (b"$-1\r\n", b"_\r\n")  # of a key that does not exist, in RESP2 and RESP3
 
 
 async def fetch(conversation: Conversation, keys: Mapping[int, Sequence[int]], *, primary: bool) -> dict[bytes, bytes]:
@@ -78,7 +77,7 @@ async def _measure(
     for shard, each in keys.items():
         async for some in conversation.in_turns(zip(words_at(conversation, each), frames.pop(shard), strict=True)):
             for key, frame in some:
-                if frame in NIL:
+                if frame in NIL_BULK.values():
                     continue
                 size = value(conversation, shard, frame)
                 if key not in existing.setdefault(shard, {}):

@@ -13,12 +13,11 @@ from itertools import chain
 
 from protocol import errors
 from protocol.keyspecs import number
-from protocol.reply import integer
+from protocol.reply import NIL_ARRAY, integer
 from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
 from pyproxy.worker.commands.cross_shard.keys import Groups, by_shard, words_at
 
 NONE, ONE = b":0\r\n", b":1\r\n"
-NIL = (b"*-1\r\n", b"_\r\n")  # of an array, in RESP2 and RESP3
 
 
 # --- set all or none --------------------------------------------------------------------------------------------------
@@ -103,7 +102,7 @@ async def _mpop(conversation: Conversation) -> bytes:
         words = chain([name, b"%d" % len(group)], words_at(conversation, group), options)
         request = await conversation.request(2 + len(group) + len(options), words)
         frame = await conversation.ask_request(shard, request, write=True)
-        if frame not in NIL:
+        if frame not in NIL_ARRAY.values():
             break
     return frame
 

@@ -20,15 +20,14 @@ from itertools import chain
 
 from protocol import errors, scan
 from protocol.keyspecs import timeout_place
-from protocol.reply import BadFrame
+from protocol.reply import NIL_ARRAY, NILS, BadFrame
 from pyproxy.worker.commands.block_timeout import BlockTimeout
 from pyproxy.worker.commands.conversation import Conversation, Handler, Refusal
 from pyproxy.worker.commands.cross_shard.keys import Groups
 from pyproxy.worker.commands.cross_shard.moves import HANDLERS as MOVES
-from pyproxy.worker.commands.cross_shard.ready_keys import NOTHING, Id, ReadyKeys, Waiter
+from pyproxy.worker.commands.cross_shard.ready_keys import Id, ReadyKeys, Waiter
 from pyproxy.worker.commands.streams import in_order, part
 
-NIL = {2: b"*-1\r\n", 3: b"_\r\n"}
 """The answer at the timeout, by protocol."""
 
 _ID = re.compile(rb"([0-9]{1,20})(?:-([0-9]{1,20}))?")
@@ -56,7 +55,7 @@ async def poll(conversation: Conversation, block_timeout: BlockTimeout) -> bytes
             conversation.check_not_stopped()
             left_s = block_timeout.left_s
             if left_s == 0.0:
-                return NIL[conversation.client.proto]
+                return NIL_ARRAY[conversation.client.proto]
             if ready_keys is None:
                 context = conversation.context
                 ready_keys = context.ready_keys.setdefault(
@@ -173,7 +172,7 @@ async def _pop(
         words = chain([name, b"%d" % len(positions)], (argv[position] for position in positions), rest)
         request = await conversation.request(2 + len(positions) + len(rest), words)
         reply = await conversation.ask_request(shard, request, write=True)
-        if reply not in NOTHING:
+        if reply not in NILS:
             return errors.for_command(conversation.command.name, name, reply) if reply.startswith(b"-") else reply
     return None
 
@@ -186,7 +185,7 @@ def _moving(move: Handler) -> Round:
 
     async def ask(conversation: Conversation, argv: Sequence[bytes], groups: Groups) -> bytes | None:
         reply = await move(conversation)
-        return None if reply in NOTHING else reply
+        return None if reply in NILS else reply
 
     return ask
 
@@ -220,7 +219,7 @@ async def _read(conversation: Conversation, argv: Sequence[bytes], groups: Group
             if is_write and found:
                 break
             return reply
-        if reply not in NOTHING:
+        if reply not in NILS:
             found[shard] = reply
     if not found:
         return None

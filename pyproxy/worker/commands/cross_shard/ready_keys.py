@@ -24,7 +24,7 @@ from functools import partial
 from typing import TypeVar
 
 from protocol import scan
-from protocol.reply import BadFrame, decode, integer
+from protocol.reply import NILS, BadFrame, decode, integer
 from protocol.request import Asked, Block, Request
 from pyproxy.slices import BATCH, batches
 from pyproxy.worker.commands.conversation import Conversation
@@ -44,7 +44,6 @@ KEYS_OF_PART = 16
 CHECK_PARTS = 8
 """To send a check takes the time of so many."""
 
-NOTHING = (b"*-1\r\n", b"$-1\r\n", b"_\r\n")
 """The replies of servers that have nothing: for arrays, for elements, in RESP3."""
 
 Part = TypeVar("Part")
@@ -293,7 +292,7 @@ class ShardWaiters:
         self._answered()
 
     def _are_new(self, frame: bytes) -> None:
-        if frame not in NOTHING:
+        if frame not in NILS:
             try:
                 found = _names(frame)
             except (BadFrame, scan.ProtocolError):

@@ -18,12 +18,12 @@ from pyproxy.control.failover.transitions import (
     Effect,
     FailoverEvent,
     HealthChecked,
-    Known,
     Log,
+    PersistentState,
     Phase,
-    Powers,
     Promote,
     Promoted,
+    PromoterCapabilities,
     Switched,
 )
 from pyproxy.messages import NodeHealth
@@ -32,11 +32,11 @@ from pyproxy.shard_map import Node
 P1, P2, P3 = (Node(f"10.0.0.{number}", 6379) for number in (1, 2, 3))
 ELSEWHERE = Node("10.9.9.9", 6379)
 
-PROMOTES = Powers(acts=True, hands_over=True)  # replicaof
-FOLLOWS = Powers()  # replicaof with promote = false
-SENTINEL = Powers(hands_over=True, is_authority=True)
-ELASTICACHE = Powers(acts=True, hands_over=True, is_authority=True, usual_s=30.0)
-NONE = Powers(watches_only=True)
+PROMOTES = PromoterCapabilities(acts=True, hands_over=True)  # replicaof
+FOLLOWS = PromoterCapabilities()  # replicaof with promote = false
+SENTINEL = PromoterCapabilities(hands_over=True, is_authority=True)
+ELASTICACHE = PromoterCapabilities(acts=True, hands_over=True, is_authority=True, usual_s=30.0)
+NONE = PromoterCapabilities(watches_only=True)
 
 CHECK_S = 0.25
 """Between two checks. The health monitor checks once a second, and a shard in trouble more often."""
@@ -47,10 +47,10 @@ class SimulatedShard:
 
     def __init__(
         self,
-        powers: Powers = PROMOTES,
+        capabilities: PromoterCapabilities = PROMOTES,
         *,
         nodes: Iterable[Node] = (P1, P2, P3),
-        known: Known | None = None,
+        persistent: PersistentState | None = None,
         seasoned: bool = True,
         **options: Any,
     ) -> None:
@@ -63,7 +63,7 @@ class SimulatedShard:
             self.change(node, offset=500, role="slave", master=str(P1), link="up", lag_s=0)
         self.change(P1, role="master", master="", link="", lag_s=-1)
         self.options = Promotion(promoter="replicaof", **options)
-        self.machine = Machine("s1", self.options, known or Known(4, P1, "a"), self.now, powers)
+        self.machine = Machine("s1", self.options, persistent or PersistentState(4, P1, "a"), self.now, capabilities)
         if seasoned:
             self.check()
             self.now += 1000.0

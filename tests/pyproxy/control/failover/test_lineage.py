@@ -5,12 +5,12 @@ import pytest
 from pyproxy.control.failover import lineage
 from pyproxy.control.failover.transitions import (
     HealthChecked,
-    Known,
+    PersistentState,
     Phase,
     Promote,
     PromoteAsked,
     Promoted,
-    Quiet,
+    Quiesced,
     Switch,
     Switched,
     Ticked,
@@ -236,7 +236,7 @@ def test_a_follower_that_lost_its_keys_raises_the_alarm_too() -> None:
 def test_what_was_seen_before_a_planned_promotion_says_nothing_of_the_roles_after_it() -> None:
     shard = SimulatedShard()
     shard.step(PromoteAsked(P2))
-    shard.step(Quiet())
+    shard.step(Quiesced())
     shard.step(Promoted())
     shard.step(Switched(), after_s=0.1)
     shard.forget()
@@ -363,7 +363,7 @@ def test_an_old_primary_that_comes_back_as_master_is_not_believed() -> None:
 
 
 def test_an_authority_tells_its_epoch_to_one_that_has_none() -> None:
-    shard = SimulatedShard(SENTINEL, known=Known(0, P1))
+    shard = SimulatedShard(SENTINEL, persistent=PersistentState(0, P1))
     shard.announce(P1, 17)
     assert shard.machine.epoch == 17 and shard.effects == []
 
@@ -389,11 +389,11 @@ def test_a_promotion_that_was_cut_short_is_not_undone_by_the_old_primary_coming_
 
 
 def test_without_a_state_file_the_history_is_that_of_the_replicas() -> None:
-    shard = SimulatedShard(seasoned=False, known=Known(0, P1))
+    shard = SimulatedShard(seasoned=False, persistent=PersistentState(0, P1))
     shard.healths[P1] = NodeHealth(str(P1))
     shard.kill(P1)
     fail_over(shard, P2)
-    assert shard.machine.known.epoch == 1
+    assert shard.machine.persistent_state.epoch == 1
 
 
 def test_what_is_known_is_what_a_successor_begins_with() -> None:
@@ -402,7 +402,7 @@ def test_what_is_known_is_what_a_successor_begins_with() -> None:
     fail_over(shard, P2)
     shard.make_replica(P3, P2)
     shard.check_for(2.0)
-    assert shard.machine.known == Known(5, P2, shard.healths[P2].replid)
+    assert shard.machine.persistent_state == PersistentState(5, P2, shard.healths[P2].replid)
 
 
 # --- who follows whom -------------------------------------------------------------------------------------------------

@@ -7,18 +7,18 @@ import pytest
 from pyproxy.control.failover.machine import Machine
 from pyproxy.control.failover.transitions import (
     Answer,
-    AwaitQuiet,
     HandOver,
-    Known,
-    NotQuiet,
     PauseAsked,
+    PersistentState,
     Phase,
-    Powers,
     Promote,
     PromoteAsked,
     Promoted,
+    PromoterCapabilities,
     PromotionRefused,
-    Quiet,
+    Quiesce,
+    Quiesced,
+    QuiesceFailed,
     Reconfigure,
     ResumeAsked,
     Switch,
@@ -86,8 +86,8 @@ def test_the_gate_is_closed_when_an_operator_promotes_past_a_silent_primary() ->
 def hand_over(shard: SimulatedShard, to: Node | None = None) -> None:
     """Until the promoter is asked."""
     shard.step(PromoteAsked(to))
-    assert shard.of(AwaitQuiet) == [AwaitQuiet()]
-    shard.step(Quiet())
+    assert shard.of(Quiesce) == [Quiesce()]
+    shard.step(Quiesced())
 
 
 def test_a_planned_promotion_holds_drains_and_switches_without_a_look() -> None:
@@ -103,11 +103,11 @@ def test_a_planned_promotion_holds_drains_and_switches_without_a_look() -> None:
     assert shard.answers == [True]
 
 
-def test_the_promoter_is_asked_once_however_often_all_is_quiet() -> None:
+def test_the_promoter_is_asked_once_however_often_the_writes_are_quiesced() -> None:
     shard = SimulatedShard()
     hand_over(shard)
-    shard.step(Quiet())
-    shard.step(NotQuiet("too late to say so"))
+    shard.step(Quiesced())
+    shard.step(QuiesceFailed("too late to say so"))
     assert len(shard.of(HandOver)) == 1
     assert shard.phase is Phase.HANDING_OVER
 
@@ -120,10 +120,10 @@ def test_an_outcome_of_before_is_not_that_of_a_planned_promotion() -> None:
     assert shard.phase is Phase.HANDING_OVER and shard.of(Switch) == []
 
 
-def test_a_planned_promotion_that_does_not_get_quiet_is_given_up() -> None:
+def test_a_planned_promotion_whose_writes_are_not_quiesced_is_given_up() -> None:
     shard = SimulatedShard()
     shard.step(PromoteAsked(P2))
-    shard.step(NotQuiet("worker 1 had writes in flight"))
+    shard.step(QuiesceFailed("worker 1 had writes in flight"))
     assert (shard.phase, shard.is_closed, shard.answers) == (Phase.HEALTHY, False, [False])
     assert shard.of(HandOver) == []
     assert shard.logged == ["+hand-over", "-hand-over"]
@@ -146,7 +146,7 @@ def test_a_sentinel_that_chose_another_one_is_followed() -> None:
 
 
 def test_the_epoch_that_is_announced_in_the_middle_of_a_planned_promotion_is_not_undone() -> None:
-    shard = SimulatedShard(SENTINEL, known=Known(0, P1, "a"))
+    shard = SimulatedShard(SENTINEL, persistent=PersistentState(0, P1, "a"))
     hand_over(shard)
     shard.announce(P1, 5)
     shard.step(Promoted())
@@ -172,7 +172,7 @@ def test_what_an_operator_asks_while_another_waits_is_answered_on_its_own() -> N
     shard.step(PromoteAsked(P2))
     assert [type(effect) for effect in shard.step(PauseAsked())] == [Answer]
     assert shard.answers == [False]
-    shard.step(Quiet())
+    shard.step(Quiesced())
     shard.step(Promoted())
     shard.step(Switched())
     assert shard.answers == [False, True]
@@ -377,7 +377,9 @@ def test_between_two_promotions_there_is_min_between() -> None:
 
 def test_the_time_of_the_last_promotion_counts_over_a_restart() -> None:
     shard = SimulatedShard(seasoned=False, min_between_s=60.0)
-    shard.machine = Machine("s1", shard.options, Known(4, P1, "a"), shard.now, PROMOTES, promoted_at=shard.now - 10.0)
+    shard.machine = Machine(
+        "s1", shard.options, PersistentState(4, P1, "a"), shard.now, PROMOTES, promoted_at=shard.now - 10.0
+    )
     shard.kill(P1)
     shard.until(Phase.PROMOTING, 70.0)
     assert shard.now >= 1050.0
@@ -518,7 +520,7 @@ def test_a_replica_of_a_replica_is_tidied_though_it_has_the_history_of_the_prima
 
 
 def test_a_server_that_was_never_primary_here_is_not_taken_back() -> None:
-    shard = SimulatedShard(known=Known(0, P1))
+    shard = SimulatedShard(persistent=PersistentState(0, P1))
     shard.make_master(P3)
     shard.check_for(5.0)
     assert shard.of(Reconfigure) == []
@@ -568,7 +570,7 @@ def test_what_happened_during_a_pause_is_seen_at_its_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("powers", "to", "why"),
+    ("capabilities", "to", "why"),
     [
         (PROMOTES, ELSEWHERE, "no server of s1"),
         (PROMOTES, P1, "is the primary"),
@@ -576,8 +578,10 @@ def test_what_happened_during_a_pause_is_seen_at_its_end() -> None:
         (NONE, None, "nobody promotes s1 from here"),
     ],
 )
-def test_what_cannot_be_promoted_is_refused_with_the_reason(powers: Powers, to: Node | None, why: str) -> None:
-    shard = SimulatedShard(powers)
+def test_what_cannot_be_promoted_is_refused_with_the_reason(
+    capabilities: PromoterCapabilities, to: Node | None, why: str
+) -> None:
+    shard = SimulatedShard(capabilities)
     (answer,) = shard.step(PromoteAsked(to))
     assert isinstance(answer, Answer) and not answer.done and why in answer.text
 
@@ -627,7 +631,7 @@ def test_a_shard_that_is_well_waits_for_nothing() -> None:
     ],
     ids=["primary", "replica", "two masters", "copies a replica", "announced", "announced stranger", "paused"],
 )
-def test_a_shard_of_which_anything_is_to_be_expected_is_thought_about_at_each_look(
+def test_a_shard_of_which_anything_is_to_be_expected_is_stepped_at_each_check(
     happens: Callable[[SimulatedShard], object],
 ) -> None:
     shard = SimulatedShard(SENTINEL)

@@ -13,21 +13,21 @@ from pyproxy.control.failover.promoters import Announcement
 from pyproxy.control.failover.transitions import (
     Announced,
     Answer,
-    AwaitQuiet,
     Effect,
     FailoverEvent,
     HandOver,
     HealthChecked,
     Log,
-    NotQuiet,
     PauseAsked,
     Phase,
-    Powers,
     Promote,
     PromoteAsked,
     Promoted,
+    PromoterCapabilities,
     PromotionRefused,
-    Quiet,
+    Quiesce,
+    Quiesced,
+    QuiesceFailed,
     ResumeAsked,
     Switch,
     Switched,
@@ -57,8 +57,8 @@ class Watched(SimulatedShard):
     """A shard whose machine is held to its promises at every step. It also does what a coordinator and a promoter
     do."""
 
-    def __init__(self, powers: Powers = PROMOTES, **others: Any) -> None:
-        self.powers = powers
+    def __init__(self, capabilities: PromoterCapabilities = PROMOTES, **others: Any) -> None:
+        self.capabilities = capabilities
         self.asked = 0  # questions of operators without an answer
         self.out: Effect | None = None  # what the coordinator or the promoter was asked last, and has not answered
         self.masters: dict[Node, list[float]] = {}  # when each was seen to be master, since it was not
@@ -66,7 +66,7 @@ class Watched(SimulatedShard):
         self.handed: Node | None = None
         self.words: dict[Node, int] = {}
         self.promoted: list[Node] = []
-        super().__init__(powers, **others)
+        super().__init__(capabilities, **others)
 
     def step(self, event: FailoverEvent, after_s: float = 0.0) -> list[Effect]:
         phase, epoch, why = self.machine.phase, self.machine.epoch, self.machine.why
@@ -99,7 +99,7 @@ class Watched(SimulatedShard):
 
     def _state(self) -> object:
         machine = self.machine
-        return machine.known, machine.gate(), dict(machine.alarms)
+        return machine.persistent_state, machine.gate(), dict(machine.alarms)
 
     def _note(self, event: HealthChecked) -> None:
         for node, health in event.nodes.items():
@@ -111,13 +111,13 @@ class Watched(SimulatedShard):
 
     def _check_effects(self, event: FailoverEvent, effects: list[Effect]) -> None:
         for effect in effects:
-            if isinstance(effect, Promote | HandOver | AwaitQuiet | Switch):
+            if isinstance(effect, Promote | HandOver | Quiesce | Switch):
                 assert self.out is None, f"{effect} while {self.out} is out"
                 self.out = effect
             if isinstance(effect, Promote):
                 self._check_promote(effect.candidate)
             if isinstance(effect, HandOver):
-                assert self.powers.hands_over
+                assert self.capabilities.hands_over
                 self.handed = effect.candidate
             if isinstance(effect, Switch):
                 self._check_switch(effect)
@@ -127,7 +127,7 @@ class Watched(SimulatedShard):
         assert self.asked == 0 or (self.asked == 1 and waits)
 
     def _check_promote(self, candidate: Node) -> None:
-        assert self.powers.acts and candidate != self.machine.primary
+        assert self.capabilities.acts and candidate != self.machine.primary
         self.promoted.append(candidate)
         if self.by_operator:
             return
@@ -152,7 +152,7 @@ class Watched(SimulatedShard):
             return
         seen = self.masters[switch.node]
         assert seen[-1] - seen[0] >= STEADY_S
-        if self.powers.is_authority:
+        if self.capabilities.is_authority:
             assert switch.node in self.promoted or switch.node in self.words
 
     def _check_phases(self, before: Phase, effects: list[Effect], why: str) -> None:
@@ -168,7 +168,7 @@ class Watched(SimulatedShard):
 
     def _check_gate(self) -> None:
         gate, phase = self.machine.gate(), self.machine.phase
-        if self.powers.watches_only and phase not in (Phase.VERIFYING, Phase.SWITCHING, Phase.PAUSED):
+        if self.capabilities.watches_only and phase not in (Phase.VERIFYING, Phase.SWITCHING, Phase.PAUSED):
             assert gate is None
         elif phase not in OPEN:
             assert gate is not None and gate.why and gate.since <= self.now
@@ -184,8 +184,8 @@ class Watched(SimulatedShard):
     def outcome(self, is_done: bool, is_known: bool = True) -> None:
         """What was asked is answered. It may have been done although nobody knows."""
         out, self.out = self.out, None
-        if isinstance(out, AwaitQuiet):
-            self.step(Quiet() if is_done else NotQuiet("busy"))
+        if isinstance(out, Quiesce):
+            self.step(Quiesced() if is_done else QuiesceFailed("busy"))
         elif isinstance(out, Switch):
             self.step(Switched())
         elif isinstance(out, Promote | HandOver):
@@ -254,8 +254,8 @@ EVENTS: dict[type, FailoverEvent] = {
     Promoted: Promoted(),
     PromotionRefused: PromotionRefused("no", True),
     Switched: Switched(),
-    Quiet: Quiet(),
-    NotQuiet: NotQuiet("busy"),
+    Quiesced: Quiesced(),
+    QuiesceFailed: QuiesceFailed("busy"),
     PromoteAsked: PromoteAsked(P3),
     PauseAsked: PauseAsked(),
     ResumeAsked: ResumeAsked(),
@@ -271,7 +271,7 @@ LEADS_TO = {
     (Phase.PROMOTING, Promoted): Phase.VERIFYING,
     (Phase.PROMOTING, PromotionRefused): Phase.WAITING,
     (Phase.SWITCHING, Switched): Phase.HEALTHY,
-    (Phase.HANDING_OVER, NotQuiet): Phase.HEALTHY,
+    (Phase.HANDING_OVER, QuiesceFailed): Phase.HEALTHY,
     (Phase.PAUSED, ResumeAsked): Phase.HEALTHY,
 }
 """By one event alone, with nothing new seen; by all others a phase stays."""
@@ -299,11 +299,11 @@ def test_every_phase_meets_every_event(phase: Phase, event: FailoverEvent) -> No
 
 # --- histories drawn at random ----------------------------------------------------------------------------------------
 
-LATE = (Promoted(), PromotionRefused("late", True), Quiet(), NotQuiet("late"))
+LATE = (Promoted(), PromotionRefused("late", True), Quiesced(), QuiesceFailed("late"))
 ANSWERS: dict[type, tuple[type, ...]] = {
     Promote: (Promoted, PromotionRefused),
     HandOver: (Promoted, PromotionRefused),
-    AwaitQuiet: (Quiet, NotQuiet),
+    Quiesce: (Quiesced, QuiesceFailed),
 }
 NODES = st.sampled_from([P1, P2, P3])
 ACTIONS: list[st.SearchStrategy[tuple[Any, ...]]] = [
@@ -345,7 +345,7 @@ OPENINGS: list[list[tuple[Any, ...]]] = [
 HISTORIES = st.builds(
     lambda opening, others: opening + others, st.sampled_from(OPENINGS), st.lists(st.one_of(ACTIONS), max_size=30)
 )
-POWERS = st.sampled_from([PROMOTES, FOLLOWS, SENTINEL, ELASTICACHE, NONE])
+CAPABILITIES = st.sampled_from([PROMOTES, FOLLOWS, SENTINEL, ELASTICACHE, NONE])
 
 
 def act(shard: Watched, action: tuple[Any, ...]) -> None:
@@ -366,7 +366,7 @@ def act(shard: Watched, action: tuple[Any, ...]) -> None:
             if node != of:
                 shard.make_replica(node, of)
         case "announce", node, more:
-            has_epochs = shard.powers is not ELASTICACHE
+            has_epochs = shard.capabilities is not ELASTICACHE
             shard.announce(node, max(1, shard.machine.epoch + more) if has_epochs else 0)
         case "outcome", is_done, is_known:
             shard.outcome(is_done, is_known)
@@ -381,17 +381,21 @@ def act(shard: Watched, action: tuple[Any, ...]) -> None:
 
 
 @settings(max_examples=300)
-@given(POWERS, st.booleans(), HISTORIES)
-def test_whatever_happens_the_promises_hold(powers: Powers, seasoned: bool, history: list[tuple[Any, ...]]) -> None:
-    shard = Watched(powers, seasoned=seasoned, min_between_s=20.0)
+@given(CAPABILITIES, st.booleans(), HISTORIES)
+def test_whatever_happens_the_promises_hold(
+    capabilities: PromoterCapabilities, seasoned: bool, history: list[tuple[Any, ...]]
+) -> None:
+    shard = Watched(capabilities, seasoned=seasoned, min_between_s=20.0)
     for action in history:
         act(shard, action)
 
 
 @settings(max_examples=150)
-@given(POWERS, HISTORIES)
-def test_when_all_is_well_for_a_while_the_gate_is_open(powers: Powers, history: list[tuple[Any, ...]]) -> None:
-    shard = Watched(powers, min_between_s=20.0)
+@given(CAPABILITIES, HISTORIES)
+def test_when_all_is_well_for_a_while_the_gate_is_open(
+    capabilities: PromoterCapabilities, history: list[tuple[Any, ...]]
+) -> None:
+    shard = Watched(capabilities, min_between_s=20.0)
     for action in history:
         act(shard, action)
     for _ in range(3):  # as many questions may follow from one another
@@ -405,8 +409,8 @@ def test_when_all_is_well_for_a_while_the_gate_is_open(powers: Powers, history: 
         shard.make_master(primary)
     for node in shard.healths.keys() - {primary}:
         shard.make_replica(node, primary)
-    if powers.is_authority:
-        shard.announce(primary, 0 if powers is ELASTICACHE else 10_000)
+    if capabilities.is_authority:
+        shard.announce(primary, 0 if capabilities is ELASTICACHE else 10_000)
     for _ in range(60):
         shard.check(1.0)
         shard.outcome(True)

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 
 from pyproxy.control.failover.state_file import SavedState, StateFile
-from pyproxy.control.failover.transitions import Known
+from pyproxy.control.failover.transitions import PersistentState
 from pyproxy.shard_map import Node
 
 KNOWN = SavedState(
-    {"s0": Known(3, Node("127.0.0.1", 7001), "abc", 17.0), "s1": Known(0, Node("::1", 7002))},
+    {"s0": PersistentState(3, Node("127.0.0.1", 7001), "abc", 17.0), "s1": PersistentState(0, Node("::1", 7002))},
     {"notify-keyspace-events": "xE"},
 )
 

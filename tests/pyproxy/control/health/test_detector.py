@@ -124,12 +124,12 @@ def test_a_server_that_stays_as_it_is_is_no_news() -> None:
     assert names(down(MASTER), down(down(MASTER))) == []
 
 
-def test_the_first_look_at_a_server_that_is_well_is_no_news() -> None:
+def test_the_first_check_of_a_server_that_is_well_is_no_news() -> None:
     assert names(NEW, MASTER) == []
     assert names(NEW, SLAVE, "slave") == []
 
 
-def test_the_first_look_at_a_server_that_is_down_says_so() -> None:
+def test_the_first_check_of_a_server_that_is_down_says_so() -> None:
     assert names(NEW, down(NEW)) == ["+sdown"]
     assert fields(NEW, down(NEW), Event.NODE_DOWN) == {"role": "master", "error": "connection refused"}
 
@@ -269,11 +269,11 @@ def test_a_primary_that_restarted_without_its_keys_is_an_alarm_and_no_recovery()
     assert fields(down(MASTER), empty, Event.RESTARTED_EMPTY) == expected
 
 
-def test_one_that_restarted_between_two_looks_is_an_alarm_too() -> None:
+def test_one_that_restarted_between_two_checks_is_an_alarm_too() -> None:
     assert names(MASTER, restarted(MASTER)) == ["+reboot", "+restarted-empty"]
 
 
-def test_one_that_is_written_to_before_it_is_looked_at_is_an_alarm_by_its_offset() -> None:
+def test_one_that_is_written_to_before_it_is_checked_is_an_alarm_by_its_offset() -> None:
     assert restarted(MASTER, keys=30, offset=40).lost_keys == 100
 
 

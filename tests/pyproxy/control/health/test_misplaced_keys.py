@@ -147,7 +147,7 @@ def test_a_shard_whose_servers_do_not_answer_is_said(
     assert "shard s1: expected one primary, got none; " in capsys.readouterr().err
 
 
-async def test_the_present_primary_is_looked_at_whatever_the_configuration_says(tmp_path: Path) -> None:
+async def test_the_present_primary_is_sampled_whatever_the_configuration_says(tmp_path: Path) -> None:
     with Fleet(shards=1, replicas=1) as fleet:
         old, new = fleet.shards[0].primary, fleet.shards[0].replicas[0]
         new.ask("REPLICAOF", "NO", "ONE")

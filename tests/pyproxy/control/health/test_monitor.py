@@ -77,7 +77,7 @@ class Seen:
         return table.learn(replies)
 
     def told(self, index: int) -> ShardHealth:
-        """A shard as the last look that was told has it; before that, as the first look saw it."""
+        """A shard as the last check that was told has it; before that, as the first check saw it."""
         return (self.healths[-1] if self.healths else self.monitor.fleet_health).shards[index]
 
     def now(self, index: int) -> ShardHealth:
@@ -89,7 +89,7 @@ class Seen:
 
 
 @asynccontextmanager
-async def watching(
+async def monitoring(
     shards: ShardMap, every_s: float = CHECK_EVERY_S, work: BusyServers | None = None
 ) -> AsyncIterator[Seen]:
     """A health monitor that has checked once, and goes on."""
@@ -101,16 +101,16 @@ async def watching(
         task.cancel()
 
 
-async def looked_once(shards: ShardMap) -> HealthMonitor:
+async def checked_once(shards: ShardMap) -> HealthMonitor:
     monitor = Seen(shards).monitor
     await monitor.check_health()
     monitor.close()
     return monitor
 
 
-async def test_the_first_look_knows_info_and_keyspace_of_each_primary(fleet: Fleet) -> None:
+async def test_the_first_check_knows_info_and_keyspace_of_each_primary(fleet: Fleet) -> None:
     fleet.shards[0].primary.ask("SET", key_of(0, fleet), "x")
-    health = (await looked_once(shard_map(fleet))).fleet_health
+    health = (await checked_once(shard_map(fleet))).fleet_health
     assert [shard.name for shard in health.shards] == ["s0", "s1"]
     assert all(shard.reachable and not shard.error and not shard.misplaced for shard in health.shards)
     assert health.shards[0].node == fleet.shards[0].primary.address
@@ -123,21 +123,21 @@ async def test_the_first_look_knows_info_and_keyspace_of_each_primary(fleet: Fle
 
 async def test_a_primary_that_is_down_is_said_to_be_and_the_others_are_seen(fleet: Fleet) -> None:
     fleet.shards[0].primary.kill()
-    down, up = (await looked_once(shard_map(fleet))).fleet_health.shards
+    down, up = (await checked_once(shard_map(fleet))).fleet_health.shards
     assert (down.reachable, down.error) == (False, "connection refused")
     assert up.reachable
 
 
-async def test_a_primary_that_hangs_holds_the_look_no_longer_than_its_deadlines(fleet: Fleet) -> None:
+async def test_a_primary_that_hangs_holds_the_check_no_longer_than_its_deadlines(fleet: Fleet) -> None:
     fleet.shards[0].primary.pause()
-    hangs, up = (await looked_once(shard_map(fleet))).fleet_health.shards
+    hangs, up = (await checked_once(shard_map(fleet))).fleet_health.shards
     assert (hangs.reachable, hangs.error) == (False, "no reply within 1 s")
     assert up.reachable
 
 
 async def test_a_primary_that_asks_for_a_password_is_down_in_its_own_words(fleet: Fleet) -> None:
     fleet.shards[0].primary.ask("CONFIG", "SET", "requirepass", "secret")
-    health = (await looked_once(shard_map(fleet))).fleet_health.shards[0]
+    health = (await checked_once(shard_map(fleet))).fleet_health.shards[0]
     assert not health.reachable
     assert health.error.startswith("NOAUTH")
 
@@ -159,7 +159,7 @@ def fill(fleet: Fleet, index: int, count: int = 10, at: int | None = None) -> No
 
 async def test_swapped_endpoints_are_found_and_named_with_the_owner(fleet: Fleet) -> None:
     fill(fleet, 0)
-    monitor = await looked_once(shard_map(fleet, order=(1, 0)))
+    monitor = await checked_once(shard_map(fleet, order=(1, 0)))
     here, there = fleet.shards[0].primary.address, fleet.shards[1].primary.address
     (misplaced,) = monitor.misplaced
     assert misplaced.startswith(f"shard s1 ({here}) holds ")
@@ -170,7 +170,7 @@ async def test_keys_of_every_database_are_sampled(fleet: Fleet) -> None:
     fill(fleet, 0, at=1)
     for key in keys_of(0, fleet, 10):
         fleet.shards[1].primary.ask("MOVE", key, "9")
-    (misplaced,) = (await looked_once(shard_map(fleet))).misplaced
+    (misplaced,) = (await checked_once(shard_map(fleet))).misplaced
     assert "in database 9" in misplaced
 
 
@@ -186,7 +186,7 @@ async def test_a_shard_that_an_operator_accepts_is_used_whatever_its_keys(fleet:
 async def test_keys_at_home_are_no_misplacement(fleet: Fleet) -> None:
     for index in (0, 1):
         fill(fleet, index)
-    monitor = await looked_once(shard_map(fleet))
+    monitor = await checked_once(shard_map(fleet))
     assert monitor.misplaced == []
     assert [shard.stray for shard in monitor.fleet_health.shards] == ["", ""]
 
@@ -198,7 +198,7 @@ async def test_a_few_keys_of_another_shard_are_an_alarm_and_take_none_out_of_ser
     """A script wrote them, without declaring them."""
     fill(fleet, 1, at_home)
     fill(fleet, 0, 2, at=1)
-    health = (await looked_once(shard_map(fleet))).fleet_health.shards[1]
+    health = (await checked_once(shard_map(fleet))).fleet_health.shards[1]
     if at_home == 0:  # else they may not be among those that were sampled
         assert "such as" in health.stray and "belongs to shard s0" in health.stray
     assert (health.misplaced, writable(health)) == ("", True)
@@ -210,7 +210,7 @@ async def test_a_primary_that_was_well_is_not_refused_at_a_reconnect_whatever_wa
     """`for i=1,40 do redis.call('set', 'job:'..i, 1) end` on a shard that had none: it is the same server."""
     events.configure()
     server = fleet.shards[1].primary
-    async with watching(shard_map(fleet)) as seen:
+    async with monitoring(shard_map(fleet)) as seen:
         fill(fleet, 0, 40, at=1)
         server.ask("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
         await until("the alarm", lambda: seen.told(1).stray != "", lambda: seen)
@@ -227,7 +227,7 @@ async def test_a_primary_that_comes_back_with_the_keys_of_another_shard_is_marke
     server = fleet.shards[1].primary
     fill(fleet, 0, 40, at=1)
     server.pause()
-    async with watching(shard_map(fleet)) as seen:
+    async with monitoring(shard_map(fleet)) as seen:
         assert seen.monitor.misplaced == []
         server.resume()
         await until("the misplacement", lambda: seen.told(1).misplaced != "", lambda: seen)
@@ -235,15 +235,15 @@ async def test_a_primary_that_comes_back_with_the_keys_of_another_shard_is_marke
         await until("its end", lambda: seen.told(1).misplaced == "", lambda: seen)
 
 
-# --- going on looking -------------------------------------------------------------------------------------------------
+# --- going on checking ------------------------------------------------------------------------------------------------
 
 
-async def test_whole_looks_with_growing_versions_are_told(fleet: Fleet) -> None:
-    async with watching(shard_map(fleet)) as seen:
-        await until("three looks", lambda: len(seen.healths) >= 3, lambda: seen.healths)
+async def test_full_states_with_growing_versions_are_told(fleet: Fleet) -> None:
+    async with monitoring(shard_map(fleet)) as seen:
+        await until("three checks", lambda: len(seen.healths) >= 3, lambda: seen.healths)
     assert all(later.version > earlier.version and later.at > earlier.at for earlier, later in pairwise(seen.healths))
     uptimes = [health.shards[0].info["total_commands_processed"] for health in seen.healths]
-    assert len(set(uptimes)) == len(uptimes)  # each was looked at anew
+    assert len(set(uptimes)) == len(uptimes)  # each was checked anew
     assert all(len(health.shards) == 2 for health in seen.healths)
 
 
@@ -260,11 +260,11 @@ async def test_while_clients_ask_nothing_what_has_not_changed_is_told_seldom(fle
         commands=lambda: 0,
         on_seen=lambda _shard, is_news: healths.append(is_news),
     )
-    every_s = node_monitor.WHOLE_EVERY_S
+    every_s = node_monitor.FULL_CHECK_EVERY_S
     async with asyncio.TaskGroup() as group:
         began = time.monotonic()
         task = group.create_task(monitor.run())
-        await until("many looks", lambda: len(healths) > 2 * 30, lambda: healths)
+        await until("many checks", lambda: len(healths) > 2 * 30, lambda: healths)
         # at first, when both were seen to be up, and for each server each time that all was asked
         seldom = 3 + 2 * ((time.monotonic() - began) // every_s + 1)
         assert len(told) <= seldom
@@ -275,7 +275,7 @@ async def test_while_clients_ask_nothing_what_has_not_changed_is_told_seldom(fle
 
 
 async def test_a_primary_that_hangs_does_not_delay_what_is_told_of_the_others(fleet: Fleet) -> None:
-    async with watching(shard_map(fleet)) as seen:
+    async with monitoring(shard_map(fleet)) as seen:
         fleet.shards[0].primary.pause()
         await until("the hang", lambda: not seen.told(0).reachable, lambda: seen)
         times = {health.shards[1].at for health in seen.healths}
@@ -284,14 +284,14 @@ async def test_a_primary_that_hangs_does_not_delay_what_is_told_of_the_others(fl
         await until("its end", lambda: seen.told(0).reachable, lambda: seen)
 
 
-async def test_each_look_says_when_it_was_and_since_when_it_has_been_so(fleet: Fleet) -> None:
-    async with watching(shard_map(fleet)) as seen:
+async def test_each_check_says_when_it_was_and_since_when_it_has_been_so(fleet: Fleet) -> None:
+    async with monitoring(shard_map(fleet)) as seen:
         up = seen.monitor.fleet_health.shards[0].since
         fleet.shards[0].primary.kill()
         await until("its end", lambda: not seen.told(0).reachable, lambda: seen)
         down = seen.told(0)
         assert up < down.since == down.at
-        await until("a later look", lambda: seen.told(0).at > down.at, lambda: seen)
+        await until("a later check", lambda: seen.told(0).at > down.at, lambda: seen)
         assert seen.told(0).since == down.since
         assert seen.told(1).since < down.since
         fleet.shards[0].primary.launch()
@@ -300,7 +300,7 @@ async def test_each_look_says_when_it_was_and_since_when_it_has_been_so(fleet: F
 
 
 async def test_what_was_seen_last_stays_while_a_primary_is_down(fleet: Fleet) -> None:
-    async with watching(shard_map(fleet)) as seen:
+    async with monitoring(shard_map(fleet)) as seen:
         fleet.shards[0].primary.kill()
         await until("the end of it", lambda: seen.told(0).error == "connection refused", lambda: seen)
         assert not seen.told(0).reachable
@@ -310,11 +310,11 @@ async def test_what_was_seen_last_stays_while_a_primary_is_down(fleet: Fleet) ->
 async def test_what_changes_is_logged_once(fleet: Fleet, capsys: pytest.CaptureFixture[str]) -> None:
     events.configure()
     server = fleet.shards[0].primary
-    async with watching(shard_map(fleet)) as seen:
+    async with monitoring(shard_map(fleet)) as seen:
         server.kill()
         await until("its end", lambda: not seen.monitor.fleet_health.shards[0].reachable, lambda: seen)
         told = len(seen.healths)
-        await until("two more looks", lambda: len(seen.healths) >= told + 2, lambda: seen)
+        await until("two more checks", lambda: len(seen.healths) >= told + 2, lambda: seen)
         server.launch()
         await until("its return", lambda: seen.monitor.fleet_health.shards[0].reachable, lambda: seen)
     lines = [line.split(" at=")[0] for line in capsys.readouterr().err.splitlines()]
@@ -330,7 +330,7 @@ async def test_a_primary_that_stands_still_for_what_a_worker_has_sent_is_busy_an
 ) -> None:
     events.configure()
     server, work = fleet.shards[0].primary, BusyServers()
-    async with watching(shard_map(fleet), work=work) as seen:
+    async with monitoring(shard_map(fleet), work=work) as seen:
         since = time.monotonic()
         server.pause()
         work.update(0, AtWork({server.address: [Work("s0", since, since + 600)]}))
@@ -345,8 +345,8 @@ async def test_a_primary_that_stands_still_for_what_a_worker_has_sent_is_busy_an
 # --- replicas ---------------------------------------------------------------------------------------------------------
 
 
-async def test_replicas_are_looked_at_beside_their_primary(replicated: Fleet) -> None:
-    (health,) = (await looked_once(replicated_map(replicated))).fleet_health.shards
+async def test_replicas_are_checked_beside_their_primary(replicated: Fleet) -> None:
+    (health,) = (await checked_once(replicated_map(replicated))).fleet_health.shards
     live = replicated.shards[0]
     assert [node.node for node in health.nodes] == [live.primary.address, *(each.address for each in live.replicas)]
     assert [node.role for node in health.nodes] == ["master", "slave", "slave"]
@@ -357,16 +357,16 @@ async def test_replicas_are_looked_at_beside_their_primary(replicated: Fleet) ->
 async def test_servers_without_a_minimum_of_replicas_are_named(replicated: Fleet) -> None:
     live = replicated.shards[0]
     live.replicas[0].ask("CONFIG", "SET", "min-replicas-to-write", "1")
-    monitor = await looked_once(replicated_map(replicated))
+    monitor = await checked_once(replicated_map(replicated))
     assert monitor.unfenced == {"s0": [live.primary.address, live.replicas[1].address]}
 
 
 async def test_a_shard_without_replicas_has_nobody_to_be_fenced_from(fleet: Fleet) -> None:
-    assert (await looked_once(shard_map(fleet))).unfenced == {}
+    assert (await checked_once(shard_map(fleet))).unfenced == {}
 
 
 async def test_a_replica_that_hangs_delays_nothing_and_is_seen_down_and_back(replicated: Fleet) -> None:
-    async with watching(replicated_map(replicated)) as seen:
+    async with monitoring(replicated_map(replicated)) as seen:
         replicated.shards[0].replicas[1].pause()
         await until("the hang", lambda: not seen.told(0).nodes[2].reachable, lambda: seen.told(0).nodes)
         assert seen.told(0).reachable
@@ -379,7 +379,7 @@ async def test_the_lag_of_a_replica_grows_while_its_link_is_cut_silently(replica
     primary, replica = replicated.shards[0].primary, replicated.shards[0].replicas[0]
     with Hop(primary.port) as hop:
         replica.ask("REPLICAOF", HOST, hop.port)
-        async with watching(replicated_map(replicated)) as seen:
+        async with monitoring(replicated_map(replicated)) as seen:
 
             def lagging(least: int, most: int) -> bool:
                 _, cut, other = seen.told(0).nodes
@@ -430,18 +430,18 @@ def test_a_shard_is_writable_since_its_new_primary_took_over() -> None:
 # --- complaints -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_complaint_has_every_server_of_the_shard_looked_at_before_its_time(replicated: Fleet) -> None:
+async def test_a_complaint_has_every_server_of_the_shard_checked_before_its_time(replicated: Fleet) -> None:
     primary, replica = replicated.shards[0].primary, replicated.shards[0].replicas[0]
-    async with watching(replicated_map(replicated), every_s=3600) as seen:
+    async with monitoring(replicated_map(replicated), every_s=3600) as seen:
         replica.ask("REPLICAOF", "NO", "ONE")
         primary.ask("REPLICAOF", HOST, replica.port)
         assert [node.role for node in seen.now(0).nodes] == ["master", "slave", "slave"]
         seen.monitor.complain("s0")
         expected = ["slave", "master", "slave"]
-        await until("the look", lambda: [n.role for n in seen.now(0).nodes] == expected, lambda: seen.now(0).nodes)
+        await until("the check", lambda: [n.role for n in seen.now(0).nodes] == expected, lambda: seen.now(0).nodes)
 
 
-async def test_many_complaints_make_no_more_than_five_looks_a_second(fleet: Fleet) -> None:
+async def test_many_complaints_make_no_more_than_five_checks_a_second(fleet: Fleet) -> None:
     """And only at the shard that is complained of."""
 
     def healths(index: int) -> int:
@@ -451,20 +451,20 @@ async def test_many_complaints_make_no_more_than_five_looks_a_second(fleet: Flee
         return int(found[1]) if found else 0
 
     loop = asyncio.get_running_loop()
-    async with watching(shard_map(fleet), every_s=3600) as seen:
+    async with monitoring(shard_map(fleet), every_s=3600) as seen:
         before, other, began = healths(0), healths(1), loop.time()
 
         def complained_enough() -> bool:
             seen.monitor.complain("s0")
             return healths(0) - before >= 5
 
-        await until("five looks", complained_enough, lambda: healths(0))
+        await until("five checks", complained_enough, lambda: healths(0))
         assert healths(0) - before <= (loop.time() - began) / CHECK_GAP_S + 1
         assert healths(1) == other
 
 
 async def test_a_complaint_of_a_shard_that_is_none_is_passed_over(fleet: Fleet) -> None:
-    (await looked_once(shard_map(fleet))).complain("s9")
+    (await checked_once(shard_map(fleet))).complain("s9")
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -472,7 +472,7 @@ async def test_a_complaint_of_a_shard_that_is_none_is_passed_over(fleet: Fleet) 
 
 async def test_commands_are_learned_from_all_primaries_that_answer(fleet: Fleet) -> None:
     fleet.shards[1].primary.kill()
-    async with watching(shard_map(fleet)) as seen:
+    async with monitoring(shard_map(fleet)) as seen:
         assert seen.learned_from == [1]
         fleet.shards[1].primary.launch()
         await until("the second", lambda: seen.learned_from[-1] == 2, lambda: seen.learned_from)
@@ -500,13 +500,13 @@ async def test_a_new_topology_is_told_when_what_was_learned_changes_and_only_the
     monitor.close()
 
 
-async def test_a_watcher_that_is_cancelled_leaves_no_connection(fleet: Fleet) -> None:
+async def test_a_monitor_that_is_cancelled_leaves_no_connection(fleet: Fleet) -> None:
     def connections() -> str:
         info = fleet.shards[0].primary.ask("INFO", "clients")
         assert isinstance(info, bytes)
         return parse_info(info.decode())[0]["connected_clients"]
 
-    async with watching(shard_map(fleet)) as seen:
-        await until("a look", lambda: bool(seen.healths), lambda: seen)
+    async with monitoring(shard_map(fleet)) as seen:
+        await until("a check", lambda: bool(seen.healths), lambda: seen)
         assert connections() == "2"
     await until("nobody but who asks", lambda: connections() == "1", connections)

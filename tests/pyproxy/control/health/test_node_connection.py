@@ -147,19 +147,19 @@ def with_passwords(directory: Path, *passwords: str) -> Access:
     file = directory / "passwords"
     file.touch(mode=0o600)
     file.write_text("".join(f"{each}\n" for each in passwords))
-    return Access(BackendAccess(username="watcher", password_file=str(file)))
+    return Access(BackendAccess(username="monitor", password_file=str(file)))
 
 
 @pytest.mark.parametrize("passwords", [("right",), ("right", "wrong"), ("wrong", "right")])
 async def test_it_is_let_in_with_either_password(server: Server, tmp_path: Path, passwords: tuple[str, ...]) -> None:
-    with user(server, "watcher", "right"):
+    with user(server, "monitor", "right"):
         connection = await NodeConnection.open(Node(HOST, server.port), with_passwords(tmp_path, *passwords), 5.0)
-        assert await connection.ask((b"ACL", b"WHOAMI"), deadline_s=5.0) == [b"watcher"]
+        assert await connection.ask((b"ACL", b"WHOAMI"), deadline_s=5.0) == [b"monitor"]
         connection.close()
 
 
 async def test_a_wrong_password_is_an_error(server: Server, tmp_path: Path) -> None:
-    with user(server, "watcher", "right"), pytest.raises(NodeError, match=r"^refused the password of "):
+    with user(server, "monitor", "right"), pytest.raises(NodeError, match=r"^refused the password of "):
         await NodeConnection.open(Node(HOST, server.port), with_passwords(tmp_path, "wrong"), 5.0)
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from protocol.reply import encode
+from protocol.reply import NIL_ARRAY, encode
 from protocol.scan import ProtocolError
-from pyproxy.worker.commands.streams import NIL, InOrder
+from pyproxy.worker.commands.streams import InOrder
 
 STREAMS = [(b"a", 0), (b"b", 1), (b"c", 0)]
 
@@ -20,7 +20,7 @@ def frame(proto: int, *names: str) -> bytes:
     """What a shard says that has entries of these streams."""
     entries: list[list[object]] = [["1-1", ["field", "value"]]]
     if not names:
-        return NIL[proto == 3]
+        return NIL_ARRAY[proto]
     if proto == 3:
         return encode(dict.fromkeys(names, entries), 3)  # type: ignore[arg-type]
     return encode([[name, entries] for name in names], 2)  # type: ignore[list-item]

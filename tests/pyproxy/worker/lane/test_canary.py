@@ -133,11 +133,11 @@ def test_nothing_is_seen_of_canaries_while_the_answers_are_in_step() -> None:
     backend = scene.server.backend(2, 0)
     assert backend.waiting_requests == CLIENTS * REQUESTS
     scene.bare.turns.settle()
-    assert backend.owes_write
+    assert backend.has_unanswered_write
     scene.go_on()
     for index, requests in enumerate(asked):
         assert scene.replies(index) == [answer(name, keys) for name, *keys in requests]
-    assert (backend.waiting_requests, backend.owes_write, scene.server.lost) == (0, False, [])
+    assert (backend.waiting_requests, backend.has_unanswered_write, scene.server.lost) == (0, False, [])
     assert (scene.bare.lane.inflight, scene.bare.lane.buffered, scene.bare.lane.commands) == (0, 0, CLIENTS * REQUESTS)
 
 

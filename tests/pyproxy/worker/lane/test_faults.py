@@ -23,6 +23,8 @@ memory: Any = pytest.importorskip("_testcapi", reason="this Python was built wit
 ROUNDS = 60
 """Of turns and answers; a run that is not over by then hangs."""
 
+OWNERS = [slot >> 13 for slot in range(16384)]
+
 LARGE = b"v" * 20_000
 """More than is copied together with others."""
 
@@ -107,7 +109,7 @@ class Play:
         self.bare = BareLane(2)
         self.lane = self.bare.lane
         self.servers = [Server(self.lane, index, self.bare, server_fails * (index == 0)) for index in range(2)]
-        self.lane.set_shards(self.servers, [index >> 13 for index in range(16384)])
+        self.lane.set_shards(self.servers, OWNERS)
         self.entry, self._nth = entry, nth
         self.entered = 0
         self.hit = False

@@ -241,7 +241,7 @@ def test_what_others_ask_leaves_and_is_answered_in_the_turns_between(beside: Bes
             beside.bare.turns.turn()
             sent = link.end.take()
         if sent != GET:
-            break  # the wide one's part is among it
+            break  # the large one's part is among it
         link.wire.data_received(b"$2\r\nhi\r\n")
         beside.bare.turns.turn()
         assert end.take() == b"$2\r\nhi\r\n"

@@ -115,7 +115,9 @@ class World:
         nodes = [Node.parse(shard.primary.address) for shard in fleet.shards]
         tables = tuple(ShardTable(name=f"s{at}", primary=node, slots=()) for at, node in enumerate(nodes))
         config = Config(shards=tables, timeouts=PATIENT)
-        lane: Any = SimpleNamespace(loop=loop, shard_of=lambda text: len(text) % len(nodes), listens=self._charged)
+        lane: Any = SimpleNamespace(
+            loop=loop, shard_of=lambda text: len(text) % len(nodes), count_partial_message=self._charged
+        )
         self.registry = Counting(self.turn)
         access = Access(config.backend)
         self.hub = Hub(lane, config, access, self._spawn, Slices(), self.registry, alone, self._notified)

@@ -15,9 +15,9 @@ from pyproxy.access import Access
 from pyproxy.config import Config
 from pyproxy.control.failover.promoters import (
     Announcement,
-    Case,
     Promoter,
     PromotionFailed,
+    PromotionPlan,
     elasticache,
     make,
     replication_groups,
@@ -32,7 +32,7 @@ from tests.waiting import until
 
 MODIFY, DESCRIBE = "ModifyReplicationGroup", "DescribeReplicationGroups"
 FIRST, SECOND, THIRD = "rg-s0-001", "rg-s0-002", "rg-s0-003"
-QUIET_S = 0.4
+REQUEST_TIMEOUT_S = 0.4
 TOKEN = "the-auth-token-of-the-group"
 
 THROTTLED = Refusal("Throttling", "Rate exceeded")
@@ -44,7 +44,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits of seconds are fractions of one here."""
     pretend_credentials(monkeypatch)
     monkeypatch.setattr(elasticache, "CHECK_S", 0.02)
-    monkeypatch.setattr(elasticache, "QUIET_S", QUIET_S)
+    monkeypatch.setattr(elasticache, "REQUEST_TIMEOUT_S", REQUEST_TIMEOUT_S)
     monkeypatch.setattr(elasticache, "IN_STEP_S", 0.3)
     monkeypatch.setattr(replication_groups, "DESCRIBE_ATTEMPTS", 1)
     monkeypatch.setattr(replication_groups, "MODIFY_S", 0.3)
@@ -116,10 +116,10 @@ def node(aws: FakeElastiCache, cluster: str) -> Node:
     return Node.parse(aws.address(aws.group.members[cluster]))
 
 
-def case(aws: FakeElastiCache, candidate: str = SECOND, primary: str = FIRST, epoch: int = 2) -> Case:
+def plan(aws: FakeElastiCache, candidate: str = SECOND, primary: str = FIRST, epoch: int = 2) -> PromotionPlan:
     healths = {each: NodeHealth(str(node(aws, each))) for each in aws.group.members}
     others = tuple(health for each, health in healths.items() if each not in (candidate, primary))
-    return Case("s0", epoch, healths[primary], healths[candidate], others)
+    return PromotionPlan("s0", epoch, healths[primary], healths[candidate], others)
 
 
 def role(server: Server) -> bytes:
@@ -128,9 +128,9 @@ def role(server: Server) -> bytes:
     return said[0]
 
 
-async def refused(promoter: Promoter, of: Case) -> PromotionFailed:
+async def refused(promoter: Promoter, plan: PromotionPlan) -> PromotionFailed:
     with pytest.raises(PromotionFailed) as failed:
-        await promoter.promote(of)
+        await promoter.promote(plan)
     return failed.value
 
 
@@ -167,7 +167,7 @@ async def test_with_automatic_failover_aws_is_followed_and_never_asked(aws: Fake
     async with following(aws, poll_s=3600.0) as proxy:
         await proxy.sees(node(aws, FIRST))
         aws.group.members[FIRST].kill()
-        failed = await refused(proxy.promoter, case(aws))
+        failed = await refused(proxy.promoter, plan(aws))
         assert (str(failed), failed.again) == ("automatic failover is enabled: aws promotes", False)
         await until("aws to promote", lambda: aws.group.primary != FIRST, lambda: aws.group)
         await proxy.sees(node(aws, FIRST), node(aws, aws.group.primary))
@@ -196,7 +196,7 @@ async def test_the_old_primary_that_comes_back_is_not_announced(aws: FakeElastiC
     async with following(aws) as proxy:
         await proxy.sees(node(aws, FIRST))
         aws.group.members[FIRST].kill()
-        await proxy.promoter.promote(case(aws))
+        await proxy.promoter.promote(plan(aws))
         aws.group.members[FIRST].start()
         await until("aws to make it a replica", lambda: role(aws.group.members[FIRST]) == b"slave", lambda: aws.group)
         await proxy.sees(node(aws, FIRST), node(aws, SECOND))
@@ -228,7 +228,7 @@ async def test_an_endpoint_that_nobody_answers_promotes_nobody_and_ends_nothing(
     caplog.set_level(logging.INFO, "pyproxy")
     with reserve_port() as keeper:
         async with following(aws, url=f"http://{HOST}:{keeper.getsockname()[1]}") as proxy:
-            failed = await refused(proxy.promoter, case(aws))
+            failed = await refused(proxy.promoter, plan(aws))
             assert failed.again
             assert str(failed).startswith("DescribeReplicationGroups: Could not connect to the endpoint URL")
             await until("that to be said", lambda: len(caplog.records) > 0, lambda: caplog.text)
@@ -267,7 +267,7 @@ async def test_a_promotion_is_asked_for_once_and_seen_at_the_server(aws: FakeEla
     async with following(aws) as proxy:
         await proxy.sees(node(aws, FIRST))
         aws.group.members[FIRST].kill()
-        await proxy.promoter.promote(case(aws))
+        await proxy.promoter.promote(plan(aws))
         assert role(aws.group.members[SECOND]) == b"master"
         await proxy.sees(node(aws, FIRST), node(aws, SECOND))
     (asked,) = [call for call in aws.calls if call["Action"] == MODIFY]
@@ -279,7 +279,7 @@ async def test_it_is_over_when_aws_has_finished_whoever_it_names(aws: FakeElasti
     aws.modifying_s, aws.late_s = 0.3, 3600.0
     async with following(aws) as proxy:
         await proxy.sees(node(aws, FIRST))
-        await proxy.promoter.promote(case(aws))
+        await proxy.promoter.promote(plan(aws))
         assert aws.group.status == "available"
         await proxy.sees(node(aws, FIRST), node(aws, SECOND))
 
@@ -288,7 +288,7 @@ async def test_it_is_over_when_aws_names_the_candidate_whatever_else_it_does(aws
     aws.modifying_s = 3600.0
     async with following(aws) as proxy:
         await proxy.sees(node(aws, FIRST))
-        await proxy.promoter.promote(case(aws))
+        await proxy.promoter.promote(plan(aws))
         await proxy.sees(node(aws, FIRST), node(aws, SECOND))
 
 
@@ -305,7 +305,7 @@ async def test_after_aws_was_described_anew_and_a_wait_of_its_own(
             return least
 
         monkeypatch.setattr("random.uniform", uniform)
-        await proxy.promoter.promote(case(aws))
+        await proxy.promoter.promote(plan(aws))
         assert (0.0, 0.01) in bounds
         before = [call["Action"] for call in aws.calls]
         assert before.index(DESCRIBE) < before.index(MODIFY)
@@ -317,7 +317,7 @@ async def test_where_the_answer_is_lost_it_is_not_asked_again(aws: FakeElastiCac
     aws.begin_s = 0.2
     async with following(aws) as proxy:
         await proxy.sees(node(aws, FIRST))
-        await proxy.promoter.promote(case(aws))
+        await proxy.promoter.promote(plan(aws))
         await proxy.sees(node(aws, FIRST), node(aws, SECOND))
     assert aws.counted(MODIFY) == 1
 
@@ -334,12 +334,12 @@ async def test_where_nothing_came_of_it_it_is_asked_again_after_a_while_only(
     async with following(aws) as proxy:
         await proxy.sees(node(aws, FIRST))
         since = time.monotonic()
-        failed = await refused(proxy.promoter, case(aws))
+        failed = await refused(proxy.promoter, plan(aws))
         assert failed.again
-        assert str(failed) == f"{node(aws, SECOND)} is no primary {QUIET_S:g} s after aws was asked"
-        assert time.monotonic() - since >= QUIET_S
+        assert str(failed) == f"{node(aws, SECOND)} is no primary {REQUEST_TIMEOUT_S:g} s after aws was asked"
+        assert time.monotonic() - since >= REQUEST_TIMEOUT_S
         assert aws.counted(MODIFY) == 1
-        await proxy.promoter.promote(case(aws))
+        await proxy.promoter.promote(plan(aws))
         await proxy.sees(node(aws, FIRST), node(aws, SECOND))
     assert aws.counted(MODIFY) == 2
 
@@ -351,9 +351,9 @@ async def test_another_attempt_meanwhile_waits_for_the_first(aws: FakeElastiCach
         await proxy.sees(node(aws, FIRST))
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.15):
-                await proxy.promoter.promote(case(aws))
+                await proxy.promoter.promote(plan(aws))
         assert aws.counted(MODIFY) == 1
-        await proxy.promoter.promote(case(aws))
+        await proxy.promoter.promote(plan(aws))
         await proxy.sees(node(aws, FIRST), node(aws, SECOND))
     assert aws.counted(MODIFY) == 1
 
@@ -365,9 +365,9 @@ async def test_another_attempt_does_not_ask_again_where_the_first_may_have_been_
         await proxy.sees(node(aws, FIRST))
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
-                await proxy.promoter.promote(case(aws))
-        failed = await refused(proxy.promoter, case(aws, THIRD, epoch=3))
-        assert str(failed) == f"{node(aws, SECOND)} is no primary {QUIET_S:g} s after aws was asked"
+                await proxy.promoter.promote(plan(aws))
+        failed = await refused(proxy.promoter, plan(aws, THIRD, epoch=3))
+        assert str(failed) == f"{node(aws, SECOND)} is no primary {REQUEST_TIMEOUT_S:g} s after aws was asked"
     assert aws.counted(MODIFY) == 1
 
 
@@ -377,7 +377,7 @@ async def test_an_attempt_that_was_given_up_is_followed_to_its_end(aws: FakeElas
         await proxy.sees(node(aws, FIRST))
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.15):
-                await proxy.promoter.promote(case(aws))
+                await proxy.promoter.promote(plan(aws))
         await proxy.sees(node(aws, FIRST), node(aws, SECOND))
 
 
@@ -387,9 +387,9 @@ async def test_throttling_is_a_failure_that_may_be_tried_again(aws: FakeElastiCa
     async with following(aws) as proxy:
         await proxy.sees(node(aws, FIRST))
         for _ in range(5):
-            failed = await refused(proxy.promoter, case(aws))
+            failed = await refused(proxy.promoter, plan(aws))
             assert (str(failed), failed.again) == ("ModifyReplicationGroup: Throttling: Rate exceeded", True)
-        await proxy.promoter.promote(case(aws))
+        await proxy.promoter.promote(plan(aws))
         await proxy.sees(node(aws, FIRST), node(aws, SECOND))
     assert aws.counted(MODIFY) == 6
 
@@ -399,11 +399,11 @@ async def test_a_group_that_is_being_changed_is_not_asked_until_it_is_available(
     async with following(aws) as proxy:
         await proxy.sees(node(aws, FIRST))
         aws.group.status = "snapshotting"
-        failed = await refused(proxy.promoter, case(aws))
+        failed = await refused(proxy.promoter, plan(aws))
         assert (str(failed), failed.again) == ("the replication group is snapshotting", True)
         assert aws.counted(MODIFY) == 0
         aws.group.status = "available"
-        await proxy.promoter.promote(case(aws))
+        await proxy.promoter.promote(plan(aws))
         await proxy.sees(node(aws, FIRST), node(aws, SECOND))
     assert aws.counted(MODIFY) == 1
 
@@ -411,17 +411,17 @@ async def test_a_group_that_is_being_changed_is_not_asked_until_it_is_available(
 async def test_a_group_that_began_to_change_since_is_a_failure_that_may_be_tried_again(aws: FakeElastiCache) -> None:
     aws.fail(MODIFY, Fault(Refusal("InvalidReplicationGroupState", "must be available")))
     async with following(aws) as proxy:
-        failed = await refused(proxy.promoter, case(aws))
+        failed = await refused(proxy.promoter, plan(aws))
         assert str(failed) == "ModifyReplicationGroup: InvalidReplicationGroupState: must be available"
         assert failed.again
-        await proxy.promoter.promote(case(aws))
+        await proxy.promoter.promote(plan(aws))
         await proxy.sees(node(aws, FIRST), node(aws, SECOND))
 
 
 async def test_what_aws_will_never_allow_is_not_tried_again(aws: FakeElastiCache) -> None:
     aws.fail(MODIFY, Fault(Refusal("AccessDenied", "not authorized to perform: elasticache:Modify", 403)))
     async with following(aws) as proxy:
-        failed = await refused(proxy.promoter, case(aws))
+        failed = await refused(proxy.promoter, plan(aws))
         assert str(failed).startswith("ModifyReplicationGroup: AccessDenied: not authorized")
         assert not failed.again
 
@@ -440,7 +440,7 @@ async def test_a_group_in_which_nobody_may_promote_is_never_asked(
     for name, value in changed.items():
         setattr(aws.group, name, value)
     async with following(aws) as proxy:
-        failed = await refused(proxy.promoter, case(aws))
+        failed = await refused(proxy.promoter, plan(aws))
         assert (str(failed), failed.again) == (why, False)
     assert aws.counted(MODIFY) == 0
 
@@ -451,7 +451,7 @@ async def test_where_another_replica_was_promoted_that_one_is_announced(aws: Fak
         await proxy.sees(node(aws, FIRST))
         aws.promote(aws.group, THIRD)
         await until("aws to be done", lambda: aws.group.status == "available", lambda: aws.group)
-        failed = await refused(proxy.promoter, case(aws))
+        failed = await refused(proxy.promoter, plan(aws))
         assert str(failed) == f"aws says that {node(aws, THIRD)} is the primary"
         await proxy.sees(node(aws, FIRST), node(aws, THIRD))
     assert aws.counted(MODIFY) == 0
@@ -462,7 +462,7 @@ async def test_where_another_replica_is_being_promoted_that_is_awaited(aws: Fake
     async with following(aws, poll_s=3600.0) as proxy:
         await proxy.sees(node(aws, FIRST))
         aws.promote(aws.group, THIRD)
-        failed = await refused(proxy.promoter, case(aws))
+        failed = await refused(proxy.promoter, plan(aws))
         assert str(failed) == f"aws promoted {node(aws, THIRD)}, as somebody else asked for"
         await proxy.sees(node(aws, FIRST), node(aws, THIRD))
     assert aws.counted(MODIFY) == 0
@@ -472,10 +472,10 @@ async def test_a_promotion_that_awaits_the_maintenance_window_keeps_nobody_from_
     aws.group.pending = THIRD
     async with following(aws) as proxy:
         await proxy.sees(node(aws, FIRST))
-        failed = await refused(proxy.promoter, case(aws))
+        failed = await refused(proxy.promoter, plan(aws))
         assert str(failed).startswith(f"{node(aws, THIRD)} is no primary")
         assert aws.counted(MODIFY) == 0
-        await proxy.promoter.promote(case(aws))
+        await proxy.promoter.promote(plan(aws))
         await proxy.sees(node(aws, FIRST), node(aws, SECOND))
     assert aws.counted(MODIFY) == 1
 
@@ -485,9 +485,9 @@ async def test_two_proxies_that_want_the_same_get_it_by_one_call(aws: FakeElasti
     async with following(aws) as proxy, following(aws, poll_s=0.06) as other:
         await proxy.sees(node(aws, FIRST))
         await other.sees(node(aws, FIRST))
-        first = asyncio.create_task(proxy.promoter.promote(case(aws)))
+        first = asyncio.create_task(proxy.promoter.promote(plan(aws)))
         await until("one to ask", lambda: aws.counted(MODIFY) == 1, lambda: aws.calls)
-        await asyncio.gather(first, other.promoter.promote(case(aws)))
+        await asyncio.gather(first, other.promoter.promote(plan(aws)))
         await proxy.sees(node(aws, FIRST), node(aws, SECOND))
         await other.sees(node(aws, FIRST), node(aws, SECOND))
     assert aws.counted(MODIFY) == 1
@@ -499,7 +499,7 @@ async def test_the_servers_are_believed_before_aws_says_so_too(aws: FakeElastiCa
     async with following(aws) as proxy:
         await proxy.sees(node(aws, FIRST))
         aws.group.members[FIRST].kill()
-        await proxy.promoter.promote(case(aws))
+        await proxy.promoter.promote(plan(aws))
         assert aws.group.named == FIRST
         await proxy.sees(node(aws, FIRST), node(aws, SECOND))
         before = aws.counted(DESCRIBE)
@@ -521,7 +521,7 @@ async def test_the_old_primary_that_aws_still_names_is_believed_only_where_the_n
     async with following(aws) as proxy:
         await proxy.sees(node(aws, FIRST))
         aws.group.members[FIRST].kill()
-        await proxy.promoter.promote(case(aws))
+        await proxy.promoter.promote(plan(aws))
         aws.group.members[FIRST].start()
         assert role(aws.group.members[FIRST]) == b"master"
         before = aws.counted(DESCRIBE)
@@ -532,7 +532,7 @@ async def test_the_old_primary_that_aws_still_names_is_believed_only_where_the_n
 
 
 async def test_a_candidate_that_aws_does_not_know_is_not_asked_for(aws: FakeElastiCache) -> None:
-    strange = Case("s0", 2, case(aws).primary, NodeHealth("10.0.0.1:6379"), ())
+    strange = PromotionPlan("s0", 2, plan(aws).primary, NodeHealth("10.0.0.1:6379"), ())
     async with following(aws) as proxy:
         failed = await refused(proxy.promoter, strange)
         assert str(failed) == "aws knows no 10.0.0.1:6379 in the replication group"
@@ -601,7 +601,7 @@ async def test_over_tls_and_with_a_token_a_promotion_is_the_same(
     async with following(aws, backend=backend) as proxy:
         await proxy.sees(node(aws, FIRST))
         aws.group.members[FIRST].kill()
-        await proxy.promoter.promote(case(aws))
+        await proxy.promoter.promote(plan(aws))
         await proxy.sees(node(aws, FIRST), node(aws, SECOND))
     assert aws.counted(MODIFY) == 1
 
@@ -618,7 +618,7 @@ async def test_a_replica_in_step_takes_over_with_everything(aws: FakeElastiCache
             first.ask("SET", f"key-{number}", number)
         await until("them to be there", lambda: second.ask("DBSIZE") == 100, lambda: second.ask("INFO", "replication"))
         first.ask("SET", "one-more", "v")
-        await proxy.promoter.hand_over(case(aws))
+        await proxy.promoter.hand_over(plan(aws))
         assert (role(second), second.ask("DBSIZE")) == (b"master", 101)
         await until("the old one to follow", lambda: role(first) == b"slave", lambda: aws.group)
         await proxy.sees(node(aws, FIRST), node(aws, SECOND))
@@ -631,7 +631,7 @@ async def test_a_replica_behind_its_primary_does_not_take_over(aws: FakeElastiCa
         aws.group.members[SECOND].pause()
         aws.group.members[FIRST].ask("SET", "a", "b")
         with pytest.raises(PromotionFailed, match=f"{node(aws, SECOND)} is at 0 with link none, its primary at "):
-            await proxy.promoter.hand_over(case(aws))
+            await proxy.promoter.hand_over(plan(aws))
         aws.group.members[SECOND].resume()
     assert aws.counted(MODIFY) == 0
 
@@ -641,5 +641,5 @@ async def test_a_replica_that_has_lost_its_primary_does_not_take_over(aws: FakeE
         await proxy.sees(node(aws, FIRST))
         admin(aws.group.members[SECOND], "REPLICAOF", HOST, "1")
         with pytest.raises(PromotionFailed, match=f"{node(aws, SECOND)} is at [0-9]+ with link down"):
-            await proxy.promoter.hand_over(case(aws))
+            await proxy.promoter.hand_over(plan(aws))
     assert aws.counted(MODIFY) == 0

@@ -16,7 +16,7 @@ import pytest
 from pyproxy import events
 from pyproxy.access import Access
 from pyproxy.config import BackendAccess, Config
-from pyproxy.control.failover.promoters import Case, Promoter, PromotionFailed, make
+from pyproxy.control.failover.promoters import Promoter, PromotionFailed, PromotionPlan, make
 from pyproxy.control.health.busy import BusyServers
 from pyproxy.control.health.node_monitor import NodeMonitor
 from pyproxy.fleet import HOST, Fleet, Server, ask
@@ -63,19 +63,19 @@ async def health(address: str) -> NodeHealth:
     return monitor.health
 
 
-async def case_of(primary: Server, candidate: str, *others: Server) -> Case:
+async def plan_of(primary: Server, candidate: str, *others: Server) -> PromotionPlan:
     """As it is seen now."""
     healths = [await health(each.address) for each in others]
-    return Case("s0", 1, await health(primary.address), await health(candidate), tuple(healths))
+    return PromotionPlan("s0", 1, await health(primary.address), await health(candidate), tuple(healths))
 
 
-async def case_where(so: Callable[[NodeHealth], bool], primary: Server, candidate: Server) -> Case:
+async def plan_where(so: Callable[[NodeHealth], bool], primary: Server, candidate: Server) -> PromotionPlan:
     """As it is seen once this is so of the candidate."""
     deadline = time.monotonic() + 20.0
-    while not so((case := await case_of(primary, candidate.address)).candidate):
-        assert time.monotonic() < deadline, f"seen last: {case.candidate}"
+    while not so((plan := await plan_of(primary, candidate.address)).candidate):
+        assert time.monotonic() < deadline, f"seen last: {plan.candidate}"
         await asyncio.sleep(0.01)
-    return case
+    return plan
 
 
 async def in_step(replica: Server, primary: Server) -> None:
@@ -143,10 +143,10 @@ async def test_of_a_killed_primary_the_candidate_takes_over_with_the_data_and_th
         primary.ask("SET", f"key{number}", number)
     await in_step(candidate, primary)
     await in_step(other, primary)
-    case = await case_of(primary, candidate.address, other)
+    plan = await plan_of(primary, candidate.address, other)
     logged()
     primary.kill()
-    await promoter_for(fleet).promote(case)
+    await promoter_for(fleet).promote(plan)
     assert role(candidate) == b"master"
     assert candidate.ask("DBSIZE") == 100
     assert logged() == ["+promoted-slave", "+slave-reconf-sent"]
@@ -159,20 +159,20 @@ async def test_of_a_killed_primary_the_candidate_takes_over_with_the_data_and_th
 async def test_after_a_promotion_each_server_was_asked_to_keep_its_role_over_a_restart(
     fleet: Fleet, primary: Server, candidate: Server, other: Server
 ) -> None:
-    case = await case_of(primary, candidate.address, other)
+    plan = await plan_of(primary, candidate.address, other)
     primary.kill()
-    await promoter_for(fleet).promote(case)
+    await promoter_for(fleet).promote(plan)
     assert [calls(each, "config|rewrite") for each in (candidate, other)] == [1, 1]
 
 
 async def test_a_replica_that_does_not_answer_stops_no_promotion(
     fleet: Fleet, primary: Server, candidate: Server, other: Server, logged: Logged
 ) -> None:
-    case = await case_of(primary, candidate.address, other)
+    plan = await plan_of(primary, candidate.address, other)
     logged()
     primary.kill()
     other.kill()
-    await promoter_for(fleet).promote(case)
+    await promoter_for(fleet).promote(plan)
     assert role(candidate) == b"master"
     assert logged() == ["+promoted-slave", "+step-failed"]
 
@@ -180,29 +180,29 @@ async def test_a_replica_that_does_not_answer_stops_no_promotion(
 async def test_what_is_the_primary_already_is_not_promoted_again_but_the_others_follow(
     fleet: Fleet, primary: Server, candidate: Server, other: Server
 ) -> None:
-    case = await case_of(primary, candidate.address, other)
+    plan = await plan_of(primary, candidate.address, other)
     primary.kill()
     candidate.ask("REPLICAOF", "NO", "ONE")
-    await promoter_for(fleet).promote(case)
-    await promoter_for(fleet).promote(await later(case, candidate, other))
+    await promoter_for(fleet).promote(plan)
+    await promoter_for(fleet).promote(await later(plan, candidate, other))
     assert calls(candidate, "replicaof") == 1
     await in_step(other, candidate)
 
 
-async def later(case: Case, candidate: Server, *others: Server) -> Case:
-    """The same case, as somebody sees it who comes later."""
+async def later(plan: PromotionPlan, candidate: Server, *others: Server) -> PromotionPlan:
+    """The same plan, as somebody sees it who comes later."""
     healths = [await health(each.address) for each in others]
-    return Case("s0", 1, case.primary, await health(candidate.address), tuple(healths))
+    return PromotionPlan("s0", 1, plan.primary, await health(candidate.address), tuple(healths))
 
 
 async def test_a_promotion_whose_reply_is_lost_is_a_success_and_is_not_repeated(
     fleet: Fleet, primary: Server, candidate: Server
 ) -> None:
     with Hop(candidate.port) as hop:
-        case = await case_of(primary, hop.address)
+        plan = await plan_of(primary, hop.address)
         primary.kill()
         hop.delay(0.5, Way.REPLIES)
-        promotion = asyncio.ensure_future(promoter_for(fleet).promote(case))
+        promotion = asyncio.ensure_future(promoter_for(fleet).promote(plan))
         await until("the promotion", lambda: role(candidate) == b"master", lambda: role(candidate))
         hop.heal()
         hop.cut(reset=True)
@@ -214,11 +214,11 @@ async def test_a_promotion_that_never_arrived_is_a_failure_and_is_not_repeated(
     fleet: Fleet, primary: Server, candidate: Server, other: Server
 ) -> None:
     with Hop(candidate.port) as hop:
-        case = await case_of(primary, hop.address, other)
+        plan = await plan_of(primary, hop.address, other)
         primary.kill()
         hop.answer(b"REPLICAOF", b"", End.RST)
         with pytest.raises(PromotionFailed, match="is still a slave") as failed:
-            await promoter_for(fleet).promote(case)
+            await promoter_for(fleet).promote(plan)
         assert failed.value.again
         assert hop.requests.count(b"REPLICAOF") == 1
     assert calls(other, "replicaof") == 0
@@ -228,10 +228,10 @@ async def test_where_nobody_can_say_what_came_of_it_that_is_said(
     fleet: Fleet, primary: Server, candidate: Server
 ) -> None:
     with Hop(candidate.port) as hop:
-        case = await case_of(primary, hop.address)
+        plan = await plan_of(primary, hop.address)
         primary.kill()
         hop.delay(0.5, Way.REPLIES)
-        promotion = asyncio.ensure_future(promoter_for(fleet).promote(case))
+        promotion = asyncio.ensure_future(promoter_for(fleet).promote(plan))
         await until("the promotion", lambda: role(candidate) == b"master", lambda: role(candidate))
         candidate.kill()
         hop.cut(reset=True)
@@ -243,13 +243,13 @@ async def test_where_nobody_can_say_what_came_of_it_that_is_said(
 async def test_a_candidate_that_is_dead_is_a_failure_and_another_may_do(
     fleet: Fleet, primary: Server, candidate: Server, other: Server
 ) -> None:
-    case = await case_of(primary, candidate.address, other)
+    plan = await plan_of(primary, candidate.address, other)
     primary.kill()
     candidate.kill()
     with pytest.raises(PromotionFailed, match=f"^{candidate.address}: connection refused$") as failed:
-        await promoter_for(fleet).promote(case)
+        await promoter_for(fleet).promote(plan)
     assert failed.value.again
-    await promoter_for(fleet).promote(await later(case, other))
+    await promoter_for(fleet).promote(await later(plan, other))
     assert role(other) == b"master"
 
 
@@ -257,23 +257,23 @@ async def test_a_candidate_that_is_dead_is_a_failure_and_another_may_do(
 async def test_a_candidate_that_does_not_answer_is_a_failure_within_the_deadline(
     fleet: Fleet, primary: Server, candidate: Server, act: str
 ) -> None:
-    case = await case_of(primary, candidate.address)
+    plan = await plan_of(primary, candidate.address)
     candidate.pause()
     promoter = promoter_for(fleet, deadline_s=0.2)
     with pytest.raises(PromotionFailed, match=f"^{candidate.address}: no reply within 0"):
-        await (promoter.promote(case) if act == "promote" else promoter.hand_over(case))
+        await (promoter.promote(plan) if act == "promote" else promoter.hand_over(plan))
     assert primary.ask("SET", "key", "value") == b"OK"
 
 
 async def test_a_candidate_that_follows_another_server_by_now_is_left_alone(
     fleet: Fleet, primary: Server, candidate: Server, other: Server
 ) -> None:
-    case = await case_of(primary, candidate.address, other)
+    plan = await plan_of(primary, candidate.address, other)
     primary.kill()
     other.ask("REPLICAOF", "NO", "ONE")
     candidate.ask("REPLICAOF", HOST, other.port)
     with pytest.raises(PromotionFailed, match=f"follows {other.address}") as failed:
-        await promoter_for(fleet).promote(case)
+        await promoter_for(fleet).promote(plan)
     assert failed.value.again
     assert role(candidate) == b"slave"
 
@@ -282,13 +282,13 @@ async def test_a_candidate_that_lost_its_data_since_is_left_alone(
     fleet: Fleet, primary: Server, candidate: Server
 ) -> None:
     primary.ask("SET", "key", "value")
-    case = await case_of(primary, candidate.address)
+    plan = await plan_of(primary, candidate.address)
     primary.kill()
     candidate.kill()
     candidate.launch()
     candidate.wait_for_pong(candidate.port)
     with pytest.raises(PromotionFailed, match="another history"):
-        await promoter_for(fleet).promote(case)
+        await promoter_for(fleet).promote(plan)
     assert role(candidate) == b"slave"
 
 
@@ -300,9 +300,9 @@ async def test_a_candidate_that_is_being_sent_the_data_is_left_alone(
     primary.ask("CONFIG", "SET", "rdb-key-save-delay", 100_000)  # microseconds: of all, 10 s
     await make_diverge(candidate)
     candidate.ask("REPLICAOF", HOST, primary.port)
-    case = await case_where(lambda candidate: candidate.syncing, primary, candidate)
+    plan = await plan_where(lambda candidate: candidate.syncing, primary, candidate)
     with pytest.raises(PromotionFailed, match="is syncing"):
-        await promoter_for(fleet).promote(case)
+        await promoter_for(fleet).promote(plan)
     assert role(candidate) == b"slave"
 
 
@@ -318,10 +318,10 @@ async def make_diverge(server: Server) -> None:
 async def test_an_old_primary_that_only_slept_takes_no_write_and_follows_once_it_is_tidied(
     fleet: Fleet, primary: Server, candidate: Server, other: Server
 ) -> None:
-    case = await case_of(primary, candidate.address, other)
+    plan = await plan_of(primary, candidate.address, other)
     primary.pause()
     promoter = promoter_for(fleet)
-    await promoter.promote(case)
+    await promoter.promote(plan)
     primary.resume()
     assert role(primary) == b"master"
     with pytest.raises(TimeoutError):  # its writes are paused
@@ -335,10 +335,10 @@ async def test_an_old_primary_that_only_slept_takes_no_write_and_follows_once_it
 async def test_where_nobody_is_promoted_the_primary_takes_writes_as_before(
     fleet: Fleet, primary: Server, candidate: Server
 ) -> None:
-    case = await case_of(primary, candidate.address)
+    plan = await plan_of(primary, candidate.address)
     candidate.kill()
     with pytest.raises(PromotionFailed):
-        await promoter_for(fleet).promote(case)
+        await promoter_for(fleet).promote(plan)
     assert calls(primary, "client|pause") == 1
     assert primary.ask("SET", "key", "value") == b"OK"
 
@@ -349,13 +349,13 @@ async def test_where_nobody_is_promoted_the_primary_is_told_to_take_writes_until
     """Else it takes none for a minute."""
     with Hop(primary.port) as hop:
         hop.answer(b"UNPAUSE", b"", times=3)  # they are lost, and nobody is told
-        case = await case_of(primary, candidate.address)
-        case = replace(case, primary=msgspec.structs.replace(case.primary, node=hop.address))
+        plan = await plan_of(primary, candidate.address)
+        plan = replace(plan, primary=msgspec.structs.replace(plan.primary, node=hop.address))
         promoter = promoter_for(fleet)
         running = asyncio.create_task(promoter.run())
         candidate.kill()
         with pytest.raises(PromotionFailed):
-            await promoter.promote(case)
+            await promoter.promote(plan)
         await until("it to hear", lambda: calls(primary, "client|unpause") == 1, lambda: hop.requests)
         assert ask(primary.port, "SET", "key", "value", timeout=5.0) == b"OK"
         running.cancel()
@@ -365,15 +365,15 @@ async def test_a_pause_that_is_to_be_ended_is_forgotten_with_the_next_attempt(
     fleet: Fleet, primary: Server, candidate: Server
 ) -> None:
     """Else the new primary's rival would take writes again."""
-    case = await case_of(primary, candidate.address)
+    plan = await plan_of(primary, candidate.address)
     promoter = promoter_for(fleet)
     running = asyncio.create_task(promoter.run())
     primary.pause()
     candidate.pause()
     with pytest.raises(PromotionFailed):
-        await promoter.promote(case)
+        await promoter.promote(plan)
     candidate.resume()
-    await promoter.promote(case)
+    await promoter.promote(plan)
     primary.resume()
     await until("the pause", lambda: calls(primary, "client|pause") == 2, lambda: calls(primary, "client|pause"))
     with pytest.raises(TimeoutError):
@@ -385,8 +385,8 @@ async def test_without_its_replicas_an_old_primary_with_a_minimum_of_them_takes_
     fleet: Fleet, primary: Server, candidate: Server, other: Server
 ) -> None:
     primary.ask("CONFIG", "SET", "min-replicas-to-write", 1)
-    case = await case_of(primary, candidate.address, other)
-    await promoter_for(fleet).promote(case)
+    plan = await plan_of(primary, candidate.address, other)
+    await promoter_for(fleet).promote(plan)
     primary.ask("CLIENT", "UNPAUSE")
     with pytest.raises(hiredis.ReplyError, match="NOREPLICAS"):
         primary.ask("SET", "key", "lost")
@@ -431,11 +431,11 @@ class Writer:
 async def test_a_hand_over_under_writes_loses_none_and_refuses_what_waited(
     fleet: Fleet, primary: Server, candidate: Server, other: Server, logged: Logged
 ) -> None:
-    case = await case_of(primary, candidate.address, other)
+    plan = await plan_of(primary, candidate.address, other)
     logged()
     with Writer(primary) as writer:
         await until("writes", lambda: writer.acknowledged > 500, lambda: writer.acknowledged)
-        await promoter_for(fleet).hand_over(case)
+        await promoter_for(fleet).hand_over(plan)
     assert writer.refusal.startswith("READONLY")
     assert candidate.ask("LRANGE", "list", 0, -1) == [b"%d" % number for number in range(writer.acknowledged)]
     assert logged() == ["+convert-to-slave", "+promoted-slave", "+slave-reconf-sent"]
@@ -449,7 +449,7 @@ async def test_a_hand_over_under_writes_loses_none_and_refuses_what_waited(
 async def test_after_a_hand_over_the_old_primary_is_not_paused(
     fleet: Fleet, primary: Server, candidate: Server
 ) -> None:
-    await promoter_for(fleet).hand_over(await case_of(primary, candidate.address))
+    await promoter_for(fleet).hand_over(await plan_of(primary, candidate.address))
     with pytest.raises(hiredis.ReplyError, match="READONLY"):
         primary.ask("SET", "key", "value")
     assert calls(primary, "client|unpause") == 1
@@ -459,9 +459,9 @@ async def test_a_hand_over_whose_reply_is_lost_goes_on_to_its_end(
     fleet: Fleet, primary: Server, candidate: Server
 ) -> None:
     with Hop(candidate.port) as hop:
-        case = await case_of(primary, hop.address)
+        plan = await plan_of(primary, hop.address)
         hop.delay(0.3, Way.REPLIES)
-        handing = asyncio.ensure_future(promoter_for(fleet).hand_over(case))
+        handing = asyncio.ensure_future(promoter_for(fleet).hand_over(plan))
         await until("the promotion", lambda: role(candidate) == b"master", lambda: role(candidate))
         hop.heal()
         hop.cut(reset=True)
@@ -476,11 +476,11 @@ async def test_a_replica_that_hears_nothing_is_not_handed_over_to_and_the_primar
 ) -> None:
     with Hop(primary.port) as hop:
         candidate.ask("REPLICAOF", HOST, hop.port)
-        case = await case_where(lambda candidate: candidate.link == "up", primary, candidate)
+        plan = await plan_where(lambda candidate: candidate.link == "up", primary, candidate)
         hop.stall()
         primary.ask("SET", "key", "value")
         with pytest.raises(PromotionFailed, match=r"is \d+ bytes behind") as failed:
-            await promoter_for(fleet).hand_over(case)
+            await promoter_for(fleet).hand_over(plan)
         assert failed.value.again
         assert calls(primary, "client|unpause") == 1
         assert primary.ask("SET", "key", "again") == b"OK"
@@ -491,10 +491,10 @@ async def test_a_hand_over_that_cannot_be_acknowledged_is_undone(
     fleet: Fleet, primary: Server, candidate: Server
 ) -> None:
     with Hop(candidate.port) as hop:
-        case = await case_of(primary, hop.address)
+        plan = await plan_of(primary, hop.address)
         hop.answer(b"REPLICAOF", b"-NOPERM this user may not\r\n")
         with pytest.raises(PromotionFailed, match="NOPERM"):
-            await promoter_for(fleet).hand_over(case)
+            await promoter_for(fleet).hand_over(plan)
     assert (role(primary), role(candidate)) == (b"master", b"slave")
     assert primary.ask("SET", "key", "value") == b"OK"
 
@@ -503,9 +503,9 @@ async def test_a_hand_over_that_is_given_up_leaves_the_primary_writable(
     fleet: Fleet, primary: Server, candidate: Server
 ) -> None:
     with Hop(candidate.port) as hop:
-        case = await case_of(primary, hop.address)
+        plan = await plan_of(primary, hop.address)
         hop.delay(0.3, Way.REPLIES)
-        handing = asyncio.ensure_future(promoter_for(fleet).hand_over(case))
+        handing = asyncio.ensure_future(promoter_for(fleet).hand_over(plan))
         await until("the pause", lambda: calls(primary, "client|pause") == 1, lambda: hop.requests)
         handing.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -518,7 +518,7 @@ async def test_a_hand_over_that_is_given_up_leaves_the_primary_writable(
 async def test_what_does_not_follow_the_primary_is_not_handed_over_to_and_nothing_is_paused(
     fleet: Fleet, primary: Server, candidate: Server, other: Server, wrong: str
 ) -> None:
-    case = await case_of(primary, candidate.address, other)
+    plan = await plan_of(primary, candidate.address, other)
     if wrong == "primary":
         primary.ask("REPLICAOF", HOST, other.port)
     if wrong == "role":
@@ -530,7 +530,7 @@ async def test_what_does_not_follow_the_primary_is_not_handed_over_to_and_nothin
     if wrong == "link":
         candidate.ask("REPLICAOF", HOST, 1)
     with pytest.raises(PromotionFailed):
-        await promoter_for(fleet).hand_over(case)
+        await promoter_for(fleet).hand_over(plan)
     assert calls(primary, "client|pause") == 0
 
 
@@ -541,8 +541,8 @@ async def test_a_returned_primary_is_made_a_replica_and_its_own_data_is_gone(
     fleet: Fleet, primary: Server, candidate: Server, other: Server, logged: Logged
 ) -> None:
     promoter = promoter_for(fleet)
-    case = await case_of(primary, candidate.address, other)
-    await promoter.promote(case)
+    plan = await plan_of(primary, candidate.address, other)
+    await promoter.promote(plan)
     candidate.ask("SET", "key", "value")
     primary.ask("CLIENT", "UNPAUSE")
     primary.ask("SET", "diverged", "value")
@@ -628,6 +628,6 @@ async def test_where_another_proxy_promotes_this_one_touches_no_server(
     await make_diverge(other)
     await follower.reconfigure(await health(primary.address), [await health(other.address)])
     with pytest.raises(PromotionFailed) as failed:
-        await follower.promote(await case_of(primary, candidate.address))
+        await follower.promote(await plan_of(primary, candidate.address))
     assert not failed.value.again
     assert (role(primary), role(other)) == (b"master", b"master")

@@ -15,7 +15,7 @@ from pyproxy import events
 from pyproxy.access import Access
 from pyproxy.config import Config
 from pyproxy.control.failover import promoters
-from pyproxy.control.failover.promoters import Announcement, Case, Promoter, PromotionFailed, sentinel
+from pyproxy.control.failover.promoters import Announcement, Promoter, PromotionFailed, PromotionPlan, sentinel
 from pyproxy.fleet import HOST, Fleet, Sentinel, Sentinels, Server, ask, reserve_port
 from pyproxy.messages import NodeHealth
 from pyproxy.shard_map import Node, format_slots, split_slots
@@ -400,16 +400,16 @@ async def test_the_end_of_one_shard_leaves_the_others_followed(three: list[Scrip
 # --- planned ----------------------------------------------------------------------------------------------------------
 
 
-def case(config: Config, candidate: Node, named: bool = False) -> Case:
+def plan(config: Config, candidate: Node, named: bool = False) -> PromotionPlan:
     primary = NodeHealth(str(config.shards[0].primary))
-    return Case("s0", 2, primary, NodeHealth(str(candidate)), (), named)
+    return PromotionPlan("s0", 2, primary, NodeHealth(str(candidate)), (), named)
 
 
 async def test_nobody_is_promoted_here(three: list[Scripted]) -> None:
     config = config_of([each.port for each in three])
     promoter = promoters.make(config.shards[0], config, Access(config.backend), lambda _: None)
     with pytest.raises(PromotionFailed) as failed:
-        await promoter.promote(case(config, Node(HOST, NEW)))
+        await promoter.promote(plan(config, Node(HOST, NEW)))
     assert not failed.value.again
     assert (promoter.is_authority, promoter.acts, promoter.hands_over) == (True, False, True)
 
@@ -429,7 +429,7 @@ async def test_a_planned_promotion_that_fails_says_why(three: list[Scripted], re
     async with Following(config) as seen:
         await seen.announces((OLD, 1))
         with pytest.raises(PromotionFailed, match=reason) as failed:
-            await seen.promoters[0].hand_over(case(config, Node(HOST, NEW)))
+            await seen.promoters[0].hand_over(plan(config, Node(HOST, NEW)))
     assert failed.value.again
 
 
@@ -449,7 +449,7 @@ async def test_where_one_may_have_begun_no_other_is_asked(
     config = config_of([each.port for each in three])
     async with Following(config) as seen:
         await seen.announces((OLD, 1))
-        handing = asyncio.create_task(seen.promoters[0].hand_over(case(config, Node(HOST, NEW))))
+        handing = asyncio.create_task(seen.promoters[0].hand_over(plan(config, Node(HOST, NEW))))
         await asked_again(*three)
         three[1].replies["SENTINEL FAILOVER"] = b"-ERR another was asked\r\n"
         three[0].says["s0"] = (HOST, NEW, 2)
@@ -543,9 +543,9 @@ async def test_a_planned_promotion_loses_nothing_and_takes_the_choice_of_the_sen
             await seen.announces((primary.port, 0))
             hand_over, health = seen.promoters[0].hand_over, NodeHealth(primary.address)
             with pytest.raises(PromotionFailed, match=f"would choose {chosen.address}: by replica-priority, ") as why:
-                await hand_over(Case("s0", 1, health, NodeHealth(other.address), (), named=True))
+                await hand_over(PromotionPlan("s0", 1, health, NodeHealth(other.address), (), named=True))
             assert not why.value.again
-            await hand_over(Case("s0", 1, health, NodeHealth(chosen.address), (), named=True))
+            await hand_over(PromotionPlan("s0", 1, health, NodeHealth(chosen.address), (), named=True))
             await seen.announces((primary.port, 0), (chosen.port, 1))
             assert primary.ask("ROLE")[0] == b"slave"  # type: ignore[index]
 
@@ -560,7 +560,9 @@ async def test_sentinels_that_know_no_coordinated_failover_hand_over_while_write
         async with following_real(fleet, [hop.address, *sentinels.addresses[1:]]) as seen:
             await seen.announces((primary.port, 0))
             healths = [NodeHealth(each.address, reachable=True, role="slave") for each in replicas]
-            handing = seen.promoters[0].hand_over(Case("s0", 1, NodeHealth(primary.address), healths[0], (healths[1],)))
+            handing = seen.promoters[0].hand_over(
+                PromotionPlan("s0", 1, NodeHealth(primary.address), healths[0], (healths[1],))
+            )
             primary.ask("SET", "number", 0)
             writing = asyncio.to_thread(write_until_refused, primary)
             _, (written, refusal) = await asyncio.gather(handing, writing)

@@ -79,7 +79,7 @@ class Shards:
     def has_room(self, size: int) -> bool:
         return True
 
-    def pace_of(self, frame: bytes, queued: int) -> int:
+    def timeout_class_of(self, frame: bytes, queued: int) -> int:
         return 0
 
 

@@ -14,8 +14,8 @@ from pyproxy.access import Access
 from pyproxy.config import BackendAccess
 from pyproxy.control.health import detector, monitor, node_monitor
 from pyproxy.control.health.busy import BusyServers
-from pyproxy.control.health.monitor import HealthMonitor, Round, Watch
-from pyproxy.control.health.node_monitor import DEADLINE_S, QUIET_BYTES, NodeMonitor
+from pyproxy.control.health.monitor import CheckSchedule, HealthMonitor, LightChecks
+from pyproxy.control.health.node_monitor import DEADLINE_S, PING_BYTES, NodeMonitor
 from pyproxy.fleet import HOST, Fleet
 from pyproxy.hashing import SLOTS
 from pyproxy.messages import NodeHealth
@@ -81,8 +81,8 @@ def bulk(text: str) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(text), text.encode())
 
 
-class Quiet:
-    """One server, the monitor of it, and what its quiet checks came to."""
+class LightlyChecked:
+    """One server, the monitor of it, and what its light checks came to."""
 
     def __init__(self, server: Answering) -> None:
         self.server = server
@@ -91,10 +91,10 @@ class Quiet:
 
     def begin(self) -> Callable[[], None] | None:
         self.server.asked.clear()
-        return self.monitor.begin_quiet(self.outcomes.append)
+        return self.monitor.begin_light_check(self.outcomes.append)
 
     async def checked(self) -> bool:
-        """What the next quiet check comes to."""
+        """What the next light check comes to."""
         self.outcomes.clear()
         assert self.begin() is not None
         await until("its outcome", lambda: bool(self.outcomes), lambda: self.server.asked)
@@ -103,77 +103,77 @@ class Quiet:
 
 
 @asynccontextmanager
-async def well(checks: int = 2) -> AsyncIterator[Quiet]:
+async def well(checks: int = 2) -> AsyncIterator[LightlyChecked]:
     """A server that was well, and of which nothing was new. After more checks than two its lines are known."""
     async with Answering() as server:
-        quiet = Quiet(server)
+        subject = LightlyChecked(server)
         for _ in range(checks):
-            await quiet.monitor.check_once()
-        assert quiet.monitor.health.reachable
-        yield quiet
-        quiet.monitor.close()
+            await subject.monitor.check_once()
+        assert subject.monitor.health.reachable
+        yield subject
+        subject.monitor.close()
 
 
 # --- which server may be checked so -----------------------------------------------------------------------------------
 
 
 async def test_a_server_that_was_well_is_asked_for_little_and_is_as_it_was_at_another_time() -> None:
-    async with well() as quiet:
-        before = quiet.monitor.health
-        assert await quiet.checked()
-        now = quiet.monitor.health
-        assert quiet.server.asked == [("PING",), ("INFO", "replication")]
+    async with well() as subject:
+        before = subject.monitor.health
+        assert await subject.checked()
+        now = subject.monitor.health
+        assert subject.server.asked == [("PING",), ("INFO", "replication")]
         assert now.at == now.answered_at > before.at
         assert detector.timeless(now) == detector.timeless(before)
 
 
 async def test_one_that_was_not_seen_yet_is_not() -> None:
     async with Answering() as server:
-        quiet = Quiet(server)
-        assert quiet.begin() is None
-        await quiet.monitor.check_once()  # so there is something to close
-        quiet.monitor.close()
+        subject = LightlyChecked(server)
+        assert subject.begin() is None
+        await subject.monitor.check_once()  # so there is something to close
+        subject.monitor.close()
 
 
-async def unreachable(quiet: Quiet) -> None:
-    quiet.server.pong = b"-LOADING it loads\r\n"
-    quiet.monitor.goes_on()
-    await quiet.monitor.check_once()
+async def unreachable(subject: LightlyChecked) -> None:
+    subject.server.pong = b"-LOADING it loads\r\n"
+    subject.monitor.require_full_check()
+    await subject.monitor.check_once()
 
 
-async def complained_of(quiet: Quiet) -> None:
-    quiet.monitor.goes_on()
+async def complained_of(subject: LightlyChecked) -> None:
+    subject.monitor.require_full_check()
 
 
-async def being_checked(quiet: Quiet) -> None:
-    assert quiet.begin() is not None
+async def being_checked(subject: LightlyChecked) -> None:
+    assert subject.begin() is not None
 
 
-async def talking(quiet: Quiet) -> None:
-    assert quiet.server.writer is not None and quiet.monitor._connection is not None
-    quiet.server.writer.write(b"+what nobody asked for\r\n")
-    connection = quiet.monitor._connection
-    await until("it to come", lambda: not connection.is_quiet, lambda: connection)
+async def talking(subject: LightlyChecked) -> None:
+    assert subject.server.writer is not None and subject.monitor._connection is not None
+    subject.server.writer.write(b"+what nobody asked for\r\n")
+    connection = subject.monitor._connection
+    await until("it to come", lambda: not connection.is_idle, lambda: connection)
 
 
-async def closed(quiet: Quiet) -> None:
-    quiet.server.close()
-    connection = quiet.monitor._connection
+async def closed(subject: LightlyChecked) -> None:
+    subject.server.close()
+    connection = subject.monitor._connection
     assert connection is not None
-    await until("its end", lambda: not connection.is_quiet, lambda: connection)
+    await until("its end", lambda: not connection.is_idle, lambda: connection)
 
 
-@pytest.mark.parametrize("trouble", [unreachable, complained_of, being_checked, talking, closed])
-async def test_one_with_which_something_is_the_matter_is_not(trouble: Callable[[Quiet], object]) -> None:
-    async with well() as quiet:
-        await trouble(quiet)  # type: ignore[misc]
-        assert quiet.begin() is None
+@pytest.mark.parametrize("disturb", [unreachable, complained_of, being_checked, talking, closed])
+async def test_one_with_which_something_is_the_matter_is_not(disturb: Callable[[LightlyChecked], object]) -> None:
+    async with well() as subject:
+        await disturb(subject)  # type: ignore[misc]
+        assert subject.begin() is None
 
 
 async def test_one_of_which_all_is_to_be_asked_again_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with well() as quiet:
-        monkeypatch.setattr(node_monitor, "WHOLE_EVERY_S", 0.0)
-        assert quiet.begin() is None
+    async with well() as subject:
+        monkeypatch.setattr(node_monitor, "FULL_CHECK_EVERY_S", 0.0)
+        assert subject.begin() is None
 
 
 # --- what is answered -------------------------------------------------------------------------------------------------
@@ -183,10 +183,10 @@ MISSING = ""
 UNCHANGED = [
     ("nothing new", {}),
     ("heard of its primary later", {"master_last_io_seconds_ago": "3"}),
-    ("no more written than a ping of its primary", {"slave_repl_offset": str(OFFSET + QUIET_BYTES)}),
+    ("no more written than a ping of its primary", {"slave_repl_offset": str(OFFSET + PING_BYTES)}),
 ]
 CHANGED = [
-    ("a write", {"slave_repl_offset": str(OFFSET + QUIET_BYTES + 1)}),
+    ("a write", {"slave_repl_offset": str(OFFSET + PING_BYTES + 1)}),
     ("less than it had", {"slave_repl_offset": str(OFFSET - 1)}),
     ("another role", {"role": "master"}),
     ("another primary", {"master_port": "7001"}),
@@ -204,29 +204,29 @@ CHANGED = [
 @pytest.mark.parametrize("piece", [1 << 16, 1], ids=["at once", "byte by byte"])
 @pytest.mark.parametrize("fields", [fields for _, fields in UNCHANGED], ids=[name for name, _ in UNCHANGED])
 async def test_numbers_that_change_by_themselves_are_taken(fields: dict[str, str], piece: int) -> None:
-    async with well() as quiet:
-        quiet.server.replication.update(fields)
-        quiet.server.piece = piece
-        assert await quiet.checked()
-        health = quiet.monitor.health
+    async with well() as subject:
+        subject.server.replication.update(fields)
+        subject.server.piece = piece
+        assert await subject.checked()
+        health = subject.monitor.health
         assert (health.offset, health.lag_s) == tuple(
-            int(quiet.server.replication[name]) for name in ("slave_repl_offset", "master_last_io_seconds_ago")
+            int(subject.server.replication[name]) for name in ("slave_repl_offset", "master_last_io_seconds_ago")
         )
 
 
 @pytest.mark.parametrize("checks", [2, 4], ids=["by its fields", "by its lines"])
 @pytest.mark.parametrize("fields", [fields for _, fields in CHANGED], ids=[name for name, _ in CHANGED])
 async def test_whatever_else_is_another_has_all_of_it_asked(fields: dict[str, str], checks: int) -> None:
-    async with well(checks) as quiet:
-        before = quiet.monitor.health
-        said = {**quiet.server.replication, **fields}
-        quiet.server.replication = {name: value for name, value in said.items() if value is not MISSING}
-        assert not await quiet.checked()
-        assert quiet.monitor.health == before  # it is not the quiet check that says what it means
-        await quiet.monitor.check_once()
-        assert quiet.server.asked[-2:] == [("PING",), ("INFO",)]
-        assert quiet.monitor.health.reachable and quiet.monitor.health.at > before.at
-        assert quiet.monitor.info == {"run_id": "b" * 40, **quiet.server.replication}
+    async with well(checks) as subject:
+        before = subject.monitor.health
+        said = {**subject.server.replication, **fields}
+        subject.server.replication = {name: value for name, value in said.items() if value is not MISSING}
+        assert not await subject.checked()
+        assert subject.monitor.health == before  # it is not the light check that says what it means
+        await subject.monitor.check_once()
+        assert subject.server.asked[-2:] == [("PING",), ("INFO",)]
+        assert subject.monitor.health.reachable and subject.monitor.health.at > before.at
+        assert subject.monitor.info == {"run_id": "b" * 40, **subject.server.replication}
 
 
 NO_ANSWER = [
@@ -244,71 +244,71 @@ NO_ANSWER = [
 
 @pytest.mark.parametrize(("pong", "info"), [each[1:] for each in NO_ANSWER], ids=[each[0] for each in NO_ANSWER])
 async def test_an_answer_that_is_none_is_asked_for_again_in_full(pong: bytes, info: bytes | None) -> None:
-    async with well() as quiet:
-        server, before = quiet.server, quiet.monitor.health
+    async with well() as subject:
+        server, before = subject.server, subject.monitor.health
         server.pong, server.info = pong, info
-        assert not await quiet.checked()
-        assert quiet.monitor.health == before
+        assert not await subject.checked()
+        assert subject.monitor.health == before
         server.pong, server.info = b"+PONG\r\n", None
-        await quiet.monitor.check_once()
+        await subject.monitor.check_once()
         assert server.asked[-1] == ("INFO",)
-        assert quiet.monitor.health.reachable
+        assert subject.monitor.health.reachable
 
 
 async def test_a_connection_that_ends_meanwhile_is_made_anew_before_anything_is_held_against_its_server() -> None:
     """It may have closed it for reasons of its own: CLIENT KILL, its `timeout`."""
-    async with well() as quiet:
-        quiet.server.info = b""
-        assert quiet.begin() is not None
-        await until("it to be asked", lambda: len(quiet.server.asked) == 2, lambda: quiet.server.asked)
-        quiet.server.close()
-        await until("its outcome", lambda: bool(quiet.outcomes), lambda: quiet.server.asked)
-        assert quiet.outcomes == [False]
-        assert quiet.monitor.health.reachable
-        quiet.server.info = None
-        await quiet.monitor.check_once()
-        assert quiet.monitor.health.reachable
+    async with well() as subject:
+        subject.server.info = b""
+        assert subject.begin() is not None
+        await until("it to be asked", lambda: len(subject.server.asked) == 2, lambda: subject.server.asked)
+        subject.server.close()
+        await until("its outcome", lambda: bool(subject.outcomes), lambda: subject.server.asked)
+        assert subject.outcomes == [False]
+        assert subject.monitor.health.reachable
+        subject.server.info = None
+        await subject.monitor.check_once()
+        assert subject.monitor.health.reachable
 
 
 async def test_one_that_says_nothing_until_it_is_given_up_is_silent_since_it_was_asked() -> None:
-    async with well() as quiet:
-        quiet.server.info = b""
+    async with well() as subject:
+        subject.server.info = b""
         asked_at = time.monotonic()
-        give_up = quiet.begin()
+        give_up = subject.begin()
         assert give_up is not None
-        await until("it to be asked", lambda: len(quiet.server.asked) == 2, lambda: quiet.server.asked)
+        await until("it to be asked", lambda: len(subject.server.asked) == 2, lambda: subject.server.asked)
         given_up_at = time.monotonic()
         give_up()
         give_up()
-        assert quiet.outcomes == [True]  # it is known what came of it
-        health = quiet.monitor.health
+        assert subject.outcomes == [True]  # it is known what came of it
+        health = subject.monitor.health
         assert (health.reachable, health.silent) == (False, True)
         assert asked_at <= health.unanswered_since <= given_up_at <= health.at
-        assert quiet.begin() is None
+        assert subject.begin() is None
 
 
 async def test_one_that_has_answered_by_then_is_not_given_up() -> None:
-    async with well() as quiet:
-        give_up = quiet.begin()
+    async with well() as subject:
+        give_up = subject.begin()
         assert give_up is not None
-        await until("its outcome", lambda: bool(quiet.outcomes), lambda: quiet.server.asked)
+        await until("its outcome", lambda: bool(subject.outcomes), lambda: subject.server.asked)
         give_up()
-        assert quiet.outcomes == [True]
-        assert quiet.monitor.health.reachable
+        assert subject.outcomes == [True]
+        assert subject.monitor.health.reachable
 
 
 async def test_what_was_refused_before_and_is_still_is_taken() -> None:
-    async with well() as quiet:
-        quiet.server.pong = b"-MISCONF it cannot save\r\n"
+    async with well() as subject:
+        subject.server.pong = b"-MISCONF it cannot save\r\n"
         for _ in range(2):
-            quiet.monitor.goes_on()
-            await quiet.monitor.check_once()
-        assert quiet.monitor.health.misconf
-        await quiet.monitor.check_once()
-        assert await quiet.checked()
-        assert quiet.monitor.health.misconf
-        quiet.server.pong = b"+PONG\r\n"
-        assert not await quiet.checked()
+            subject.monitor.require_full_check()
+            await subject.monitor.check_once()
+        assert subject.monitor.health.misconf
+        await subject.monitor.check_once()
+        assert await subject.checked()
+        assert subject.monitor.health.misconf
+        subject.server.pong = b"+PONG\r\n"
+        assert not await subject.checked()
 
 
 # --- the checks of one moment -----------------------------------------------------------------------------------------
@@ -318,10 +318,10 @@ async def test_those_that_go_on_at_the_deadline_are_given_up_and_those_that_have
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(monitor, "DEADLINE_S", 0.01)
-    checks, said = Round(), []
-    watches = [Watch(Node(HOST, port)) for port in (1, 2, 3)]
+    checks, said = LightChecks(), []
+    schedules = [CheckSchedule(Node(HOST, port)) for port in (1, 2, 3)]
 
-    def give_up(name: str, *, ends: Watch | None) -> Callable[[], None]:
+    def give_up(name: str, *, ends: CheckSchedule | None) -> Callable[[], None]:
         def call() -> None:
             said.append(f"{name} given up")
             if ends is not None:
@@ -329,7 +329,7 @@ async def test_those_that_go_on_at_the_deadline_are_given_up_and_those_that_have
 
         return call
 
-    ended, silent, stuck = watches
+    ended, silent, stuck = schedules
     checks.add(ended, give_up("ended", ends=ended), lambda: said.append("ended failed"))
     checks.add(silent, give_up("silent", ends=silent), lambda: said.append("silent failed"))
     checks.add(stuck, give_up("stuck", ends=None), lambda: said.append("stuck failed"))
@@ -340,18 +340,18 @@ async def test_those_that_go_on_at_the_deadline_are_given_up_and_those_that_have
 
 @pytest.mark.parametrize("is_checked", [False, True], ids=["between two checks", "during one"])
 async def test_a_server_that_is_asked_for_is_due_when_no_check_of_it_goes_on(is_checked: bool) -> None:
-    watch = Watch(Node(HOST, 1))
+    schedule = CheckSchedule(Node(HOST, 1))
     if is_checked:
-        watch.begins()
-    watch.ask()
-    watch.ask()
-    assert watch.due.is_set() is not is_checked
-    watch.ends()
-    assert watch.due.is_set()
-    watch.due.clear()
-    watch.begins()
-    watch.ends()
-    assert not watch.due.is_set()  # it was asked for once
+        schedule.begins()
+    schedule.ask()
+    schedule.ask()
+    assert schedule.due.is_set() is not is_checked
+    schedule.ends()
+    assert schedule.due.is_set()
+    schedule.due.clear()
+    schedule.begins()
+    schedule.ends()
+    assert not schedule.due.is_set()  # it was asked for once
 
 
 # --- all servers ------------------------------------------------------------------------------------------------------
@@ -400,7 +400,7 @@ class Checked:
             task.cancel()
 
 
-async def test_servers_that_are_well_and_quiet_wake_no_task(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_servers_that_are_healthy_and_idle_wake_no_task(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     by_tasks: list[str] = []
     check_once = NodeMonitor.check_once
 
@@ -409,17 +409,17 @@ async def test_servers_that_are_well_and_quiet_wake_no_task(fleet: Fleet, monkey
         await check_once(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(NodeMonitor, "check_once", counted)
-    monkeypatch.setattr(node_monitor, "WHOLE_EVERY_S", 600.0)
+    monkeypatch.setattr(node_monitor, "FULL_CHECK_EVERY_S", 600.0)
     checked, before = Checked(fleet), (0, 0)
 
-    def is_quiet() -> bool:
+    def is_idle() -> bool:
         """Ten checks of each of the four servers in a row without a task: their primaries have told them each other."""
         nonlocal before
         if len(by_tasks) != before[0]:
             before = len(by_tasks), checked.seen
         return checked.seen - before[1] >= 40
 
-    await checked.until("nothing but quiet checks", is_quiet)
+    await checked.until("nothing but light checks", is_idle)
 
 
 async def test_a_process_that_is_late_takes_nobody_for_silent(fleet: Fleet) -> None:
@@ -437,7 +437,7 @@ async def test_a_process_that_is_late_takes_nobody_for_silent(fleet: Fleet) -> N
     assert silent == []
 
 
-async def test_a_server_that_hangs_among_quiet_ones_is_silent_and_they_are_not(fleet: Fleet) -> None:
+async def test_a_server_that_hangs_among_idle_ones_is_silent_and_they_are_not(fleet: Fleet) -> None:
     hangs = fleet.shards[0].replicas[0]
     checked = Checked(fleet)
 
@@ -450,8 +450,8 @@ async def test_a_server_that_hangs_among_quiet_ones_is_silent_and_they_are_not(f
 
 
 def test_a_health_is_compared_without_the_numbers_that_change_by_themselves() -> None:
-    """What a quiet check may change of a health is no news."""
+    """What a light check may change of a health is no news."""
     health = detector.answered(NodeHealth("a:1"), 1.0, REPLICATION, {})
-    later = msgspec.structs.replace(health, at=2.0, answered_at=2.0, offset=OFFSET + QUIET_BYTES, lag_s=3)
+    later = msgspec.structs.replace(health, at=2.0, answered_at=2.0, offset=OFFSET + PING_BYTES, lag_s=3)
     assert detector.timeless(health) == detector.timeless(later)
-    assert not detector.goes_on(health, later, QUIET_BYTES)
+    assert not detector.has_activity(health, later, PING_BYTES)

@@ -1,7 +1,7 @@
-"""What is done to servers, connections and workers meanwhile, drawn of a seed: at most one thing at a time to a shard.
+"""The faults of servers, connections and workers that a soak injects, drawn from a seed: one at a time for each shard.
 
-Each trouble is a generator: it yields what it waits for, and ends when its shard is well again. So of the servers of a
-shard only one is ever unwell by our doing, and what WAIT has confirmed must survive.
+Each fault is a generator: it yields what it waits for, and ends when its shard has recovered. So at most one server of
+a shard is faulty by our doing at any time, and what WAIT has confirmed must survive.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ OPERATOR_S = 6.0  # longer than a promotion takes
 OPERATOR_TRIES = 8
 
 
-class Troubles:
-    """Make them by `run`. `spans`: shard, since, until. `problems`: what did not heal."""
+class FaultInjector:
+    """Inject them by `run`. `spans`: shard, since, until. `problems`: what did not recover."""
 
     def __init__(self, fleet: Fleet, proxy: Proxy, workers: int, seed: int) -> None:
-        self.made: Counter[str] = Counter()
+        self.injected: Counter[str] = Counter()
         self.spans: list[tuple[int, float, float]] = []
         self.others: list[tuple[int, float, float]] = []  # the part of them that concerns replicas
         self.killed: set[int] = set()  # workers
@@ -94,7 +94,7 @@ class Troubles:
             "pyproxy promote": (2, self._promote(shard)),
         }
         (name,) = random.choices(list(kinds), [weight for weight, _ in kinds.values()])
-        self.made[name] += 1
+        self.injected[name] += 1
         self._begun[index] = (time.monotonic(), name)
         self._running[index] = self._until_well(shard, kinds[name][1])
         self._await(index, lambda: True)
@@ -155,7 +155,7 @@ class Troubles:
             yield lambda until=until: shard.present_primary() is not None or time.monotonic() > until  # type: ignore[misc]
             if shard.present_primary() is not None:
                 return
-            self.made["pyproxy promote of a dead one"] += 1
+            self.injected["pyproxy promote of a dead one"] += 1
             yield from self._promote(shard)
 
     def _kill(self, shard: LiveShard, replica: Server, random: Random) -> Steps:
@@ -189,7 +189,7 @@ class Troubles:
         yield lambda: command.poll() is not None
         command.communicate()
         if command.returncode:
-            self.made["pyproxy promote was refused"] += 1
+            self.injected["pyproxy promote was refused"] += 1
 
     def _kill_worker(self) -> None:
         pids = self.worker_pids()
@@ -197,5 +197,5 @@ class Troubles:
         if pid in self.killed:
             return
         self.killed.add(pid)
-        self.made["kill -9 of a worker"] += 1
+        self.injected["kill -9 of a worker"] += 1
         os.kill(pid, signal.SIGKILL)
