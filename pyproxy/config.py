@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta
 from msgspec import inspect as shape
 
-from pyproxy.config_reading import BAD, Tree, lower_first, read_struct, shown
+from pyproxy.config_reading import BAD, NotToml, Tree, read_struct, read_toml, shown
 from pyproxy.hashing import SLOTS
 from pyproxy.shard_map import Node, Shard, ShardMap, SlotRange, format_slots, join_slots
 
@@ -26,6 +26,7 @@ KIB = 1024
 MIB = 1024 * KIB
 
 Seconds = Annotated[float, Meta(ge=0.001, le=3600.0)]
+ShardName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
 PromoterName = Literal["none", "replicaof", "sentinel", "elasticache"]
 
 SENTINELS = 3  # fewer cannot outvote one that is wrong
@@ -144,7 +145,7 @@ class ElastiCache(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ShardTable(Shard, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[[shards]]`: a Shard, and what is said of it alone."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]  # it stands in error lines, logs and metrics
+    name: ShardName  # it stands in error lines, logs and metrics
     primary: Node = UNDISCOVERED  # only with a replication group
     replicas: tuple[Node, ...] = ()
     slots: tuple[SlotRange, ...]
@@ -187,16 +188,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def parse(cls, raw: bytes) -> Self:
         """The checked configuration in these bytes of TOML. Raises ConfigErrors with all problems."""
         try:
-            text = raw.decode()  # here: what msgspec raises for it has changed from one release to the next
-        except UnicodeDecodeError as exc:
-            line = raw.count(b"\n", 0, exc.start) + 1
-            raise ConfigErrors([f"line {line}: expected UTF-8, got byte 0x{raw[exc.start]:02x}"]) from None
-        try:
-            document = msgspec.toml.decode(text)
-        except RecursionError:
-            raise ConfigErrors(["syntax: expected TOML, got: arrays or tables too deep in each other"]) from None
-        except ValueError as exc:  # tomllib's text, which ends in "(at line 3, column 5)"; or int()'s, of 5,000 digits
-            raise ConfigErrors([f"syntax: expected TOML, got: {lower_first(str(exc))}"]) from None
+            document = read_toml(raw)
+        except NotToml as exc:
+            raise ConfigErrors([str(exc)]) from None
         problems: list[str] = []
         tree = read_struct(shape.type_info(cls), document, "", problems)
         problems += _cross_checks(tree)

@@ -24,6 +24,25 @@ BAD = object()
 """Stands for what was not read well."""
 
 
+class NotToml(Exception):
+    """Why not: one line, with the place."""
+
+
+def read_toml(raw: bytes) -> Any:
+    """The document in these bytes. Raises NotToml."""
+    try:
+        text = raw.decode()  # here: what msgspec raises for it has changed from one release to the next
+    except UnicodeDecodeError as exc:
+        line = raw.count(b"\n", 0, exc.start) + 1
+        raise NotToml(f"line {line}: expected UTF-8, got byte 0x{raw[exc.start]:02x}") from None
+    try:
+        return msgspec.toml.decode(text)
+    except RecursionError:
+        raise NotToml("syntax: expected TOML, got: arrays or tables too deep in each other") from None
+    except ValueError as exc:  # tomllib's text, which ends in "(at line 3, column 5)"; or int()'s, of 5,000 digits
+        raise NotToml(f"syntax: expected TOML, got: {lower_first(str(exc))}") from None
+
+
 def _read(kind: shape.Type, value: object, path: str, problems: list[str]) -> Any:
     """The value as this type; BAD, and a line in `problems`, where it is not of it."""
     match kind:
