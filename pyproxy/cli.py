@@ -9,6 +9,7 @@
     pyproxy pause SHARD --config CONFIG   have it hold the writes of a shard
     pyproxy resume SHARD --config CONFIG  and let them go
     pyproxy verify --misplaced --config CONFIG    keys that lie on a wrong shard; with --move they are moved
+    pyproxy plan --config CONFIG          the moves of slots that even out what the shards hold
     pyproxy demo                          a whole fleet of servers, and the proxy in front
 
 What was asked for goes to stdout, what is wrong to stderr: 78 for a configuration, 69 for an address that cannot be
@@ -27,18 +28,24 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from msgspec import ValidationError, convert, structs
+
 from pyproxy import __version__
 from pyproxy.access import Access, why
-from pyproxy.config import UNDISCOVERED, Config, ConfigErrors
+from pyproxy.config import UNDISCOVERED, Config, ConfigErrors, ShardName, ShardTable
 from pyproxy.control.growth.opening import looked_at
+from pyproxy.control.growth.plan import CannotPlan, planned, weights
+from pyproxy.control.growth.plan_file import write_plan
+from pyproxy.control.growth.sampling import CannotSample, sampled
 from pyproxy.control.growth.store import Document, differences, effective
 from pyproxy.control.health.misplaced_keys import CannotVerify, MisplacedKeys
 from pyproxy.control.http.admin import Command, Pause, Promote, Resume, ask
 from pyproxy.control.http.status import table
 from pyproxy.hashing import SLOTS, hash_tag, slot
-from pyproxy.shard_map import Node, ShardMap, format_slots, split_slots
+from pyproxy.shard_map import Node, Shard, ShardMap, format_slots, split_slots
 
-EX_UNAVAILABLE = 69  # <sysexits.h>
+EX_USAGE = 64  # <sysexits.h>
+EX_UNAVAILABLE = 69
 EX_CONFIG = 78
 
 GET_BOTO3 = "`pip install boto3` into the environment of pyproxy; ./run and the image have it"
@@ -117,6 +124,20 @@ def _parser() -> argparse.ArgumentParser:
     verifying.add_argument("--rate", type=_rate, default=20_000, metavar="N", help="keys a second of a server (20000)")
     verifying.set_defaults(run=verify)
 
+    planning = commands.add_parser(
+        "plan", help="propose the moves of slots that even out what the shards hold, as TOML"
+    )
+    planning.add_argument("--config", type=Path, required=True, metavar="CONFIG")
+    planning.add_argument("--add", type=_shard, action="append", default=[], metavar="NAME=HOST:PORT[,HOST:PORT...]",
+                          help="a new shard: its primary, then its replicas; may be given several times")  # fmt: skip
+    planning.add_argument("--remove", type=_text, action="append", default=[], metavar="NAME",
+                          help="a shard that is to have no slots any more; may be given several times")  # fmt: skip
+    planning.add_argument("--samples", type=_number(1, 1_000_000), default=10_000, metavar="N",
+                          help="keys of each shard that are looked at (10000)")  # fmt: skip
+    planning.add_argument("--rate", type=_number(1, 100_000), default=50, metavar="MB",
+                          help="megabytes a second, to say how long it will take (50)")  # fmt: skip
+    planning.set_defaults(run=plan)
+
     showing = commands.add_parser("demo", help="start servers and the proxy in front of them; Ctrl-C ends all")
     _demo_options(showing)
     showing.set_defaults(run=demo)
@@ -152,6 +173,15 @@ def _load(path: Path) -> Config:
     if problems:
         raise ConfigErrors(problems)
     return config
+
+
+def _discovered(config: Config) -> Config:
+    """With the servers of its replication groups, for which AWS is asked. Raises ConfigErrors."""
+    if not config.undiscovered():
+        return config
+    from pyproxy.control.failover.promoters.replication_groups import discover
+
+    return config.with_nodes(discover(config))
 
 
 def _with_store(config: Config) -> tuple[Config, Document | None]:
@@ -228,7 +258,7 @@ def status(args: argparse.Namespace) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
-    config, document = _with_store(_load(args.config))
+    config, document = _with_store(_discovered(_load(args.config)))
     if args.move and document is not None and (moves := document.under_way):
         ids = ", ".join(entry.move.id for entry in moves)
         print(f"pyproxy: --move: expected no moves of slots under way, got {ids}", file=sys.stderr)
@@ -250,6 +280,36 @@ async def _verify(misplaced_keys: MisplacedKeys, move: bool) -> int:
             print(f"{misplaced}: {why_not or 'moved'}" if move else misplaced, flush=True)
     print(f"{found} misplaced keys" + (f", {found - left} moved, {left} left" if move else ""))
     return 1 if left else 0
+
+
+def plan(args: argparse.Namespace) -> int:
+    config, document = _with_store(_discovered(_load(args.config)))
+    if document is not None and (moves := document.under_way):
+        ids = ", ".join(entry.move.id for entry in moves)
+        print(f"pyproxy: expected no moves of slots under way, got {ids}", file=sys.stderr)
+        return EX_UNAVAILABLE
+    shards = config.shard_map().shards
+    try:
+        planned(shards, [1.0] * SLOTS, args.add, args.remove)  # names that do not fit, before any server is asked
+        _check_added(config, args.add)
+        samples = asyncio.run(sampled(shards, Access(config.backend), args.samples))
+        proposal = planned(shards, weights(shards, samples), args.add, args.remove)
+    except CannotPlan as exc:
+        print(f"pyproxy: {exc}", file=sys.stderr)
+        return EX_USAGE
+    except CannotSample as exc:
+        print(f"pyproxy: {exc}", file=sys.stderr)
+        return EX_UNAVAILABLE
+    print(write_plan(proposal, args.rate * 1e6), end="")
+    return 0
+
+
+def _check_added(config: Config, added: Sequence[Shard]) -> None:
+    """Whether they could be served beside those that there are. Raises CannotPlan."""
+    try:
+        config.with_shards([*config.shards, *(ShardTable(**structs.asdict(shard)) for shard in added)])
+    except ConfigErrors as exc:
+        raise CannotPlan("with the shards that are added: " + "; ".join(exc.problems)) from None
 
 
 def promote(args: argparse.Namespace) -> int:
@@ -334,6 +394,21 @@ def _number(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return number
+
+
+def _shard(text: str) -> Shard:
+    """A new shard, `name=host:port[,host:port...]`; it has no slots yet."""
+    name, _, nodes = text.partition("=")
+    try:
+        checked = convert(name, ShardName)
+        primary, *replicas = map(Node.parse, nodes.split(","))
+    except ValidationError:
+        raise argparse.ArgumentTypeError(f"expected a name of letters, digits and _ . -, got {_text(name)!r}") from None
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(
+            f"expected NAME=HOST:PORT[,HOST:PORT...], got {_text(text)!r}: {exc}"
+        ) from None
+    return Shard(checked, primary, tuple(replicas), ())
 
 
 def _node(text: str) -> str:

@@ -9,10 +9,12 @@ import pytest
 import pyproxy
 from pyproxy.cli import main
 from pyproxy.config import Config
+from pyproxy.control.failover.promoters import replication_groups
 from pyproxy.control.growth.file_store import FileStore
 from pyproxy.control.growth.store import seeded
 from pyproxy.control.growth.transitions import Entry, Phase
 from pyproxy.moves import Move
+from pyproxy.shard_map import Node, Shard
 from pyproxy.worker.lane.lane import BUILD
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pyproxy.toml"
@@ -239,6 +241,49 @@ def test_keys_are_not_moved_to_their_owners_while_slots_are_on_the_move(with_sto
     hand_over(with_store, Phase.CLEARING)
     assert main(["verify", "--misplaced", "--move", "--config", str(with_store)]) == 69
     assert capsys.readouterr().err == "pyproxy: --move: expected no moves of slots under way, got m1\n"
+
+
+def test_nothing_is_planned_while_moves_are_under_way(with_store: Path, capsys: Output) -> None:
+    hand_over(with_store, Phase.CLEARING)
+    assert main(["plan", "--config", str(with_store)]) == 69
+    assert capsys.readouterr().err == "pyproxy: expected no moves of slots under way, got m1\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--add", "s1=127.0.0.1:9"], "expected a shard of a name that is new, got s1"),
+        (["--remove", "s7"], "expected one of the shards s0, s1, got s7"),
+        (
+            ["--add", "s2=127.0.0.1:7001"],
+            "with the shards that are added: shards[2].primary: expected a node of its own, "
+            'got "127.0.0.1:7001" of shards[1].primary',
+        ),
+    ],
+)
+def test_what_cannot_be_planned_is_said_before_any_server_is_asked(
+    options: list[str], said: str, with_store: Path, capsys: Output
+) -> None:
+    assert main(["plan", "--config", str(with_store), *options]) == 64
+    assert capsys.readouterr().err == f"pyproxy: {said}\n"
+
+
+@pytest.mark.parametrize("shard", ["s2", "s2=", "s2=nowhere", "s 2=127.0.0.1:1", "=127.0.0.1:1", "s2=127.0.0.1:1,"])
+def test_a_new_shard_that_is_none_is_refused(shard: str, with_store: Path, capsys: Output) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["plan", "--config", str(with_store), "--add", shard])
+    assert caught.value.code == 2
+    assert "--add: expected " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["plan"], ["verify", "--misplaced"]])
+def test_the_servers_of_a_replication_group_are_asked_for(
+    command: list[str], undiscovered: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Shard("s0", Node("127.0.0.1", 2), (), ())
+    monkeypatch.setattr(replication_groups, "discover", lambda _config: [found])
+    assert main([*command, "--config", str(undiscovered)]) == 69
+    assert "shard s0: expected one primary, got none; 127.0.0.1:2: connection refused" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("shards", [1, 3, 10, 1000])

@@ -10,7 +10,6 @@ why is said.
 """
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Self
@@ -20,6 +19,7 @@ from pyproxy.access import Access
 from pyproxy.control.health import detector
 from pyproxy.control.health.key_sample import shown
 from pyproxy.control.health.node_connection import NodeConnection, NodeError
+from pyproxy.control.health.primary import NoPrimary, primary_of
 from pyproxy.hashing import slot
 from pyproxy.shard_map import Node, Shard, ShardMap
 
@@ -57,31 +57,17 @@ class MisplacedKeys:
 
     async def __aenter__(self) -> Self:
         """Raises CannotVerify, unless each shard has one primary that answers."""
-        for shard in self._shard_map.shards:
-            self._primaries[shard.name] = await self._primary(shard)
+        try:
+            for shard in self._shard_map.shards:
+                self._primaries[shard.name] = await primary_of(shard, self._access)
+        except NoPrimary as exc:
+            raise CannotVerify(str(exc)) from None
         return self
 
     async def __aexit__(self, *_: object) -> None:
         for connection in self._open.values():
             connection.close()
         self._open.clear()
-
-    async def _primary(self, shard: Shard) -> Node:
-        masters, why = [], []
-        for node in (shard.primary, *shard.replicas):
-            try:
-                with contextlib.closing(await NodeConnection.open(node, self._access, DEADLINE_S)) as connection:
-                    (info,) = await connection.ask((b"INFO", b"replication"), deadline_s=DEADLINE_S)
-            except NodeError as exc:
-                why.append(f"{node}: {exc}")
-                continue
-            fields, _ = detector.parse_info(info.decode(errors="replace") if isinstance(info, bytes) else "")
-            if fields.get("role") == "master":
-                masters.append(node)
-        if len(masters) != 1:
-            found = ", ".join(map(str, masters)) or "none"
-            raise CannotVerify("; ".join([f"shard {shard.name}: expected one primary, got {found}", *why]))
-        return masters[0]
 
     # --- finding ---
 
