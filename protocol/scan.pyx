@@ -472,33 +472,45 @@ def is_request(bytes frame not None):
 
 
 cdef class Replies:
-    """The reply side as a machine for tests and tools: bytes in, whole reply frames out, in any cut."""
+    """The reply side as a machine, outside of the lane: bytes in, whole reply frames out, in any cut.
+
+    `pushes`: `feed` takes those of RESP3 between replies, as of a connection that has asked for them.
+    """
 
     cdef ReplyScan state
     cdef bint resp3
+    cdef bint pushes
+    cdef bint in_push
     cdef Py_ssize_t line_bytes
     cdef bytearray rest
 
-    def __init__(self, bint resp3=False, Py_ssize_t line_bytes=LINE_LIMIT):
+    def __init__(self, bint resp3=False, Py_ssize_t line_bytes=LINE_LIMIT, bint pushes=False):
         self.resp3 = resp3
+        self.pushes = pushes
         self.line_bytes = line_bytes
         self.rest = bytearray()
 
     def feed(self, bytes data):
         """-> [frame].  Raises ProtocolError; the machine is then dead."""
-        cdef const char *p
+        cdef char *p
         cdef Py_ssize_t pos = 0, n, length = 0
         cdef Found found
         cdef list out = []
         self.rest += data
-        p = <const char *>self.rest
+        p = <char *>self.rest
         n = len(self.rest)
         while True:
+            if self.pushes and not self.in_push and pos < n and p[pos] == c'>':
+                self.in_push = True
+                p[pos] = c'*'       # which it is framed as, until its end was found
             found = scan_reply(p + pos, n - pos, &self.state, self.resp3, self.line_bytes, &length)
             if found == NEED_MORE:
                 break
             if found == BAD:
                 raise ProtocolError(b"invalid reply")
+            if self.in_push:
+                self.in_push = False
+                p[pos] = c'>'
             out.append(p[pos:pos + length])
             pos += length
         del self.rest[:pos]

@@ -434,6 +434,23 @@ def test_whole_replies_come_as_the_bytes_that_they_are_in_any_pieces(frames: lis
     assert machine.begins == b"*3\r\n:1\r\n"
 
 
+PUSH3 = st.lists(st.one_of(SCALAR3, maps(SCALAR3)), min_size=1, max_size=3).map(lambda found: aggregate(b">", found))
+
+
+@settings(max_examples=200)
+@given(st.lists(st.one_of(REPLY3, PUSH3), min_size=1, max_size=5), CUTS)
+def test_pushes_between_replies_are_cut_as_these_are_where_they_are_asked_for(sent: list[bytes], at: list[int]) -> None:
+    for pieces in (cut(b"".join(sent), at), one_by_one(b"".join(sent))):
+        machine = Replies(True, pushes=True)
+        assert [frame for piece in pieces for frame in machine.feed(piece)] == sent
+
+
+def test_a_push_within_a_reply_is_refused_and_so_is_any_where_none_was_asked_for() -> None:
+    for machine, sent in ((Replies(True, pushes=True), b"*1\r\n>1\r\n:1\r\n"), (Replies(True), b">1\r\n:1\r\n")):
+        with pytest.raises(ProtocolError, match="invalid reply"):
+            machine.feed(sent)
+
+
 def test_what_is_behind_whole_replies_and_is_none_is_refused() -> None:
     machine = Replies()
     with pytest.raises(ProtocolError, match="invalid reply"):
