@@ -143,6 +143,11 @@ class Event(enum.Enum):
     CANARY = "+canary", logging.ERROR  # a server answered out of step; its connection was ended
     LINK_REFUSED = "+link-refused", logging.WARNING  # the node refused the set-up for one protocol and database
 
+    MOVE_TROUBLE = "+move-trouble", logging.WARNING  # what the mover does for a move does not get on; it tries again
+    MOVE_TROUBLE_END = "-move-trouble", logging.INFO
+    FEED_LOST = "+feed-lost", logging.WARNING  # the mover does not hear any more what changes: the copy begins anew
+    MOVER_ORPHAN = "+mover-orphan", logging.WARNING  # the parent of the mover is gone
+
     PUBSUB_LOST = "+pubsub-lost", logging.WARNING  # a worker does not hear the messages of a shard
     PUBSUB_BACK = "-pubsub-lost", logging.INFO  # it is subscribed anew; what was published meanwhile is gone
     PUBSUB_REFUSED = "+pubsub-refused", logging.WARNING  # a server refused a subscription

@@ -79,6 +79,7 @@ class MoveProgress(msgspec.Struct, frozen=True):
     scanned: bool = False  # COPY: every key that was there at the beginning has been copied once
     dirty: int = 0  # COPY: names that changed since they were copied
     behind_s: float = 0.0  # COPY: for how long the oldest of them has waited
+    untold: int = 0  # COPY: keys that may change without a word of the source, as streams; each sync copies them again
     synced: int = 0  # COPY: the last Order.sync that is fulfilled
     done: bool = False  # CLEAR, UNDO: nothing is left
     strays: int = 0  # CLEAR: changes of moved keys at the source that were not the mover's

@@ -20,8 +20,9 @@ TOO_LONG = 1000  # lines
 IO_AND_CLOCKS = ("asyncio", "uvloop", "socket", "select", "selectors", "ssl", "threading", "subprocess", "signal", "os")
 FORBIDDEN = {
     "protocol": ("pyproxy", *IO_AND_CLOCKS, "time", "datetime", "random", "secrets", "logging"),
-    "pyproxy.worker": ("pyproxy.control", "pyproxy.cli", "pyproxy.demo", "pyproxy.fleet"),
-    "pyproxy.control": ("pyproxy.worker", "pyproxy.cli", "pyproxy.demo", "pyproxy.fleet"),
+    "pyproxy.worker": ("pyproxy.control", "pyproxy.mover", "pyproxy.cli", "pyproxy.demo", "pyproxy.fleet"),
+    "pyproxy.control": ("pyproxy.worker", "pyproxy.mover", "pyproxy.cli", "pyproxy.demo", "pyproxy.fleet"),
+    "pyproxy.mover": ("pyproxy.worker", "pyproxy.control", "pyproxy.cli", "pyproxy.demo", "pyproxy.fleet"),
 }
 # The packages of each process. A package may import those before it. What is beside them, as main.py, imports all.
 LAYERS = {
@@ -85,6 +86,11 @@ TESTED_ELSEWHERE = {
     "pyproxy/control/failover/unplanned.py": "tests/pyproxy/control/failover: test_machine, test_machine_always",
     "pyproxy/control/http/server.py": "tests/e2e/process/test_status.py",
     "pyproxy/moves.py": "declarations only",
+    "pyproxy/mover/connection.py": "tests/pyproxy/mover: test_feed, test_copying",
+    "pyproxy/mover/copier.py": "tests/pyproxy/mover/test_copying.py",
+    "pyproxy/mover/means.py": "tests/pyproxy/mover/test_copying.py",
+    "pyproxy/mover/pages.py": "tests/pyproxy/mover/test_copying.py",
+    "pyproxy/mover/server_info.py": "tests/pyproxy/mover/test_copying.py",
     "pyproxy/config_reading.py": "tests/pyproxy/test_config.py reads files; nobody else uses it",
 }
 
@@ -150,7 +156,7 @@ def _forbidden_to(name: str) -> tuple[str, ...]:
     for package, forbidden in FORBIDDEN.items():
         if within(name, package):
             return forbidden
-    return () if name in PROGRAMS else ("pyproxy.worker", "pyproxy.control", *PROGRAMS)
+    return () if name in PROGRAMS else ("pyproxy.worker", "pyproxy.control", "pyproxy.mover", *PROGRAMS)
 
 
 def against_layers(root: Path) -> list[str]:
@@ -292,6 +298,8 @@ def house(root: Path, files: dict[str, str]) -> Path:
         ("pyproxy/worker/a.pyx", 'include "b.pxi"', "pyproxy.worker.a -> pyproxy.control"),
         ("pyproxy/control/a.py", "import pyproxy.worker.main as w", "pyproxy.control.a -> pyproxy.worker.main"),
         ("pyproxy/hashing.py", "from pyproxy import worker", "pyproxy.hashing -> pyproxy.worker"),
+        ("pyproxy/mover/a.py", "from pyproxy.control import main", "pyproxy.mover.a -> pyproxy.control"),
+        ("pyproxy/control/a.py", "from pyproxy import mover", "pyproxy.control.a -> pyproxy.mover"),
     ],
 )
 def test_an_import_the_wrong_way_is_found(tmp_path: Path, file: str, source: str, found: str) -> None:
@@ -368,7 +376,7 @@ def own_timers(source: str) -> int:
 
 def test_whoever_waits_for_another_process_has_a_deadline_that_is_not_used_up_by_its_own_lateness() -> None:
     """See deadline.py."""
-    paths = [path for top in ("worker", "control") for path in (ROOT / "pyproxy" / top).rglob("*.py")]
+    paths = [path for top in ("worker", "control", "mover") for path in (ROOT / "pyproxy" / top).rglob("*.py")]
     found = {str(path.relative_to(ROOT)): own_timers(path.read_text()) for path in paths}
     assert {path: count for path, count in found.items() if count} == PAUSES
 
