@@ -44,6 +44,8 @@ class FileStore:
         self._path = Path(path)
         self._seen_path = self._beside("seen")
         self._lock: int | None = None  # a file descriptor
+        self._saved = b"", 0  # what this process saved last, and its generation
+        self._renamed = b""  # what it has put in its place, last
 
     async def claim(self) -> None:
         """Raises StoreError where another process has it."""
@@ -93,29 +95,43 @@ class FileStore:
 
     def _save(self, document: Document, revision: int) -> int:
         new = encoded(document)
+        # What was renamed once may be there, whatever goes wrong now.
+        failed = Unsure if new == self._renamed else NotSaved
         try:
             self._check_directory()
             raw = self._read()
-            present = 0 if raw is None else decoded(raw, self.where).generation
+            present = self._generation(raw)
         except StoreError as exc:
-            raise NotSaved(str(exc)) from None
-        if raw != new and present != revision:
-            raise Conflict(f"store {self.where}: expected generation {revision}, got {present}")
+            raise failed(str(exc)) from None
+        if raw != new:
+            if present != revision:
+                raise Conflict(f"store {self.where}: expected generation {revision}, got {present}")
+            self._replace(new)
+        try:
+            _sync_directory(self._path.parent)
+        except OSError as exc:
+            raise Unsure(str(self._wrong("the directory to be written to disk", exc))) from None
+        self._saved = new, document.generation
+        # It only makes a later look more exact, and writes of clients are held meanwhile: no fsync.
+        self._note(document, sync=not revision)
+        return document.generation
+
+    def _replace(self, content: bytes) -> None:
         beside = self._beside("new")
         try:
-            _write(beside, new, sync=True)
+            _write(beside, content, sync=True)
             beside.replace(self._path)
         except OSError as exc:
             with contextlib.suppress(OSError):
                 beside.unlink()
             raise NotSaved(str(self._wrong("a file that can be written", exc))) from None
-        try:
-            _sync_directory(self._path.parent)
-        except OSError as exc:
-            raise Unsure(str(self._wrong("the directory to be written to disk", exc))) from None
-        # It only makes a later look more exact, and writes of clients are held meanwhile: no fsync.
-        self._note(document, sync=not revision)
-        return document.generation
+        self._renamed = content
+
+    def _generation(self, raw: bytes | None) -> int:
+        """Of what is in the file. To decode and check it takes milliseconds, in which writes of clients are held."""
+        if raw is None:
+            return 0
+        return self._saved[1] if raw == self._saved[0] else decoded(raw, self.where).generation
 
     def _check_directory(self) -> None:
         directory = self._path.parent

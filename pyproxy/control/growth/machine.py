@@ -65,11 +65,11 @@ from pyproxy.moves import MoveProgress, Task
 HOLD_S = 0.25
 """From the closing of the gate until all is quiet and copied; else it is given up."""
 
-FEW = 1000
-"""So many names that changed since they were copied may be left when the gate closes."""
+FEW = 5000
+"""So many names that changed since they were copied may be left when the gate closes: some ten milliseconds of work."""
 
-YOUNG_S = 0.1
-"""And for so long the oldest of them may have waited: about the time that the mover needs for them."""
+YOUNG_S = 0.2
+"""And for so long the oldest of them may have waited. The mover lets each wait a little, as it may change again."""
 
 RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses after the first, second ... attempt in a row that was given up; the last one for all further ones."""

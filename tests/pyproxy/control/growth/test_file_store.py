@@ -250,3 +250,28 @@ def test_where_nobody_knows_whether_it_is_on_the_disk_the_same_is_saved_again(
     monkeypatch.undo()
     assert save(store, later(2), 1) == 2
     assert decoded(path.read_bytes(), "it") == later(2)
+
+
+@pytest.mark.parametrize("then", ["the disk is full", "the file cannot be read", "the directory is gone"])
+def test_what_may_have_been_saved_is_never_said_to_be_not_saved(
+    path: Path, store: FileStore, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """Who believes that goes on with the map of before, and after a restart finds the other one."""
+    save(store, DOCUMENT, 0)
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(file_store, "_sync_directory", fails)
+    with pytest.raises(Unsure):
+        save(store, later(2), 1)
+    if then == "the disk is full":
+        monkeypatch.setattr(os, "fsync", fails)
+    elif then == "the file cannot be read":
+        monkeypatch.setattr(Path, "read_bytes", fails)
+    else:
+        monkeypatch.setattr(Path, "is_dir", lambda _path: False)
+    with pytest.raises(Unsure):
+        save(store, later(2), 1)
+    monkeypatch.undo()
+    assert save(store, later(2), 1) == 2
