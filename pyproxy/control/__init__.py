@@ -4,6 +4,7 @@ that fails. It is never in the path of a request.
     main.py       puts the packages together; signals; the start and the end
     health/       checks every server once a second: what is seen
     failover/     what becomes of a shard: decides (machine.py, pure), and carries it out (coordinator.py, promoters/)
+    growth/       moves of slots from shard to shard: a machine for each (pure), the store of the map, plans of moves
     process/      the listening socket, the workers, and what all of them must know
     http/         what is said of all this over HTTP; the socket through which operators give commands
 
@@ -18,9 +19,9 @@ barrier that takes the workers past a change.
 
 Where new work belongs:
 
-- Moving slots: a package `resharding/`. A pure machine of one move, like failover/machine.py; a mover that copies keys
-  on connections of health/node_connection.py, as health/misplaced_keys.py does. A slot changes its owner through the
-  coordinator's Topology and its barrier. What outlives a restart is in failover/state_file.py.
+- Moving slots: growth/. machine.py decides; a coordinator of its own carries that out, and may use that of failover/,
+  but not the other way round. Keys are copied by the mover, a process of its own (pyproxy/mover/). A slot changes its
+  owner through the Topology of failover/coordinator.py and its barrier. What outlives a restart is in the store.
 - Reloading the configuration: a package `reload/`. It compares two configurations (pure), refuses what cannot change
   while the proxy runs, and hands each package its part. main.py turns SIGHUP and the operator's command (http/admin.py)
   into it.

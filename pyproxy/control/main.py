@@ -22,7 +22,8 @@ from pyproxy import __version__, events, scripts
 from pyproxy.access import Access
 from pyproxy.config import Config
 from pyproxy.control.failover.coordinator import Coordinator
-from pyproxy.control.growth.opening import opened, store_of
+from pyproxy.control.failover.state_file import StateFile
+from pyproxy.control.growth.opening import check_none_seen, opened, store_of
 from pyproxy.control.growth.store import StoreError
 from pyproxy.control.health.busy import BusyServers
 from pyproxy.control.health.monitor import HealthMonitor
@@ -67,14 +68,18 @@ def serve(config: Config) -> int:
         from pyproxy.control.failover.promoters.replication_groups import discover
 
         config = config.with_nodes(discover(config))
-    if (store := store_of(config)) is not None:
-        try:
-            config = asyncio.run(opened(store, config)).config
-        except StoreError as exc:
-            raise StartError(str(exc), EX_CONFIG) from None
+    seen, generation = StateFile(config.promotion.state_file).load().store_generation, 0
+    try:
+        if (store := store_of(config)) is None:
+            check_none_seen(seen)
+        else:
+            _, document, _, config = asyncio.run(opened(store, config, seen))
+            generation = document.generation
+    except StoreError as exc:
+        raise StartError(str(exc), EX_CONFIG) from None
     raise_file_limit(config)
     try:
-        parent = Parent(config)
+        parent = Parent(config, generation)
     except listener.CannotListen as exc:
         raise StartError(str(exc), EX_UNAVAILABLE) from None
     return uvloop.run(parent.run())
@@ -83,7 +88,7 @@ def serve(config: Config) -> int:
 class Parent:
     """One life of the proxy."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, store_generation: int = 0) -> None:
         self._config = config
         self._started = time.time()
         self._workers = config.workers or len(os.sched_getaffinity(0))
@@ -106,7 +111,9 @@ class Parent:
             on_seen=lambda shard, is_news: self._coordinator.on_seen(shard, is_news),
             complete=lambda health: self._coordinator.complete(health),
         )
-        self._coordinator = Coordinator(config, access, self._monitor, self._broadcast, lambda: self._supervisor)
+        self._coordinator = Coordinator(
+            config, access, self._monitor, self._broadcast, lambda: self._supervisor, store_generation
+        )
         self._scripts = scripts.Scripts(config.limits.scripts_bytes)
         self._signals: list[int] = []  # those that end it
         self._cut = False

@@ -153,8 +153,10 @@ class Coordinator:
         monitor: HealthMonitor,
         broadcast: Callable[[Topology | Settings], None],
         supervisor: Callable[[], Supervisor | None],
+        store_generation: int = 0,
     ) -> None:
         self._config = config
+        self.store_generation = store_generation  # kept with the rest: a store that is lost is missed at the next start
         self._monitor = monitor
         self._broadcast = broadcast
         self._supervisor = supervisor
@@ -426,7 +428,7 @@ class Coordinator:
         for control in self._shards.values():
             control.saved = self._persistent_state(control)
         persistent = {name: control.saved for name, control in self._shards.items() if control.saved}
-        self._file.save(SavedState(persistent, dict(self.settings.state.told)))
+        self._file.save(SavedState(persistent, dict(self.settings.state.told), self.store_generation))
 
     def _settings_changed(self) -> None:
         self._broadcast(self.settings.state)

@@ -19,6 +19,7 @@ class SavedState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     shards: dict[str, PersistentState] = {}  # by name
     settings: dict[str, str] = {}  # that clients have set on all servers
+    store_generation: int = 0  # of the store that was served last; 0: the slots were those of the configuration
 
 
 class StateFile:

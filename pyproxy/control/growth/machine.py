@@ -189,7 +189,6 @@ class MoveMachine:
             and progress.scanned
             and progress.dirty <= FEW
             and progress.behind_s <= YOUNG_S
-            and not progress.error
             and not self.paused
             and now >= self._retry_at
         )
@@ -250,7 +249,8 @@ class MoveMachine:
         if now < self._held_since + HOLD_S:
             return []
         what = "writes were in flight" if self.phase is Phase.HOLDING else "changes were not copied"
-        return self._give_up(f"{what} after {HOLD_S:g} s", now)
+        trouble = f": {self.progress.error}" if self.progress is not None and self.progress.error else ""
+        return self._give_up(f"{what} after {HOLD_S:g} s{trouble}", now)
 
     def _give_up(self, why: str, now: float, phase: Phase = Phase.FOLLOWING) -> list[MoveEffect]:
         """All is as it was before the gate closed."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from pyproxy.config import Config, ConfigErrors
 from pyproxy.control.growth.file_store import FileStore
-from pyproxy.control.growth.store import Document, Store, StoreError, differences, effective, seeded
+from pyproxy.control.growth.store import Document, Store, StoreError, check_seen, differences, effective, seeded
 from pyproxy.events import Event, emit
 
 
@@ -23,11 +23,15 @@ def store_of(config: Config) -> Store | None:
     return FileStore(config.store.removeprefix("file:")) if config.store else None
 
 
-async def opened(store: Store, config: Config) -> Opened:
-    """For a proxy whose primaries are known. Raises StoreError and ConfigErrors, and then nothing must be served."""
+async def opened(store: Store, config: Config, seen: int) -> Opened:
+    """For a proxy whose primaries are known. Raises StoreError and ConfigErrors, and then nothing must be served.
+
+    `seen`: the generation that it served last, as is known elsewhere; 0: none.
+    """
     began = time.monotonic()
     await store.claim()
     loaded = await store.load()
+    check_seen(loaded, seen, store.where)
     document, revision = loaded if loaded is not None else (seeded(config), 0)
     differs = differences(config, document)
     served = effective(config, document)
@@ -39,6 +43,13 @@ async def opened(store: Store, config: Config) -> Opened:
     if differs:
         emit(Event.STORE_DIFFERS, store=store.where, why="; ".join(differs))
     return Opened(store, current, revision, served)
+
+
+def check_none_seen(seen: int) -> None:
+    """For a proxy without a store. Raises StoreError where it had one."""
+    if seen:
+        way_out = "if the configuration names the owners of now, remove store_generation from promotion.state_file"
+        raise StoreError(f"store: expected the store that was served last, of generation {seen}, got none: {way_out}")
 
 
 async def looked_at(config: Config) -> Document | None:

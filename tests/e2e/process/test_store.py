@@ -95,3 +95,18 @@ def test_a_proxy_whose_store_is_lost_does_not_serve_the_configuration(fleet: Fle
         assert owner(fleet, served) == 0
     path.unlink()
     assert "expected generation 1 or a later one, as it was seen, got no store" in said_in_vain(proxy(fleet, path))
+
+
+def test_the_state_file_misses_a_store_whose_directory_is_another_one(fleet: Fleet, path: Path, tmp_path: Path) -> None:
+    """As where a disk is not mounted: nothing beside the store is there either."""
+    state = {"state_file": str(tmp_path / "state.json")}
+    disk, bare = tmp_path / "disk", tmp_path / "bare"
+    disk.mkdir()
+    bare.mkdir()
+    with Proxy(fleet, store=f"file:{disk}/map.json", promotion=state) as served:
+        assert owner(fleet, served) == 0
+    missing = "expected generation 1 or a later one, as it was seen, got no store"
+    assert missing in said_in_vain(Proxy(fleet, store=f"file:{bare}/map.json", promotion=state))
+    assert "expected the store that was served last, of generation 1" in said_in_vain(Proxy(fleet, promotion=state))
+    with Proxy(fleet, store=f"file:{disk}/map.json", promotion=state) as served:
+        assert owner(fleet, served) == 0

@@ -10,7 +10,7 @@ import pytest
 from pyproxy import events
 from pyproxy.config import Config, ConfigErrors
 from pyproxy.control.growth.file_store import FileStore
-from pyproxy.control.growth.opening import Opened, looked_at, opened, store_of
+from pyproxy.control.growth.opening import Opened, check_none_seen, looked_at, opened, store_of
 from pyproxy.control.growth.store import StoreError
 from pyproxy.control.growth.transitions import Entry, Phase
 from pyproxy.moves import Move
@@ -40,13 +40,13 @@ def stores() -> Iterator[list[FileStore]]:
         store.close()
 
 
-def start(config: Config, stores: list[FileStore]) -> Opened:
+def start(config: Config, stores: list[FileStore], seen: int = 0) -> Opened:
     """As a proxy does, when the one before has ended."""
     for store in stores:
         store.close()
     store = FileStore(config.store.removeprefix("file:"))
     stores.append(store)
-    return asyncio.run(opened(store, config))
+    return asyncio.run(opened(store, config, seen))
 
 
 def test_without_a_store_there_is_none(config: Config) -> None:
@@ -98,6 +98,21 @@ def test_a_store_that_is_gone_is_not_made_anew_of_the_configuration(
     with pytest.raises(StoreError, match="got no store: bring the store back"):
         start(config, stores)
     assert not path.exists()
+
+
+def test_a_store_that_was_seen_elsewhere_only_is_missed_too(
+    config: Config, path: Path, stores: list[FileStore]
+) -> None:
+    """The whole directory may be another one, as where a disk is not mounted."""
+    with pytest.raises(StoreError, match="expected generation 3 or a later one, as it was seen, got no store"):
+        start(config, stores, seen=3)
+    assert not path.exists()
+
+
+def test_who_had_a_store_is_not_served_without() -> None:
+    check_none_seen(0)
+    with pytest.raises(StoreError, match="expected the store that was served last, of generation 3, got none"):
+        check_none_seen(3)
 
 
 def test_a_store_that_does_not_fit_the_configuration_is_left_as_it_is(
