@@ -9,6 +9,8 @@ is a part of a state, which may be large; it is only sent while the other end re
     worker -> parent    Ready, Applied, Awake, Holding, AtWork, Configured, Script, ScriptsFlushed, Subscribers,
                         SubscribersKnown, Complaint
 
+What the parent and the mover say to each other is in moves.py, and travels the same way.
+
 A Script is no state, and one may be lost: whoever lacks a text has the client load it again.
 """
 
@@ -17,6 +19,7 @@ from typing import Any
 import msgspec
 
 from pyproxy.config import Config
+from pyproxy.moves import MoverMessage
 from pyproxy.shard_map import Node, Shard
 
 
@@ -294,4 +297,5 @@ Message = (
     Setup | Settings | Settled | Scripts | Script | ScriptKnown | Topology | FleetHealth | Confirmed | Drain
     | Ready | Applied | Awake | Holding | AtWork | Configured | ScriptsFlushed | Subscribers | SubscribersKnown
     | Complaint
+    | MoverMessage
 )  # fmt: skip

@@ -34,6 +34,10 @@ class Lost(Exception):
     """A connection ended, or never came to be; `str` says to whom and why, and may be shown to anybody."""
 
 
+class Denied(Lost):
+    """The server answers, and refuses what is needed. As long as nobody changes that, it is of no use to ask again."""
+
+
 class Connection(asyncio.Protocol):
     """`on_push` is given what RESP3 pushes; with it the connection speaks RESP3. `on_lost` is called once, at an end
     that is not our own."""
@@ -103,13 +107,13 @@ class Connection(asyncio.Protocol):
         if self._on_push is not None:
             (hello,) = await self.ask((b"HELLO", b"3"))
             if isinstance(hello, Error):
-                raise Lost(f"{self.node}: {refusal(b'HELLO 3', hello)}; it takes a server of 6.0 or newer")
+                raise Denied(f"{self.node}: {refusal(b'HELLO 3', hello)}; it takes a server of 6.0 or newer")
 
     async def _select(self, database: int) -> None:
         (selected,) = await self.ask((b"SELECT", b"%d" % database)) if database else (b"OK",)
         if selected != b"OK":
             why_not = refusal(b"SELECT %d" % database, selected) if isinstance(selected, Error) else "answered SELECT"
-            raise Lost(f"{self.node}: {why_not}; it must have as many `databases` as the other server")
+            raise Denied(f"{self.node}: {why_not}; it must have as many `databases` as the other server")
 
     def send(self, data: bytes | Sequence[bytes], count: int) -> "asyncio.Future[list[bytes]]":
         """The frames of the next `count` replies, of which there must be at least one; an error reply is a frame."""
@@ -265,4 +269,4 @@ async def fence(connections: Sequence[Connection], move: str) -> None:
 
 def _expect_allowed(connection: Connection, what: bytes, answer: Value) -> None:
     if isinstance(answer, Error):
-        raise Lost(f"{connection.node}: {refusal(what, answer)}; the user of `[backend]` must be allowed to")
+        raise Denied(f"{connection.node}: {refusal(what, answer)}; the user of `[backend]` must be allowed to")

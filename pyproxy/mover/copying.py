@@ -24,7 +24,7 @@ from pyproxy.mover.connection import REPLY_LIMIT, VALUE_LIMIT, Connection, Lost,
 from pyproxy.mover.copier import BATCH_BYTES, BATCH_NAMES, Batch, Copier, Lines, Refused
 from pyproxy.mover.dirty import Dirty, Mark
 from pyproxy.mover.feed import Feed, wanted_slots
-from pyproxy.mover.means import Anew, Means, News
+from pyproxy.mover.means import Anew, Means, News, first_of
 from pyproxy.mover.pace import Throttle
 from pyproxy.mover.pages import pages
 from pyproxy.moves import MoveProgress, Order
@@ -54,7 +54,8 @@ class Copying:
     """
 
     def __init__(self, order: Order, means: Means) -> None:
-        self.error = ""
+        self.error = ""  # also that of the attempt before, until this one is at work
+        self.begun = False
         self.synced = 0
         self.scanned = False
         self._order = order
@@ -119,7 +120,7 @@ class Copying:
                 for work in (self._guard, self._probe, self._walk, self._follow, self._answer_syncs):
                     tasks.create_task(work())
         except BaseExceptionGroup as group:
-            raise _first(group) from None
+            raise first_of(group) from None
         finally:
             self._close()
 
@@ -138,6 +139,13 @@ class Copying:
         )
         await self._add_databases([0])
         await self._look()
+        self.begun = True
+        self._at_work()
+
+    def _at_work(self) -> None:
+        if self.error:
+            emit(Event.MOVE_TROUBLE_END, move=self._order.move.id, task=self._order.task.value)
+            self.error = ""
 
     async def _open(self, node: Node, database: int = 0, limit: int = REPLY_LIMIT) -> Connection:
         access, timeouts = self._means.access, self._means.timeouts
@@ -379,8 +387,7 @@ class Copying:
 
     def _on_copied(self) -> None:
         if self.error and not self._dirty.returned:
-            emit(Event.MOVE_TROUBLE_END, move=self._order.move.id, task=self._order.task.value)
-            self.error = ""
+            self._at_work()
             self._retry_s = RETRY_S
         self._means.notify(False)
         self._news.tell()
@@ -461,16 +468,8 @@ async def _all(*work: Coroutine[Any, Any, Any]) -> list[Any]:
         async with asyncio.TaskGroup() as tasks:
             begun = [tasks.create_task(each) for each in work]
     except BaseExceptionGroup as group:
-        raise _first(group) from None
+        raise first_of(group) from None
     return [each.result() for each in begun]
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Of what ended a group of tasks, what is no bug only if nothing is."""
-    found: list[BaseException] = []
-    for each in group.exceptions:
-        found.append(_first(each) if isinstance(each, BaseExceptionGroup) else each)
-    return next((each for each in found if not isinstance(each, Lost | Anew)), found[0])
 
 
 def _way_out(refused: Refused) -> str:

@@ -13,7 +13,7 @@ from protocol.reply import BadFrame, Error, decode
 from pyproxy.access import Access
 from pyproxy.config import Timeouts
 from pyproxy.hashing import SLOTS, slot
-from pyproxy.mover.connection import Connection, Lost, refusal
+from pyproxy.mover.connection import Connection, Denied, refusal
 from pyproxy.shard_map import Node, SlotRange
 
 PUSH_LIMIT = 256 << 20
@@ -49,7 +49,7 @@ class Feed:
         self._connection: Connection | None = None
 
     async def open(self, node: Node, access: Access, timeouts: Timeouts, *, own: bool = False) -> Self:
-        """Everything that changes from now on is told. Raises Lost. `own`: but what is done on its own connection."""
+        """Everything that changes from now on is told. Raises Lost. `own`: but what its own connection does."""
         self._connection = await Connection.open(
             node, access, timeouts, limit=PUSH_LIMIT, on_push=self.on_push, on_lost=self._on_lost
         )
@@ -57,7 +57,7 @@ class Feed:
         _, tracking = await self._connection.ask(NO_EVICT, (b"CLIENT", b"TRACKING", b"ON", b"BCAST", *noloop))
         if isinstance(tracking, Error):
             self.close()
-            raise Lost(f"{node}: {refusal(b'CLIENT TRACKING', tracking)}; it is what tells the mover of changes")
+            raise Denied(f"{node}: {refusal(b'CLIENT TRACKING', tracking)}; it is what tells the mover of changes")
         return self
 
     @property

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from pyproxy.access import Access
 from pyproxy.config import Timeouts
+from pyproxy.mover.connection import Lost
 from pyproxy.mover.pace import Bucket
 
 
@@ -59,3 +60,11 @@ class News:
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Of what ended a group of tasks: a bug, if there is one among it."""
+    found: list[BaseException] = []
+    for each in group.exceptions:
+        found.append(first_of(each) if isinstance(each, BaseExceptionGroup) else each)
+    return next((each for each in found if not isinstance(each, Lost | Anew)), found[0])

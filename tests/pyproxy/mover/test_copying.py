@@ -15,14 +15,11 @@ from pyproxy.mover.copying import Copying
 from pyproxy.mover.dirty import Mark
 from pyproxy.mover.feed import Feed
 from pyproxy.mover.means import Means
-from pyproxy.moves import Move, Order, Task
-from pyproxy.shard_map import SlotRange
-from tests.pyproxy.mover.storm import ACCESS, TIMEOUTS, Storm, connect, differences, names_of, node_of
+from pyproxy.moves import Order
+from tests.pyproxy.mover.rig import HALF, order
+from tests.pyproxy.mover.storm import ACCESS, TIMEOUTS, Storm, connect, differences, names_of
 from tests.servers import KINDS, servers_of
 from tests.waiting import until
-
-ALL: tuple[SlotRange, ...] = ((0, 16383),)
-HALF: tuple[SlotRange, ...] = ((0, 4000), (9000, 13191))
 
 
 @pytest.fixture(params=KINDS)
@@ -37,10 +34,6 @@ def two() -> Iterator[tuple[Server, Server]]:
     """The same, of one kind only."""
     with Fleet(shards=2, replicas=0) as fleet:
         yield fleet.shards[0].primary, fleet.shards[1].primary
-
-
-def order(source: Server, destination: Server, slots: tuple[SlotRange, ...] = ALL, move: str = "m") -> Order:
-    return Order(Move(move, "s0", "s1", slots), Task.COPY, node_of(source), 1, node_of(destination), 1)
 
 
 class Run:
@@ -170,7 +163,7 @@ async def test_a_mark_that_is_cleared_on_the_answer_is_caught(
 
 async def test_only_the_slots_of_the_move_are_copied_and_nothing_else_is_touched(two: tuple[Server, Server]) -> None:
     source, destination = two
-    one = order(source, destination, HALF)
+    one = order(source, destination, slots=HALF)
     inside = owns(one)
     own = [b"own:%d" % number for number in range(300)]
     target = await connect(destination)
