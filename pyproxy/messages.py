@@ -56,6 +56,7 @@ class Topology(msgspec.Struct, frozen=True, tag=True):
     shards: list[Shard]
     learned: list[Any]  # rows of protocol.table.learn()
     gates: list[GateDirective] = []
+    foreign: list[str] = []  # shards that have keys of slots of others, as these are being moved
 
 
 class FixedSetting(msgspec.Struct, frozen=True):

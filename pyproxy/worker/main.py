@@ -232,6 +232,7 @@ class Worker:
             return
         if (topology.shards, topology.gates) != (self._context.topology.shards, self._context.topology.gates):
             self._apply_shards(topology)
+        self._context.foreign = {index for index, each in enumerate(topology.shards) if each.name in topology.foreign}
         self._learn_commands(topology.learned)
         self._context.topology = topology
         self._applied = self._present_state()

@@ -106,6 +106,7 @@ class Context:
     waiting: set[Waits] = field(default_factory=set)  # conversations that block, or wait without a limit
     writing: set[Waits] = field(default_factory=set)  # conversations that have begun to write, and go on
     moving: set[int] = field(default_factory=set)  # shards whose gate is closed as slots move
+    foreign: set[int] = field(default_factory=set)  # shards that have keys of slots of others
     ready_keys: dict[int, Any] = field(default_factory=dict)  # by database: cross_shard/ready_keys.py
     on_checked: Callable[[], None] = lambda: None  # called when none of their checks is in flight any more
     registry: Registry[Any] = field(default_factory=Registry)  # the subscriptions of all clients

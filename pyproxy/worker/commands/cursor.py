@@ -1,6 +1,8 @@
 """The cursors of SCAN over all shards: the shard that is scanned, the server process, and the server's own cursor.
 
-    cursor = (server's cursor * GENERATIONS + generation) * shards + shard
+    cursor = (server's cursor * GENERATIONS + generation) * places + shard
+
+There are 64 places, or 128, 256 ... with more shards: so a cursor from before shards were added means the same after.
 
 The server's own cursor is below the size of its hash table. The generation identifies the process that gave it: each
 process lays its hash table out by a seed of its own, so its cursors are useless to another process. The generation is
@@ -30,19 +32,30 @@ class Position:
     cursor: int = 0  # the server's
 
 
+PLACES = 64
+"""For shards, as long as these are no more."""
+
+
+def places(shards: int) -> int:
+    return max(PLACES, 1 << (shards - 1).bit_length())
+
+
 def read(text: bytes, shards: int) -> Position | None:
-    """The position of a client's cursor; None if it is none of the proxy's."""
+    """The position of a client's cursor; None if it is none of the proxy's.
+
+    Of a shard that is not there any more: the beginning, as its keys are in others by now.
+    """
     number = int(text) if _NUMBER.fullmatch(text) else LIMIT
     if number >= LIMIT:
         return None
-    rest, shard = divmod(number, shards)
+    rest, shard = divmod(number, places(shards))
     cursor, generation = divmod(rest, GENERATIONS)
-    return Position(shard, generation, cursor)
+    return Position(shard, generation, cursor) if shard < shards else Position(0)
 
 
 def write(position: Position, shards: int) -> bytes | None:
-    """The cursor for a client; None if the server's cursor is above 2^40 divided by the number of shards."""
-    number = (position.cursor * GENERATIONS + position.generation) * shards + position.shard
+    """The cursor for a client; None if the server's cursor is above 2^40 divided by the number of places."""
+    number = (position.cursor * GENERATIONS + position.generation) * places(shards) + position.shard
     return b"%d" % number if number < LIMIT else None
 
 

@@ -12,7 +12,16 @@ from protocol import errors
 from protocol.commands import BadKeys, Command, Kind
 from protocol.request import Request
 from pyproxy.events import Event, emit
-from pyproxy.worker.commands import blocking, client_list, executing, local, local_config, settings, transaction
+from pyproxy.worker.commands import (
+    blocking,
+    client_list,
+    executing,
+    keyspace,
+    local,
+    local_config,
+    settings,
+    transaction,
+)
 from pyproxy.worker.commands.context import Context
 from pyproxy.worker.commands.conversation import Conversation, Handler
 from pyproxy.worker.commands.handlers import ACROSS, EMULATED, HANDLERS
@@ -78,6 +87,8 @@ class Session:
             case Kind.CONVERSATION:
                 return self._converse(client, route, command, argv, HANDLERS[command.name])
             case Kind.FANOUT:
+                if command.name == b"keys" and self._context.foreign:
+                    return self._converse(client, route, command, argv, keyspace.keys)
                 return fan_out(client, route, Request(argv))
         return self._keyed(client, route, command, argv)
 

@@ -1,4 +1,7 @@
-"""RANDOMKEY and SCAN, over the keys of all shards."""
+"""RANDOMKEY and SCAN, over the keys of all shards; and KEYS, while some of these have keys of others.
+
+That is so while slots are moved: the destination has copies, then the source has what is not deleted yet.
+"""
 
 import random
 import re
@@ -35,11 +38,37 @@ async def _randomkey(conversation: Conversation) -> bytes:
     nil = NIL_BULK[conversation.client.proto]
     while any(counts.values()):
         (shard,) = random.choices(list(counts), list(counts.values()))
-        key = await conversation.ask(shard, b"RANDOMKEY")
+        for _ in range(ATTEMPTS if shard in conversation.context.foreign else 1):
+            key = await conversation.ask(shard, b"RANDOMKEY")
+            if key == nil or await _own(conversation, shard, [key]):
+                break
         if key != nil:
             return key
         counts[shard] = 0  # its last key is gone since it was counted
     return nil
+
+
+async def keys(conversation: Conversation) -> bytes:
+    """KEYS, each of its owner alone."""
+    found = []
+    for shard, frame in (await conversation.ask_all(*conversation.argv)).items():
+        if frame.startswith(b"-"):
+            raise Refusal(errors.part_failed(conversation.name(shard), frame))
+        found += await _own(conversation, shard, elements(frame, conversation.client.proto == 3))
+    return b"*%d\r\n" % len(found) + b"".join(found)
+
+
+async def _own(conversation: Conversation, shard: int, frames: Sequence[bytes]) -> list[bytes]:
+    """Those of these keys of a shard, as its replies name them, that are its own."""
+    if shard not in conversation.context.foreign:
+        return list(frames)
+    own: list[bytes] = []
+    async for some in conversation.in_turns(frames):
+        for frame in some:
+            key = decode(frame)
+            if not isinstance(key, bytes) or conversation.shard_of(key) == shard:
+                own.append(frame)
+    return own
 
 
 async def _scan(conversation: Conversation) -> bytes:
@@ -61,8 +90,11 @@ async def _scan(conversation: Conversation) -> bytes:
             frame = refusal.line
         if frame.startswith(b"-"):
             return _reply(cursor.write(position, shards), count, found) if count else frame
-        reached, more, keys = _found(frame, conversation.client.proto)
-        count, found = count + more, found + keys
+        reached, more, page = _found(frame, conversation.client.proto)
+        if position.shard in conversation.context.foreign:
+            own = await _own(conversation, position.shard, elements(b"*%d\r\n%b" % (more, page)))
+            more, page = len(own), b"".join(own)
+        count, found = count + more, found + page
         if reached:
             written = cursor.write(Position(position.shard, generation, reached), shards)
             return (

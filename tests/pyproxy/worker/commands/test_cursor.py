@@ -1,8 +1,8 @@
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pyproxy.worker.commands.cursor import GENERATIONS, LIMIT, Position, generation, read, write
+from pyproxy.worker.commands.cursor import GENERATIONS, LIMIT, Position, generation, places, read, write
 
 positions = st.integers(1, 1000).flatmap(
     lambda shards: st.tuples(
@@ -11,7 +11,7 @@ positions = st.integers(1, 1000).flatmap(
             Position,
             st.integers(0, shards - 1),
             st.integers(0, GENERATIONS - 1),
-            st.integers(0, (1 << 40) // shards - 1),
+            st.integers(0, (1 << 40) // places(shards) - 1),
         ),
     )
 )
@@ -29,7 +29,18 @@ def test_what_was_written_is_read_again_and_a_number_of_javascript(drawn: tuple[
 def test_every_number_below_the_limit_is_a_position(shards: int, number: int) -> None:
     position = read(b"%d" % number, shards)
     assert position is not None and position.shard < shards
-    assert write(position, shards) == b"%d" % number
+    is_there = number % places(shards) < shards
+    assert write(position, shards) == (b"%d" % number if is_there else b"0")
+
+
+@given(positions, st.integers(0, 1000))
+def test_a_cursor_means_the_same_when_shards_are_added_as_long_as_there_are_places(
+    drawn: tuple[int, Position], added: int
+) -> None:
+    shards, position = drawn
+    assume(places(shards + added) == places(shards))
+    text = write(position, shards)
+    assert text is not None and read(text, shards + added) == position
 
 
 @given(positions)
@@ -44,8 +55,8 @@ def test_what_no_proxy_has_written_is_no_cursor(text: bytes) -> None:
 
 
 def test_a_cursor_that_does_not_fit_is_not_cut_off() -> None:
-    assert write(Position(9, GENERATIONS - 1, (1 << 40) // 10 - 1), 10) is not None
-    assert write(Position(9, GENERATIONS - 1, (1 << 40) // 10 + 1), 10) is None
+    assert write(Position(9, GENERATIONS - 1, (1 << 40) // 64 - 1), 10) is not None
+    assert write(Position(9, GENERATIONS - 1, (1 << 40) // 64 + 1), 10) is None
     assert write(Position(0, 0, (1 << 64) - 1), 1) is None
 
 
