@@ -234,15 +234,24 @@ class HealthMonitor:
         *,
         work: BusyServers | None = None,
         accepts: Collection[str] = (),
+        moving: Collection[str] = (),
         commands: Callable[[], int] | None = None,
         on_seen: Callable[[str, bool], None] = lambda _shard, _is_news: None,
         complete: Callable[[ShardHealth], ShardHealth] = lambda health: health,
     ) -> None:
-        """`accepts`: the shards whose keys are theirs, whatever their slots. `work`: which servers are busy, as the
-        workers report. `commands`: how many commands clients have sent so far (None: some each time); while they send
-        none, less is asked. `on_seen` is called after each check of a server, with the shard's name and whether
-        anything but the time is new. `complete` adds to the health of a shard what is known of its failover."""
+        """`accepts`: the shards whose keys are theirs, whatever their slots; `moving`: as for `follow`.
+
+        `work`: which servers are busy, as the workers report. `commands`: how many commands clients have sent so far
+        (None: some each time); while they send none, less is asked. `on_seen` is called after each check of a server,
+        with the shard's name and whether anything but the time is new. `complete` adds to the health of a shard what is
+        known of its failover."""
         self.topology = Topology(shard_map.version, list(shard_map.shards), [])
+        self._shard_map = shard_map
+        self._access = access
+        self._accepts = frozenset(accepts)
+        self._accepted = self._accepts | frozenset(moving)
+        self._work = work or BusyServers()
+        self._group: asyncio.TaskGroup | None = None  # while it runs
         self._learn = learn
         self._on_topology = on_topology
         self._on_health = on_health
@@ -253,16 +262,36 @@ class HealthMonitor:
         self._every_s = every_s
         self._version = 0
         self._sent: object = None
-        work = work or BusyServers()
-        self._monitors = {
-            shard.name: ShardMonitor(
-                shard,
-                lambda shard: PrimaryMonitor(shard, shard_map, access, work, self._relearn, shard.name in accepts),
-                lambda shard, node: NodeMonitor(shard.name, node, access, work, "slave", b""),
-            )
-            for shard in shard_map.shards
-        }
-        self._blanks = {name: ShardHealth(name, "", False, "", {}, {}, "") for name in self._monitors}
+        self._monitors: dict[str, ShardMonitor] = {}
+        self._blanks: dict[str, ShardHealth] = {}
+        for shard in shard_map.shards:
+            self._add(shard)
+
+    def _add(self, shard: Shard) -> None:
+        monitor = self._monitors[shard.name] = ShardMonitor(
+            shard,
+            lambda shard: PrimaryMonitor(
+                shard, self._shard_map, self._access, self._work, self._relearn, shard.name in self._accepted
+            ),
+            lambda shard, node: NodeMonitor(shard.name, node, self._access, self._work, "slave", b""),
+        )
+        self._blanks[shard.name] = ShardHealth(shard.name, "", False, "", {}, {}, "")
+        if self._group is not None:
+            self._start(self._group, monitor)
+
+    def _start(self, group: asyncio.TaskGroup, shard: ShardMonitor) -> None:
+        for schedule in shard.schedules:
+            group.create_task(self._keep_checking(shard, schedule), name=f"monitor {schedule.node}")
+
+    def follow(self, shard_map: ShardMap, moving: Collection[str]) -> None:
+        """Slots have other owners, or shards were added. `moving`: shards that have keys of slots on their way from or
+        to them, so that their keys are not judged."""
+        self._shard_map, self._accepted = shard_map, self._accepts | frozenset(moving)
+        for shard in shard_map.shards:
+            if shard.name not in self._monitors:
+                self._add(shard)
+            else:
+                self._monitors[shard.name].primary.follow(shard, shard_map, shard.name in self._accepted)
 
     @property
     def fleet_health(self) -> FleetHealth:
@@ -301,14 +330,15 @@ class HealthMonitor:
         try:
             async with asyncio.TaskGroup() as group:
                 for shard in self._monitors.values():
-                    for schedule in shard.schedules:
-                        group.create_task(self._keep_checking(shard, schedule), name=f"monitor {schedule.node}")
+                    self._start(group, shard)
+                self._group = group
                 group.create_task(self._keep_ticking(), name="ticks")
                 while True:
                     await asyncio.sleep(self._until_tick(SEND_AFTER_S))
                     self._notice_commands()
                     self._send()
         finally:
+            self._group = None
             self.close()
 
     def _notice_commands(self) -> None:

@@ -282,6 +282,13 @@ class PrimaryMonitor(NodeMonitor):
         self._lags_of: dict[str, str] = {}
         self._refused: dict[str, detector.Refused] = {}  # code -> when a worker was refused with it last
 
+    def follow(self, shard: Shard, shard_map: ShardMap, accepts: bool) -> None:
+        """Slots have moved: its keys are judged by this map from now on, when it has been asked for some again."""
+        self._of, self._shard_map, self._accepts = shard, shard_map, accepts
+        self._sample = key_sample.Sample(0, ())
+        self._settled = False
+        self._judge_keys()
+
     def refused(self, code: str) -> None:
         """A worker was refused a write by it, with this code."""
         self._refused[code] = detector.Refused(time.monotonic())

@@ -71,7 +71,7 @@ class SettingsReconciler:
         start: Callable[[Coroutine[Any, Any, None], str], None],
     ) -> None:
         self._access = access
-        self._fixed_by = fixed_by
+        self._fixed_by = dict(fixed_by)
         self._nodes = nodes
         self._changed = changed
         self._start = start
@@ -86,6 +86,11 @@ class SettingsReconciler:
         """Find out what is fixed; until then, clients are asked to come again."""
         for shard in self._fixed_by:
             self._start(self._follow(shard), f"settings of {shard}")
+
+    def add(self, shard: str, fixed_by: FixedBy) -> None:
+        """Another shard, while it runs."""
+        self._fixed_by[shard], self._fixed[shard] = fixed_by, None
+        self._start(self._follow(shard), f"settings of {shard}")
 
     def configure(self, name: str, value: str, settled: Callable[[], None]) -> None:
         """A client has set this. The last one wins. `settled` is called when no primary that is up is left to tell."""

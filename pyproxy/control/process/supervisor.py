@@ -52,6 +52,7 @@ STEADY_S = 10.0  # a worker that lived so long did not fail at its start
 READY_S = 30.0  # from the start of the process; a loaded machine takes seconds to import
 CLOSED_S = 2.0  # from the end of its channel to the end of its process
 DRAIN_SLACK_S = 1.0
+DRAINED_S = 60.0  # between two looks at who has requests in flight from before slots moved; none is to be missed
 SHARE_S = 0.02  # until a worker that does not read is sent the numbers of subscribers again
 
 
@@ -156,6 +157,11 @@ class Supervisor:
     async def all_subscribed(self, shard: str, deadline_s: float) -> list[int]:
         """Wait until every worker has what its clients are subscribed to at this shard -> those that do not in time."""
         return await self._laggards(lambda applied: shard in applied.unconfirmed, deadline_s)
+
+    async def all_drained(self, version: int, shard: str) -> None:
+        """Wait until no worker has a request in flight to this shard from before this version."""
+        while await self._laggards(lambda each: each.version < version or shard in each.outdated, DRAINED_S):
+            pass
 
     async def _laggards(self, is_late: Callable[[Applied], bool], deadline_s: float) -> list[int]:
         """Those of which that is so at the end, or after so long."""
