@@ -8,6 +8,7 @@
     pyproxy promote SHARD --config CONFIG have that proxy make a replica the primary, with both alive
     pyproxy pause SHARD --config CONFIG   have it hold the writes of a shard
     pyproxy resume SHARD --config CONFIG  and let them go
+    pyproxy move ... --config CONFIG      have it move slots to other shards; see move_commands.py
     pyproxy verify --misplaced --config CONFIG    keys that lie on a wrong shard; with --move they are moved
     pyproxy plan --config CONFIG          the moves of slots that even out what the shards hold
     pyproxy demo                          a whole fleet of servers, and the proxy in front
@@ -30,7 +31,7 @@ from typing import Any
 
 from msgspec import ValidationError, convert, structs
 
-from pyproxy import __version__
+from pyproxy import __version__, move_commands
 from pyproxy.access import Access, why
 from pyproxy.config import UNDISCOVERED, Config, ConfigErrors, ShardName, ShardTable
 from pyproxy.control.growth.opening import looked_at
@@ -116,6 +117,8 @@ def _parser() -> argparse.ArgumentParser:
         if run is promote:
             telling.add_argument("--to", type=_node, metavar="HOST:PORT", help="else the fittest replica")
         telling.set_defaults(run=run)
+
+    move_commands.add_parsers(commands, _answer_to_move)
 
     verifying = commands.add_parser("verify", help="look for keys that lie on a wrong shard; 1 if some are left")
     verifying.add_argument("--misplaced", action="store_true", required=True, help="keys whose slot is another shard's")
@@ -326,7 +329,19 @@ def resume(args: argparse.Namespace) -> int:
     return _ask_proxy(Config.load(args.config), Resume(args.shard), ANSWER_S)
 
 
+def _answer_to_move(args: argparse.Namespace, command: Command) -> str | None:
+    return _answer(Config.load(args.config), command, ANSWER_S)[0]
+
+
 def _ask_proxy(config: Config, command: Command, timeout_s: float) -> int:
+    line, status = _answer(config, command, timeout_s)
+    if line is not None:
+        print(line)
+    return status
+
+
+def _answer(config: Config, command: Command, timeout_s: float) -> tuple[str | None, int]:
+    """The line of the proxy that has done it, and 0; else None, what was wrong has been said, and the exit status."""
     path = config.http.admin
     if not path:
         raise ConfigErrors(['http.admin: expected the path of the socket for commands, got ""'])
@@ -335,15 +350,17 @@ def _ask_proxy(config: Config, command: Command, timeout_s: float) -> int:
     except TimeoutError:
         line = f"expected an answer within {timeout_s:g} s, got none; `pyproxy status` tells what became of it"
         print(f"pyproxy: {path}: {line}", file=sys.stderr)
-        return EX_UNAVAILABLE
+        return None, EX_UNAVAILABLE
     except OSError as exc:
         print(f"pyproxy: {path}: expected a pyproxy with [http] admin, got: {why(exc)}", file=sys.stderr)
-        return EX_UNAVAILABLE
+        return None, EX_UNAVAILABLE
     except ValueError:
         print(f"pyproxy: {path}: expected the answer of a pyproxy, got something else", file=sys.stderr)
-        return EX_UNAVAILABLE
-    print(answer.line if answer.done else f"pyproxy: {answer.line}", file=sys.stdout if answer.done else sys.stderr)
-    return 0 if answer.done else 1
+        return None, EX_UNAVAILABLE
+    if not answer.done:
+        print(f"pyproxy: {answer.line}", file=sys.stderr)
+        return None, 1
+    return answer.line, 0
 
 
 def demo(args: argparse.Namespace) -> int:

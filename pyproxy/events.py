@@ -110,6 +110,9 @@ class Event(enum.Enum):
 
     STORE = "+store", logging.INFO  # the slots are those that it says
     STORE_DIFFERS = "+store-differs", logging.WARNING  # from the configuration, which is as it was before moves
+    STORE_FAILED = "-store", logging.ERROR  # it cannot be written to: it is tried again
+    MOVER_START = "+mover", logging.INFO  # the process that copies keys
+    MOVER_DEATH = "-mover", logging.WARNING  # it has ended while it was needed; it is started again
     MOVE = "+move", logging.INFO  # of slots, to another shard: it begins, or goes on after a restart
     MOVE_REFUSED = "-move", logging.WARNING  # it must not begin
     MOVE_COPY = "+move-copy", logging.INFO  # the keys are copied, from the first one on

@@ -30,7 +30,7 @@ LAYERS = {
     "pyproxy.control": ("health", "failover.promoters", "process", "http", "failover", "growth"),
 }
 # Above the shared words: they start the others, so they may import what they start.
-PROGRAMS = ("pyproxy.__main__", "pyproxy.cli", "pyproxy.demo")
+PROGRAMS = ("pyproxy.__main__", "pyproxy.cli", "pyproxy.demo", "pyproxy.move_commands")
 
 WRITTEN = (".py", ".pyx", ".pxd", ".pxi", ".pyi", ".sh")
 MADE = (".c", ".o", ".so", ".pyc", ".png", ".log")
@@ -45,6 +45,8 @@ TESTED_ELSEWHERE = {
     "pyproxy/fleet/interrupts.py": "tests/e2e/process/test_demo.py",
     "pyproxy/fleet/proxy.py": "every e2e test starts a proxy with it",
     "protocol/helps.py": "texts; tests/pyproxy/worker/commands/test_local.py asks for them",
+    "pyproxy/control/growth/coordinator.py": "tests/e2e/process/test_moves.py",
+    "pyproxy/control/growth/mover_process.py": "tests/e2e/process/test_moves.py",
     "pyproxy/worker/commands/context.py": "declarations only",
     "pyproxy/worker/lane/outcome.py": "declarations only",
     "pyproxy/worker/commands/handlers.py": "a table of names; every e2e test of a conversation goes through it",

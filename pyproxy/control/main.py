@@ -23,7 +23,8 @@ from pyproxy.access import Access
 from pyproxy.config import Config
 from pyproxy.control.failover.coordinator import Coordinator
 from pyproxy.control.failover.state_file import StateFile
-from pyproxy.control.growth.opening import check_none_seen, opened, store_of
+from pyproxy.control.growth.coordinator import GrowthCoordinator
+from pyproxy.control.growth.opening import Opened, check_none_seen, opened, store_of
 from pyproxy.control.growth.store import StoreError
 from pyproxy.control.health.busy import BusyServers
 from pyproxy.control.health.monitor import HealthMonitor
@@ -32,7 +33,7 @@ from pyproxy.control.http.status import Phase, State
 from pyproxy.control.process import listener
 from pyproxy.control.process.supervisor import Supervisor
 from pyproxy.events import Event, emit
-from pyproxy.messages import AtWork, Message, Script, Scripts, ScriptsFlushed, Setup
+from pyproxy.messages import AtWork, Message, Script, Scripts, ScriptsFlushed, Setup, ShardHealth
 from pyproxy.metrics import Page
 
 WORKER = (sys.executable, "-m", "pyproxy.worker")
@@ -68,27 +69,27 @@ def serve(config: Config) -> int:
         from pyproxy.control.failover.promoters.replication_groups import discover
 
         config = config.with_nodes(discover(config))
-    seen, generation = StateFile(config.promotion.state_file).load().store_generation, 0
+    seen, of_store = StateFile(config.promotion.state_file).load().store_generation, None
     try:
         if (store := store_of(config)) is None:
             check_none_seen(seen)
         else:
-            _, document, _, config = asyncio.run(opened(store, config, seen))
-            generation = document.generation
+            of_store = asyncio.run(opened(store, config, seen))
+            config = of_store.config
     except StoreError as exc:
         raise StartError(str(exc), EX_CONFIG) from None
     raise_file_limit(config)
     try:
-        parent = Parent(config, generation)
+        parent = Parent(config, of_store)
     except listener.CannotListen as exc:
         raise StartError(str(exc), EX_UNAVAILABLE) from None
     return uvloop.run(parent.run())
 
 
 class Parent:
-    """One life of the proxy."""
+    """One life of the proxy. `of_store`: what it has of its store; None: there is none."""
 
-    def __init__(self, config: Config, store_generation: int = 0) -> None:
+    def __init__(self, config: Config, of_store: Opened | None = None) -> None:
         self._config = config
         self._started = time.time()
         self._workers = config.workers or len(os.sched_getaffinity(0))
@@ -107,13 +108,16 @@ class Parent:
             self._broadcast,
             work=self._work,
             accepts=[each.name for each in config.shards if each.accept_misplaced],
+            moving=GrowthCoordinator.moving(of_store.document) if of_store is not None else (),
             commands=lambda: self._page.total("commands") if self._page is not None else 0,
             on_seen=lambda shard, is_news: self._coordinator.on_seen(shard, is_news),
-            complete=lambda health: self._coordinator.complete(health),
+            complete=self._complete,
         )
+        generation = of_store.document.generation if of_store is not None else 0
         self._coordinator = Coordinator(
-            config, access, self._monitor, self._broadcast, lambda: self._supervisor, store_generation
+            config, access, self._monitor, self._broadcast, lambda: self._supervisor, generation
         )
+        self._growth = GrowthCoordinator(of_store, self._coordinator, self._monitor) if of_store is not None else None
         self._scripts = scripts.Scripts(config.limits.scripts_bytes)
         self._signals: list[int] = []  # those that end it
         self._cut = False
@@ -138,7 +142,8 @@ class Parent:
                     nodes, expected = sum(map(len, unfenced.values())), "min-replicas-to-write of 1 or more"
                     emit(Event.UNFENCED, shards=",".join(unfenced), nodes=nodes, expected=expected)
                 with self._listener, contextlib.closing(Page.create(self._workers)) as page:
-                    async with self._coordinator.coordinating(), self._admin():
+                    growing = self._growth.coordinating() if self._growth is not None else contextlib.nullcontext()
+                    async with self._coordinator.coordinating(), growing, self._admin():
                         await self._serve(page)
         except asyncio.CancelledError:
             if not self._signals:
@@ -163,7 +168,18 @@ class Parent:
         if self._admin_listener is None:
             return contextlib.nullcontext()
         emit(Event.LISTEN, admin=self._config.http.admin)
-        return admin.serving(self._admin_listener, self._coordinator.handlers)
+        failover = self._coordinator
+        handlers = admin.Handlers(failover.promote, failover.pause, failover.resume, self._move)
+        return admin.serving(self._admin_listener, handlers)
+
+    async def _move(self, command: admin.MoveCommand) -> str:
+        if self._growth is None:
+            raise admin.Refused('store: expected file:/path in the configuration, as slots move only with one, got ""')
+        return await self._growth.do(command)
+
+    def _complete(self, health: ShardHealth) -> ShardHealth:
+        health = self._coordinator.complete(health)
+        return self._growth.complete(health) if self._growth is not None else health
 
     def _state(self) -> State:
         ready = self._supervisor is not None and self._supervisor.all_ready.is_set()

@@ -16,7 +16,7 @@ the two the coordinator waits a short time until the workers are subscribed at t
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -53,7 +53,7 @@ from pyproxy.control.failover.transitions import (
     Ticked,
 )
 from pyproxy.control.health.monitor import HealthMonitor
-from pyproxy.control.http.admin import Handlers, Refused
+from pyproxy.control.http.admin import Refused
 from pyproxy.control.process.settings import SettingsReconciler
 from pyproxy.control.process.supervisor import Supervisor
 from pyproxy.deadline import within
@@ -72,6 +72,9 @@ BARRIER_S = 2.0
 
 SUBSCRIBED_S = 0.2
 """For all workers to be subscribed there, so that nobody misses what is published first; then it is opened anyway."""
+
+MOVING_S = 0.5
+"""What it is expected to take until slots have another owner."""
 
 ENDED_S = 5.0
 """For a worker that was killed to be gone."""
@@ -97,6 +100,7 @@ class ShardControl:
         self.published: tuple[Shard, GateDirective] | None = None  # to the workers
         self.saved: PersistentState | None = None
         self.asked: asyncio.Future[Answer] | None = None
+        self.moving_since = 0.0  # its writes are held as slots move (CLOCK_MONOTONIC, s); 0: they are not
 
     def switch(self, node: Node, epoch: int) -> None:
         """Another one of its servers is the primary."""
@@ -126,6 +130,12 @@ class ShardControl:
             fallback=self.fallback,
             readers=tuple(node for node in self.shard.replicas if node in healths and readers(healths[node])),
         )
+        if closed_gate is None and self.moving_since:
+            since, expected_at = self.moving_since, self.moving_since + MOVING_S
+            why = "is handing over slots"
+            return msgspec.structs.replace(
+                gate, closed=why, hold=True, since=since, expected_at=expected_at, moving=True
+            )
         if closed_gate is None:
             return gate
         return msgspec.structs.replace(
@@ -156,6 +166,7 @@ class Coordinator:
         store_generation: int = 0,
     ) -> None:
         self._config = config
+        self._access = access
         self.store_generation = store_generation  # kept with the rest: a store that is lost is missed at the next start
         self._monitor = monitor
         self._broadcast = broadcast
@@ -164,6 +175,8 @@ class Coordinator:
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
         self._unwell = asyncio.Event()  # a shard is not healthy: its timers are kept
+        self.foreign: list[str] = []  # shards that have keys of slots that are being moved
+        self.on_changed: Callable[[str], None] = lambda _shard: None  # its phase or its epoch has changed
         kept = self._file.load()
         shards = config.shard_map().shards
         self._shards = {shard.name: self._shard_control(shard, access, kept.shards.get(shard.name)) for shard in shards}
@@ -271,11 +284,6 @@ class Coordinator:
             alarms=(*machine.alarms.values(), *self.settings.alarms(health.name)),
         )
 
-    @property
-    def handlers(self) -> Handlers:
-        """What operators may ask for."""
-        return Handlers(self.promote, self.pause, self.resume)
-
     async def promote(self, shard: str, to: str) -> str:
         """An operator's command -> what was done. Raises Refused."""
         try:
@@ -316,6 +324,7 @@ class Coordinator:
 
     def _step(self, shard: str, event: FailoverEvent) -> None:
         control = self._shards[shard]
+        before = control.machine.phase, control.machine.epoch
         if self._begun:
             control.machine.nodes = self._monitor.nodes(shard)  # where only the time was new, there was no event
         for effect in control.machine.step(event, time.monotonic()):
@@ -326,6 +335,8 @@ class Coordinator:
             self._publish(control)
             if self._persistent_state(control) != control.saved:
                 self._save()
+        if before != (control.machine.phase, control.machine.epoch):
+            self.on_changed(shard)
 
     def _carry_out(self, control: ShardControl, effect: Effect) -> None:
         name = control.shard.name
@@ -364,26 +375,83 @@ class Coordinator:
         self._step(control.shard.name, outcome)
 
     async def _quiesce(self, shard: str) -> None:
-        supervisor = self._supervisor()
-        late = await supervisor.all_applied(self.topology.version, QUIESCE_S, shard) if supervisor else []
-        why = f"worker {', '.join(map(str, late))} did not hold, or had writes in flight, after {QUIESCE_S:g} s"
-        self._step(shard, QuiesceFailed(why) if late else Quiesced())
+        why = await self.is_quiet(shard, QUIESCE_S)
+        self._step(shard, QuiesceFailed(f"{why} after {QUIESCE_S:g} s") if why else Quiesced())
 
     async def _switch(self, control: ShardControl) -> None:
-        """The barrier. A worker that does not pass it in time is killed."""
+        await self._pass_barrier(f"not at the new primary of {control.shard.name}")
+        self._monitor.promoted(control.shard)
+        supervisor = self._supervisor()
+        if supervisor is not None:
+            await supervisor.all_subscribed(control.shard.name, SUBSCRIBED_S)
+        self._step(control.shard.name, Switched())
+
+    async def _pass_barrier(self, otherwise: str) -> None:
+        """Return when all workers have the topology of now. One that does not have it in time is killed."""
         supervisor, version = self._supervisor(), self.topology.version
         if supervisor is not None:
             late = await supervisor.all_applied(version, BARRIER_S)
             while late:
                 for index in late:
-                    supervisor.kill_worker(
-                        index, f"not at the new primary of {control.shard.name} within {BARRIER_S:g} s"
-                    )
+                    supervisor.kill_worker(index, f"{otherwise} within {BARRIER_S:g} s")
                 late = await supervisor.all_applied(version, ENDED_S)
-        self._monitor.promoted(control.shard)
+
+    # --- slots that move (control/growth/) ---
+
+    def add(self, shard: Shard) -> None:
+        """A shard without slots, of which nothing is known yet."""
+        control = self._shards[shard.name] = self._shard_control(shard, self._access, None)
+        self.settings.add(shard.name, control.promoter.setting)
+        self._start(control.promoter.run(), f"follow {shard.name}")
+        self._publish(control)
+
+    def hold_writes(self, shard: str) -> None:
+        """Until `release_writes`; the gate says that slots are moving, unless it is closed for another reason."""
+        self._shards[shard].moving_since = time.monotonic()
+        self._publish(self._shards[shard])
+
+    def release_writes(self, *shards: str) -> None:
+        for shard in shards:
+            self._shards[shard].moving_since = 0.0
+        self._publish(*map(self._shards.__getitem__, shards))
+
+    def have_foreign(self, shards: Iterable[str]) -> None:
+        """These have keys of slots of others: the workers leave them out of what they say of all keys."""
+        self.foreign = sorted(shards)
+        self._publish()
+
+    def trouble(self, shard: str) -> str:
+        """Why nothing can be moved from or to this shard now; empty: it is healthy."""
+        machine = self._shards[shard].machine
+        return "" if machine.phase is Phase.HEALTHY else f"is {machine.phase.value}: {machine.why}"
+
+    def primary(self, shard: str) -> tuple[Node, int]:
+        """Its primary, and the epoch of it."""
+        control = self._shards[shard]
+        return control.shard.primary, control.epoch
+
+    async def is_quiet(self, shard: str, deadline_s: float) -> str:
+        """Wait until all workers hold the writes of a shard and have none in flight. Empty, or who does not in time."""
+        supervisor = self._supervisor()
+        late = await supervisor.all_applied(self.topology.version, deadline_s, shard) if supervisor else []
+        return f"worker {', '.join(map(str, late))} did not hold, or had writes in flight" if late else ""
+
+    async def give_slots(self, shards: Iterable[Shard], to: str) -> None:
+        """These own the slots from now on, by their names. Returns when every worker knows, and has subscribed anew."""
+        slots = {shard.name: shard.slots for shard in shards}
+        for control in self._shards.values():
+            control.shard = msgspec.structs.replace(control.shard, slots=slots.get(control.shard.name, ()))
+        self._publish()
+        await self._pass_barrier("without the new owners of slots")
+        supervisor = self._supervisor()
         if supervisor is not None:
-            await supervisor.all_subscribed(control.shard.name, SUBSCRIBED_S)
-        self._step(control.shard.name, Switched())
+            await supervisor.all_subscribed(to, SUBSCRIBED_S)
+
+    async def until_drained(self, shard: str) -> None:
+        """Return when no worker has a request in flight to this shard from before it lost slots."""
+        supervisor = self._supervisor()
+        if supervisor is not None:
+            await supervisor.all_drained(self.topology.version, shard)
 
     async def _reconfigure(self, control: ShardControl, not_following: Sequence[Node]) -> None:
         if control.reconfiguring:
@@ -405,9 +473,10 @@ class Coordinator:
             published = control.shard, control.gate(self._may_be_read, now)
             if published != control.published:
                 control.published, is_news = published, True
+        is_news = is_news or self.foreign != self.topology.foreign
         if is_news:
             gates = [control.published[1] for control in self._shards.values() if control.published]
-            self.topology = Topology(self.topology.version + 1, self.shards, learned, gates)
+            self.topology = Topology(self.topology.version + 1, self.shards, learned, gates, self.foreign)
             self._broadcast(self.topology)
 
     def _may_be_read(self, health: NodeHealth) -> bool:

@@ -1,4 +1,4 @@
-"""Commands of operators over a unix socket: promote, pause, resume.
+"""Commands of operators over a unix socket: promote, pause, resume, and those of moves.
 
 A line of JSON comes in for each command; what its handler answers goes out as a line, whether done or refused:
 
@@ -19,12 +19,13 @@ import stat
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
 from pyproxy.events import Event, emit
 
-LINE_BYTES = 4096  # of a command
+LINE_BYTES = 1 << 20  # of a command; a plan may name each of 16384 slots
 BACKLOG = 16
 
 
@@ -47,7 +48,40 @@ class Resume(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     shard: str
 
 
-Command = Promote | Pause | Resume
+class MoveStart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="command", tag="move-start"):
+    """Begin the moves of a plan."""
+
+    plan: str  # the text of the file
+    replace: bool = False  # the destination may have keys in these slots
+    accept_eviction: bool = False  # it may evict keys
+
+
+class MoveStatus(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="command", tag="move-status"):
+    """How far all moves are: JSON."""
+
+
+class MovePause(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="command", tag="move-pause"):
+    """Copy nothing more, and hand nothing over."""
+
+
+class MoveResume(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="command", tag="move-resume"):
+    """Go on."""
+
+
+class MoveThrottle(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="command", tag="move-throttle"):
+    """Copy at most so many bytes a second; 0: as fast as the servers bear."""
+
+    bytes_per_s: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class MoveAbort(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="command", tag="move-abort"):
+    """Give up a move that has not handed over, or all such."""
+
+    id: str = ""
+
+
+MoveCommand = MoveStart | MoveStatus | MovePause | MoveResume | MoveThrottle | MoveAbort
+Command = Promote | Pause | Resume | MoveCommand
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -71,6 +105,7 @@ class Handlers:
     promote: Callable[[str, str], Awaitable[str]]  # shard, host:port or ""
     pause: Callable[[str], Awaitable[str]]
     resume: Callable[[str], Awaitable[str]]
+    move: Callable[[MoveCommand], Awaitable[str]]
 
 
 def bind(path: str) -> socket.socket:
@@ -180,6 +215,8 @@ async def _done(request: bytes, handlers: Handlers) -> Answer:
                 line = await handlers.pause(command.shard)
             case Resume():
                 line = await handlers.resume(command.shard)
+            case _:
+                line = await handlers.move(command)
         return Answer(True, line)
     except Refused as exc:
         return Answer(False, str(exc))

@@ -16,7 +16,16 @@ import pytest
 
 from pyproxy import cli
 from pyproxy.control.http import admin
-from pyproxy.control.http.admin import LINE_BYTES, Answer, Handlers, Pause, Promote, Refused
+from pyproxy.control.http.admin import (
+    LINE_BYTES,
+    Answer,
+    Handlers,
+    MoveCommand,
+    MoveThrottle,
+    Pause,
+    Promote,
+    Refused,
+)
 from tests.waiting import until
 
 PATIENCE_S = 20.0
@@ -38,6 +47,9 @@ class Coordinator:
 
     async def resume(self, shard: str) -> str:
         return await self._do("resume", shard)
+
+    async def move(self, command: MoveCommand) -> str:
+        return await self._do("move", type(command).__name__)
 
     async def _do(self, *what: str) -> str:
         self.asked.append(what)
@@ -65,7 +77,7 @@ def path() -> Iterator[Path]:
 @contextlib.asynccontextmanager
 async def served(path: Path) -> AsyncIterator[Coordinator]:
     coordinator = Coordinator()
-    handlers = Handlers(coordinator.promote, coordinator.pause, coordinator.resume)
+    handlers = Handlers(coordinator.promote, coordinator.pause, coordinator.resume, coordinator.move)
     async with admin.serving(admin.bind(str(path)), handlers):
         yield coordinator
 
@@ -398,3 +410,9 @@ async def test_an_impossible_address_is_refused_before_anybody_is_asked(
 async def test_a_name_of_any_bytes_reaches_the_proxy_as_text(shell: Shell, coordinator: Coordinator) -> None:
     assert (await shell.run("pause", os.fsdecode(b"\xff")))[0] == 0
     assert coordinator.asked == [("pause", "\\xff")]
+
+
+async def test_a_command_about_moves_reaches_the_one_who_does_them(path: Path) -> None:
+    async with served(path) as coordinator:
+        answer = await asyncio.to_thread(admin.ask, str(path), MoveThrottle(20_000_000), PATIENCE_S)
+    assert (answer.done, coordinator.done) == (True, [("move", "MoveThrottle")])
