@@ -5,6 +5,7 @@ meets a closed gate. Such a write passes, is held, or is refused with an error l
 
     closed because                  its writes are
     the parent says so              as its directive says: `hold`, `since` and `expected_at`
+    slots are being moved           held in any mode, for `hold_s`, however many and large they are
     this worker has slept           held in any mode, until the parent says what is true now
     the server does not answer      refused at once, until a health check or a request is answered
     the server refuses writes       held or refused for `usual_s`, or until the parent says otherwise
@@ -74,6 +75,7 @@ class Closure:
     hold: bool  # writes may be held, within the bounds
     any_mode: bool = False  # whatever `on_promotion` says: only the parent's word is waited for
     by_parent: bool = False  # in mode reject the parent sets `hold` for planned promotions alone
+    moving: bool = False  # slots get another owner, in a moment: no bounds but the worker's memory
 
 
 @dataclass(slots=True)
@@ -154,6 +156,11 @@ class Gate(Generic[Client]):
 
     def closure(self, now: float) -> Closure | None:
         """Why the gate is closed. None: it is open."""
+        if self.directive.closed and self.directive.moving:  # no incident, however often it is tried
+            directive = self.directive
+            return Closure(
+                directive.closed, directive.since, directive.expected_at, hold=True, by_parent=True, moving=True
+            )
         # writes that are tried again, to see whether the server takes them, do not end the incident
         retry_s = self.directive.usual_s + QUIET_S
         if now >= max(self._last_closed_at, self._last_refusal_at) + retry_s:
@@ -208,6 +215,8 @@ class Gate(Generic[Client]):
         `size`: their bytes; `start`: since when they are held, or when they were sent; `again`: they were held before.
         """
         bounds = self.promotion
+        if closure.moving:
+            return start > self.hold_cutoff(closure, now)
         if not closure.hold or client in self._exhausted or start <= self.hold_cutoff(closure, now):
             return False
         if not closure.any_mode:
@@ -226,6 +235,8 @@ class Gate(Generic[Client]):
     def hold_cutoff(self, closure: Closure, now: float) -> float:
         """What has been held since this time, or longer, must not be held any more."""
         bounds = self.promotion
+        if closure.moving:
+            return now - bounds.hold_s
         if not closure.hold or (bounds.on_promotion == "reject" and not closure.any_mode and not closure.by_parent):
             return now
         if now >= min(self._incident_since or now, closure.since or now) + bounds.hold_incident_s:
@@ -249,7 +260,7 @@ class Gate(Generic[Client]):
         self._client_bytes += more
         self.stats.bytes += more
         bounds = self.promotion
-        return (
+        return (self.directive.moving and bool(self.directive.closed)) or (
             size <= bounds.hold_client_bytes
             and self._client_bytes + self.replay_bytes <= bounds.hold_bytes
             and self.stats.bytes <= bounds.hold_process_bytes

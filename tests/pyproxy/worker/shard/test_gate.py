@@ -261,3 +261,41 @@ def test_the_line_says_why_and_about_how_much_is_left() -> None:
         before, _, after = line.partition(b", applied=no retry_after_ms=")
         assert before == b"-TRYAGAIN shard s1 (127.0.0.1:7001) is being promoted"
         assert 8000 <= int(after.removesuffix(b"; retry later\r\n")) <= 12_000
+
+
+# --- slots are moved --------------------------------------------------------------------------------------------------
+
+
+def moving(since: float = NOW) -> messages.GateDirective:
+    return messages.GateDirective("s1", 0, "is handing over slots", True, since, since + 0.5, moving=True)
+
+
+@pytest.mark.parametrize("mode", ["auto", "hold", "reject"])
+def test_while_slots_move_writes_are_held_in_any_mode(mode: str) -> None:
+    assert holds(gate(moving(), on_promotion=mode, auto_hold_s=0.1))
+
+
+def test_while_slots_move_as_many_and_as_large_writes_are_held_as_come() -> None:
+    """It is over in a moment, and no client is to see an error of it."""
+    it = gate(moving(), hold_requests=1, hold_client_bytes=10, hold_bytes=10, hold_process_bytes=10)
+    clients = [Waiting(number) for number in range(3)]
+    for client in clients:
+        assert holds(it, client=client.id, size=1000)
+        it.hold(client, 1000, NOW)
+    assert it.resize(clients[0], 5000)
+
+
+def test_a_write_that_slots_keep_waiting_is_refused_after_the_longest_hold() -> None:
+    it = gate(moving(), hold_s=4.0)
+    assert holds(it, NOW + 3.9, start=NOW)
+    assert not holds(it, NOW + 4.0, start=NOW)
+
+
+def test_moves_that_are_tried_again_and_again_are_no_incident() -> None:
+    it = gate(hold_incident_s=15.0)
+    for second in range(60):
+        it.apply(moving(NOW + second), PRIMARY, True, NOW + second)
+        assert holds(it, NOW + second)
+        it.exhaust(1)
+        it.apply(messages.GateDirective("s1", 0), PRIMARY, True, NOW + second + 0.25)
+        assert why(it, NOW + second + 0.25) is None
