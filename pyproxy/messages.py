@@ -149,6 +149,13 @@ class NodeHealth(msgspec.Struct, frozen=True):
         return self.at_work or self.error.startswith("BUSY ")
 
 
+class FillRate(msgspec.Struct, frozen=True):
+    """How fast the memory that a primary uses grows, as its samples say (filling.py)."""
+
+    bytes_per_day: int
+    watched_s: float  # from the first of them to the last
+
+
 class ShardHealth(msgspec.Struct, frozen=True):
     """What the last health check found of one shard; all but `nodes` is about its primary."""
 
@@ -169,6 +176,7 @@ class ShardHealth(msgspec.Struct, frozen=True):
     held: int = 0  # requests, of all workers
     stray: str = ""  # not empty: it holds some keys of other shards, one of them and its owner
     alarms: tuple[str, ...] = ()  # what an operator must know of it, beside what follows from the nodes
+    fill_rate: FillRate | None = None  # None: too few samples yet, or no clear growth
 
 
 class FleetHealth(msgspec.Struct, frozen=True, tag=True):

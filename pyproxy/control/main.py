@@ -184,7 +184,8 @@ class Parent:
     def _state(self) -> State:
         ready = self._supervisor is not None and self._supervisor.all_ready.is_set()
         phase = Phase.DRAINING if self._signals else Phase.SERVING if ready else Phase.STARTING
-        return State(phase, self._coordinator.shards, self._monitor.fleet_health.shards, time.monotonic())
+        healths = self._monitor.fleet_health.shards
+        return State(phase, self._coordinator.shards, healths, time.monotonic(), time.time())
 
     async def _serve(self, page: Page) -> None:
         self._page = page

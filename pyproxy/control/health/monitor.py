@@ -26,7 +26,8 @@ from pyproxy.control.health.busy import BusyServers
 from pyproxy.control.health.node_monitor import DEADLINE_S, NodeMonitor, PrimaryMonitor
 from pyproxy.deadline import Deadline
 from pyproxy.events import Event, emit
-from pyproxy.health import unfenced, writable
+from pyproxy.filling import Filling
+from pyproxy.health import integer, unfenced, writable
 from pyproxy.messages import FleetHealth, NodeHealth, ShardHealth, Topology
 from pyproxy.shard_map import Node, Shard, ShardMap
 
@@ -111,6 +112,8 @@ class ShardMonitor:
         self.schedules = [CheckSchedule(node) for node in self._by_node]
         self._since = self._began = time.monotonic()
         self._is_writable = False
+        self._filling = Filling()
+        self._is_moving = False
 
     def _assign_roles(self, shard: Shard) -> None:
         self.primary = self._make_primary(shard)
@@ -129,7 +132,14 @@ class ShardMonitor:
         for node, monitor in self._by_node.items():
             monitor.take_over(before[node])
         self.primary.trust()
+        self._filling.begin_anew()
         self._review(time.monotonic())
+
+    def set_moving(self, is_moving: bool) -> None:
+        """Keys are on their way from or to it. How fast it fills meanwhile says nothing, nor does what was before."""
+        if is_moving or self._is_moving:
+            self._filling.begin_anew()
+        self._is_moving = is_moving
 
     @property
     def health(self) -> ShardHealth:
@@ -150,6 +160,7 @@ class ShardMonitor:
             self._since,
             nodes,
             stray=primary.stray,
+            fill_rate=self._filling.rate,
         )
 
     def _review(self, at: float) -> None:
@@ -198,6 +209,8 @@ class ShardMonitor:
                 monitor.close()  # a promotion has replaced it meanwhile
             if monitor.changes != changes:
                 self._review(self.primary.health.at)
+            if monitor is self.primary and monitor.full_checks != full_checks and not self._is_moving:
+                self._filling.note(monitor.health.at, integer(monitor.info.get("used_memory")))
             lags_more = self.primary.lags != lags or (monitor.health.lag_s != lag_s and monitor.health.node not in lags)
             return lags_more or (monitor.full_checks, monitor.changes) != (full_checks, changes)
 
@@ -250,6 +263,7 @@ class HealthMonitor:
         self._access = access
         self._accepts = frozenset(accepts)
         self._accepted = self._accepts | frozenset(moving)
+        self._moving = frozenset(moving)
         self._work = work or BusyServers()
         self._group: asyncio.TaskGroup | None = None  # while it runs
         self._learn = learn
@@ -275,6 +289,7 @@ class HealthMonitor:
             ),
             lambda shard, node: NodeMonitor(shard.name, node, self._access, self._work, "slave", b""),
         )
+        monitor.set_moving(shard.name in self._moving)
         self._blanks[shard.name] = ShardHealth(shard.name, "", False, "", {}, {}, "")
         if self._group is not None:
             self._start(self._group, monitor)
@@ -286,12 +301,14 @@ class HealthMonitor:
     def follow(self, shard_map: ShardMap, moving: Collection[str]) -> None:
         """Slots have other owners, or shards were added. `moving`: shards that have keys of slots on their way from or
         to them, so that their keys are not judged."""
-        self._shard_map, self._accepted = shard_map, self._accepts | frozenset(moving)
+        self._shard_map, self._moving = shard_map, frozenset(moving)
+        self._accepted = self._accepts | self._moving
         for shard in shard_map.shards:
             if shard.name not in self._monitors:
                 self._add(shard)
             else:
                 self._monitors[shard.name].primary.follow(shard, shard_map, shard.name in self._accepted)
+                self._monitors[shard.name].set_moving(shard.name in self._moving)
 
     @property
     def fleet_health(self) -> FleetHealth:

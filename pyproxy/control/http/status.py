@@ -15,13 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyproxy import __version__
+from pyproxy import __version__, filling
 from pyproxy.health import backoff_s, integer, key_count, problem, replica_state, state, unfenced, usable, writable
 from pyproxy.messages import NodeHealth, ShardHealth
 from pyproxy.shard_map import Shard, format_slots
-
-ALARM_SHARE = 0.8
-"""Of maxmemory: above it a shard that grows on is soon evicting keys, or refusing writes."""
 
 
 class Phase(enum.Enum):
@@ -32,12 +29,13 @@ class Phase(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the parent knows. `now` is CLOCK_MONOTONIC, s."""
+    """What the parent knows. `now` is CLOCK_MONOTONIC, `wall` the wall clock, s."""
 
     phase: Phase
     shards: Sequence[Shard]
     healths: Sequence[ShardHealth]
     now: float
+    wall: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,7 @@ def heartbeat(seen: State) -> Answer:
 
 def shards(seen: State) -> Answer:
     healths = {health.name: health for health in seen.healths}
-    rows = [_shard(shard, healths[shard.name], seen.now) for shard in seen.shards]
+    rows = [_shard(shard, healths[shard.name], seen) for shard in seen.shards]
     body = {
         "status": "ok" if all(map(writable, seen.healths)) else "error",
         "version": __version__,
@@ -99,8 +97,8 @@ ANSWERS: dict[str, Callable[[State], Answer]] = {
 def table(body: Mapping[str, Any]) -> list[str]:
     """The body of /shards as lines for a terminal: a row for each shard, then a line for each alarm."""
     head = (
-        "SHARD", "NODE", "STATE", "ROLE", "EPOCH", "REPLICAS", "LAG S", "HELD", "KEYS", "MEMORY", "OF MAX", "EVICTED",
-        "OPS/S", "AGE S",
+        "SHARD", "NODE", "STATE", "ROLE", "EPOCH", "REPLICAS", "LAG S", "HELD", "KEYS", "MEMORY", "OF MAX", "A DAY",
+        "FULL ON", "EVICTED", "OPS/S", "AGE S",
     )  # fmt: skip
     rows = [
         (
@@ -114,7 +112,9 @@ def table(body: Mapping[str, Any]) -> list[str]:
             f"{shard['held']:,}",
             f"{shard['keys']:,}",
             f"{shard['used_memory'] / (1 << 20):,.1f}M",
-            f"{shard['used_memory'] / shard['maxmemory']:.0%}" if shard["maxmemory"] else "no limit",
+            _share(shard),
+            f"{shard['fill_bytes_per_day'] / (1 << 20):+,.1f}M" if shard["fill_bytes_per_day"] is not None else "-",
+            shard["full_on"] or "-",
             f"{shard['evicted_keys']:,}",
             f"{shard['ops_per_sec']:,}",
             f"{shard['look_age_s']:.1f}",
@@ -132,6 +132,12 @@ def table(body: Mapping[str, Any]) -> list[str]:
     return [*lines, *alarms, *notes]
 
 
+def _share(shard: Mapping[str, Any]) -> str:
+    if shard["memory_share"] is None:
+        return "no limit"
+    return f"{shard['memory_share']:.0%}" + ("" if shard["memory_limit_of"] == "maxmemory" else " of machine")
+
+
 def _unless_well(seen: State, body: dict[str, Any]) -> Answer:
     seconds = backoff_s(seen.healths, seen.now)
     if not seconds:
@@ -139,8 +145,9 @@ def _unless_well(seen: State, body: dict[str, Any]) -> Answer:
     return Answer(503, body, {"Retry-After": str(seconds), "Backoff": str(seconds)})
 
 
-def _shard(shard: Shard, health: ShardHealth, now: float) -> dict[str, Any]:
+def _shard(shard: Shard, health: ShardHealth, seen: State) -> dict[str, Any]:
     """One element of /shards; numbers are of the last check that succeeded, and 0 where nothing is known."""
+    used, (limit, limit_of) = integer(health.info.get("used_memory")), filling.limit(health)
     return {
         "name": shard.name,
         "node": health.node,
@@ -148,21 +155,26 @@ def _shard(shard: Shard, health: ShardHealth, now: float) -> dict[str, Any]:
         "slots": [format_slots(each) for each in shard.slots],
         "state": state(health),
         "error": problem(health),
-        "backoff_s": backoff_s([health], now),
-        "look_age_s": round(max(0.0, now - health.at), 1),
+        "backoff_s": backoff_s([health], seen.now),
+        "look_age_s": round(max(0.0, seen.now - health.at), 1),
         "epoch": health.epoch,
         "phase": health.phase,
         "held": health.held,
         "role": health.info.get("role", ""),
         "connected_replicas": integer(health.info.get("connected_slaves")),
         "keys": key_count(health),
-        "used_memory": integer(health.info.get("used_memory")),
+        "used_memory": used,
         "maxmemory": integer(health.info.get("maxmemory")),
+        "memory_limit": limit,
+        "memory_limit_of": limit_of,
+        "memory_share": round(used / limit, 3) if limit else None,
+        "fill_bytes_per_day": health.fill_rate.bytes_per_day if health.fill_rate is not None else None,
+        "full_on": filling.full_on(health, seen.wall),
         "evicted_keys": integer(health.info.get("evicted_keys")),
         "ops_per_sec": integer(health.info.get("instantaneous_ops_per_sec")),
         "nodes": [_node(node, index == 0) for index, node in enumerate(health.nodes)],
         "unfenced": unfenced(health),
-        "alarms": _alarms(health),
+        "alarms": _alarms(health, seen.wall),
     }
 
 
@@ -178,13 +190,11 @@ def _node(health: NodeHealth, is_primary: bool) -> dict[str, Any]:
     }
 
 
-def _alarms(health: ShardHealth) -> list[str]:
+def _alarms(health: ShardHealth, wall: float) -> list[str]:
     """What needs an operator: a line each."""
     found = [] if state(health) == "up" else [f"{state(health)}: {problem(health)}"]
     found += health.alarms
     if health.stray:
         found.append(f"stray keys: {health.stray}; `pyproxy verify --misplaced` lists them, with --move it moves them")
-    used, limit = integer(health.info.get("used_memory")), integer(health.info.get("maxmemory"))
-    if limit > 0 and used > ALARM_SHARE * limit:
-        found.append(f"memory: {used:,} bytes are {used / limit:.0%} of maxmemory ({limit:,})")
+    found += filling.alarms(health, wall)
     return found

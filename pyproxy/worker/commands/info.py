@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from pyproxy import filling
 from pyproxy.health import backoff_s, integer, key_count, replica_state, state, unfenced
 from pyproxy.messages import NodeHealth, ShardHealth
 from pyproxy.worker.commands.context import Context
@@ -133,6 +134,8 @@ def _proxy(context: Context) -> Iterator[str]:
     for shard in context.topology.shards:
         health = healths.get(shard.name)
         yield f"shard_{shard.name}:{_shard(health, str(shard.primary))}"
+        if health is not None:
+            yield f"shard_{shard.name}_memory:{_fullness(health)}"
         for index, node in enumerate(health.nodes[1:] if health else ()):
             yield f"shard_{shard.name}_replica{index}:{_replica(node)}"
 
@@ -145,6 +148,12 @@ def _shard(health: ShardHealth | None, primary: str) -> str:
         f"node={health.node},state={state(health)},used_memory={used},keys={key_count(health)},"
         f"replicas={max(0, len(health.nodes) - 1)},unfenced={len(unfenced(health))}"
     )
+
+
+def _fullness(health: ShardHealth) -> str:
+    limit, limit_of = filling.limit(health)
+    rate = health.fill_rate.bytes_per_day if health.fill_rate is not None else ""
+    return f"limit={limit},limit_of={limit_of},fill_bytes_per_day={rate},full_on={filling.full_on(health, time.time())}"
 
 
 def _replica(health: NodeHealth) -> str:

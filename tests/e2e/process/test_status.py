@@ -131,6 +131,8 @@ def test_the_shards_are_told_as_the_servers_tell_them(fleet: Fleet, status: Stat
     assert [each["slots"] for each in said] == [["0-8191"], ["8192-16383"]]
     assert {(each["role"], each["state"]) for each in said} == {("master", "up")}
     assert all(each["used_memory"] > 100_000 for each in said)
+    assert {each["memory_limit_of"] for each in said} == {"total_system_memory"}, "a fleet's servers have no maxmemory"
+    assert all(each["memory_limit"] > each["used_memory"] for each in said)
     assert all(each["look_age_s"] < PATIENCE_S for each in said)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from protocol import table
-from pyproxy import events
+from pyproxy import events, filling
 from pyproxy.access import Access
 from pyproxy.config import BackendAccess
 from pyproxy.control.health import node_monitor
@@ -425,6 +425,59 @@ def test_a_shard_is_writable_since_its_new_primary_took_over() -> None:
     monitor.promoted(Shard("s0", new, (old,), ((0, 16383),)))
     assert writable(monitor.health)
     assert monitor.health.since > lost_since
+
+
+# --- how fast a shard fills -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sampled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each full check is a sample, and any rate is said."""
+    monkeypatch.setattr(filling, "SAMPLE_EVERY_S", 0.0)
+    monkeypatch.setattr(filling, "CLEAR", 0.0)
+
+
+async def seen_so_often(monitor: HealthMonitor, checks: int) -> list[bool]:
+    """After so many full checks: whether it says of each shard how fast it fills."""
+    for _ in range(checks):
+        monitor.complain("s0")
+        monitor.complain("s1")
+        await monitor.check_health()
+    return [shard.fill_rate is not None for shard in monitor.fleet_health.shards]
+
+
+@pytest.mark.usefixtures("sampled_at_once")
+async def test_how_fast_a_shard_fills_is_known_after_some_full_checks(fleet: Fleet) -> None:
+    monitor = Seen(shard_map(fleet)).monitor
+    assert await seen_so_often(monitor, filling.LEAST_SAMPLES - 1) == [False, False]
+    await monitor.check_health()
+    assert [shard.fill_rate for shard in monitor.fleet_health.shards] == [None, None], "a light check says nothing"
+    assert await seen_so_often(monitor, 1) == [True, True]
+    monitor.close()
+
+
+@pytest.mark.usefixtures("sampled_at_once")
+async def test_it_is_not_known_while_slots_move_and_seen_anew_afterwards(fleet: Fleet) -> None:
+    monitor = Seen(shard_map(fleet)).monitor
+    await seen_so_often(monitor, filling.LEAST_SAMPLES)
+    monitor.follow(shard_map(fleet), {"s0"})
+    assert await seen_so_often(monitor, filling.LEAST_SAMPLES) == [False, True]
+    monitor.follow(shard_map(fleet), ())
+    assert await seen_so_often(monitor, filling.LEAST_SAMPLES - 1) == [False, True]
+    assert await seen_so_often(monitor, 1) == [True, True]
+    monitor.close()
+
+
+@pytest.mark.usefixtures("sampled_at_once")
+async def test_it_is_seen_anew_after_a_promotion(replicated: Fleet) -> None:
+    (shard,) = replicated_map(replicated).shards
+    monitor = Seen(replicated_map(replicated)).monitor
+    assert await seen_so_often(monitor, filling.LEAST_SAMPLES) == [True]
+    primary, *others = shard.replicas
+    monitor.promoted(Shard("s0", primary, (shard.primary, *others), shard.slots))
+    assert await seen_so_often(monitor, 0) == [False]
+    assert await seen_so_often(monitor, filling.LEAST_SAMPLES) == [True]
+    monitor.close()
 
 
 # --- complaints -------------------------------------------------------------------------------------------------------

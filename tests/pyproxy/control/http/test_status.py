@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from pyproxy.control.http.status import ANSWERS, Phase, State, table
-from pyproxy.messages import ShardHealth
+from pyproxy.messages import FillRate, ShardHealth
 from pyproxy.shard_map import Node, Shard
 
 NOW = 500.0
+WALL = 1_796_083_200.0  # 2026-12-01T00:00:00Z
 
 INFO = {
     "role": "master",
@@ -52,7 +53,7 @@ ONE_DOWN, ONE_MISPLACED = (health(0), DOWN), (health(0), MISPLACED)
 
 
 def state(healths: tuple[ShardHealth, ...], phase: Phase = Phase.SERVING) -> State:
-    return State(phase, (shard(0), shard(1)), healths, NOW)
+    return State(phase, (shard(0), shard(1)), healths, NOW, WALL)
 
 
 STATES = {
@@ -143,6 +144,11 @@ def test_shards_are_told_with_all_that_is_known_of_them() -> None:
         "keys": 7,
         "used_memory": 700,
         "maxmemory": 1000,
+        "memory_limit": 1000,
+        "memory_limit_of": "maxmemory",
+        "memory_share": 0.7,
+        "fill_bytes_per_day": None,
+        "full_on": "",
         "evicted_keys": 3,
         "ops_per_sec": 42,
         "nodes": [],
@@ -187,6 +193,24 @@ def test_there_is_an_alarm_above_four_fifths_of_maxmemory(used: str, limit: str,
     assert ANSWERS["/shards"](state((full, health(1)))).body["shards"][0]["alarms"] == alarms
 
 
+def test_it_is_told_how_fast_a_shard_fills_and_on_which_day_it_is_full() -> None:
+    filling = health(0, fill_rate=FillRate(10, 86_400.0))
+    said = ANSWERS["/shards"](state((filling, health(1)))).body["shards"][0]
+    assert (said["fill_bytes_per_day"], said["full_on"], said["alarms"]) == (10, "2026-12-31", [])
+
+
+def test_it_is_an_alarm_that_a_shard_is_full_within_two_weeks() -> None:
+    filling = health(0, fill_rate=FillRate(30, 86_400.0))
+    said = ANSWERS["/shards"](state((filling, health(1)))).body["shards"][0]
+    assert said["alarms"] == ["memory: full on 2026-12-11, in 10 days, at the rate of the last 24 h (30 bytes a day)"]
+
+
+def test_without_maxmemory_it_is_told_how_much_of_the_machine_is_used() -> None:
+    unlimited = health(0, info=INFO | {"maxmemory": "0", "total_system_memory": "7000"})
+    said = ANSWERS["/shards"](state((unlimited, health(1)))).body["shards"][0]
+    assert (said["memory_limit"], said["memory_limit_of"], said["memory_share"]) == (7000, "total_system_memory", 0.1)
+
+
 @pytest.mark.parametrize("path", ANSWERS)
 @pytest.mark.parametrize("odd", ["\udcff", "x" * 1000, "-1", "1e3", "9" * 40])
 def test_whatever_a_server_said_is_told_as_json(path: str, odd: str) -> None:
@@ -201,9 +225,9 @@ def test_the_table_has_a_row_for_each_shard_and_the_alarms_below() -> None:
     full = health(0, info=INFO | {"used_memory": str(900 << 20), "maxmemory": str(1000 << 20)})
     lines = table(ANSWERS["/shards"](state((full, DOWN))).body)
     assert [re.sub(" +", " ", line) for line in lines[:3]] == [
-        "SHARD NODE STATE ROLE EPOCH REPLICAS LAG S HELD KEYS MEMORY OF MAX EVICTED OPS/S AGE S",
-        "s0 127.0.0.1:7000 up master 0 1/1 - 0 7 900.0M 90% 3 42 0.5",
-        "s1 127.0.0.1:7001 down master 0 1/1 - 0 7 0.0M 70% 3 42 0.5",
+        "SHARD NODE STATE ROLE EPOCH REPLICAS LAG S HELD KEYS MEMORY OF MAX A DAY FULL ON EVICTED OPS/S AGE S",
+        "s0 127.0.0.1:7000 up master 0 1/1 - 0 7 900.0M 90% - - 3 42 0.5",
+        "s1 127.0.0.1:7001 down master 0 1/1 - 0 7 0.0M 70% - - 3 42 0.5",
     ]
     assert len({line.rindex(" ") for line in lines[1:3]}) == 1, "columns are in line"
     assert lines[3:] == [
@@ -215,5 +239,37 @@ def test_the_table_has_a_row_for_each_shard_and_the_alarms_below() -> None:
 def test_the_table_of_shards_of_which_nothing_was_seen_has_its_columns() -> None:
     lines = table(ANSWERS["/shards"](state((health(0, info={}, keyspace={}), health(1, info={}, keyspace={})))).body)
     assert lines[1].split() == [
-        *("s0", "127.0.0.1:7000", "up", "-", "0", "0/1", "-", "0", "0", "0.0M", "no", "limit", "0", "0", "0.5")
+        *(
+            "s0",
+            "127.0.0.1:7000",
+            "up",
+            "-",
+            "0",
+            "0/1",
+            "-",
+            "0",
+            "0",
+            "0.0M",
+            "no",
+            "limit",
+            "-",
+            "-",
+            "0",
+            "0",
+            "0.5",
+        )
     ]
+
+
+def test_the_table_says_how_fast_each_shard_fills_and_on_which_day_it_is_full() -> None:
+    info = INFO | {"used_memory": str(600 << 20), "maxmemory": str(1000 << 20)}
+    filling = health(0, info=info, fill_rate=FillRate((25 << 20) // 2, 86_400.0))
+    shrinking = health(1, info=info, fill_rate=FillRate(-(3 << 20), 86_400.0))
+    rows = [line.split() for line in table(ANSWERS["/shards"](state((filling, shrinking))).body)[1:]]
+    assert [row[9:13] for row in rows] == [["600.0M", "60%", "+12.5M", "2027-01-02"], ["600.0M", "60%", "-3.0M", "-"]]
+
+
+def test_the_table_says_where_a_share_is_of_the_machine() -> None:
+    info = INFO | {"used_memory": "300", "maxmemory": "0", "total_system_memory": "1000"}
+    row = table(ANSWERS["/shards"](state((health(0, info=info), health(1)))).body)[1]
+    assert "30% of machine" in row

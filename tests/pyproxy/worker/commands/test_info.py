@@ -1,6 +1,8 @@
 """INFO: what clients, exporters and dashboards read from it, whatever was seen of the shards."""
 
+import datetime
 import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +14,7 @@ from redis._parsers.helpers import parse_info
 
 from protocol.reply import decode
 from pyproxy.fleet import Server
-from pyproxy.messages import NodeHealth, ShardHealth
+from pyproxy.messages import FillRate, NodeHealth, ShardHealth
 from pyproxy.worker.commands import info
 from pyproxy.worker.commands.context import Context
 from tests.pyproxy.worker.commands.stand_ins import count, health, worker
@@ -283,6 +285,29 @@ def test_each_shard_has_a_line_with_its_node_its_state_and_its_size() -> None:
     assert fields["shard_s3"] == unknown | alone
     assert fields["shards"] == 4
     assert fields["shards_down"] == 1
+
+
+def test_each_shard_has_a_line_of_how_full_it_is_how_fast_it_fills_and_when_it_is_full() -> None:
+    limited = {"used_memory": 700, "maxmemory": 1000, "total_system_memory": 8000}
+    soon = str(datetime.datetime.fromtimestamp(time.time(), datetime.UTC).date() + datetime.timedelta(days=10))
+    seen_shards = (
+        replace(health("s0", limited), fill_rate=FillRate(30, 86_400.0)),
+        replace(health("s1", limited | {"maxmemory": 0}), fill_rate=FillRate(-5, 86_400.0)),
+        health("s2"),
+    )
+    with worker(*seen_shards, shards=4) as context:
+        fields = parsed(context, b"proxy")
+    day = fields["shard_s0_memory"].pop("full_on")
+    assert soon <= day, "it was midnight in between"
+    assert fields["shard_s0_memory"] == {"limit": 1000, "limit_of": "maxmemory", "fill_bytes_per_day": 30}
+    assert fields["shard_s1_memory"] == {
+        "limit": 8000,
+        "limit_of": "total_system_memory",
+        "fill_bytes_per_day": -5,
+        "full_on": "",
+    }
+    assert fields["shard_s2_memory"] == {"limit": 0, "limit_of": "", "fill_bytes_per_day": "", "full_on": ""}
+    assert "shard_s3_memory" not in fields
 
 
 def test_the_seconds_to_stay_away_grow_with_the_outage() -> None:
