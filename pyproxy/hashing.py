@@ -4,6 +4,8 @@ A key comes in, a number from 0 to 16383 goes out. Which shard owns a slot is no
 Pure: no I/O, no state.
 """
 
+from collections.abc import Iterable
+
 import mmh3
 
 SLOTS = 16384
@@ -27,3 +29,9 @@ def hash_tag(key: bytes) -> bytes:
 def slot(key: bytes) -> int:
     """The slot of a key: murmur3 (x86, 32 bit, seed 0, unsigned) of its hash tag, modulo 16384."""
     return mmh3.hash(hash_tag(key), 0, False) % SLOTS
+
+
+def in_slots(keys: Iterable[bytes], wanted: bytes) -> list[bytes]:
+    """Those of many keys whose slot is wanted: for each slot, `wanted` has a byte that is not 0."""
+    hashed = mmh3.hash
+    return [key for key in keys if wanted[hashed(key, 0, False) % SLOTS if b"{" not in key else slot(key)]]

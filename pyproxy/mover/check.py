@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from protocol.reply import Error
 from pyproxy.events import Event, emit
-from pyproxy.hashing import slot
+from pyproxy.hashing import in_slots
 from pyproxy.mover import server_info
 from pyproxy.mover.connection import Connection, Denied, fence
 from pyproxy.mover.feed import Feed, wanted_slots
@@ -147,7 +147,7 @@ class Check:
             connection = await self._open(self._order.source, database)
             async for page in pages(connection):
                 here_seen += len(page)
-                found += sum(1 for name in page if self._wanted[slot(name)])
+                found += len(in_slots(page, self._wanted))
                 if here_seen >= SAMPLE:
                     break
             connection.close()
@@ -172,10 +172,9 @@ class Check:
         for database in server_info.databases(there):
             connection = await self._open(self._order.destination, database)
             async for page in pages(connection):
-                for name in page:
-                    if self._wanted[slot(name)]:
-                        count += 1
-                        example, where = name, database
+                for name in in_slots(page, self._wanted):
+                    count += 1
+                    example, where = name, database
             connection.close()
         if count:
             shown = example[:64].decode("utf-8", "backslashreplace")

@@ -14,7 +14,7 @@ import asyncio
 
 from protocol.reply import Error
 from pyproxy.events import Event, emit
-from pyproxy.hashing import slot
+from pyproxy.hashing import in_slots
 from pyproxy.mover import server_info
 from pyproxy.mover.connection import Connection, Denied, Lost, fence, refusal
 from pyproxy.mover.feed import Feed, wanted_slots
@@ -145,7 +145,7 @@ class Clearing:
             raise Denied(f"{self._node}: {refusal(b'SELECT', selected)}")
         found = 0
         async for page in pages(look):
-            names = [name for name in page if self._wanted[slot(name)]]
+            names = in_slots(page, self._wanted)
             found += len(names)
             self._found += len(names) if first else 0
             if names and not first and self._looks_for_strays:

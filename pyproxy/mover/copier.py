@@ -18,6 +18,7 @@ from typing import Any
 from protocol.reply import decode
 from pyproxy.mover.connection import Connection, Lost
 from pyproxy.mover.dirty import Dirty, Mark
+from pyproxy.mover.stream_dump import groups
 
 BATCH_NAMES = 250
 BATCH_BYTES = 1 << 20
@@ -37,6 +38,7 @@ _DUMP = b"*2\r\n$4\r\nDUMP\r\n$%d\r\n%b\r\n*2\r\n$11\r\nPEXPIRETIME\r\n$%d\r\n%b
 _DUMP_BEFORE_7_0 = b"*2\r\n$4\r\nDUMP\r\n$%d\r\n%b\r\n*2\r\n$4\r\nPTTL\r\n$%d\r\n%b\r\n"
 _TIME = b"*1\r\n$4\r\nTIME\r\n"
 _SIZE = b"*3\r\n$6\r\nMEMORY\r\n$5\r\nUSAGE\r\n$%d\r\n%b\r\n"
+_GROUPS = b"*3\r\n$5\r\nXINFO\r\n$6\r\nGROUPS\r\n$%d\r\n%b\r\n"
 _RESTORE = b"*6\r\n$7\r\nRESTORE\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
 _RESTORE_END = b"$6\r\nABSTTL\r\n$7\r\nREPLACE\r\n"
 _UNLINK = b"*2\r\n$6\r\nUNLINK\r\n$%d\r\n%b\r\n"
@@ -45,8 +47,8 @@ _FOREVER = b":-1\r\n"
 _GONE = b":-2\r\n"
 TOLD = frozenset((*range(6), *range(9, 15), 16, 17, 18, 20, *range(22, 26)))
 """The first byte of a DUMP, for types whose changes a server tells of: strings, lists, sets, sorted sets and hashes. Of
-streams it tells what is added and deleted, but of their groups nothing (XGROUP, XREADGROUP, XACK, XCLAIM). A type that
-is not known here, as those of modules, counts as one that it does not tell of."""
+streams it tells what is added and deleted, but of their groups nothing (XGROUP, XREADGROUP, XACK, XCLAIM): see
+`stream_dump`. A type that is not known here, as those of modules, counts as one that it does not tell of."""
 
 _NIL = b"$-1\r\n"
 _ERROR = ord("-")
@@ -101,7 +103,8 @@ class Copier:
     ) -> None:
         self.busy: dict[bytes, int] = {}  # names in flight: in how many batches
         self.last = 0  # the number of the batch that was sent last
-        self.untold: set[bytes] = set()  # copied names that may change without a word of the source: see TOLD
+        self.untold: set[bytes] = set()  # copied names that may have changed without a word of the source: see TOLD
+        self.without_groups: set[bytes] = set()  # copied streams: they are such names as soon as they have groups
         self.keys_done = 0
         self.bytes_done = 0
         self._lines = lines
@@ -135,6 +138,18 @@ class Copier:
                     found[index] += UNKNOWN_BYTES
         return found
 
+    async def find_groups(self) -> None:
+        """What streams have got groups since they were copied becomes untold."""
+        names = list(self.without_groups)
+        if not names:
+            return
+        asked = b"".join([_GROUPS % (len(name), name) for name in names])
+        for answers in [lines.look.send(asked, len(names)) for lines in self._lines.values()]:
+            for name, frame in zip(names, await answers, strict=True):
+                # Else: no groups, or an error, as it is no stream there any more; that was told.
+                if frame[:1] == b"*" and frame != b"*0\r\n":
+                    self.untold.add(name)
+
     def send(self, batch: Batch) -> None:
         """Send the DUMPs of a batch. None of its names may be busy, and there must be one."""
         for name in batch.names:
@@ -164,6 +179,7 @@ class Copier:
         restored = []
         if marks:  # it is of all databases
             self.untold.difference_update(batch.names)
+            self.without_groups.difference_update(batch.names)
         for database, dumps in zip(batch.databases, dumped, strict=True):
             lines = self._lines[database]
             names, command = self._restores(batch.names, await dumps, lines.source, refused)
@@ -195,6 +211,7 @@ class Copier:
         now = 0 if self._has_pexpiretime else _time(frames.pop(0))
         done: list[bytes] = []
         pieces: list[bytes] = []
+        largest = 0
         for name, value, expires in zip(names, frames[::2], frames[1::2], strict=True):
             if value[0] == _ERROR or expires[0] == _ERROR:
                 line = value if value[0] == _ERROR else expires
@@ -204,16 +221,18 @@ class Copier:
             if value == _NIL or expires == _GONE:
                 pieces.append(_UNLINK % (len(name), name))
                 continue
-            self.bytes_done += len(value)
-            if value[value.index(b"\n") + 1] not in TOLD:
-                self.untold.add(name)
+            size = len(value)
+            self.bytes_done += size
+            if size > largest:
+                largest = size
+            begins = value.index(b"\n") + 1
+            if value[begins] not in TOLD:
+                (self.untold if groups(value, begins) != 0 else self.without_groups).add(name)
             at = b"0" if expires == _FOREVER else b"%d" % (now + int(expires[1:-2]))
             pieces.append(_RESTORE % (len(name), name, len(at), at))
             pieces.append(value)
             pieces.append(_RESTORE_END)
-        if all(len(piece) < LARGE for piece in pieces):
-            return done, [b"".join(pieces)]
-        return done, pieces
+        return done, pieces if largest > LARGE else [b"".join(pieces)]
 
     def __repr__(self) -> str:
         return f"<Copier {len(self.busy)} names of {self._size} bytes in flight, {self.keys_done} done>"

@@ -18,7 +18,7 @@ from typing import Any
 
 from protocol.reply import Error
 from pyproxy.events import Event, emit
-from pyproxy.hashing import slot
+from pyproxy.hashing import in_slots
 from pyproxy.mover import server_info
 from pyproxy.mover.connection import REPLY_LIMIT, VALUE_LIMIT, Connection, Lost, fence, refusal
 from pyproxy.mover.copier import BATCH_BYTES, BATCH_NAMES, Batch, Copier, Lines, Refused
@@ -298,7 +298,7 @@ class Copying:
             try:
                 async for page in pages(connection):
                     await self._means.going.wait()
-                    names = [name for name in page if self._wanted[slot(name)]]
+                    names = in_slots(page, self._wanted)
                     if flushes != self._flushes:
                         return
                     if names:
@@ -318,7 +318,7 @@ class Copying:
     async def _scan(self, database: int) -> None:
         assert self._copier is not None
         async for page in pages(self._lines[database].look):
-            names = [name for name in page if self._wanted[slot(name)]]
+            names = in_slots(page, self._wanted)
             self._seen += len(page)
             self._found += len(names)
             await self._news.until(lambda: self._dirty.returned <= RETURNED_LIMIT)
@@ -432,6 +432,7 @@ class Copying:
         await self._news.until(lambda: self._sync != token or self._settled())
         await self._until_answered()
         assert self._copier is not None
+        await self._copier.find_groups()
         self._dirty.mark(self._copier.untold, asyncio.get_running_loop().time())
         marked = self._dirty.marked
 

@@ -5,11 +5,12 @@ that marks it again, so the last thing that is copied is the last thing that was
 which database a name has changed, so a dirty name is dirty in all of them.
 """
 
+from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-OVERHEAD = 200
-"""Bytes of memory of a name beside its own, roughly: the entries of two dictionaries, a tuple, two numbers."""
+OVERHEAD = 300
+"""Bytes of memory of a name beside its own, roughly: its header, its entry in the dictionary, a mark, two numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,8 @@ class Dirty:
     def __init__(self) -> None:
         self.bytes = 0  # of memory, roughly
         self.marked = 0  # how often a clean name was marked
-        self._marks: dict[bytes, Mark] = {}  # in the order of marking
+        # In the order of marking. A plain dict would pass over all that was taken from its front, each time.
+        self._marks: OrderedDict[bytes, Mark] = OrderedDict()
         self._returned: dict[bytes, Mark] = {}  # which were to be copied before, and could not be
 
     def __len__(self) -> int:

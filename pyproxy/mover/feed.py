@@ -12,7 +12,7 @@ from typing import Self
 from protocol.reply import BadFrame, Error, decode
 from pyproxy.access import Access
 from pyproxy.config import Timeouts
-from pyproxy.hashing import SLOTS, slot
+from pyproxy.hashing import SLOTS, in_slots
 from pyproxy.mover.connection import Connection, Denied, refusal
 from pyproxy.shard_map import Node, SlotRange
 
@@ -88,8 +88,7 @@ class Feed:
             case [b"invalidate", None]:
                 self._on_flush()
             case [b"invalidate", list(names)]:
-                wanted = self._wanted
-                found = [name for name in names if isinstance(name, bytes) and wanted[slot(name)]]
+                found = in_slots((name for name in names if isinstance(name, bytes)), self._wanted)
                 if found:
                     self._on_names(found)
             case [b"tracking-redir-broken", *_] | None:

@@ -144,7 +144,8 @@ class Mover:
         await self._ended.wait()
 
     def _on_parent_gone(self) -> None:
-        emit(Event.MOVER_ORPHAN)
+        if self._jobs:  # else it is not needed any more
+            emit(Event.MOVER_ORPHAN)
         self._ended.set()
 
     def _on_message(self, message: Message) -> None:

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyproxy.hashing import SLOTS, hash_tag, slot
+from pyproxy.hashing import SLOTS, hash_tag, in_slots, slot
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,12 @@ def test_slot_is_murmur3_with_seed_0_modulo_16384(key: bytes, murmur3: int) -> N
 def test_keys_of_one_tag_share_a_slot(tag: bytes, before: bytes, after: bytes) -> None:
     key = before.replace(b"{", b"") + b"{" + tag + b"}" + after
     assert slot(key) == slot(b"{" + tag + b"}")
+
+
+@given(
+    st.lists(st.binary(max_size=12) | st.sampled_from([b"{a}x", b"{a}y", b"{}", b"a"])),
+    st.binary(min_size=1, max_size=9),
+)
+def test_those_of_many_keys_are_in_slots_that_are_so_one_by_one(keys: list[bytes], pattern: bytes) -> None:
+    wanted = (pattern * SLOTS)[:SLOTS]
+    assert in_slots(keys, wanted) == [key for key in keys if wanted[slot(key)]]

@@ -3,12 +3,17 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+import hiredis
+import msgspec
 import pytest
 
-from pyproxy.fleet import Fleet, Server
+from pyproxy.access import Access
+from pyproxy.config import BackendAccess
+from pyproxy.fleet import HOST, Fleet, Server, ask
 from pyproxy.hashing import slot
-from pyproxy.mover import copying, server_info
+from pyproxy.mover import copier, copying, server_info
 from pyproxy.mover.connection import fence
 from pyproxy.mover.copier import Batch, Copier
 from pyproxy.mover.copying import Copying
@@ -16,6 +21,9 @@ from pyproxy.mover.dirty import Mark
 from pyproxy.mover.feed import Feed
 from pyproxy.mover.means import Means
 from pyproxy.moves import Order
+from pyproxy.shard_map import Node
+from tests.certificates import Authority
+from tests.faults import Hop
 from tests.pyproxy.mover.rig import HALF, order
 from tests.pyproxy.mover.storm import ACCESS, TIMEOUTS, Storm, connect, differences, names_of
 from tests.servers import KINDS, servers_of
@@ -350,3 +358,102 @@ async def test_what_an_earlier_writer_of_the_move_has_sent_does_not_come_later(t
         await run.scanned()
         await until("the end of the old one", lambda: old.lost is not None, lambda: old)
     assert destination.ask("GET", "a") == b"new"
+
+
+async def test_what_happens_to_groups_of_streams_is_copied_though_it_is_not_told(pair: tuple[Server, Server]) -> None:
+    source, destination = pair
+    for name in ("new group", "old group", "no group", "destroyed"):
+        source.ask("XADD", name, "1-1", "x", "y")
+        source.ask("XADD", name, "2-1", "x", "y")
+    source.ask("XGROUP", "CREATE", "old group", "g", "0")
+    source.ask("XGROUP", "CREATE", "destroyed", "g", "0")
+    async with copying_of(order(source, destination)) as run:
+        await run.scanned()
+        assert run.copy.progress(1, 0).untold == 2
+        source.ask("XGROUP", "CREATE", "new group", "g", "0")
+        source.ask("XGROUP", "DESTROY", "destroyed", "g")
+        source.ask("XREADGROUP", "GROUP", "g", "me", "STREAMS", "old group", ">")
+        source.ask("XACK", "old group", "g", "1-1")
+        await run.synced(1)
+        assert await differences(source, destination) == []
+        assert destination.ask("XPENDING", "old group", "g")[:2] == [1, b"2-1"]  # type: ignore[index]
+        run.copy.set_sync(0)
+        source.ask("XACK", "old group", "g", "2-1")
+        source.ask("XREADGROUP", "GROUP", "g", "me", "STREAMS", "new group", ">")
+        await run.synced(2)
+        assert await differences(source, destination) == []
+
+
+async def test_times_to_live_of_the_fields_of_a_hash_are_kept(two: tuple[Server, Server]) -> None:
+    """Their end is told by nobody, so it must come at the destination by itself."""
+    source, destination = two
+    source.ask("HSET", "a", "lasting", "1", "short", "1", "for ever", "1")
+    try:
+        source.ask("HPEXPIRE", "a", 3_600_000, "FIELDS", 1, "lasting")
+    except hiredis.ReplyError:
+        pytest.skip("fields of hashes do not expire at this server")
+    source.ask("HPEXPIRE", "a", 300, "FIELDS", 1, "short")
+    async with copying_of(order(source, destination)) as run:
+        await run.scanned()
+        fields = ("HPEXPIRETIME", "a", "FIELDS", 2, "lasting", "for ever")
+        assert destination.ask(*fields) == source.ask(*fields)
+        await until("the end of it", lambda: destination.ask("HLEN", "a") == 2, lambda: destination.ask("HGETALL", "a"))
+
+
+async def test_with_more_changes_than_fit_into_memory_it_begins_anew(
+    two: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "DIRTY_BYTES", 10_000)
+    source, destination = two
+    async with copying_of(order(source, destination)) as run:
+        await run.scanned()
+        run.means.going.clear()
+        await fill(source, 1000)
+        assert "names have changed and are not copied yet" in str(await run.ended())
+
+
+async def test_values_in_flight_are_bounded(two: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copier, "WINDOW_BYTES", 3_000_000)
+    most = 0
+
+    class Watched(Copier):
+        def send(self, batch: Batch) -> None:
+            nonlocal most
+            super().send(batch)
+            most = max(most, self._size)
+
+    monkeypatch.setattr(copying, "Copier", Watched)
+    source, destination = two
+    for number in range(40):
+        source.ask("SETRANGE", f"large {number}", 900_000, "x")
+    source.ask("SETRANGE", "larger than all", 5_000_000, "x")
+    await fill(source, 2000)
+    async with copying_of(order(source, destination)) as run:
+        await run.scanned()
+        await run.synced(1)
+        assert await differences(source, destination) == []
+    assert 5_000_000 < most < 5_500_000  # which was alone
+
+
+async def test_over_tls_and_with_a_password(two: tuple[Server, Server], tmp_path: Path) -> None:
+    source, destination = two
+    authority = Authority(tmp_path)
+    secret = tmp_path / "password"
+    secret.write_text("secret")
+    secret.chmod(0o600)
+    access = Access(BackendAccess(tls=True, tls_ca=str(authority.file), password_file=str(secret)))
+    source.ask("SET", "a", "1")
+    for server in two:
+        server.ask("CONFIG", "SET", "requirepass", "secret")
+    with (
+        Hop(source.port, tls=authority.server(HOST)) as one,
+        Hop(destination.port, tls=authority.server(HOST)) as other,
+    ):
+        means = Means(access, TIMEOUTS, lambda _: None)
+        means.going.set()
+        ordered = msgspec.structs.replace(
+            order(source, destination), source=Node(HOST, one.port), destination=Node(HOST, other.port)
+        )
+        async with copying_of(ordered, means) as run:
+            await run.scanned()
+    assert ask(destination.port, "GET", "a", password="secret") == b"1"
