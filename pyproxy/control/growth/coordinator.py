@@ -90,6 +90,7 @@ class MoveControl:
         self.events: asyncio.Queue[tuple[MoveEvent, asyncio.Future[Answer] | None]] = asyncio.Queue()
         self.asked: asyncio.Future[Answer] | None = None
         self.order: moves.Order | None = None  # what the mover is to do for it
+        self.has_turn = False  # it was given to it, and not heard yet
         self.ordered_in = 0  # the version of the Orders since which its task and its servers have been these
         self._timer: asyncio.TimerHandle | None = None
 
@@ -168,6 +169,8 @@ class GrowthCoordinator:
         machine = control.machine
         while machine.phase not in OVER:
             event, asked = await control.events.get()
+            if isinstance(event, TurnGiven):
+                control.has_turn = False  # its phase says it from the step below on
             control.asked = asked or control.asked
             for effect in machine.step(event, time.monotonic()):
                 await self._carry_out(control, effect)
@@ -210,12 +213,13 @@ class GrowthCoordinator:
 
     def _give_turn(self) -> None:
         """To the first move that is ready, if no other one hands over and its shards are healthy."""
-        if any(control.machine.phase in HANDING_OVER for control in self._under_way):
+        if any(control.has_turn or control.machine.phase in HANDING_OVER for control in self._under_way):
             return
         for control in self._under_way:
             move = control.move
             is_ready = control.machine.phase is Phase.READY and control.events.empty()
             if is_ready and not self._failover.trouble(move.source) and not self._failover.trouble(move.destination):
+                control.has_turn = True
                 control.post(TurnGiven())
                 return
 

@@ -1,0 +1,124 @@
+"""Whose turn it is to hand over: the writes of a shard are held for one move, and released by that one alone."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from pyproxy.config import Config
+from pyproxy.control.failover.coordinator import Coordinator
+from pyproxy.control.growth import coordinator
+from pyproxy.control.growth.coordinator import GrowthCoordinator
+from pyproxy.control.growth.file_store import FileStore
+from pyproxy.control.growth.opening import Opened
+from pyproxy.control.growth.store import seeded
+from pyproxy.control.growth.transitions import Entry, Phase
+from pyproxy.control.health.monitor import HealthMonitor
+from pyproxy.deadline import within
+from pyproxy.moves import Move, MoveProgress, Orders, Progress, Task
+from pyproxy.shard_map import Node, Shard
+
+CONFIG = Config.parse(b'[[shards]]\nname = "s0"\nprimary = "10.0.0.1:6379"\nslots = ["0-16383"]\n')
+MOVES = [Move(f"m{index}", "s0", f"n{index}", ((index, index),)) for index in range(3)]
+ADDED = [Shard(f"n{index}", Node("10.0.1.1", 6379 + index), (), ()) for index in range(3)]
+
+TURNS = 10
+"""Of the event loop, in which all has happened that may happen at once."""
+
+
+class Servers:
+    """The shards, all well. Nobody is quiet until it is given up."""
+
+    def __init__(self) -> None:
+        self.holds = 0  # that were begun and not ended
+        self.given_up = asyncio.Event()
+        self.just_after: Callable[[], None]  # a move was told
+        self.on_hold = asyncio.Event()
+        self.on_changed: object = None
+        self.store_generation = 0
+
+    def have_foreign(self, _moving: set[str]) -> None:
+        pass
+
+    def trouble(self, _shard: str) -> str:
+        return ""
+
+    def primary(self, shard: str) -> tuple[Node, int]:
+        return Node(shard, 6379), 0
+
+    def hold_writes(self, shard: str) -> None:
+        assert shard == "s0"
+        self.holds += 1
+        self.on_hold.set()
+
+    def release_writes(self, *_shards: str) -> None:
+        self.holds -= 1
+
+    async def is_quiet(self, _shard: str, _deadline_s: float) -> str:
+        await self.given_up.wait()
+        asyncio.get_running_loop().call_soon(self.just_after)
+        return "a write was in flight"
+
+
+class Monitor:
+    def follow(self, *_: object) -> None:
+        pass
+
+
+class Mover:
+    """It says what the test says."""
+
+    def __init__(self, _command: object, _setup: object, on_progress: Any, _on_lost: object) -> None:
+        self.say = on_progress
+        self.orders = Orders(0, [])
+        self.on_order = asyncio.Event()
+
+    def order(self, orders: Orders) -> None:
+        self.orders = orders
+        self.on_order.set()
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    async def ordered(self, count: int) -> int:
+        """The version of the orders that are for so many moves."""
+        while len(self.orders.orders) < count:
+            self.on_order.clear()
+            await self.on_order.wait()
+        return self.orders.version
+
+
+def test_the_turn_is_given_to_one_move_though_the_one_before_has_more_to_hear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        movers: list[Mover] = []
+
+        def start(*args: Any) -> Mover:
+            movers.append(Mover(*args))
+            return movers[0]
+
+        monkeypatch.setattr(coordinator, "MoverProcess", start)
+        entries = [Entry(move=move, phase=Phase.COPYING) for move in MOVES]
+        document = seeded(CONFIG).with_moves(entries, 0.0, ADDED)
+        opened = Opened(FileStore(str(tmp_path / "map.json")), document, 0, CONFIG)
+        servers = Servers()
+        growth = GrowthCoordinator(opened, cast(Coordinator, servers), cast(HealthMonitor, Monitor()))
+        async with within(10.0), growth.coordinating():
+            version = await movers[0].ordered(len(MOVES))
+            first, second, third = (MoveProgress(move.id, Task.COPY, version, scanned=True) for move in MOVES)
+            movers[0].say(Progress([first]))
+            await servers.on_hold.wait()
+            movers[0].say(Progress([second, third]))
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+            assert servers.holds == 1
+            servers.just_after = lambda: movers[0].say(Progress([first]))
+            servers.given_up.set()
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+                assert servers.holds <= 1
+
+    asyncio.run(scenario())
