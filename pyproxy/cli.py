@@ -12,6 +12,7 @@
     pyproxy verify --misplaced --config CONFIG    keys that lie on a wrong shard; with --move they are moved
     pyproxy plan --config CONFIG          the moves of slots that even out what the shards hold
     pyproxy demo                          a whole fleet of servers, and the proxy in front
+    pyproxy demo --import                 one server becomes many while clients go on
 
 What was asked for goes to stdout, what is wrong to stderr: 78 for a configuration, 69 for an address that cannot be
 had or does not answer. `status` exits with 1 where it shows an alarm, and the commands where the proxy refuses.
@@ -165,6 +166,9 @@ def _demo_options(parser: argparse.ArgumentParser) -> None:
         help="commands whose keys are on several shards: refused, or done in steps (refuse)",
     )
     parser.add_argument("--sentinel", action="store_true", help="three Sentinels promote, instead of the proxy")
+    moving_in = "one server with many keys becomes one more than --shards, without replicas, while clients go on"
+    parser.add_argument("--import", action="store_true", dest="moving_in", help=moving_in)
+    parser.add_argument("--keys", type=_number(1, 100_000_000), default=1_000_000, help="for --import (1000000)")
 
 
 def _load(path: Path) -> Config:
@@ -364,7 +368,10 @@ def _answer(config: Config, command: Command, timeout_s: float) -> tuple[str | N
 
 
 def demo(args: argparse.Namespace) -> int:
-    from pyproxy.demo import run
+    if args.moving_in:
+        from pyproxy.demo_import import run
+    else:
+        from pyproxy.demo import run
 
     return run(args)
 

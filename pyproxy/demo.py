@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
     interrupts.listen(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     directory = Path(tempfile.mkdtemp(prefix="pyproxy-demo-"))
     try:
-        _need_hot_path()
-        reservation = _reserve(args.port)
+        need_hot_path()
+        reservation = reserve(args.port)
         options = BUSY_SOON + (FENCED if args.replicas > 1 else ())
         with (
             reserve_port() as http,
@@ -163,14 +163,16 @@ def _bring_back(shard: LiveShard, server: Server) -> str:
     return f"back as a replica of {primary.address}"
 
 
-def _reserve(port: int) -> socket:
+def reserve(port: int) -> socket:
+    """The port that a demo listens on. Raises FleetError."""
     try:
         return reserve_port(port)
     except OSError as error:
         raise FleetError(f"cannot listen on {HOST}:{port}: {error.strerror}; try another --port, or --port 0") from None
 
 
-def _need_hot_path() -> None:
+def need_hot_path() -> None:
+    """Raises FleetError where the compiled modules are not built."""
     for name in HOT_PATH:
         spec = find_spec(name)
         if spec is None or spec.origin is None or not spec.origin.endswith(tuple(EXTENSION_SUFFIXES)):

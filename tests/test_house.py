@@ -18,11 +18,12 @@ TOO_LONG = 1000  # lines
 
 # What a package may not import. The rest of "protocol <- what is shared <- worker | control <- cli" follows.
 IO_AND_CLOCKS = ("asyncio", "uvloop", "socket", "select", "selectors", "ssl", "threading", "subprocess", "signal", "os")
+DEMOS = ("pyproxy.demo", "pyproxy.demo_import")
 FORBIDDEN = {
     "protocol": ("pyproxy", *IO_AND_CLOCKS, "time", "datetime", "random", "secrets", "logging"),
-    "pyproxy.worker": ("pyproxy.control", "pyproxy.mover", "pyproxy.cli", "pyproxy.demo", "pyproxy.fleet"),
-    "pyproxy.control": ("pyproxy.worker", "pyproxy.mover", "pyproxy.cli", "pyproxy.demo", "pyproxy.fleet"),
-    "pyproxy.mover": ("pyproxy.worker", "pyproxy.control", "pyproxy.cli", "pyproxy.demo", "pyproxy.fleet"),
+    "pyproxy.worker": ("pyproxy.control", "pyproxy.mover", "pyproxy.cli", *DEMOS, "pyproxy.fleet"),
+    "pyproxy.control": ("pyproxy.worker", "pyproxy.mover", "pyproxy.cli", *DEMOS, "pyproxy.fleet"),
+    "pyproxy.mover": ("pyproxy.worker", "pyproxy.control", "pyproxy.cli", *DEMOS, "pyproxy.fleet"),
 }
 # The packages of each process. A package may import those before it. What is beside them, as main.py, imports all.
 LAYERS = {
@@ -30,7 +31,7 @@ LAYERS = {
     "pyproxy.control": ("health", "failover.promoters", "process", "http", "failover", "growth"),
 }
 # Above the shared words: they start the others, so they may import what they start.
-PROGRAMS = ("pyproxy.__main__", "pyproxy.cli", "pyproxy.demo", "pyproxy.move_commands")
+PROGRAMS = ("pyproxy.__main__", "pyproxy.cli", *DEMOS, "pyproxy.move_commands")
 
 WRITTEN = (".py", ".pyx", ".pxd", ".pxi", ".pyi", ".sh")
 MADE = (".c", ".o", ".so", ".pyc", ".png", ".log")
@@ -42,6 +43,8 @@ TESTED_ELSEWHERE = {
     "pyproxy/__main__.py": "runs cli.main; every test that starts the program runs it",
     "pyproxy/worker/__main__.py": "runs main.serve; every worker is started by it",
     "pyproxy/demo.py": "tests/e2e/process/test_demo.py runs it as a user does",
+    "pyproxy/demo_import.py": "tests/e2e/process/test_demo_import.py runs it as a user does",
+    "pyproxy/demo_load.py": "tests/e2e/process/test_demo_import.py, with a server",
     "pyproxy/fleet/interrupts.py": "tests/e2e/process/test_demo.py",
     "pyproxy/fleet/proxy.py": "every e2e test starts a proxy with it",
     "protocol/helps.py": "texts; tests/pyproxy/worker/commands/test_local.py asks for them",
