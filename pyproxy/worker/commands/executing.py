@@ -51,7 +51,8 @@ async def _execute(conversation: Conversation, watched: Watched | None) -> bytes
     if transaction.refused:
         return errors.exec_aborted()
     blocks: dict[int, Block] = transaction.blocks
-    shards = blocks.keys() | (set() if watched is None else {watched.shard})
+    # a lost watch has no shard any more: slots that moved took its keys elsewhere
+    shards = blocks.keys() | (set() if watched is None or watched.is_lost else {watched.shard})
     if len(shards) > 1 and conversation.context.setup.config.transactions != "split":
         return errors.transaction_over_shards([conversation.name(shard) for shard in sorted(shards)])
     try:

@@ -51,10 +51,10 @@ async def _watch(conversation: Conversation) -> bytes:
             conversation.lease_pool,
             await conversation.lease_pool.acquire(shard, LeaseKind.LONG, client.proto, client.db),
         )
+    elif watched.is_lost:
+        return b"+OK\r\n"  # the watch stays lost until EXEC, wherever the keys are by now
     elif watched.shard != shard:
         raise Refusal(errors.watch_over_shards([watched.lease.link.name, conversation.name(shard)]))
-    elif watched.is_lost:
-        return b"+OK\r\n"  # the watch stays lost until EXEC
     client.watched = watched
     reply = await _ask_on_watched(conversation, watched, Request(conversation.argv))
     watched.keys += len(conversation.argv) - 1

@@ -254,6 +254,26 @@ def test_a_watch_does_not_outlive_a_move(
     assert (source.ask("GET", key), destination.ask("GET", key)) == (None, None)
 
 
+def test_a_watch_is_broken_by_a_move_where_a_transaction_has_one_shard(
+    fleet: Fleet, source: Server, destination: Server
+) -> None:
+    with BareWorker(fleet, timeouts=TIMEOUTS) as worker, Connection(worker.port) as conn:
+        key = Keys(worker).one(SOURCE)
+        assert conn.ask("WATCH", key) == b"OK"
+        move(worker, source, destination, key)
+        assert [conn.ask(*words) for words in (("MULTI",), ("SET", key, 1), ("EXEC",))] == [b"OK", b"QUEUED", None]
+        assert (source.ask("GET", key), destination.ask("GET", key)) == (None, None)
+
+
+def test_a_key_that_has_moved_is_watched_again_by_who_watched_it_before(
+    worker: BareWorker, keys: Keys, conn: Connection, source: Server, destination: Server
+) -> None:
+    key = keys.one(SOURCE)
+    assert conn.ask("WATCH", key) == b"OK"
+    move(worker, source, destination, key)
+    assert [conn.ask(*words) for words in (("WATCH", key), ("MULTI",), ("EXEC",))] == [b"OK", b"OK", None]
+
+
 def test_a_watched_exec_that_is_held_answers_nil(
     worker: BareWorker, keys: Keys, conn: Connection, source: Server, destination: Server
 ) -> None:
