@@ -300,7 +300,11 @@ class Worker:
 
     def _present_state(self) -> Applied:
         assert self._context and self._hub
-        writing = {self._routers[index].link.name for index in self._context.moving} if self._context.writing else set()
+        writing = {
+            self._routers[index].link.name
+            for index in self._context.moving
+            if any(conversation.writes_to(index) for conversation in self._context.writing)
+        }
         busy = [router.link.name for router in self._routers if router.busy or router.link.name in writing]
         closed = [router.link.name for router in self._routers if router.gate.directive.closed]
         unconfirmed = [name for name in closed if name in self._hub.unconfirmed]

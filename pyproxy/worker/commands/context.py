@@ -50,6 +50,12 @@ class Waits(Protocol):
     def half_closed(self) -> None: ...
 
 
+class Writes(Waits, Protocol):
+    """A conversation that has begun to write, as the worker needs it."""
+
+    def writes_to(self, shard: int) -> bool: ...
+
+
 class Client(Protocol):
     """One client connection. In the worker it is a compiled class of the lane."""
 
@@ -104,7 +110,7 @@ class Context:
     now: Callable[[], float] = time.monotonic
     settings: Settings = field(default_factory=lambda: Settings(0))
     waiting: set[Waits] = field(default_factory=set)  # conversations that block, or wait without a limit
-    writing: set[Waits] = field(default_factory=set)  # conversations that have begun to write, and go on
+    writing: set[Writes] = field(default_factory=set)  # conversations that have begun to write, and go on
     moving: set[int] = field(default_factory=set)  # shards whose gate is closed as slots move
     foreign: set[int] = field(default_factory=set)  # shards that have keys of slots of others
     ready_keys: dict[int, Any] = field(default_factory=dict)  # by database: cross_shard/ready_keys.py

@@ -15,7 +15,7 @@ import contextlib
 import itertools
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import partial
 from typing import Any, TypeVar
 
@@ -98,6 +98,7 @@ class Conversation:
         self._silent = False  # no answer if the wait is ended: the client has closed its half
         self._applied: list[int] = []  # shards that have applied a part of it
         self.wrote = False  # a write was sent that does not undo itself
+        self._writes_to: Set[int] | None = None  # the shards of its keys, once somebody has asked after it wrote
         self.kept: Any = None  # of the handler, for when it is begun anew: what counts from the first time
         self._links = client.lane.links  # the map of slots when it was begun: another list after each change
         self._unblock: Callable[[], None] | None = None
@@ -166,7 +167,17 @@ class Conversation:
     def has_written_nothing(self) -> None:
         """The servers had nothing to do for the writes that were sent."""
         self.wrote = False
+        self._writes_to = None
         self.context.writing.discard(self)
+
+    def writes_to(self, shard: int) -> bool:
+        """Whether it may write to this shard, now that it has begun: one without keys may write to all.
+
+        Its shards stay the same until it is over, as none of its slots move before.
+        """
+        if self._writes_to is None:
+            self._writes_to = self._involved()
+        return not self._writes_to or shard in self._writes_to
 
     @property
     def is_over(self) -> bool:
@@ -510,7 +521,7 @@ class Conversation:
             await self._until_now(partial(self.client.may_write, min(closed), MOVING_BYTES))
             self._check_slots()
 
-    def _involved(self) -> set[int] | frozenset[int]:
+    def _involved(self) -> Set[int]:
         """The shards of its keys; of EXEC, of its blocks."""
         if self.client.transaction is not None:
             return set(self.client.transaction.blocks)

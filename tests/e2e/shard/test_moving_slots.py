@@ -316,6 +316,17 @@ def _clients(conn: Connection) -> bytes:
     return said
 
 
+def test_who_waits_at_another_shard_holds_no_move_up(
+    worker: BareWorker, keys: Keys, conn: Connection, other: Connection, source: Server, destination: Server
+) -> None:
+    key, moved = keys.one(OTHER), keys.one(SOURCE)
+    conn.send(("BLPOP", key, 0))
+    _wait_blocked(other)
+    move(worker, source, destination, moved)
+    assert other.ask("RPUSH", key, "element") == 1
+    assert conn.read() == [key.encode(), b"element"]
+
+
 @pytest.mark.parametrize("over_shards", [False, True])
 @pytest.mark.parametrize("command", ["BLPOP", "XREAD"])
 def test_who_waits_for_a_key_waits_at_its_new_owner(
