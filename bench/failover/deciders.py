@@ -18,6 +18,11 @@ SENTINEL_DOWN_S = 1.5
 """Until a Sentinel calls a server down, at least: it pings once a second."""
 
 
+PERIODS_S = {"info-period": 10.0, "publish-period": 2.0}
+"""What Sentinels wait by default before they ask a server what it is, and before they tell each other what they know. A
+primary that comes back is made a replica four times the latter after that."""
+
+
 class Decider:
     """Nobody: the proxy decides by itself (replicaof), or follows what it sees (none)."""
 
@@ -56,7 +61,12 @@ class _SentinelsBehindHops(Sentinels):
 class ThreeSentinels(Decider):
     def start(self, stack: ExitStack, fleet: Fleet, hops: Mapping[Server, Hop], scale: float) -> None:
         down_after_s = max(SENTINEL_DOWN_S, Promotion().down_after_s * scale)
-        self.sentinels = stack.enter_context(_SentinelsBehindHops(fleet, down_after_s, hops)).all
+        sentinels = stack.enter_context(_SentinelsBehindHops(fleet, down_after_s, hops))
+        self.sentinels = sentinels.all
+        if scale != 1:
+            periods = [word for name, s in PERIODS_S.items() for word in (name, round(1000 * s * scale))]
+            for each in self.sentinels:
+                sentinels.ask(each, "SENTINEL", "DEBUG", *periods)
 
     def tables(self, scale: float) -> dict[str, Table]:
         return {"sentinel": {"nodes": [each.address for each in self.sentinels]}}
