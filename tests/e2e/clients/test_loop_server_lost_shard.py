@@ -88,10 +88,14 @@ def lost(fleet: Fleet, proxy: LoopProxy, storage: NodeClient, keys: Keys) -> Ite
         for each in lost.shard.servers:
             if each.running:
                 each.resume()
+    dead = [each for each in lost.shard.servers if not each.running]
+    if dead:  # the same of a loss by a kill
+        wait_until("the replica to take over", lambda: lost.shard.present_primary() is not None, proxy.tail)
     wait_until("all shards to be well", lambda: heartbeat(proxy) == 200, proxy.tail)
-    for each in lost.shard.servers:
-        if not each.running and (primary := lost.shard.present_primary()):
-            each.revive(primary)
+    for each in dead:
+        primary = lost.shard.present_primary()
+        assert primary is not None
+        each.revive(primary)
     until_done("its worker to know", lambda: storage.do("call", "set", lost.key("well"), "x"))
 
 
