@@ -58,6 +58,8 @@ class BareWorker(Process):
         ]
         self.gates = [GateDirective(shard.name, 0) for shard in self.shards]
         self.version = 0
+        self.foreign: list[str] = []
+        """Shards that have keys of slots of others."""
         self.said: list[Message] = []
         """All that the worker said."""
         self.page = Page.create(1)
@@ -102,7 +104,7 @@ class BareWorker(Process):
         """Send the topology as it is here, and wait until it is applied."""
         self.version += 1
         version = self.version
-        self.send(Topology(version, list(self.shards), [], list(self.gates)))
+        self.send(Topology(version, list(self.shards), [], list(self.gates), foreign=list(self.foreign)))
         self.wait_for(f"topology {version} to be applied", lambda: self.applied(version) is not None)
 
     def close(

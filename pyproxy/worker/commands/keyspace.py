@@ -40,7 +40,7 @@ async def _randomkey(conversation: Conversation) -> bytes:
         (shard,) = random.choices(list(counts), list(counts.values()))
         for _ in range(ATTEMPTS if shard in conversation.context.foreign else 1):
             key = await conversation.ask(shard, b"RANDOMKEY")
-            if key == nil or await _own(conversation, shard, [key]):
+            if key == nil or shard not in conversation.context.foreign or await _own(conversation, shard, [key]):
                 break
         if key != nil:
             return key
@@ -49,19 +49,23 @@ async def _randomkey(conversation: Conversation) -> bytes:
 
 
 async def keys(conversation: Conversation) -> bytes:
-    """KEYS, each of its owner alone."""
-    found = []
-    for shard, frame in (await conversation.ask_all(*conversation.argv)).items():
-        if frame.startswith(b"-"):
-            raise Refusal(errors.part_failed(conversation.name(shard), frame))
-        found += await _own(conversation, shard, elements(frame, conversation.client.proto == 3))
-    return b"*%d\r\n" % len(found) + b"".join(found)
+    """KEYS, each of its owner alone. If slots move meanwhile, anew: the new owner may not have had a key when asked."""
+    while True:
+        links, foreign = conversation.lane.links, conversation.context.foreign
+        found = []
+        for shard, frame in (await conversation.ask_all(*conversation.argv)).items():
+            if frame.startswith(b"-"):
+                raise Refusal(errors.part_failed(conversation.name(shard), frame))
+            keys = elements(frame, conversation.client.proto == 3)
+            # what was foreign when it was asked is in the reply, though it may have been deleted since
+            is_mixed = shard in foreign or shard in conversation.context.foreign
+            found += await _own(conversation, shard, keys) if is_mixed else keys
+        if conversation.lane.links is links:
+            return b"*%d\r\n" % len(found) + b"".join(found)
 
 
 async def _own(conversation: Conversation, shard: int, frames: Sequence[bytes]) -> list[bytes]:
     """Those of these keys of a shard, as its replies name them, that are its own."""
-    if shard not in conversation.context.foreign:
-        return list(frames)
     own: list[bytes] = []
     async for some in conversation.in_turns(frames):
         for frame in some:

@@ -299,6 +299,32 @@ def test_a_script_that_is_held_runs_at_the_new_owner(
     assert (conn.read(), destination.ask("GET", key), source.ask("GET", key)) == (1, b"1", None)
 
 
+# --- keys of all shards ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("handed_over", [False, True])
+def test_keys_that_lie_at_both_owners_are_told_once_whatever_becomes_of_the_move_meanwhile(
+    worker: BareWorker, keys: Keys, conn: Connection, source: Server, destination: Server, handed_over: bool
+) -> None:
+    key = keys.one(SOURCE)
+    assert conn.ask("SET", key, "v") == b"OK"
+    copy(source, destination, key)
+    worker.foreign = [shard.name for shard in worker.shards]
+    worker.tell()
+    source.pause()
+    conn.send(("KEYS", "*"))
+    with Connection(worker.port) as asker:
+        wait_until("it to be asked", lambda: b"\ninflight:1" in _info(asker), lambda: _info(asker).decode())
+    if handed_over:
+        worker.move_slots(SOURCE, OTHER, slot(key.encode()))
+        worker.open(SOURCE, OTHER)
+    else:
+        worker.foreign = []
+        worker.tell()
+    source.resume()
+    assert conn.read() == [key.encode()]
+
+
 # --- commands that wait -----------------------------------------------------------------------------------------------
 
 
