@@ -262,7 +262,6 @@ class HealthMonitor:
         self._shard_map = shard_map
         self._access = access
         self._accepts = frozenset(accepts)
-        self._accepted = self._accepts | frozenset(moving)
         self._moving = frozenset(moving)
         self._work = work or BusyServers()
         self._group: asyncio.TaskGroup | None = None  # while it runs
@@ -285,7 +284,13 @@ class HealthMonitor:
         monitor = self._monitors[shard.name] = ShardMonitor(
             shard,
             lambda shard: PrimaryMonitor(
-                shard, self._shard_map, self._access, self._work, self._relearn, shard.name in self._accepted
+                shard,
+                self._shard_map,
+                self._access,
+                self._work,
+                self._relearn,
+                shard.name in self._accepts,
+                shard.name in self._moving,
             ),
             lambda shard, node: NodeMonitor(shard.name, node, self._access, self._work, "slave", b""),
         )
@@ -302,12 +307,11 @@ class HealthMonitor:
         """Slots have other owners, or shards were added. `moving`: shards that have keys of slots on their way from or
         to them, so that their keys are not judged."""
         self._shard_map, self._moving = shard_map, frozenset(moving)
-        self._accepted = self._accepts | self._moving
         for shard in shard_map.shards:
             if shard.name not in self._monitors:
                 self._add(shard)
             else:
-                self._monitors[shard.name].primary.follow(shard, shard_map, shard.name in self._accepted)
+                self._monitors[shard.name].primary.follow(shard, shard_map, shard.name in self._moving)
                 self._monitors[shard.name].set_moving(shard.name in self._moving)
 
     @property

@@ -255,7 +255,8 @@ class NodeMonitor:
 
 
 class PrimaryMonitor(NodeMonitor):
-    """The primary of a shard. `accepts`: its keys are those of this shard, whatever their slots."""
+    """The primary of a shard. `accepts`: its keys are those of this shard, whatever their slots. `is_moving`: keys are
+    on their way to it or from it, so that they are not judged."""
 
     def __init__(
         self,
@@ -265,6 +266,7 @@ class PrimaryMonitor(NodeMonitor):
         work: BusyServers,
         on_commands: Callable[[], None],
         accepts: bool = False,
+        is_moving: bool = False,
     ) -> None:
         # With every section: what the primaries say is what the proxy's own INFO is made of.
         super().__init__(shard.name, shard.primary, access, work, "master", b"everything")
@@ -275,6 +277,7 @@ class PrimaryMonitor(NodeMonitor):
         self._shard_map = shard_map
         self._on_commands = on_commands
         self._accepts = accepts
+        self._is_moving = is_moving
         self._settled = False  # this connection was asked for its commands and its keys
         self._sample = key_sample.Sample(0, ())
         self._trusted = ""  # the process (run_id) whose keys were those of this shard: it is no other shard's by now
@@ -282,9 +285,9 @@ class PrimaryMonitor(NodeMonitor):
         self._lags_of: dict[str, str] = {}
         self._refused: dict[str, detector.Refused] = {}  # code -> when a worker was refused with it last
 
-    def follow(self, shard: Shard, shard_map: ShardMap, accepts: bool) -> None:
+    def follow(self, shard: Shard, shard_map: ShardMap, is_moving: bool) -> None:
         """Slots have moved: its keys are judged by this map from now on, when it has been asked for some again."""
-        self._of, self._shard_map, self._accepts = shard, shard_map, accepts
+        self._of, self._shard_map, self._is_moving = shard, shard_map, is_moving
         self._sample = key_sample.Sample(0, ())
         self._settled = False
         self._judge_keys()
@@ -337,9 +340,9 @@ class PrimaryMonitor(NodeMonitor):
 
     def _judge_keys(self) -> None:
         run_id = self.info.get("run_id", "")
-        if self._accepts or not self._sample.is_swapped:
+        if self._accepts or self._is_moving or not self._sample.is_swapped:
             self._trusted = run_id
-        found = key_sample.described(self._sample, self._of, self._shard_map)
+        found = "" if self._is_moving else key_sample.described(self._sample, self._of, self._shard_map)
         is_trusted = self._trusted == run_id
         was_misplaced, was_stray = self.misplaced, self.stray
         self.misplaced, self.stray = ("", found) if is_trusted else (found, "")

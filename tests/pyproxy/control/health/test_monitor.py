@@ -183,6 +183,18 @@ async def test_a_shard_that_an_operator_accepts_is_used_whatever_its_keys(fleet:
     assert "keys of other shards" in monitor.fleet_health.shards[1].stray
 
 
+async def test_keys_of_a_shard_that_slots_move_to_are_judged_when_the_moves_are_over(fleet: Fleet) -> None:
+    fill(fleet, 0, at=1)
+    placed = shard_map(fleet)
+    monitor = HealthMonitor(placed, PLAIN, table.learn, print, print, moving=["s1"])
+    await monitor.check_health()
+    assert (monitor.misplaced, monitor.fleet_health.shards[1].stray) == ([], "")
+    monitor.follow(placed, ())
+    await monitor.check_health()
+    monitor.close()
+    assert "keys of other shards" in monitor.fleet_health.shards[1].stray
+
+
 async def test_keys_at_home_are_no_misplacement(fleet: Fleet) -> None:
     for index in (0, 1):
         fill(fleet, index)
