@@ -269,7 +269,7 @@ class GrowthCoordinator:
         self._version += 1
         orders = [control.order for control in self._under_way if control.order is not None]
         paused = any(control.machine.paused for control in self._under_way)
-        self._mover.order(Orders(self._version, orders, self._bytes_per_s, paused))
+        self._mover.order(Orders(self._version, orders, self._bytes_per_s, paused), needed=bool(self._under_way))
 
     async def _await_quiet(self, control: MoveControl, attempt: int) -> None:
         why = await self._failover.is_quiet(control.move.source, HOLD_S)

@@ -1,4 +1,4 @@
-"""The mover, as the parent has it: a process that runs while there is something to copy or to delete.
+"""The mover, as the parent has it: a process that runs while moves are under way.
 
 It is told all that it is to do in each message (`Orders`). One that ends is started again, after 0.1 s at first, then
 twice as long each time up to 5 s.
@@ -39,16 +39,16 @@ class MoverProcess:
         self._wanted = asyncio.Event()
         self._channel: Channel | None = None
 
-    def order(self, orders: Orders) -> None:
-        """This is all that it is to do from now on. Without an order no process runs."""
+    def order(self, orders: Orders, needed: bool) -> None:
+        """This is all that it is to do from now on. `needed`: there is more to come, or no process runs."""
         self._orders = orders
-        if orders.orders:
+        if needed:
             self._wanted.set()
         else:
             self._wanted.clear()
         if self._channel is not None:
             self._channel.send(orders)
-            if not orders.orders:
+            if not needed:
                 self._channel.close()
 
     async def run(self) -> None:

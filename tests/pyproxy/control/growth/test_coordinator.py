@@ -75,7 +75,7 @@ class Mover:
         self.orders = Orders(0, [])
         self.on_order = asyncio.Event()
 
-    def order(self, orders: Orders) -> None:
+    def order(self, orders: Orders, needed: bool) -> None:
         self.orders = orders
         self.on_order.set()
 
