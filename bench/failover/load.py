@@ -37,6 +37,7 @@ WAIT_MS = 500
 RECONNECT_S = 0.02
 NAMES_PER_PROXY = 6  # of each shard: three of the writer, three of the client with the pipeline
 DEPTH = 50
+CHURN_RATE = 15.0  # batches of DEPTH a second
 _NOTHING = object()
 
 
@@ -50,6 +51,7 @@ class Plan(msgspec.Struct):
     echo: bool  # nutcracker closes a connection that asks it
     patience_s: float  # without an answer the client leaves, and comes again
     seed: int
+    churned: list[tuple[str, str]] = []  # shards, and keys that one more client of each proxy writes to, all in turn
 
 
 class Record(msgspec.Struct):
@@ -205,6 +207,9 @@ class Load:
             for number, port in enumerate(self.plan.ports):
                 mixed = self._client(f"p{number}-mixed", port)
                 tasks.create_task(self._pipeline(mixed, number))
+                if self.plan.churned:
+                    churning = self._client(f"p{number}-churn", port)
+                    tasks.create_task(self._churn(churning, self.plan.churned[number :: len(self.plan.ports)]))
                 for shard, names in self.plan.names.items():
                     own = names[number * NAMES_PER_PROXY :]
                     tasks.create_task(self._write(self._client(f"p{number}-{shard}-writer", port), shard, own))
@@ -263,6 +268,17 @@ class Load:
                     return client.op("GET", names[shard][2], shard)
 
         await self._paced(client, iter(lambda: [op() for _ in range(DEPTH)], []), self.plan.batches)
+
+    async def _churn(self, client: Client, keys: Sequence[tuple[str, str]]) -> None:
+        """Each key is written twice shortly after another, and then not again for long: what of it is lost on a way
+        that it takes meanwhile is not mended by a later write."""
+
+        def batches() -> Iterator[list[Op]]:
+            for begin in itertools.cycle(range(0, len(keys), DEPTH)):
+                for _ in range(2):
+                    yield [client.op("SET", key, shard) for shard, key in keys[begin : begin + DEPTH]]
+
+        await self._paced(client, batches(), CHURN_RATE)
 
     async def _fence(self, shard: str, port: int) -> None:
         """Whether it says that a replica has all that it executed so far, over and over."""

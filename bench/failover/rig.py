@@ -79,6 +79,8 @@ class Needs:
 class Rig:
     """A context manager: everything is up inside, nothing is left afterwards."""
 
+    never_logged: tuple[str, ...] = NEVER
+
     def __init__(self, needs: Needs, scale: float, seed: int, shards: int, rate: float) -> None:
         self.needs = needs
         self.scale = scale
@@ -99,7 +101,7 @@ class Rig:
         self._stack = ExitStack()
         self.decider = decider(str(needs.promotion.get("promoter", "")), needs.fenced)
         self.fleet = Fleet(shards, 2, options=self.decider.options)
-        self.shard = self.fleet.shards[TARGET]
+        self.shard = self.fleet.shards[min(TARGET, shards - 1)]
         self.servers = [self.shard.primary, *self.shard.replicas]
         self.first_primary = self.shard.primary
 
@@ -271,10 +273,7 @@ class Rig:
         if self.needs.peer == "nutcracker":
             self._start_nutcracker()
             return
-        tables: dict[str, Table] = {"promotion": self._promotion(number)}
-        tables["http"] = {"admin": str(self.fleet.directory / f"admin-{number}.sock")}
-        tables |= self.decider.tables(self.scale)
-        proxy = Proxy(self.fleet, None, self.needs.workers, **tables)
+        proxy = self._new_proxy(number)
         text = proxy.config.read_text()
         for server, hop in self.hops.items():
             text = text.replace(f'"{server.address}"', f'"{hop.address}"')
@@ -283,6 +282,14 @@ class Rig:
         self._stack.enter_context(proxy)
         self.proxies.append(proxy)
         self.ports.append(proxy.port)
+
+    def _new_proxy(self, number: int) -> Proxy:
+        return Proxy(self.fleet, None, self.needs.workers, **self._tables(number))
+
+    def _tables(self, number: int) -> dict[str, Table | str]:
+        """All of its configuration but the shards."""
+        promotion, http = self._promotion(number), {"admin": str(self.fleet.directory / f"admin-{number}.sock")}
+        return {"promotion": promotion, "http": http, **self.decider.tables(self.scale)}
 
     def _promotion(self, number: int) -> dict[str, int | float | str]:
         """The table; at full length all that is not said is as it is by default."""
@@ -308,14 +315,12 @@ class Rig:
         wait_until("nutcracker to answer", lambda: self._try(port, "GET", "hello") == "OK", program.tail)
 
     def _start_load(self) -> None:
-        wanted = NAMES_PER_PROXY * self.needs.proxies
-        names = place(self.ports[0], self.fleet, wanted + 2)
-        self._spare, self._crowd = names[self.shard.name][wanted:]
         self._out = self.fleet.directory / "record"
         plan = Plan(
             ports=self.ports,
-            names={shard: found[:wanted] for shard, found in names.items()},
-            nodes={self.shard.name: [each.port for each in self.servers]},
+            names=self._place(),
+            nodes=self._fenced(),
+            churned=self._churned(),
             out=str(self._out),
             rate=self._rate / self.needs.proxies,
             batches=4.0 / self.needs.proxies,
@@ -332,12 +337,31 @@ class Rig:
         wait_until("all clients to be connected", lambda: READY in self._load.tail(), self._load.tail)
         self.sleep(PEACE_S)
 
+    def _place(self) -> dict[str, list[str]]:
+        """Keys for the clients, by shard."""
+        wanted = NAMES_PER_PROXY * self.needs.proxies
+        names = place(self.ports[0], self.fleet, wanted + 2)
+        self._spare, self._crowd = names[self.shard.name][wanted:]
+        return {shard: found[:wanted] for shard, found in names.items()}
+
+    def _fenced(self) -> dict[str, list[int]]:
+        """The ports of the nodes that are asked what their replicas have, by shard."""
+        return {self.shard.name: [each.port for each in self.servers]}
+
+    def _churned(self) -> list[tuple[str, str]]:
+        """Shards, and keys that one more client writes to."""
+        return []
+
     # --- ending ---
 
     def finish(self) -> None:
         """The clients end; `record` and `states` are there afterwards."""
         self.sleep(TAIL_S)
         with_writes = self.try_write() == "OK"
+        self._end_load()
+        self._read_states(with_writes)
+
+    def _end_load(self) -> None:
         self._load.terminate()
         self._load.join(PATIENCE_S)
         if not self._out.exists():
@@ -345,7 +369,9 @@ class Rig:
         self.record = msgspec.msgpack.decode(self._out.read_bytes(), type=Record)
         self.record.ops += self.beside
         for proxy in self.proxies:
-            self.problems += [line for line in proxy.tail(10_000).splitlines() if line.startswith(NEVER)]
+            self.problems += [line for line in proxy.tail(10_000).splitlines() if line.startswith(self.never_logged)]
+
+    def _read_states(self, with_writes: bool) -> None:
         for server in self.servers:
             if server.running:
                 server.resume()

@@ -49,9 +49,9 @@ def asks(port: int, commands: Sequence[Sequence[str | bytes]], encoding: str | N
     return replies
 
 
-def dump(port: int) -> dict[str, str | list[str]]:
-    """Strings and lists of a server."""
-    (keys,) = asks(port, [("KEYS", "*")])
+def dump(port: int, pattern: str = "*") -> dict[str, str | list[str]]:
+    """Strings and lists of a server, whose names are like this."""
+    (keys,) = asks(port, [("KEYS", pattern)])
     names = _texts(keys)
     if not names:
         return {}

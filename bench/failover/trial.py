@@ -46,7 +46,7 @@ class Fault:
     expect: Expect = field(default_factory=Expect)
 
 
-class Result(msgspec.Struct):
+class Result(msgspec.Struct, tag=True):
     """One run. `problems` is empty if all was as expected."""
 
     fault: str
