@@ -92,7 +92,6 @@ TESTED_ELSEWHERE = {
     "pyproxy/control/http/server.py": "tests/e2e/process/test_status.py",
     "pyproxy/moves.py": "declarations only",
     "pyproxy/mover/connection.py": "tests/pyproxy/mover: test_feed, test_copying",
-    "pyproxy/mover/copier.py": "tests/pyproxy/mover/test_copying.py",
     "pyproxy/mover/__main__.py": "runs main.serve; tests/pyproxy/mover/test_main.py starts it",
     "pyproxy/mover/means.py": "tests/pyproxy/mover/test_copying.py",
     "pyproxy/mover/pages.py": "tests/pyproxy/mover/test_copying.py",

@@ -12,7 +12,7 @@ has let expire and evicted. And what is found by a later pass than the first was
 
 import asyncio
 
-from protocol.reply import Error
+from protocol.reply import Error, Value, decode
 from pyproxy.events import Event, emit
 from pyproxy.hashing import in_slots
 from pyproxy.mover import server_info
@@ -25,6 +25,7 @@ from pyproxy.moves import MoveProgress, Order, Task
 
 BATCH = 200
 LEAST_BATCH = 10
+TRIES = 5  # to delete a batch while nobody changes any of it
 PROBE_S = 0.1
 REST_S = 0.05  # after each batch, while the server is slow
 NAMES_TO_JUDGE = 1000  # at once
@@ -50,8 +51,6 @@ class Clearing:
         self._look: dict[int, Connection] = {}
         self._found = 0
         self._deleted = 0
-        self._deleting: set[bytes] = set()  # their UNLINK is not answered
-        self._told: set[bytes] = set()  # of these, those that were told to have changed
         self._judged: dict[bytes, None] = {}  # told, and not looked at yet
         self._ended = 0  # names that were told and were gone
         self._ended_by_server = 0  # as the server said at the beginning
@@ -160,24 +159,43 @@ class Clearing:
         return found
 
     async def _delete(self, names: list[bytes]) -> None:
-        # One that is being looked at must not be gone by our own doing.
+        """These, without hiding what somebody else does to them.
+
+        Of all changes of a name in one turn of its loop the server tells the last one only, and not if it was ours. So
+        names are watched, and after that deleted only if nobody has changed them. Then that is told, and looked at.
+        """
+        unlinks = b"".join([b"*2\r\n$6\r\nUNLINK\r\n$%d\r\n%b\r\n" % (len(name), name) for name in names])
+        for _ in range(TRIES if self._looks_for_strays else 0):
+            if not await self._watch(names):
+                continue
+            *queued, executed = await self._feed.connection.send(
+                b"*1\r\n$5\r\nMULTI\r\n" + unlinks + b"*1\r\n$4\r\nEXEC\r\n", len(names) + 2
+            )
+            answers = decode(executed)
+            if answers is not None:
+                refused = next((frame for frame in queued if frame[:1] == b"-"), b"")
+                self._count(answers if not refused else [Error(refused[1:-2])])
+                return
+        # Somebody writes to them all the time, and was seen to.
+        self._count([decode(frame) for frame in await self._feed.connection.send(unlinks, len(names))])
+
+    async def _watch(self, names: list[bytes]) -> bool:
+        """Whether they are watched, and none of them is one that was told and not looked at yet."""
         await self._news.until(lambda: self._judged.keys().isdisjoint(names))
-        self._deleting.update(names)
-        asked = b"".join([b"*2\r\n$6\r\nUNLINK\r\n$%d\r\n%b\r\n" % (len(name), name) for name in names])
-        answers = await self._feed.connection.send(asked, len(names))
-        for name, answer in zip(names, answers, strict=True):
-            if answer[:1] == b"-":
-                raise Denied(f"{self._node}: {refusal(b'UNLINK', Error(answer[1:-2]))}")
-            was_there = answer == b":1\r\n"
-            self._deleted += was_there
-            if name in self._told:
-                if was_there:
-                    self._on_stray(name, 1)
-                else:
-                    self._judged[name] = None
-        self._deleting.clear()
-        self._told.clear()
-        self._news.tell()
+        (watched,) = await self._feed.connection.ask((b"WATCH", *names))
+        if isinstance(watched, Error):
+            raise Denied(f"{self._node}: {refusal(b'WATCH', watched)}")
+        await self._feed.sync()  # what was changed before is told by now
+        if self._judged.keys().isdisjoint(names):
+            return True
+        await self._feed.connection.ask((b"UNWATCH",))
+        return False
+
+    def _count(self, answers: Value) -> None:
+        for answer in answers if isinstance(answers, list) else [answers]:
+            if isinstance(answer, Error):
+                raise Denied(f"{self._node}: {refusal(b'UNLINK', answer)}")
+            self._deleted += answer == 1
         self._means.notify(False)
 
     # --- strays ---
@@ -185,11 +203,7 @@ class Clearing:
     def _on_names(self, names: list[bytes]) -> None:
         if not self._looks_for_strays:
             return
-        for name in names:
-            if name in self._deleting:
-                self._told.add(name)
-            else:
-                self._judged[name] = None
+        self._judged.update(dict.fromkeys(names))
         self._news.tell()
 
     async def _judge(self) -> None:

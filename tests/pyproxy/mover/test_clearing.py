@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from protocol.request import encode
 from pyproxy.fleet import Fleet, Server
 from pyproxy.hashing import slot
 from pyproxy.mover.clearing import Clearing
@@ -197,3 +198,56 @@ async def test_a_server_that_refuses_to_delete_says_so() -> None:
             with pytest.raises(Denied, match="refused UNLINK"):
                 await run.end()
         assert not run.clearing.done
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_write_right_before_our_deletion_is_a_stray(pair: tuple[Server, Server], when: str) -> None:
+    """In one turn of the server's loop, perhaps: then what both change would not be told, as ours is the last."""
+    source, destination = pair
+    name = inside(1)[0]
+    source.ask("SET", name, "1")
+    stray = await connect(source)
+    writes = 0
+
+    class Meddled(Clearing):
+        async def _watch(self, names: list[bytes]) -> bool:
+            nonlocal writes
+            writes += 1
+            if writes == 1 and when == "before":
+                stray.send(encode((b"SET", name, b"2")), 1)
+            watched = await super()._watch(names)
+            if writes == 1 and when == "after":
+                stray.send(encode((b"SET", name, b"2")), 1)
+                await stray.ask((b"PING",))
+            return watched
+
+    means = Means(ACCESS, TIMEOUTS, lambda _: None)
+    means.going.set()
+    meddled = Meddled(order(source, destination, Task.CLEAR, HALF), means)
+    await meddled.run()
+    assert (meddled.done, meddled.strays, meddled.stray) == (True, 1, name)
+    assert source.ask("DBSIZE") == 0
+    stray.close()
+
+
+async def test_a_stray_that_never_rests_does_not_keep_a_key_for_ever(pair: tuple[Server, Server]) -> None:
+    source, destination = pair
+    name = inside(1)[0]
+    source.ask("SET", name, "1")
+    stray = await connect(source)
+
+    class Meddled(Clearing):
+        async def _watch(self, names: list[bytes]) -> bool:
+            watched = await super()._watch(names)
+            if self.strays < 5:
+                await stray.ask((b"APPEND", name, b"2"))
+            return watched
+
+    means = Means(ACCESS, TIMEOUTS, lambda _: None)
+    means.going.set()
+    meddled = Meddled(order(source, destination, Task.CLEAR, HALF), means)
+    await meddled.run()
+    assert meddled.done
+    assert meddled.strays >= 4
+    assert source.ask("DBSIZE") == 0
+    stray.close()

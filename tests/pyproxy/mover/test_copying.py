@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, Self
 
 import hiredis
 import msgspec
@@ -457,3 +458,52 @@ async def test_over_tls_and_with_a_password(two: tuple[Server, Server], tmp_path
         async with copying_of(ordered, means) as run:
             await run.scanned()
     assert ask(destination.port, "GET", "a", password="secret") == b"1"
+
+
+class Withheld(Feed):
+    """What the source tells is heard no earlier than a PING that was sent after it is answered."""
+
+    async def open(self, *where: Any, own: bool = False) -> Self:
+        self.withheld: list[bytes] = []
+        return await super().open(*where, own=own)
+
+    def on_push(self, frame: bytes) -> None:
+        self.withheld.append(frame)
+
+    async def sync(self) -> None:
+        await super().sync()
+        withheld, self.withheld = self.withheld, []
+        for frame in withheld:
+            super().on_push(frame)
+
+    async def latency(self) -> float:
+        return 0.0
+
+
+async def test_a_sync_waits_for_all_that_the_source_has_to_tell(
+    two: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying, "Feed", Withheld)
+    source, destination = two
+    async with copying_of(order(source, destination)) as run:
+        await run.scanned()
+        await fill(source, 1000)
+        await run.synced(1)
+        assert await differences(source, destination) == []
+        assert destination.ask("DBSIZE") == 1000
+
+
+async def test_what_is_in_flight_when_the_source_is_emptied_is_looked_at_again(two: tuple[Server, Server]) -> None:
+    """It may come to the destination after that was swept."""
+    source, destination = two
+    async with copying_of(order(source, destination)) as run:
+        await run.scanned()
+        destination.pause()
+        source.ask("SET", "a", "1")
+        await run.until("the copy in flight", lambda: run.copy._copier is not None and b"a" in run.copy._copier.busy)
+        source.ask("FLUSHALL")
+        await run.until("the flush", lambda: run.copy._flushes == 2)
+        assert b"a" in run.copy._dirty
+        destination.resume()
+        await run.synced(1)
+        assert destination.ask("DBSIZE") == 0
