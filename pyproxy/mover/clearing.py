@@ -1,13 +1,14 @@
 """Task.CLEAR and Task.UNDO: the keys in the slots of a move are deleted at the shard that must not have them.
 
 CLEAR is at the source, after the destination has got the slots; UNDO at the destination, of a move that is aborted.
-All names are gone through by SCAN, and those in the slots deleted in small batches, until a whole pass finds none.
+All names are gone through by SCAN, and those in the slots deleted in small batches, until a whole pass finds none: a
+later pass than the first finds what was written meanwhile.
 
 While CLEAR is at work, a change at the source that is not its own is a stray writer, who does not know yet, or never
 will, that the slots have moved. The feed tells all changes but those of its own connection (NOLOOP), which is the one
 that deletes. What is told may also be the end of a key by its time, or by eviction. So: a name that is told and is
 there was written by a stray. One that is gone was deleted by one only if more are gone than the server says that it
-has let expire and evicted. And what is found by a later pass than the first was written after that began.
+has let expire and evicted.
 """
 
 import asyncio
@@ -147,8 +148,6 @@ class Clearing:
             names = in_slots(page, self._wanted)
             found += len(names)
             self._found += len(names) if first else 0
-            if names and not first and self._looks_for_strays:
-                self._on_stray(names[0], len(names))
             while names:
                 size = max(LEAST_BATCH, int(BATCH * self._throttle.level))
                 await self._means.going.wait()
