@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from pyproxy.config import Config
-from pyproxy.moves import MoverMessage
+from pyproxy.moves import MoverMessage, MoveState
 from pyproxy.shard_map import Node, Shard
 
 
@@ -183,6 +183,7 @@ class FleetHealth(msgspec.Struct, frozen=True, tag=True):
     version: int
     at: float  # when it was sent: CLOCK_MONOTONIC, s, the same in all processes of a host
     shards: list[ShardHealth]
+    moves: list[MoveState] = []  # that are under way
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True):

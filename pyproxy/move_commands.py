@@ -11,14 +11,12 @@ from typing import Any
 import msgspec
 
 from pyproxy.control.http.admin import Command, MoveAbort, MovePause, MoveResume, MoveStart, MoveStatus, MoveThrottle
+from pyproxy.moves import COUNTED, share
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 BAR = 20
 """Characters of the bar of one move."""
-
-COUNTED = ("copying", "clearing", "undoing")
-"""Phases that go through all keys of the slots."""
 
 Ask = Callable[[argparse.Namespace, Command], str | None]
 """Asks the proxy -> its line, or None where it has refused or cannot be asked, which has been said."""
@@ -99,10 +97,7 @@ def status(args: argparse.Namespace, ask: Ask) -> int:
 def shown(move: Mapping[str, Any], now: float) -> str:
     """One line for a move; `now` on the wall clock, s."""
     keys, done, phase = move["keys"], move["keys_done"], move["phase"]
-    share = min(1.0, done / keys) if keys else 0.0
-    if phase not in COUNTED:
-        share = 0.0 if phase in ("queued", "checking", "failed", "aborted") else 1.0
-    filled = round(share * BAR)
+    filled = round(share(phase, keys, done) * BAR)
     words = [
         f"{move['id']:>4}  {move['source']} -> {move['destination']}",
         f"[{'#' * filled}{'-' * (BAR - filled)}]",

@@ -94,4 +94,31 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     moves: list[MoveProgress]
 
 
+class MoveState(msgspec.Struct, frozen=True):
+    """How far one move is, for the workers' INFO and over HTTP."""
+
+    id: str
+    source: str
+    destination: str
+    phase: str  # of its machine
+    share: float  # see `share`
+    paused: bool
+    longest_hold_ms: float  # for how long writes were held at most, so far
+
+
+COUNTED = ("copying", "clearing", "undoing")
+"""Phases that go through all keys of the slots."""
+
+BEFORE_ANY = ("queued", "checking", "failed", "aborted")
+"""Phases in which no key is copied, or none any more."""
+
+
+def share(phase: str, keys: int, done: int) -> float:
+    """Of the keys of the slots, how many are copied, from 0 to 1; while they are cleared or the move is undone, how
+    many are deleted. Keys that are copied twice count twice, so it may be 1 too early."""
+    if phase in COUNTED:
+        return min(1.0, done / keys) if keys else 0.0
+    return 0.0 if phase in BEFORE_ANY else 1.0
+
+
 MoverMessage = MoverSetup | Orders | Progress

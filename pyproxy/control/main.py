@@ -112,6 +112,7 @@ class Parent:
             commands=lambda: self._page.total("commands") if self._page is not None else 0,
             on_seen=lambda shard, is_news: self._coordinator.on_seen(shard, is_news),
             complete=self._complete,
+            moves=lambda: self._growth.states if self._growth is not None else [],
         )
         generation = of_store.document.generation if of_store is not None else 0
         self._coordinator = Coordinator(
@@ -184,8 +185,8 @@ class Parent:
     def _state(self) -> State:
         ready = self._supervisor is not None and self._supervisor.all_ready.is_set()
         phase = Phase.DRAINING if self._signals else Phase.SERVING if ready else Phase.STARTING
-        healths = self._monitor.fleet_health.shards
-        return State(phase, self._coordinator.shards, healths, time.monotonic(), time.time())
+        seen = self._monitor.fleet_health
+        return State(phase, self._coordinator.shards, seen.shards, time.monotonic(), time.time(), seen.moves)
 
     async def _serve(self, page: Page) -> None:
         self._page = page

@@ -73,7 +73,7 @@ from pyproxy.control.http.admin import (
 )
 from pyproxy.events import Event, emit
 from pyproxy.messages import ShardHealth
-from pyproxy.moves import Move, MoverSetup, Orders, Progress, Task
+from pyproxy.moves import Move, MoverSetup, MoveState, Orders, Progress, Task
 from pyproxy.shard_map import ShardMap
 
 MOVER = (sys.executable, "-m", "pyproxy.mover")
@@ -381,6 +381,11 @@ class GrowthCoordinator:
         """JSON, on one line: all moves of the journal, newest last."""
         return msgspec.json.encode([self._shown(entry) for entry in self._document.journal]).decode()
 
+    @property
+    def states(self) -> list[MoveState]:
+        """Of the moves that are under way."""
+        return [_state(control.machine) for control in self._under_way]
+
     def _shown(self, entry: Entry) -> dict[str, object]:
         control = self._moves.get(entry.move.id)
         machine = control.machine if control is not None else None
@@ -448,3 +453,10 @@ class GrowthCoordinator:
 
     def __repr__(self) -> str:
         return f"<GrowthCoordinator {list(self._moves.values())}>"
+
+
+def _state(machine: MoveMachine) -> MoveState:
+    move, progress, phase = machine.move, machine.progress, machine.phase.value
+    keys, done = (progress.keys, progress.keys_done) if progress is not None else (0, 0)
+    share, hold_ms = moves.share(phase, keys, done), machine.totals.longest_hold_s * 1000
+    return MoveState(move.id, move.source, move.destination, phase, round(share, 3), machine.paused, round(hold_ms, 1))

@@ -29,6 +29,7 @@ from pyproxy.events import Event, emit
 from pyproxy.filling import Filling
 from pyproxy.health import integer, unfenced, writable
 from pyproxy.messages import FleetHealth, NodeHealth, ShardHealth, Topology
+from pyproxy.moves import MoveState
 from pyproxy.shard_map import Node, Shard, ShardMap
 
 CHECK_EVERY_S = 1.0
@@ -251,13 +252,14 @@ class HealthMonitor:
         commands: Callable[[], int] | None = None,
         on_seen: Callable[[str, bool], None] = lambda _shard, _is_news: None,
         complete: Callable[[ShardHealth], ShardHealth] = lambda health: health,
+        moves: Callable[[], list[MoveState]] = list,
     ) -> None:
         """`accepts`: the shards whose keys are theirs, whatever their slots; `moving`: as for `follow`.
 
         `work`: which servers are busy, as the workers report. `commands`: how many commands clients have sent so far
         (None: some each time); while they send none, less is asked. `on_seen` is called after each check of a server,
         with the shard's name and whether anything but the time is new. `complete` adds to the health of a shard what is
-        known of its failover."""
+        known of its failover. `moves`: those that are under way."""
         self.topology = Topology(shard_map.version, list(shard_map.shards), [])
         self._shard_map = shard_map
         self._access = access
@@ -272,6 +274,7 @@ class HealthMonitor:
         self._commands_before = 0
         self._on_seen = on_seen
         self._complete = complete
+        self._moves = moves
         self._every_s = every_s
         self._version = 0
         self._sent: object = None
@@ -317,7 +320,7 @@ class HealthMonitor:
     @property
     def fleet_health(self) -> FleetHealth:
         healths = [self._complete(monitor.health) for monitor in self._monitors.values()]
-        return FleetHealth(self._version, time.monotonic(), healths)
+        return FleetHealth(self._version, time.monotonic(), healths, self._moves())
 
     def nodes(self, shard: str) -> dict[Node, NodeHealth]:
         """The last checks of the servers of this shard, the primary first."""
@@ -372,7 +375,8 @@ class HealthMonitor:
 
     def _send(self) -> None:
         """Send what was seen, unless nothing but the time is new."""
-        news = [(monitor.state, self._complete(self._blanks[name])) for name, monitor in self._monitors.items()]
+        shards = [(monitor.state, self._complete(self._blanks[name])) for name, monitor in self._monitors.items()]
+        news = shards, self._moves()
         if news != self._sent:
             self._sent = news
             self._version += 1

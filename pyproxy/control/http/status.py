@@ -4,7 +4,7 @@
     /readyz                    503 while starting or draining, or when no shard can be used; one that cannot is not
                                enough, or one outage would take every proxy out of service at once
     /__heartbeat__             503 while any shard cannot be written to (Dockerflow's form: a check for each shard)
-    /shards                    the same, and everything that is known of each shard
+    /shards                    the same, and everything that is known of each shard; the moves that are under way
 
 The two that say 503 for a shard also say for how long to stay away, as `Retry-After` and `Backoff` in seconds. Pure:
 nothing here listens (server.py does) or asks a server (health/ does).
@@ -15,9 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from pyproxy import __version__, filling
 from pyproxy.health import backoff_s, integer, key_count, problem, replica_state, state, unfenced, usable, writable
 from pyproxy.messages import NodeHealth, ShardHealth
+from pyproxy.moves import MoveState
 from pyproxy.shard_map import Shard, format_slots
 
 
@@ -36,6 +39,7 @@ class State:
     healths: Sequence[ShardHealth]
     now: float
     wall: float
+    moves: Sequence[MoveState] = ()  # that are under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,7 @@ def shards(seen: State) -> Answer:
         "version": __version__,
         "proxy_backoff_seconds": backoff_s(seen.healths, seen.now),
         "shards": rows,
+        "moves": [msgspec.structs.asdict(move) for move in seen.moves],
     }
     return _unless_well(seen, body)
 
@@ -95,7 +100,7 @@ ANSWERS: dict[str, Callable[[State], Answer]] = {
 
 
 def table(body: Mapping[str, Any]) -> list[str]:
-    """The body of /shards as lines for a terminal: a row for each shard, then a line for each alarm."""
+    """The body of /shards as lines for a terminal: a row for each shard, then a line for each move and alarm."""
     head = (
         "SHARD", "NODE", "STATE", "ROLE", "EPOCH", "REPLICAS", "LAG S", "HELD", "KEYS", "MEMORY", "OF MAX", "A DAY",
         "FULL ON", "EVICTED", "OPS/S", "AGE S",
@@ -129,7 +134,14 @@ def table(body: Mapping[str, Any]) -> list[str]:
     alarms = [f"ALARM {shard['name']}: {alarm}" for shard in body["shards"] for alarm in shard["alarms"]]
     bare = [shard["name"] for shard in body["shards"] if shard["unfenced"]]
     notes = [f"unfenced, as min-replicas-to-write is not in force: {', '.join(bare)}"] if bare else []
-    return [*lines, *alarms, *notes]
+    return [*lines, *map(_move, body["moves"]), *alarms, *notes]
+
+
+def _move(move: Mapping[str, Any]) -> str:
+    hold = f"; longest hold {move['longest_hold_ms']:g} ms" if move["longest_hold_ms"] else ""
+    paused = ", paused" if move["paused"] else ""
+    where = f"{move['source']} -> {move['destination']}"
+    return f"MOVE {move['id']}: {where}, {move['phase']} ({move['share']:.0%}){paused}{hold}"
 
 
 def _share(shard: Mapping[str, Any]) -> str:

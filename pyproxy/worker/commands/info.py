@@ -138,6 +138,13 @@ def _proxy(context: Context) -> Iterator[str]:
             yield f"shard_{shard.name}_memory:{_fullness(health)}"
         for index, node in enumerate(health.nodes[1:] if health else ()):
             yield f"shard_{shard.name}_replica{index}:{_replica(node)}"
+    moves = context.health.moves if context.health is not None else []
+    yield f"moves:{len(moves)}"
+    for move in moves:
+        yield (
+            f"move_{move.id}:source={move.source},destination={move.destination},phase={move.phase},"
+            f"share={move.share:g},paused={move.paused:d},longest_hold_ms={move.longest_hold_ms:g}"
+        )
 
 
 def _shard(health: ShardHealth | None, primary: str) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from pyproxy.fleet import Fleet, Proxy, wait_until
+from pyproxy.fleet import HOST, Fleet, Proxy, reserve_port, wait_until
 from pyproxy.hashing import SLOTS
-from tests.e2e.rig import PATIENCE_S, Connection
+from tests.e2e.rig import PATIENCE_S, Connection, proxy_info, wait_for_info
 from tests.processes import command_line, family
 
 LONG_S = 60.0
@@ -38,8 +39,11 @@ def added() -> Iterator[Fleet]:
 @pytest.fixture
 def proxy(fleet: Fleet, tmp_path: Path) -> Iterator[Proxy]:
     admin = Path(f"/tmp/pyproxy-moves-{os.getpid()}.sock")
-    with Proxy(fleet, workers=2, store=f"file:{tmp_path}/map.json", http={"admin": str(admin)}) as proxy:
-        yield proxy
+    store = f"file:{tmp_path}/map.json"
+    with reserve_port() as keeper:
+        http = {"admin": str(admin), "listen": f"{HOST}:{keeper.getsockname()[1]}"}
+        with Proxy(fleet, workers=2, store=store, http=http) as proxy:
+            yield proxy
 
 
 class Operator:
@@ -173,6 +177,28 @@ def test_one_server_is_shared_out_while_clients_count(
     found = all_keys(fleet, added)
     assert sum(found) == 5000 + len(counting.counts) and min(found) > 1000
     assert all(each["longest_hold_ms"] > 0 and not each["alarm"] for each in operator.moves())
+
+
+def test_the_status_and_info_say_how_far_moves_are_while_they_are_under_way(
+    fleet: Fleet, added: Fleet, proxy: Proxy, operator: Operator
+) -> None:
+    fill(proxy.port, 5000)
+    operator.says("throttle", "1KB/s")
+    operator.starts(added)
+    operator.waits_for("copying")
+    operator.says("pause")
+    with Connection(proxy.port) as conn:
+        wait_for_info(conn, "the pause", lambda info: ",paused=1," in info.get("move_m2", ""))
+        assert proxy_info(conn)["moves"] == "2"
+        assert proxy_info(conn)["move_m1"].startswith("source=s0,destination=n0,phase=copying,share=0")
+        line = [sys.executable, "-m", "pyproxy", "status", "--config", str(proxy.config)]
+        shown = subprocess.run(line, capture_output=True, text=True, timeout=LONG_S, check=False).stdout
+        assert re.search(r"^MOVE m1: s0 -> n0, copying \([0-9]+%\), paused$", shown, re.MULTILINE), shown
+        operator.says("abort")
+        operator.says("resume")
+        operator.waits_for("aborted")
+        wait_for_info(conn, "no moves", lambda info: info["moves"] == "0")
+        assert "move_m1" not in proxy_info(conn)
 
 
 def test_no_process_is_left_when_the_moves_are_done(proxy: Proxy, added: Fleet, operator: Operator) -> None:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from protocol import table
 from pyproxy import events, filling
@@ -21,6 +22,7 @@ from pyproxy.fleet import HOST, Fleet
 from pyproxy.hashing import slot
 from pyproxy.health import state, writable
 from pyproxy.messages import AtWork, FleetHealth, NodeHealth, ShardHealth, Topology, Work
+from pyproxy.moves import MoveState
 from pyproxy.shard_map import Node, Shard, ShardMap, parse_slots
 from tests.faults import Hop
 from tests.waiting import until
@@ -490,6 +492,35 @@ async def test_it_is_seen_anew_after_a_promotion(replicated: Fleet) -> None:
     assert await seen_so_often(monitor, 0) == [False]
     assert await seen_so_often(monitor, filling.LEAST_SAMPLES) == [True]
     monitor.close()
+
+
+# --- moves of slots ---------------------------------------------------------------------------------------------------
+
+
+async def test_what_becomes_of_a_move_is_told_though_nothing_is_new_of_the_shards(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_monitor, "FULL_CHECK_EVERY_S", 3600.0)
+    move = MoveState("m1", "s0", "s1", "copying", 0.0, False, 0.0)
+    moves: list[MoveState] = []
+    told: list[FleetHealth] = []
+    monitor = HealthMonitor(
+        shard_map(fleet),
+        PLAIN,
+        table.learn,
+        lambda _: None,
+        told.append,
+        0.05,
+        commands=lambda: 0,
+        moves=lambda: list(moves),
+    )
+    await monitor.check_health()
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(monitor.run())
+        for now in ([move], [replace(move, share=0.5)], []):
+            moves[:] = now
+            await until(f"{now} to be told", lambda: bool(told) and told[-1].moves == moves, lambda: told[-1:])
+        task.cancel()
 
 
 # --- complaints -------------------------------------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from pyproxy.control.http.status import ANSWERS, Phase, State, table
 from pyproxy.messages import FillRate, ShardHealth
+from pyproxy.moves import MoveState
 from pyproxy.shard_map import Node, Shard
 
 NOW = 500.0
@@ -125,7 +127,7 @@ def test_the_heartbeat_has_a_check_for_each_shard_and_details_of_the_bad_one() -
 
 def test_shards_are_told_with_all_that_is_known_of_them() -> None:
     body = ANSWERS["/shards"](STATES["one down"]).body
-    assert (body["status"], body["proxy_backoff_seconds"]) == ("error", 7)
+    assert (body["status"], body["proxy_backoff_seconds"], body["moves"]) == ("error", 7, [])
     up, down = body["shards"]
     assert up == {
         "name": "s0",
@@ -172,6 +174,23 @@ def test_a_closed_gate_is_told_with_its_phase_and_the_seconds_until_it_is_expect
 def test_what_the_machine_of_a_shard_must_be_known_of_is_an_alarm() -> None:
     alarmed = health(0, alarms=("no replica has its keys",))
     assert ANSWERS["/shards"](state((alarmed, health(1)))).body["shards"][0]["alarms"] == ["no replica has its keys"]
+
+
+MOVE = MoveState("m1", "s0", "s1", "copying", 0.421, True, 12.5)
+
+
+def test_moves_that_are_under_way_are_told_with_the_shards() -> None:
+    assert ANSWERS["/shards"](replace(STATES["all up"], moves=[MOVE])).body["moves"] == [
+        {
+            "id": "m1",
+            "source": "s0",
+            "destination": "s1",
+            "phase": "copying",
+            "share": 0.421,
+            "paused": True,
+            "longest_hold_ms": 12.5,
+        }
+    ]
 
 
 def test_a_misplaced_shard_says_whose_keys_it_holds() -> None:
@@ -273,3 +292,13 @@ def test_the_table_says_where_a_share_is_of_the_machine() -> None:
     info = INFO | {"used_memory": "300", "maxmemory": "0", "total_system_memory": "1000"}
     row = table(ANSWERS["/shards"](state((health(0, info=info), health(1)))).body)[1]
     assert "30% of machine" in row
+
+
+def test_the_table_has_a_line_for_each_move_before_the_alarms() -> None:
+    quiet = MoveState("m2", "s0", "s1", "checking", 0.0, False, 0.0)
+    lines = table(ANSWERS["/shards"](replace(state(ONE_DOWN), moves=[MOVE, quiet])).body)
+    assert lines[3:5] == [
+        "MOVE m1: s0 -> s1, copying (42%), paused; longest hold 12.5 ms",
+        "MOVE m2: s0 -> s1, checking (0%)",
+    ]
+    assert lines[5].startswith("ALARM s1: ")

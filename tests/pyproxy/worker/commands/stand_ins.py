@@ -1,7 +1,7 @@
 """A client and a worker as the local commands see them, made of plain values."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +10,7 @@ from protocol.table import TABLE
 from pyproxy.config import Config, ShardTable
 from pyproxy.messages import FleetHealth, Setup, ShardHealth, Topology
 from pyproxy.metrics import INDEX, Page
+from pyproxy.moves import MoveState
 from pyproxy.shard_map import Node, split_slots
 from pyproxy.worker.commands.context import Context, HasCommands, HasKeys
 from pyproxy.worker.pubsub.registry import Subscriber
@@ -69,7 +70,9 @@ def health(
 
 
 @contextmanager
-def worker(*healths: ShardHealth, shards: int = 3, workers: int = 2, **options: Any) -> Iterator[Context]:
+def worker(
+    *healths: ShardHealth, shards: int = 3, workers: int = 2, moves: Sequence[MoveState] = (), **options: Any
+) -> Iterator[Context]:
     """The first of some workers, whose parent has seen this much (nothing: it has not looked yet). `options`: of its
     configuration."""
     placed = tuple(
@@ -79,7 +82,7 @@ def worker(*healths: ShardHealth, shards: int = 3, workers: int = 2, **options: 
     setup = Setup(0, workers, Config(shards=placed, **options), "127.0.0.1:6380", "1.2.3", time.time() - 90000)
     page = Page.create(workers)
     try:
-        seen = FleetHealth(1, 105.0, list(healths)) if healths else None
+        seen = FleetHealth(1, 105.0, list(healths), list(moves)) if healths else None
         topology = Topology(4, list(placed), [])
         yield Context(setup, page, topology, seen, TABLE, lambda: (), lambda message: None, lambda: 110.0)
     finally:

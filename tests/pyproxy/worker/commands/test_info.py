@@ -15,6 +15,7 @@ from redis._parsers.helpers import parse_info
 from protocol.reply import decode
 from pyproxy.fleet import Server
 from pyproxy.messages import FillRate, NodeHealth, ShardHealth
+from pyproxy.moves import MoveState
 from pyproxy.worker.commands import info
 from pyproxy.worker.commands.context import Context
 from tests.pyproxy.worker.commands.stand_ins import count, health, worker
@@ -308,6 +309,17 @@ def test_each_shard_has_a_line_of_how_full_it_is_how_fast_it_fills_and_when_it_i
     }
     assert fields["shard_s2_memory"] == {"limit": 0, "limit_of": "", "fill_bytes_per_day": "", "full_on": ""}
     assert "shard_s3_memory" not in fields
+
+
+def test_each_move_that_is_under_way_has_a_line() -> None:
+    move = MoveState("m1", "s0", "s1", "copying", 0.421, True, 12.5)
+    with worker(health("s0"), moves=[move]) as context:
+        fields = parsed(context, b"proxy")
+    assert fields["moves"] == 1
+    line = {"source": "s0", "destination": "s1", "phase": "copying", "share": 0.421, "paused": 1}
+    assert fields["move_m1"] == line | {"longest_hold_ms": 12.5}
+    with worker() as context:
+        assert parsed(context, b"proxy")["moves"] == 0, "nothing was seen yet"
 
 
 def test_the_seconds_to_stay_away_grow_with_the_outage() -> None:
