@@ -144,7 +144,7 @@ class Mover:
         await self._ended.wait()
 
     def _on_parent_gone(self) -> None:
-        if self._jobs:  # else it is not needed any more
+        if self._orders.orders:  # else it is not needed any more; its jobs may not have ended yet
             emit(Event.MOVER_ORPHAN)
         self._ended.set()
 

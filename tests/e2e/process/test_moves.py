@@ -209,6 +209,7 @@ def test_no_process_is_left_when_the_moves_are_done(proxy: Proxy, added: Fleet, 
         lambda: "pyproxy.mover" not in workers_and_mover(proxy),
         lambda: str(workers_and_mover(proxy)),
     )
+    assert "+mover-orphan" not in proxy.log.read_text(), "it was not needed any more, and its parent is there"
 
 
 def test_an_aborted_move_leaves_nothing_behind(fleet: Fleet, added: Fleet, proxy: Proxy, operator: Operator) -> None:
