@@ -295,39 +295,39 @@ class GrowthCoordinator:
     async def _write_map(self, control: MoveControl, entry: Entry) -> None:
         """Until it is known whether it is written: a map that may be written must not be given up."""
         async with self._saving:
-            document = self._document.handed_over(entry, time.time())
-            while True:
-                try:
-                    self._revision = await self._store.save(document, self._revision)
-                except (Conflict, NotSaved) as exc:
-                    control.post(MapNotWritten(str(exc)))
-                    return
-                except Unsure as exc:
-                    emit(Event.STORE_FAILED, store=self._store.where, why=exc)
-                    await asyncio.sleep(SAVE_AGAIN_S)
-                    continue
-                self._saved(document)
-                control.post(MapWritten())
-                return
+            why = await self._try_to_save(self._document.handed_over(entry, time.time()))
+        control.post(MapNotWritten(why) if why else MapWritten())
 
     async def _record(self, entry: Entry) -> None:
         await self._save(lambda document: document.with_entry(entry, time.time()))
 
     async def _save(self, change: Callable[[Document], Document]) -> None:
-        """Until it is written: what follows may only be done when it is."""
-        async with self._saving:
-            document, told = change(self._document), ""
-            while True:
-                try:
-                    self._revision = await self._store.save(document, self._revision)
-                except StoreError as exc:
-                    if str(exc) != told:
-                        emit(Event.STORE_FAILED, store=self._store.where, why=exc)
-                    told = str(exc)
-                    await asyncio.sleep(SAVE_AGAIN_S)
-                    continue
-                self._saved(document)
+        """Until it is written: what follows may only be done when it is. Others may try meanwhile: a map that cannot be
+        written is to be given up at once, as writes of clients are held for it."""
+        told = ""
+        while True:
+            async with self._saving:
+                why = await self._try_to_save(change(self._document))
+            if not why:
                 return
+            if why != told:
+                emit(Event.STORE_FAILED, store=self._store.where, why=why)
+            told = why
+            await asyncio.sleep(SAVE_AGAIN_S)
+
+    async def _try_to_save(self, document: Document) -> str:
+        """Why nothing was saved; empty: it is. Until it is known which."""
+        while True:
+            try:
+                self._revision = await self._store.save(document, self._revision)
+            except (Conflict, NotSaved) as exc:
+                return str(exc)
+            except Unsure as exc:
+                emit(Event.STORE_FAILED, store=self._store.where, why=exc)
+                await asyncio.sleep(SAVE_AGAIN_S)
+                continue
+            self._saved(document)
+            return ""
 
     def _saved(self, document: Document) -> None:
         self._document = document

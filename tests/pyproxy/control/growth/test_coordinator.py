@@ -1,7 +1,8 @@
-"""Whose turn it is to hand over: the writes of a shard are held for one move, and released by that one alone."""
+"""Whose turn it is to hand over, and until when: the writes of a shard are held for one move, and released by it."""
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,11 +14,11 @@ from pyproxy.control.growth import coordinator
 from pyproxy.control.growth.coordinator import GrowthCoordinator
 from pyproxy.control.growth.file_store import FileStore
 from pyproxy.control.growth.opening import Opened
-from pyproxy.control.growth.store import seeded
+from pyproxy.control.growth.store import NotSaved, Store, seeded
 from pyproxy.control.growth.transitions import Entry, Phase
 from pyproxy.control.health.monitor import HealthMonitor
 from pyproxy.deadline import within
-from pyproxy.moves import Move, MoveProgress, Orders, Progress, Task
+from pyproxy.moves import Move, MoveProgress, Order, Orders, Progress, Task
 from pyproxy.shard_map import Node, Shard
 
 CONFIG = Config.parse(b'[[shards]]\nname = "s0"\nprimary = "10.0.0.1:6379"\nslots = ["0-16383"]\n')
@@ -32,10 +33,12 @@ class Servers:
     """The shards, all well. Nobody is quiet until it is given up."""
 
     def __init__(self) -> None:
+        self.begun = 0
         self.holds = 0  # that were begun and not ended
+        self.late = "a write was in flight"  # why they are not quiet
         self.given_up = asyncio.Event()
-        self.just_after: Callable[[], None]  # a move was told
-        self.on_hold = asyncio.Event()
+        self.just_after: Callable[[], None] = lambda: None  # a move was told
+        self.on_hold, self.on_release = asyncio.Event(), asyncio.Event()
         self.on_changed: object = None
         self.store_generation = 0
 
@@ -51,15 +54,17 @@ class Servers:
     def hold_writes(self, shard: str) -> None:
         assert shard == "s0"
         self.holds += 1
+        self.begun += 1
         self.on_hold.set()
 
     def release_writes(self, *_shards: str) -> None:
         self.holds -= 1
+        self.on_release.set()
 
     async def is_quiet(self, _shard: str, _deadline_s: float) -> str:
         await self.given_up.wait()
         asyncio.get_running_loop().call_soon(self.just_after)
-        return "a write was in flight"
+        return self.late
 
 
 class Monitor:
@@ -82,43 +87,83 @@ class Mover:
     async def run(self) -> None:
         await asyncio.Event().wait()
 
-    async def ordered(self, count: int) -> int:
-        """The version of the orders that are for so many moves."""
-        while len(self.orders.orders) < count:
+    async def ordered(self, is_it: Callable[[list[Order]], bool]) -> int:
+        """The version of the orders that are so."""
+        while not is_it(self.orders.orders):
             self.on_order.clear()
             await self.on_order.wait()
         return self.orders.version
+
+    async def sync(self, move: Move) -> None:
+        """Say that all is copied, when that is asked for."""
+        version = await self.ordered(lambda orders: any(each.move == move and each.sync for each in orders))
+        self.say(Progress([MoveProgress(move.id, Task.COPY, version, scanned=True, synced=1)]))
+
+
+class BrokenStore:
+    """Nothing can be written."""
+
+    where = "file:/map.json"
+
+    async def save(self, _document: object, _revision: int) -> int:
+        raise NotSaved("the disk is full")
+
+
+@contextlib.asynccontextmanager
+async def copying(monkeypatch: pytest.MonkeyPatch, store: Store) -> AsyncIterator[tuple[Servers, Mover]]:
+    """All moves, each of which copies."""
+    movers: list[Mover] = []
+
+    def start(*args: Any) -> Mover:
+        movers.append(Mover(*args))
+        return movers[0]
+
+    monkeypatch.setattr(coordinator, "MoverProcess", start)
+    entries = [Entry(move=move, phase=Phase.COPYING) for move in MOVES]
+    document = seeded(CONFIG).with_moves(entries, 0.0, ADDED)
+    servers = Servers()
+    opened = Opened(store, document, 0, CONFIG)
+    growth = GrowthCoordinator(opened, cast(Coordinator, servers), cast(HealthMonitor, Monitor()))
+    async with within(10.0), growth.coordinating():
+        await movers[0].ordered(lambda orders: len(orders) == len(MOVES))
+        yield servers, movers[0]
+
+
+def through(move: Move, version: int) -> MoveProgress:
+    return MoveProgress(move.id, Task.COPY, version, scanned=True)
 
 
 def test_the_turn_is_given_to_one_move_though_the_one_before_has_more_to_hear(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
-        movers: list[Mover] = []
-
-        def start(*args: Any) -> Mover:
-            movers.append(Mover(*args))
-            return movers[0]
-
-        monkeypatch.setattr(coordinator, "MoverProcess", start)
-        entries = [Entry(move=move, phase=Phase.COPYING) for move in MOVES]
-        document = seeded(CONFIG).with_moves(entries, 0.0, ADDED)
-        opened = Opened(FileStore(str(tmp_path / "map.json")), document, 0, CONFIG)
-        servers = Servers()
-        growth = GrowthCoordinator(opened, cast(Coordinator, servers), cast(HealthMonitor, Monitor()))
-        async with within(10.0), growth.coordinating():
-            version = await movers[0].ordered(len(MOVES))
-            first, second, third = (MoveProgress(move.id, Task.COPY, version, scanned=True) for move in MOVES)
-            movers[0].say(Progress([first]))
+        async with copying(monkeypatch, FileStore(str(tmp_path / "map.json"))) as (servers, mover):
+            first, second, third = (through(move, mover.orders.version) for move in MOVES)
+            mover.say(Progress([first]))
             await servers.on_hold.wait()
-            movers[0].say(Progress([second, third]))
+            mover.say(Progress([second, third]))
             for _ in range(TURNS):
                 await asyncio.sleep(0)
             assert servers.holds == 1
-            servers.just_after = lambda: movers[0].say(Progress([first]))
+            servers.just_after = lambda: mover.say(Progress([first]))
             servers.given_up.set()
             for _ in range(TURNS):
                 await asyncio.sleep(0)
                 assert servers.holds <= 1
+
+    asyncio.run(scenario())
+
+
+def test_where_the_map_cannot_be_written_each_move_lets_the_writes_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with copying(monkeypatch, BrokenStore()) as (servers, mover):  # type: ignore[arg-type]
+            servers.late = ""
+            servers.given_up.set()
+            for count, move in enumerate(MOVES, 1):
+                mover.say(Progress([through(move, mover.orders.version)]))
+                await mover.sync(move)
+                await servers.on_release.wait()
+                servers.on_release.clear()
+                assert (servers.begun, servers.holds) == (count, 0)
 
     asyncio.run(scenario())
