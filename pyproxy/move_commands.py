@@ -10,7 +10,16 @@ from typing import Any
 
 import msgspec
 
-from pyproxy.control.http.admin import Command, MoveAbort, MovePause, MoveResume, MoveStart, MoveStatus, MoveThrottle
+from pyproxy.control.http.admin import (
+    Command,
+    MoveAbort,
+    MoveForget,
+    MovePause,
+    MoveResume,
+    MoveStart,
+    MoveStatus,
+    MoveThrottle,
+)
 from pyproxy.moves import COUNTED, share
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -43,6 +52,8 @@ def add_parsers(commands: Any, ask: Ask) -> None:
     add("resume", "go on", resume)
     throttling = add("throttle", "bound the rate of all moves together", throttle)
     throttling.add_argument("rate", type=rate, metavar="RATE", help="20MB/s; 0: as fast as the servers bear")
+    forgetting = add("forget", "take a shard without slots out of the store", forget)
+    forgetting.add_argument("shard", metavar="SHARD")
     aborting = add("abort", "give moves up that have not handed over, and delete what was copied", abort)
     aborting.add_argument("id", nargs="?", default="", metavar="ID", help="of one move; else all")
 
@@ -79,6 +90,10 @@ def throttle(args: argparse.Namespace, ask: Ask) -> int:
 
 def abort(args: argparse.Namespace, ask: Ask) -> int:
     return _said(ask(args, MoveAbort(args.id)))
+
+
+def forget(args: argparse.Namespace, ask: Ask) -> int:
+    return _said(ask(args, MoveForget(args.shard)))
 
 
 def status(args: argparse.Namespace, ask: Ask) -> int:

@@ -64,6 +64,7 @@ from pyproxy.control.health.monitor import HealthMonitor
 from pyproxy.control.http.admin import (
     MoveAbort,
     MoveCommand,
+    MoveForget,
     MovePause,
     MoveResume,
     MoveStart,
@@ -125,6 +126,7 @@ class GrowthCoordinator:
         self._monitor = monitor
         self._moves: dict[str, MoveControl] = {}
         self._saving = asyncio.Lock()
+        self._starting = asyncio.Lock()
         self._version = 0  # of the orders
         self._bytes_per_s = 0
         self._mover = MoverProcess(MOVER, MoverSetup(opened.config, __version__), self._on_progress, self._on_lost)
@@ -350,15 +352,23 @@ class GrowthCoordinator:
                 return self.throttle(bytes_per_s)
             case MoveAbort(ident):
                 return await self.abort(ident)
+            case MoveForget(shard):
+                return await self.forget(shard)
 
     async def start(self, plan: str, replace: bool, accept_eviction: bool) -> str:
         """Begin the moves of a plan -> their ids. Raises Refused."""
+        async with self._starting:
+            return await self._begin_all(plan, replace, accept_eviction)
+
+    async def _begin_all(self, plan: str, replace: bool, accept_eviction: bool) -> str:
         if under_way := [control.move.id for control in self._under_way]:
             raise Refused(f"expected no moves under way, got {', '.join(under_way)}; wait for them, or abort them")
         try:
             wanted = read_plan(plan.encode())
             known = {shard.name for shard in self._document.shards}
             added = [shard for shard in wanted.added if shard.name not in known]
+            if left := {shard.name for shard in added} & {shard.name for shard in self._failover.shards}:
+                raise Refused(f"expected shards of new names, got {', '.join(left)}, which a restart lets go of first")
             taken = {entry.move.id for entry in self._document.journal}
             entries, number = [], 0
             for each in wanted.moves:
@@ -375,7 +385,18 @@ class GrowthCoordinator:
             self._failover.add(msgspec.structs.replace(shard, slots=()))
         for entry in entries:
             self._begin(entry)
-        return f"{', '.join(entry.move.id for entry in entries)}: begun; `pyproxy move status` shows how far they are"
+        begun = f"{', '.join(entry.move.id for entry in entries)}: begun; `pyproxy move status` shows how far they are"
+        forget = "".join(f"; `pyproxy move forget {name}` when they are done" for name in wanted.removed)
+        return begun + forget
+
+    async def forget(self, shard: str) -> str:
+        """Take a shard without slots out of the store. Raises Refused."""
+        try:
+            self._document.without_shard(shard)  # raises for what cannot be
+        except StoreError as exc:
+            raise Refused(str(exc)) from None
+        await self._save(lambda document: document.without_shard(shard))
+        return f"{shard} is not in the store any more; this process lets go of its servers when it is started again"
 
     def status(self) -> str:
         """JSON, on one line: all moves of the journal, newest last."""

@@ -80,7 +80,13 @@ class MoveAbort(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fie
     id: str = ""
 
 
-MoveCommand = MoveStart | MoveStatus | MovePause | MoveResume | MoveThrottle | MoveAbort
+class MoveForget(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="command", tag="move-forget"):
+    """Take a shard without slots out of the store."""
+
+    shard: str
+
+
+MoveCommand = MoveStart | MoveStatus | MovePause | MoveResume | MoveThrottle | MoveAbort | MoveForget
 Command = Promote | Pause | Resume | MoveCommand
 
 

@@ -212,6 +212,28 @@ def test_no_process_is_left_when_the_moves_are_done(proxy: Proxy, added: Fleet, 
     assert "+mover-orphan" not in proxy.log.read_text(), "it was not needed any more, and its parent is there"
 
 
+def test_a_shard_without_slots_is_taken_out(
+    fleet: Fleet, added: Fleet, proxy: Proxy, operator: Operator, tmp_path: Path
+) -> None:
+    fill(proxy.port, 500)
+    status, text = operator.says("forget", "s0")
+    assert (status, "expected s0 to have no slots" in text) == (1, True)
+    plan = tmp_path / "all.toml"
+    shard = added.shards[0].primary
+    plan.write_text(
+        f'remove = ["s0"]\n[[shards]]\nname = "n0"\nprimary = "127.0.0.1:{shard.port}"\n'
+        f'[[moves]]\nsource = "s0"\ndestination = "n0"\nslots = ["0-{SLOTS - 1}"]\n'
+    )
+    status, text = operator.says("start", str(plan))
+    assert (status, "`pyproxy move forget s0`" in text) == (0, True), text
+    operator.waits_for("done")
+    assert operator.says("forget", "s0")[0] == 0
+    assert all_keys(fleet, added) == [0, 500, 0]
+    assert [each["name"] for each in json.loads((tmp_path / "map.json").read_text())["shards"]] == ["n0"]
+    with Connection(proxy.port) as conn:
+        assert conn.ask("GET", "key:1") == b"value 1"
+
+
 def test_an_aborted_move_leaves_nothing_behind(fleet: Fleet, added: Fleet, proxy: Proxy, operator: Operator) -> None:
     fill(proxy.port, 3000)
     status, _ = operator.says("throttle", "1KB/s")
