@@ -20,11 +20,11 @@ from pyproxy.mover.connection import Connection, Lost
 from pyproxy.mover.dirty import Dirty, Mark
 from pyproxy.mover.stream_dump import groups
 
-BATCH_NAMES = 250
+BATCH_NAMES = 500
 BATCH_BYTES = 1 << 20
 """Of the values of one batch, unless it has one name only."""
 
-WINDOW_NAMES = 2000
+WINDOW_NAMES = 6000
 WINDOW_BYTES = 32 << 20
 """Of values in flight. One that is larger is in flight alone."""
 

@@ -7,7 +7,7 @@ from protocol.reply import Error, Value, decode
 from protocol.request import encode
 from pyproxy.mover.connection import Connection, Lost, refusal
 
-COUNT = 1000
+COUNT = 2000
 """Names of a page, roughly. The next one is asked for while this one is worked on."""
 
 
