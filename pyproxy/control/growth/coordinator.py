@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from pyproxy import __version__, moves
+from pyproxy.access import Access
 from pyproxy.control.failover.coordinator import Coordinator
 from pyproxy.control.growth import transitions
 from pyproxy.control.growth.machine import HOLD_S, MoveMachine
@@ -61,6 +62,7 @@ from pyproxy.control.growth.transitions import (
     noticed,
 )
 from pyproxy.control.health.monitor import HealthMonitor
+from pyproxy.control.health.primary import NoPrimary, primary_of
 from pyproxy.control.http.admin import (
     MoveAbort,
     MoveCommand,
@@ -75,7 +77,7 @@ from pyproxy.control.http.admin import (
 from pyproxy.events import Event, emit
 from pyproxy.messages import ShardHealth
 from pyproxy.moves import Move, MoverSetup, MoveState, Orders, Progress, Task
-from pyproxy.shard_map import ShardMap
+from pyproxy.shard_map import Shard, ShardMap
 
 MOVER = (sys.executable, "-m", "pyproxy.mover")
 
@@ -122,6 +124,7 @@ class GrowthCoordinator:
         self._store = opened.store
         self._document = opened.document
         self._revision = opened.revision
+        self._access = Access(opened.config.backend)
         self._failover = failover
         self._monitor = monitor
         self._moves: dict[str, MoveControl] = {}
@@ -361,12 +364,13 @@ class GrowthCoordinator:
             return await self._begin_all(plan, replace, accept_eviction)
 
     async def _begin_all(self, plan: str, replace: bool, accept_eviction: bool) -> str:
-        if under_way := [control.move.id for control in self._under_way]:
+        if under_way := [entry.move.id for entry in self._document.under_way]:
             raise Refused(f"expected no moves under way, got {', '.join(under_way)}; wait for them, or abort them")
         try:
             wanted = read_plan(plan.encode())
-            known = {shard.name for shard in self._document.shards}
-            added = [shard for shard in wanted.added if shard.name not in known]
+            if not wanted.moves:
+                raise Refused("expected a plan with moves, got none")
+            added = self._document.without_known(wanted.added)
             if left := {shard.name for shard in added} & {shard.name for shard in self._failover.shards}:
                 raise Refused(f"expected shards of new names, got {', '.join(left)}, which a restart lets go of first")
             taken = {entry.move.id for entry in self._document.journal}
@@ -379,6 +383,7 @@ class GrowthCoordinator:
             self._document.with_moves(entries, time.time(), added)  # raises for what cannot be
         except (StoreError, PlanErrors) as exc:
             raise Refused("; ".join(str(exc).splitlines())) from None
+        await self._reach(added)
         await self._save(lambda document: document.with_moves(entries, time.time(), added))
         self._follow()
         for shard in added:
@@ -398,6 +403,14 @@ class GrowthCoordinator:
         await self._save(lambda document: document.without_shard(shard))
         return f"{shard} is not in the store any more; this process lets go of its servers when it is started again"
 
+    async def _reach(self, added: list[Shard]) -> None:
+        """From the moment it is added a shard is asked what all shards are asked, such as DBSIZE. Raises Refused."""
+        for shard in added:
+            try:
+                await primary_of(shard, self._access)
+            except NoPrimary as exc:
+                raise Refused(f"expected a new shard that can be used, got: {exc}") from None
+
     def status(self) -> str:
         """JSON, on one line: all moves of the journal, newest last."""
         return msgspec.json.encode([self._shown(entry) for entry in self._document.journal]).decode()
@@ -410,7 +423,9 @@ class GrowthCoordinator:
     def _shown(self, entry: Entry) -> dict[str, object]:
         control = self._moves.get(entry.move.id)
         machine = control.machine if control is not None else None
-        now = machine.entry if machine is not None else entry
+        # a move is over once that is written: until then no other one can begin
+        is_ahead = machine is not None and machine.phase in OVER and entry.phase not in OVER
+        now = machine.entry if machine is not None and not is_ahead else entry
         progress = machine.progress if machine is not None else None
         return {
             "id": entry.move.id,

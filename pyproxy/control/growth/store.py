@@ -89,6 +89,22 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         shards = (*self.shards, *(msgspec.structs.replace(shard, slots=()) for shard in added))
         return self._checked(self._next(journal=journal, shards=shards))
 
+    def without_known(self, shards: Iterable[Shard]) -> list[Shard]:
+        """Those of these shards that are new. Raises StoreError where a server is another shard's, or it moved."""
+        new = []
+        for shard in shards:
+            same = self.shard(shard.name)
+            if same is None:
+                new.append(shard)
+            elif shard.primary not in (same.primary, *same.replicas):
+                raise StoreError(f"expected {shard.name} at {same.primary}, where it is, got {shard.primary}")
+            others = (each for each in self.shards if each.name != shard.name)
+            of = {node: each.name for each in others for node in (each.primary, *each.replicas)}
+            for node in (shard.primary, *shard.replicas):
+                if node in of:
+                    raise StoreError(f"expected servers of its own for {shard.name}, got {node} of {of[node]}")
+        return new
+
     def without_shard(self, name: str) -> Self:
         """Without a shard that has no slots. Raises StoreError."""
         shard = self.shard(name)

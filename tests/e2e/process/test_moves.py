@@ -281,6 +281,17 @@ def test_moves_go_on_after_the_proxy_was_killed(
     assert sum(all_keys(fleet, added)) == 5000
 
 
+def test_a_new_shard_that_cannot_be_reached_is_refused_before_it_is_added(
+    fleet: Fleet, added: Fleet, proxy: Proxy, operator: Operator, tmp_path: Path
+) -> None:
+    added.shards[1].primary.kill()
+    with pytest.raises(AssertionError, match=r"expected a new shard that can be used, got: shard n1"):
+        operator.starts(added)
+    assert operator.moves() == []
+    with Connection(proxy.port) as conn:
+        assert conn.ask("DBSIZE") == 0
+
+
 def test_a_destination_with_keys_is_refused_before_anything_is_copied(
     fleet: Fleet, added: Fleet, proxy: Proxy, operator: Operator
 ) -> None:

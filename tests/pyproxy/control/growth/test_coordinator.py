@@ -17,6 +17,7 @@ from pyproxy.control.growth.opening import Opened
 from pyproxy.control.growth.store import NotSaved, Store, seeded
 from pyproxy.control.growth.transitions import Entry, Phase
 from pyproxy.control.health.monitor import HealthMonitor
+from pyproxy.control.http.admin import Refused
 from pyproxy.deadline import within
 from pyproxy.moves import Move, MoveProgress, Order, Orders, Progress, Task
 from pyproxy.shard_map import Node, Shard
@@ -41,6 +42,7 @@ class Servers:
         self.on_hold, self.on_release = asyncio.Event(), asyncio.Event()
         self.on_changed: object = None
         self.store_generation = 0
+        self.shards = list(ADDED)
 
     def have_foreign(self, _moving: set[str]) -> None:
         pass
@@ -109,9 +111,26 @@ class BrokenStore:
         raise NotSaved("the disk is full")
 
 
+class SlowStore:
+    """It keeps nothing, and saves when it is let."""
+
+    where = "nowhere"
+
+    def __init__(self) -> None:
+        self.lets = asyncio.Event()
+        self.lets.set()
+
+    async def save(self, _document: object, revision: int) -> int:
+        await asyncio.sleep(0)
+        await self.lets.wait()
+        return revision + 1
+
+
 @contextlib.asynccontextmanager
-async def copying(monkeypatch: pytest.MonkeyPatch, store: Store) -> AsyncIterator[tuple[Servers, Mover]]:
-    """All moves, each of which copies."""
+async def coordinating(
+    monkeypatch: pytest.MonkeyPatch, store: object, *entries: Entry
+) -> AsyncIterator[tuple[GrowthCoordinator, Servers, Mover]]:
+    """Of shards that are known, of which s0 has all slots, and these moves."""
     movers: list[Mover] = []
 
     def start(*args: Any) -> Mover:
@@ -119,14 +138,21 @@ async def copying(monkeypatch: pytest.MonkeyPatch, store: Store) -> AsyncIterato
         return movers[0]
 
     monkeypatch.setattr(coordinator, "MoverProcess", start)
-    entries = [Entry(move=move, phase=Phase.COPYING) for move in MOVES]
     document = seeded(CONFIG).with_moves(entries, 0.0, ADDED)
     servers = Servers()
-    opened = Opened(store, document, 0, CONFIG)
+    opened = Opened(cast(Store, store), document, 0, CONFIG)
     growth = GrowthCoordinator(opened, cast(Coordinator, servers), cast(HealthMonitor, Monitor()))
     async with within(10.0), growth.coordinating():
-        await movers[0].ordered(lambda orders: len(orders) == len(MOVES))
-        yield servers, movers[0]
+        yield growth, servers, movers[0]
+
+
+@contextlib.asynccontextmanager
+async def copying(monkeypatch: pytest.MonkeyPatch, store: object) -> AsyncIterator[tuple[Servers, Mover]]:
+    """All moves, each of which copies."""
+    entries = [Entry(move=move, phase=Phase.COPYING) for move in MOVES]
+    async with coordinating(monkeypatch, store, *entries) as (_, servers, mover):
+        await mover.ordered(lambda orders: len(orders) == len(MOVES))
+        yield servers, mover
 
 
 def through(move: Move, version: int) -> MoveProgress:
@@ -156,7 +182,7 @@ def test_the_turn_is_given_to_one_move_though_the_one_before_has_more_to_hear(
 
 def test_where_the_map_cannot_be_written_each_move_lets_the_writes_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
-        async with copying(monkeypatch, BrokenStore()) as (servers, mover):  # type: ignore[arg-type]
+        async with copying(monkeypatch, BrokenStore()) as (servers, mover):
             servers.late = ""
             servers.given_up.set()
             for count, move in enumerate(MOVES, 1):
@@ -165,5 +191,49 @@ def test_where_the_map_cannot_be_written_each_move_lets_the_writes_go_on(monkeyp
                 await servers.on_release.wait()
                 servers.on_release.clear()
                 assert (servers.begun, servers.holds) == (count, 0)
+
+    asyncio.run(scenario())
+
+
+def plan(slot: int) -> str:
+    return f'[[moves]]\nsource = "s0"\ndestination = "n0"\nslots = ["{slot}"]\n'
+
+
+def test_of_two_plans_that_are_started_at_once_the_second_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with coordinating(monkeypatch, SlowStore()) as (growth, _, _):
+            answers = await asyncio.gather(
+                *(growth.start(plan(slot), False, False) for slot in (1, 2)), return_exceptions=True
+            )
+            assert str(answers[0]).startswith("m1: begun")
+            assert isinstance(answers[1], Refused)
+            assert str(answers[1]) == "expected no moves under way, got m1; wait for them, or abort them"
+
+    asyncio.run(scenario())
+
+
+def test_a_plan_without_moves_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with coordinating(monkeypatch, SlowStore()) as (growth, _, _):
+            with pytest.raises(Refused, match="expected a plan with moves, got none"):
+                await growth.start("", False, False)
+
+    asyncio.run(scenario())
+
+
+def test_a_move_is_shown_as_over_only_when_another_one_may_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        store = SlowStore()
+        async with coordinating(monkeypatch, store) as (growth, _, _):
+            await growth.start(plan(1), False, False)
+            store.lets.clear()
+            aborting = asyncio.create_task(growth.abort("m1"))
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+            assert '"phase":"aborted"' not in growth.status()
+            store.lets.set()
+            await aborting
+            assert '"phase":"aborted"' in growth.status()
+            await growth.start(plan(1), False, False)
 
     asyncio.run(scenario())

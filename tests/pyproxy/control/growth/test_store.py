@@ -119,6 +119,29 @@ def test_a_shard_without_slots_can_be_taken_out_and_no_other() -> None:
 # --- beside the configuration -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("shard", "found"),
+    [
+        (Shard("s3", Node("10.0.0.2", 6379), (), ()), "expected servers of its own for s3, got 10.0.0.2:6379 of s1"),
+        (
+            Shard("s3", Node("10.0.0.9", 6379), (Node("10.0.0.3", 6379),), ()),
+            "expected servers of its own for s3, got 10.0.0.3:6379 of s1",
+        ),
+        (Shard("s2", Node("10.0.0.9", 6379), (), ()), "expected s2 at 10.0.0.4:6379, where it is, got 10.0.0.9:6379"),
+    ],
+)
+def test_an_added_shard_has_servers_of_its_own_and_a_known_one_those_that_it_had(shard: Shard, found: str) -> None:
+    with pytest.raises(StoreError) as refused:
+        grown().without_known([shard])
+    assert str(refused.value) == found
+
+
+def test_a_plan_may_name_a_known_shard_again_though_its_replica_was_promoted() -> None:
+    promoted = Shard("s1", Node("10.0.0.3", 6379), (Node("10.0.0.2", 6379),), ())
+    added = Shard("s3", Node("10.0.0.5", 6379), (), ())
+    assert grown().without_known([promoted, S2, added]) == [added]
+
+
 def test_the_slots_and_the_added_shards_are_those_of_the_store_and_all_else_of_the_configuration() -> None:
     config = effective(CONFIG, handed_over())
     assert [(table.name, table.slots) for table in config.shards] == [
