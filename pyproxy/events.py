@@ -149,7 +149,6 @@ class Event(enum.Enum):
     MOVE_TROUBLE = "+move-trouble", logging.WARNING  # what the mover does for a move does not get on; it tries again
     MOVE_TROUBLE_END = "-move-trouble", logging.INFO
     FEED_LOST = "+feed-lost", logging.WARNING  # the mover does not hear any more what changes: the copy begins anew
-    STRAY_WRITE = "+stray-write", logging.ERROR  # a key that has moved away was changed where it was, and deleted there
     MOVER_ORPHAN = "+mover-orphan", logging.WARNING  # the parent of the mover is gone
 
     PUBSUB_LOST = "+pubsub-lost", logging.WARNING  # a worker does not hear the messages of a shard

@@ -35,11 +35,11 @@ NAMES_TO_JUDGE = 1000  # at once
 class Clearing:
     """One attempt. Repeating it is harmless."""
 
-    def __init__(self, order: Order, means: Means) -> None:
+    def __init__(self, order: Order, means: Means, before: "Clearing | None" = None) -> None:
         self.error = ""  # also that of the attempt before, until this one is at work
         self.done = False
-        self.strays = 0
-        self.stray = b""
+        self.strays: int = before.strays if before is not None else 0  # of all attempts
+        self.stray: bytes = before.stray if before is not None else b""
         self._order = order
         self._means = means
         self._looks_for_strays = order.task is Task.CLEAR
@@ -234,7 +234,6 @@ class Clearing:
     def _on_stray(self, name: bytes, count: int) -> None:
         self.strays += count
         self.stray = name
-        emit(Event.STRAY_WRITE, move=self._order.move.id, node=self._node, key=_shown(name))
         self._means.notify(False)
 
 

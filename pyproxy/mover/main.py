@@ -44,6 +44,7 @@ class Job:
         self._order = order
         self._means = means
         self._attempt: Check | Copying | Clearing | None = None
+        self._cleared: Clearing | None = None  # the attempt before
         self._following = asyncio.Event()  # no sync is asked for
         self._restarts = 0
         self._error = ""
@@ -68,6 +69,8 @@ class Job:
         if self._attempt is not None:
             return self._attempt.progress(version, self._restarts)
         order = self._order
+        if self._cleared is not None:
+            return self._cleared.progress(version, self._restarts)
         return MoveProgress(order.move.id, order.task, version, restarts=self._restarts, error=self._error)
 
     async def end(self) -> None:
@@ -82,7 +85,7 @@ class Job:
             # A sync may have been answered before, and the destination own the slots: nothing must be copied then.
             await self._following.wait()
             began = loop.time()
-            self._attempt = attempt = _attempt(self._order, self._means)
+            self._attempt = attempt = self._begin()
             attempt.error = self._error
             try:
                 await attempt.run()
@@ -96,22 +99,24 @@ class Job:
             await asyncio.sleep(retry_s)
             retry_s = min(RETRY_MAX_S, 2 * retry_s)
 
+    def _begin(self) -> "Check | Copying | Clearing":
+        match self._order.task:
+            case Task.CHECK:
+                return Check(self._order, self._means)
+            case Task.COPY:
+                return Copying(self._order, self._means)
+            case Task.CLEAR | Task.UNDO:
+                return Clearing(self._order, self._means, self._cleared)
+
     def _on_failure(self, attempt: "Check | Copying | Clearing", error: str) -> None:
         if isinstance(attempt, Copying) and attempt.begun:
             self._restarts += 1
         self._error = error
+        if isinstance(attempt, Clearing):
+            self._cleared = attempt
+            attempt.error = error
         emit(Event.MOVE_TROUBLE, move=self._order.move.id, task=self._order.task.value, error=error)
         self._means.notify(False)
-
-
-def _attempt(order: Order, means: Means) -> Check | Copying | Clearing:
-    match order.task:
-        case Task.CHECK:
-            return Check(order, means)
-        case Task.COPY:
-            return Copying(order, means)
-        case Task.CLEAR | Task.UNDO:
-            return Clearing(order, means)
 
 
 def _without_sync(order: Order) -> tuple[object, ...]:

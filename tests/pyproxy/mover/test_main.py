@@ -158,6 +158,25 @@ async def test_a_mover_that_is_killed_leaves_a_move_that_the_next_one_ends(
         assert destination.ask("DBSIZE") == 18_000
 
 
+async def test_strays_are_counted_over_the_attempts_to_clear(three: tuple[Server, Server, Server]) -> None:
+    source, destination, _ = three
+    await fill(source, 1000)
+    async with mover() as parent:
+        parent.send(order(source, destination, Task.CLEAR), paused=True)
+        await parent.until("the first names", lambda said: said.keys > 0)
+        source.ask("SET", "key:1", "2")
+        await parent.until("a stray", lambda said: said.strays == 1)
+        source.kill()
+        said = await parent.until("an error", lambda said: bool(said.error))
+        assert (said.strays, said.stray) == (1, "key:1")
+        source.start()
+        await fill(source, 1000)
+        parent.send(order(source, destination, Task.CLEAR))
+        said = await parent.until("the end", lambda said: said.done)
+        assert (said.strays >= 1, said.error) == (True, "")
+        assert source.ask("DBSIZE") == 0
+
+
 async def test_nothing_is_copied_by_a_mover_that_finds_a_sync_already_asked_for(
     three: tuple[Server, Server, Server],
 ) -> None:
