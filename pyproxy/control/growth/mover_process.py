@@ -38,6 +38,7 @@ class MoverProcess:
         self._orders = Orders(0, [])
         self._wanted = asyncio.Event()
         self._channel: Channel | None = None
+        self._is_let_go = False  # the present process: it was told to end
 
     def order(self, orders: Orders, needed: bool) -> None:
         """This is all that it is to do from now on. `needed`: there is more to come, or no process runs."""
@@ -46,6 +47,7 @@ class MoverProcess:
             self._wanted.set()
         else:
             self._wanted.clear()
+            self._is_let_go = True
         if self._channel is not None:
             self._channel.send(orders)
             if not needed:
@@ -56,12 +58,14 @@ class MoverProcess:
         pause_s = RESTART_MIN_S
         while True:
             await self._wanted.wait()
+            self._is_let_go = False
             began = asyncio.get_running_loop().time()
             try:
                 status = await self._live()
             except OSError as exc:  # no process or no descriptor to be had
                 status = exc.strerror or str(exc)
-            if not self._wanted.is_set():
+            if self._is_let_go:  # it may be wanted again by now: the next one gets the orders of now
+                pause_s = RESTART_MIN_S
                 continue
             if asyncio.get_running_loop().time() - began >= STEADY_S:
                 pause_s = RESTART_MIN_S
@@ -92,6 +96,8 @@ class MoverProcess:
                     self._channel = channel
                     channel.send(self._setup)
                     channel.send(self._orders)
+                    if self._is_let_go:  # while it was started
+                        channel.close()
                     await self._until_closed(process, closed)
             finally:
                 self._channel = None
