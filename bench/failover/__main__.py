@@ -40,7 +40,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", help="of faults, * allowed (default: all, but those while slots move)")
     parser.add_argument("--runs", type=int, default=3, help="of each (default: %(default)s)")
     parser.add_argument("--scale", type=float, default=1.0, help="of all times (default: %(default)s)")
-    parser.add_argument("--shards", type=int, help="(default: 10; while slots move: 5, and as many join)")
+    parser.add_argument("--shards", type=int, help="(default: 10; while slots move: 3, and as many join)")
     parser.add_argument("--seed", type=int, default=1, help="of the first run, the next has the next (default: 1)")
     parser.add_argument("--keep", type=Path, help="a file: results in it are reported, too, and new ones added to it")
     parser.add_argument("--out", type=Path, help="write FAILOVER.md and failover.png there (a full run: bench/)")

@@ -6,15 +6,19 @@ clients write meanwhile is the load's (load.py).
 
 from __future__ import annotations
 
+import socket
+
 import hiredis
 
 from bench.failover.servers import asks
+from pyproxy.fleet import HOST, FleetError
 
 DATABASES = (0, 1)
 LARGE = "b:large"
 VALUE = "x" * 100
 GONE = None
-NO_KEY = -2  # of PEXPIRETIME
+FOREVER = -1  # of PEXPIRETIME
+NO_KEY = -2
 DAY_MS = 86_400_000
 
 Contents = dict[tuple[int, str], object]
@@ -50,6 +54,19 @@ class Ballast:
         _check(asks(self._port, [selected, *(command for number in again for command in _written(number))]))
         for number in set(range(self._keys)) - set(again):
             self.expected[database, _name(number)] = GONE
+
+    def touch(self) -> None:
+        """Each string has another value then. One after the other: for a server, two changes at once may be one."""
+        with socket.create_connection((HOST, self._port)) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for number in range(self._keys):
+                name = _name(number)
+                if ":string:" in name:
+                    connection.sendall(b"SET %b touched-%d\r\n" % (name.encode(), number))
+                    answer = connection.recv(100)
+                    if answer != b"+OK\r\n":
+                        raise FleetError(f"expected OK for SET {name}, got {answer!r}")
+                    self.expected[0, name] = b"touched-%d" % number, FOREVER
 
     def differences(self) -> list[str]:
         """What is not as it was written."""

@@ -46,6 +46,12 @@ MOVES = [
         WORKER,
     ),
     MoveFault(
+        "move-touch",
+        "the moves are paused while clients write once to each of many keys",
+        moves.during("following", moves.touch),
+        CLEAN,
+    ),
+    MoveFault(
         "move-full", "the destination has no memory left", moves.during("copying", moves.fill_destination), CLEAN
     ),
     MoveFault(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection
@@ -19,9 +20,9 @@ from typing import Any
 import msgspec
 
 from bench.failover.ballast import Ballast
-from bench.failover.history import State
-from bench.failover.load import CHANNEL, DEPTH, NAMES_PER_PROXY
-from bench.failover.rig import NEVER, Needs, Rig
+from bench.failover.history import Op, State, value_of
+from bench.failover.load import CHANNEL, DEPTH, NAMES_PER_PROXY, packed
+from bench.failover.rig import NEVER, Needs, Rig, take
 from bench.failover.servers import asks, dump, info
 from pyproxy.control.growth.plan_file import read_plan
 from pyproxy.control.growth.transitions import OVER
@@ -124,6 +125,7 @@ class MoveRig(Rig):
         for number in range(wanted * 100 * len(set(self._way_of_slot))):
             found[self._way(f"n{number}")].append(f"n{number}")
         (self._spare, *_) = found[self.shard.name][wanted:]
+        self._moved = next(names for way, names in found.items() if way.startswith(f"{self.shard.name}>"))[wanted]
         return {way: names[:wanted] for way, names in sorted(found.items()) if len(names) >= wanted}
 
     def _fenced(self) -> dict[str, list[int]]:
@@ -202,6 +204,16 @@ class MoveRig(Rig):
 
         self.watch(f"{' or '.join(events)} to be logged", logged)
         return found[0]
+
+    def write_to_moved(self) -> None:
+        """Some writes beside the clients', to keys that have moved from the source."""
+        for client in (f"mover{number}" for number in range(8)):  # so many that each worker has some
+            op = Op(client, 1, self._way(self._moved), "RPUSH", self._moved, value_of(self._moved, client, 1), 0.0)
+            op.sent_at = time.monotonic()
+            with socket.create_connection((HOST, self.ports[0]), 10) as wire:
+                wire.sendall(packed(op))
+                take(op, wire.recv(4096))
+            self.beside.append(op)
 
     def note_hit(self) -> None:
         """The fault is made now: which phases does it find?"""
@@ -310,7 +322,7 @@ class MoveRig(Rig):
 
     def _check_ballast(self) -> None:
         found = self.ballast.differences()
-        self.problems += [f"{len(found)} keys that nobody wrote to are not as they were: {found[0]}"] if found else []
+        self.problems += [f"{len(found)} keys of the ballast are not as they were written: {found[0]}"] if found else []
 
     def _read_states(self, with_writes: bool) -> None:
         for shard in self.shards.values():

@@ -7,6 +7,7 @@ well; they are made longer, as an operator or another fault could:
     following      an attempt to hand over has failed, as the replicas of the destination stand still; the next one
                    comes a second later
     handing-over   the same, but the fault is made within the attempt
+    switched       all workers have just been told of the new owner, and have written something there
     clearing       the operator has the moves paused when the map is written
 """
 
@@ -24,7 +25,7 @@ from pyproxy.fleet import FleetError, LiveShard, Proxy, Server
 Hit = Callable[[MoveRig], None]
 """Makes a fault, and returns when it is over or when it is certain that it will be."""
 
-PHASES = ("copying", "following", "handing-over", "clearing")
+PHASES = ("copying", "following", "handing-over", "switched", "clearing")
 
 
 # --- a phase is reached -----------------------------------------------------------------------------------------------
@@ -41,8 +42,12 @@ def peace(rig: MoveRig) -> None:
 def during(phase: str, hit: Hit) -> Callable[[MoveRig], None]:
     """The moves, and this fault in this phase."""
     reach = {
-        "copying": _copying, "following": _following, "handing-over": _handing_over, "clearing": _clearing
-    }[phase]  # fmt: skip
+        "copying": _copying,
+        "following": _following,
+        "handing-over": _handing_over,
+        "switched": _switched,
+        "clearing": _clearing,
+    }[phase]
 
     def act(rig: MoveRig) -> None:
         rig.fault_begins()
@@ -84,6 +89,15 @@ def _handing_over(rig: MoveRig) -> Iterator[None]:
             yield
         finally:
             _resume(rig.destination.replicas)
+
+
+@contextlib.contextmanager
+def _switched(rig: MoveRig) -> Iterator[None]:
+    with _copying(rig):
+        rig.throttle(0)
+        _until_of_destination(rig, "-move-switch")
+        rig.write_to_moved()
+        yield
 
 
 @contextlib.contextmanager
@@ -142,7 +156,7 @@ def stop_worker(rig: MoveRig) -> None:
     """Until an attempt to hand over is over, one way or the other."""
     worker = rig.stop_process("worker")
     _go_on(rig)
-    rig.until_logged("-move-hand-over", "+move-clear")
+    rig.until_logged("-move-hand-over", "-move-switch")
     rig.resume_process(worker)
 
 
@@ -198,6 +212,13 @@ def _promote(rig: MoveRig, shard: LiveShard) -> None:
 def flush(rig: MoveRig) -> None:
     """A client empties a database, and writes to it again at once."""
     rig.ballast.empty_and_write_again()
+
+
+def touch(rig: MoveRig) -> None:
+    """An operator has the moves paused, and clients write once to each of many keys."""
+    rig.ask_proxy(MovePause())
+    rig.ballast.touch()
+    rig.ask_proxy(MoveResume())
 
 
 def fill_destination(rig: MoveRig) -> None:

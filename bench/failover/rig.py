@@ -158,7 +158,7 @@ class Rig:
             said.append(op)
         for op, wire in zip(said, crowd, strict=True):
             wire.settimeout(PATIENCE_S)
-            _take(op, wire.recv(4096))
+            take(op, wire.recv(4096))
         self.beside += said
         return said
 
@@ -394,7 +394,7 @@ class Rig:
         return max((each for each in self.servers if each.running), key=offset)
 
 
-def _take(op: Op, data: bytes) -> None:
+def take(op: Op, data: bytes) -> None:
     """The answer to it."""
     op.answered_at = time.monotonic()
     reader = hiredis.Reader()

@@ -14,8 +14,8 @@ SCALE = 0.1
 KEYS = 1000
 
 MADE = (
-    "move-one-to-many", "move-kill-parent-handing-over", "move-kill-mover-following", "move-kill-source-copying",
-    "move-stop-destination-handing-over", "move-promote-source-clearing", "move-flush-following",
+    "move-one-to-many", "move-kill-parent-handing-over", "move-kill-destination-handing-over",
+    "move-promote-source-clearing", "move-flush-following",
 )  # fmt: skip
 
 
