@@ -32,6 +32,7 @@ from pyproxy.demo import DRAIN_S, need_hot_path, reserve
 from pyproxy.demo_load import CLIENTS, Figures, Load, different, fill
 from pyproxy.fleet import HOST, Fleet, FleetError, Proxy, interrupts
 from pyproxy.move_commands import shown
+from pyproxy.moves import share
 from pyproxy.shard_map import Node, Shard
 
 BEFORE_S = 3.0  # for which the clients are measured with one server
@@ -217,15 +218,9 @@ def bars(out: TextIO) -> Iterator[Show]:
 
 def done_of(moves: Sequence[Mapping[str, Any]]) -> str:
     """All moves together."""
-    share = sum(share_copied(move) for move in moves) / len(moves)
+    shares = [
+        1.0 if move["phase"] in HANDED_OVER else share(move["phase"], move["keys"], move["keys_done"]) for move in moves
+    ]
+    copied = sum(shares) / len(shares)
     over, handed = (sum(move["phase"] in phases for move in moves) for phases in (("done",), HANDED_OVER))
-    return f"copied {share:4.0%}, handed over {handed} of {len(moves)}, cleared {over} of {len(moves)}"
-
-
-def share_copied(move: Mapping[str, Any]) -> float:
-    match move["phase"]:
-        case "queued" | "checking":
-            return 0.0
-        case "copying":
-            return min(1.0, move["keys_done"] / move["keys"]) if move["keys"] else 0.0
-    return 1.0
+    return f"copied {copied:4.0%}, handed over {handed} of {len(moves)}, cleared {over} of {len(moves)}"

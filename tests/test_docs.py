@@ -98,9 +98,11 @@ NOW = [page for page in WRITTEN if page != HISTORY]
 """The changelog may name what is gone."""
 
 INTERNALS = [ROOT / "CONTRIBUTING.md", *(DOCS / f"{name}.md" for name in ("architecture", "request-path"))]
-INTERNALS += [DOCS / "worker-internals.md", DOCS / "failover-internals.md"]
+INTERNALS += [DOCS / f"{name}-internals.md" for name in ("worker", "failover", "growth")]
 
-OPERATORS = [DOCS / f"{name}.md" for name in ("monitoring", "operations", "promotion", "limits", "blocking", "errors")]
+OPERATORS = [
+    DOCS / f"{name}.md" for name in ("monitoring", "operations", "promotion", "limits", "blocking", "errors", "growth")
+]
 
 ELSEWHERE = ("my.toml",)
 """Files of a reader's own."""
@@ -189,7 +191,7 @@ def misplaced(text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", ["request-path.md", "failover-internals.md"])
+@pytest.mark.parametrize("name", ["request-path.md", "failover-internals.md", "growth-internals.md"])
 def test_each_step_of_a_path_is_in_the_file_that_is_named(name: str) -> None:
     assert misplaced((DOCS / name).read_text()) == []
 
