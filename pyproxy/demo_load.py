@@ -112,6 +112,7 @@ class Load:
         self._clients = [_Client(self, index, keys) for index in range(CLIENTS)]
         self._took: list[float] = []  # since the last measure()
         self._since = time.monotonic()
+        self._ended = asyncio.Event()
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
 
@@ -126,7 +127,7 @@ class Load:
     def stop(self) -> None:
         """Returns when no client asks any more."""
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._loop.call_soon_threadsafe(self._ended.set)
             self._thread.join()
             self._loop.close()
 
@@ -158,15 +159,15 @@ class Load:
         self._took.append(time.monotonic() - began)
 
     def _run(self) -> None:
-        self._loop.create_task(self._connect())
-        self._loop.run_forever()
+        self._loop.run_until_complete(self._ask())
 
-    async def _connect(self) -> None:
+    async def _ask(self) -> None:
         for client in self._clients:
             try:
                 await self._loop.create_connection(partial(_itself, client), HOST, self._port)
             except OSError as exc:
                 self.wrong.append(f"cannot connect: {exc}")
+        await self._ended.wait()
 
 
 def _itself(client: "_Client") -> "_Client":
