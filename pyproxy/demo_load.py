@@ -223,7 +223,8 @@ class _Client(asyncio.Protocol):
         if isinstance(reply, Exception) or reply != self._expected:
             text = b" ".join(self._words).decode()
             self._load.wrong.append(f"{text} was answered with {reply!r}, and not {self._expected!r}")
-            self._transport.close()
+            self._transport.abort()
+            self._transport = None
             return
         if self.asked:
             self.counts[self._number] += 1
@@ -231,4 +232,6 @@ class _Client(asyncio.Protocol):
         asyncio.get_running_loop().call_later(THINK_S, self._ask)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._transport is None:
+            return  # it has left after a wrong answer
         self._load.wrong.append(f"its connection was lost: {exc or 'closed by the proxy'}")
