@@ -28,6 +28,7 @@ BATCH = 200
 LEAST_BATCH = 10
 TRIES = 5  # to delete a batch while nobody changes any of it
 PROBE_S = 0.1
+WAIT_MS = 100
 REST_S = 0.05  # after each batch, while the server is slow
 NAMES_TO_JUDGE = 1000  # at once
 
@@ -77,6 +78,7 @@ class Clearing:
             async with asyncio.TaskGroup() as tasks:
                 others = [tasks.create_task(work()) for work in (self._guard, self._probe, self._judge)]
                 await self._clear()
+                await self._replicate()
                 await self._feed.sync()
                 await self._news.until(lambda: not self._judged)
                 for each in others:
@@ -135,6 +137,16 @@ class Clearing:
             if not found:
                 return
             first = False
+
+    async def _replicate(self) -> None:
+        """Until a replica that follows has deleted them, too: promoted before, it would have them again for good."""
+        while server_info.online_replicas(await server_info.info(self._look[0], b"replication")):
+            (count,) = await self._feed.connection.ask((b"WAIT", b"1", b"%d" % WAIT_MS))
+            if isinstance(count, int) and count > 0:
+                break
+            self.error = f"{self._node}: no replica has deleted what was cleared (WAIT 1); see to its replication"
+            self._means.notify(False)
+        self.error = ""
 
     async def _clear_database(self, database: int, first: bool) -> int:
         """How many names were found."""

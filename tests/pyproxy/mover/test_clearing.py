@@ -92,6 +92,28 @@ async def test_exactly_the_keys_in_the_slots_are_deleted_in_every_database(
         there.close()
 
 
+@pytest.mark.parametrize(("task", "where"), [(Task.CLEAR, 0), (Task.UNDO, 1)])
+async def test_it_is_done_when_a_replica_has_deleted_them_too(task: Task, where: int) -> None:
+    with Fleet(shards=2, replicas=1) as fleet:
+        pair = fleet.shards[0].primary, fleet.shards[1].primary
+        server, replica = fleet.shards[where].servers
+
+        def replication() -> str:
+            return str(server.ask("INFO", "replication"))
+
+        await until("a replica that follows", lambda: "state=online" in replication(), replication)
+        (name,) = inside(1)
+        server.ask("SET", name, "1")
+        await until("the replica to have it", lambda: replica.ask("DBSIZE") == 1, replication)
+        replica.pause()
+        async with clearing(*pair, task) as run:
+            await until("a word about the replica", lambda: "WAIT" in run.clearing.error, lambda: run.clearing.error)
+            assert (run.clearing.done, server.ask("DBSIZE")) == (False, 0)
+            replica.resume()
+            await run.end()
+            assert (replica.ask("DBSIZE"), run.clearing.error) == (0, "")
+
+
 async def test_keys_whose_time_is_over_meanwhile_are_no_strays(pair: tuple[Server, Server]) -> None:
     source, destination = pair
     names = inside(1000)
