@@ -117,10 +117,17 @@ def test_ctrl_c_ends_it_wherever_it_is(tmp_path: Path, after: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    """Of a server."""
+def fleet() -> Iterator[Fleet]:
     with Fleet(1, 0) as fleet:
-        yield fleet.shards[0].primary.port
+        yield fleet
+
+
+@pytest.fixture
+def port(fleet: Fleet) -> int:
+    """Of a server without keys."""
+    port = fleet.shards[0].primary.port
+    ask(port, "FLUSHALL")
+    return port
 
 
 @pytest.mark.parametrize("lie", [("SET", "count:0:7", "1000000"), ("FLUSHALL",)])
@@ -135,7 +142,6 @@ def test_a_client_that_gets_a_wrong_answer_says_so(port: int, lie: tuple[str, ..
 
 
 def test_a_counter_that_went_back_is_counted(port: int) -> None:
-    ask(port, "FLUSHALL")
     fill(port, 100)
     with Load(port, 100).running() as load:
         wait_until("answers", lambda: load.answers > 1000, lambda: f"{load.answers}")
