@@ -30,6 +30,8 @@ from pyproxy.fleet import FleetError, find_backend
 HERE = Path(__file__).resolve().parents[1]
 FILES_WANTED = 20_000
 MINUTE_LOAD_S = 2.0
+KEYS = 20_000
+"""Of the ballast of moves, in each of two databases, at full length."""
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -93,7 +95,7 @@ def once(
     try:
         result: Result | MoveResult
         if isinstance(fault, MoveFault):
-            result = move_trial.run(fault, options.scale, seed, **shards)
+            result = move_trial.run(fault, options.scale, seed, keys=round(KEYS * options.scale), **shards)
         else:
             result = trial.run(fault, options.scale, seed, **shards)
     except (FleetError, OSError, hiredis.HiredisError, subprocess.SubprocessError) as error:

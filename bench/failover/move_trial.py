@@ -73,7 +73,7 @@ class MoveResult(msgspec.Struct, tag=True):
 
 
 def run(
-    fault: MoveFault, scale: float = 1.0, seed: int = 1, shards: int = 3, rate: float = 10.0, keys: int = 20_000,
+    fault: MoveFault, scale: float = 1.0, seed: int = 1, shards: int = 3, rate: float = 10.0, keys: int = 1000,
     proxy: type[Proxy] = Proxy,
 ) -> MoveResult:  # fmt: skip
     """Make the fault once. Raises FleetError if what must come does not."""
