@@ -39,6 +39,16 @@ MOVES = [
         for name, what, hit, expect in HITS
         for phase in moves.PHASES
     ),
+    *(
+        MoveFault(
+            f"move-flush-destination-{phase}",
+            f"FLUSHALL at the destination, past the proxy, {phase}",
+            moves.during(phase, moves.flush_destination),
+            CLEAN,
+            grows=lambda _shards: (1, 1),  # it owns nothing before its move is done
+        )
+        for phase in moves.PHASES[:3]
+    ),
     MoveFault(
         "move-stop-worker",
         "SIGSTOP of a worker until an attempt to hand over has come to an end",

@@ -214,6 +214,12 @@ def flush(rig: MoveRig) -> None:
     rig.ballast.empty_and_write_again()
 
 
+def flush_destination(rig: MoveRig) -> None:
+    """By somebody who takes it for a new server that nobody uses yet."""
+    _resume(rig.destination.replicas)
+    rig.destination.primary.ask("FLUSHALL")
+
+
 def touch(rig: MoveRig) -> None:
     """An operator has the moves paused, and clients write once to each of many keys."""
     rig.ask_proxy(MovePause())

@@ -15,7 +15,7 @@ KEYS = 1000
 
 MADE = (
     "move-one-to-many", "move-kill-parent-handing-over", "move-kill-destination-handing-over",
-    "move-promote-source-clearing", "move-flush-following",
+    "move-promote-source-clearing", "move-flush-destination-handing-over",
 )  # fmt: skip
 
 
