@@ -95,11 +95,12 @@ class Check:
 
     async def _check_rights(self) -> None:
         """Raises Denied where the mover may not do what it has to."""
-        feed = Feed(self._wanted, lambda _: None, lambda: None, lambda: None)
-        try:
-            await feed.open(self._order.source, self._means.access, self._means.timeouts)
-        finally:
-            feed.close()
+        for node in (self._order.source, self._order.destination):
+            feed = Feed(self._wanted, lambda _: None, lambda: None, lambda: None)
+            try:
+                await feed.open(node, self._means.access, self._means.timeouts)
+            finally:
+                feed.close()
         await fence([await self._open(self._order.destination)], self._order.move.id)
 
     async def _check_versions(

@@ -78,7 +78,8 @@ class Copying:
         self._found = 0  # of these in our slots
         self._dbsize = 0
         self._feed = Feed(self._wanted, self._on_names, self._on_flush, self._on_lost)
-        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # the feed is
+        self._there = Feed(self._wanted, lambda _: None, self._on_emptied, self._on_nothing_heard)
+        self._gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # a feed is, or the copy
         self._control: list[Connection] = []  # one to the source, one to the destination
         self._opened: list[Connection] = []  # all of them
         self._adding = asyncio.Lock()
@@ -127,6 +128,7 @@ class Copying:
     async def _begin(self) -> None:
         source, destination = self._order.source, self._order.destination
         await self._feed.open(source, self._means.access, self._means.timeouts)
+        await self._there.open(destination, self._means.access, self._means.timeouts, names=False)
         self._control = [await self._open(source), await self._open(destination)]
         said = await server_info.info(self._control[0], b"server", b"commandstats")
         self._swaps = server_info.calls(said, "swapdb")
@@ -156,6 +158,7 @@ class Copying:
     def _close(self) -> None:
         self._news.close()
         self._feed.close()
+        self._there.close()
         for connection in self._opened:
             connection.close()
 
@@ -167,15 +170,26 @@ class Copying:
         if not self._gone.done():
             lost = self._feed.connection.lost
             emit(Event.FEED_LOST, move=self._order.move.id, node=self._order.source, reason=lost)
-            self._gone.set_exception(lost or Lost(f"{self._order.source}: the change feed is lost"))
+            self._end(lost or Lost(f"{self._order.source}: the change feed is lost"))
+
+    def _on_nothing_heard(self) -> None:
+        self._end(self._there.connection.lost or Lost(f"{self._order.destination}: the connection is lost"))
+
+    def _on_emptied(self) -> None:
+        self._end(Anew(f"{self._order.destination}: a database was emptied, and with it what was copied"))
+
+    def _end(self, why: Lost | Anew) -> None:
+        """The attempt, at the next turn."""
+        if not self._gone.done():
+            self._gone.set_exception(why)
             self._gone.exception()
 
     # --- what the feed tells ---
 
     def _on_names(self, names: list[bytes]) -> None:
         self._dirty.mark(names, asyncio.get_running_loop().time())
-        if self._dirty.bytes > DIRTY_BYTES and not self._gone.done():
-            self._gone.set_exception(
+        if self._dirty.bytes > DIRTY_BYTES:
+            self._end(
                 Anew(
                     f"{self._order.source}: {len(self._dirty)} names have changed and are not copied yet, more than "
                     "the mover keeps in memory: let it copy faster (rate, pause), or move fewer slots at once"
@@ -448,7 +462,10 @@ class Copying:
             if is_through():
                 break
             self._frozen = False  # something was refused
-        return await self._replicated(token) if server_info.online_replicas(said) else True
+        if server_info.online_replicas(said) and not await self._replicated(token):
+            return False
+        await self._there.sync()  # that it was not emptied meanwhile
+        return not self._gone.done()
 
     async def _replicated(self, token: int) -> bool:
         """Whether a replica of the destination has all that was copied; False: nobody asks any more."""

@@ -19,6 +19,9 @@ from pyproxy.shard_map import Node, SlotRange
 PUSH_LIMIT = 256 << 20
 """Bytes of one push: it has all names that one turn of the server's loop has changed, however long a script ran."""
 
+NO_NAME = b"\0pyproxy: no key begins like this\0"
+"""The prefix of a feed that is there to tell of emptied databases, as it does whatever its prefix."""
+
 NO_EVICT = (b"CLIENT", b"NO-EVICT", b"ON")
 """A server short of memory for its clients (7.0) may close those with most of it, as a feed is under load."""
 
@@ -48,13 +51,16 @@ class Feed:
         self._on_lost = on_lost
         self._connection: Connection | None = None
 
-    async def open(self, node: Node, access: Access, timeouts: Timeouts, *, own: bool = False) -> Self:
-        """Everything that changes from now on is told. Raises Lost. `own`: but what its own connection does."""
+    async def open(
+        self, node: Node, access: Access, timeouts: Timeouts, *, own: bool = False, names: bool = True
+    ) -> Self:
+        """Everything that changes from now on is told. Raises Lost. `own`: but what its own connection does. Without
+        `names`: only that a database was emptied."""
         self._connection = await Connection.open(
             node, access, timeouts, limit=PUSH_LIMIT, on_push=self.on_push, on_lost=self._on_lost
         )
-        noloop = (b"NOLOOP",) if own else ()
-        _, tracking = await self._connection.ask(NO_EVICT, (b"CLIENT", b"TRACKING", b"ON", b"BCAST", *noloop))
+        options = (*((b"NOLOOP",) if own else ()), *(() if names else (b"PREFIX", NO_NAME)))
+        _, tracking = await self._connection.ask(NO_EVICT, (b"CLIENT", b"TRACKING", b"ON", b"BCAST", *options))
         if isinstance(tracking, Error):
             self.close()
             raise Denied(f"{node}: {refusal(b'CLIENT TRACKING', tracking)}; it is what tells the mover of changes")

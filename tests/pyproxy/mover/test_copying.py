@@ -213,6 +213,18 @@ async def test_a_source_that_is_emptied_empties_the_copy(two: tuple[Server, Serv
         assert destination.ask("DBSIZE") == 1
 
 
+@pytest.mark.parametrize("command", [b"FLUSHALL", b"FLUSHDB"])
+async def test_a_destination_that_is_emptied_is_copied_to_anew(two: tuple[Server, Server], command: bytes) -> None:
+    source, destination = two
+    await fill(source, 3000)
+    async with copying_of(order(source, destination)) as run:
+        await run.scanned()
+        destination.ask(command)
+        run.copy.set_sync(1)
+        assert "was emptied" in str(await run.ended())
+        assert run.copy.synced == 0
+
+
 async def test_a_database_that_appears_is_copied(two: tuple[Server, Server]) -> None:
     source, destination = two
     async with copying_of(order(source, destination)) as run:
@@ -463,9 +475,9 @@ async def test_over_tls_and_with_a_password(two: tuple[Server, Server], tmp_path
 class Withheld(Feed):
     """What the source tells is heard no earlier than a PING that was sent after it is answered."""
 
-    async def open(self, *where: Any, own: bool = False) -> Self:
+    async def open(self, *where: Any, own: bool = False, names: bool = True) -> Self:
         self.withheld: list[bytes] = []
-        return await super().open(*where, own=own)
+        return await super().open(*where, own=own, names=names)
 
     def on_push(self, frame: bytes) -> None:
         self.withheld.append(frame)
