@@ -289,8 +289,8 @@ def test_expiry_events_of_all_shards_come_in_one_stream(fleet: Fleet, proxy: Pro
 
 
 def test_numbers_are_those_of_all_workers(proxy: Proxy) -> None:
-    with Talks(proxy, 5) as talks:
-        workers = [proxy_info(conn)["worker"] for conn in talks]
+    with Talks(proxy, 0) as talks:
+        workers = talks.spread(proxy, 5)
         assert set(workers[:4]) == {"0", "1"}
         for conn in talks[:4]:
             subscribed(conn, "SUBSCRIBE", "sum:a")
@@ -318,6 +318,23 @@ class Talks(list[Connection]):
     def __init__(self, proxy: Proxy, count: int) -> None:
         super().__init__(Connection(proxy.port) for _ in range(count))
 
+    def spread(self, proxy: Proxy, count: int) -> list[str]:
+        """Open so many, half of them at each of two workers -> the worker of each. One that stood still gets none."""
+        workers: list[str] = []
+
+        def are_open() -> bool:
+            conn = Connection(proxy.port)
+            worker = proxy_info(conn)["worker"]
+            if workers.count(worker) < (count + 1) // 2:
+                self.append(conn)
+                workers.append(worker)
+            else:
+                conn.close()
+            return len(workers) == count
+
+        wait_until(f"{count} connections at two workers", are_open, lambda: str(workers))
+        return workers
+
     def __enter__(self) -> "Talks":
         return self
 
@@ -329,7 +346,8 @@ class Talks(list[Connection]):
 def test_there_is_one_subscription_per_shard_and_worker_and_none_when_nobody_is_left(
     fleet: Fleet, proxy: Proxy
 ) -> None:
-    with Talks(proxy, 9) as talks:
+    with Talks(proxy, 0) as talks:
+        talks.spread(proxy, 9)
         for conn in talks:
             subscribed(conn, "SUBSCRIBE", "shared")
             subscribed(conn, "PSUBSCRIBE", "shared*")
