@@ -373,8 +373,10 @@ class Copying:
 
     async def _until_room(self, copier: Copier, size: int) -> None:
         """Until a batch may be sent: not paused, within the rate and what the servers bear, and there is memory."""
-        wait = 0.0 if self._hurry else self._means.bucket.take(size, asyncio.get_running_loop().time())
-        while wait > 0 and not self._hurry:
+        bucket = self._means.bucket
+        wait = 0.0 if self._hurry else bucket.take(size, asyncio.get_running_loop().time())
+        bound = bucket.bytes_per_s
+        while wait > 0 and not self._hurry and bucket.bytes_per_s == bound:
             await asyncio.sleep(min(wait, FOLLOW_S))
             wait -= FOLLOW_S
         while True:

@@ -169,7 +169,7 @@ class Mover:
             await self._news.wait()
             self._news.clear()
             orders = self._orders
-            means.bucket.bytes_per_s = orders.bytes_per_s
+            means.bucket.bound(orders.bytes_per_s)
             if orders.paused:
                 means.going.clear()
             else:

@@ -14,6 +14,11 @@ class Bucket:
         self.bytes_per_s = bytes_per_s
         self._free_at = 0.0  # when what was taken is paid for
 
+    def bound(self, bytes_per_s: int) -> None:
+        """From now on. A debt from before is forgotten: what waits for a low rate goes on as soon as it is raised."""
+        if bytes_per_s != self.bytes_per_s:
+            self.bytes_per_s, self._free_at = bytes_per_s, 0.0
+
     def take(self, size: int, now: float) -> float:
         """How many seconds to wait before so many bytes are sent."""
         if not self.bytes_per_s:

@@ -341,6 +341,21 @@ async def test_once_a_sync_is_answered_nothing_is_sent_until_none_is_asked_for(t
         assert destination.ask("MGET", "a", "b", "c", "d") == [None, b"old", None, b"late"]
 
 
+async def test_what_waits_for_a_low_rate_goes_on_when_it_is_raised(two: tuple[Server, Server]) -> None:
+    source, destination = two
+    connection = await connect(source)
+    await connection.ask(*((b"SET", b"key:%d" % number, b"1") for number in range(2000)))
+    connection.close()
+    means = Means(ACCESS, TIMEOUTS, lambda _: None)
+    means.going.set()
+    means.bucket.bound(1)
+    async with copying_of(order(source, destination), means) as run:
+        await run.until("the first keys to be copied", lambda: destination.ask("DBSIZE") != 0)
+        means.bucket.bound(0)
+        await run.scanned()
+    assert destination.ask("DBSIZE") == 2000
+
+
 async def test_a_replica_of_the_destination_has_all_that_was_synced() -> None:
     with Fleet(shards=2, replicas=1) as fleet:
         source, destination, replica = fleet.shards[0].primary, *fleet.shards[1].servers

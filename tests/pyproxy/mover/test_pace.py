@@ -16,6 +16,15 @@ def test_time_in_which_nothing_was_sent_is_not_saved_up() -> None:
     assert bucket.take(1000, 100.0) == 1.0
 
 
+def test_another_rate_counts_from_now_on() -> None:
+    bucket = Bucket(10)
+    bucket.take(1000, 50.0)
+    bucket.bound(10)
+    assert bucket.take(1000, 50.0) == 100.0
+    bucket.bound(1000)
+    assert (bucket.take(500, 50.0), bucket.take(500, 50.0)) == (0.0, 0.5)
+
+
 def test_without_a_bound_nothing_waits() -> None:
     bucket = Bucket()
     assert [bucket.take(1 << 40, 0.0) for _ in range(3)] == [0.0, 0.0, 0.0]
