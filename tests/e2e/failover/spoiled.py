@@ -24,15 +24,18 @@ from pyproxy.mover.feed import Feed
 
 PATCH = pytest.MonkeyPatch()
 LAG_S = 1.0
+AWAY_S = 0.05
 
 
 class Late(Copier):
-    """A name leaves the dirty set when its RESTORE is answered, not when its DUMP is sent."""
+    """A name leaves the dirty set when its RESTORE is answered, not when its DUMP is sent. To have that seen on a fast
+    machine, too, the answers are far away."""
 
     def _on_sent(self, _batch: Batch) -> Mapping[bytes, Mark]:
         return {}
 
     async def _finish(self, number: int, batch: Batch, marks: Mapping[bytes, Mark], dumped: Any) -> None:
+        await asyncio.sleep(AWAY_S)
         await super()._finish(number, batch, marks, dumped)
         self._dirty.sent(batch.names)
 
