@@ -120,6 +120,8 @@ class _Attempt:
         try:
             await self._ask_connection_id()
             lease.unblock = self._start_unblocking
+            if conversation.lane.links[lease.link.index].router.gate.directive.closed:
+                self._start_unblocking()  # it was closed while the lease was made ready
             with conversation.waiting(self._start_unblocking):
                 deadline_s = None if left_s is None else left_s + conversation.deadline_s(request)
                 return await conversation.ask_on(lease, request, write=is_write, deadline_s=deadline_s)
@@ -168,7 +170,9 @@ class _Attempt:
                 if not self._lease.client_id:
                     return False
                 asked = Request([b"CLIENT", b"UNBLOCK", self._lease.client_id, b"TIMEOUT"])
-                reply = await conversation.ask_on(other, asked, write=False, deadline_s=conversation.reply_s)
+                reply = await conversation.ask_on(
+                    other, asked, write=False, deadline_s=conversation.reply_s, of_keys=False
+                )
                 other.reusable = True
                 return bool(reply.startswith(b":"))
         return True

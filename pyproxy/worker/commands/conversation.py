@@ -558,18 +558,23 @@ class Conversation:
                     await asyncio.sleep(RETRY_S)
             yield lease
 
-    async def ask_on(self, lease: Lease, asked: Asked, *, write: bool, deadline_s: float | None = None) -> bytes:
+    async def ask_on(
+        self, lease: Lease, asked: Asked, *, write: bool, deadline_s: float | None = None, of_keys: bool = True
+    ) -> bytes:
         """The reply to one request, or to the EXEC of a block, on a leased connection.
 
         A write passes the gate of its shard first. Errors of the server are replies. Raises Refusal where none comes:
         the connection is lost, or, with `deadline_s`, nothing came in time; then the connection is closed. Raises
         NotSent where it was lost before anything was sent.
+
+        `of_keys`: it must go where the slots are; else it is about the server, or one of its connections.
         """
         shard = lease.link.index
         if write:
             await self.pass_gate(shard, asked.size)
         self._check_not_over()
-        self._check_slots()
+        if of_keys:
+            self._check_slots()
         if lease.lost:
             raise NotSent(errors.not_applied(lease.link.name, lease.link.node, lease.lost))
         answered: asyncio.Future[bytes] = self.lane.loop.create_future()

@@ -383,6 +383,42 @@ def test_who_waits_for_a_key_waits_at_its_new_owner(
     assert source.ask("EXISTS", key) == 0
 
 
+def test_who_cannot_be_unblocked_before_the_slots_have_moved_is_unblocked_then(
+    worker: BareWorker, keys: Keys, conn: Connection, other: Connection, source: Server
+) -> None:
+    key = keys.one(SOURCE)
+    conn.send(("XREAD", "BLOCK", 0, "STREAMS", key, 0))
+    _wait_blocked(other)
+    source.pause()
+    worker.close(SOURCE, moving=True)
+    worker.move_slots(SOURCE, OTHER, slot(key.encode()))
+    worker.open(SOURCE, OTHER)
+    source.resume()
+    assert other.ask("XADD", key, "1-1", "f", "v") == b"1-1"
+    assert conn.read() == [[key.encode(), [[b"1-1", [b"f", b"v"]]]]]
+
+
+def test_who_begins_to_wait_while_the_gate_closes_does_not_stay_at_the_old_owner(
+    worker: BareWorker, keys: Keys, conn: Connection, other: Connection, source: Server
+) -> None:
+    """Its connection was being made when the gate closed."""
+    key = keys.one(SOURCE)
+    source.pause()
+    conn.send(("XREAD", "BLOCK", 0, "STREAMS", key, 0))
+    worker.wait_count("leased_connections", 1)
+    worker.close(SOURCE, moving=True)
+    source.resume()
+
+    def waits() -> bool:
+        return worker.holding(SOURCE).requests == 1 or "cmd=xread" in str(source.ask("CLIENT", "LIST"))
+
+    wait_until("it to wait at the gate, or at the server", waits, worker.tail)
+    worker.move_slots(SOURCE, OTHER, slot(key.encode()))
+    worker.open(SOURCE, OTHER)
+    assert other.ask("XADD", key, "1-1", "f", "v") == b"1-1"
+    assert conn.read() == [[key.encode(), [[b"1-1", [b"f", b"v"]]]]]
+
+
 def test_one_who_waits_over_shards_does_not_keep_a_move_waiting(
     worker: BareWorker, keys: Keys, conn: Connection, other: Connection
 ) -> None:
