@@ -176,13 +176,15 @@ class GrowthCoordinator:
             event, asked = await control.events.get()
             if isinstance(event, TurnGiven):
                 control.has_turn = False  # its phase says it from the step below on
-            control.asked = asked or control.asked
+            control.asked = asked
             for effect in machine.step(event, time.monotonic()):
                 await self._carry_out(control, effect)
-            if control.asked is not None and asked is not None and not asked.done():
-                asked.set_result(Answer(True, f"{control.move.id} is {machine.phase.value}"))
             control.tick_in(machine.due)
             self._give_turn()
+        while not control.events.empty():  # who has asked while it came to its end
+            _, asked = control.events.get_nowait()
+            if asked is not None:
+                asked.set_result(Answer(False, f"{control.move.id} is {machine.phase.value}"))
         self._follow()
 
     # --- what comes in ---
@@ -202,14 +204,13 @@ class GrowthCoordinator:
     def _on_shard_changed(self, shard: str) -> None:
         """It has left `healthy`, is healthy again, or has another primary, to which no order has been made yet."""
         why, (_, epoch) = self._failover.trouble(shard), self._failover.primary(shard)
+        changed = why or f"has another primary, of epoch {epoch}"
         for control in self._under_way:
-            order = control.order
-            for end, event in ((control.move.source, SourceUnwell), (control.move.destination, DestinationUnwell)):
-                ordered = (
-                    0 if order is None else order.source_epoch if event is SourceUnwell else order.destination_epoch
-                )
-                if end == shard and (why or (order is not None and ordered != epoch)):
-                    control.post(event(why or f"has another primary, of epoch {epoch}"))
+            move, order = control.move, control.order
+            if shard == move.source and (why or (order is not None and order.source_epoch != epoch)):
+                control.post(SourceUnwell(changed))
+            if shard == move.destination and (why or (order is not None and order.destination_epoch != epoch)):
+                control.post(DestinationUnwell(changed))
         self._give_turn()
 
     @property
@@ -300,7 +301,10 @@ class GrowthCoordinator:
     async def _write_map(self, control: MoveControl, entry: Entry) -> None:
         """Until it is known whether it is written: a map that may be written must not be given up."""
         async with self._saving:
-            why = await self._try_to_save(self._document.handed_over(entry, time.time()))
+            try:
+                why = await self._try_to_save(self._document.handed_over(entry, time.time()))
+            except StoreError as exc:  # the slots are not the source's: nothing was saved
+                why = str(exc)
         control.post(MapNotWritten(why) if why else MapWritten())
 
     async def _record(self, entry: Entry) -> None:
@@ -396,11 +400,12 @@ class GrowthCoordinator:
 
     async def forget(self, shard: str) -> str:
         """Take a shard without slots out of the store. Raises Refused."""
-        try:
-            self._document.without_shard(shard)  # raises for what cannot be
-        except StoreError as exc:
-            raise Refused(str(exc)) from None
-        await self._save(lambda document: document.without_shard(shard))
+        async with self._starting:  # no move to it begins meanwhile
+            try:
+                self._document.without_shard(shard)  # raises for what cannot be
+            except StoreError as exc:
+                raise Refused(str(exc)) from None
+            await self._save(lambda document: document.without_shard(shard))
         return f"{shard} is not in the store any more; this process lets go of its servers when it is started again"
 
     async def _reach(self, added: list[Shard]) -> None:

@@ -119,9 +119,9 @@ class _Attempt:
         conversation, lease = self._conversation, self._lease
         try:
             await self._ask_connection_id()
+            # it may have closed while the lease was made ready, and what is sent later is not unblocked by that
+            await conversation.pass_gate(lease.link.index, request.size)
             lease.unblock = self._start_unblocking
-            if conversation.lane.links[lease.link.index].router.gate.directive.closed:
-                self._start_unblocking()  # it was closed while the lease was made ready
             with conversation.waiting(self._start_unblocking):
                 deadline_s = None if left_s is None else left_s + conversation.deadline_s(request)
                 return await conversation.ask_on(lease, request, write=is_write, deadline_s=deadline_s)

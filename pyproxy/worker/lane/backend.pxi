@@ -564,7 +564,7 @@ cdef class Backend:
                     last_write[owner] = i
             item = item.next_queued
         for owner in uncertain_clients:
-            home.mark_uncertain(owner)   # before what it unanswered_requests here is forgiven
+            home.mark_uncertain(owner)   # before what it owed here is forgiven
         uncertain_clients = []
         # nothing has changed until here
         self.wire = None

@@ -14,7 +14,7 @@ from pyproxy.control.growth import coordinator
 from pyproxy.control.growth.coordinator import GrowthCoordinator
 from pyproxy.control.growth.file_store import FileStore
 from pyproxy.control.growth.opening import Opened
-from pyproxy.control.growth.store import NotSaved, Store, seeded
+from pyproxy.control.growth.store import Document, NotSaved, Store, StoreError, seeded
 from pyproxy.control.growth.transitions import Entry, Phase
 from pyproxy.control.health.monitor import HealthMonitor
 from pyproxy.control.http.admin import Refused
@@ -235,5 +235,41 @@ def test_a_move_is_shown_as_over_only_when_another_one_may_begin(monkeypatch: py
             await aborting
             assert '"phase":"aborted"' in growth.status()
             await growth.start(plan(1), False, False)
+
+    asyncio.run(scenario())
+
+
+def test_who_asks_a_move_that_is_just_coming_to_its_end_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        store = SlowStore()
+        async with coordinating(monkeypatch, store, Entry(move=MOVES[0])) as (growth, _, mover):
+            await mover.ordered(lambda orders: bool(orders))
+            store.lets.clear()
+            first = asyncio.create_task(growth.abort("m0"))
+            second = asyncio.create_task(growth.abort("m0"))
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+            store.lets.set()
+            assert await first == "m0 is aborted; nothing was copied"
+            with pytest.raises(Refused, match="m0 is aborted"):
+                await second
+
+    asyncio.run(scenario())
+
+
+def test_where_the_map_cannot_be_made_the_writes_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with copying(monkeypatch, SlowStore()) as (servers, mover):
+
+            def impossible(*_: object) -> Document:
+                raise StoreError("expected one owner for every slot, got nobody for 7")
+
+            monkeypatch.setattr(Document, "handed_over", impossible)
+            servers.late = ""
+            servers.given_up.set()
+            mover.say(Progress([through(MOVES[0], mover.orders.version)]))
+            await mover.sync(MOVES[0])
+            await servers.on_release.wait()
+            assert servers.holds == 0
 
     asyncio.run(scenario())
