@@ -375,7 +375,7 @@ class Coordinator:
         self._step(control.shard.name, outcome)
 
     async def _quiesce(self, shard: str) -> None:
-        why = await self.is_quiet(shard, QUIESCE_S)
+        why = await self.until_quiesced(shard, QUIESCE_S)
         self._step(shard, QuiesceFailed(f"{why} after {QUIESCE_S:g} s") if why else Quiesced())
 
     async def _switch(self, control: ShardControl) -> None:
@@ -430,7 +430,7 @@ class Coordinator:
         control = self._shards[shard]
         return control.shard.primary, control.epoch
 
-    async def is_quiet(self, shard: str, deadline_s: float) -> str:
+    async def until_quiesced(self, shard: str, deadline_s: float) -> str:
         """Wait until all workers hold the writes of a shard and have none in flight. Empty, or who does not in time."""
         supervisor = self._supervisor()
         late = await supervisor.all_applied(self.topology.version, deadline_s, shard) if supervisor else []

@@ -21,6 +21,7 @@ import msgspec
 from pyproxy import __version__, moves
 from pyproxy.access import Access
 from pyproxy.control.failover.coordinator import Coordinator
+from pyproxy.control.failover.transitions import Answer, Log, PauseAsked, ResumeAsked, Ticked
 from pyproxy.control.growth import transitions
 from pyproxy.control.growth.machine import HOLD_S, MoveMachine
 from pyproxy.control.growth.mover_process import MoverProcess
@@ -32,31 +33,26 @@ from pyproxy.control.growth.transitions import (
     HANDING_OVER,
     OVER,
     AbortAsked,
-    Answer,
     AwaitDrained,
-    AwaitQuiet,
     DestinationUnwell,
     Drained,
     Entry,
     HoldWrites,
-    Log,
     MapNotWritten,
     MapWritten,
     MoveEffect,
     MoveEvent,
     MoverLost,
-    NotQuiet,
-    PauseAsked,
     Phase,
-    Quiet,
+    Quiesce,
+    Quiesced,
+    QuiesceFailed,
     Record,
     ReleaseWrites,
-    ResumeAsked,
     SourceUnwell,
     Started,
     Switch,
     Switched,
-    Ticked,
     TurnGiven,
     WriteMap,
     noticed,
@@ -240,8 +236,8 @@ class GrowthCoordinator:
                 self._failover.hold_writes(shard)
             case ReleaseWrites(shard):
                 self._failover.release_writes(shard)
-            case AwaitQuiet(attempt):
-                self._start(self._await_quiet(control, attempt), f"quiet {move.source}")
+            case Quiesce(attempt):
+                self._start(self._quiesce(control, attempt), f"quiet {move.source}")
             case WriteMap(entry):
                 self._start(self._write_map(control, entry), f"map of {move.id}")
             case Switch():
@@ -277,9 +273,9 @@ class GrowthCoordinator:
         paused = any(control.machine.paused for control in self._under_way)
         self._mover.order(Orders(self._version, orders, self._bytes_per_s, paused), needed=bool(self._under_way))
 
-    async def _await_quiet(self, control: MoveControl, attempt: int) -> None:
-        why = await self._failover.is_quiet(control.move.source, HOLD_S)
-        control.post(NotQuiet(attempt, f"{why} after {HOLD_S:g} s") if why else Quiet(attempt))
+    async def _quiesce(self, control: MoveControl, attempt: int) -> None:
+        why = await self._failover.until_quiesced(control.move.source, HOLD_S)
+        control.post(QuiesceFailed(attempt, f"{why} after {HOLD_S:g} s") if why else Quiesced(attempt))
 
     async def _switch(self, control: MoveControl) -> None:
         await self._failover.give_slots(self._document.shards, control.move.destination)

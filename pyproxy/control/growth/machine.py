@@ -21,12 +21,11 @@ from collections.abc import Callable
 
 import msgspec
 
+from pyproxy.control.failover.transitions import Answer, Log, PauseAsked, ResumeAsked, Ticked
 from pyproxy.control.growth.transitions import (
     HANDED_OVER,
     AbortAsked,
-    Answer,
     AwaitDrained,
-    AwaitQuiet,
     Checked,
     Cleared,
     DestinationUnwell,
@@ -34,27 +33,24 @@ from pyproxy.control.growth.transitions import (
     Entry,
     Hold,
     HoldWrites,
-    Log,
     MapNotWritten,
     MapWritten,
     MoveEffect,
     MoveEvent,
     MoverLost,
-    NotQuiet,
     Order,
-    PauseAsked,
     Phase,
     ProgressMade,
-    Quiet,
+    Quiesce,
+    Quiesced,
+    QuiesceFailed,
     Record,
     ReleaseWrites,
-    ResumeAsked,
     SourceUnwell,
     Started,
     Switch,
     Switched,
     Synced,
-    Ticked,
     TurnGiven,
     Undone,
     WriteMap,
@@ -221,18 +217,18 @@ class MoveMachine:
         self.totals = msgspec.structs.replace(self.totals, attempts=self.totals.attempts + 1)
         attempt = self.totals.attempts
         log = self._enter(Phase.HOLDING, now, "its turn has come", Event.MOVE_HAND_OVER, attempt=attempt)
-        return [HoldWrites(self.move.source), AwaitQuiet(attempt), *log]
+        return [HoldWrites(self.move.source), Quiesce(attempt), *log]
 
-    def _on_quiet(self, event: MoveEvent, now: float) -> list[MoveEffect]:
-        assert isinstance(event, Quiet)
+    def _on_quiesced(self, event: MoveEvent, now: float) -> list[MoveEffect]:
+        assert isinstance(event, Quiesced)
         if event.attempt != self.totals.attempts:
             return []
         if now >= self._held_since + HOLD_S:
             return self._on_late(event, now)
         return [Order(Task.COPY, event.attempt), *self._enter(Phase.SYNCING, now, "no write is in flight")]
 
-    def _on_not_quiet(self, event: MoveEvent, now: float) -> list[MoveEffect]:
-        assert isinstance(event, NotQuiet)
+    def _on_quiesce_failed(self, event: MoveEvent, now: float) -> list[MoveEffect]:
+        assert isinstance(event, QuiesceFailed)
         return self._give_up(event.why, now) if event.attempt == self.totals.attempts else []
 
     def _on_synced(self, event: MoveEvent, now: float) -> list[MoveEffect]:
@@ -343,13 +339,6 @@ class MoveMachine:
         return [*effects, *self._record(), Answer(True, f"{self.move.id} is paused")]
 
     def _on_resume_asked(self, event: MoveEvent, now: float) -> list[MoveEffect]:
-        if self.phase is Phase.FAILED:
-            self.paused = False
-            return [
-                *self._check("an operator asked for another check", now),
-                Record(self.entry),
-                Answer(True, f"{self.move.id} is checked again"),
-            ]
         if not self.paused:
             return [Answer(False, f"{self.move.id} is not paused: it is {self.phase.value}")]
         self.paused = False
@@ -421,7 +410,19 @@ TASKS = {
 
 Handler = Callable[[MoveMachine, MoveEvent, float], list[MoveEffect]]
 
-_OUTCOMES = (Checked, TurnGiven, Quiet, NotQuiet, Synced, MapWritten, MapNotWritten, Switched, Drained, Cleared, Undone)
+_OUTCOMES = (
+    Checked,
+    TurnGiven,
+    Quiesced,
+    QuiesceFailed,
+    Synced,
+    MapWritten,
+    MapNotWritten,
+    Switched,
+    Drained,
+    Cleared,
+    Undone,
+)
 _TROUBLE = (SourceUnwell, DestinationUnwell, MoverLost)
 
 _IDLE: dict[type, Handler] = dict.fromkeys((Started, Ticked, ProgressMade, *_OUTCOMES, *_TROUBLE), MoveMachine._ignore)
@@ -448,7 +449,7 @@ TABLE: dict[Phase, dict[type, Handler]] = {
     Phase.READY: {**_IDLE, **_COPY, Ticked: MoveMachine._review, TurnGiven: MoveMachine._on_turn},
     Phase.HOLDING: {
         **_IDLE, **_COPY,
-        Ticked: MoveMachine._on_late, Quiet: MoveMachine._on_quiet, NotQuiet: MoveMachine._on_not_quiet,
+        Ticked: MoveMachine._on_late, Quiesced: MoveMachine._on_quiesced, QuiesceFailed: MoveMachine._on_quiesce_failed,
     },
     Phase.SYNCING: {**_IDLE, **_COPY, Ticked: MoveMachine._on_late, Synced: MoveMachine._on_synced},
     Phase.WRITING: {
@@ -465,6 +466,6 @@ TABLE: dict[Phase, dict[type, Handler]] = {
     },
     Phase.DONE: {**_IDLE, **_OVER},
     Phase.ABORTED: {**_IDLE, **_OVER},
-    Phase.FAILED: {**_IDLE, **_BEFORE, PauseAsked: MoveMachine._not_now},
+    Phase.FAILED: {**_IDLE, **_OVER},
 }  # fmt: skip
 """What each phase does with each event."""

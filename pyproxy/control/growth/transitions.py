@@ -4,12 +4,11 @@ Values only. Events go into a MoveMachine, effects come out; `Entry` is what out
 """
 
 import enum
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
 
-from pyproxy.events import Event
+from pyproxy.control.failover.transitions import Answer, Log, PauseAsked, ResumeAsked, Ticked
 from pyproxy.moves import Move, MoveProgress, Task
 
 
@@ -96,14 +95,14 @@ class TurnGiven:
 
 
 @dataclass(frozen=True, slots=True)
-class Quiet:
+class Quiesced:
     """Every worker holds, and no write to the source is in flight."""
 
-    attempt: int  # of AwaitQuiet
+    attempt: int  # of Quiesce
 
 
 @dataclass(frozen=True, slots=True)
-class NotQuiet:
+class QuiesceFailed:
     attempt: int
     why: str
 
@@ -146,21 +145,6 @@ class Undone:
 
 
 @dataclass(frozen=True, slots=True)
-class Ticked:
-    """Time has passed."""
-
-
-@dataclass(frozen=True, slots=True)
-class PauseAsked:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class ResumeAsked:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
 class AbortAsked:
     pass
 
@@ -183,9 +167,9 @@ class MoverLost:
 
 
 MoveEvent = (
-    Started | ProgressMade | Checked | TurnGiven | Quiet | NotQuiet | Synced | MapWritten | MapNotWritten | Switched
-    | Drained | Cleared | Undone | Ticked | PauseAsked | ResumeAsked | AbortAsked | SourceUnwell | DestinationUnwell
-    | MoverLost
+    Started | ProgressMade | Checked | TurnGiven | Quiesced | QuiesceFailed | Synced | MapWritten | MapNotWritten
+    | Switched | Drained | Cleared | Undone | Ticked | PauseAsked | ResumeAsked | AbortAsked | SourceUnwell
+    | DestinationUnwell | MoverLost
 )  # fmt: skip
 
 
@@ -230,8 +214,9 @@ class ReleaseWrites:
 
 
 @dataclass(frozen=True, slots=True)
-class AwaitQuiet:
-    """See that all workers hold the writes of the source and owe no answer to one; answered by Quiet or NotQuiet."""
+class Quiesce:
+    """See that all workers hold the writes of the source and owe no answer to one. Answered by Quiesced or
+    QuiesceFailed."""
 
     attempt: int
 
@@ -262,20 +247,6 @@ class Record:
     entry: Entry
 
 
-@dataclass(frozen=True, slots=True)
-class Log:
-    event: Event
-    fields: Mapping[str, object]
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """To the operator who asked."""
-
-    done: bool
-    text: str
-
-
 MoveEffect = (
-    Order | HoldWrites | ReleaseWrites | AwaitQuiet | WriteMap | Switch | AwaitDrained | Record | Log | Answer
+    Order | HoldWrites | ReleaseWrites | Quiesce | WriteMap | Switch | AwaitDrained | Record | Log | Answer
 )  # fmt: skip

@@ -5,20 +5,19 @@ from typing import Any
 
 import msgspec
 
+from pyproxy.control.failover.transitions import Answer, Log
 from pyproxy.control.growth.machine import MoveMachine
 from pyproxy.control.growth.transitions import (
-    Answer,
     Checked,
     Drained,
     Entry,
-    Log,
     MapWritten,
     MoveEffect,
     MoveEvent,
     Order,
     Phase,
     ProgressMade,
-    Quiet,
+    Quiesced,
     Record,
     Started,
     Switched,
@@ -62,7 +61,7 @@ class SimulatedMove:
             Phase.COPYING: ProgressMade(msgspec.structs.replace(progress, behind_s=5.0)),
             Phase.FOLLOWING: ProgressMade(progress),
             Phase.READY: TurnGiven(),
-            Phase.HOLDING: Quiet(attempt),
+            Phase.HOLDING: Quiesced(attempt),
             Phase.SYNCING: Synced(attempt),
             Phase.WRITING: MapWritten(),
             Phase.SWITCHING: Switched(),

@@ -63,7 +63,7 @@ class Servers:
         self.holds -= 1
         self.on_release.set()
 
-    async def is_quiet(self, _shard: str, _deadline_s: float) -> str:
+    async def until_quiesced(self, _shard: str, _deadline_s: float) -> str:
         await self.given_up.wait()
         asyncio.get_running_loop().call_soon(self.just_after)
         return self.late

@@ -3,12 +3,11 @@
 import msgspec
 import pytest
 
+from pyproxy.control.failover.transitions import Answer, PauseAsked, ResumeAsked, Ticked
 from pyproxy.control.growth.machine import FEW, HOLD_S, RETRY_S, SHOWN, YOUNG_S
 from pyproxy.control.growth.transitions import (
     AbortAsked,
-    Answer,
     AwaitDrained,
-    AwaitQuiet,
     Checked,
     Cleared,
     DestinationUnwell,
@@ -19,21 +18,19 @@ from pyproxy.control.growth.transitions import (
     MapWritten,
     MoveEvent,
     MoverLost,
-    NotQuiet,
     Order,
-    PauseAsked,
     Phase,
     ProgressMade,
-    Quiet,
+    Quiesce,
+    Quiesced,
+    QuiesceFailed,
     Record,
     ReleaseWrites,
-    ResumeAsked,
     SourceUnwell,
     Started,
     Switch,
     Switched,
     Synced,
-    Ticked,
     Totals,
     TurnGiven,
     Undone,
@@ -73,8 +70,8 @@ def test_a_move_is_checked_copied_followed_handed_over_and_cleared() -> None:
     assert (move.phase, move.done) == (Phase.READY, [])
 
     move.step(TurnGiven())
-    assert move.done == [HoldWrites("s0"), AwaitQuiet(1)]
-    move.step(Quiet(1))
+    assert move.done == [HoldWrites("s0"), Quiesce(1)]
+    move.step(Quiesced(1))
     assert move.order == Order(Task.COPY, sync=1)
     move.forget()
     move.step(Synced(1))
@@ -113,16 +110,6 @@ def test_a_move_that_is_refused_changes_nothing_and_says_why() -> None:
     assert (move.phase, move.machine.why) == (Phase.FAILED, "s10 has keys in these slots; s10 is full")
 
 
-def test_a_refused_move_is_checked_again_when_an_operator_says_so() -> None:
-    move = at(Phase.CHECKING)
-    move.step(Checked(("s10 is full",)))
-    move.forget()
-    move.step(ResumeAsked())
-    assert move.phase is Phase.CHECKING
-    assert move.order == Order(Task.CHECK)
-    assert [answer.done for answer in move.answers] == [True]
-
-
 def test_the_journal_knows_of_the_copy_before_the_first_key_is_copied() -> None:
     move = at(Phase.CHECKING)
     move.step(Checked(()))
@@ -156,7 +143,7 @@ def test_a_turn_that_comes_when_it_is_not_ready_any_more_is_not_taken() -> None:
 
 def test_writes_that_do_not_end_give_the_hand_over_up() -> None:
     move = at(Phase.HOLDING)
-    move.step(NotQuiet(1, "worker 1 had writes in flight"))
+    move.step(QuiesceFailed(1, "worker 1 had writes in flight"))
     assert move.done == [ReleaseWrites("s0"), Order(Task.COPY)]
     assert (move.phase, move.logged) == (Phase.FOLLOWING, ["-move-hand-over"])
 
@@ -173,7 +160,7 @@ def test_a_hold_is_given_up_when_it_has_lasted_too_long(phase: Phase) -> None:
     assert move.phase is Phase.FOLLOWING
 
 
-@pytest.mark.parametrize(("phase", "outcome"), [(Phase.HOLDING, Quiet(1)), (Phase.SYNCING, Synced(1))])
+@pytest.mark.parametrize(("phase", "outcome"), [(Phase.HOLDING, Quiesced(1)), (Phase.SYNCING, Synced(1))])
 def test_an_outcome_that_comes_too_late_gives_it_up_even_before_the_tick(phase: Phase, outcome: MoveEvent) -> None:
     move = at(phase)
     move.step(outcome, HOLD_S)
@@ -195,7 +182,7 @@ def test_it_is_tried_again_after_a_pause_that_grows() -> None:
     move = at(Phase.READY)
     for pause_s in (*RETRY_S, RETRY_S[-1]):
         move.step(TurnGiven())
-        move.step(NotQuiet(move.machine.totals.attempts, "busy"))
+        move.step(QuiesceFailed(move.machine.totals.attempts, "busy"))
         move.progress()
         assert move.phase is Phase.FOLLOWING
         due = move.machine.due
@@ -206,14 +193,14 @@ def test_it_is_tried_again_after_a_pause_that_grows() -> None:
         assert move.is_in(Phase.READY)
 
 
-@pytest.mark.parametrize("outcome", [Quiet(1), NotQuiet(1, "busy")], ids=["quiet", "not quiet"])
+@pytest.mark.parametrize("outcome", [Quiesced(1), QuiesceFailed(1, "busy")], ids=["quiet", "not quiet"])
 def test_an_outcome_of_an_attempt_that_was_given_up_is_not_that_of_the_next(outcome: MoveEvent) -> None:
     move = at(Phase.HOLDING)
     move.step(Ticked(), HOLD_S)
     move.progress()
     move.step(Ticked(), RETRY_S[0])
     move.step(TurnGiven())
-    assert move.of(AwaitQuiet) == [AwaitQuiet(2)]
+    assert move.of(Quiesce) == [Quiesce(2)]
     assert move.step(outcome) == []
     assert move.phase is Phase.HOLDING
 
@@ -224,7 +211,7 @@ def test_what_was_synced_for_an_attempt_that_was_given_up_says_nothing_of_the_ne
     move.progress()
     move.step(Ticked(), RETRY_S[0])
     move.step(TurnGiven())
-    move.step(Quiet(2))
+    move.step(Quiesced(2))
     assert move.order == Order(Task.COPY, sync=2)
     assert move.step(Synced(1)) == []
     assert move.phase is Phase.SYNCING
@@ -384,7 +371,7 @@ def test_what_is_deleted_is_ordered_again_at_the_servers_of_now(phase: Phase, ta
 
 def test_every_hold_is_shown_with_how_it_ended_and_the_longest_is_kept() -> None:
     move = at(Phase.HOLDING)
-    move.step(NotQuiet(1, "busy"), 0.2)
+    move.step(QuiesceFailed(1, "busy"), 0.2)
     move.progress()
     move.step(Ticked(), RETRY_S[0])
     move.step(TurnGiven())
@@ -400,7 +387,7 @@ def test_of_very_many_holds_the_last_ones_are_shown() -> None:
     move = at(Phase.READY)
     for _ in range(SHOWN + 5):
         move.step(TurnGiven())
-        move.step(NotQuiet(move.machine.totals.attempts, "busy"))
+        move.step(QuiesceFailed(move.machine.totals.attempts, "busy"))
         move.progress()
         move.step(Ticked(), RETRY_S[-1])
     assert len(move.machine.holds) == SHOWN

@@ -6,14 +6,13 @@ from typing import get_args
 
 import pytest
 
+from pyproxy.control.failover.transitions import Answer, PauseAsked, ResumeAsked, Ticked
 from pyproxy.control.growth.machine import HOLD_S, RETRY_S, TABLE, MoveMachine
 from pyproxy.control.growth.transitions import (
     HANDING_OVER,
     OVER,
     AbortAsked,
-    Answer,
     AwaitDrained,
-    AwaitQuiet,
     Checked,
     Cleared,
     DestinationUnwell,
@@ -25,21 +24,19 @@ from pyproxy.control.growth.transitions import (
     MoveEffect,
     MoveEvent,
     MoverLost,
-    NotQuiet,
     Order,
-    PauseAsked,
     Phase,
     ProgressMade,
-    Quiet,
+    Quiesce,
+    Quiesced,
+    QuiesceFailed,
     Record,
     ReleaseWrites,
-    ResumeAsked,
     SourceUnwell,
     Started,
     Switch,
     Switched,
     Synced,
-    Ticked,
     TurnGiven,
     Undone,
     WriteMap,
@@ -55,8 +52,8 @@ EVENTS: dict[type, MoveEvent] = {
     ProgressMade: ProgressMade(MoveProgress("m1", Task.COPY, 1, scanned=True)),
     Checked: Checked(()),
     TurnGiven: TurnGiven(),
-    Quiet: Quiet(1),
-    NotQuiet: NotQuiet(1, "busy"),
+    Quiesced: Quiesced(1),
+    QuiesceFailed: QuiesceFailed(1, "busy"),
     Synced: Synced(1),
     MapWritten: MapWritten(),
     MapNotWritten: MapNotWritten("full"),
@@ -85,8 +82,8 @@ LEADS_TO: dict[tuple[Phase, type], Phase] = {
     (Phase.FOLLOWING, ProgressMade): Phase.READY,
     (Phase.READY, TurnGiven): Phase.HOLDING,
     (Phase.READY, PauseAsked): Phase.FOLLOWING,
-    (Phase.HOLDING, Quiet): Phase.SYNCING,
-    (Phase.HOLDING, NotQuiet): Phase.FOLLOWING,
+    (Phase.HOLDING, Quiesced): Phase.SYNCING,
+    (Phase.HOLDING, QuiesceFailed): Phase.FOLLOWING,
     (Phase.HOLDING, PauseAsked): Phase.FOLLOWING,
     (Phase.SYNCING, Synced): Phase.WRITING,
     (Phase.SYNCING, PauseAsked): Phase.FOLLOWING,
@@ -96,8 +93,6 @@ LEADS_TO: dict[tuple[Phase, type], Phase] = {
     (Phase.DRAINING, Drained): Phase.CLEARING,
     (Phase.CLEARING, Cleared): Phase.DONE,
     (Phase.UNDOING, Undone): Phase.ABORTED,
-    (Phase.FAILED, ResumeAsked): Phase.CHECKING,
-    (Phase.FAILED, AbortAsked): Phase.ABORTED,
     **{(phase, AbortAsked): Phase.UNDOING for phase in COPIES},
     **{(phase, trouble): Phase.COPYING for phase in COPIES for trouble in TROUBLE},
 }
@@ -234,8 +229,8 @@ class World:
             case ReleaseWrites(shard):
                 assert len(set(self.workers)) == 1 and self.workers[0] == self.owner, "two owners"
                 self.closed.remove(shard)
-            case AwaitQuiet(attempt):
-                self.out.append(Quiet(attempt) if self.random.random() < 0.7 else NotQuiet(attempt, "busy"))
+            case Quiesce(attempt):
+                self.out.append(Quiesced(attempt) if self.random.random() < 0.7 else QuiesceFailed(attempt, "busy"))
             case WriteMap(entry):
                 assert self.closed == {"s0"} and self.order.task is None
                 self.written += 1
@@ -286,7 +281,7 @@ class World:
         if not self.out:
             return
         event = self.out.pop(self.random.randrange(len(self.out)))
-        if isinstance(event, Quiet | NotQuiet | Synced) and self.random.random() < 0.6:
+        if isinstance(event, Quiesced | QuiesceFailed | Synced) and self.random.random() < 0.6:
             self.out.append(event)  # it comes late, often after the attempt was given up
             return
         if event == "recorded":
@@ -305,7 +300,7 @@ class World:
                 self.step(Switched())
         else:
             assert not isinstance(event, str)
-            if isinstance(event, Quiet) and event.attempt == self.machine.totals.attempts:
+            if isinstance(event, Quiesced) and event.attempt == self.machine.totals.attempts:
                 self.quiet = "s0" in self.closed
             self.drained = self.drained or isinstance(event, Drained)
             self.step(event)
@@ -368,7 +363,7 @@ class World:
 
     def settle(self) -> None:
         """Nothing goes wrong any more, and nobody asks: it comes to an end."""
-        if self.machine.paused or self.machine.phase is Phase.FAILED:
+        if self.machine.paused:
             self.step(ResumeAsked())
         for _ in range(2000):
             waits_until = self.machine.due if self.machine.phase is Phase.FOLLOWING else None
