@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from bench.fanout import Fanout
 from bench.measure import IdleCost, Sample
@@ -15,6 +16,8 @@ from bench.scenarios import BASELINE, IDLE_BAR_KIB, SCENARIOS, Scenario
 
 OURS = "pyproxy"
 NOTHING = "-"  # in a cell that was not measured
+
+One = TypeVar("One")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,18 @@ def spread(values: Iterable[float]) -> Spread | None:
     """None for no values."""
     found = sorted(values)
     return Spread(statistics.median(found), found[0], found[-1]) if found else None
+
+
+def spread_text(values: Iterable[float], digits: int) -> str:
+    """As it stands in a table: one number where all are equal, `-` where there are none."""
+    found = spread(values)
+    if found is None:
+        return NOTHING
+    return found.text(digits) if found.low != found.high else f"{found.median:,.{digits}f}"
+
+
+def total(results: Iterable[One], count: Callable[[One], int]) -> int:
+    return sum(count(result) for result in results)
 
 
 def of_peer(samples: Sequence[Sample], scenario: str, peer: str) -> list[Sample]:

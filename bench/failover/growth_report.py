@@ -4,10 +4,10 @@ out."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from bench.failover.move_trial import MoveFault, MoveResult
-from bench.report import spread, table
+from bench.report import spread_text, table, total
 
 Runs = Mapping[str, Sequence[MoveResult]]
 
@@ -105,13 +105,13 @@ def clients(faults: Sequence[MoveFault], runs: Runs) -> list[str]:
         errors = sum((Counter(result.errors) for result in results), Counter[str]())
         rows.append([
             each.name,
-            _spread((result.length for result in results), 1),
-            _spread((result.keys for result in results), 0),
-            _spread((result.restarts for result in results), 0),
+            spread_text((result.length for result in results), 1),
+            spread_text((result.keys for result in results), 0),
+            spread_text((result.restarts for result in results), 0),
             f"{total(results, lambda r: r.attempts) / total(results, lambda r: r.moves):.1f}",
-            _spread((result.longest_hold * 1000 for result in results), 0),
-            _spread((result.p99_before * 1000 for result in results), 1),
-            _spread((result.p99 * 1000 for result in results), 1),
+            spread_text((result.longest_hold * 1000 for result in results), 0),
+            spread_text((result.p99_before * 1000 for result in results), 1),
+            spread_text((result.p99 * 1000 for result in results), 1),
             f"{max(result.longest for result in results) * 1000:.0f}",
             ", ".join(f"{count} {word or 'no answer'}" for word, count in sorted(errors.items())) or "0",
             str(total(results, lambda r: r.disconnects)),
@@ -125,14 +125,3 @@ def line(result: MoveResult) -> str:
     told += f", p99 {result.p99_before * 1000:.1f} -> {result.p99 * 1000:.1f} ms, errors {sum(result.errors.values())}"
     told += f", connections lost {result.disconnects}, lost {result.lost}, hit {', '.join(result.hit) or '-'}"
     return "\n".join([f"{result.fault:34} {told}", *(f"  ! {problem[:400]}" for problem in result.problems[:8])])
-
-
-def total(results: Iterable[MoveResult], count: Callable[[MoveResult], int]) -> int:
-    return sum(count(result) for result in results)
-
-
-def _spread(values: Iterable[float], digits: int) -> str:
-    found = spread(values)
-    if found is None:
-        return "-"
-    return found.text(digits) if found.low != found.high else f"{found.median:,.{digits}f}"

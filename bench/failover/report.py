@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from bench.failover.figures import Figures
 from bench.failover.trial import Fault, Result
-from bench.report import spread, table
+from bench.report import spread, spread_text, table, total
 
 OTHERS_MAX_S = 0.25
 """No request to another shard may take longer."""
@@ -129,11 +129,11 @@ def _seen(results: Sequence[Result]) -> list[str]:
     longest = max((each.hold_max for each in held), default=0.0)
     return [
         str(len(results)),
-        _spread((result.figures.gap for result in results), 2),
-        _spread((result.figures.held for result in results), 0),
+        spread_text((result.figures.gap for result in results), 2),
+        spread_text((result.figures.held for result in results), 0),
         f"{_middle(each.hold_median for each in held):.2f}; {longest:.2f}" if held else "-",
-        _spread((result.figures.rejected for result in results), 0),
-        _spread((result.figures.uncertain for result in results), 0),
+        spread_text((result.figures.rejected for result in results), 0),
+        spread_text((result.figures.uncertain for result in results), 0),
         ", ".join(f"{count} {word or 'no answer'}" for word, count in sorted(errors.items())) or "0",
         f"{total(results, lambda r: r.figures.reads_served) / reads:.1%} of {reads:,}" if reads else "-",
         str(total(results, lambda r: r.stale)),
@@ -176,17 +176,6 @@ def line(result: Result) -> str:
     told += f", reads {seen.reads_served} of {seen.reads}, lost {result.lost}"
     told += f", others max {seen.others_max * 1000:.0f} ms"
     return "\n".join([f"{result.fault:16} {told}", *(f"  ! {problem}" for problem in result.problems[:8])])
-
-
-def total(results: Iterable[Result], count: Callable[[Result], int]) -> int:
-    return sum(count(result) for result in results)
-
-
-def _spread(values: Iterable[float], digits: int) -> str:
-    found = spread(values)
-    if found is None:
-        return "-"
-    return found.text(digits) if found.low != found.high else f"{found.median:,.{digits}f}"
 
 
 def _middle(values: Iterable[float]) -> float:
